@@ -1,0 +1,215 @@
+"""Interventions on neurons: the values, how they act while a model runs, and how they fold into weights (METHOD §4, §7).
+
+All three kinds are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
+
+    set    gain 0, offset c_i        a constant
+    shift  gain 1, offset delta_i    a move
+    scale  gain s_i, offset 0        one number per neuron, and the only kind that needs no bias to fold
+
+and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection is linear, the map
+folds into it exactly: its columns are multiplied by the gains and its bias receives the offsets times the value vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .errors import DialdownError
+from .files import fingerprint, read_arrays, write_arrays
+from .models import LM, MLPLayer
+
+Kind = Literal["none", "set", "shift", "scale", "steer"]
+Positions = Literal["all", "last", "first"]
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """A change to some neurons (or to the final-layer residual) of one model, as a value.
+
+    Attributes:
+        name: the stable name its results carry, for example `patch_TP_AN`.
+        kind: `set`, `shift`, `scale`, `steer`, or `none` for the untouched model.
+        gain: (L, F) float64, what each activation is multiplied by.
+        offset: (L, F) float64, what is then added, in units of the activation.
+        selected: (L, F) bool, the neurons that were chosen (also those whose value happens to change nothing).
+        vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
+        alpha: the fraction selected per group, or the steering strength; None where neither applies.
+        beta: the strength of an edit (METHOD §4), or None.
+        control_of: the name of the intervention this one is a control for, or None.
+        record: where it came from: model, protocol, direction, ordering, seed.
+    """
+
+    name: str
+    kind: Kind
+    gain: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    selected: NDArray[np.bool_]
+    vector: NDArray[np.float64] | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    control_of: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons were selected."""
+        return int(self.selected.sum())
+
+    @property
+    def key(self) -> str:
+        """Equal for two interventions that do the same to a model, whatever they are called."""
+        vector = np.zeros(0) if self.vector is None else self.vector
+        return fingerprint(self.gain, self.offset, vector)
+
+    def save(self, path: str | Path) -> None:
+        """Write the intervention as one safetensors file."""
+        arrays: dict[str, NDArray[Any]] = {"gain": self.gain, "offset": self.offset, "selected": self.selected}
+        if self.vector is not None:
+            arrays["vector"] = self.vector
+        record = {
+            name: getattr(self, name) for name in ("name", "kind", "alpha", "beta", "control_of", "record")
+        }
+        write_arrays(Path(path), "intervention", arrays, record)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Intervention:
+        """Read what `save` wrote.
+
+        Raises:
+            DialdownError: the file is missing, damaged or no intervention.
+        """
+        arrays, record = read_arrays(Path(path), "intervention")
+        named = {name: record[name] for name in ("name", "kind", "alpha", "beta", "control_of", "record")}
+        return cls(**named, **{**arrays, "vector": arrays.get("vector")})
+
+    @contextmanager
+    def applied(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
+        """Act on `lm` inside the context, and leave it bit-identical afterwards.
+
+        Args:
+            lm: the model.
+            positions: where in each forward pass: `all` (exactly the folded model), `last` or `first` (METHOD §5).
+                Steering always acts at every position (METHOD §4).
+
+        Raises:
+            DialdownError: the model has another shape, or a forward pass inside the context never reached a hook.
+        """
+        self._check(lm)
+        counts: dict[str, int] = {}
+        with ExitStack() as stack:
+            for index, layer in enumerate(lm.view.layers):
+                if self._touches(index):
+                    counts[layer.path] = 0
+                    hook = self._hook(index, layer, positions, counts)
+                    stack.callback(layer.down.register_forward_pre_hook(hook).remove)
+            if self.vector is not None:
+                counts["final norm"] = 0
+                stack.callback(lm.view.final_norm.register_forward_pre_hook(self._steer_hook(counts)).remove)
+            yield
+        silent = [path for path, count in counts.items() if count == 0]
+        if silent:
+            raise DialdownError(
+                f"{self.name} was applied to {lm.name} but {silent[0]} never ran: run a forward pass of lm.model inside the context."
+            )
+
+    def fold(self, lm: LM) -> LM:
+        """A new model that does by its weights what `applied` does by hooks at every position (METHOD §7).
+
+        `scale` folds into every architecture. `set`, `shift` and `steer` need a bias on the down projection: GPT-2 has
+        one, Llama gets one (`mlp_bias=True`, an option of its own config).
+
+        Raises:
+            DialdownError: the architecture has no MLP bias, or the model has another shape.
+        """
+        self._check(lm)
+        folded = lm.twin()
+        if self.vector is not None or self.offset.any():
+            _ensure_bias(folded, self.name)
+        with torch.no_grad():
+            for index, layer in enumerate(folded.view.layers):
+                if self._touches(index):
+                    self._fold_layer(index, layer)
+            if self.vector is not None:
+                last = folded.view.layers[-1].down
+                last.bias += torch.as_tensor(self.vector).to(last.bias)
+        return replace(folded, name=f"{lm.name} + {self.name}")
+
+    def _fold_layer(self, index: int, layer: MLPLayer) -> None:
+        columns = layer.columns
+        wide = columns.double()
+        if self.offset[index].any():
+            moved = wide @ torch.as_tensor(self.offset[index], device=columns.device)
+            layer.down.bias += moved.to(layer.down.bias)
+        columns.copy_(wide * torch.as_tensor(self.gain[index], device=columns.device))
+
+    def _touches(self, index: int) -> bool:
+        return bool((self.gain[index] != 1).any() or self.offset[index].any())
+
+    def _check(self, lm: LM) -> None:
+        shape = (lm.view.n_layers, lm.view.n_neurons)
+        if self.gain.shape != shape:
+            raise DialdownError(
+                f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons and {lm.name} has "
+                f"{shape[0]} x {shape[1]}: build it from this model's own table."
+            )
+
+    def _hook(
+        self, index: int, layer: MLPLayer, positions: Positions, counts: dict[str, int]
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        weight = layer.columns
+        gain = torch.as_tensor(self.gain[index]).to(weight)
+        offset = torch.as_tensor(self.offset[index]).to(weight)
+
+        def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            counts[layer.path] += 1
+            m = args[0]
+            if positions == "all":
+                return (torch.addcmul(offset, m, gain), *args[1:])
+            where = -1 if positions == "last" else 0
+            edited = m.clone()
+            edited[:, where] = m[:, where] * gain + offset
+            return (edited, *args[1:])
+
+        return act
+
+    def _steer_hook(self, counts: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        vector = torch.as_tensor(self.vector)
+
+        def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            counts["final norm"] += 1
+            return (args[0] + vector.to(args[0]), *args[1:])
+
+        return act
+
+
+def untouched(lm: LM, name: str = "none") -> Intervention:
+    """The intervention that does nothing: the reference row of every table."""
+    shape = (lm.view.n_layers, lm.view.n_neurons)
+    return Intervention(name, "none", np.ones(shape), np.zeros(shape), np.zeros(shape, dtype=bool))
+
+
+def _ensure_bias(lm: LM, what: str) -> None:
+    if all(layer.down.bias is not None and layer.post_norm is None for layer in lm.view.layers):
+        return
+    config = lm.model.config.get_text_config()
+    if not hasattr(config, "mlp_bias") or any(layer.post_norm is not None for layer in lm.view.layers):
+        raise DialdownError(
+            f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has none to fold it into: "
+            "use kind='scale', which needs no bias, or apply it as a control vector while generating."
+        )
+    config.mlp_bias = True
+    for layer in lm.view.layers:
+        parent = lm.model.get_submodule(layer.path.rpartition(".")[0])
+        # A checkpoint with mlp_bias has a bias on all three projections, so the untouched two get zeros.
+        for linear in parent.children():
+            if isinstance(linear, nn.Linear) and linear.bias is None:
+                linear.bias = nn.Parameter(torch.zeros(linear.out_features).to(linear.weight))
