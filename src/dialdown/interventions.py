@@ -38,7 +38,7 @@ class Intervention:
     Attributes:
         name: the stable name its results carry, for example `patch_TP_AN`.
         kind: `set`, `shift`, `scale`, `steer`, or `none` for the untouched model.
-        gain: (L, F) float64, what each activation is multiplied by.
+        gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is touched.
         offset: (L, F) float64, what is then added, in units of the activation.
         selected: (L, F) bool, the neurons that were chosen (also those whose value happens to change nothing).
         vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
@@ -50,9 +50,9 @@ class Intervention:
 
     name: str
     kind: Kind
-    gain: NDArray[np.float64]
-    offset: NDArray[np.float64]
-    selected: NDArray[np.bool_]
+    gain: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    selected: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
     vector: NDArray[np.float64] | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -63,6 +63,11 @@ class Intervention:
     def neurons(self) -> int:
         """How many neurons were selected."""
         return int(self.selected.sum())
+
+    @property
+    def moves_neurons(self) -> bool:
+        """Whether any activation changes (steering changes none)."""
+        return bool((self.gain != 1).any() or self.offset.any())
 
     @property
     def key(self) -> str:
@@ -152,11 +157,16 @@ class Intervention:
         columns.copy_(wide * torch.as_tensor(self.gain[index], device=columns.device))
 
     def _touches(self, index: int) -> bool:
-        return bool((self.gain[index] != 1).any() or self.offset[index].any())
+        return self.gain.size > 0 and bool((self.gain[index] != 1).any() or self.offset[index].any())
 
     def _check(self, lm: LM) -> None:
         shape = (lm.view.n_layers, lm.view.n_neurons)
-        if self.gain.shape != shape:
+        if self.vector is not None and self.vector.shape != (lm.view.d_model,):
+            raise DialdownError(
+                f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual stream of {lm.name} has "
+                f"{lm.view.d_model}: build it from a direction of this model."
+            )
+        if self.gain.size and self.gain.shape != shape:
             raise DialdownError(
                 f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons and {lm.name} has "
                 f"{shape[0]} x {shape[1]}: build it from this model's own table."
@@ -191,10 +201,9 @@ class Intervention:
         return act
 
 
-def untouched(lm: LM, name: str = "none") -> Intervention:
+def untouched(name: str = "none") -> Intervention:
     """The intervention that does nothing: the reference row of every table."""
-    shape = (lm.view.n_layers, lm.view.n_neurons)
-    return Intervention(name, "none", np.ones(shape), np.zeros(shape), np.zeros(shape, dtype=bool))
+    return Intervention(name, "none")
 
 
 def _ensure_bias(lm: LM, what: str) -> None:

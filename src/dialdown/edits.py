@@ -1,0 +1,173 @@
+"""The interventions of the paper, built from a neuron table, and the controls beside them (METHOD §4, §5).
+
+Patching sets neurons to the tuned model's mean activation. Editing needs no tuned model: it moves the mean activations of
+the four groups by a factor, down where a neuron writes the concept (TP, AN) and up where it writes against it (AP, TN).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .directions import Direction
+from .errors import DialdownError, nearest
+from .interventions import Intervention, Kind
+from .neurons import Mask, NeuronTable
+
+Ordering = Literal["cosine", "activation", "notebook"]
+EditKind = Literal["set", "shift", "scale"]
+
+# METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those where it grows.
+LESS, MORE = ("TP", "AN"), ("AP", "TN")
+
+
+def patch(table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "set", name: str | None = None) -> Intervention:
+    """Activation patching: chosen neurons get the tuned model's mean activation (METHOD §4).
+
+    Args:
+        table: from `dd.compare`.
+        which: `TP`, `TP+AN`, `TP+AN+TN`, `four_groups`, `increasing` or `toxic_256` (see `NeuronTable.select`).
+        kind: `set` m_i to mean_tuned, as published; `shift` m_i by mean_tuned - mean_base, which keeps what varies.
+        name: the name its results carry; `patch_...` by default.
+
+    Raises:
+        DialdownError: an unknown name, a table without a tuned model, or kind `scale`.
+    """
+    if kind not in ("set", "shift"):
+        raise DialdownError(f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' or kind='shift'.")
+    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
+    selected = table.select(which)
+    values = tuned if kind == "set" else tuned - base
+    name = name or f"patch_{which.replace('+', '_')}{'_shift' if kind == 'shift' else ''}"
+    return _build(table, name, kind, selected, values)
+
+
+def edit(
+    table: NeuronTable,
+    *,
+    alpha: float,
+    beta: float,
+    kind: EditKind = "scale",
+    ordering: Ordering = "cosine",
+    drop_top: float = 0.0,
+    name: str | None = None,
+) -> Intervention:
+    """Activation editing without a tuned model: a fraction alpha of each group, moved by a factor 1 -+ beta (METHOD §4).
+
+    Args:
+        table: from `dd.neuron_table` or `dd.compare`; the condition on Delta is not used.
+        alpha: the fraction of each group, 0 to 1.
+        beta: the strength; TP and AN go to (1 - beta) of their activation, AP and TN to (1 + beta).
+        kind: `set` to that multiple of the mean, `shift` by the difference, `scale` by the factor.
+        ordering: which fraction: `cosine` highest |c_i|; `activation` lowest |mean|; `notebook` highest |c_i| for TP and AN
+            and lowest for AP and TN, as in the authors' notebooks.
+        drop_top: first leave out this fraction of all neurons, those of highest mean activation (GPT-2's notebook: 0.2).
+        name: the name its results carry.
+
+    Raises:
+        DialdownError: alpha or drop_top outside 0 to 1, or an unknown kind or ordering.
+    """
+    for what, value in (("alpha", alpha), ("drop_top", drop_top)):
+        if not 0 <= value <= 1:
+            raise DialdownError(f"{what}={value} is no fraction: pass a number from 0 to 1.")
+    for given, known in ((kind, get_args(EditKind)), (ordering, get_args(Ordering))):
+        if given not in known:
+            raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}.")
+    chosen = _choose(table, alpha, ordering, drop_top)
+    sign = _sign(chosen)
+    result = _moved(table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta)
+    return replace(result, alpha=alpha, beta=beta, record={**result.record, "ordering": ordering, "drop_top": drop_top})
+
+
+def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Intervention:
+    """Steering: subtract alpha * W from the final-layer residual stream at every position (METHOD §4).
+
+    Args:
+        direction: W, as it is (not normalised).
+        alpha: the strength.
+        name: the name its results carry.
+    """
+    return Intervention(
+        name or f"steer_{direction.name}",
+        "steer",
+        vector=-alpha * direction.vector,
+        alpha=alpha,
+        record={"direction": {"name": direction.name, "site": direction.site, **direction.record}},
+    )
+
+
+def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> Intervention:
+    """The same patch on as many random neurons (METHOD §5)."""
+    rng = np.random.default_rng(seed)
+    selected = rng.permutation(patched.selected.ravel()).reshape(table.shape)
+    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
+    values = tuned if patched.kind == "set" else tuned - base
+    result = _build(table, f"{patched.name}__random_neurons", patched.kind, selected, values)
+    return replace(result, control_of=patched.name, record={**result.record, "seed": seed})
+
+
+def edit_controls(table: NeuronTable, random_table: NeuronTable, edited: Intervention, *, seed: int) -> list[Intervention]:
+    """What an edit must beat to be about the concept at all (METHOD §5).
+
+    Args:
+        table: the table `edited` was built from.
+        random_table: a table of the same model and means along a random direction.
+        edited: from `edit`.
+        seed: of the random neurons.
+
+    Returns:
+        `__random_neurons` (as many, moved the same way), `__beta_zero` (a pure clamp; only a `set` edit has one: for the
+        other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same rule along it).
+    """
+    kind, alpha, beta = edited.kind, edited.alpha, edited.beta
+    if kind not in get_args(EditKind) or alpha is None or beta is None:
+        raise DialdownError(f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result of dd.edit.")
+    options = {"alpha": alpha, "kind": kind, "ordering": edited.record["ordering"], "drop_top": edited.record["drop_top"]}
+    sign = _sign(_choose(table, alpha, options["ordering"], options["drop_top"]))
+    shuffled = np.random.default_rng(seed).permutation(sign.ravel()).reshape(table.shape)
+    controls = [
+        replace(_moved(table, f"{edited.name}__random_neurons", kind, shuffled, beta), alpha=alpha, beta=beta),
+        edit(table, **options, beta=-beta, name=f"{edited.name}__beta_reversed"),
+        edit(random_table, **options, beta=beta, name=f"{edited.name}__random_direction"),
+    ]
+    if kind == "set":
+        controls.append(edit(table, **options, beta=0.0, name=f"{edited.name}__beta_zero"))
+    return [replace(one, control_of=edited.name, record={**one.record, "seed": seed}) for one in controls]
+
+
+def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) -> dict[str, Mask]:
+    cosine, mean = np.abs(table.grid("cosine")).ravel(), table.grid("mean_base").ravel()
+    kept = np.ones(mean.size, dtype=bool)
+    kept[np.argsort(-mean, kind="stable")[: round(drop_top * mean.size)]] = False
+    chosen = {}
+    for name, mask in table.groups(changed=False).items():
+        rows = np.flatnonzero(mask.ravel() & kept)
+        lowest_first = ordering == "notebook" and name in MORE
+        key = np.abs(mean[rows]) if ordering == "activation" else cosine[rows] if lowest_first else -cosine[rows]
+        picked = np.zeros(mean.size, dtype=bool)
+        picked[rows[np.argsort(key, kind="stable")[: round(alpha * len(rows))]]] = True
+        chosen[name] = picked.reshape(table.shape)
+    return chosen
+
+
+def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
+    """(L, F): -1 where the activation shrinks, +1 where it grows, 0 where the neuron was not chosen."""
+    less = np.logical_or.reduce([chosen[name] for name in LESS])
+    more = np.logical_or.reduce([chosen[name] for name in MORE])
+    return more.astype(np.float64) - less.astype(np.float64)
+
+
+def _moved(table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float) -> Intervention:
+    factor, mean = 1 + sign * beta, table.grid("mean_base")
+    values = {"set": factor * mean, "shift": sign * beta * mean, "scale": factor}[kind]
+    return _build(table, name, kind, sign != 0, values)
+
+
+def _build(table: NeuronTable, name: str, kind: Kind, selected: Mask, values: NDArray[np.float64]) -> Intervention:
+    gain = np.where(selected, {"set": 0.0, "shift": 1.0}.get(kind, values), 1.0)
+    offset = np.where(selected, 0.0 if kind == "scale" else values, 0.0)
+    record = {"protocol": table.protocol, "direction": table.record["direction"], "base": table.record["base"]}
+    return Intervention(name, kind, gain, offset, selected, record=record)
