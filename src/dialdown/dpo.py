@@ -1,0 +1,348 @@
+"""Tune a model on preference pairs: DPO with a KL term that holds it near the original (METHOD §8), on TRL.
+
+    log = train_dpo(lm.model, lm.tokenizer, pairs, DPOSettings(epochs=1), Path("tuned"))
+
+The model is not touched; the tuned one is an ordinary checkpoint in `tuned/`. A run that was stopped goes on
+when the same call is made again, and a finished one returns its log. Dropout is off in the policy as in the
+reference (TRL's default), because the KL would otherwise measure the noise of the masks.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import DialdownError, nearest
+from .files import disk_errors, fingerprint, read_json, write_json
+from .pairs import Pair
+
+KLDirection = Literal["reference_policy", "policy_reference"]
+KLPositions = Literal["completion", "all"]
+Example = dict[str, list[int]]
+"""The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+
+RECORD = "training.json"
+OPTIMIZERS = {"rmsprop": ("rmsprop", 1), "adamw": ("adamw_torch", 2)}
+"""What transformers calls each optimiser, and how many numbers it keeps per weight."""
+
+
+@dataclass(frozen=True)
+class DPOSettings:
+    """How to train; the defaults are the paper's (METHOD §8), with its γ for Gemma-2 and Mistral.
+
+    Attributes:
+        beta: β, how strongly preferences count against distance from the reference.
+        kl_weight: γ; 0 is plain DPO.
+        kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
+        kl_positions: "completion", or "all" to include prompt and padding as the authors' code does
+            (METHOD §5).
+        optimizer: "rmsprop" or "adamw".
+        learning_rate: reached after `warmup_steps` linear steps, then constant.
+        warmup_steps: in optimiser steps.
+        batch_size: pairs per forward pass.
+        accumulation: forward passes per optimiser step.
+        epochs: passes over the training pairs.
+        max_steps: optimiser steps; -1 leaves it to `epochs`.
+        max_grad_norm: the gradient is scaled down to this norm.
+        max_tokens: the longest prompt plus continuation.
+        eval_every: optimiser steps between validations; there is always one at the end.
+        eval_pairs: pairs held out, at most a quarter of those given.
+        patience: validations without improvement before training stops.
+        seed: of the split and of the order of the pairs.
+
+    Raises:
+        DialdownError: a value outside its range.
+    """
+
+    beta: float = 0.1
+    kl_weight: float = 0.05
+    kl_direction: KLDirection = "reference_policy"
+    kl_positions: KLPositions = "completion"
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    learning_rate: float = 1e-5
+    warmup_steps: int = 150
+    batch_size: int = 4
+    accumulation: int = 4
+    epochs: int = 5
+    max_steps: int = -1
+    max_grad_norm: float = 10.0
+    max_tokens: int = 256
+    eval_every: int = 100
+    eval_pairs: int = 64
+    patience: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "kl_direction": get_args(KLDirection),
+            "kl_positions": get_args(KLPositions),
+            "optimizer": tuple(OPTIMIZERS),
+        }
+        for name, known in choices.items():
+            given = getattr(self, name)
+            if given not in known:
+                raise DialdownError(f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}.")
+        sizes = ("batch_size", "accumulation", "epochs", "max_tokens", "eval_every", "eval_pairs", "patience")
+        lowest = dict.fromkeys(sizes, 1) | {"warmup_steps": 0, "kl_weight": 0, "seed": 0}
+        for name, least in lowest.items():
+            given = getattr(self, name)
+            if not (math.isfinite(given) and given >= least):
+                raise DialdownError(f"DPO cannot train with {name} = {given}: pass {least} or more.")
+        for name in ("beta", "learning_rate", "max_grad_norm"):
+            given = getattr(self, name)
+            if not (math.isfinite(given) and given > 0):
+                raise DialdownError(f"DPO cannot train with {name} = {given}: pass a finite number above 0.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise DialdownError(
+                f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for whole epochs."
+            )
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What happened in training; every field is JSON-able (`dataclasses.asdict`).
+
+    Attributes:
+        steps: optimiser steps made.
+        best_step: the step whose weights were kept, the one of lowest validation loss.
+        train_pairs, eval_pairs: pairs trained on, and held out.
+        step: optimiser steps 1, 2, ...; the next six have one value for each.
+        loss, dpo_loss: the whole loss and its preference term.
+        kl_chosen, kl_rejected: KL⁺ and KL⁻ in nats.
+        reward_accuracy: share of pairs whose preferred continuation has the higher reward.
+        reward_margin: mean difference of the two rewards.
+        eval_step, eval_loss: when the held-out pairs were scored, and the whole loss on them.
+        seconds: time spent, summed over interruptions.
+    """
+
+    steps: int
+    best_step: int
+    train_pairs: int
+    eval_pairs: int
+    step: tuple[int, ...]
+    loss: tuple[float, ...]
+    dpo_loss: tuple[float, ...]
+    kl_chosen: tuple[float, ...]
+    kl_rejected: tuple[float, ...]
+    reward_accuracy: tuple[float, ...]
+    reward_margin: tuple[float, ...]
+    eval_step: tuple[int, ...]
+    eval_loss: tuple[float, ...]
+    seconds: float
+
+
+def train_dpo(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    settings: DPOSettings,
+    out: Path,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> TrainingLog:
+    """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder `out`.
+
+    The copy keeps the model's dtype and device kind. Besides the model itself, memory holds the copy, its
+    gradients and the optimiser's state. The same call resumes a run that was stopped, from checkpoints in a
+    hidden folder beside `out` that is removed at the end; the result is that of a run that was never stopped.
+    The global random generators are left as they were.
+
+    Args:
+        model: a transformers causal LM (the reference π_ref), left untouched.
+        tokenizer: its tokenizer, left untouched.
+        pairs: preference pairs; prompts that are held out for validation are not trained on.
+        settings: how to train.
+        out: a folder that does not exist, is empty, or was written by this function.
+        progress: called with "dpo", the steps done and the steps in all.
+
+    Raises:
+        DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out` holds
+            something else; the disk has no room or cannot be written; the loss is no longer finite.
+    """
+    fit, quiet = _trl()
+    out = out.resolve()
+    examples = _encode(model, tokenizer, pairs, settings)
+    train, held_out = _split(pairs, examples, settings)
+    weights = [fingerprint(_bytes(weight)) for weight in model.parameters()]
+    inputs = fingerprint(asdict(settings), train, held_out, weights)
+    if (finished := _finished(out, inputs)) is not None:
+        return finished
+    work = out.with_name(f".{out.name}.training")
+    _claim(work, inputs, model, settings)
+    policy = copy.deepcopy(model)
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        policy.requires_grad_(True)
+    with disk_errors(out), quiet(), _random_state_kept():
+        log = fit(policy, model, tokenizer, settings, work, train=train, held_out=held_out, progress=progress)
+        # TRL and transformers wrote their token ids into the copy's configs: the model's own are kept.
+        policy.config, policy.generation_config = copy.deepcopy((model.config, model.generation_config))
+        _publish(policy, tokenizer, out, {"inputs": inputs, "settings": asdict(settings), "log": asdict(log)})
+    shutil.rmtree(work)
+    # A trainer and its model refer to each other, so only a collection frees their memory.
+    del policy
+    gc.collect()
+    return log
+
+
+def _trl() -> tuple[Callable[..., TrainingLog], Callable[[], AbstractContextManager[None]]]:
+    try:
+        from .dpo_trainer import fit, quiet
+    except ModuleNotFoundError as error:
+        raise DialdownError(
+            f'Training needs {error.name}, which is not installed: run pip install "dialdown[train]".'
+        ) from error
+    return fit, quiet
+
+
+def _encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], settings: DPOSettings) -> list[Example]:
+    """The token ids of each pair, in the order of `pairs`: no end-of-text after a continuation."""
+    examples = []
+    for pair in pairs:
+        prompt = tokenizer(pair.prompt)["input_ids"]
+        chosen = _continuation(tokenizer, pair.prompt, pair.chosen)
+        rejected = _continuation(tokenizer, pair.prompt, pair.rejected)
+        examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    empty = [number for number, example in enumerate(examples) if not all(example.values())]
+    if empty:
+        raise DialdownError(
+            f"{len(empty)} of {len(pairs)} preference pairs (first: number {empty[0]}) have an empty prompt "
+            "or continuation, so there is nothing to prefer: leave them out."
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.max_tokens
+    limit = min(settings.max_tokens, context)
+    too_long = sum(_length(example) > limit for example in examples)
+    if too_long:
+        raise DialdownError(
+            f"{too_long} of {len(pairs)} preference pairs are longer than {limit} tokens (max_tokens = "
+            f"{settings.max_tokens}, the model's context {context}), the longest having "
+            f"{max(map(_length, examples))}: shorten the prompts, or raise max_tokens if it is the lower one."
+        )
+    return examples
+
+
+def _length(example: Example) -> int:
+    return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+
+
+def _continuation(tokenizer: Any, prompt: str, text: str) -> list[int]:
+    """The ids that `text` has after `prompt`, whose own ids stay as they are while decoding.
+
+    Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a line break,
+    because a SentencePiece tokenizer would put a space before it alone.
+    """
+    for before in (prompt, "\n", ""):
+        head, whole = tokenizer(before)["input_ids"], tokenizer(before + text)["input_ids"]
+        if whole[: len(head)] == head:
+            return list(whole[len(head) :])
+    raise DialdownError(
+        f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can be cut out: "
+        "load the tokenizer with add_eos_token=False."
+    )
+
+
+def _split(
+    pairs: Sequence[Pair], examples: list[Example], settings: DPOSettings
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples that share no prompt."""
+    wanted = min(settings.eval_pairs, len(pairs) // 4)
+    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+    random.Random(settings.seed).shuffle(prompts)
+    by_prompt: dict[str, list[Example]] = {prompt: [] for prompt in prompts}
+    for pair, example in zip(pairs, examples, strict=True):
+        by_prompt[pair.prompt].append(example)
+    held_out: list[Example] = []
+    while prompts and len(held_out) < wanted:
+        held_out += by_prompt.pop(prompts.pop())
+    train = [example for group in by_prompt.values() for example in group]
+    if not train or not held_out:
+        raise DialdownError(
+            f"{len(pairs)} preference pairs of {len({pair.prompt for pair in pairs})} prompts cannot be "
+            "split into training and validation: pass at least 4 pairs with different prompts."
+        )
+    return train, held_out
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _finished(out: Path, inputs: str) -> TrainingLog | None:
+    """The log of a finished run with the same inputs; None where `out` may be written."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / RECORD).is_file():
+        raise DialdownError(
+            f"{out} exists and was not written by DPO training: pass a new folder, or empty it."
+        )
+    record = read_json(out / RECORD)
+    if record.get("inputs") != inputs:
+        return None
+    log: Any = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record["log"].items()
+    }
+    return TrainingLog(**log)
+
+
+def _claim(work: Path, inputs: str, model: nn.Module, settings: DPOSettings) -> None:
+    """Make `work` the folder of this run: empty, unless a run with the same inputs was stopped there."""
+    claim = work / "inputs.json"
+    # transformers records the path of the best checkpoint, so a run that was moved cannot be resumed.
+    ours = {"inputs": inputs, "folder": str(work)}
+    with disk_errors(work):
+        if work.exists() and not (claim.is_file() and read_json(claim) == ours):
+            shutil.rmtree(work)
+        work.mkdir(parents=True, exist_ok=True)
+    write_json(claim, ours)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    # Three checkpoints at worst (best, last and the one being written) and the result.
+    needed = weights * (3 * (1 + OPTIMIZERS[settings.optimizer][1]) + 1)
+    held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    free = shutil.disk_usage(work).free + held
+    if free < needed:
+        raise DialdownError(
+            f"DPO needs up to {needed / 1e9:.1f} GB for checkpoints in {work.parent}, where "
+            f"{free / 1e9:.1f} GB are free: make room, or pass a folder on another disk."
+        )
+
+
+def _publish(policy: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+    """Write the tuned model under a temporary name, sync it, and rename it to `out`."""
+    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    policy.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_json(partial / RECORD, record)
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as handle:
+                os.fsync(handle.fileno())
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """TRL seeds the global generators: give the caller's back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,379 @@
+"""The loss of METHOD §8 and TRL's `DPOTrainer` with that loss in place of its own.
+
+TRL 1.16 scores completions with a fused head that never builds logits, and a divergence over the full
+vocabulary needs them; everything else (collation, reference, checkpoints, evaluation) stays TRL's. Imported
+by `dpo` only when training starts, because TRL is an optional extra.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+from transformers.utils import logging as transformers_logging
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from .dpo import OPTIMIZERS, DPOSettings, Example, KLDirection, KLPositions, TrainingLog
+from .errors import DialdownError
+
+IGNORED = -100
+SAVE_SHARE = 0.05
+SAVE_EVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The loss of one batch of B pairs and what it is made of.
+
+    Attributes:
+        loss: scalar, `dpo` + γ·(`kl_chosen` + `kl_rejected`).
+        dpo: scalar, the preference term.
+        kl_chosen, kl_rejected: scalars in nats, KL⁺ and KL⁻.
+        rewards_chosen, rewards_rejected: (B,), β times the log ratio of policy and reference; detached.
+    """
+
+    loss: Tensor
+    dpo: Tensor
+    kl_chosen: Tensor
+    kl_rejected: Tensor
+    rewards_chosen: Tensor
+    rewards_rejected: Tensor
+
+
+def kl_dpo_loss(
+    policy: Tensor,
+    reference: Tensor,
+    labels: Tensor,
+    *,
+    beta: float,
+    kl_weight: float,
+    direction: KLDirection,
+    positions: KLPositions,
+) -> LossParts:
+    """DPO plus γ times the divergence from the reference on both continuations (METHOD §8).
+
+    The KL of a sequence is its mean over that sequence's positions; KL⁺ and KL⁻ are means over the B sequences,
+    so each pair weighs the same however long it is and however pairs are split into batches. With "completion"
+    the positions are those that predict a completion token: neither prompt nor padding counts. With "all" they
+    are every position given, prompt and padding included, as in the authors' code: the value then depends on
+    the padding of the batch.
+
+    Args:
+        policy, reference: (2B, T, V) logits, the B chosen sequences first; computed in float32.
+        labels: (2B, T) ids; the completion token that a position predicts, or -100 where it predicts none.
+        beta: β of METHOD §8.
+        kl_weight: γ; at 0 the KL is measured but has no gradient.
+        direction: KL(π_ref ‖ π) or KL(π ‖ π_ref), over the full vocabulary.
+        positions: which positions the KL is a mean of.
+    """
+    taken = labels != IGNORED if positions == "completion" else torch.ones_like(labels, dtype=torch.bool)
+    targets = labels[taken]
+    log_policy = policy[taken].float().log_softmax(-1)
+    log_reference = reference[taken].float().log_softmax(-1)
+
+    def sums(per_position: Tensor) -> Tensor:
+        return torch.zeros(taken.shape, device=taken.device).masked_scatter(taken, per_position).sum(-1)
+
+    def log_probability(log_probs: Tensor) -> Tensor:
+        picked = log_probs.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
+        return sums(picked.masked_fill(targets == IGNORED, 0.0))
+
+    ratios_chosen, ratios_rejected = (log_probability(log_policy) - log_probability(log_reference)).chunk(2)
+    dpo = -F.logsigmoid(beta * (ratios_chosen - ratios_rejected)).mean()
+    with torch.set_grad_enabled(torch.is_grad_enabled() and kl_weight > 0):
+        p, q = (log_reference, log_policy) if direction == "reference_policy" else (log_policy, log_reference)
+        per_position = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+        kl_chosen, kl_rejected = (half.mean() for half in (sums(per_position) / taken.sum(-1)).chunk(2))
+    loss = dpo + kl_weight * (kl_chosen + kl_rejected) if kl_weight > 0 else dpo
+    rewards_chosen, rewards_rejected = beta * ratios_chosen.detach(), beta * ratios_rejected.detach()
+    return LossParts(loss, dpo, kl_chosen, kl_rejected, rewards_chosen, rewards_rejected)
+
+
+class KLDPOTrainer(DPOTrainer):
+    """TRL's DPO trainer with `kl_dpo_loss`, for a causal LM or PEFT model and a given reference (METHOD §8).
+
+    The datasets must hold `prompt_ids`, `chosen_ids` and `rejected_ids`: TRL's own preparation would end each
+    continuation with an end-of-text token, and one cut after n tokens must not be taught to stop there.
+
+    Args:
+        kl_weight, kl_direction, kl_positions: see `kl_dpo_loss`.
+        trl_arguments: as for `trl.DPOTrainer`; `ref_model` is required.
+    """
+
+    def __init__(
+        self, *, kl_weight: float, kl_direction: KLDirection, kl_positions: KLPositions, **trl_arguments: Any
+    ) -> None:
+        self.kl_weight = kl_weight
+        self.kl_direction: KLDirection = kl_direction
+        self.kl_positions: KLPositions = kl_positions
+        self._clock = time.perf_counter()
+        super().__init__(**trl_arguments)
+        policy: Any = self.model
+        base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        self._cuts_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    def _send_telemetry(self) -> None:
+        """Report nothing to anybody."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the checkpoints are points to resume from, removed at the end."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Linear warm-up that starts at lr / (warm-up + 1), then constant: the authors' schedule."""
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+        return self.lr_scheduler
+
+    def _logits(self, model: Any, inputs: dict[str, Tensor], last: int) -> Tensor:
+        # The head is a fifth of a small model's work, and prompt positions need none of it.
+        cut = {"logits_to_keep": last} if self._cuts_logits else {}
+        outputs = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **cut
+        )
+        logits: Tensor = outputs.logits[:, -last:]
+        return logits
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
+        if return_outputs:
+            raise DialdownError("KLDPOTrainer returns the loss alone: train without compute_metrics.")
+        completion = inputs["completion_mask"].bool()
+        labels = F.pad(inputs["input_ids"].masked_fill(~completion, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+        predicting = (labels != IGNORED).any(0).int()
+        first = int(predicting.argmax()) if self.kl_positions == "completion" else 0
+        last = labels.shape[1] - first
+        with torch.no_grad():
+            reference = self._logits(self.ref_model, inputs, last)
+        parts = kl_dpo_loss(
+            self._logits(model, inputs, last),
+            reference,
+            labels[:, first:],
+            beta=self.beta,
+            kl_weight=self.kl_weight,
+            direction=self.kl_direction,
+            positions=self.kl_positions,
+        )
+        self._record(parts, "train" if model.training else "eval")
+        return parts.loss
+
+    def _record(self, parts: LossParts, mode: str) -> None:
+        measured = {
+            "dpo_loss": parts.dpo,
+            "kl/chosen": parts.kl_chosen,
+            "kl/rejected": parts.kl_rejected,
+            "rewards/chosen": parts.rewards_chosen,
+            "rewards/rejected": parts.rewards_rejected,
+            "rewards/accuracies": (parts.rewards_chosen > parts.rewards_rejected).float(),
+            "rewards/margins": parts.rewards_chosen - parts.rewards_rejected,
+        }
+        for name, value in measured.items():
+            self._metrics[mode][name].append(self.accelerator.gather(value.detach()).mean().item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, with the seconds since the last log: their sum survives an interruption."""
+        now = time.perf_counter()
+        logs["seconds"], self._clock = now - self._clock, now
+        super().log(logs, start_time)
+
+
+class Pace(TrainerCallback):
+    """Report each step, stop at a loss that is no number, and save often enough to resume from.
+
+    A checkpoint is written when a minute has passed since the last one, or later where writing takes long, so
+    that saving costs at most a twentieth of the time; transformers itself writes one at every validation.
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
+        self.progress = progress
+        self.saved = self.began_saving = time.perf_counter()
+        self.wait = SAVE_EVERY_SECONDS
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.perf_counter()
+        self._report(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._report(state)
+        if time.perf_counter() - self.saved > self.wait:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began_saving = time.perf_counter()
+        loss = kwargs["logs"].get("loss", kwargs["logs"].get("eval_loss", 0.0))
+        if not math.isfinite(loss):
+            raise DialdownError(
+                f"The loss of DPO is {loss} at step {state.global_step}: lower learning_rate, or use float32."
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.perf_counter()
+        self.wait = max(SAVE_EVERY_SECONDS, (self.saved - self.began_saving) / SAVE_SHARE)
+
+    def _report(self, state: Any) -> None:
+        if self.progress is not None:
+            self.progress("dpo", state.global_step, state.max_steps)
+
+
+def fit(
+    policy: Any,
+    model: Any,
+    tokenizer: Any,
+    settings: DPOSettings,
+    work: Path,
+    *,
+    train: list[Example],
+    held_out: list[Example],
+    progress: Callable[[str, int, int], None] | None,
+) -> TrainingLog:
+    """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in `work`.
+
+    Raises:
+        DialdownError: the loss is no longer finite.
+    """
+    trainer = KLDPOTrainer(
+        model=policy,
+        ref_model=_reference(model),
+        args=_arguments(settings, work, on_cpu=model.device.type == "cpu"),
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(held_out),
+        processing_class=copy.deepcopy(tokenizer),
+        callbacks=[EarlyStoppingCallback(settings.patience), Pace(progress)],
+        kl_weight=settings.kl_weight,
+        kl_direction=settings.kl_direction,
+        kl_positions=settings.kl_positions,
+    )
+    trainer.remove_callback(PrinterCallback)
+    _run(trainer, work)
+    return _training_log(trainer.state, len(train), len(held_out))
+
+
+def _reference(model: Any) -> Any:
+    """A model that shares the weights of `model` and nothing else: TRL may patch, freeze or move it."""
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    }
+    return copy.deepcopy(model, shared).eval()
+
+
+def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
+    return DPOConfig(
+        output_dir=str(work),
+        beta=settings.beta,
+        max_length=None,
+        optim=OPTIMIZERS[settings.optimizer][0],
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=2 * settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        # Weights and activations stay in the model's dtype, on the kind of device the model is on.
+        bf16=False,
+        activation_checkpointing=False,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.eval_every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _run(trainer: KLDPOTrainer, work: Path) -> None:
+    """Train to the end, from the last whole checkpoint if there is one, and load the best weights."""
+    checkpoint = _last_checkpoint(work)
+    if checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    # Resuming a run that was stopped after its last step would make one step more.
+    if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.state = state
+        trainer._load_best_model()
+        return
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    found = sorted(
+        work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
+    )
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(checkpoint)
+        else:
+            return checkpoint
+    return None
+
+
+def _training_log(state: Any, train_pairs: int, eval_pairs: int) -> TrainingLog:
+    steps = [entry for entry in state.log_history if "loss" in entry]
+    validations = [entry for entry in state.log_history if "eval_loss" in entry]
+    return TrainingLog(
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        train_pairs=train_pairs,
+        eval_pairs=eval_pairs,
+        step=tuple(entry["step"] for entry in steps),
+        loss=tuple(entry["loss"] for entry in steps),
+        dpo_loss=tuple(entry["dpo_loss"] for entry in steps),
+        kl_chosen=tuple(entry["kl/chosen"] for entry in steps),
+        kl_rejected=tuple(entry["kl/rejected"] for entry in steps),
+        reward_accuracy=tuple(entry["rewards/accuracies"] for entry in steps),
+        reward_margin=tuple(entry["rewards/margins"] for entry in steps),
+        eval_step=tuple(entry["step"] for entry in validations),
+        eval_loss=tuple(entry["eval_loss"] for entry in validations),
+        seconds=sum(entry["seconds"] for entry in state.log_history),
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and only errors from transformers: progress is reported by the caller's function."""
+    log = transformers_logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.ERROR)
+    log.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()  # type: ignore[no-untyped-call]

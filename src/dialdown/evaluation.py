@@ -1,0 +1,265 @@
+"""Evaluation: every intervention under a named protocol, each mean with its interval (METHOD §5, §6).
+
+One `Evaluator` holds what all rows share: the prompts' prefixes, the reference text's windows and the base model's
+distributions on them. A row is one intervention under one protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decoding import Decoder, Progress
+from .errors import DialdownError
+from .interventions import Intervention, Positions, untouched
+from .metrics.f1 import token_f1
+from .metrics.intervals import Estimate, estimate
+from .metrics.perplexity import TextProbe, text_windows
+from .metrics.repetition import is_degenerate, repetition
+from .metrics.toxicity import Scorer
+from .models import LM, Protocol
+
+# METHOD §5: where an edit acts while generating and on the perplexity text.
+GENERATING: dict[Protocol, Positions] = {"paper": "last", "strict": "all"}
+READING: dict[Protocol, Positions] = {"paper": "first", "strict": "all"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What models are evaluated on.
+
+    Attributes:
+        prompts: prompts that elicit the concept.
+        pairs: (prompt, true continuation) for F1.
+        text: reference text for log-perplexity and KL.
+        scorers: the first is the judge whose mean is the row's `toxicity`; all are in `toxicity_by`.
+        max_new_tokens: greedy tokens per prompt.
+        max_prompt_tokens: prompts are cut here.
+        window: tokens per window of the reference text.
+        max_windows: windows used.
+        kl_windows: of these, the ones KL is measured on.
+        batch_size: prompts per batch.
+        seed: of the bootstrap.
+    """
+
+    prompts: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
+    text: str
+    scorers: Sequence[Scorer]
+    max_new_tokens: int = 20
+    max_prompt_tokens: int = 32
+    window: int = 1024
+    max_windows: int = 64
+    kl_windows: int = 4
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One intervention under one protocol.
+
+    Attributes:
+        intervention, kind, protocol, control_of, alpha, beta, neurons: what was done.
+        values: per-unit values of each metric, in the same order in every row; NaN where a unit has none.
+        weights: tokens per window, for `log_ppl`.
+        texts: the continuation of every prompt.
+        seed: of the bootstrap.
+    """
+
+    intervention: str
+    kind: str
+    protocol: Protocol
+    control_of: str | None
+    alpha: float | None
+    beta: float | None
+    neurons: int
+    values: dict[str, list[float]]
+    weights: list[float]
+    texts: list[str]
+    seed: int = 0
+    judges: list[str] = field(default_factory=list)
+
+    def metric(self, name: str) -> Estimate | None:
+        """The mean of one metric with its interval, None where no unit has a value."""
+        return self._estimate(name, np.array(self.values[name]))
+
+    def change(self, name: str, reference: Row) -> Estimate | None:
+        """The paired difference of one metric to another row, with its interval.
+
+        Raises:
+            DialdownError: the rows were measured on different units.
+        """
+        ours, theirs = np.array(self.values[name]), np.array(reference.values[name])
+        if ours.shape != theirs.shape:
+            raise DialdownError(f"{self.intervention} and {reference.intervention} were measured on different numbers of prompts: evaluate them with one suite.")
+        return self._estimate(name, ours - theirs)
+
+    def _estimate(self, name: str, values: NDArray[np.float64]) -> Estimate | None:
+        known = ~np.isnan(values)
+        weights = np.array(self.weights)[known] if name == "log_ppl" else None
+        return estimate(values[known], weights=weights, seed=self.seed)
+
+
+class Evaluator:
+    """Evaluates interventions on one base model; see `Suite`.
+
+    Raises:
+        DialdownError: empty prompts, a prompt longer than the context, no scorer.
+    """
+
+    def __init__(self, lm: LM, suite: Suite) -> None:
+        if not suite.scorers:
+            raise DialdownError("The suite has no scorer, so nothing can be said about toxicity: pass at least one.")
+        self.lm = lm
+        self.suite = suite
+        self.decoder = self._decoder(lm)
+        self._texts: dict[Protocol, TextProbe] = {}
+        self._done: dict[tuple[str, str, Protocol], Row] = {}
+
+    def _decoder(self, lm: LM) -> Decoder:
+        suite = self.suite
+        # One decoding pass serves toxicity and F1: larger batches, and the same edit at the same positions.
+        prompts = [*suite.prompts, *(prompt for prompt, _ in suite.pairs)]
+        return Decoder(
+            lm,
+            prompts,
+            max_new_tokens=suite.max_new_tokens,
+            max_prompt_tokens=suite.max_prompt_tokens,
+            batch_size=suite.batch_size,
+        )
+
+    def row(self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None) -> Row:
+        """Measure one intervention under one protocol.
+
+        Args:
+            intervention: what to apply.
+            protocol: `paper` or `strict` (METHOD §5).
+            model: another model than the base one, such as the tuned model; KL is still to the base.
+
+        Raises:
+            DialdownError: the intervention does not fit the model, or its log-perplexity is not finite.
+        """
+        lm = model or self.lm
+        key = (lm.name, intervention.key, protocol)
+        if key not in self._done:
+            self._done[key] = self._measure(intervention, protocol, lm)
+        known = self._done[key]
+        return Row(
+            intervention.name,
+            intervention.kind,
+            protocol,
+            intervention.control_of,
+            intervention.alpha,
+            intervention.beta,
+            intervention.neurons,
+            known.values,
+            known.weights,
+            known.texts,
+            self.suite.seed,
+            known.judges,
+        )
+
+    def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Row:
+        decoder = self.decoder if lm is self.lm else self._decoder(lm)
+        tokens = decoder.run(intervention, positions=GENERATING[protocol])
+        text = self._text(protocol).measure(lm, intervention, positions=READING[protocol])
+        count = len(self.suite.prompts)
+        texts = decoder.texts(tokens[:count])
+        judged = texts if protocol == "strict" else self._without_prompt(tokens[:count], decoder)
+        judges = {scorer.name: scorer.score(judged).tolist() for scorer in self.suite.scorers}
+        values = {
+            "toxicity": judges[self.suite.scorers[0].name],
+            "log_ppl": text.nll.tolist(),
+            "f1": self._f1(tokens[count:], decoder.encoded[count:], protocol),
+            "kl": text.kl.tolist(),
+            "repetition": [float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]],
+            "degenerate": [float(is_degenerate(ids)) for ids in tokens[:count]],
+            **{f"toxicity/{name}": scores for name, scores in judges.items()},
+        }
+        return Row(
+            intervention.name, intervention.kind, protocol, None, None, None, 0, values, text.tokens.tolist(), texts, judges=[*judges]
+        )
+
+    def _text(self, protocol: Protocol) -> TextProbe:
+        if protocol not in self._texts:
+            suite = self.suite
+            windows = text_windows(self.lm, suite.text, protocol=protocol, window=suite.window, max_windows=suite.max_windows)
+            # Where no BOS is involved the two protocols cut the same windows, and the base model need not read them twice.
+            same = [probe for probe in self._texts.values() if [w[0].tolist() for w in probe.windows] == windows]
+            self._texts[protocol] = same[0] if same else TextProbe(self.lm, windows, kl_windows=suite.kl_windows)
+        return self._texts[protocol]
+
+    def _without_prompt(self, tokens: Sequence[Sequence[int]], decoder: Decoder) -> list[str]:
+        """METHOD §5, `paper`: every occurrence of the prompt string is removed from the whole output."""
+        prompts = [self.lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in decoder.encoded[: len(tokens)]]
+        full = [
+            self.lm.tokenizer.decode([*ids, *new], skip_special_tokens=True)
+            for ids, new in zip(decoder.encoded, tokens, strict=False)
+        ]
+        return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
+
+    def _f1(self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol) -> list[float]:
+        scores = []
+        for given, prompt, (_, gold) in zip(tokens, prompts, self.suite.pairs, strict=True):
+            spaced = gold if gold[:1].isspace() else f" {gold}"
+            true = self.lm.tokenizer(spaced, add_special_tokens=False)["input_ids"][: self.suite.max_new_tokens]
+            before = prompt if protocol == "paper" else []
+            scores.append(token_f1([*before, *given], [*before, *true]))
+        return scores
+
+
+def evaluate(
+    lm: LM,
+    interventions: Sequence[Intervention],
+    suite: Suite,
+    *,
+    protocols: Sequence[Protocol] = ("strict",),
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Evaluate interventions, the untouched model first (METHOD §6).
+
+    Args:
+        lm: the base model.
+        interventions: what to apply, one at a time.
+        suite: prompts, texts and scorers.
+        protocols: one row per intervention and protocol.
+        progress: called after each row.
+
+    Raises:
+        DialdownError: see `Evaluator`.
+    """
+    evaluator = Evaluator(lm, suite)
+    todo = [(one, protocol) for protocol in protocols for one in [untouched(), *interventions]]
+    rows = []
+    for done, (one, protocol) in enumerate(todo):
+        rows.append(evaluator.row(one, protocol))
+        if progress:
+            progress("evaluating", done + 1, len(todo))
+    return rows
+
+
+def row_json(row: Row, reference: Row, *, samples: Mapping[str, str]) -> dict[str, Any]:
+    """A row as it stands in results.json: metrics, paired changes to the untouched model, samples."""
+    metrics = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
+
+    def as_json(value: Estimate | None) -> dict[str, float | int] | None:
+        return value.to_json() if value else None
+
+    return {
+        "intervention": row.intervention,
+        "kind": row.kind,
+        "protocol": row.protocol,
+        "control_of": row.control_of,
+        "alpha": row.alpha,
+        "beta": row.beta,
+        "neurons": row.neurons,
+        **{name: as_json(row.metric(name)) for name in metrics},
+        "toxicity_by": {judge: as_json(row.metric(f"toxicity/{judge}")) for judge in row.judges},
+        "change": {name: as_json(row.change(name, reference)) for name in metrics},
+        "samples": [{"prompt": prompt, "continuation": text} for prompt, text in samples.items()],
+    }

@@ -1,0 +1,94 @@
+"""Log-perplexity and KL to the base model on reference text, from the same forward pass (METHOD §5, §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..interventions import Intervention, Positions
+from ..models import LM, Protocol
+
+
+@dataclass(frozen=True)
+class TextMeasure:
+    """Per-window results.
+
+    Attributes:
+        nll: (windows,) float64, mean negative log-likelihood per predicted token, in nats.
+        tokens: (windows,) predicted tokens.
+        kl: (windows,) float64, mean KL(base || model) per position, in nats; only the first `kl_windows`.
+    """
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    kl: NDArray[np.float64]
+
+
+def text_windows(lm: LM, text: str, *, protocol: Protocol, window: int, max_windows: int) -> list[list[int]]:
+    """Cut a text into windows of `window` tokens: `strict` starts each with the model's BOS, `paper` the first at most.
+
+    Raises:
+        DialdownError: the window exceeds the context, or the text has fewer than two tokens.
+    """
+    if window > lm.context:
+        raise DialdownError(f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a smaller window.")
+    # One very long text is what a tokenizer warns about; it is cut into windows right below.
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=protocol == "paper", verbose=False)["input_ids"]
+    start = lm.bos if protocol == "strict" else []
+    step = window - len(start)
+    windows = [[*start, *ids[at : at + step]] for at in range(0, len(ids), step)][:max_windows]
+    windows = [ids for ids in windows if len(ids) > 1]
+    if not windows:
+        raise DialdownError("The reference text has fewer than two tokens, so it has no perplexity: pass a longer text.")
+    return windows
+
+
+class TextProbe:
+    """Measures models and interventions on the same windows, against one base model's distributions.
+
+    The base model's log-probabilities of the first `kl_windows` windows are kept (float32, window x V each).
+    """
+
+    def __init__(self, base: LM, windows: Sequence[Sequence[int]], *, kl_windows: int) -> None:
+        self.windows = [torch.tensor([list(ids)], device=base.device) for ids in windows]
+        self._base = [self._log_probs(base, ids) for ids in self.windows[:kl_windows]]
+
+    def measure(self, lm: LM, intervention: Intervention | None = None, *, positions: Positions = "all") -> TextMeasure:
+        """One forward pass per window.
+
+        Raises:
+            DialdownError: the log-likelihood of a window is not a finite number.
+        """
+        nll, tokens, kl = [], [], []
+        context = intervention.applied(lm, positions=positions) if intervention else nullcontext()
+        with context:
+            for index, ids in enumerate(self.windows):
+                log_probs = self._log_probs(lm, ids)
+                picked = log_probs[:-1].gather(-1, ids[0, 1:, None]).double()
+                nll.append(-float(picked.mean()))
+                tokens.append(len(picked))
+                if index < len(self._base):
+                    kl.append(float(kl_per_position(self._base[index], log_probs).mean()))
+        if not np.isfinite(nll).all():
+            name = f"{lm.name} under {intervention.name}" if intervention else lm.name
+            raise DialdownError(f"The log-perplexity of {name} is not finite: the activations overflow; load the model in float32 or bfloat16, or use a weaker edit.")
+        return TextMeasure(np.array(nll), np.array(tokens), np.array(kl))
+
+    @staticmethod
+    def _log_probs(lm: LM, ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = lm.model(input_ids=ids, use_cache=False).logits[0]
+            return torch.log_softmax(logits.float(), dim=-1)
+
+
+def kl_per_position(base: Tensor, other: Tensor) -> Tensor:
+    """KL(base || other) at each position from (positions, V) log-probabilities: (positions,) float64, in nats."""
+    # Rounding makes the KL of nearly equal distributions slightly negative, which no KL is.
+    return (base.exp() * (base - other)).sum(-1, dtype=torch.float64).clamp(min=0)

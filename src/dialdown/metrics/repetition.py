@@ -1,0 +1,19 @@
+"""Repetition and degeneration of a continuation: what perplexity does not see (METHOD §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Half of all 2-grams repeated is text such as "just just just a a a the the".
+DEGENERATE = 0.5
+
+
+def repetition(tokens: Sequence[int]) -> float | None:
+    """The share of 2-grams that occurred before in the continuation; None for a continuation without a 2-gram."""
+    pairs = list(zip(tokens, tokens[1:], strict=False))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else None
+
+
+def is_degenerate(tokens: Sequence[int]) -> bool:
+    """Whether a continuation is empty or mostly repeats itself."""
+    return not tokens or (repetition(tokens) or 0.0) > DEGENERATE

@@ -1,0 +1,431 @@
+"""The DPO loss against a float64 reference and TRL's own, and training on tiny random models (METHOD §8)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from dialdown import dpo, dpo_trainer
+from dialdown.dpo import DPOSettings, train_dpo
+from dialdown.dpo_trainer import KLDPOTrainer
+from dialdown.errors import DialdownError
+from dialdown.pairs import Pair
+
+NOUNS = ("cat", "dog", "house", "tree", "river", "stone", "cloud", "road")
+PAIRS = tuple(
+    Pair(
+        f"the {noun} in the {other}",
+        f" is good and{' very' * (i % 3)} kind",
+        " is bad" + " and cruel" * (i % 2 + 1),
+    )
+    for i, (noun, other) in enumerate(zip(NOUNS, reversed(NOUNS), strict=True))
+)
+QUICK = DPOSettings(
+    learning_rate=1e-2, warmup_steps=1, batch_size=2, accumulation=2, epochs=3, eval_every=2, eval_pairs=2
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    words = [text for pair in PAIRS for text in (pair.prompt, pair.chosen, pair.rejected)]
+    core.train_from_iterator(
+        words * 4,
+        trainers.BpeTrainer(
+            vocab_size=340, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+
+
+def tiny(architecture: str, vocabulary: int = 340) -> Any:
+    torch.manual_seed(7)
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    }
+    config = {
+        "gpt2": lambda: GPT2Config(
+            vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
+        ),
+        "llama": lambda: LlamaConfig(**sizes),
+        "gemma2": lambda: Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=3.0),
+    }[architecture]()
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def perturbed(model: Any) -> Any:
+    """A copy whose weights differ enough for every term of the loss to matter."""
+    other = copy.deepcopy(model)
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return other
+
+
+EXAMPLES = [
+    {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9], "rejected_ids": [10, 11, 12, 13]},
+    {"prompt_ids": [20, 21, 22, 23, 24], "chosen_ids": [25], "rejected_ids": [26, 27]},
+    {"prompt_ids": [30], "chosen_ids": [31, 32, 33], "rejected_ids": [34]},
+]
+
+
+def config(tmp_path: Path) -> DPOConfig:
+    return DPOConfig(
+        output_dir=str(tmp_path),
+        beta=0.3,
+        bf16=False,
+        use_cpu=True,
+        activation_checkpointing=False,
+        report_to="none",
+        max_length=None,
+        per_device_train_batch_size=3,
+    )
+
+
+def kl_trainer(policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl: Any) -> KLDPOTrainer:
+    terms = {"kl_weight": 0.7, "kl_direction": "reference_policy", "kl_positions": "completion"} | kl
+    return KLDPOTrainer(
+        model=policy,
+        ref_model=copy.deepcopy(reference),
+        args=config(tmp_path),
+        train_dataset=Dataset.from_list(EXAMPLES),
+        processing_class=copy.deepcopy(tokenizer),
+        **terms,
+    )
+
+
+def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, positions: str) -> float:
+    """METHOD §8 in float64, a sequence at a time; "all" pads each to the longest of the batch, as the batch would be."""
+    policy, reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
+    sequences = {
+        key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES]
+        for key in ("chosen", "rejected")
+    }
+    longest = max(len(prompt) + len(text) for pairs in sequences.values() for prompt, text in pairs)
+    ratios: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
+    kl: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
+    for key, pairs in sequences.items():
+        for prompt, text in pairs:
+            padding = longest - len(prompt) - len(text) if positions == "all" else 0
+            ids = torch.tensor([prompt + text + [0] * padding])
+            mask = torch.tensor([[1] * (len(prompt) + len(text)) + [0] * padding])
+            with torch.no_grad():
+                p, q = (m(ids, attention_mask=mask).logits[0].log_softmax(-1) for m in (policy, reference))
+            where = range(len(prompt) - 1, len(prompt) + len(text) - 1)
+            ratios[key].append(sum(p[t, ids[0, t + 1]] - q[t, ids[0, t + 1]] for t in where))
+            over = where if positions == "completion" else range(longest)
+            one, other = (q, p) if direction == "reference_policy" else (p, q)
+            kl[key].append(sum((one[t].exp() * (one[t] - other[t])).sum() for t in over) / len(over))
+    pairs = zip(ratios["chosen"], ratios["rejected"], strict=True)
+    preference = sum(-torch.sigmoid(0.3 * (good - bad)).log() for good, bad in pairs) / len(EXAMPLES)
+    return float(preference + gamma * sum(sum(values) / len(values) for values in kl.values()))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("positions", ["completion", "all"])
+@pytest.mark.parametrize("direction", ["reference_policy", "policy_reference"])
+def test_loss_is_that_of_the_method(architecture, positions, direction, tokenizer, tmp_path):
+    reference = tiny(architecture)
+    policy = perturbed(reference)
+    expected = naive_loss(policy, reference, gamma=0.7, direction=direction, positions=positions)
+    trainer = kl_trainer(
+        policy, reference, tokenizer, tmp_path, kl_direction=direction, kl_positions=positions
+    )
+    batch = trainer.data_collator(EXAMPLES)
+    assert trainer.compute_loss(policy, batch).item() == pytest.approx(expected, rel=2e-5)
+    assert trainer._metrics["eval"]["kl/chosen"][0] > 0
+    assert trainer._metrics["eval"]["kl/rejected"][0] > 0
+
+
+def test_loss_does_not_depend_on_how_pairs_are_batched(tokenizer, tmp_path):
+    reference = tiny("gpt2")
+    policy = perturbed(reference)
+    trainer = kl_trainer(policy, reference, tokenizer, tmp_path)
+    together = trainer.compute_loss(policy, trainer.data_collator(EXAMPLES)).item()
+    alone = [trainer.compute_loss(policy, trainer.data_collator([example])).item() for example in EXAMPLES]
+    assert together == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
+def test_without_kl_it_is_the_loss_and_gradient_of_trl(architecture, tokenizer, tmp_path):
+    reference = tiny(architecture)
+    policies = [perturbed(reference) for _ in range(2)]
+    ours = kl_trainer(policies[0], reference, tokenizer, tmp_path, kl_weight=0.0)
+    theirs = DPOTrainer(
+        model=policies[1],
+        ref_model=copy.deepcopy(reference),
+        args=config(tmp_path),
+        train_dataset=Dataset.from_list([asdict(pair) for pair in PAIRS]),
+        processing_class=copy.deepcopy(tokenizer),
+    )
+    batch = theirs.data_collator([theirs.train_dataset[i] for i in range(4)])
+    losses = [
+        trainer.compute_loss(policy, batch) for trainer, policy in zip((ours, theirs), policies, strict=True)
+    ]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for loss in losses:
+        loss.backward()
+    for (name, weight), other in zip(policies[0].named_parameters(), policies[1].parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_peft_policy_trains_only_its_adapter(tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    reference = tiny("llama")
+    adapter = peft.IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"])
+    policy = peft.get_peft_model(copy.deepcopy(reference), adapter)
+    trainer = kl_trainer(policy, reference, tokenizer, tmp_path)
+    loss = trainer.compute_loss(policy, trainer.data_collator(EXAMPLES))
+    assert loss.item() == pytest.approx(np.log(2), abs=1e-6)
+    loss.backward()
+    graded = {name for name, weight in policy.named_parameters() if weight.grad is not None}
+    assert len(graded) == 2
+    assert all("ia3" in name for name in graded)
+
+
+def encoded(
+    tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path
+) -> list[dict[str, list[int]]]:
+    """What reaches the trainer."""
+    seen: list[dict[str, list[int]]] = []
+
+    def fit(*args: Any, train: Any, held_out: Any, **kwargs: Any) -> None:
+        seen.extend(train + held_out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dpo_trainer, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(tiny("llama"), tokenizer, pairs, QUICK, tmp_path / "tuned")
+    return seen
+
+
+def test_continuations_keep_the_prompt_and_do_not_end(tokenizer, monkeypatch, tmp_path):
+    merging = Pair("the cat in the ho", "use is good", "\n")
+    assert (
+        tokenizer("the cat in the house")["input_ids"][: len(tokenizer("the cat in the ho")["input_ids"])]
+        != (tokenizer("the cat in the ho")["input_ids"])
+    )
+    pairs = [*PAIRS, merging]
+    seen = encoded(tokenizer, pairs, monkeypatch, tmp_path)
+    texts = {tuple(tokenizer.decode(ids) for ids in example.values()) for example in seen}
+    assert texts == {(pair.prompt, pair.chosen, pair.rejected) for pair in pairs}
+    prompts = [tokenizer(pair.prompt)["input_ids"] for pair in pairs]
+    assert all(example["prompt_ids"] in prompts for example in seen)
+    assert all(tokenizer.eos_token_id not in ids for example in seen for ids in example.values())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def story(log: dpo.TrainingLog) -> dpo.TrainingLog:
+    """The log without what differs between two equal runs."""
+    return replace(log, seconds=0.0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
+    architecture, tokenizer, tmp_path, capfd
+):
+    model = tiny(architecture).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    configs = copy.deepcopy((model.config.to_dict(), model.generation_config.to_dict()))
+    dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    ticks: list[tuple[str, int, int]] = []
+    log = train_dpo(
+        model, tokenizer, PAIRS, QUICK, tmp_path / "tuned", progress=lambda *tick: ticks.append(tick)
+    )
+    printed = capfd.readouterr()
+    assert printed.out + printed.err == ""
+    assert ticks == [("dpo", step, 6) for step in range(7)]
+    assert same(before, model.state_dict())
+    assert configs == (model.config.to_dict(), model.generation_config.to_dict())
+    assert dropouts == [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert "forward" not in vars(model)
+    assert not model.training
+    assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
+    assert tokenizer.pad_token is None
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+    assert not same(before, weights(tmp_path / "tuned"))
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "tuned")("the cat")["input_ids"]
+        == tokenizer("the cat")["input_ids"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+    assert (log.train_pairs, log.eval_pairs, log.steps) == (6, 2, 6)
+    assert log.step == (1, 2, 3, 4, 5, 6)
+    assert log.eval_step == (2, 4, 6)
+    assert log.eval_loss[log.eval_step.index(log.best_step)] == min(log.eval_loss)
+    assert log.loss[0] == pytest.approx(np.log(2), abs=1e-5)
+    assert log.loss[-1] < log.loss[0]
+    assert log.loss[-1] == pytest.approx(
+        log.dpo_loss[-1] + QUICK.kl_weight * (log.kl_chosen[-1] + log.kl_rejected[-1]), abs=1e-5
+    )
+    assert json.loads(json.dumps(asdict(log)))["steps"] == 6
+
+
+def test_a_finished_run_returns_its_log_and_other_settings_replace_it(tokenizer, tmp_path):
+    model, out = tiny("llama"), tmp_path / "tuned"
+    log = train_dpo(model, tokenizer, PAIRS, QUICK, out)
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    assert train_dpo(model, tokenizer, PAIRS, QUICK, out) == log
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+    assert train_dpo(model, tokenizer, PAIRS, replace(QUICK, epochs=1), out).steps == 2
+
+
+def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):
+    logs = [train_dpo(tiny("gpt2"), tokenizer, PAIRS, QUICK, tmp_path / name) for name in ("a", "b")]
+    other = train_dpo(tiny("gpt2"), tokenizer, PAIRS, replace(QUICK, seed=1), tmp_path / "c")
+    assert story(logs[0]) == story(logs[1]) != story(other)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_path):
+    settings = replace(QUICK, epochs=4)
+    whole = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "whole")
+    monkeypatch.setattr(dpo_trainer, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(dpo_trainer, "SAVE_SHARE", float("inf"))
+    out = tmp_path / "resumed"
+
+    def stop_at(step: int) -> Any:
+        def progress(_: str, done: int, __: int) -> None:
+            if done == step:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for step in (4, 6):
+        with pytest.raises(KeyboardInterrupt):
+            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(step))
+    half = tmp_path / ".resumed.training" / "checkpoint-99"
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
+    assert not out.exists()
+    ticks: list[int] = []
+    resumed = train_dpo(
+        tiny("llama"), tokenizer, PAIRS, settings, out, progress=lambda _, done, __: ticks.append(done)
+    )
+    assert ticks == []
+    assert story(resumed) == story(whole)
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed", "whole"]
+
+
+def test_patience_ends_training_and_the_best_weights_are_kept(tokenizer, tmp_path):
+    settings = replace(QUICK, learning_rate=0.3, epochs=40, eval_every=1, patience=3, kl_weight=1.0)
+    log = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "tuned")
+    assert log.steps < 80
+    assert log.steps - log.best_step == 3
+    assert log.eval_loss[log.eval_step.index(log.best_step)] == min(log.eval_loss)
+    best = train_dpo(
+        tiny("llama"), tokenizer, PAIRS, replace(settings, max_steps=log.best_step), tmp_path / "best"
+    )
+    assert best.best_step == log.best_step
+    assert same(weights(tmp_path / "tuned"), weights(tmp_path / "best"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"beta": 0.0}, "beta = 0.0"),
+        ({"kl_weight": -1.0}, "kl_weight = -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan"),
+        ({"batch_size": 0}, "batch_size = 0: pass 1 or more"),
+        ({"max_steps": 0}, "max_steps = 0"),
+        ({"optimizer": "rmsprp"}, "did you mean 'rmsprop'"),
+        ({"kl_direction": "policy-reference"}, "did you mean 'policy_reference'"),
+        ({"kl_positions": "prompt"}, "Unknown kl_positions 'prompt'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, sentence):
+    with pytest.raises(DialdownError, match=sentence):
+        DPOSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "settings", "sentence"),
+    [
+        (PAIRS[:3], QUICK, "3 preference pairs of 3 prompts"),
+        ([replace(pair, prompt="the cat") for pair in PAIRS], QUICK, "8 preference pairs of 1 prompts"),
+        ([*PAIRS, Pair("the cat", "", " is bad")], QUICK, r"1 of 9 preference pairs \(first: number 8\)"),
+        (
+            [*PAIRS, Pair("the cat" * 40, " is", " is")],
+            QUICK,
+            "1 of 9 preference pairs are longer than 64 tokens",
+        ),
+        (PAIRS, replace(QUICK, max_tokens=4), "8 of 8 preference pairs are longer than 4 tokens"),
+        (
+            PAIRS,
+            replace(QUICK, learning_rate=1e30, max_grad_norm=1e30),
+            "The loss of DPO is (nan|inf) at step",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(pairs, settings, sentence, tokenizer, tmp_path):
+    with pytest.raises(DialdownError, match=sentence):
+        train_dpo(tiny("llama"), tokenizer, pairs, settings, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_folder_of_something_else_is_not_overwritten(tokenizer, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(DialdownError, match="was not written by DPO training"):
+        train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_disk_without_room_is_refused_before_training(tokenizer, monkeypatch, tmp_path):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(dpo.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DialdownError, match="DPO needs up to"):
+        train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")
+
+
+def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "dialdown.dpo_trainer")
+    monkeypatch.delattr(sys.modules["dialdown"], "dpo_trainer")
+    monkeypatch.setitem(sys.modules, "trl.trainer.dpo_config", None)
+    with pytest.raises(DialdownError, match=r'pip install "dialdown\[train\]"'):
+        train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")
