@@ -46,7 +46,16 @@ QUICK = DPOSettings(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    """Tiny matrices gain nothing from threads and lose much to them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -126,7 +135,7 @@ def kl_trainer(policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl
 
 
 def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, positions: str) -> float:
-    """METHOD §8 in float64, a sequence at a time; "all" pads each to the longest of the batch, as the batch would be."""
+    """METHOD §8 in float64, a sequence at a time; for "all" each is padded to the longest of the batch."""
     policy, reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
     sequences = {
         key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES]
@@ -326,28 +335,30 @@ def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_pa
     monkeypatch.setattr(dpo_trainer, "SAVE_SHARE", float("inf"))
     out = tmp_path / "resumed"
 
-    def stop_at(step: int) -> Any:
+    def stop_at(step: int, ticks: list[int]) -> Any:
         def progress(_: str, done: int, __: int) -> None:
+            ticks.append(done)
             if done == step:
                 raise KeyboardInterrupt
 
         return progress
 
-    for step in (4, 6):
+    for started, step in ((0, 4), (3, 6)):
+        ticks: list[int] = []
         with pytest.raises(KeyboardInterrupt):
-            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(step))
+            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(step, ticks))
+        assert ticks == list(range(started, step + 1))
     half = tmp_path / ".resumed.training" / "checkpoint-99"
     half.mkdir()
     (half / "trainer_state.json").write_text("{")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(dpo, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
+        with pytest.raises(KeyboardInterrupt):
+            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
     assert not out.exists()
-    ticks: list[int] = []
-    resumed = train_dpo(
-        tiny("llama"), tokenizer, PAIRS, settings, out, progress=lambda _, done, __: ticks.append(done)
-    )
-    assert ticks == []
+    again: list[int] = []
+    resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(-1, again))
+    assert again == []
     assert story(resumed) == story(whole)
     assert same(weights(out), weights(tmp_path / "whole"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed", "whole"]

@@ -6,12 +6,11 @@ distributions on them. A row is one intervention under one protocol.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .decoding import Decoder, Progress
 from .errors import DialdownError
@@ -22,6 +21,8 @@ from .metrics.perplexity import TextProbe, text_windows
 from .metrics.repetition import is_degenerate, repetition
 from .metrics.toxicity import Scorer
 from .models import LM, Protocol
+
+METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
 
 # METHOD §5: where an edit acts while generating and on the perplexity text.
 GENERATING: dict[Protocol, Positions] = {"paper": "last", "strict": "all"}
@@ -60,16 +61,44 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One intervention under one protocol.
+class Measured:
+    """What was measured of one effect on a model, unit by unit, in the same order for every effect.
 
     Attributes:
-        intervention, kind, protocol, control_of, alpha, beta, neurons: what was done.
-        values: per-unit values of each metric, in the same order in every row; NaN where a unit has none.
-        weights: tokens per window, for `log_ppl`.
+        values: metric name to per-prompt (or per-window) values; NaN where a unit has none.
+        tokens: predicted tokens per window, the weights of `log_ppl`.
         texts: the continuation of every prompt.
+        judges: names of the scorers, the judge first.
         seed: of the bootstrap.
     """
+
+    values: dict[str, list[float]]
+    tokens: list[int]
+    texts: list[str]
+    judges: list[str]
+    seed: int
+
+    def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:
+        """The mean of a metric, or of its paired difference to another effect; None where no unit has a value.
+
+        Raises:
+            DialdownError: the two were measured on different units.
+        """
+        values = np.array(self.values[name])
+        if minus is not None:
+            if len(minus.values[name]) != len(values):
+                raise DialdownError(
+                    f"{name} was measured on {len(values)} and on {len(minus.values[name])} units, which cannot be paired: use one suite."
+                )
+            values = values - np.array(minus.values[name])
+        known = ~np.isnan(values)
+        weights = np.array(self.tokens)[known] if name == "log_ppl" else None
+        return estimate(values[known], weights=weights, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One intervention under one protocol: what was done, and what was measured."""
 
     intervention: str
     kind: str
@@ -78,31 +107,36 @@ class Row:
     alpha: float | None
     beta: float | None
     neurons: int
-    values: dict[str, list[float]]
-    weights: list[float]
-    texts: list[str]
-    seed: int = 0
-    judges: list[str] = field(default_factory=list)
+    measured: Measured
 
     def metric(self, name: str) -> Estimate | None:
-        """The mean of one metric with its interval, None where no unit has a value."""
-        return self._estimate(name, np.array(self.values[name]))
+        """The mean of a metric with its interval (see `METRICS`)."""
+        return self.measured.estimate(name)
 
     def change(self, name: str, reference: Row) -> Estimate | None:
-        """The paired difference of one metric to another row, with its interval.
+        """The paired difference of a metric to another row."""
+        return self.measured.estimate(name, reference.measured)
 
-        Raises:
-            DialdownError: the rows were measured on different units.
-        """
-        ours, theirs = np.array(self.values[name]), np.array(reference.values[name])
-        if ours.shape != theirs.shape:
-            raise DialdownError(f"{self.intervention} and {reference.intervention} were measured on different numbers of prompts: evaluate them with one suite.")
-        return self._estimate(name, ours - theirs)
+    def to_json(self, reference: Row, prompts: Sequence[str], *, samples: int) -> dict[str, Any]:
+        """The row as it stands in results.json: metrics, paired changes to `reference`, and sample continuations."""
 
-    def _estimate(self, name: str, values: NDArray[np.float64]) -> Estimate | None:
-        known = ~np.isnan(values)
-        weights = np.array(self.weights)[known] if name == "log_ppl" else None
-        return estimate(values[known], weights=weights, seed=self.seed)
+        def written(value: Estimate | None) -> dict[str, float | int] | None:
+            return value.to_json() if value else None
+
+        pairs = zip(prompts[:samples], self.measured.texts[:samples], strict=True)
+        return {
+            "intervention": self.intervention,
+            "kind": self.kind,
+            "protocol": self.protocol,
+            "control_of": self.control_of,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "neurons": self.neurons,
+            **{name: written(self.metric(name)) for name in METRICS},
+            "toxicity_by": {judge: written(self.metric(f"toxicity/{judge}")) for judge in self.measured.judges},
+            "change": {name: written(self.change(name, reference)) for name in METRICS},
+            "samples": [{"prompt": prompt, "continuation": text} for prompt, text in pairs],
+        }
 
 
 class Evaluator:
@@ -119,7 +153,7 @@ class Evaluator:
         self.suite = suite
         self.decoder = self._decoder(lm)
         self._texts: dict[Protocol, TextProbe] = {}
-        self._done: dict[tuple[str, str, Protocol], Row] = {}
+        self._done: dict[tuple[str, str, Protocol], Measured] = {}
 
     def _decoder(self, lm: LM) -> Decoder:
         suite = self.suite
@@ -148,23 +182,9 @@ class Evaluator:
         key = (lm.name, intervention.key, protocol)
         if key not in self._done:
             self._done[key] = self._measure(intervention, protocol, lm)
-        known = self._done[key]
-        return Row(
-            intervention.name,
-            intervention.kind,
-            protocol,
-            intervention.control_of,
-            intervention.alpha,
-            intervention.beta,
-            intervention.neurons,
-            known.values,
-            known.weights,
-            known.texts,
-            self.suite.seed,
-            known.judges,
-        )
+        return as_row(intervention, protocol, self._done[key])
 
-    def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Row:
+    def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
         decoder = self.decoder if lm is self.lm else self._decoder(lm)
         tokens = decoder.run(intervention, positions=GENERATING[protocol])
         text = self._text(protocol).measure(lm, intervention, positions=READING[protocol])
@@ -181,9 +201,7 @@ class Evaluator:
             "degenerate": [float(is_degenerate(ids)) for ids in tokens[:count]],
             **{f"toxicity/{name}": scores for name, scores in judges.items()},
         }
-        return Row(
-            intervention.name, intervention.kind, protocol, None, None, None, 0, values, text.tokens.tolist(), texts, judges=[*judges]
-        )
+        return Measured(values, text.tokens.tolist(), texts, [*judges], self.suite.seed)
 
     def _text(self, protocol: Protocol) -> TextProbe:
         if protocol not in self._texts:
@@ -211,6 +229,12 @@ class Evaluator:
             before = prompt if protocol == "paper" else []
             scores.append(token_f1([*before, *given], [*before, *true]))
         return scores
+
+
+def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
+    """Put an intervention's name beside what was measured of its effect."""
+    one = intervention
+    return Row(one.name, one.kind, protocol, one.control_of, one.alpha, one.beta, one.neurons, measured)
 
 
 def evaluate(
@@ -241,25 +265,3 @@ def evaluate(
         if progress:
             progress("evaluating", done + 1, len(todo))
     return rows
-
-
-def row_json(row: Row, reference: Row, *, samples: Mapping[str, str]) -> dict[str, Any]:
-    """A row as it stands in results.json: metrics, paired changes to the untouched model, samples."""
-    metrics = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
-
-    def as_json(value: Estimate | None) -> dict[str, float | int] | None:
-        return value.to_json() if value else None
-
-    return {
-        "intervention": row.intervention,
-        "kind": row.kind,
-        "protocol": row.protocol,
-        "control_of": row.control_of,
-        "alpha": row.alpha,
-        "beta": row.beta,
-        "neurons": row.neurons,
-        **{name: as_json(row.metric(name)) for name in metrics},
-        "toxicity_by": {judge: as_json(row.metric(f"toxicity/{judge}")) for judge in row.judges},
-        "change": {name: as_json(row.change(name, reference)) for name in metrics},
-        "samples": [{"prompt": prompt, "continuation": text} for prompt, text in samples.items()],
-    }

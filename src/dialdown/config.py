@@ -1,0 +1,250 @@
+"""One typed model of every setting: defaults < preset < TOML file < environment (DIALDOWN_...) < flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .dpo import DPOSettings
+from .edits import EditKind, Ordering
+from .errors import DialdownError, nearest
+from .files import disk_errors
+from .models import Protocol
+from .pairs import PairSettings
+
+PRESETS = ("smoke", "demo", "full")
+# Read by assets.py, not settings of a study.
+OTHER_VARIABLES = {"DIALDOWN_CACHE"}
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The linear probe (METHOD §2).
+
+    Attributes:
+        texts: source of labelled texts: `embedded:comments`, a file, or a hub data set.
+        count: texts used, half of each class.
+        max_words: only texts of at most this many words.
+        max_tokens: texts are cut here; the `paper` features are averaged over exactly this many positions.
+        positive, negative: the words of the token contrast.
+    """
+
+    texts: str = "embedded:comments"
+    count: int = 2000
+    max_words: int = 20
+    max_tokens: int = 128
+    positive: tuple[str, ...] = ("fuck", "shit", "crap", "damn", "asshole")
+    negative: tuple[str, ...] = ("hello", "thanks", "friend", "peace", "welcome")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What every row is measured on (METHOD §6).
+
+    Attributes:
+        prompts: source of the prompts that elicit the concept; training prompts come from it too, never the same.
+        count: evaluation prompts.
+        control_count: prompts (the first ones) that controls are measured on.
+        max_prompt_tokens: prompts are cut here.
+        max_new_tokens: greedy tokens per prompt.
+        pairs: source of (prompt, true continuation) for F1.
+        pairs_count: how many.
+        text: source of the reference text.
+        window: tokens per window.
+        max_windows: windows used.
+        kl_windows: of these, the ones KL is measured on.
+        judge: the scorer whose mean is `toxicity`; it made no pair.
+        pair_scorer: the scorer that makes the pairs, reported beside the judge.
+        batch_size: prompts per batch.
+    """
+
+    prompts: str = "embedded:rtp"
+    count: int = 128
+    control_count: int = 128
+    max_prompt_tokens: int = 32
+    max_new_tokens: int = 20
+    pairs: str = "embedded:wiki"
+    pairs_count: int = 32
+    text: str = "embedded:wiki"
+    window: int = 1024
+    max_windows: int = 64
+    kl_windows: int = 4
+    judge: str = "embedded:ngram"
+    pair_scorer: str = "embedded:minilm"
+    batch_size: int = 160
+
+
+@dataclass(frozen=True)
+class InterventionSettings:
+    """The interventions of a study (METHOD §4).
+
+    Attributes:
+        steering_alpha: multiple of W subtracted from the final-layer residual.
+        toxic_neurons: how many most aligned neurons are patched.
+        alpha: fraction of each group that is edited.
+        beta_set, beta_shift, beta_scale: strength of an edit of each kind.
+        ordering: which fraction (see `dialdown.edit`).
+        drop_top: fraction of neurons of highest mean activation that is left out first.
+    """
+
+    steering_alpha: float = 5.0
+    toxic_neurons: int = 256
+    alpha: float = 0.5
+    beta_set: float = 0.05
+    beta_shift: float = 0.3
+    beta_scale: float = 0.3
+    ordering: Ordering = "cosine"
+    drop_top: float = 0.0
+
+    def beta(self, kind: EditKind) -> float:
+        """The strength for one kind of edit."""
+        return {"set": self.beta_set, "shift": self.beta_shift, "scale": self.beta_scale}[kind]
+
+
+class Config(BaseSettings):
+    """Everything a study needs; `dialdown run` writes it to run.json.
+
+    Attributes:
+        model: a hub id, a folder, or `embedded:NAME`.
+        tuned: a tuned model to study instead of training one.
+        revision: hub revision of `model`.
+        dtype: of the forward passes; float32 on a CPU by default.
+        device: a torch device; the GPU if there is one.
+        seed: of everything random.
+        protocols: which of `strict` and `paper` (METHOD §5).
+        probe, pairs, dpo, interventions, evaluation: the stages' own settings.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DIALDOWN_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    model: str = "embedded:smollm2-135m"
+    tuned: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    seed: int = 0
+    protocols: tuple[Protocol, ...] = ("strict", "paper")
+    probe: ProbeSettings = ProbeSettings()
+    pairs: PairSettings = PairSettings()
+    dpo: DPOSettings = DPOSettings()
+    interventions: InterventionSettings = InterventionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Merge the sources into one checked configuration.
+
+    Args:
+        preset: `smoke`, `demo` or `full`.
+        file: a TOML file that overrides the preset.
+        flags: dotted keys that override everything.
+
+    Raises:
+        DialdownError: an unknown preset, key or environment variable (the nearest known one is named), or a bad value.
+    """
+    if preset not in PRESETS:
+        raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}.")
+    layers = [tomllib.loads((resources.files("dialdown") / "presets" / f"{preset}.toml").read_text(encoding="utf-8"))]
+    if file is not None:
+        layers.append(_read_toml(file))
+    layers.append(_nest(flags or {}))
+    for layer, where in zip(layers, (preset, str(file), "the command line"), strict=False):
+        _check_keys(layer, Config, where, "")
+    for name in os.environ:
+        if name.startswith("DIALDOWN_") and name not in OTHER_VARIABLES:
+            _check_keys(_nest({name.removeprefix("DIALDOWN_").lower().replace("__", "."): ""}), Config, f"environment variable {name}", "")
+    *files, given = layers
+
+    class Layered(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, *(InitSettingsSource(settings_cls, layer) for layer in reversed(files))
+
+    try:
+        return Layered(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DialdownError(f"The setting {key} = {first['input']!r} is not valid: {first['msg']}.") from error
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` flags as dotted keys; values are read as TOML, and as plain text where they are none.
+
+    Raises:
+        DialdownError: an assignment without `=`.
+    """
+    out: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise DialdownError(f"{assignment!r} sets nothing: write --set KEY=VALUE, for example --set dpo.learning_rate=2e-5.")
+        try:
+            out[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key.strip()] = value
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    out = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        with disk_errors(file):
+            return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DialdownError(f"The configuration {file} does not exist: pass a TOML file, or nothing for the embedded default.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DialdownError(f"The configuration {file} is not valid TOML ({error}): correct that line.") from error
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = out
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return out
+
+
+def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) -> None:
+    known = _fields(schema)
+    for key, value in given.items():
+        if key not in known:
+            raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, known)}.")
+        inner = _fields(known[key])
+        if inner and not isinstance(value, Mapping):
+            raise DialdownError(f"{prefix}{key} in {where} is a section with settings of its own: set one of {', '.join(inner)}.")
+        if inner:
+            _check_keys(value, known[key], where, f"{prefix}{key}.")
+
+
+def _fields(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, type) and issubclass(schema, BaseSettings):
+        return {name: info.annotation for name, info in schema.model_fields.items()}
+    if dataclasses.is_dataclass(schema):
+        return {field.name: field.type for field in dataclasses.fields(schema)}
+    return {}

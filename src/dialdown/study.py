@@ -1,0 +1,358 @@
+"""The whole study as stages in one folder: each is resumed by the hash of its inputs, each leaves values others can load.
+
+    probe -> pairs -> train -> activations -> neurons -> evaluate -> report
+
+A stage's hash covers the settings it reads and the hashes of the stages before it. A finished stage is not repeated; the
+evaluation, the longest one, keeps every finished row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import data
+from .activations import NeuronMeans, decode_with_means
+from .config import Config, differences
+from .decoding import Decoder, Progress
+from .directions import Direction, check_labels, fit_probe, probe_features, random_direction, token_contrast
+from .dpo import train_dpo
+from .errors import DialdownError
+from .evaluation import Evaluator, Measured, Row, Suite, as_row
+from .files import SCHEMA, fingerprint, read_json, write_json
+from .metrics.toxicity import Scorer, load_scorer
+from .models import LM, Protocol, check_pair, load
+from .neurons import NeuronTable, compare, neuron_table
+from .pairs import PairSet, make_pairs
+from .plan import Planned, Tables, plan
+from .report.page import write_report
+
+STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
+PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
+SAMPLES = 8
+
+# The settings each stage reads, besides model and seed.
+READS: dict[str, tuple[str, ...]] = {
+    "probe": ("probe",),
+    "pairs": ("pairs", "evaluation.prompts", "evaluation.count", "evaluation.max_prompt_tokens", "evaluation.pair_scorer"),
+    "train": ("dpo", "tuned"),
+    "activations": ("evaluation.prompts", "evaluation.count", "evaluation.max_prompt_tokens", "evaluation.max_new_tokens", "protocols"),
+    "neurons": ("protocols",),
+    "evaluate": ("evaluation", "interventions", "protocols"),
+    "report": (),
+}
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Study:
+    """A study in a folder.
+
+    Attributes:
+        config: its settings.
+        folder: where everything is written.
+        progress: called with what is going on, units done, units in all.
+        announce: called with a sentence when a stage starts, ends or is found done.
+    """
+
+    config: Config
+    folder: Path
+    progress: Progress = silent
+    announce: Callable[[str], None] = lambda sentence: None
+
+    def run(self, *, until: str = "report") -> None:
+        """Run the stages up to `until`, skipping what is done.
+
+        Raises:
+            DialdownError: the folder holds a study with other settings, or a stage cannot do its work.
+        """
+        self._claim()
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if self._finished(stage):
+                self.announce(f"{stage}: done before")
+                continue
+            self.announce(f"{stage} ...")
+            start = time.perf_counter()
+            facts = getattr(self, f"_{stage}")() or {}
+            seconds = time.perf_counter() - start
+            self._record(stage, seconds, facts)
+            self.announce(f"{stage}: {seconds:.0f} s")
+
+    # Folder, hashes and records
+
+    def _claim(self) -> None:
+        settings = self.config.model_dump(mode="json")
+        path = self.folder / "run.json"
+        if path.exists():
+            changed = differences(read_json(path)["config"], settings)
+            if changed:
+                raise DialdownError(
+                    f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
+                )
+        else:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise DialdownError(f"{self.folder} is not empty and holds no study: pass another --out.")
+            write_json(path, {"schema": SCHEMA, "config": settings, "stages": {}})
+
+    def _hash(self, stage: str) -> str:
+        settings = self.config.model_dump(mode="json")
+
+        def read(key: str) -> Any:
+            value: Any = settings
+            for part in key.split("."):
+                value = value[part]
+            return value
+
+        before = STAGES[: STAGES.index(stage)]
+        common = ("model", "revision", "dtype", "device", "seed", "tuned")
+        return fingerprint(SCHEMA, stage, {key: read(key) for key in (*common, *READS[stage])}, [self._hash(s) for s in before])
+
+    def _stages(self) -> dict[str, Any]:
+        stages: dict[str, Any] = read_json(self.folder / "run.json")["stages"]
+        return stages
+
+    def _finished(self, stage: str) -> bool:
+        return bool(self._stages().get(stage, {}).get("hash") == self._hash(stage))
+
+    def _record(self, stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
+        path = self.folder / "run.json"
+        run = read_json(path)
+        run["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+        run["machine"] = {"platform": platform.platform(), "threads": _threads()}
+        run["stages"][stage] = {"hash": self._hash(stage), "seconds": round(seconds, 2), "peak_memory_mb": _peak_mb(), **facts}
+        write_json(path, run)
+
+    # What stages share
+
+    @cached_property
+    def lm(self) -> LM:
+        """The base model."""
+        config = self.config
+        return load(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+
+    @cached_property
+    def tuned(self) -> LM:
+        """The tuned model: given, or trained by this study."""
+        config = self.config
+        source = config.tuned or str(self.folder / "tuned")
+        tuned = load(source, dtype=config.dtype, device=config.device)
+        check_pair(self.lm, tuned)
+        return tuned
+
+    @cached_property
+    def prompts(self) -> data.PromptSplit:
+        """Evaluation prompts, and training prompts disjoint from them."""
+        ours = self.config.evaluation
+        # Pairs are looked for until there are enough, so every prompt that is not for evaluation may be used.
+        return data.split_prompts(ours.prompts, evaluation=ours.count, training=None, seed=self.config.seed)
+
+    @cached_property
+    def judge(self) -> Scorer:
+        return load_scorer(self.config.evaluation.judge, progress=self.progress)
+
+    @cached_property
+    def pair_scorer(self) -> Scorer:
+        return load_scorer(self.config.evaluation.pair_scorer, progress=self.progress)
+
+    def direction(self, protocol: Protocol) -> Direction:
+        """The probe of one protocol."""
+        return Direction.load(self.folder / _for_protocol("direction-probe.safetensors", protocol))
+
+    # Stages
+
+    def _probe(self) -> dict[str, Any]:
+        ours, seed = self.config.probe, self.config.seed
+        labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part="probe", max_words=ours.max_words)
+        check_labels(labelled.texts, labelled.labels)
+        features = probe_features(
+            self.lm, labelled.texts, protocols=self.config.protocols, max_tokens=ours.max_tokens, progress=self.progress
+        )
+        facts = {}
+        for protocol, matrix in features.items():
+            record = {"texts": ours.texts, "max_tokens": ours.max_tokens}
+            probe = fit_probe(self.lm, matrix, labelled.labels, protocol=protocol, seed=seed, record=record)
+            probe.save(self.folder / _for_protocol("direction-probe.safetensors", protocol))
+            facts[protocol] = {name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")}
+        token_contrast(self.lm, ours.positive, ours.negative).save(self.folder / "direction-contrast.safetensors")
+        random_direction(self.lm, seed=seed).save(self.folder / "direction-random.safetensors")
+        return facts
+
+    def _pairs(self) -> dict[str, Any]:
+        if self.config.tuned is not None:
+            return {"skipped": "a tuned model was given"}
+        found = make_pairs(
+            self.lm,
+            self.prompts.training,
+            self.pair_scorer,
+            dataclasses.replace(self.config.pairs, seed=self.config.seed),
+            direction=self.direction(self.config.protocols[0]),
+            max_prompt_tokens=self.config.evaluation.max_prompt_tokens,
+            progress=self.progress,
+        )
+        found.save(self.folder / "pairs.jsonl")
+        return {"pairs": len(found.pairs), **{k: v for k, v in found.record.items() if isinstance(v, float | int)}}
+
+    def _train(self) -> dict[str, Any]:
+        if self.config.tuned is not None:
+            return {"skipped": "a tuned model was given", "tuned": self.tuned.describe()}
+        pairs = PairSet.load(self.folder / "pairs.jsonl").pairs
+        settings = dataclasses.replace(self.config.dpo, seed=self.config.seed)
+        log = train_dpo(self.lm.model, self.lm.tokenizer, pairs, settings, self.folder / "tuned", progress=self.progress)
+        return asdict(log)
+
+    def _activations(self) -> dict[str, Any]:
+        ours = self.config.evaluation
+        facts = {}
+        for name, lm in (("base", self.lm), ("tuned", self.tuned)):
+            decoder = Decoder(
+                lm, self.prompts.evaluation, max_new_tokens=ours.max_new_tokens, max_prompt_tokens=ours.max_prompt_tokens, batch_size=ours.batch_size
+            )
+            decoded = decode_with_means(decoder, protocols=self.config.protocols, progress=self.progress)
+            for protocol, means in decoded.means.items():
+                means.save(self.folder / _for_protocol(f"means-{name}.safetensors", protocol))
+                facts[f"{name}_positions_{protocol}"] = means.count
+        return facts
+
+    def _neurons(self) -> dict[str, Any]:
+        facts = {}
+        for protocol in self.config.protocols:
+            table = self.tables(protocol).probe
+            table.to_parquet(self.folder / _for_protocol("neurons.parquet", protocol))
+            facts[protocol] = {name: int(mask.sum()) for name, mask in table.groups().items()}
+        return facts
+
+    def tables(self, protocol: Protocol) -> Tables:
+        """The neuron tables of one protocol, from the saved directions and means."""
+        probe = self.direction(protocol)
+        contrast = Direction.load(self.folder / "direction-contrast.safetensors")
+        noise = Direction.load(self.folder / "direction-random.safetensors")
+        base = NeuronMeans.load(self.folder / _for_protocol("means-base.safetensors", protocol))
+        after = NeuronMeans.load(self.folder / _for_protocol("means-tuned.safetensors", protocol))
+        # The random direction steers as far as the probe does.
+        noise = dataclasses.replace(noise, vector=noise.unit * np.linalg.norm(probe.vector))
+        return Tables(
+            compare(self.lm, self.tuned, probe, base, after),
+            neuron_table(self.lm, contrast, base),
+            neuron_table(self.lm, noise, base),
+            probe,
+            noise,
+        )
+
+    def suite(self, count: int) -> Suite:
+        """The evaluation suite on the first `count` prompts."""
+        ours, seed = self.config.evaluation, self.config.seed
+        shared = {
+            name: getattr(ours, name)
+            for name in ("max_new_tokens", "max_prompt_tokens", "window", "max_windows", "kl_windows", "batch_size")
+        }
+        return Suite(
+            self.prompts.evaluation[:count],
+            data.load_wiki_pairs(ours.pairs, ours.pairs_count, seed=seed),
+            data.load_reference_text(ours.text),
+            (self.judge, self.pair_scorer),
+            seed=seed,
+            **shared,
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        ours = self.config.evaluation
+        planned = [
+            one
+            for protocol in self.config.protocols
+            for one in plan(protocol, self.tables(protocol), self.config.interventions, seed=self.config.seed)
+        ]
+        main = Evaluator(self.lm, self.suite(ours.count))
+        small = main if ours.control_count >= ours.count else Evaluator(self.lm, self.suite(ours.control_count))
+        rows = []
+        for done, one in enumerate(planned):
+            self.progress(f"evaluating {one.name}", done, len(planned))
+            rows.append(self._row(one, small if one.intervention.control_of else main))
+        self.progress("evaluating", len(planned), len(planned))
+        self._write_results(rows)
+        for one in planned:
+            if one.intervention.control_of is None and one.intervention.kind != "none":
+                one.intervention.save(self.folder / "interventions" / f"{one.name}.safetensors")
+        return {"rows": len(rows), "judges": [self.judge.name, self.pair_scorer.name], "caveat": self.judge.caveat}
+
+    def _row(self, planned: Planned, evaluator: Evaluator) -> Row:
+        key = fingerprint(self._hash("evaluate"), planned.name, planned.intervention.key)
+        path = self.folder / "rows" / f"{planned.name}.json"
+        if path.exists():
+            saved = read_json(path)
+            if saved.pop("key") == key:
+                return as_row(planned.intervention, planned.protocol, _measured_from_json(saved))
+        row = evaluator.row(planned.intervention, planned.protocol, model=self.tuned if planned.tuned else None)
+        write_json(path, {"key": key, **_measured_to_json(row.measured)})
+        return row
+
+    def _write_results(self, rows: list[Row]) -> None:
+        reference = {row.protocol: row for row in rows if row.intervention == "none"}
+        written = [row.to_json(reference[row.protocol], self.prompts.evaluation, samples=SAMPLES) for row in rows]
+        write_json(self.folder / "results.json", {"schema": SCHEMA, "rows": written})
+
+    def _report(self) -> dict[str, Any]:
+        write_report(self.folder)
+        return {}
+
+
+def _for_protocol(name: str, protocol: Protocol) -> str:
+    """`strict`, the default, has the plain name; `paper` says so."""
+    stem, dot, ending = name.partition(".")
+    return name if protocol == "strict" else f"{stem}-{protocol}{dot}{ending}"
+
+
+def _measured_to_json(measured: Measured) -> dict[str, Any]:
+    values = {name: [None if x != x else x for x in column] for name, column in measured.values.items()}
+    return {**asdict(measured), "values": values}
+
+
+def _measured_from_json(saved: dict[str, Any]) -> Measured:
+    values = {name: [float("nan") if x is None else x for x in column] for name, column in saved["values"].items()}
+    return Measured(**{**saved, "values": values})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _peak_mb() -> int | None:
+    """Peak resident memory of this process and its finished children so far, in MiB; None where the system keeps none."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(one).ru_maxrss for one in who) * unit / 2**20)
+
+
+def load_results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished study's results.json.
+
+    Raises:
+        DialdownError: the study has not been evaluated.
+    """
+    rows: list[dict[str, Any]] = read_json(folder / "results.json")["rows"]
+    return rows
