@@ -153,17 +153,16 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
     """
     if preset not in PRESETS:
         raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}.")
-    layers = [tomllib.loads((resources.files("dialdown") / "presets" / f"{preset}.toml").read_text(encoding="utf-8"))]
+    packaged = resources.files("dialdown") / "presets" / f"{preset}.toml"
+    files = [tomllib.loads(packaged.read_text(encoding="utf-8"))]
     if file is not None:
-        layers.append(_read_toml(file))
-    layers.append(_nest(flags or {}))
-    for layer, where in zip(layers, (preset, str(file), "the command line"), strict=False):
-        _check_keys(layer, Config, where, "")
+        files.append(_read_toml(file))
+        _check_keys(files[-1], Config, str(file), "")
+    given = _nest(flags or {})
+    _check_keys(given, Config, "the command line", "")
     for name in os.environ:
         if name.startswith("DIALDOWN_") and name not in OTHER_VARIABLES:
             _check_keys(_nest({name.removeprefix("DIALDOWN_").lower().replace("__", "."): ""}), Config, f"environment variable {name}", "")
-    *files, given = layers
-
     class Layered(Config):
         @classmethod
         def settings_customise_sources(

@@ -97,7 +97,7 @@ def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[s
     )
 
 
-def split_prompts(source: str, *, evaluation: int, training: int, seed: int) -> PromptSplit:
+def split_prompts(source: str, *, evaluation: int, training: int | None, seed: int) -> PromptSplit:
     """Two sets of prompts of one source, neither containing a prompt, or the start of one, of the other.
 
     Raises:

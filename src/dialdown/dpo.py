@@ -178,9 +178,10 @@ def train_dpo(
     train, held_out = _split(pairs, examples, settings)
     weights = [fingerprint(_bytes(weight)) for weight in model.parameters()]
     inputs = fingerprint(asdict(settings), train, held_out, weights)
-    if (finished := _finished(out, inputs)) is not None:
-        return finished
     work = out.with_name(f".{out.name}.training")
+    if (finished := _finished(out, inputs)) is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        return finished
     _claim(work, inputs, model, settings)
     policy = copy.deepcopy(model)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
@@ -284,15 +285,11 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / RECORD).is_file():
-        raise DialdownError(
-            f"{out} exists and was not written by DPO training: pass a new folder, or empty it."
-        )
+        raise DialdownError(f"{out} exists and was not written by DPO training: pass a new folder, or empty it.")
     record = read_json(out / RECORD)
     if record.get("inputs") != inputs:
         return None
-    log: Any = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record["log"].items()
-    }
+    log: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in record["log"].items()}
     return TrainingLog(**log)
 
 

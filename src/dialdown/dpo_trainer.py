@@ -149,9 +149,7 @@ class KLDPOTrainer(DPOTrainer):
     def _logits(self, model: Any, inputs: dict[str, Tensor], last: int) -> Tensor:
         # The head is a fifth of a small model's work, and prompt positions need none of it.
         cut = {"logits_to_keep": last} if self._cuts_logits else {}
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **cut
-        )
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **cut)
         logits: Tensor = outputs.logits[:, -last:]
         return logits
 
@@ -270,9 +268,7 @@ def fit(
 
 def _reference(model: Any) -> Any:
     """A model that shares the weights of `model` and nothing else: TRL may patch, freeze or move it."""
-    shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
-    }
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, shared).eval()
 
 
@@ -330,9 +326,7 @@ def _run(trainer: KLDPOTrainer, work: Path) -> None:
 
 def _last_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones are removed."""
-    found = sorted(
-        work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
-    )
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

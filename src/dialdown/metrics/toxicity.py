@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,21 +35,17 @@ Scores = NDArray[np.float64]
 
 SEED = 0
 SHORT = 20  # words; continuations are that short, so the held-out AUC counts texts of at most this length
+CHUNK = 2_000  # texts hashed at a time, which bounds the memory
 BATCH = 32  # texts in a forward pass; more only adds padding
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Which embedded comments a scorer is trained on; the name and all of it enter the cached file's name."""
+    """Which embedded comments a scorer is trained on."""
 
-    scorer: str
     part: Part
     n: int | None
     max_words: int
-
-
-_NGRAM_DATA = _Data("ngram", "judge", None, 40)
-_MINILM_DATA = _Data("minilm", "pair_scorer", 4_400, SHORT)
 
 
 class Scorer(Protocol):
@@ -72,129 +67,172 @@ class Scorer(Protocol):
         """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
 
 
+class Features(Protocol):
+    """What a trained scorer sees of a text, and the linear model that suits it."""
+
+    @property
+    def name(self) -> str:
+        """The scorer's name."""
+
+    @property
+    def caveat(self) -> str:
+        """What a scorer on these features is known to get wrong."""
+
+    def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
+        """Features, dense or sparse float32, shape (n, width)."""
+
+    def untrained(self, seed: int) -> Any:
+        """A classifier of scikit-learn with `coef_` of shape (1, width)."""
+
+
 def load_scorer(source: str, *, device: str = "cpu", progress: Progress | None = None) -> Scorer:
     """The scorer `source` names (METHOD §6), trained first where it is an embedded one that the cache lacks.
 
-    Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with the label after
-    `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`.
+    Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with the label
+    after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`.
 
     Raises:
-        DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier, or it lacks the
-            label.
+        DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier, or it lacks
+            the label.
     """
-    if source == NgramScorer.name:
-        return _cached(
-            _NGRAM_DATA,
-            NgramScorer.load,
-            lambda data: NgramScorer.train(data, seed=SEED, progress=progress),
-            progress,
-        )
-    if source == MiniLMScorer.name:
-        encoder = Encoder.load(fetch("minilm", progress), device)
-        return _cached(
-            _MINILM_DATA,
-            lambda path: MiniLMScorer.load(path, encoder),
-            lambda data: MiniLMScorer.train(data, encoder, seed=SEED, progress=progress),
-            progress,
-        )
+    if source == NgramFeatures.name:
+        return _embedded(NgramFeatures(), _Data("judge", None, 40), progress)
+    if source == MiniLMFeatures.name:
+        features = MiniLMFeatures.load(fetch("minilm", progress), device)
+        return _embedded(features, _Data("pair_scorer", 4_400, SHORT), progress)
     model, _, label = source.partition("#")
     if model.startswith("embedded:") or ("/" not in model and not Path(model).exists()):
-        known = (NgramScorer.name, MiniLMScorer.name, "unitary/toxic-bert")
+        known = (NgramFeatures.name, MiniLMFeatures.name, "unitary/toxic-bert")
         raise DialdownError(f"There is no toxicity scorer {source!r}: {nearest(source, known)}")
     return ClassifierScorer.load(model, label or None, device=device)
 
 
 @dataclass(frozen=True, eq=False)
-class NgramScorer:
-    """Logistic regression on which word (1–2) and character (2–5) n-grams a text has, hashed."""
+class LinearScorer:
+    """Logistic regression on the features of a text; weights of shape (width,)."""
 
-    weights: NDArray[np.float64]  # (2 * FEATURES,): word n-grams, then character n-grams
+    features: Features
+    weights: NDArray[np.float32]
     intercept: float
     record: Mapping[str, Any]
 
-    FEATURES: ClassVar[int] = 2**18
-    KIND: ClassVar[str] = "n-gram toxicity scorer"
-    name: ClassVar[str] = "embedded:ngram"
-    caveat: ClassVar[str] = (
-        "The n-gram scorer knows words, not meaning: it misses threats without a swear word and fires on mild profanity."
-    )
+    KIND: ClassVar[str] = "toxicity scorer"
+
+    @property
+    def name(self) -> str:
+        """The source `load_scorer` takes."""
+        return self.features.name
+
+    @property
+    def caveat(self) -> str:
+        """What it is known to get wrong, in one sentence."""
+        return self.features.caveat
 
     @classmethod
-    def train(cls, data: LabelledTexts, *, seed: int, progress: Progress | None = None) -> NgramScorer:
+    def train(
+        cls, features: Features, data: LabelledTexts, *, seed: int, progress: Progress | None = None
+    ) -> LinearScorer:
         """Train on `data`, holding out a tenth of its short texts (4,000 at most) for the AUC in `record`.
 
         Raises:
             DialdownError: fewer than 20 short texts of either label.
         """
         rest, held_out = _hold_out(data, seed)
-        features = cls._features(data.texts, progress)
-        # Averaged stochastic descent reaches the AUC of liblinear here (.987) in a sixth of its time.
-        model = SGDClassifier(
-            loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed
-        )
-        model.fit(features[rest], data.labels[rest])
-        auc = roc_auc_score(data.labels[held_out], model.decision_function(features[held_out]))
-        weights = model.coef_[0].astype(np.float64)
-        return cls(weights, float(model.intercept_[0]), _record(float(auc), rest, held_out, seed))
+        matrix = features.matrix(data.texts, progress)
+        model = features.untrained(seed).fit(matrix[rest], data.labels[rest])
+        record = {
+            "held_out_auc": float(
+                roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))
+            ),
+            "held_out": len(held_out),
+            "held_out_max_words": SHORT,
+            "trained_on": len(rest),
+            "seed": seed,
+            "sklearn": sklearn.__version__,
+        }
+        # Saved as float32, so rounded here too: a scorer must not change by being loaded.
+        return cls(features, model.coef_[0].astype(np.float32), float(model.intercept_[0]), record)
 
     @classmethod
-    def load(cls, path: Path) -> NgramScorer:
+    def load(cls, path: Path, features: Features) -> LinearScorer:
         """Read what `save` wrote."""
         arrays, record = read_arrays(path, cls.KIND)
-        return cls(arrays["weights"].astype(np.float64), float(arrays["intercept"][0]), record)
+        return cls(features, arrays["weights"], float(arrays["intercept"][0]), record)
 
     def save(self, path: Path) -> None:
-        """Write the weights (float32) and the record as safetensors."""
-        _save_head(path, self.KIND, self.weights, self.intercept, self.record)
+        """Write weights and record as safetensors; the features are made anew from the same code and assets."""
+        arrays = {"weights": self.weights, "intercept": np.array([self.intercept])}
+        write_arrays(path, self.KIND, arrays, self.record)
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
-        return _of_text(texts, lambda some: _sigmoid(self._features(some) @ self.weights + self.intercept))
+        return _of_text(texts, lambda some: expit(self.features.matrix(some) @ self.weights + self.intercept))
 
-    @classmethod
-    def _features(cls, texts: Sequence[str], progress: Progress | None = None) -> Any:
-        """Sparse float32 matrix (n, 2 * FEATURES); each half of a row has length one, so long texts weigh no more."""
-        shared: dict[str, Any] = {
-            "n_features": cls.FEATURES,
-            "alternate_sign": False,
-            "binary": True,
-            "norm": "l2",
-            "dtype": np.float32,
-        }
+
+@dataclass(frozen=True)
+class NgramFeatures:
+    """Which word (1–2) and character (2–5) n-grams a text has, hashed: sparse, shape (n, 2 * HASHES)."""
+
+    HASHES: ClassVar[int] = 2**18
+    name: ClassVar[str] = "embedded:ngram"
+    caveat: ClassVar[str] = (
+        "The n-gram scorer knows words, not meaning: it misses threats without a swear word and fires on mild "
+        "profanity."
+    )
+
+    def untrained(self, seed: int) -> Any:
+        """Averaged stochastic descent, which reaches liblinear's AUC here (.987) in a sixth of its time."""
+        return SGDClassifier(
+            loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed
+        )
+
+    def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
+        """Presence of each n-gram; either half of a row has length one, so a long text weighs no more."""
+        shared: dict[str, Any] = {"n_features": self.HASHES, "alternate_sign": False, "binary": True}
+        shared |= {"norm": "l2", "dtype": np.float32}
         words = HashingVectorizer(ngram_range=(1, 2), token_pattern=r"\b\w+\b", **shared)
         characters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), **shared)
         blocks = []
-        for start in range(0, len(texts), 2_000):
-            some = texts[start : start + 2_000]
+        for start in range(0, len(texts), CHUNK):
+            some = texts[start : start + CHUNK]
             blocks.append(sp.hstack([words.transform(some), characters.transform(some)], format="csr"))
             if progress:
-                progress("train the n-gram scorer", start + len(some), len(texts))
+                progress("read texts for the n-gram scorer", start + len(some), len(texts))
         return sp.vstack(blocks, format="csr")
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
-    """A sentence encoder: mean of the last hidden states over real tokens, scaled to length one."""
+class MiniLMFeatures:
+    """Sentence embeddings: the mean of an encoder's last hidden states over real tokens, scaled to length one."""
 
-    model: Any
+    encoder: Any
     tokenizer: Any
 
+    name: ClassVar[str] = "embedded:minilm"
+    caveat: ClassVar[str] = (
+        "The MiniLM scorer judges what a text is about more than its wording: it ranks texts less like people do "
+        "than the n-gram scorer."
+    )
+
     @classmethod
-    def load(cls, folder: Path, device: str) -> Encoder:
+    def load(cls, folder: Path, device: str = "cpu") -> MiniLMFeatures:
         """Load the encoder of a folder (safetensors only)."""
         from transformers import AutoModel, AutoTokenizer
 
-        with _quiet_loading():
-            model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(folder))
+        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        return cls(encoder.to(device).eval(), AutoTokenizer.from_pretrained(folder))
 
-    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+    def untrained(self, seed: int) -> Any:
+        """A weaker penalty gains no AUC and triples the false alarms on encyclopedic text."""
+        return LogisticRegression(C=1.0, max_iter=1_000, random_state=seed)
+
+    def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embeddings, float32, shape (n, width), of the first 128 tokens of each text."""
-        result = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        result = np.zeros((len(texts), self.encoder.config.hidden_size), dtype=np.float32)
         done = 0
-        for rows, batch in _batches(self.tokenizer, texts, self.model.device, longest=128):
+        for rows, batch in _batches(self.tokenizer, texts, self.encoder.device, longest=128):
             with torch.inference_mode():
-                hidden = self.model(**batch).last_hidden_state
+                hidden = self.encoder(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * mask).sum(1) / mask.sum(1)
             result[rows] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
@@ -202,56 +240,6 @@ class Encoder:
             if progress:
                 progress("embed texts for the MiniLM scorer", done, len(texts))
         return result
-
-
-@dataclass(frozen=True, eq=False)
-class MiniLMScorer:
-    """Logistic regression on MiniLM sentence embeddings."""
-
-    weights: NDArray[np.float64]  # (width,)
-    intercept: float
-    record: Mapping[str, Any]
-    encoder: Encoder
-
-    KIND: ClassVar[str] = "MiniLM toxicity scorer"
-    name: ClassVar[str] = "embedded:minilm"
-    caveat: ClassVar[str] = (
-        "The MiniLM scorer judges what a text is about more than its wording: a calm text on a rude topic may score "
-        "high, and its ranks agree less with human ones than the n-gram scorer's."
-    )
-
-    @classmethod
-    def train(
-        cls, data: LabelledTexts, encoder: Encoder, *, seed: int, progress: Progress | None = None
-    ) -> MiniLMScorer:
-        """Train the head on `data`, holding out a tenth of its short texts for the AUC in `record`.
-
-        Raises:
-            DialdownError: fewer than 20 short texts of either label.
-        """
-        rest, held_out = _hold_out(data, seed)
-        features = encoder.embed(data.texts, progress)
-        # Stronger penalties lose AUC, weaker ones triple the false alarms on encyclopedic text.
-        model = LogisticRegression(C=1.0, max_iter=1_000).fit(features[rest], data.labels[rest])
-        auc = roc_auc_score(data.labels[held_out], model.decision_function(features[held_out]))
-        weights = model.coef_[0].astype(np.float64)
-        return cls(weights, float(model.intercept_[0]), _record(float(auc), rest, held_out, seed), encoder)
-
-    @classmethod
-    def load(cls, path: Path, encoder: Encoder) -> MiniLMScorer:
-        """Read what `save` wrote."""
-        arrays, record = read_arrays(path, cls.KIND)
-        return cls(arrays["weights"].astype(np.float64), float(arrays["intercept"][0]), record, encoder)
-
-    def save(self, path: Path) -> None:
-        """Write the head's weights (float32) and the record as safetensors; the encoder stays where it is."""
-        _save_head(path, self.KIND, self.weights, self.intercept, self.record)
-
-    def score(self, texts: Sequence[str]) -> Scores:
-        """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
-        return _of_text(
-            texts, lambda some: _sigmoid(self.encoder.embed(some) @ self.weights + self.intercept)
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,10 +263,9 @@ class ClassifierScorer:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            with _quiet_loading():
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    source, use_safetensors=True, output_loading_info=True
-                )
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -323,26 +310,18 @@ class ClassifierScorer:
         return result
 
 
-Trained = TypeVar("Trained", NgramScorer, MiniLMScorer)
-
-
-def _cached(
-    data: _Data,
-    load: Callable[[Path], Trained],
-    train: Callable[[LabelledTexts], Trained],
-    progress: Progress | None,
-) -> Trained:
+def _embedded(features: Features, data: _Data, progress: Progress | None) -> LinearScorer:
     """The scorer of an earlier call, or a new one that later calls will find."""
-    key = fingerprint(asset_version("comments"), asset_version("minilm"), asdict(data), SEED)
-    path = cache_folder() / "scorers" / f"{data.scorer}-{key}.safetensors"
+    key = fingerprint(asset_version("comments"), asset_version("minilm"), features.name, asdict(data), SEED)
+    path = cache_folder() / "scorers" / f"{features.name.removeprefix('embedded:')}-{key}.safetensors"
     if path.exists():
         try:
-            return load(path)
+            return LinearScorer.load(path, features)
         except DialdownError as error:
-            log.warning("training the %s scorer again: %s", data.scorer, error)
+            log.warning("the scorer %s is trained again: %s", features.name, error)
     fetch("comments", progress)
     texts = load_labelled("embedded:comments", data.n, seed=SEED, part=data.part, max_words=data.max_words)
-    scorer = train(texts)
+    scorer = LinearScorer.train(features, texts, seed=SEED, progress=progress)
     scorer.save(path)
     return scorer
 
@@ -361,28 +340,6 @@ def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray
     size = min(4_000, len(short) // 10)
     _, held_out = train_test_split(short, test_size=size, stratify=data.labels[short], random_state=seed)
     return np.setdiff1d(np.arange(len(data)), held_out), held_out
-
-
-def _record(auc: float, rest: NDArray[np.intp], held_out: NDArray[np.intp], seed: int) -> dict[str, Any]:
-    return {
-        "held_out_auc": auc,
-        "held_out": len(held_out),
-        "held_out_max_words": SHORT,
-        "trained_on": len(rest),
-        "seed": seed,
-        "sklearn": sklearn.__version__,
-    }
-
-
-def _save_head(
-    path: Path, kind: str, weights: NDArray[np.float64], intercept: float, record: Mapping[str, Any]
-) -> None:
-    arrays = {"weights": weights.astype(np.float32), "intercept": np.array([intercept])}
-    write_arrays(path, kind, arrays, record)
-
-
-def _sigmoid(logits: NDArray[Any]) -> Scores:
-    return np.asarray(expit(logits), dtype=np.float64)
 
 
 def _of_text(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scores:
@@ -420,19 +377,3 @@ def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> s
             f"{', '.join(map(repr, labels.values()))}."
         )
     return found[0]
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' own progress bars and load reports; what they say is checked here."""
-    from transformers.utils import logging as chatter
-
-    bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
-    chatter.disable_progress_bar()
-    chatter.set_verbosity_error()
-    try:
-        yield
-    finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()

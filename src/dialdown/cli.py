@@ -1,0 +1,173 @@
+"""The commands: `dialdown run` and its stages, and `dialdown doctor`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .config import Config, load_config, parse_assignments
+from .errors import DialdownError
+from .files import read_json
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+out = Console()
+err = Console(stderr=True)
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; without one, the preset alone.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder of the study; the same command goes on with it.")]
+Preset = Annotated[str, typer.Option(help="smoke (every stage on almost nothing), demo, or full (the paper's sizes).")]
+Model = Annotated[str | None, typer.Option(help="A hub id, a folder, or embedded:smollm2-135m.")]
+Tuned = Annotated[str | None, typer.Option(help="A model already tuned from it, instead of training one.")]
+Seed = Annotated[int | None, typer.Option(help="The seed of everything random.")]
+Set = Annotated[list[str], typer.Option("--set", help="Any other setting, as key=value: --set dpo.learning_rate=2e-5.")]
+
+
+class Display:
+    """Progress of a study in the terminal: a live bar, or a line now and then where the output is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=None)
+        self.label = ""
+        self.started = self.spoke = time.monotonic()
+
+    def announce(self, sentence: str) -> None:
+        """A stage began or ended."""
+        self.label = ""
+        self.bar.console.print(sentence)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Some units of the current work are done."""
+        work = label.split()[0]
+        now = time.monotonic()
+        if work != self.label:
+            self.label, self.started = work, now
+            self.bar.reset(self.task)
+        self.bar.update(self.task, description=label, completed=done, total=total)
+        if not out.is_terminal and (done == total or now - self.spoke > 15):
+            self.spoke = now
+            left = (now - self.started) / done * (total - done) if done else float("nan")
+            out.print(f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""), highlight=False)
+
+
+def _study(stage: str) -> Callable[..., None]:
+    def command(
+        config: ConfigFile = None,
+        out_folder: Out = Path("runs/demo"),
+        preset: Preset = "demo",
+        model: Model = None,
+        tuned: Tuned = None,
+        seed: Seed = None,
+        set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+    ) -> None:
+        named = {"model": model, "tuned": tuned, "seed": seed}
+        flags = {key: value for key, value in named.items() if value is not None}
+        settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
+        run_study(settings, out_folder, until=stage)
+
+    return command
+
+
+def run_study(settings: Config, folder: Path, *, until: str) -> None:
+    """Run a study in the terminal, up to a stage."""
+    # torch and transformers take seconds to import, which `--help` should not.
+    from .study import Study
+
+    quiet()
+    display = Display()
+    start = time.monotonic()
+    try:
+        with display.bar:
+            Study(settings, folder, progress=display.progress, announce=display.announce).run(until=until)
+    except KeyboardInterrupt:
+        err.print("Interrupted: what is done stays done, and the same command goes on from there.")
+        sys.exit(130)
+    out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.")
+    if until == "report":
+        summary(folder)
+
+
+def summary(folder: Path) -> None:
+    """Print table 2 of a finished study."""
+    rows = read_json(folder / "results.json")["rows"]
+    table = Table("intervention", "protocol", "toxicity", "log-perplexity", "KL", "F1", "repetition")
+    for row in rows:
+        if row["control_of"] is None:
+            shown = [_cell(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "f1", "repetition")]
+            table.add_row(row["intervention"], row["protocol"], *shown)
+    out.print(table)
+    out.print(f"Means with bootstrap 95 % intervals; controls, samples and figures: {folder / 'report.html'}")
+
+
+def _cell(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+
+
+STAGE_HELP = {
+    "run": ("report", "The whole study: probe, pairs, DPO, activations, neuron table, interventions, report."),
+    "probe": ("probe", "Find the directions: a linear probe (both protocols), a token contrast, a random one."),
+    "pairs": ("pairs", "Make preference pairs with the model itself, after the stages before."),
+    "train": ("train", "Tune the model with DPO and the KL term, after the stages before."),
+    "activations": ("activations", "Mean activations of base and tuned model, after the stages before."),
+    "neurons": ("neurons", "The neuron table and its groups, after the stages before."),
+    "evaluate": ("evaluate", "Every intervention and control under both protocols, after the stages before."),
+}
+for _name, (_stage, _help) in STAGE_HELP.items():
+    app.command(_name, help=_help)(_study(_stage))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluated study.")]) -> None:
+    """Write report.html again from what a study saved."""
+    from .report.page import write_report
+
+    out.print(f"Wrote {write_report(folder)}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has: versions, devices, cache, and whether the extras are installed."""
+    from .doctor import findings
+
+    for line in findings():
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress: the libraries' bars and notices would interleave with it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one sentence on standard error and exit status 1; Ctrl-C is 130."""
+    try:
+        app()
+    except DialdownError as error:
+        err.print("dialdown:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
