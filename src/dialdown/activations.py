@@ -88,7 +88,7 @@ def mean_activations(
         lm, prompts, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens, batch_size=batch_size
     )
     decoded = decode_with_means(decoder, protocols=(protocol,), progress=progress)
-    return decoded[protocol]
+    return decoded.means[protocol]
 
 
 def decode_with_means(

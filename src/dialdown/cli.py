@@ -57,7 +57,7 @@ class Display:
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Some units of the current work are done."""
-        work = label.split()[0]
+        work = label.split(maxsplit=1)[0]
         now = time.monotonic()
         if work != self.label:
             self.label, self.started = work, now
@@ -66,7 +66,9 @@ class Display:
         if not out.is_terminal and (done == total or now - self.spoke > 15):
             self.spoke = now
             left = (now - self.started) / done * (total - done) if done else float("nan")
-            out.print(f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""), highlight=False)
+            out.print(
+                f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""), highlight=False
+            )
 
 
 def _study(stage: str) -> Callable[..., None]:
@@ -155,12 +157,11 @@ def doctor() -> None:
 def quiet() -> None:
     """Leave the terminal to our own progress: the libraries' bars and notices would interleave with it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from huggingface_hub.utils import disable_progress_bars
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging
 
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 

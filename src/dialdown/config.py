@@ -162,11 +162,22 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
     _check_keys(given, Config, "the command line", "")
     for name in os.environ:
         if name.startswith("DIALDOWN_") and name not in OTHER_VARIABLES:
-            _check_keys(_nest({name.removeprefix("DIALDOWN_").lower().replace("__", "."): ""}), Config, f"environment variable {name}", "")
+            _check_keys(
+                _nest({name.removeprefix("DIALDOWN_").lower().replace("__", "."): ""}),
+                Config,
+                f"environment variable {name}",
+                "",
+            )
+
     class Layered(Config):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            *_: Any,
+            **__: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, *(InitSettingsSource(settings_cls, layer) for layer in reversed(files))
 
@@ -188,7 +199,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise DialdownError(f"{assignment!r} sets nothing: write --set KEY=VALUE, for example --set dpo.learning_rate=2e-5.")
+            raise DialdownError(
+                f"{assignment!r} sets nothing: write --set KEY=VALUE, for example --set dpo.learning_rate=2e-5."
+            )
         try:
             out[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -213,7 +226,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
         with disk_errors(file):
             return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DialdownError(f"The configuration {file} does not exist: pass a TOML file, or nothing for the embedded default.") from error
+        raise DialdownError(
+            f"The configuration {file} does not exist: pass a TOML file, or nothing for the embedded default."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DialdownError(f"The configuration {file} is not valid TOML ({error}): correct that line.") from error
 
@@ -236,7 +251,9 @@ def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) 
             raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, known)}.")
         inner = _fields(known[key])
         if inner and not isinstance(value, Mapping):
-            raise DialdownError(f"{prefix}{key} in {where} is a section with settings of its own: set one of {', '.join(inner)}.")
+            raise DialdownError(
+                f"{prefix}{key} in {where} is a section with settings of its own: set one of {', '.join(inner)}."
+            )
         if inner:
             _check_keys(value, known[key], where, f"{prefix}{key}.")
 

@@ -92,9 +92,7 @@ def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[s
         if key not in seen and not clashes.with_text(key):
             prompts.append(prompt)
         seen.add(key)
-    return _pick(
-        prompts, n, seed, f"prompts in {source!r}" + (" beside the excluded ones" if exclude else "")
-    )
+    return _pick(prompts, n, seed, f"prompts in {source!r}" + (" beside the excluded ones" if exclude else ""))
 
 
 def split_prompts(source: str, *, evaluation: int, training: int | None, seed: int) -> PromptSplit:
@@ -207,9 +205,7 @@ def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
     if not items:
         raise DialdownError(f"There are no {what}: pass another source.")
     if n is not None and not 0 <= n <= len(items):
-        raise DialdownError(
-            f"{n} were asked for but there are {len(items)} {what}: ask for at most {len(items)}."
-        )
+        raise DialdownError(f"{n} were asked for but there are {len(items)} {what}: ask for at most {len(items)}.")
     order = np.random.default_rng(seed).permutation(len(items))
     return [items[i] for i in order[:n]]
 
@@ -378,9 +374,7 @@ def _field(row: Mapping[str, Any], names: Sequence[str], place: str, *, blank: b
         value = value.get("text")
     if not isinstance(value, str):
         wanted = " or ".join(map(repr, names))
-        raise DialdownError(
-            f"{place} has no text column {wanted} (it has {', '.join(map(repr, row))}): name one so."
-        )
+        raise DialdownError(f"{place} has no text column {wanted} (it has {', '.join(map(repr, row))}): name one so.")
     if not blank and not value.strip():
         raise DialdownError(f"{place} has an empty {names[0]}: remove the row or fill it.")
     return value

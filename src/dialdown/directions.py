@@ -99,7 +99,9 @@ def train_probe(
         DialdownError: texts and labels differ in number, a class is missing or too small, or activations are not finite.
     """
     check_labels(texts, labels)
-    features = probe_features(lm, texts, protocols=(protocol,), max_tokens=max_tokens, batch_size=batch_size, progress=progress)
+    features = probe_features(
+        lm, texts, protocols=(protocol,), max_tokens=max_tokens, batch_size=batch_size, progress=progress
+    )
     return fit_probe(lm, features[protocol], labels, protocol=protocol, seed=seed, record={"max_tokens": max_tokens})
 
 
@@ -110,12 +112,18 @@ def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> 
         DialdownError: texts and labels differ in number, or a class has fewer than 10 texts.
     """
     if len(texts) != len(labels):
-        raise DialdownError(f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for each text.")
+        raise DialdownError(
+            f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for each text."
+        )
     counts = {int(label): int(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
     if set(counts) != {0, 1}:
-        raise DialdownError(f"The labels contain only {sorted(counts)}, and a probe needs two classes: pass texts labelled 0 and texts labelled 1.")
+        raise DialdownError(
+            f"The labels contain only {sorted(counts)}, and a probe needs two classes: pass texts labelled 0 and texts labelled 1."
+        )
     if min(counts.values()) < 10:
-        raise DialdownError(f"The classes have {counts[0]} and {counts[1]} texts, too few to fit and validate a probe: pass at least 10 of each.")
+        raise DialdownError(
+            f"The classes have {counts[0]} and {counts[1]} texts, too few to fit and validate a probe: pass at least 10 of each."
+        )
 
 
 def probe_features(
@@ -155,7 +163,9 @@ def probe_features(
             progress("reading labelled texts", done + 1, len(starts))
     for protocol in protocols:
         if not np.isfinite(out[protocol]).all():
-            raise DialdownError(f"The final-layer residual of {lm.name} is not finite while reading labelled texts: load it in float32 or bfloat16.")
+            raise DialdownError(
+                f"The final-layer residual of {lm.name} is not finite while reading labelled texts: load it in float32 or bfloat16."
+            )
     return out
 
 
@@ -199,7 +209,12 @@ def fit_probe(
     train, held = train_test_split(np.arange(len(y)), test_size=0.1, stratify=y, random_state=seed)
     scale = float(np.sqrt(np.mean(features[train] ** 2)))
     model = LogisticRegressionCV(
-        Cs=np.logspace(-4, 2, 7), cv=5, scoring="neg_log_loss", max_iter=2000, random_state=seed, use_legacy_attributes=False
+        Cs=np.logspace(-4, 2, 7),
+        cv=5,
+        scoring="neg_log_loss",
+        max_iter=2000,
+        random_state=seed,
+        use_legacy_attributes=False,
     )
     model.fit(features[train] / scale, y[train])
     score = model.decision_function(features[held] / scale)
@@ -233,9 +248,13 @@ def token_contrast(
         DialdownError: a list is empty, a word is in both lists, or a word has no tokens.
     """
     if not positive or not negative:
-        raise DialdownError("A token contrast needs words on both sides: pass at least one positive and one negative word.")
+        raise DialdownError(
+            "A token contrast needs words on both sides: pass at least one positive and one negative word."
+        )
     if both := set(positive) & set(negative):
-        raise DialdownError(f"The word {min(both)!r} is on both sides of the contrast, where it cancels: remove it from one.")
+        raise DialdownError(
+            f"The word {min(both)!r} is on both sides of the contrast, where it cancels: remove it from one."
+        )
     vector = _mean_word(lm, positive) - _mean_word(lm, negative)
     record = {**lm.describe(), "positive": list(positive), "negative": list(negative)}
     return Direction("contrast", vector, "unembedding", record)
@@ -272,6 +291,9 @@ def logit_lens(lm: LM, vector: NDArray[np.float64], *, k: int = 10) -> list[tupl
     """
     with torch.inference_mode():
         u = torch.as_tensor(vector).to(lm.device, lm.model.dtype)[None, None]
-        logits = lm.view.unembedding(lm.view.final_norm(u))[0, 0].float()
+        logits: Tensor = lm.view.unembedding(lm.view.final_norm(u))[0, 0].float()
     top = logits.topk(k)
-    return [(lm.tokenizer.decode([token]), float(value)) for token, value in zip(top.indices.tolist(), top.values, strict=True)]
+    return [
+        (lm.tokenizer.decode([token]), float(value))
+        for token, value in zip(top.indices.tolist(), top.values, strict=True)
+    ]

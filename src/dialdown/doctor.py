@@ -26,12 +26,18 @@ def findings() -> Iterator[str]:
             yield f"{name}: not installed"
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
-        yield f"extra {extra}: " + (f'missing {", ".join(missing)}; pip install "dialdown[{extra}]"' if missing else "installed")
+        yield f"extra {extra}: " + (
+            f'missing {", ".join(missing)}; pip install "dialdown[{extra}]"' if missing else "installed"
+        )
     memory = psutil.virtual_memory()
     yield f"memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; the demo needs 6"
     yield f"cores: {os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
     yield from _threads()
-    yield f"GPU: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "GPU: none that torch sees; everything runs on the CPU"
+    yield (
+        f"GPU: {torch.cuda.get_device_name()}"
+        if torch.cuda.is_available()
+        else "GPU: none that torch sees; everything runs on the CPU"
+    )
     yield f"cache: {cache_folder()}"
     ready = [name for name in ASSETS if (cache_folder() / "assets" / name).is_dir()]
     yield f"embedded assets there: {', '.join(ready) or 'none yet; the first run downloads about 250 MB'}"

@@ -24,7 +24,9 @@ EditKind = Literal["set", "shift", "scale"]
 LESS, MORE = ("TP", "AN"), ("AP", "TN")
 
 
-def patch(table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "set", name: str | None = None) -> Intervention:
+def patch(
+    table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "set", name: str | None = None
+) -> Intervention:
     """Activation patching: chosen neurons get the tuned model's mean activation (METHOD §4).
 
     Args:
@@ -37,7 +39,9 @@ def patch(table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "se
         DialdownError: an unknown name, a table without a tuned model, or kind `scale`.
     """
     if kind not in ("set", "shift"):
-        raise DialdownError(f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' or kind='shift'.")
+        raise DialdownError(
+            f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' or kind='shift'."
+        )
     tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
     selected = table.select(which)
     values = tuned if kind == "set" else tuned - base
@@ -109,7 +113,9 @@ def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> In
     return replace(result, control_of=patched.name, record={**result.record, "seed": seed})
 
 
-def edit_controls(table: NeuronTable, random_table: NeuronTable, edited: Intervention, *, seed: int) -> list[Intervention]:
+def edit_controls(
+    table: NeuronTable, random_table: NeuronTable, edited: Intervention, *, seed: int
+) -> list[Intervention]:
     """What an edit must beat to be about the concept at all (METHOD §5).
 
     Args:
@@ -124,8 +130,15 @@ def edit_controls(table: NeuronTable, random_table: NeuronTable, edited: Interve
     """
     kind, alpha, beta = edited.kind, edited.alpha, edited.beta
     if kind not in get_args(EditKind) or alpha is None or beta is None:
-        raise DialdownError(f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result of dd.edit.")
-    options = {"alpha": alpha, "kind": kind, "ordering": edited.record["ordering"], "drop_top": edited.record["drop_top"]}
+        raise DialdownError(
+            f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result of dd.edit."
+        )
+    options = {
+        "alpha": alpha,
+        "kind": kind,
+        "ordering": edited.record["ordering"],
+        "drop_top": edited.record["drop_top"],
+    }
     sign = _sign(_choose(table, alpha, options["ordering"], options["drop_top"]))
     shuffled = np.random.default_rng(seed).permutation(sign.ravel()).reshape(table.shape)
     controls = [
@@ -157,7 +170,7 @@ def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
     """(L, F): -1 where the activation shrinks, +1 where it grows, 0 where the neuron was not chosen."""
     less = np.logical_or.reduce([chosen[name] for name in LESS])
     more = np.logical_or.reduce([chosen[name] for name in MORE])
-    return more.astype(np.float64) - less.astype(np.float64)
+    return np.asarray(more.astype(np.float64) - less.astype(np.float64))
 
 
 def _moved(table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float) -> Intervention:

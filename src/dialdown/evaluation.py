@@ -206,7 +206,9 @@ class Evaluator:
     def _text(self, protocol: Protocol) -> TextProbe:
         if protocol not in self._texts:
             suite = self.suite
-            windows = text_windows(self.lm, suite.text, protocol=protocol, window=suite.window, max_windows=suite.max_windows)
+            windows = text_windows(
+                self.lm, suite.text, protocol=protocol, window=suite.window, max_windows=suite.max_windows
+            )
             # Where no BOS is involved the two protocols cut the same windows, and the base model need not read them twice.
             same = [probe for probe in self._texts.values() if [w[0].tolist() for w in probe.windows] == windows]
             self._texts[protocol] = same[0] if same else TextProbe(self.lm, windows, kl_windows=suite.kl_windows)

@@ -37,7 +37,9 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"The disk is full while writing {path}: what was done before is kept; free some space and repeat the same command."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
-            raise DialdownError(f"{path} cannot be written ({error.strerror}): pass a folder you may write to.") from error
+            raise DialdownError(
+                f"{path} cannot be written ({error.strerror}): pass a folder you may write to."
+            ) from error
         raise
 
 
@@ -61,7 +63,11 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    write_atomic(path, lambda partial: partial.write_text(text, encoding="utf-8") and None)
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    write_atomic(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,7 +86,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise DialdownError(f"{path} does not exist: run the stage that writes it first.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DialdownError(f"{path} is not valid JSON ({error}): delete it and repeat the stage that writes it.") from error
+        raise DialdownError(
+            f"{path} is not valid JSON ({error}): delete it and repeat the stage that writes it."
+        ) from error
 
 
 def write_arrays(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
@@ -106,7 +114,9 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
         raise DialdownError(f"{path} is damaged or no safetensors file ({error}): write it again.") from error
     if record.get("kind") != kind or record.get("schema") != SCHEMA:
         found = f"{record.get('kind', 'something else')!r} (schema {record.get('schema')})"
-        raise DialdownError(f"{path} holds {found}, not a dialdown {kind} of schema {SCHEMA}: pass another file or write it again.")
+        raise DialdownError(
+            f"{path} holds {found}, not a dialdown {kind} of schema {SCHEMA}: pass another file or write it again."
+        )
     return arrays, record
 
 

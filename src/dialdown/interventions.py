@@ -80,9 +80,7 @@ class Intervention:
         arrays: dict[str, NDArray[Any]] = {"gain": self.gain, "offset": self.offset, "selected": self.selected}
         if self.vector is not None:
             arrays["vector"] = self.vector
-        record = {
-            name: getattr(self, name) for name in ("name", "kind", "alpha", "beta", "control_of", "record")
-        }
+        record = {name: getattr(self, name) for name in ("name", "kind", "alpha", "beta", "control_of", "record")}
         write_arrays(Path(path), "intervention", arrays, record)
 
     @classmethod
@@ -93,8 +91,18 @@ class Intervention:
             DialdownError: the file is missing, damaged or no intervention.
         """
         arrays, record = read_arrays(Path(path), "intervention")
-        named = {name: record[name] for name in ("name", "kind", "alpha", "beta", "control_of", "record")}
-        return cls(**named, **{**arrays, "vector": arrays.get("vector")})
+        return cls(
+            record["name"],
+            record["kind"],
+            arrays["gain"],
+            arrays["offset"],
+            arrays["selected"],
+            vector=arrays.get("vector"),
+            alpha=record["alpha"],
+            beta=record["beta"],
+            control_of=record["control_of"],
+            record=record["record"],
+        )
 
     @contextmanager
     def applied(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
@@ -144,8 +152,8 @@ class Intervention:
                 if self._touches(index):
                     self._fold_layer(index, layer)
             if self.vector is not None:
-                last = folded.view.layers[-1].down
-                last.bias += torch.as_tensor(self.vector).to(last.bias)
+                bias = folded.view.layers[-1].down.bias
+                bias.add_(torch.as_tensor(self.vector).to(bias))
         return replace(folded, name=f"{lm.name} + {self.name}")
 
     def _fold_layer(self, index: int, layer: MLPLayer) -> None:
@@ -153,7 +161,8 @@ class Intervention:
         wide = columns.double()
         if self.offset[index].any():
             moved = wide @ torch.as_tensor(self.offset[index], device=columns.device)
-            layer.down.bias += moved.to(layer.down.bias)
+            bias = layer.down.bias
+            bias.add_(moved.to(bias))
         columns.copy_(wide * torch.as_tensor(self.gain[index], device=columns.device))
 
     def _touches(self, index: int) -> bool:

@@ -66,7 +66,8 @@ class MLPLayer:
         # Some families store the weight and some store weight - 1; what an RMS norm makes of all-ones is the effective one.
         with torch.no_grad():
             ones = torch.ones(self.columns.shape[0], device=self.columns.device, dtype=self.columns.dtype)
-            return self.post_norm(ones).float()
+            gain: Tensor = self.post_norm(ones).float()
+            return gain
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ class MLPView:
     Attributes:
         layers: one `MLPLayer` per decoder layer.
         final_norm: the norm before the unembedding; its *input* is the final-layer residual stream x^L.
-        unembedding: the (V, d) output embedding module.
+        unembedding: the output embedding, weight (V, d).
     """
 
     layers: tuple[MLPLayer, ...]
     final_norm: nn.Module
-    unembedding: nn.Module
+    unembedding: nn.Linear
 
     @property
     def n_layers(self) -> int:
@@ -234,7 +235,10 @@ class LM:
 
     def weights_fingerprint(self) -> str:
         """Changes when a down projection changes: cheap identity of the weights that interventions touch."""
-        sums = [[float(layer.columns.double().sum()), float(layer.columns.double().square().sum())] for layer in self.view.layers]
+        sums = [
+            [float(layer.columns.double().sum()), float(layer.columns.double().square().sum())]
+            for layer in self.view.layers
+        ]
         return fingerprint(self.describe(), sums)
 
 
@@ -263,11 +267,13 @@ def load(
     torch_dtype = _dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
     source = str(assets.fetch(name.removeprefix("embedded:"))) if name.startswith("embedded:") else name
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
-        raise DialdownError(f"The folder {source} has no config.json, so it holds no transformers model: pass a folder written by save_pretrained.")
+        raise DialdownError(
+            f"The folder {source} has no config.json, so it holds no transformers model: pass a folder written by save_pretrained."
+        )
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, config=config, dtype=torch_dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, config=config, dtype=torch_dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DialdownError(

@@ -98,8 +98,10 @@ class NeuronTable:
         names = GROUPS if which == "four_groups" else which.split("+")
         for name in names:
             if name not in groups:
-                raise DialdownError(f"Unknown group {name!r} in {which!r}: {nearest(name, [*GROUPS, 'four_groups', 'increasing', 'toxic_256'])}.")
-        return np.logical_or.reduce([groups[name] for name in names])
+                raise DialdownError(
+                    f"Unknown group {name!r} in {which!r}: {nearest(name, [*GROUPS, 'four_groups', 'increasing', 'toxic_256'])}."
+                )
+        return np.asarray(np.logical_or.reduce([groups[name] for name in names]))
 
     def most_aligned(self, count: int) -> Mask:
         """The `count` neurons of highest cosine over all layers: the "toxic neurons" of section 4.
@@ -108,7 +110,9 @@ class NeuronTable:
             DialdownError: there are fewer neurons than that.
         """
         if not 0 < count <= self.arrow.num_rows:
-            raise DialdownError(f"{count} most aligned neurons were asked for and the model has {self.arrow.num_rows}: pass a number between.")
+            raise DialdownError(
+                f"{count} most aligned neurons were asked for and the model has {self.arrow.num_rows}: pass a number between."
+            )
         mask = np.zeros(self.arrow.num_rows, dtype=bool)
         mask[np.argsort(-self.grid("cosine").ravel(), kind="stable")[:count]] = True
         return mask.reshape(self.shape)
@@ -174,7 +178,9 @@ def compare(lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: N
     _check_shape(lm, direction, base)
     _check_shape(tuned, direction, after)
     if base.protocol != after.protocol:
-        raise DialdownError(f"The base means follow the {base.protocol} protocol and the tuned ones {after.protocol}: collect both under one.")
+        raise DialdownError(
+            f"The base means follow the {base.protocol} protocol and the tuned ones {after.protocol}: collect both under one."
+        )
     dots, norms = _dots(lm, direction, base.protocol)
     tuned_dots, _ = _dots(tuned, direction, base.protocol)
     before, now = base.means * dots, after.means * tuned_dots

@@ -96,7 +96,9 @@ class PairSet:
         except FileNotFoundError as error:
             raise DialdownError(f"{path} does not exist: pass a file of preference pairs.") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DialdownError(f"{path} has a line that is no pair ({error!r}): write one JSON object a line with prompt, chosen and rejected.") from error
+            raise DialdownError(
+                f"{path} has a line that is no pair ({error!r}): write one JSON object a line with prompt, chosen and rejected."
+            ) from error
 
 
 def make_pairs(
@@ -148,15 +150,28 @@ def make_pairs(
         )
     kept, notes = found[: settings.count], notes[: settings.count]
     means = {name: float(np.mean([note[name] for note in notes])) for name in notes[0]}
-    return PairSet(tuple(kept), {"prompts_used": used, "scorer": scorer.name, **means, "settings": asdict(settings), **lm.describe()})
+    return PairSet(
+        tuple(kept),
+        {"prompts_used": used, "scorer": scorer.name, **means, "settings": asdict(settings), **lm.describe()},
+    )
 
 
 def _candidates(
-    lm: LM, prompts: Sequence[str], settings: PairSettings, towards: Intervention | None, max_prompt_tokens: int, *, seed: int
+    lm: LM,
+    prompts: Sequence[str],
+    settings: PairSettings,
+    towards: Intervention | None,
+    max_prompt_tokens: int,
+    *,
+    seed: int,
 ) -> list[list[str]]:
     """One list of continuations per candidate; the prompts' prefixes are computed once for all of them."""
     decoder = Decoder(
-        lm, prompts, max_new_tokens=settings.max_new_tokens, max_prompt_tokens=max_prompt_tokens, batch_size=len(prompts)
+        lm,
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=len(prompts),
     )
     columns = []
     for index in range(settings.sampled + settings.steered):

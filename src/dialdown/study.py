@@ -9,6 +9,7 @@ evaluation, the longest one, keeps every finished row.
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import sys
 import time
@@ -32,10 +33,9 @@ from .evaluation import Evaluator, Measured, Row, Suite, as_row
 from .files import SCHEMA, fingerprint, read_json, write_json
 from .metrics.toxicity import Scorer, load_scorer
 from .models import LM, Protocol, check_pair, load
-from .neurons import NeuronTable, compare, neuron_table
+from .neurons import compare, neuron_table
 from .pairs import PairSet, make_pairs
 from .plan import Planned, Tables, plan
-from .report.page import write_report
 
 STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
@@ -44,9 +44,21 @@ SAMPLES = 8
 # The settings each stage reads, besides model and seed.
 READS: dict[str, tuple[str, ...]] = {
     "probe": ("probe",),
-    "pairs": ("pairs", "evaluation.prompts", "evaluation.count", "evaluation.max_prompt_tokens", "evaluation.pair_scorer"),
+    "pairs": (
+        "pairs",
+        "evaluation.prompts",
+        "evaluation.count",
+        "evaluation.max_prompt_tokens",
+        "evaluation.pair_scorer",
+    ),
     "train": ("dpo", "tuned"),
-    "activations": ("evaluation.prompts", "evaluation.count", "evaluation.max_prompt_tokens", "evaluation.max_new_tokens", "protocols"),
+    "activations": (
+        "evaluation.prompts",
+        "evaluation.count",
+        "evaluation.max_prompt_tokens",
+        "evaluation.max_new_tokens",
+        "protocols",
+    ),
     "neurons": ("protocols",),
     "evaluate": ("evaluation", "interventions", "protocols"),
     "report": (),
@@ -118,7 +130,9 @@ class Study:
 
         before = STAGES[: STAGES.index(stage)]
         common = ("model", "revision", "dtype", "device", "seed", "tuned")
-        return fingerprint(SCHEMA, stage, {key: read(key) for key in (*common, *READS[stage])}, [self._hash(s) for s in before])
+        return fingerprint(
+            SCHEMA, stage, {key: read(key) for key in (*common, *READS[stage])}, [self._hash(s) for s in before]
+        )
 
     def _stages(self) -> dict[str, Any]:
         stages: dict[str, Any] = read_json(self.folder / "run.json")["stages"]
@@ -132,7 +146,12 @@ class Study:
         run = read_json(path)
         run["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
         run["machine"] = {"platform": platform.platform(), "threads": _threads()}
-        run["stages"][stage] = {"hash": self._hash(stage), "seconds": round(seconds, 2), "peak_memory_mb": _peak_mb(), **facts}
+        run["stages"][stage] = {
+            "hash": self._hash(stage),
+            "seconds": round(seconds, 2),
+            "peak_memory_mb": _peak_mb(),
+            **facts,
+        }
         write_json(path, run)
 
     # What stages share
@@ -180,7 +199,7 @@ class Study:
         features = probe_features(
             self.lm, labelled.texts, protocols=self.config.protocols, max_tokens=ours.max_tokens, progress=self.progress
         )
-        facts = {}
+        facts: dict[str, Any] = {}
         for protocol, matrix in features.items():
             record = {"texts": ours.texts, "max_tokens": ours.max_tokens}
             probe = fit_probe(self.lm, matrix, labelled.labels, protocol=protocol, seed=seed, record=record)
@@ -210,7 +229,9 @@ class Study:
             return {"skipped": "a tuned model was given", "tuned": self.tuned.describe()}
         pairs = PairSet.load(self.folder / "pairs.jsonl").pairs
         settings = dataclasses.replace(self.config.dpo, seed=self.config.seed)
-        log = train_dpo(self.lm.model, self.lm.tokenizer, pairs, settings, self.folder / "tuned", progress=self.progress)
+        log = train_dpo(
+            self.lm.model, self.lm.tokenizer, pairs, settings, self.folder / "tuned", progress=self.progress
+        )
         return asdict(log)
 
     def _activations(self) -> dict[str, Any]:
@@ -218,7 +239,11 @@ class Study:
         facts = {}
         for name, lm in (("base", self.lm), ("tuned", self.tuned)):
             decoder = Decoder(
-                lm, self.prompts.evaluation, max_new_tokens=ours.max_new_tokens, max_prompt_tokens=ours.max_prompt_tokens, batch_size=ours.batch_size
+                lm,
+                self.prompts.evaluation,
+                max_new_tokens=ours.max_new_tokens,
+                max_prompt_tokens=ours.max_prompt_tokens,
+                batch_size=ours.batch_size,
             )
             decoded = decode_with_means(decoder, protocols=self.config.protocols, progress=self.progress)
             for protocol, means in decoded.means.items():
@@ -227,7 +252,7 @@ class Study:
         return facts
 
     def _neurons(self) -> dict[str, Any]:
-        facts = {}
+        facts: dict[str, Any] = {}
         for protocol in self.config.protocols:
             table = self.tables(protocol).probe
             table.to_parquet(self.folder / _for_protocol("neurons.parquet", protocol))
@@ -304,6 +329,9 @@ class Study:
         write_json(self.folder / "results.json", {"schema": SCHEMA, "rows": written})
 
     def _report(self) -> dict[str, Any]:
+        # matplotlib takes seconds to import, which the other stages need not wait for.
+        from .report.page import write_report
+
         write_report(self.folder)
         return {}
 
@@ -315,7 +343,7 @@ def _for_protocol(name: str, protocol: Protocol) -> str:
 
 
 def _measured_to_json(measured: Measured) -> dict[str, Any]:
-    values = {name: [None if x != x else x for x in column] for name, column in measured.values.items()}
+    values = {name: [None if math.isnan(x) else x for x in column] for name, column in measured.values.items()}
     return {**asdict(measured), "values": values}
 
 

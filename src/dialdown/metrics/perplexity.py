@@ -38,7 +38,9 @@ def text_windows(lm: LM, text: str, *, protocol: Protocol, window: int, max_wind
         DialdownError: the window exceeds the context, or the text has fewer than two tokens.
     """
     if window > lm.context:
-        raise DialdownError(f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a smaller window.")
+        raise DialdownError(
+            f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a smaller window."
+        )
     # One very long text is what a tokenizer warns about; it is cut into windows right below.
     ids: list[int] = lm.tokenizer(text, add_special_tokens=protocol == "paper", verbose=False)["input_ids"]
     start = lm.bos if protocol == "strict" else []
@@ -46,7 +48,9 @@ def text_windows(lm: LM, text: str, *, protocol: Protocol, window: int, max_wind
     windows = [[*start, *ids[at : at + step]] for at in range(0, len(ids), step)][:max_windows]
     windows = [ids for ids in windows if len(ids) > 1]
     if not windows:
-        raise DialdownError("The reference text has fewer than two tokens, so it has no perplexity: pass a longer text.")
+        raise DialdownError(
+            "The reference text has fewer than two tokens, so it has no perplexity: pass a longer text."
+        )
     return windows
 
 
@@ -78,7 +82,9 @@ class TextProbe:
                     kl.append(float(kl_per_position(self._base[index], log_probs).mean()))
         if not np.isfinite(nll).all():
             name = f"{lm.name} under {intervention.name}" if intervention else lm.name
-            raise DialdownError(f"The log-perplexity of {name} is not finite: the activations overflow; load the model in float32 or bfloat16, or use a weaker edit.")
+            raise DialdownError(
+                f"The log-perplexity of {name} is not finite: the activations overflow; load the model in float32 or bfloat16, or use a weaker edit."
+            )
         return TextMeasure(np.array(nll), np.array(tokens), np.array(kl))
 
     @staticmethod

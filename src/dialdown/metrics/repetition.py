@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 # Half of all 2-grams repeated is text such as "just just just a a a the the".
 DEGENERATE = 0.5
@@ -10,7 +11,7 @@ DEGENERATE = 0.5
 
 def repetition(tokens: Sequence[int]) -> float | None:
     """The share of 2-grams that occurred before in the continuation; None for a continuation without a 2-gram."""
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(pairwise(tokens))
     return 1 - len(set(pairs)) / len(pairs) if pairs else None
 
 

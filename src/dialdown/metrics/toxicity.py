@@ -141,9 +141,7 @@ class LinearScorer:
         matrix = features.matrix(data.texts, progress)
         model = features.untrained(seed).fit(matrix[rest], data.labels[rest])
         record = {
-            "held_out_auc": float(
-                roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))
-            ),
+            "held_out_auc": float(roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))),
             "held_out": len(held_out),
             "held_out_max_words": SHORT,
             "trained_on": len(rest),
@@ -182,9 +180,7 @@ class NgramFeatures:
 
     def untrained(self, seed: int) -> Any:
         """Averaged stochastic descent, which reaches liblinear's AUC here (.987) in a sixth of its time."""
-        return SGDClassifier(
-            loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed
-        )
+        return SGDClassifier(loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed)
 
     def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
         """Presence of each n-gram; either half of a row has length one, so a long text weighs no more."""
@@ -278,9 +274,7 @@ class ClassifierScorer:
                 f"{source!r} has no trained classification head (missing {sorted(report['missing_keys'])[0]}): pass a "
                 "sequence classifier such as 'unitary/toxic-bert', or 'embedded:ngram'."
             )
-        return cls(
-            source, _find_label(source, model.config.id2label, label), model.to(device).eval(), tokenizer
-        )
+        return cls(source, _find_label(source, model.config.id2label, label), model.to(device).eval(), tokenizer)
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -328,9 +322,7 @@ def _embedded(features: Features, data: _Data, progress: Progress | None) -> Lin
 
 def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Row numbers to train on, and those of a tenth of the short texts (4,000 at most) to report the AUC on."""
-    short = np.array(
-        [row for row, text in enumerate(data.texts) if len(text.split()) <= SHORT], dtype=np.intp
-    )
+    short = np.array([row for row, text in enumerate(data.texts) if len(text.split()) <= SHORT], dtype=np.intp)
     fewest = min(int((data.labels[short] == label).sum()) for label in (0, 1))
     if fewest < 20:
         raise DialdownError(
@@ -366,9 +358,7 @@ def _batches(
 def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> str:
     """The model's own spelling of the label; `toxicity` and `toxic` are one label under two names."""
     names = (
-        {"toxicity", "toxic"}
-        if wanted is None or wanted.casefold() in ("toxicity", "toxic")
-        else {wanted.casefold()}
+        {"toxicity", "toxic"} if wanted is None or wanted.casefold() in ("toxicity", "toxic") else {wanted.casefold()}
     )
     found = [label for label in labels.values() if label.casefold() in names]
     if not found:
