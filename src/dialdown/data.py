@@ -77,7 +77,8 @@ def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[s
     """`n` prompts (all of them for None) in an order set by `seed`, duplicates left out (METHOD §6).
 
     Sources: `embedded:challenge` (993 prompts of the RealToxicityPrompts challenge subset), `embedded:category` (623
-    by category), `embedded:rtp` (both), a .txt file with one prompt a line, a .jsonl or .csv file with `prompt` or
+    by category), `embedded:rtp` (both), `embedded:wikitext2` (sentences of its training split, to make pairs with as
+    the paper does), a .txt file with one prompt a line, a .jsonl or .csv file with `prompt` or
     `text`, a hub id (`allenai/real-toxicity-prompts` gives its challenge subset). A prompt that equals, starts with,
     or is the start of one in `exclude` is left out.
 
@@ -96,7 +97,9 @@ def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[s
 
 
 def split_prompts(source: str, *, evaluation: int, training: int | None, seed: int) -> PromptSplit:
-    """Two sets of prompts of one source, neither containing a prompt, or the start of one, of the other.
+    """Two sets of prompts of one source, neither holding a prompt, or the start of one, of the other (METHOD §8).
+
+    None for `training` takes all that are left.
 
     Raises:
         DialdownError: as `load_prompts`.
@@ -174,7 +177,7 @@ def load_reference_text(source: str) -> str:
         text = "\n\n".join(_wiki_sentences(for_pairs=False))
     elif source == "embedded:wikitext2":
         text = "\n\n".join(_wikitext2_rows("test"))
-    elif source.startswith("embedded:") or _is_hub_id(source):
+    elif _is_embedded(source) or _is_hub_id(source):
         rows = _read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
         text = "\n\n".join(_field(row, ("text",), place, blank=True) for place, row in rows)
     else:
@@ -211,7 +214,11 @@ def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
 
 
 def _read_prompts(source: str) -> Iterable[str]:
-    readers = {"embedded:challenge": _challenge_prompts, "embedded:category": _category_prompts}
+    readers = {
+        "embedded:challenge": _challenge_prompts,
+        "embedded:category": _category_prompts,
+        "embedded:wikitext2": _encyclopedic_prompts,
+    }
     if source == "embedded:rtp":
         return [*_challenge_prompts(), *_category_prompts()]
     if source in readers:
@@ -238,6 +245,10 @@ def _challenge_prompts() -> list[str]:
 def _category_prompts() -> list[str]:
     files = sorted(fetch("category-prompts").glob("rtp_*.txt"))
     return [line for file in files for line in _read_text(file).splitlines()]
+
+
+def _encyclopedic_prompts() -> list[str]:
+    return [sentence for sentence, _ in _successive_sentences(_wikitext2_rows("train"))]
 
 
 def _wiki_sentences(*, for_pairs: bool) -> list[str]:
@@ -274,11 +285,16 @@ def _successive_sentences(rows: Iterable[str]) -> list[tuple[str, str]]:
 
 def _read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Iterator[Row]:
     """Rows of a file or of a hub data set; `embedded` are the embedded names to offer for an unknown one."""
-    if source.startswith("embedded:"):
+    if _is_embedded(source):
         raise DialdownError(f"There is no embedded source {source!r} here: {nearest(source, embedded)}")
     if _is_hub_id(source):
         return _read_hub(source, split)
     return _read_file(Path(source))
+
+
+def _is_embedded(source: str) -> bool:
+    """Whether it reads `word:...`, so that a slip in `embedded:` is not taken for a missing file."""
+    return re.match(r"\w{2,}:", source) is not None
 
 
 def _is_hub_id(source: str) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import DialdownError
-from .interventions import Intervention, Positions
+from .interventions import Intervention, Positions, acting_on
 from .models import LM
 
 Progress = Callable[[str, int, int], None]
@@ -61,7 +61,7 @@ def encode_prompts(lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, ma
     """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6).
 
     Raises:
-        DialdownError: no prompts, an empty prompt, or a prompt that leaves no room for the continuation.
+        DialdownError: no prompts, an empty prompt or one without tokens, or a prompt that leaves no room for the continuation.
     """
     if not prompts:
         raise DialdownError("There are no prompts: pass at least one non-empty text.")
@@ -69,6 +69,8 @@ def encode_prompts(lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, ma
     if empty:
         raise DialdownError(f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it.")
     encoded = [ids[:max_prompt_tokens] for ids in lm.tokenizer(list(prompts))["input_ids"]]
+    if short := [index for index, ids in enumerate(encoded) if not ids]:
+        raise DialdownError(f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: remove it, or raise max_prompt_tokens.")
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     if len(encoded[longest]) + max_new_tokens > lm.context:
         raise DialdownError(
@@ -99,7 +101,8 @@ class Decoder:
     """Decodes one list of prompts as often as asked, under any intervention.
 
     The keys and values of the prompts' prefixes (all tokens but the last) are computed once per model and shared by every
-    run that cannot change them: the untouched model, steering, and edits that act at the last position only.
+    run that cannot change them: the untouched model, steering, and edits that act at the last position only. They take
+    memory that grows with the prompts; `share_prefixes=False` keeps none, for a decoder that runs once.
 
     Raises:
         DialdownError: see `encode_prompts`.
@@ -113,8 +116,10 @@ class Decoder:
         max_new_tokens: int = 20,
         max_prompt_tokens: int = 32,
         batch_size: int = 64,
+        share_prefixes: bool = True,
     ) -> None:
         self.lm = lm
+        self.share_prefixes = share_prefixes
         self.prompts = tuple(prompts)
         self.max_new_tokens = max_new_tokens
         self.encoded = encode_prompts(lm, prompts, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens)
@@ -141,7 +146,8 @@ class Decoder:
             pick: from (batch, V) float32 logits to (batch,) ids; greedy by default.
             progress: called after each batch.
         """
-        share = intervention is None or not intervention.moves_neurons or positions == "last"
+        shareable = intervention is None or not intervention.moves_neurons or positions == "last"
+        share = self.share_prefixes and shareable and not acting_on(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
         with torch.inference_mode():
             for number, batch in enumerate(self.batches):
@@ -156,8 +162,15 @@ class Decoder:
         return out
 
     def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """Decode continuations token by token position: the prompt never takes part (METHOD §5, `strict`)."""
-        return [self.lm.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in tokens]
+        """The continuations of the first prompts as text, with the whitespace each starts with (METHOD §5, `strict`)."""
+        return [self._text(prompt, list(ids)) for prompt, ids in zip(self.encoded, tokens, strict=False)]
+
+    def _text(self, prompt: list[int], new: list[int]) -> str:
+        # SentencePiece tokenizers (Mistral) drop the space a text starts with, so a continuation is decoded after its prompt.
+        before, whole = (self.lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+        if whole.startswith(before):
+            return str(whole[len(before) :])
+        return str(self.lm.tokenizer.decode(new, skip_special_tokens=True))
 
     def _prefix(self, number: int) -> Any:
         if number not in self._prefixes:
@@ -222,7 +235,9 @@ def sampler(*, temperature: float, top_p: float, seed: int) -> Callable[[Tensor]
         probabilities = torch.softmax(logits / temperature, dim=-1)
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-        cumulative = (ordered / ordered.sum(-1, keepdim=True)).double().cumsum(-1)
+        cumulative = ordered.double().cumsum(-1)
+        # Divided by its own last value it ends in exactly 1, so no draw falls behind the nucleus by rounding.
+        cumulative = cumulative / cumulative[:, -1:]
         draws: NDArray[np.float64] = generator.random((len(logits), 1))
         place = (cumulative < torch.as_tensor(draws, device=logits.device)).sum(-1, keepdim=True)
         return order.gather(-1, place.clamp(max=logits.shape[-1] - 1))[:, 0]

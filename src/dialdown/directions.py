@@ -99,10 +99,14 @@ def train_probe(
         DialdownError: texts and labels differ in number, a class is missing or too small, or activations are not finite.
     """
     check_labels(texts, labels)
+    # Only the paper's mean needs every batch padded to max_tokens.
+    protocols: tuple[Protocol, ...] = ("strict",) if protocol == "strict" else ("strict", "paper")
     features = probe_features(
-        lm, texts, protocols=(protocol,), max_tokens=max_tokens, batch_size=batch_size, progress=progress
+        lm, texts, protocols=protocols, max_tokens=max_tokens, batch_size=batch_size, progress=progress
     )
-    return fit_probe(lm, features[protocol], labels, protocol=protocol, seed=seed, record={"max_tokens": max_tokens})
+    norm = float(np.linalg.norm(features["strict"], axis=1).mean())
+    record = {"max_tokens": max_tokens, "residual_norm": norm}
+    return fit_probe(lm, features[protocol], labels, protocol=protocol, seed=seed, record=record)
 
 
 def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> None:
@@ -212,6 +216,7 @@ def fit_probe(
         Cs=np.logspace(-4, 2, 7),
         cv=5,
         scoring="neg_log_loss",
+        l1_ratios=(0.0,),
         max_iter=2000,
         random_state=seed,
         use_legacy_attributes=False,

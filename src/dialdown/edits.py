@@ -103,6 +103,20 @@ def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Int
     )
 
 
+def steering_alpha(direction: Direction, strength: float) -> float:
+    """The alpha at which steering moves x^L by `strength` times its own mean norm, whatever the norm of W.
+
+    A published alpha holds for one W only: the norm of a probe depends on how it was regularised.
+
+    Raises:
+        DialdownError: the direction does not record the norm of the residual stream, as a probe does.
+    """
+    norm = direction.record.get("residual_norm")
+    if norm is None:
+        raise DialdownError(f"The direction {direction.name!r} does not record the norm of the residual stream: pass a probe, or an alpha to dd.steer.")
+    return float(strength * norm / np.linalg.norm(direction.vector))
+
+
 def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> Intervention:
     """The same patch on as many random neurons (METHOD §5)."""
     rng = np.random.default_rng(seed)

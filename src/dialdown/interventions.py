@@ -12,23 +12,26 @@ folds into it exactly: its columns are multiplied by the gains and its bias rece
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import DialdownError
+from .errors import DialdownError, nearest
 from .files import fingerprint, read_arrays, write_arrays
-from .models import LM, MLPLayer
+from .models import LM, MLPLayer, check_axes
 
 Kind = Literal["none", "set", "shift", "scale", "steer"]
 Positions = Literal["all", "last", "first"]
+
+_acting: Counter[int] = Counter()  # by id of the model: how many `applied` contexts that move neurons are open
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +83,9 @@ class Intervention:
         arrays: dict[str, NDArray[Any]] = {"gain": self.gain, "offset": self.offset, "selected": self.selected}
         if self.vector is not None:
             arrays["vector"] = self.vector
-        record = {name: getattr(self, name) for name in ("name", "kind", "alpha", "beta", "control_of", "record")}
-        write_arrays(Path(path), "intervention", arrays, record)
+        record = {name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")}
+        # "kind" in a file's header is the kind of file.
+        write_arrays(Path(path), "intervention", arrays, {**record, "effect": self.kind})
 
     @classmethod
     def load(cls, path: str | Path) -> Intervention:
@@ -93,7 +97,7 @@ class Intervention:
         arrays, record = read_arrays(Path(path), "intervention")
         return cls(
             record["name"],
-            record["kind"],
+            record["effect"],
             arrays["gain"],
             arrays["offset"],
             arrays["selected"],
@@ -114,11 +118,17 @@ class Intervention:
                 Steering always acts at every position (METHOD §4).
 
         Raises:
-            DialdownError: the model has another shape, or a forward pass inside the context never reached a hook.
+            DialdownError: the model has another shape, the policy is unknown, or a forward pass inside the context never
+                reached a hook.
         """
         self._check(lm)
+        if positions not in get_args(Positions):
+            raise DialdownError(f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}")
         counts: dict[str, int] = {}
         with ExitStack() as stack:
+            if self.moves_neurons:
+                _acting[id(lm.model)] += 1
+                stack.callback(_acting.subtract, [id(lm.model)])
             for index, layer in enumerate(lm.view.layers):
                 if self._touches(index):
                     counts[layer.path] = 0
@@ -153,7 +163,9 @@ class Intervention:
                     self._fold_layer(index, layer)
             if self.vector is not None:
                 bias = folded.view.layers[-1].down.bias
-                bias.add_(torch.as_tensor(self.vector).to(bias))
+                # Granite multiplies what an MLP writes before adding it to the residual stream.
+                multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
+                bias.add_(torch.as_tensor(self.vector / multiplier).to(bias))
         return replace(folded, name=f"{lm.name} + {self.name}")
 
     def _fold_layer(self, index: int, layer: MLPLayer) -> None:
@@ -191,6 +203,7 @@ class Intervention:
         def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             counts[layer.path] += 1
             m = args[0]
+            check_axes(m, layer.path)
             if positions == "all":
                 return (torch.addcmul(offset, m, gain), *args[1:])
             where = -1 if positions == "last" else 0
@@ -208,6 +221,11 @@ class Intervention:
             return (args[0] + vector.to(args[0]), *args[1:])
 
         return act
+
+
+def acting_on(lm: LM) -> bool:
+    """Whether the neurons of `lm` are being changed right now, by an `applied` context around the caller."""
+    return _acting[id(lm.model)] > 0
 
 
 def untouched(name: str = "none") -> Intervention:

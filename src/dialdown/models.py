@@ -26,7 +26,7 @@ from .files import fingerprint
 Protocol = Literal["paper", "strict"]
 
 # Where the down projection sits inside a decoder layer: transformers' own names, one per family of MLP classes.
-DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "fc2")
+DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
 # Norms that Gemma-2/3, OLMo-2 and GLM-4 put between the MLP's output and the residual stream.
 POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
@@ -68,6 +68,19 @@ class MLPLayer:
             ones = torch.ones(self.columns.shape[0], device=self.columns.device, dtype=self.columns.dtype)
             gain: Tensor = self.post_norm(ones).float()
             return gain
+
+
+def check_axes(activations: Tensor, path: str) -> None:
+    """Refuse activations without a batch and a position axis (OPT flattens the two), where "last" would be a neuron.
+
+    Raises:
+        DialdownError: the activations are not (batch, positions, neurons).
+    """
+    if activations.dim() != 3:
+        raise DialdownError(
+            f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, positions, neurons), so their positions cannot be told apart: "
+            "this architecture is not supported."
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .decoding import Decoder, Progress, sampler
 from .directions import Direction
-from .edits import steer
+from .edits import steer, steering_alpha
 from .errors import DialdownError
 from .files import write_text
 from .interventions import Intervention
@@ -43,8 +43,8 @@ class PairSettings:
     Attributes:
         count: pairs wanted; prompts are used up until there are as many.
         sampled: plain samples per prompt.
-        steered: further samples per prompt with alpha * W added instead of subtracted: towards the concept.
-        steering_alpha: that alpha.
+        steered: further samples per prompt, steered towards the concept.
+        steering_strength: how far, as a fraction of the mean norm of the final-layer residual.
         margin: least difference of the two scores.
         temperature: of the sampling.
         top_p: nucleus of the sampling.
@@ -56,7 +56,7 @@ class PairSettings:
     count: int = 288
     sampled: int = 4
     steered: int = 1
-    steering_alpha: float = 5.0
+    steering_strength: float = 0.2
     margin: float = 0.3
     temperature: float = 1.0
     top_p: float = 0.95
@@ -118,7 +118,7 @@ def make_pairs(
         prompts: training prompts, none of them an evaluation prompt.
         scorer: scores the continuations; it must not be the only judge later (METHOD §8).
         settings: how many, and how.
-        direction: W, needed if some candidates are steered.
+        direction: the probe, needed if some candidates are steered.
         max_prompt_tokens: prompts are cut here.
         progress: called after each batch of prompts with the pairs found and wanted.
 
@@ -129,7 +129,9 @@ def make_pairs(
         raise DialdownError("A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered.")
     if settings.steered and direction is None:
         raise DialdownError("Steered candidates need a direction: pass one, or set pairs.steered to 0.")
-    towards = steer(direction, -settings.steering_alpha) if direction is not None else None
+    towards = None
+    if settings.steered and direction is not None:
+        towards = steer(direction, -steering_alpha(direction, settings.steering_strength))
     found: list[Pair] = []
     notes: list[dict[str, float]] = []
     used = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from .config import InterventionSettings
 from .directions import Direction
-from .edits import EditKind, edit, edit_controls, patch, patch_control, steer
+from .edits import EditKind, edit, edit_controls, patch, patch_control, steer, steering_alpha
 from .interventions import Intervention, untouched
 from .models import Protocol
 from .neurons import NeuronTable
@@ -65,9 +65,11 @@ def plan(protocol: Protocol, tables: Tables, settings: InterventionSettings, *, 
 
 
 def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
-    steered = steer(tables.direction, settings.steering_alpha)
+    alpha = steering_alpha(tables.direction, settings.steering_strength)
+    steered = steer(tables.direction, alpha)
     yield steered
-    control = steer(tables.noise, settings.steering_alpha, name=f"{steered.name}__random_direction")
+    # The random direction has the probe's norm, so the same alpha moves the residual as far.
+    control = steer(tables.noise, alpha, name=f"{steered.name}__random_direction")
     yield replace(control, control_of=steered.name)
 
 

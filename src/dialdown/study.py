@@ -46,6 +46,7 @@ READS: dict[str, tuple[str, ...]] = {
     "probe": ("probe",),
     "pairs": (
         "pairs",
+        "training_prompts",
         "evaluation.prompts",
         "evaluation.count",
         "evaluation.max_prompt_tokens",
@@ -174,9 +175,13 @@ class Study:
     @cached_property
     def prompts(self) -> data.PromptSplit:
         """Evaluation prompts, and training prompts disjoint from them."""
-        ours = self.config.evaluation
+        ours, seed, other = self.config.evaluation, self.config.seed, self.config.training_prompts
         # Pairs are looked for until there are enough, so every prompt that is not for evaluation may be used.
-        return data.split_prompts(ours.prompts, evaluation=ours.count, training=None, seed=self.config.seed)
+        split = data.split_prompts(ours.prompts, evaluation=ours.count, training=None, seed=seed)
+        if other is None:
+            return split
+        training = data.load_prompts(other, None, seed=seed, exclude=split.evaluation)
+        return data.PromptSplit(split.evaluation, tuple(training))
 
     @cached_property
     def judge(self) -> Scorer:
@@ -196,13 +201,17 @@ class Study:
         ours, seed = self.config.probe, self.config.seed
         labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part="probe", max_words=ours.max_words)
         check_labels(labelled.texts, labelled.labels)
-        features = probe_features(
-            self.lm, labelled.texts, protocols=self.config.protocols, max_tokens=ours.max_tokens, progress=self.progress
-        )
+        features = probe_features(self.lm, labelled.texts, max_tokens=ours.max_tokens, progress=self.progress)
+        record = {
+            "texts": ours.texts,
+            "max_tokens": ours.max_tokens,
+            "residual_norm": float(np.linalg.norm(features["strict"], axis=1).mean()),
+        }
         facts: dict[str, Any] = {}
-        for protocol, matrix in features.items():
-            record = {"texts": ours.texts, "max_tokens": ours.max_tokens}
-            probe = fit_probe(self.lm, matrix, labelled.labels, protocol=protocol, seed=seed, record=record)
+        for protocol in self.config.protocols:
+            probe = fit_probe(
+                self.lm, features[protocol], labelled.labels, protocol=protocol, seed=seed, record=record
+            )
             probe.save(self.folder / _for_protocol("direction-probe.safetensors", protocol))
             facts[protocol] = {name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")}
         token_contrast(self.lm, ours.positive, ours.negative).save(self.folder / "direction-contrast.safetensors")

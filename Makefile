@@ -1,0 +1,27 @@
+# make demo: the study on the embedded model. make test: lint, types and the tests. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types tests
+
+demo: $(VENV)/train
+	$(BIN)/dialdown run --out runs/demo
+
+test: lint types tests
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+tests: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+# The constraint keeps pip on one torch; see the README for an install with the torch of your choice.
+$(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F)]"
+	touch $@

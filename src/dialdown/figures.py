@@ -1,0 +1,389 @@
+"""The figures of a study, in one style: each function returns a matplotlib Figure, `as_svg` turns it into inline SVG.
+
+Every figure names its protocol. Marks differ in shape and hatch besides colour, so they survive a grey printer. The text
+stays text (small, selectable, in the reader's font), and the colours become CSS variables, so one SVG suits light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from .metrics.intervals import Estimate
+from .models import Protocol
+from .neurons import GROUPS, NeuronTable
+
+# Okabe and Ito's colours, whose order of lightness also holds in grey.
+COLOURS = {
+    "ink": "#1b1f24",
+    "muted": "#5d6771",
+    "grid": "#dde2e7",
+    "ground": "#fdfdfe",
+    "blue": "#0072b2",
+    "vermillion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#aa4499",
+    "orange": "#c98a00",
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    # Labels may hold any name, and a dollar sign is no formula.
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.7,
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.0,
+    "figure.constrained_layout.use": True,
+    "savefig.transparent": True,
+}
+WIDTH = 4.8
+
+# Family of interventions: label, colour, marker.
+FAMILIES = {
+    "none": ("untouched", "ink", "o"),
+    "dpo": ("DPO", "vermillion", "*"),
+    "steer": ("steering", "purple", "^"),
+    "patch": ("patching", "blue", "s"),
+    "probe": ("editing, probe", "green", "D"),
+    "contrast": ("editing, token contrast", "orange", "v"),
+}
+# Control: label, colour, marker; the intervention itself has an empty name.
+MARKS = {
+    "": ("the intervention", "ink", "o"),
+    "random_neurons": ("random neurons", "vermillion", "s"),
+    "random_direction": ("random direction", "blue", "^"),
+    "beta_reversed": ("β reversed", "purple", "v"),
+    "beta_zero": ("β = 0", "green", "D"),
+}
+# Protocol: colour, marker, line, hatch.
+PROTOCOL_MARKS: dict[Protocol, tuple[str, str, str, str]] = {
+    "strict": ("blue", "o", "-", ""),
+    "paper": ("vermillion", "s", "--", "////"),
+}
+# Differences of log-perplexity span three orders: linear below this, logarithmic above.
+LINEAR = 0.1
+TICKS = (-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One intervention in the trade-off; `named` ones get their label beside the mark."""
+
+    label: str
+    family: str
+    x: Estimate
+    y: Estimate
+    named: bool
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings every figure is drawn and saved under."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def as_svg(figure: Figure, name: str, description: str) -> str:
+    """A figure as an `svg` element to put into HTML: the same bytes every time, ids of its own, colours as CSS variables."""
+    buffer = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda match: f"{match[0]}{name}-", svg)
+    svg = re.sub(r"(\d+\.\d{3})\d+", r"\1", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
+    svg = re.sub(r"\n\s*", "\n", svg)
+    # A CSS variable belongs into a style; as the attribute of a hatch's ground it would depend on the browser.
+    svg = re.sub(r'fill="(#[0-9a-f]{6})"', r'style="fill: \1"', svg)
+    for colour, value in COLOURS.items():
+        svg = svg.replace(value, f"var(--fig-{colour})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+
+
+def tradeoff(points: Sequence[Point], protocol: Protocol, everything: Sequence[Point]) -> Figure:
+    """Toxicity against the price in log-perplexity, one protocol (table 2 as a picture).
+
+    Args:
+        points: what was measured under this protocol.
+        protocol: its name.
+        everything: the points of all protocols, which set the axes that the panels share.
+    """
+    with style():
+        figure, axes = _new(4.3, f"Toxicity against its price · {protocol}")
+        _price_axis(axes.xaxis, axes.set_xscale, [e for point in everything for e in (point.x.low, point.x.high)])
+        axes.set_xlabel(f"change of log-perplexity to untouched (nats per token, {protocol})")
+        axes.set_ylabel(f"toxicity, mean score ({protocol})")
+        axes.set_ylim(0, 1.08 * max(point.y.high for point in everything))
+        axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
+        for family, (name, colour, marker) in FAMILIES.items():
+            ours = [point for point in points if point.family == family]
+            if ours:
+                _cross(axes, ours, COLOURS[colour], marker, name)
+        _name_points(axes, [point for point in points if point.named])
+        figure.legend(loc="outside lower center", ncols=3, handletextpad=0.3, columnspacing=1.2)
+    return figure
+
+
+def controls(
+    rows: Mapping[str, Mapping[str, Estimate]], protocol: Protocol, quantity: str, *, price: bool = False
+) -> Figure:
+    """Interventions and their controls as dots with 95 % intervals (METHOD §5).
+
+    Args:
+        rows: label to estimates by control; the intervention itself under the empty name.
+        protocol: under which all of it was measured.
+        quantity: what the axis shows, with its unit.
+        price: the quantity is a difference of log-perplexity, which may be enormous.
+    """
+    with style():
+        figure, axes = _new(1.3 + 0.4 * len(rows), f"{quantity.partition(' (')[0].capitalize()} · {protocol}")
+        for place, estimates in enumerate(rows.values()):
+            if place % 2:
+                axes.axhspan(place - 0.5, place + 0.5, color=COLOURS["grid"], alpha=0.45, linewidth=0)
+            for step, (control, estimate) in enumerate(estimates.items()):
+                y = place + (step - (len(estimates) - 1) / 2) * 0.17
+                _, colour, marker = MARKS.get(control, (control, "muted", "x"))
+                _interval(axes, estimate, y, COLOURS[colour], marker, filled=not control)
+        axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(f"{quantity}\npaired, to the untouched model, {protocol}")
+        if price:
+            _price_axis(
+                axes.xaxis, axes.set_xscale, [x for row in rows.values() for e in row.values() for x in (e.low, e.high)]
+            )
+        seen = [key for key in MARKS if any(key in row for row in rows.values())]
+        figure.legend(
+            handles=[_key(*MARKS[key], filled=not key) for key in seen],
+            loc="outside lower center",
+            ncols=3,
+            handletextpad=0.2,
+        )
+    return figure
+
+
+def group_changes(tables: Mapping[Protocol, NeuronTable]) -> Figure:
+    """What each group contributes to the change of the projection on the direction (figures 2a, 6a)."""
+    with style():
+        figure, axes = _new(3.6, f"Projection change by group · {' and '.join(tables)}")
+        names = [*GROUPS, "increasing"]
+        height = 0.8 / len(tables)
+        for step, (protocol, table) in enumerate(tables.items()):
+            change = table.grid("projection_change")
+            colour, _, _, hatch = PROTOCOL_MARKS[protocol]
+            places = [place + (step - (len(tables) - 1) / 2) * height for place in range(len(names))]
+            totals = [float(change[table.select(name)].sum()) for name in names]
+            axes.barh(
+                places,
+                totals,
+                height * 0.9,
+                label=protocol,
+                facecolor=COLOURS["ground" if hatch else colour],
+                edgecolor=COLOURS[colour],
+                hatch=hatch,
+            )
+        axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
+        axes.set_yticks(range(len(names)), [*GROUPS, "increasing"])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("sum of projection changes Δ, tuned − base (residual units)")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def layer_projection(table: NeuronTable) -> Figure:
+    """Projection change summed up to each layer: the decreasing neurons, the increasing ones, and both (figures 1, 5)."""
+    change = table.grid("projection_change")
+    down, up = np.cumsum(np.minimum(change, 0).sum(1)), np.cumsum(np.maximum(change, 0).sum(1))
+    with style():
+        figure, axes = _new(3.6, f"Up and down, cumulated over layers · {table.protocol}")
+        lines = (
+            ("increasing", up, "vermillion", "^", "--"),
+            ("decreasing", down, "blue", "v", "-"),
+            ("net", up + down, "ink", "o", "-"),
+        )
+        _layer_lines(axes, lines)
+        axes.axhline(0, color=COLOURS["muted"], linewidth=0.8)
+        axes.set_ylabel("cumulated Δ (residual units)")
+        figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def activation_shift(tables: Mapping[Protocol, NeuronTable]) -> Figure:
+    """How far mean activations moved, layer by layer (section 5.1)."""
+    with style():
+        figure, axes = _new(3.6, f"Shift of mean activations · {' and '.join(tables)}")
+        lines = []
+        for protocol, table in tables.items():
+            base, tuned = table.grid("mean_base"), table.grid("mean_tuned")
+            colour, marker, line, _ = PROTOCOL_MARKS[protocol]
+            lines.append(
+                (f"{protocol}", 100 * _ratio(np.abs(tuned - base).sum(1), np.abs(base).sum(1)), colour, marker, line)
+            )
+        _layer_lines(axes, lines)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("mean |shift| / mean |activation| (%)")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def value_distance(table: NeuronTable) -> Figure | None:
+    """How far value vectors turned, 1 − cosine before/after (section 5.1); None where none turned measurably."""
+    distance = 1 - table.grid("value_cosine")
+    if not (distance > 0).any():
+        return None
+    with style():
+        figure, axes = _new(
+            3.6,
+            f"Value vectors barely turn · {table.protocol}"
+            if distance.max() < 0.01
+            else f"Value vectors turn · {table.protocol}",
+        )
+        worst, mean = distance.max(1), distance.mean(1)
+        _layer_lines(
+            axes,
+            (
+                ("furthest neuron of the layer", worst, "vermillion", "^", "--"),
+                ("mean of the layer", mean, "blue", "o", "-"),
+            ),
+        )
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda tick, _: f"{tick:.0e}".replace("e-0", "e−").replace("e-", "e−"))
+        )
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylabel("1 − cosine of value vector, base to tuned")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def training(title: str, unit: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """One quantity of the training log over optimiser steps (METHOD §8): name to steps and values."""
+    marks = (("blue", "o", "-"), ("vermillion", "s", "--"))
+    with style():
+        figure, axes = _new(2.9, f"{title} · DPO training", width=4.2)
+        for (name, (steps, values)), (colour, marker, line) in zip(lines.items(), marks, strict=False):
+            # Marks show where few values are; many would hide the line.
+            axes.plot(steps, values, line, color=COLOURS[colour], marker=marker if len(steps) < 12 else "", label=name)
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.set_ylabel(unit)
+        if unit.startswith("share"):
+            axes.set_ylim(0, 1.03)
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _new(height: float, title: str, *, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_subplot()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
+    return figure, axes
+
+
+def _key(label: str, colour: str, marker: str, *, filled: bool) -> Any:
+    face = COLOURS[colour] if filled else COLOURS["ground"]
+    return mpl.lines.Line2D(
+        [], [], color=COLOURS[colour], marker=marker, markerfacecolor=face, linestyle="none", label=label
+    )
+
+
+def _interval(axes: Axes, estimate: Estimate, y: float, colour: str, marker: str, *, filled: bool) -> None:
+    axes.plot([estimate.low, estimate.high], [y, y], "-", color=colour, linewidth=1.2)
+    face = colour if filled else COLOURS["ground"]
+    axes.plot([estimate.mean], [y], marker, color=colour, markerfacecolor=face, markersize=5)
+
+
+def _cross(axes: Axes, points: Sequence[Point], colour: str, marker: str, name: str) -> None:
+    for point in points:
+        axes.plot([point.x.low, point.x.high], [point.y.mean] * 2, "-", color=colour, linewidth=0.9, alpha=0.7)
+        axes.plot([point.x.mean] * 2, [point.y.low, point.y.high], "-", color=colour, linewidth=0.9, alpha=0.7)
+    size = 10 if marker == "*" else 6
+    x, y = [point.x.mean for point in points], [point.y.mean for point in points]
+    axes.plot(
+        x, y, marker, color=colour, markersize=size, markeredgecolor=COLOURS["ground"], markeredgewidth=0.6, label=name
+    )
+
+
+def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Labels beside their marks, pushed apart vertically where they would touch."""
+    low, high = axes.get_ylim()
+    gap, right = 0.05 * (high - low), axes.transAxes.inverted()
+    placed: list[float] = []
+    for point in sorted(points, key=lambda one: one.y.mean):
+        y = max(point.y.mean, placed[-1] + gap) if placed else max(point.y.mean, low + gap / 2)
+        placed.append(y)
+        # Beyond the middle a label would run out of the axes.
+        leftwards = right.transform(axes.transData.transform((point.x.mean, y)))[0] > 0.6
+        axes.annotate(
+            point.label,
+            (point.x.mean, point.y.mean),
+            xytext=(-9 if leftwards else 9, y),
+            textcoords=("offset points", "data"),
+            ha="right" if leftwards else "left",
+            va="center",
+            fontsize=8.5,
+            bbox={"facecolor": COLOURS["ground"], "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
+        )
+
+
+def _price_axis(axis: Any, set_scale: Any, values: Sequence[float]) -> None:
+    """An axis of log-perplexity differences: linear around zero, logarithmic beyond."""
+    set_scale("symlog", linthresh=LINEAR, linscale=0.6)
+    low, high = min(*values, -LINEAR / 2), max(*values, LINEAR)
+    axis.axes.set_xlim(1.15 * low, 1.3 * high)
+    axis.set_major_locator(FixedLocator([tick for tick in TICKS if 1.15 * low <= tick <= 1.3 * high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:+g}".replace("-", "−") if tick else "0"))
+
+
+def _layer_lines(axes: Axes, lines: Sequence[tuple[str, NDArray[np.float64], str, str, str]]) -> None:
+    for name, values, colour, marker, line in lines:
+        axes.plot(range(len(values)), values, line, marker=marker, markersize=4, color=COLOURS[colour], label=name)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

@@ -1,0 +1,307 @@
+"""The report page: verdict, tables, figures and samples of a study in one HTML file that needs no network.
+
+    write_report(Path("runs/demo"))   # writes runs/demo/report.html
+
+A section whose numbers were not measured is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from .. import figures, published
+from ..figures import Point
+from ..files import write_text
+from ..metrics.intervals import Estimate
+from ..models import Protocol
+from .record import PROTOCOLS, Result, Run, load, short
+from .tables import UNITS, control_table, group_table, judge_table, probe_table, table_two
+from .text import number
+from .verdict import findings
+
+# Shown first among the samples; everything else is one click further.
+FEATURED = (
+    "none",
+    "dpo",
+    "steer_probe",
+    "patch_four_groups",
+    "edit_probe_set",
+    "edit_probe_shift",
+    "edit_probe_scale",
+    "edit_probe_set__random_neurons",
+)
+NAMED = {
+    "none",
+    "dpo",
+    "steer_probe",
+    "patch_four_groups",
+    "patch_all_increasing",
+    "edit_probe_set",
+    "edit_probe_shift",
+    "edit_probe_scale",
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure on the page."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and its continuations: label, stable name, text."""
+
+    prompt: str
+    continuations: Sequence[tuple[str, str, str]]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into the folder of a study (METHOD §9).
+
+    Returns:
+        Its path.
+
+    Raises:
+        DialdownError: the folder has no run.json or results.json, a file in it is damaged, or it cannot be written.
+    """
+    run = load(folder)
+    loader = PackageLoader("dialdown", "report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["marked"] = _marked
+    page = environment.get_template("page.html").render(_content(run))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _content(run: Run) -> dict[str, Any]:
+    return {
+        "style": Markup((resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")),
+        "run": run,
+        "facts": _facts(run),
+        "findings": findings(run),
+        "results": table_two(run),
+        "published": published.row(run.model, "none") is not None,
+        "tradeoff": _tradeoff(run),
+        "control_tables": {"toxicity": control_table(run, "toxicity"), "log-perplexity": control_table(run, "log_ppl")},
+        "control_figures": [plate for protocol in run.protocols for plate in _controls(run, protocol)],
+        "groups": group_table(run),
+        "neuron_figures": _neurons(run),
+        "samples": _samples(run),
+        "probe": probe_table(run),
+        "judges": judge_table(run),
+        "training": _training(run),
+        "stages": _stages(run),
+        "versions": {**run.info.get("versions", {}), **run.info.get("machine", {})},
+        "settings": list(_flat(run.info.get("config") or {})),
+        "few_windows": _few_windows(run),
+    }
+
+
+def _marked(text: str) -> Markup:
+    """Protocol names in backticks as small tags."""
+    return Markup(re.sub(r"`(strict|paper)`", r'<span class="tag \1">\1</span>', str(escape(text))))
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What was studied, as far as run.json says."""
+    trained, pairs = run.stage("train"), run.stage("pairs")
+    facts = {"Model": run.model}
+    if revision := run.setting("revision"):
+        facts["Revision"] = str(revision)
+    if "steps" in trained:
+        facts["Tuned by"] = (
+            f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step {trained['best_step']:,} kept"
+        )
+        facts["DPO"] = f"β = {run.setting('dpo.beta'):g}, γ (weight of the KL term) = {run.setting('dpo.kl_weight'):g}"
+    elif run.setting("tuned"):
+        facts["Tuned model"] = f"{run.setting('tuned')} (given, not trained here)"
+    if "pairs" in pairs:
+        scores = [
+            f"{word} {number(pairs[key], 2)}"
+            for key, word in (("chosen_score", "preferred"), ("rejected_score", "dispreferred"))
+            if key in pairs
+        ]
+        facts["Pairs"] = f"{pairs['pairs']:,} made with the model itself" + (
+            f"; mean score {', '.join(scores)}" if scores else ""
+        )
+    facts["Protocols"] = " and ".join(run.protocols)
+    if run.setting("seed") is not None:
+        facts["Seed"] = str(run.setting("seed"))
+    return facts
+
+
+def _plate(figure: Figure, name: str, caption: str) -> Plate:
+    return Plate(Markup(figures.as_svg(figure, name, caption)), caption)
+
+
+def _tradeoff(run: Run) -> list[Plate]:
+    points = {
+        protocol: [point for name in run.names() if (point := _point(run.result(name, protocol)))]
+        for protocol in run.protocols
+    }
+    everything = [point for ours in points.values() for point in ours]
+    return [
+        _plate(
+            figures.tradeoff(ours, protocol, everything),
+            f"tradeoff-{protocol}",
+            f"{protocol}: toxicity and the change of log-perplexity of each intervention, with 95% intervals. Down and to the left is better.",
+        )
+        for protocol, ours in points.items()
+        if ours
+    ]
+
+
+def _point(one: Result | None) -> Point | None:
+    if one is None or "toxicity" not in one.metrics:
+        return None
+    # The untouched model differs from itself by nothing.
+    zero = Estimate(0.0, 0.0, 0.0, 0) if one.name == "none" else None
+    price = zero or one.change.get("log_ppl")
+    return Point(short(one.name), one.family, price, one.metrics["toxicity"], one.name in NAMED) if price else None
+
+
+def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
+    for metric, quantity in (
+        ("toxicity", "change of toxicity (mean score)"),
+        ("log_ppl", "change of log-perplexity (nats per token)"),
+    ):
+        rows = {}
+        sizes: set[int] = set()
+        for name in run.names():
+            one, found = run.result(name, protocol), run.controls(name, protocol)
+            if one is None or metric not in one.change or not found:
+                continue
+            others = {control: other.change[metric] for control, other in found.items() if metric in other.change}
+            rows[short(name)] = {"": one.change[metric], **others}
+            sizes |= {other.n for other in others.values()}
+        if rows:
+            ours = ", ".join(f"{size:,}" for size in sorted({row[""].n for row in rows.values()}))
+            theirs = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
+            caption = f"{protocol}: {quantity}, with 95% intervals; n = {ours} {UNITS[metric]}, controls n = {theirs}."
+            yield _plate(
+                figures.controls(rows, protocol, quantity, price=metric == "log_ppl"),
+                f"controls-{metric}-{protocol}".replace("_", "-"),
+                caption,
+            )
+
+
+def _neurons(run: Run) -> list[Plate]:
+    tables = {protocol: table for protocol, table in run.tables.items() if table.compared}
+    if not tables:
+        return []
+    plates = []
+    for protocol, table in tables.items():
+        caption = f"{protocol}: projection changes summed from the first layer up to each. Below zero, tuning turned the concept down."
+        plates.append(_plate(figures.layer_projection(table), f"layers-{protocol}", caption))
+    caption = "Sum over the neurons of a group of the change of their projection on the direction."
+    plates.append(_plate(figures.group_changes(tables), "groups", caption))
+    caption = "Shift of the mean activations of a layer’s neurons, relative to their size."
+    plates.append(_plate(figures.activation_shift(tables), "shift", caption))
+    first = next(protocol for protocol in PROTOCOLS if protocol in tables)
+    if distance := figures.value_distance(tables[first]):
+        smallest, mean = tables[first].grid("value_cosine").min(), tables[first].grid("value_cosine").mean()
+        caption = f"{first}: how far value vectors turned in tuning; lowest cosine {number(smallest, 6)}, mean {number(mean, 6)}."
+        plates.append(_plate(distance, "values", caption))
+    return plates
+
+
+def _training(run: Run) -> list[Plate]:
+    log = run.stage("train")
+    if not log.get("step"):
+        return []
+    curves = (
+        ("Loss", "nats", {"training": ("step", "loss"), "held-out pairs": ("eval_step", "eval_loss")}),
+        (
+            "KL to the base model",
+            "nats per token",
+            {"KL⁺, preferred": ("step", "kl_chosen"), "KL⁻, dispreferred": ("step", "kl_rejected")},
+        ),
+        ("Reward accuracy", "share of pairs", {"training": ("step", "reward_accuracy")}),
+    )
+    plates = []
+    for place, (title, unit, columns) in enumerate(curves):
+        lines = {
+            name: (log[steps], log[values])
+            for name, (steps, values) in columns.items()
+            if log.get(steps) and log.get(values)
+        }
+        if lines:
+            plates.append(
+                _plate(
+                    figures.training(title, unit, lines),
+                    f"training-{place}",
+                    f"{title} ({unit}) over the steps of DPO.",
+                )
+            )
+    return plates
+
+
+def _samples(run: Run) -> list[dict[str, Any]]:
+    """By protocol: the featured continuations, and all others."""
+    found = []
+    for protocol in run.protocols:
+        rows = [one for one in run.results if one.protocol == protocol and one.samples]
+        order = {name: place for place, name in enumerate([*FEATURED, *run.names()])}
+        rows.sort(key=lambda one: (order.get(one.control_of or one.name, len(order)), one.control_of is not None))
+        featured = sorted((one for one in rows if one.name in FEATURED), key=lambda one: FEATURED.index(one.name))
+        others = [one for one in rows if one.name not in FEATURED]
+        if rows:
+            found.append(
+                {
+                    "protocol": protocol,
+                    "featured": _by_prompt(featured),
+                    "others": _by_prompt(others),
+                    "count": len(others),
+                }
+            )
+    return found
+
+
+def _by_prompt(rows: Sequence[Result]) -> list[Sample]:
+    # Rows share their prompts, in the same order; a control may have been measured on fewer.
+    longest: Sequence[tuple[str, str]] = max((one.samples for one in rows), key=len, default=())
+    return [
+        Sample(prompt, [(one.label, one.protocol, one.samples[place][1]) for one in rows if len(one.samples) > place])
+        for place, (prompt, _) in enumerate(longest)
+    ]
+
+
+def _stages(run: Run) -> list[tuple[str, str, str]]:
+    stages = run.info.get("stages", {})
+    return [
+        (
+            name,
+            f"{number(facts['seconds'], 1)} s" if "seconds" in facts else "",
+            f"{memory:,} MiB" if (memory := facts.get("peak_memory_mb")) else "",
+        )
+        for name, facts in stages.items()
+    ]
+
+
+def _few_windows(run: Run) -> int | None:
+    """The number of windows behind log-perplexity, where it is too small for its intervals to be leaned on."""
+    counts = [one.metrics["log_ppl"].n for one in run.results if "log_ppl" in one.metrics]
+    return min(counts) if counts and min(counts) < 10 else None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{prefix}{key}", "not set" if value is None else shown

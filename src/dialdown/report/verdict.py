@@ -1,0 +1,172 @@
+"""The verdict: sentences computed from the rows, so that they cannot say more than the numbers do (METHOD §5, §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..metrics.intervals import Estimate
+from ..models import Protocol
+from .record import Result, Run, compare
+from .text import listed, number, with_interval
+
+FEW = 10
+"""Fewer units than this bootstrap to an interval that is too narrow to lean on."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A statement about the run: a few words on what it is about, and the sentences."""
+
+    about: str
+    text: str
+
+
+def findings(run: Run) -> list[Finding]:
+    """What can be said about this run, most important first; what was not measured is not mentioned."""
+    texts = {
+        "Tuning": _tuning(run),
+        "Editing": _editing(run),
+        "Controls": _controls(run),
+        "At DPO’s price": _affordable(run),
+    }
+    return [Finding(about, text) for about, text in texts.items() if text]
+
+
+def strongest_edit(run: Run) -> Result | None:
+    """The edit of lowest toxicity under `paper`, or under `strict` where `paper` was not run."""
+    edits = [one for one in _edits(run, run.protocols[-1]) if "toxicity" in one.metrics]
+    return min(edits, key=lambda one: one.metrics["toxicity"].mean, default=None)
+
+
+def _edits(run: Run, protocol: Protocol) -> list[Result]:
+    found = [run.result(name, protocol) for name in run.names() if name.startswith("edit_")]
+    return [one for one in found if one is not None]
+
+
+def _tuning(run: Run) -> str:
+    sentences = []
+    for protocol in run.protocols:
+        base, tuned = run.result("none", protocol), run.result("dpo", protocol)
+        if base is None or tuned is None or "toxicity" not in base.metrics or "toxicity" not in tuned.change:
+            continue
+        before, after = base.metrics["toxicity"], tuned.metrics["toxicity"]
+        sentence = (
+            f"Under `{protocol}`, toxicity is {number(before.mean)} untouched and {number(after.mean)} after DPO, "
+            f"{_moved(tuned.change['toxicity'], 'prompts')}"
+        )
+        if price := tuned.change.get("log_ppl"):
+            sentence += f"; log-perplexity is {_moved(price, 'windows')}"
+        sentences.append(f"{sentence}.")
+    return " ".join(sentences)
+
+
+def _moved(change: Estimate, unit: str) -> str:
+    """A paired change in words; no direction where the interval holds zero."""
+    if change.low <= 0 <= change.high:
+        return f"not distinguishably changed ({with_interval(change, signed=True)}, n = {change.n:,} {unit})"
+    size = change if change.low > 0 else Estimate(-change.mean, -change.high, -change.low, change.n)
+    return f"{'higher' if change.low > 0 else 'lower'} by {with_interval(size)} (n = {change.n:,} {unit})"
+
+
+def _editing(run: Run) -> str:
+    chosen = strongest_edit(run)
+    if chosen is None:
+        return ""
+    count = len(_edits(run, chosen.protocol))
+    start = f"Of {count} edits that need no tuned model" if count > 1 else "The only edit that needs no tuned model"
+    name = f", “{chosen.label}” leaves the least toxicity" if count > 1 else f", “{chosen.label}”, leaves toxicity"
+    text = f"{start}{name} under `{chosen.protocol}`: {_standing(run, chosen)}."
+    other = run.result(chosen.name, "strict") if chosen.protocol == "paper" else None
+    if other is None:
+        return text
+    text += f" The same edit under `strict`, where it acts on every token as in an edited checkpoint: {_standing(run, other)}."
+    return f"{text} {_understated(chosen, other)}".rstrip()
+
+
+def _standing(run: Run, one: Result) -> str:
+    """Toxicity, and what it came at: each beside the untouched model under the same protocol."""
+    base = run.result("none", one.protocol)
+    untouched = base.metrics if base else {}
+    parts = [f"toxicity {with_interval(one.metrics['toxicity'])}"] if "toxicity" in one.metrics else []
+    if price := one.metrics.get("log_ppl"):
+        before = f" (untouched {number(untouched['log_ppl'].mean)})" if "log_ppl" in untouched else ""
+        parts.append(f"log-perplexity {number(price.mean)}{before}")
+    if broken := one.metrics.get("degenerate"):
+        before = f" (untouched {untouched['degenerate'].mean:.0%})" if "degenerate" in untouched else ""
+        parts.append(f"{broken.mean:.0%} of continuations degenerate{before}")
+    return ", ".join(parts) or "not measured"
+
+
+def _understated(paper: Result, strict: Result) -> str:
+    """Whether the price of an edit depends on where it acts."""
+    if "log_ppl" not in paper.change or "log_ppl" not in strict.change:
+        return ""
+    ours, theirs = strict.change["log_ppl"], paper.change["log_ppl"]
+    place = compare(ours, theirs)
+    prices = f"{number(theirs.mean, signed=True)} under `paper` and {number(ours.mean, signed=True)} under `strict`"
+    few = f", from only {min(ours.n, theirs.n)} windows" if min(ours.n, theirs.n) < FEW else ""
+    if place == "overlapping":
+        return f"Its price in log-perplexity, {prices}{few}, does not differ distinguishably between the protocols."
+    word = "understates" if place == "higher" else "overstates"
+    return f"Its price in log-perplexity is {prices}{few}: `paper` {word} what the edited model pays."
+
+
+def _controls(run: Run) -> str:
+    chosen = strongest_edit(run)
+    if chosen is None:
+        return ""
+    sentences = []
+    specific = []
+    for protocol in run.protocols:
+        one = run.result(chosen.name, protocol)
+        found = run.controls(chosen.name, protocol)
+        if one is None or "toxicity" not in one.change:
+            continue
+        against = [
+            found[name]
+            for name in ("random_neurons", "random_direction")
+            if name in found and "toxicity" in found[name].change
+        ]
+        if against:
+            specific.append(
+                all(compare(one.change["toxicity"], other.change["toxicity"]) == "lower" for other in against)
+            )
+            sentences.append(_against(one, against))
+    if not sentences:
+        return ""
+    meaning = (
+        "That toxicity falls further than with either control says that the chosen neurons matter here."
+        if all(specific)
+        else "So this run does not show that it matters which neurons are edited, or along which direction."
+        if not any(specific)
+        else "So the effect is specific to the chosen neurons under one protocol and not shown to be under the other."
+    )
+    return f"{' '.join(sentences)} {meaning}"
+
+
+def _against(one: Result, controls: list[Result]) -> str:
+    """One edit beside its random controls: paired changes to the untouched model, compared by interval."""
+    ours = one.change["toxicity"]
+    places = {"random_neurons": "on as many random neurons", "random_direction": "along a random direction"}
+    words = {"lower": "the edit’s is lower", "higher": "the edit’s is higher", "overlapping": "not distinguishable"}
+    parts = []
+    for control in controls:
+        theirs = control.change["toxicity"]
+        told = f"n = {theirs.n:,}; {words[compare(ours, theirs)]}"
+        parts.append(f"{places[control.control]} {with_interval(theirs, signed=True)} ({told})")
+    return f"Under `{one.protocol}`, this edit changes toxicity by {with_interval(ours, signed=True)} (n = {ours.n:,}); {listed(parts)}."
+
+
+def _affordable(run: Run) -> str:
+    """Edits that lower toxicity without costing more log-perplexity than tuning did."""
+    protocol = run.protocols[0]
+    tuned = run.result("dpo", protocol)
+    edits = [one for one in _edits(run, protocol) if {"toxicity", "log_ppl"} <= one.change.keys()]
+    if tuned is None or "log_ppl" not in tuned.change or not edits:
+        return ""
+    price = tuned.change["log_ppl"].mean
+    good = [one for one in edits if one.change["toxicity"].high < 0 and one.change["log_ppl"].mean <= price]
+    names = listed([f"“{one.label}” ({with_interval(one.change['toxicity'], signed=True)})" for one in good])
+    count = f"{len(good)} of {len(edits)}" if good else f"none of {len(edits)}"
+    text = f"Under `{protocol}`, {count} edits lower toxicity distinguishably at no more log-perplexity than DPO’s {number(price, signed=True)}"
+    return f"{text}: {names}." if good else f"{text}."

@@ -1,0 +1,302 @@
+"""Batched decoding against transformers' own generate, one prompt at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_interventions import make
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import PreTrainedTokenizerFast
+
+from dialdown.decoding import Decoder, Step, batches, sampler
+from dialdown.errors import DialdownError
+from dialdown.interventions import Intervention
+from dialdown.models import LM
+
+# Lengths 1 to 23 tokens (a token is about a character), longer than the tiny sliding windows, not in order of length.
+PROMPTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "q")
+NEW = 8
+
+
+def generate(lm: LM, prompt: str, *, max_new_tokens: int = NEW, max_prompt_tokens: int = 32) -> list[int]:
+    """What transformers generates greedily for one prompt, cut before the end-of-text token."""
+    ids = torch.tensor([lm.tokenizer(prompt)["input_ids"][:max_prompt_tokens]])
+    out = lm.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=lm.tokenizer.pad_token_id,
+    )
+    new = out[0, ids.shape[1] :].tolist()
+    ends = [place for place, token in enumerate(new) if token in lm.eos]
+    return new[: ends[0]] if ends else new
+
+
+def decode(lm: LM, prompts: Any = PROMPTS, **options: Any) -> list[list[int]]:
+    return Decoder(lm, prompts, max_new_tokens=NEW, **options).run()
+
+
+def test_batched_is_one_by_one_is_transformers_generate(lm: LM) -> None:
+    expected = [generate(lm, prompt) for prompt in PROMPTS]
+    assert decode(lm) == expected
+    assert decode(lm, batch_size=3) == expected
+    assert [decode(lm, [prompt])[0] for prompt in PROMPTS] == expected
+
+
+def test_the_tiny_models_say_different_things(named: LM) -> None:
+    """Guards the tests above: equality of constant outputs would show nothing."""
+    out = decode(named)
+    assert len({tuple(ids) for ids in out}) >= 6
+    assert len({token for ids in out for token in ids}) >= 8
+
+
+def test_with_a_bos(named: LM) -> None:
+    decoder = Decoder(named, PROMPTS, max_new_tokens=NEW)
+    assert all(ids[0] == 1 for ids in decoder.encoded)
+    assert decoder.run() == [generate(named, prompt) for prompt in PROMPTS]
+
+
+def middle_token(out: list[list[int]]) -> int:
+    """A token that ends some rows early, at different places, and others never."""
+    ends = {
+        token: {(token in row, row.index(token) if token in row else NEW) for row in out}
+        for row in out
+        for token in row
+    }
+    return max(sorted(ends), key=lambda token: len(ends[token]) if (False, NEW) in ends[token] else 0)
+
+
+def test_an_end_of_text_in_the_middle_of_a_batch(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = decode(lm)
+    eos = middle_token(free)
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", eos)
+    out = decode(lm)
+    assert out == [row[: row.index(eos)] if eos in row else row for row in free]
+    assert {len(row) for row in out} > {NEW}
+    assert out == [generate(lm, prompt) for prompt in PROMPTS]
+
+
+def test_several_end_of_text_tokens(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = decode(llama)
+    ends = sorted({free[0][3], free[2][0]})
+    monkeypatch.setattr(llama.model.generation_config, "eos_token_id", ends)
+    out = decode(llama)
+    assert out[2] == []
+    assert out == [generate(llama, prompt) for prompt in PROMPTS]
+
+
+def test_a_model_without_an_end_of_text_token_goes_on(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = decode(llama)
+    monkeypatch.setattr(llama.model.generation_config, "eos_token_id", None)
+    bare = tiny.tokenizer()
+    bare.eos_token = None
+    llama = replace(llama, tokenizer=bare)
+    assert llama.eos == frozenset()
+    assert decode(llama) == free
+    assert all(len(row) == NEW for row in free)
+
+
+@pytest.mark.parametrize("positions", ["all", "last", "first"])
+@pytest.mark.parametrize("kind", ["set", "shift", "scale", "steer"])
+def test_an_intervention_acts_in_a_batch_as_in_generate(named: LM, kind: str, positions: Any) -> None:
+    """Also: a prefix shared with the untouched model gives what no sharing gives, since generate shares nothing."""
+    edit = make(named, kind, strength=0.7)
+    decoder = Decoder(named, PROMPTS, max_new_tokens=NEW, batch_size=4)
+    base = decoder.run()
+    out = decoder.run(edit, positions=positions)
+    if positions == "first":
+        # In a batch position 0 is padding for the shorter rows; METHOD §5 uses this policy on unpadded text only.
+        out = [Decoder(named, [prompt], max_new_tokens=NEW).run(edit, positions=positions)[0] for prompt in PROMPTS]
+    with edit.applied(named, positions=positions):
+        assert out == [generate(named, prompt) for prompt in PROMPTS]
+    assert out != base
+    assert decoder.run() == base, "one run must not change what the next one sees"
+
+
+@pytest.mark.parametrize("kind", ["set", "scale"])
+def test_decoding_the_folded_model_is_decoding_under_the_edit(kind: str) -> None:
+    for name in ("gpt2", "llama"):
+        lm = tiny.lm(name)
+        edit = make(lm, kind)
+        assert decode(edit.fold(lm)) == Decoder(lm, PROMPTS, max_new_tokens=NEW).run(edit)
+
+
+def test_a_decoder_used_inside_a_context_sees_the_edit_in_the_prompt_too(llama: LM) -> None:
+    edit = make(llama, "scale")
+    decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
+    base = decoder.run()
+    with edit.applied(llama):
+        inside = decoder.run()
+    assert inside == decoder.run(edit)
+    assert inside != base
+    assert decoder.run() == base
+
+    fresh = Decoder(llama, PROMPTS, max_new_tokens=NEW)
+    with edit.applied(llama):
+        assert fresh.run() == inside
+    assert fresh.run() == base
+
+
+def test_the_observer_sees_which_rows_produce_and_which_were_generated(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = decode(llama, batch_size=2)
+    eos = middle_token(free)
+    monkeypatch.setattr(llama.model.generation_config, "eos_token_id", eos)
+    decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW, batch_size=2)
+    for extra in (False, True):
+        steps: list[Step] = []
+        out = decoder.run(observe=steps.append, extra_step=extra)
+        assert out == decode(llama)
+        at = 0
+        for batch in decoder.batches:
+            lengths = [len(out[row]) for row in batch.rows]
+            # Without the extra step a batch stops when its last row has ended.
+            passes = NEW + 1 if extra else min(NEW, max(lengths) + 1)
+            for index in range(passes):
+                step = steps[at]
+                at += 1
+                assert step.index == index
+                assert step.producing.tolist() == [index < length for length in lengths]
+                assert step.generated.tolist() == [index > 0] * len(lengths)
+        assert at == len(steps)
+
+
+def test_prompts_are_cut_to_their_first_tokens(llama: LM) -> None:
+    decoder = Decoder(llama, PROMPTS, max_new_tokens=2, max_prompt_tokens=5)
+    assert decoder.encoded == [llama.tokenizer(prompt)["input_ids"][:5] for prompt in PROMPTS]
+    assert max(map(len, decoder.encoded)) == 5
+    assert decoder.run() == [generate(llama, prompt, max_new_tokens=2, max_prompt_tokens=5) for prompt in PROMPTS]
+
+
+def test_batches_group_by_length_and_pad_on_the_left(llama: LM) -> None:
+    encoded = [[9] * 4, [8], [7] * 5, [6] * 2]
+    made = batches(llama, encoded, 2)
+    assert [batch.rows for batch in made] == [(1, 3), (0, 2)]
+    assert made[0].ids.tolist() == [[0, 8], [6, 6]]
+    assert made[0].mask.tolist() == [[0, 1], [1, 1]]
+    assert made[0].positions.tolist() == [[0, 0], [0, 1]]
+    assert made[1].positions.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_texts_are_the_new_tokens_alone(llama: LM) -> None:
+    decoder = Decoder(llama, ["the cat", "x"], max_new_tokens=4)
+    ids = llama.tokenizer(" the cat")["input_ids"]
+    assert decoder.texts([ids, [*ids[:1], 2]]) == [" the cat", " the"]
+    assert decoder.texts([[], []]) == ["", ""]
+
+
+def test_texts_keep_the_space_a_sentencepiece_tokenizer_drops(llama: LM) -> None:
+    """As Mistral's: a text is decoded without the space that every text is encoded with."""
+    core = Tokenizer(WordLevel({"<pad>": 0, "▁": 1, "▁the": 2, "▁cat": 3, "s": 4}, unk_token="<pad>"))
+    core.pre_tokenizer = Metaspace(prepend_scheme="always")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    words = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    decoder = Decoder(replace(llama, tokenizer=words), ["the cat", "cat"])
+    assert decoder.encoded == [[2, 3], [3]]
+    assert decoder.texts([[3, 2], [4]]) == [" cat the", "s"]
+
+
+def test_a_prompt_cut_inside_a_character_does_not_enter_the_text(llama: LM) -> None:
+    decoder = Decoder(llama, ["é"], max_prompt_tokens=1)
+    first, second = llama.tokenizer("é")["input_ids"]
+    assert decoder.encoded == [[first]]
+    assert decoder.texts([[second, *llama.tokenizer("cat")["input_ids"]]])[0].endswith("cat")
+    assert "é" not in decoder.texts([[second]])[0]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_sharing_prefixes_changes_nothing_and_can_be_switched_off(named: LM, share: bool) -> None:
+    expected = [generate(named, prompt) for prompt in PROMPTS]
+    decoder = Decoder(named, PROMPTS, max_new_tokens=NEW, share_prefixes=share)
+    fed: list[int] = []
+    embedding = named.model.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda m, args: fed.append(args[0].numel()))
+    try:
+        assert decoder.run() == expected
+        first = sum(fed)
+        fed.clear()
+        assert decoder.run() == expected
+        # The second run feeds only the prompts' last tokens where prefixes are shared, and all of them where not.
+        assert sum(fed) < first if share else sum(fed) == first
+    finally:
+        handle.remove()
+
+
+def test_progress_counts_batches(llama: LM) -> None:
+    calls: list[tuple[str, int, int]] = []
+    Decoder(llama, PROMPTS, max_new_tokens=1, batch_size=3).run(progress=lambda *call: calls.append(call))
+    assert calls == [("decoding", 1, 3), ("decoding", 2, 3), ("decoding", 3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "no prompts"),
+        (["a", " \n"], {}, "Prompt 1 of 2 is empty"),
+        (["a", "x" * 90], {"max_prompt_tokens": 90}, r"Prompt 1 has 90 tokens.*\(96\).*smaller max_prompt_tokens"),
+        (["a"], {"max_new_tokens": 96}, r"exceed the context of tiny-llama \(96\)"),
+        (["a"], {"max_prompt_tokens": 0}, "no tokens"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(llama: LM, prompts: list[str], options: dict[str, int], message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        Decoder(llama, prompts, **options)
+
+
+def test_the_longest_prompt_that_fits_is_taken(gpt2: LM) -> None:
+    prompt = "x" * (tiny.CONTEXT - NEW)
+    decoder = Decoder(gpt2, [prompt], max_new_tokens=NEW, max_prompt_tokens=tiny.CONTEXT)
+    assert decoder.run() == [generate(gpt2, prompt, max_prompt_tokens=tiny.CONTEXT)]
+    assert decoder.run(extra_step=True) == decoder.run()
+
+
+def test_sampling_is_seeded(llama: LM) -> None:
+    decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
+    runs = [decoder.run(pick=sampler(temperature=1.5, top_p=1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    assert decoder.run(pick=sampler(temperature=1e-4, top_p=1.0, seed=1)) == decoder.run()
+
+
+def test_the_sampler_draws_the_nucleus_in_proportion() -> None:
+    probabilities = torch.tensor([0.05, 0.4, 0.15, 0.3, 0.1])
+    logits = (2.0 * probabilities.log()).expand(20_000, 5)
+    # The smallest set that reaches 0.7 is {1, 3}; 0.71 needs token 2 as well.
+    for top_p, kept in ((0.69, [1, 3]), (0.71, [1, 3, 2]), (1.0, [0, 1, 2, 3, 4]), (0.1, [1])):
+        drawn = sampler(temperature=2.0, top_p=top_p, seed=3)(logits)
+        share = torch.bincount(drawn, minlength=5).double() / len(drawn)
+        expected = torch.zeros(5, dtype=torch.float64)
+        expected[kept] = (probabilities[kept] / probabilities[kept].sum()).double()
+        # Five standard errors of a share of one half.
+        torch.testing.assert_close(share, expected, atol=5 * 0.5 / np.sqrt(20_000), rtol=0)
+        assert set(drawn.tolist()) == set(kept)
+
+
+def test_the_sampler_never_leaves_the_nucleus_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Highest:
+        def random(self, shape: tuple[int, ...]) -> Any:
+            return np.full(shape, np.nextafter(1.0, 0.0))
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Highest())
+    logits = torch.randn(500, 200, generator=torch.Generator().manual_seed(0))
+    drawn = sampler(temperature=1.0, top_p=0.5, seed=0)(logits)
+    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    kept = (ordered.cumsum(-1) - ordered < 0.5).sum(-1)
+    rank = (order == drawn[:, None]).int().argmax(-1)
+    assert (rank < kept).all()
+
+
+def test_decoding_leaves_no_trace_of_an_unused_intervention(llama: LM) -> None:
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    identity = Intervention("it", "scale", np.ones(shape), np.zeros(shape), np.ones(shape, dtype=bool))
+    decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
+    assert decoder.run(identity) == decoder.run()

@@ -1,0 +1,344 @@
+"""Hooks, folding and position policies against explicit sums over neurons (METHOD §4, §5, §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import unchanged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dialdown as dd
+from dialdown.errors import DialdownError
+from dialdown.interventions import Intervention, untouched
+from dialdown.models import LM
+
+KINDS = ("set", "shift", "scale", "steer")
+# Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.
+WITH_BIAS = {
+    "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", "starcoder2", "smollm3",
+    "granite", "nemotron", "helium", "seed_oss", "arcee",
+}  # fmt: skip
+IDS = tiny.random_ids(2, 12)
+
+
+def make(lm: LM, kind: str, *, seed: int = 0, share: float = 0.5, strength: float = 1.0) -> Intervention:
+    """A strong random intervention on a share of all neurons."""
+    rng = np.random.default_rng(seed)
+    if kind == "steer":
+        return Intervention("it", "steer", vector=strength * rng.standard_normal(lm.view.d_model))
+    shape = (lm.view.n_layers, lm.view.n_neurons)
+    selected = rng.random(shape) < share
+    values = strength * rng.standard_normal(shape)
+    gain = {"set": 0.0, "shift": 1.0}.get(kind, 1 + values)
+    return Intervention(
+        "it",
+        kind,  # type: ignore[arg-type]
+        np.where(selected, gain, 1.0),
+        np.where(selected, 0.0 if kind == "scale" else values, 0.0),
+        selected,
+        record={"seed": seed},
+    )
+
+
+@contextmanager
+def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
+    """The same edit as a sum over neurons in float64, in place of the down projection's own forward."""
+    for index, layer in enumerate(lm.view.layers):
+        layer.down.forward = lambda m, index=index, layer=layer: written(m, index, layer)  # type: ignore[method-assign]
+
+    def written(m: torch.Tensor, index: int, layer: Any) -> torch.Tensor:
+        edited = m.double().clone()
+        for p in {"all": range(m.shape[1]), "last": [m.shape[1] - 1], "first": [0]}[where]:
+            for i in range(m.shape[2]):
+                if edit.selected[index, i]:
+                    change = {
+                        "set": edit.offset[index, i],
+                        "shift": edited[:, p, i] + edit.offset[index, i],
+                        "scale": edited[:, p, i] * edit.gain[index, i],
+                    }
+                    edited[:, p, i] = change[edit.kind]
+        out = edited @ layer.value_vectors("paper").double()
+        return (out if layer.down.bias is None else out + layer.down.bias.double()).to(m.dtype)
+
+    yield
+    for layer in lm.view.layers:
+        del layer.down.forward
+
+
+def hooked(lm: LM, edit: Intervention, ids: torch.Tensor = IDS, **options: Any) -> torch.Tensor:
+    with edit.applied(lm, **options):
+        return tiny.logits(lm, ids)
+
+
+@pytest.mark.parametrize("positions", ["all", "last", "first"])
+@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+def test_hooks_act_where_the_policy_says(named: LM, kind: str, positions: str) -> None:
+    edit = make(named, kind)
+    with explicit(named, edit, positions):
+        expected = tiny.logits(named, IDS)
+    got = hooked(named, edit, positions=positions)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    base = tiny.logits(named, IDS)
+    changed = ((got - base).abs().amax(-1).amin(0) > 1e-3).tolist()
+    if positions == "first":
+        # What position 0 passes on through attention may be little.
+        assert changed[0]
+    else:
+        assert changed == ([True] * 12 if positions == "all" else [False] * 11 + [True])
+
+
+@pytest.mark.parametrize("positions", ["all", "last", "first"])
+def test_steering_moves_the_final_residual_everywhere_whatever_the_policy(named: LM, positions: str) -> None:
+    edit = make(named, "steer")
+    seen: list[torch.Tensor] = []
+    with torch.inference_mode():
+        handle = named.view.final_norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        tiny.logits(named, IDS)
+        handle.remove()
+        residual = seen[0] + torch.as_tensor(edit.vector).float()
+        expected = named.view.unembedding(named.view.final_norm(residual))
+        cap = getattr(named.model.config, "final_logit_softcapping", None)
+        expected = cap * torch.tanh(expected / cap) if cap else expected
+    torch.testing.assert_close(hooked(named, edit, positions=positions), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
+    edit = make(lm, kind)
+    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind != "scale":
+        with unchanged(lm), pytest.raises(DialdownError, match="kind='scale'.*control vector"):
+            edit.fold(lm)
+        return
+    with unchanged(lm):
+        folded = edit.fold(lm)
+    expected = hooked(lm, edit)
+    got = tiny.logits(folded, IDS)
+    assert float((got - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.abs().max()))
+    assert float((got - tiny.logits(lm, IDS)).abs().amax(-1).min()) > 1e-2, "the edit must change every position"
+    assert type(folded.model) is type(lm.model)
+    assert folded.view.n_layers == lm.view.n_layers
+    for layer in folded.view.layers:
+        assert folded.model.get_submodule(layer.path) is layer.down
+        assert not layer.down._forward_pre_hooks
+
+
+FOLDABLE = [*((name, kind) for name in sorted(WITH_BIAS) for kind in KINDS), ("gemma2", "scale"), ("falcon", "scale")]
+
+
+@pytest.mark.parametrize(("name", "kind"), FOLDABLE)
+def test_a_folded_model_survives_saving(tmp_path: Path, name: str, kind: str) -> None:
+    lm = tiny.lm(name)
+    folded = make(lm, kind).fold(lm)
+    folded.model.save_pretrained(tmp_path)
+    folded.tokenizer.save_pretrained(tmp_path)
+    again = dd.load(tmp_path, device="cpu")
+    assert torch.equal(tiny.logits(again, IDS), tiny.logits(folded, IDS))
+
+
+def test_llama_gains_a_bias_only_where_the_fold_needs_one(llama: LM) -> None:
+    for kind in KINDS:
+        folded = make(llama, kind).fold(llama)
+        assert folded.model.config.mlp_bias is (kind != "scale")
+        assert not llama.model.config.mlp_bias
+        gained = {name for name in folded.model.state_dict() if name.endswith("_proj.bias")}
+        assert len(gained) == (0 if kind == "scale" else 3 * tiny.LAYERS)
+        assert all(not folded.model.state_dict()[name].any() for name in gained if "down_proj" not in name)
+
+
+def test_a_folded_set_leaves_dead_columns(gpt2: LM) -> None:
+    """METHOD §7: the neurons can be removed."""
+    edit = make(gpt2, "set")
+    for index, layer in enumerate(edit.fold(gpt2).view.layers):
+        assert ((layer.columns == 0).all(0).numpy() == edit.selected[index]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fold_in_bfloat16_rounds_once(kind: str) -> None:
+    lm = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
+    edit = make(lm, kind)
+    folded = edit.fold(lm)
+    wide = edit.fold(LM.of(tiny.model("llama").to(torch.bfloat16).double(), tiny.tokenizer()))
+    for ours, exact in zip(folded.view.layers, wide.view.layers, strict=True):
+        assert ours.columns.dtype == torch.bfloat16
+        assert torch.equal(ours.columns, exact.columns.to(torch.bfloat16))
+        if kind != "scale":
+            assert torch.equal(ours.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_bit_identical_afterwards(named: LM, kind: str) -> None:
+    edit = make(named, kind)
+    before = tiny.logits(named, IDS)
+    with unchanged(named):
+        assert not torch.equal(hooked(named, edit), before)
+    with unchanged(named), pytest.raises(ZeroDivisionError), edit.applied(named):
+        tiny.logits(named, IDS)
+        raise ZeroDivisionError
+    assert torch.equal(tiny.logits(named, IDS), before)
+
+
+def test_contexts_compose_in_the_order_they_are_entered(gpt2: LM, gemma2: LM) -> None:
+    for lm in (gpt2, gemma2):
+        scale, shift = make(lm, "scale", seed=1), make(lm, "shift", seed=2)
+        with scale.applied(lm), shift.applied(lm):
+            both = tiny.logits(lm, IDS)
+        # m -> gain * m, then + offset: one affine map.
+        together = Intervention("both", "shift", scale.gain, shift.offset, scale.selected | shift.selected)
+        torch.testing.assert_close(both, hooked(lm, together), atol=1e-4, rtol=1e-4)
+        with shift.applied(lm), scale.applied(lm):
+            other = tiny.logits(lm, IDS)
+        swapped = Intervention("both", "shift", scale.gain, scale.gain * shift.offset, scale.selected | shift.selected)
+        torch.testing.assert_close(other, hooked(lm, swapped), atol=1e-4, rtol=1e-4)
+        assert (both - other).abs().max() > 1e-2
+
+
+def test_an_edit_and_a_steering_compose(llama: LM) -> None:
+    edit, steering = make(llama, "scale"), make(llama, "steer")
+    with edit.applied(llama), steering.applied(llama):
+        both = tiny.logits(llama, IDS)
+    torch.testing.assert_close(both, hooked(edit.fold(llama), steering), atol=1e-4, rtol=1e-4)
+
+
+def test_untouched_does_nothing(llama: LM) -> None:
+    none = untouched()
+    assert torch.equal(hooked(llama, none), tiny.logits(llama, IDS))
+    assert torch.equal(tiny.logits(none.fold(llama), IDS), tiny.logits(llama, IDS))
+    assert (none.neurons, none.moves_neurons, none.kind, none.name) == (0, False, "none", "none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_that_never_ran_is_an_error(llama: LM, kind: str) -> None:
+    with unchanged(llama), pytest.raises(DialdownError, match="never ran"), make(llama, kind).applied(llama):
+        pass
+
+
+def test_a_layer_that_is_skipped_is_an_error() -> None:
+    lm = tiny.lm("llama")
+    edit = make(lm, "scale")
+    del lm.model.model.layers[2]
+    lm.model.config.num_hidden_layers = 2
+    with pytest.raises(DialdownError, match="model.layers.2.mlp.down_proj never ran"), edit.applied(lm):
+        tiny.logits(lm, IDS)
+
+
+def test_another_shape_is_refused(llama: LM) -> None:
+    wide = tiny.lm("llama", intermediate_size=tiny.NEURONS + 2)
+    edit = make(wide, "scale")
+    for act in (lambda: hooked(llama, edit), lambda: edit.fold(llama)):
+        with unchanged(llama), pytest.raises(DialdownError, match=f"built for 3 x {tiny.NEURONS + 2} neurons"):
+            act()
+    steering = Intervention("it", "steer", vector=np.ones(tiny.WIDTH + 1))
+    with pytest.raises(DialdownError, match=f"vector of {tiny.WIDTH + 1} dimensions"):
+        hooked(llama, steering)
+
+
+def test_an_unknown_position_policy_is_refused(llama: LM) -> None:
+    with unchanged(llama), pytest.raises(DialdownError, match="did you mean 'first'"):
+        hooked(llama, make(llama, "scale"), positions="frist")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load(tmp_path: Path, llama: LM, kind: str) -> None:
+    edit = make(llama, kind)
+    edit = Intervention(**{**vars(edit), "alpha": 0.5, "beta": 0.05, "control_of": "other"})
+    path = tmp_path / "edit.safetensors"
+    edit.save(path)
+    again = Intervention.load(path)
+    for name in ("gain", "offset", "selected", "vector"):
+        ours, theirs = getattr(edit, name), getattr(again, name)
+        assert (ours is None and theirs is None) or (np.array_equal(ours, theirs) and ours.dtype == theirs.dtype)
+    for name in ("name", "kind", "alpha", "beta", "control_of", "record", "neurons", "key", "moves_neurons"):
+        assert getattr(edit, name) == getattr(again, name)
+    assert torch.equal(hooked(llama, again), hooked(llama, edit))
+    with pytest.raises(DialdownError, match="not a dialdown direction"):
+        dd.Direction.load(path)
+
+
+def test_the_key_is_of_the_effect(llama: LM) -> None:
+    one, same, other = make(llama, "set"), make(llama, "set"), make(llama, "set", seed=1)
+    assert one.key == Intervention(**{**vars(same), "name": "another", "beta": 3.0, "control_of": "it"}).key
+    keys = {one.key, other.key, make(llama, "steer").key, make(llama, "steer", seed=1).key, untouched().key}
+    assert len(keys) == 5
+
+
+def test_neurons_counts_what_was_selected_even_where_nothing_changes(llama: LM) -> None:
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    selected = np.zeros(shape, dtype=bool)
+    selected[0, :3] = True
+    identity = Intervention("it", "scale", np.ones(shape), np.zeros(shape), selected)
+    assert identity.neurons == 3
+    assert not identity.moves_neurons
+
+
+gains = st.lists(st.floats(-2, 2, width=32), min_size=tiny.NEURONS, max_size=tiny.NEURONS)
+MODELS = {name: tiny.lm(name) for name in ("gpt2", "llama")}
+quick = settings(max_examples=15, deadline=None)
+
+
+def scaled(row: list[float], layer: int = 1) -> Intervention:
+    gain = np.ones((tiny.LAYERS, tiny.NEURONS))
+    gain[layer] = row
+    return Intervention("it", "scale", gain, np.zeros_like(gain), gain != 1)
+
+
+@quick
+@given(name=st.sampled_from(sorted(MODELS)), first=gains, second=gains)
+def test_folding_two_scales_is_folding_their_product(name: str, first: list[float], second: list[float]) -> None:
+    lm = MODELS[name]
+    twice = scaled(second).fold(scaled(first).fold(lm))
+    once = scaled([a * b for a, b in zip(first, second, strict=True)]).fold(lm)
+    for a, b, c in zip(twice.view.layers, once.view.layers, lm.view.layers, strict=True):
+        torch.testing.assert_close(a.columns, b.columns, atol=1e-6, rtol=1e-5)
+        if a.path != lm.view.layers[1].path:
+            assert torch.equal(a.columns, c.columns)
+
+
+@quick
+@given(name=st.sampled_from(sorted(MODELS)), row=gains, kind=st.sampled_from(["set", "shift"]))
+def test_a_later_set_forgets_what_came_before(name: str, row: list[float], kind: str) -> None:
+    lm = MODELS[name]
+    earlier = make(lm, kind, share=1.0)
+    constants = np.zeros((tiny.LAYERS, tiny.NEURONS)) + np.array(row)
+    clamp = Intervention("it", "set", np.zeros_like(constants), constants, np.ones_like(constants, dtype=bool))
+    with earlier.applied(lm), clamp.applied(lm):
+        both = tiny.logits(lm, IDS)
+    assert torch.equal(both, hooked(lm, clamp))
+
+
+@quick
+@given(name=st.sampled_from(sorted(MODELS)), ids=st.lists(st.integers(3, 200), min_size=1, max_size=12))
+def test_a_scale_of_ones_is_the_identity(name: str, ids: list[int]) -> None:
+    lm = MODELS[name]
+    ones = scaled([1.0] * tiny.NEURONS)
+    tokens = torch.tensor([ids])
+    assert torch.equal(hooked(lm, ones, tokens), tiny.logits(lm, tokens))
+    assert torch.equal(tiny.logits(ones.fold(lm), tokens), tiny.logits(lm, tokens))
+
+
+@quick
+@given(name=st.sampled_from(sorted(MODELS)), row=gains)
+def test_opposite_shifts_cancel(name: str, row: list[float]) -> None:
+    lm = MODELS[name]
+    offset = np.zeros((tiny.LAYERS, tiny.NEURONS)) + np.array(row)
+    there, back = (Intervention("it", "shift", np.ones_like(offset), s * offset, offset != 0) for s in (1, -1))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            tiny.logits(back.fold(there.fold(lm)), IDS), tiny.logits(lm, IDS), atol=1e-3, rtol=1e-3
+        )
+
+
+def test_a_mean_shift_is_one_control_vector_per_layer(llama: LM) -> None:
+    """METHOD §7: any set of shifted neurons writes one constant vector per layer."""
+    edit = make(llama, "shift")
+    for index, (before, after) in enumerate(zip(llama.view.layers, edit.fold(llama).view.layers, strict=True)):
+        assert torch.equal(after.columns, before.columns)
+        vector = sum(edit.offset[index, i] * before.value_vectors("paper")[i].double() for i in range(tiny.NEURONS))
+        torch.testing.assert_close(after.down.bias.data.double(), vector, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,269 @@
+"""The report through `write_report` on invented runs: protocols named, nothing fetched, nothing crashed, nothing overstated."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import MAIN, PROMPT, write_run
+
+from dialdown.errors import DialdownError
+from dialdown.report.page import write_report
+
+VOID = {"meta", "input", "br", "path", "use", "rect", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, table rows as text, and sections as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[tuple[str | None, str]] = []
+        self.sections: dict[str, str] = {}
+        self._open: list[tuple[str, str | None]] = []
+        self._row: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.elements.append((tag, found))
+        if tag == "tr":
+            self.rows.append((found.get("data-protocol"), ""))
+            self._row = tag
+        if tag not in VOID:
+            self._open.append((tag, found.get("id") if tag == "section" else None))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "tr":
+            self._row = None
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self._row:
+            protocol, text = self.rows[-1]
+            self.rows[-1] = protocol, f"{text} {data.strip()}"
+        for name in (name for _, name in self._open if name):
+            self.sections[name] = f"{self.sections.get(name, '')} {data.strip()}"
+
+
+def report(folder: Path, **options: Any) -> tuple[str, Page]:
+    text = write_report(write_run(folder, **options)).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def change_rows(folder: Path, change: Any) -> None:
+    path = folder / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["rows"] = [row for row in results["rows"] if change(row) is not False]
+    path.write_text(json.dumps(results), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    return report(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_every_line_of_numbers_names_its_protocol(whole: tuple[str, Page]) -> None:
+    _, page = whole
+    lines = [(protocol, text) for protocol, text in page.rows if re.search(r"\d\.\d{3} \[", text.replace("  ", " "))]
+    assert len(lines) >= 2 * len(MAIN)
+    for protocol, text in lines:
+        assert protocol in ("strict", "paper")
+        assert f" {protocol} " in text
+
+
+def test_figures_name_their_protocol(whole: tuple[str, Page]) -> None:
+    text, _ = whole
+    drawn = re.findall(r"<figure><svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(drawn) >= 12
+    for svg in drawn:
+        assert "strict" in svg or "paper" in svg or "DPO training" in svg
+
+
+def test_the_numbers_are_those_of_the_results(whole: tuple[str, Page]) -> None:
+    _, page = whole
+    [strict] = [
+        text
+        for protocol, text in page.rows
+        if protocol == "strict" and "0.040  [0.000, 0.118]" in text and "9.220" in text
+    ]
+    assert "Edit along the probe: set" in strict
+    assert any(protocol == "paper" and "3.610" in text for protocol, text in page.rows)
+
+
+def test_one_small_file_that_loads_nothing(whole: tuple[str, Page]) -> None:
+    text, page = whole
+    assert len(text.encode()) < 3_000_000
+    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert name not in ("src", "srcset", "action", "data")
+            assert not name.endswith("href") or (value or "").startswith("#")
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_references_inside_figures_are_unique_and_resolve(whole: tuple[str, Page]) -> None:
+    text, page = whole
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", text)) <= set(ids)
+
+
+def test_model_text_is_escaped_and_behind_a_click(whole: tuple[str, Page]) -> None:
+    text, page = whole
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert PROMPT in page.sections["samples"].replace("  ", " ")
+    before = text[: text.index("&lt;script&gt;")]
+    assert 'class="uncensored"' in before
+    assert ("details", {"class": "uncensored"}) in page.elements
+
+
+def test_names_are_escaped_in_figures_too(tmp_path: Path) -> None:
+    write_run(tmp_path, protocols=("strict",))
+    change_rows(
+        tmp_path,
+        lambda row: (
+            row.update(intervention="edit_<i>$x^2$&", samples=[]) if row["intervention"] == "edit_probe_set" else None
+        ),
+    )
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<i>$x" not in text
+    assert "edit_&lt;i&gt;$x^2$&amp;" in text
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, _ = report(tmp_path, protocols=("strict",))
+    assert write_report(tmp_path).read_text(encoding="utf-8") == first
+
+
+def test_the_verdict_when_controls_do_as_much(whole: tuple[str, Page]) -> None:
+    verdict = whole[1].sections["verdict"]
+    assert "after DPO, lower by 0.280 [0.202, 0.358]" in verdict
+    assert "“Edit along the probe: set” leaves the least toxicity" in verdict
+    assert "understates" in verdict
+    assert "not distinguishable" in verdict
+    assert "does not show that it matters which neurons" in verdict
+    assert "1 of 6 edits" in verdict
+
+
+def test_the_verdict_when_controls_do_nothing_and_dpo_harms(tmp_path: Path) -> None:
+    same = {name: (kind, toxicity, (price[1], price[1])) for name, (kind, toxicity, price) in MAIN.items()}
+    _, page = report(tmp_path, random_like_edit=False, main={**same, "dpo": ("none", (0.62, 0.6), (0.5, 0.5))})
+    verdict = page.sections["verdict"]
+    assert "after DPO, higher by 0.230 [0.152, 0.308]" in verdict
+    assert "does not differ distinguishably between the protocols" in verdict
+    assert "understates" not in verdict
+    assert "the chosen neurons matter here" in verdict
+    assert "does not show" not in verdict
+    assert "5 of 6 edits" in verdict or "6 of 6 edits" in verdict
+
+
+def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
+    _, page = report(tmp_path, n=8, main={**MAIN, "dpo": ("none", (0.3, 0.3), (0.01, 0.01))})
+    assert "after DPO, not distinguishably changed (−0.090" in page.sections["verdict"]
+    assert "n = 8 prompts" in page.sections["verdict"]
+
+
+def test_published_values_stand_only_beside_their_protocol(tmp_path: Path, whole: tuple[str, Page]) -> None:
+    _, page = report(tmp_path, model="openai-community/gpt2-medium")
+    with_published = [
+        (protocol, text)
+        for protocol, text in page.rows
+        if "published 0.545" in text or "published 0.123 / 0.159 / 0.203" in text
+    ]
+    assert [protocol for protocol, _ in with_published] == ["paper", "paper"]
+    assert "published 0.545" not in whole[0]
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_one_protocol_and_a_given_tuned_model(tmp_path: Path, protocol: Any) -> None:
+    text, page = report(tmp_path, protocols=(protocol,), tuned="someone/tuned", n=4)
+    other = {"strict": "paper", "paper": "strict"}[protocol]
+    assert {found for found, _ in page.rows if found} == {protocol}
+    assert "someone/tuned (given, not trained here)" in text
+    assert "DPO training" not in text
+    assert f"Toxicity against its price · {other}" not in text
+
+
+def without_neurons(folder: Path) -> None:
+    (folder / "neurons.parquet").unlink()
+    (folder / "neurons-paper.parquet").unlink()
+
+
+def without_stages(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps({"config": {"model": run["config"]["model"]}}), encoding="utf-8")
+
+
+def without_controls(folder: Path) -> None:
+    change_rows(folder, lambda row: row["control_of"] is None)
+
+
+def only_controls_and_dpo(folder: Path) -> None:
+    change_rows(folder, lambda row: row["control_of"] or row["intervention"] == "dpo")
+
+
+def without_values(folder: Path) -> None:
+    empty = {"toxicity": None, "log_ppl": None, "toxicity_by": {}, "change": {}, "samples": []}
+    change_rows(folder, lambda row: row.update(empty))
+
+
+@pytest.mark.parametrize(
+    ("remove", "section"),
+    [
+        (without_neurons, "neurons"),
+        (without_stages, "nothing"),
+        (without_controls, "controls"),
+        (only_controls_and_dpo, "nothing"),
+        (without_values, "samples"),
+    ],
+)
+def test_what_is_missing_is_left_out(tmp_path: Path, remove: Any, section: str) -> None:
+    write_run(tmp_path)
+    remove(tmp_path)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert section not in page.sections
+    assert "results" in page.sections
+
+
+def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    change_rows(tmp_path, lambda row: row.update(f1=None) if row["intervention"] == "dpo" else None)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    line = next(text for protocol, text in page.rows if protocol == "strict" and "DPO: the tuned model" in text)
+    assert " · " in line
+    assert "0.000  [0" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("results.json", None, "has no results.json"),
+        ("run.json", None, "has no run.json"),
+        ("results.json", '{"rows": []}', "has no rows"),
+        ("results.json", '{"rows": [{}]}', "a row that cannot be read"),
+        ("results.json", "{", "not valid JSON"),
+        ("neurons.parquet", "no parquet", "damaged or no Parquet"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(tmp_path: Path, name: str, text: str | None, says: str) -> None:
+    write_run(tmp_path)
+    path = tmp_path / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(DialdownError, match=says) as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
