@@ -49,6 +49,7 @@ def write_run(
     random_like_edit: bool = True,
     n: int = 128,
     tuned: str | None = None,
+    neurons: bool = True,
 ) -> Path:
     """Write run.json, results.json and the neuron tables.
 
@@ -60,6 +61,7 @@ def write_run(
         random_like_edit: controls on random neurons do what the intervention does, or next to nothing.
         n: prompts.
         tuned: a tuned model that was given, so that nothing was trained.
+        neurons: write the neuron tables.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -72,7 +74,10 @@ def write_run(
                 _row(f"{name}__{control}", kind, protocol, changed, n // 2, control_of=name)
                 for control, changed in _controls(name, kind, values, random_like_edit)
             ]
-        _table(protocol).to_parquet(folder / ("neurons.parquet" if protocol == "strict" else "neurons-paper.parquet"))
+        if neurons:
+            _table(protocol).to_parquet(
+                folder / ("neurons.parquet" if protocol == "strict" else "neurons-paper.parquet")
+            )
     _dump(folder / "results.json", {"schema": 1, "rows": rows})
     settings = Config(model=model, tuned=tuned, protocols=tuple(protocols)).model_dump(mode="json")
     _dump(folder / "run.json", _info(settings, protocols, trained=tuned is None))

@@ -203,7 +203,7 @@ def test_an_index_out_of_reach_is_called_so(cache, monkeypatch):
         "INDEX_URL": "http://127.0.0.1:9",
         "EXTRA_INDEX_URL": "",
         "FIND_LINKS": "",
-        "RETRIES": "0",
+        "RETRIES": "1",
     }.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     with pytest.raises(DialdownError, match="the package index cannot be reached"):

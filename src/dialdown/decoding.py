@@ -70,7 +70,9 @@ def encode_prompts(lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, ma
         raise DialdownError(f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it.")
     encoded = [ids[:max_prompt_tokens] for ids in lm.tokenizer(list(prompts))["input_ids"]]
     if short := [index for index, ids in enumerate(encoded) if not ids]:
-        raise DialdownError(f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: remove it, or raise max_prompt_tokens.")
+        raise DialdownError(
+            f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: remove it, or raise max_prompt_tokens."
+        )
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     if len(encoded[longest]) + max_new_tokens > lm.context:
         raise DialdownError(

@@ -142,11 +142,16 @@ def probe_features(
     """Mean final-layer residual of each text under each protocol, in one forward pass per batch: (n, d) float64 each.
 
     Raises:
-        DialdownError: a text has no tokens, or an activation is not a finite number.
+        DialdownError: a text has no tokens, max_tokens exceeds the context, or an activation is not a finite number.
     """
     encoded = [ids[:max_tokens] for ids in lm.tokenizer(list(texts))["input_ids"]]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")
+    longest = max_tokens if "paper" in protocols else max(map(len, encoded), default=0)
+    if longest > lm.context:
+        raise DialdownError(
+            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}): pass a smaller max_tokens."
+        )
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     out = {protocol: np.zeros((len(texts), lm.view.d_model)) for protocol in protocols}
     padded_to = max_tokens if "paper" in protocols else None

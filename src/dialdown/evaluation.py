@@ -82,15 +82,17 @@ class Measured:
         """The mean of a metric, or of its paired difference to another effect; None where no unit has a value.
 
         Raises:
-            DialdownError: the two were measured on different units.
+            DialdownError: the other effect was measured on fewer units.
         """
         values = np.array(self.values[name])
         if minus is not None:
-            if len(minus.values[name]) != len(values):
+            theirs = np.array(minus.values[name])
+            if len(theirs) < len(values):
                 raise DialdownError(
-                    f"{name} was measured on {len(values)} and on {len(minus.values[name])} units, which cannot be paired: use one suite."
+                    f"{name} was measured on {len(values)} units here and on {len(theirs)} there, which cannot be paired: use one suite."
                 )
-            values = values - np.array(minus.values[name])
+            # A control may be measured on the first prompts only; they are the same prompts in every row.
+            values = values - theirs[: len(values)]
         known = ~np.isnan(values)
         weights = np.array(self.tokens)[known] if name == "log_ppl" else None
         return estimate(values[known], weights=weights, seed=self.seed)

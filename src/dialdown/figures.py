@@ -151,7 +151,7 @@ def tradeoff(points: Sequence[Point], protocol: Protocol, everything: Sequence[P
         _price_axis(axes.xaxis, axes.set_xscale, [e for point in everything for e in (point.x.low, point.x.high)])
         axes.set_xlabel(f"change of log-perplexity to untouched (nats per token, {protocol})")
         axes.set_ylabel(f"toxicity, mean score ({protocol})")
-        axes.set_ylim(0, 1.08 * max(point.y.high for point in everything))
+        axes.set_ylim(0, 1.08 * max(0.05, *(point.y.high for point in everything)))
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
         for family, (name, colour, marker) in FAMILIES.items():
             ours = [point for point in points if point.family == family]
@@ -175,13 +175,14 @@ def controls(
     """
     with style():
         figure, axes = _new(1.3 + 0.4 * len(rows), f"{quantity.partition(' (')[0].capitalize()} · {protocol}")
-        for place, estimates in enumerate(rows.values()):
-            if place % 2:
-                axes.axhspan(place - 0.5, place + 0.5, color=COLOURS["grid"], alpha=0.45, linewidth=0)
-            for step, (control, estimate) in enumerate(estimates.items()):
-                y = place + (step - (len(estimates) - 1) / 2) * 0.17
-                _, colour, marker = MARKS.get(control, (control, "muted", "x"))
-                _interval(axes, estimate, y, COLOURS[colour], marker, filled=not control)
+        for place in range(1, len(rows), 2):
+            axes.axhspan(place - 0.5, place + 0.5, color=COLOURS["grid"], alpha=0.45, linewidth=0)
+        placed: dict[str, list[tuple[float, Estimate]]] = {}
+        for place, row in enumerate(rows.values()):
+            for step, (control, estimate) in enumerate(row.items()):
+                placed.setdefault(control, []).append((place + (step - (len(row) - 1) / 2) * 0.17, estimate))
+        for control, dots in placed.items():
+            _dots(axes, dots, *MARKS.get(control, (control, "muted", "x"))[1:], filled=not control)
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -329,18 +330,23 @@ def _key(label: str, colour: str, marker: str, *, filled: bool) -> Any:
     )
 
 
-def _interval(axes: Axes, estimate: Estimate, y: float, colour: str, marker: str, *, filled: bool) -> None:
-    axes.plot([estimate.low, estimate.high], [y, y], "-", color=colour, linewidth=1.2)
-    face = colour if filled else COLOURS["ground"]
-    axes.plot([estimate.mean], [y], marker, color=colour, markerfacecolor=face, markersize=5)
+def _dots(axes: Axes, dots: Sequence[tuple[float, Estimate]], colour: str, marker: str, *, filled: bool) -> None:
+    places, estimates = [place for place, _ in dots], [estimate for _, estimate in dots]
+    axes.hlines(
+        places, [one.low for one in estimates], [one.high for one in estimates], color=COLOURS[colour], linewidth=1.2
+    )
+    face = COLOURS[colour if filled else "ground"]
+    axes.plot(
+        [one.mean for one in estimates], places, marker, color=COLOURS[colour], markerfacecolor=face, markersize=5
+    )
 
 
 def _cross(axes: Axes, points: Sequence[Point], colour: str, marker: str, name: str) -> None:
-    for point in points:
-        axes.plot([point.x.low, point.x.high], [point.y.mean] * 2, "-", color=colour, linewidth=0.9, alpha=0.7)
-        axes.plot([point.x.mean] * 2, [point.y.low, point.y.high], "-", color=colour, linewidth=0.9, alpha=0.7)
-    size = 10 if marker == "*" else 6
     x, y = [point.x.mean for point in points], [point.y.mean for point in points]
+    thin: dict[str, Any] = {"color": colour, "linewidth": 0.9, "alpha": 0.7}
+    axes.hlines(y, [point.x.low for point in points], [point.x.high for point in points], **thin)
+    axes.vlines(x, [point.y.low for point in points], [point.y.high for point in points], **thin)
+    size = 10 if marker == "*" else 6
     axes.plot(
         x, y, marker, color=colour, markersize=size, markeredgecolor=COLOURS["ground"], markeredgewidth=0.6, label=name
     )

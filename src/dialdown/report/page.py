@@ -126,7 +126,11 @@ def _facts(run: Run) -> dict[str, str]:
         facts["Tuned by"] = (
             f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step {trained['best_step']:,} kept"
         )
-        facts["DPO"] = f"β = {run.setting('dpo.beta'):g}, γ (weight of the KL term) = {run.setting('dpo.kl_weight'):g}"
+        weights = {"β": run.setting("dpo.beta"), "γ (weight of the KL term)": run.setting("dpo.kl_weight")}
+        facts["DPO"] = (
+            ", ".join(f"{name} = {value:g}" for name, value in weights.items() if value is not None)
+            or "settings not recorded"
+        )
     elif run.setting("tuned"):
         facts["Tuned model"] = f"{run.setting('tuned')} (given, not trained here)"
     if "pairs" in pairs:

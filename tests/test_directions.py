@@ -1,0 +1,248 @@
+"""Directions against planted ones and plain loops; padding must never enter a strict mean (METHOD §2, §5)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import dialdown as dd
+from dialdown.directions import Direction, fit_probe, probe_features
+from dialdown.errors import DialdownError
+from dialdown.models import LM
+
+TEXTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "what is it to you, then")
+
+
+def planted(n: int = 300, d: int = tiny.WIDTH, *, strength: float = 3.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features whose labels follow one direction, logistically, around an offset no direction should pick up."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal(d)
+    truth /= np.linalg.norm(truth)
+    x = rng.standard_normal((n, d))
+    y = (rng.random(n) < 1 / (1 + np.exp(-strength * x @ truth))).astype(int)
+    return 40 * x + 100 * rng.standard_normal(d), y, truth
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.fixture(scope="module")
+def probe(llama: LM) -> Direction:
+    x, y, _ = planted()
+    return fit_probe(llama, x, y, protocol="strict")
+
+
+def test_the_probe_finds_a_planted_direction(llama: LM, probe: Direction) -> None:
+    x, y, truth = planted()
+    assert cosine(probe.vector, truth) > 0.97
+    assert 0.75 < probe.accuracy < 1
+    assert 0.85 < probe.record["auc"] < 1
+    assert (probe.record["train"], probe.record["validation"]) == (270, 30)
+    assert (probe.name, probe.site) == ("probe", "residual")
+    assert cosine(fit_probe(llama, x, 1 - y, protocol="strict").vector, truth) < -0.97, "larger must mean more of label 1"
+
+
+def test_the_probe_is_in_units_of_the_features(llama: LM, probe: Direction) -> None:
+    """sigma(W x + b): the norm of W is what a logistic regression on the raw features gives."""
+    x, y, _ = planted()
+    scale = np.sqrt(np.mean(x**2))
+    # Regularisation C on features divided by s is C * s^2 on the raw ones; about that the fits agree.
+    raw = LogisticRegression(C=probe.record["C"] / scale**2, max_iter=20_000, tol=1e-8).fit(x, y)
+    assert cosine(probe.vector, raw.coef_[0]) > 0.98
+    assert np.linalg.norm(probe.vector) == pytest.approx(np.linalg.norm(raw.coef_[0]), rel=0.15)
+    np.testing.assert_allclose(fit_probe(llama, 1000 * x, y, protocol="strict").vector, probe.vector / 1000, rtol=1e-3)
+
+
+def test_accuracy_is_of_texts_that_were_not_fitted(llama: LM) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((200, 400)), np.arange(200) % 2
+    # 400 dimensions separate 180 random texts perfectly; held-out ones are a coin toss.
+    assert 0.2 < fit_probe(llama, x, y, protocol="strict").accuracy < 0.8
+
+
+def test_the_probe_is_seeded(llama: LM, probe: Direction) -> None:
+    x, y, _ = planted()
+    same, other = (fit_probe(llama, x, y, protocol="strict", seed=seed) for seed in (0, 1))
+    assert np.array_equal(probe.vector, same.vector)
+    assert probe.record == same.record
+    assert not np.array_equal(probe.vector, other.vector)
+
+
+def naive_features(lm: LM, text: str, protocol: str, max_tokens: int) -> np.ndarray:
+    """One text at a time, unpadded in float64 for `strict`."""
+    model = copy.deepcopy(lm.model)
+    if protocol == "strict":
+        model = model.double()
+    norm = model.get_submodule(next(name for name, m in lm.model.named_modules() if m is lm.view.final_norm))
+    seen: dict[str, torch.Tensor] = {}
+    norm.register_forward_hook(lambda m, args, out: seen.update(before=args[0], after=out))
+    ids = lm.tokenizer(text)["input_ids"][:max_tokens]
+    mask = [1] * len(ids)
+    if protocol == "paper":
+        mask += [0] * (max_tokens - len(ids))
+        ids += [lm.tokenizer.pad_token_id] * (max_tokens - len(ids))
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([ids]), attention_mask=torch.tensor([mask]), use_cache=False)
+    if protocol == "paper":
+        assert seen["after"].shape[1] == max_tokens
+        return seen["after"][0].mean(0).numpy()
+    return seen["before"][0].mean(0).numpy()
+
+
+@pytest.mark.parametrize("max_tokens", [12, 40])
+def test_features_are_those_of_each_text_alone(named: LM, max_tokens: int) -> None:
+    got = probe_features(named, TEXTS, max_tokens=max_tokens, batch_size=3)
+    for protocol in ("strict", "paper"):
+        expected = np.stack([naive_features(named, text, protocol, max_tokens) for text in TEXTS])
+        assert got[protocol].dtype == np.float64
+        np.testing.assert_allclose(got[protocol], expected, atol=2e-4, rtol=2e-4)
+        alone = probe_features(named, TEXTS, protocols=(protocol,), max_tokens=max_tokens, batch_size=1)[protocol]
+        np.testing.assert_allclose(got[protocol], alone, atol=2e-4, rtol=2e-4)
+    assert np.abs(got["strict"] - got["paper"]).max() > 0.1
+
+
+def test_what_the_padding_token_is_matters_to_the_paper_only(llama: LM) -> None:
+    other = LM.of(llama.model, tiny.tokenizer(), name="tiny-llama")
+    other.tokenizer.pad_token = "z"  # noqa: S105
+    ours, theirs = (probe_features(lm, TEXTS, max_tokens=40) for lm in (llama, other))
+    np.testing.assert_allclose(ours["strict"], theirs["strict"], atol=1e-5)
+    assert np.abs(ours["paper"] - theirs["paper"]).max() > 0.1
+
+
+def labelled() -> tuple[list[str], np.ndarray]:
+    """Texts of two kinds of letters."""
+    rng = np.random.default_rng(0)
+    texts, labels = [], np.arange(60) % 2
+    for label in labels:
+        letters = "aeiou" if label else "bcdfg"
+        texts.append("".join(rng.choice([*letters], size=rng.integers(3, 20))))
+    return texts, labels
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_train_probe(llama: LM, protocol: Any) -> None:
+    texts, labels = labelled()
+    calls: list[Any] = []
+    probe = dd.train_probe(
+        llama, texts, [*labels], protocol=protocol, max_tokens=24, batch_size=16, progress=lambda *call: calls.append(call)
+    )
+    features = probe_features(llama, texts, protocols=(protocol,), max_tokens=24)[protocol]
+    score = features @ probe.unit
+    assert score[labels == 1].mean() - score[labels == 0].mean() > score.std(), "toxic texts must lie along +W"
+    assert probe.accuracy > 0.6
+    assert probe.site == {"strict": "residual", "paper": "after_norm"}[protocol]
+    assert (probe.record["protocol"], probe.record["max_tokens"]) == (protocol, 24)
+    assert calls[-1] == ("reading labelled texts", 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a"] * 20, [0] * 19, "20 texts and 19 labels"),
+        (["a"] * 40, [1] * 40, r"contain only \[1\].*two classes"),
+        (["a"] * 40, [0, 1, 2, 1] * 10, r"contain only \[0, 1, 2\]"),
+        (["a"] * 40, [0] * 31 + [1] * 9, "31 and 9 texts, too few"),
+        (["a"] * 19 + [""], [0, 1] * 10, "Labelled text 19 has no tokens"),
+        ([], [], "two classes"),
+    ],
+)
+def test_labels_a_probe_cannot_learn_from(llama: LM, texts: list[str], labels: list[int], message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        dd.train_probe(llama, texts, labels)
+
+
+def test_texts_longer_than_the_context_are_refused(gpt2: LM) -> None:
+    texts, labels = labelled()
+    with pytest.raises(DialdownError, match=r"max_tokens=128 exceeds the context of tiny-gpt2 \(96\)"):
+        dd.train_probe(gpt2, texts, labels, protocol="paper")
+    with pytest.raises(DialdownError, match="smaller max_tokens"):
+        dd.train_probe(gpt2, [*texts[:-1], "x" * 100], labels)
+    # Short texts are not padded under strict.
+    assert probe_features(gpt2, texts, protocols=("strict",))["strict"].shape == (60, tiny.WIDTH)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    lm = tiny.lm("llama")
+    with torch.no_grad():
+        lm.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(DialdownError, match="not finite while reading labelled texts"):
+        probe_features(lm, TEXTS, max_tokens=40)
+
+
+def test_token_contrast_averages_sub_tokens_then_words(named: LM) -> None:
+    """Words of one token (" cat", " the") and of several weigh the same."""
+    e = named.model.get_output_embeddings().weight.detach().double().numpy()
+    v = tiny.VOCABULARY
+    cat, the = e[v["Ġcat"]], e[v["Ġthe"]]
+    ox = (e[v["o"]] + e[v["x"]]) / 2  # the space is a token of its own here, and no part of the word
+    to = (e[v["Ġt"]] + e[v["o"]]) / 2
+    contrast = dd.token_contrast(named, ["cat", "ox"], ["the", "to"])
+    np.testing.assert_allclose(contrast.vector, (cat + ox) / 2 - (the + to) / 2, rtol=1e-12, atol=1e-12)
+    assert (contrast.name, contrast.site, contrast.accuracy) == ("contrast", "unembedding", None)
+    np.testing.assert_allclose(dd.token_contrast(named, ["the", "to"], ["cat", "ox"]).vector, -contrast.vector)
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "message"),
+    [
+        ([], ["a"], "words on both sides"),
+        (["a"], [], "words on both sides"),
+        (["a", "b"], ["c", "b"], "'b' is on both sides"),
+        (["a"], [" "], "' ' has no tokens"),
+    ],
+)
+def test_words_that_make_no_contrast(llama: LM, positive: list[str], negative: list[str], message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        dd.token_contrast(llama, positive, negative)
+
+
+def test_the_random_direction_is_seeded_and_has_no_preferred_axis(llama: LM) -> None:
+    vectors = np.stack([dd.random_direction(llama, seed=seed).vector for seed in range(200)])
+    assert np.array_equal(vectors[3], dd.random_direction(llama, seed=3).vector)
+    assert np.abs(vectors.mean(0)).max() < 0.4
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1).mean(), np.sqrt(tiny.WIDTH), rtol=0.1)
+
+
+def test_logit_lens_is_the_unembedding_of_the_normed_vector(named: LM) -> None:
+    u = named.view.layers[1].value_vectors("strict")[4].numpy().astype(np.float64)
+    with torch.inference_mode():
+        logits = named.view.unembedding(named.view.final_norm(torch.tensor(u)[None, None].float()))[0, 0]
+    order = logits.argsort(descending=True)[:5].tolist()
+    got = dd.logit_lens(named, u, k=5)
+    assert [token for token, _ in got] == [named.tokenizer.decode([i]) for i in order]
+    np.testing.assert_allclose([value for _, value in got], logits[order], rtol=1e-5)
+    assert {token for token, _ in dd.logit_lens(named, -u, k=5)} != {token for token, _ in got}
+
+
+def test_logit_lens_of_an_unembedding_row_names_its_token() -> None:
+    """With a norm of ones and orthogonal rows, a row is its own token."""
+    lm = tiny.lm("llama")
+    with torch.no_grad():
+        lm.view.final_norm.weight.fill_(1)
+        lm.view.unembedding.weight.zero_()
+        token = tiny.VOCABULARY["Ġcat"]
+        lm.view.unembedding.weight[token, 5] = 2.0
+    u = np.zeros(tiny.WIDTH)
+    u[5] = 0.5
+    ((text, logit),) = dd.logit_lens(lm, u, k=1)
+    assert text == " cat"
+    assert logit == pytest.approx(2.0 * np.sqrt(tiny.WIDTH), rel=1e-3)
+
+
+def test_save_and_load(tmp_path: Path, llama: LM) -> None:
+    direction = dd.token_contrast(llama, ["cat"], ["the"])
+    direction.save(tmp_path / "w.safetensors")
+    again = Direction.load(tmp_path / "w.safetensors")
+    assert np.array_equal(again.vector, direction.vector)
+    assert again.vector.dtype == np.float64
+    assert (again.name, again.site, again.record) == (direction.name, direction.site, direction.record)
+    np.testing.assert_allclose(np.linalg.norm(again.unit), 1)
+    assert cosine(again.unit, again.vector) == pytest.approx(1)

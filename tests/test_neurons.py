@@ -1,0 +1,250 @@
+"""The neuron table against plain loops, with each model's own value vectors (METHOD §3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+
+import dialdown as dd
+from dialdown.activations import NeuronMeans
+from dialdown.directions import Direction
+from dialdown.errors import DialdownError
+from dialdown.models import LM
+from dialdown.neurons import NeuronTable
+
+SHAPE = (tiny.LAYERS, tiny.NEURONS)
+
+
+def means(protocol: Any = "strict", *, seed: int = 0, count: int = 10) -> NeuronMeans:
+    return NeuronMeans(np.random.default_rng(seed).standard_normal(SHAPE), count, protocol, {})
+
+
+def direction(seed: int = 0, name: str = "probe") -> Direction:
+    # A norm far from 1, which no projection may depend on.
+    return Direction(name, 7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH), "residual", {"seed": seed})
+
+
+def tuned_of(lm: LM) -> LM:
+    """The same model with every down projection moved."""
+    tuned = lm.twin()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in tuned.view.layers:
+            layer.columns.add_(0.1 * torch.randn(layer.columns.shape, generator=generator))
+            if layer.post_norm is not None:
+                layer.post_norm.weight.add_(0.1)
+    return tuned
+
+
+def value_vector(lm: LM, layer: int, neuron: int, protocol: str) -> np.ndarray:
+    """METHOD §1 by the module's own layout and the norm's own convention."""
+    down = lm.model.get_submodule(lm.view.layers[layer].path)
+    weight = down.weight.detach().double().numpy()
+    v = weight[neuron] if type(down).__name__ == "Conv1D" else weight[:, neuron]
+    if protocol == "strict" and lm.name.removeprefix("tiny-") in ("gemma2", "gemma3"):
+        norm = lm.model.model.layers[layer].post_feedforward_layernorm
+        v = v * (1 + norm.weight.detach().double().numpy())
+    return v
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_every_column_is_its_formula(named: LM, protocol: Any) -> None:
+    tuned = tuned_of(named)
+    base, after, w = means(protocol), means(protocol, seed=1), direction()
+    table = dd.compare(named, tuned, w, base, after)
+    unit = w.vector / np.sqrt((w.vector**2).sum())
+    rows = table.arrow.to_pylist()
+    assert len(rows) == SHAPE[0] * SHAPE[1]
+    for number, row in enumerate(rows):
+        layer, neuron = divmod(number, tiny.NEURONS)
+        assert (row["layer"], row["neuron"]) == (layer, neuron)
+        v, vt = (value_vector(lm, layer, neuron, protocol) for lm in (named, replace(tuned, name=named.name)))
+        m, mt = base.means[layer, neuron], after.means[layer, neuron]
+        expected = {
+            "mean_base": m,
+            "mean_tuned": mt,
+            "cosine": v @ unit / np.linalg.norm(v),
+            "projection_base": m * (v @ unit),
+            "projection_tuned": mt * (vt @ unit),
+            "projection_change": mt * (vt @ unit) - m * (v @ unit),
+            "value_cosine": v @ vt / np.linalg.norm(v) / np.linalg.norm(vt),
+        }
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, abs=1e-4), name
+        group = ("T" if expected["cosine"] > 0 else "A") + ("P" if m > 0 else "N")
+        assert row["group"] == (group if expected["projection_change"] < 0 else None)
+
+    alone = dd.neuron_table(named, w, base)
+    assert not alone.compared
+    for name in ("cosine", "mean_base", "projection_base"):
+        assert np.array_equal(alone.grid(name), table.grid(name))
+    assert set(alone.arrow["group"].to_pylist()) == {"TP", "TN", "AP", "AN"}
+
+
+def test_the_norm_after_gemmas_mlp_counts_under_strict_only(gemma2: LM, llama: LM) -> None:
+    for lm, differ in ((gemma2, True), (llama, False)):
+        strict, paper = (dd.neuron_table(lm, direction(), means(protocol)) for protocol in ("strict", "paper"))
+        assert np.allclose(strict.grid("cosine"), paper.grid("cosine")) != differ
+        assert np.allclose(strict.grid("projection_base"), paper.grid("projection_base")) != differ
+        assert (strict.protocol, paper.protocol) == ("strict", "paper")
+
+
+def table_of(cosine: list[float], mean: list[float], change: list[float] | None = None) -> NeuronTable:
+    """A table with given columns, one layer."""
+    columns: dict[str, Any] = {"cosine": cosine, "mean_base": mean}
+    if change is not None:
+        columns |= {"projection_change": change, "mean_tuned": mean}
+    arrow = pa.table({name: pa.array(values, type=pa.float64()) for name, values in columns.items()})
+    return NeuronTable(arrow, (1, len(cosine)), {"protocol": "strict", "direction": {"name": "probe"}, "base": {}})
+
+
+COSINE = [0.5, 0.5, -0.5, -0.5, 0.0, 0.5, 0.0, 0.5, -0.5]
+MEAN = [1.0, -1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 1.0, -1.0]
+CHANGE = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0, 1.0]
+
+
+def members(mask: np.ndarray) -> list[int]:
+    return np.flatnonzero(mask).tolist()
+
+
+def test_groups_by_the_signs_of_cosine_and_mean_and_zeros_in_none() -> None:
+    table = table_of(COSINE, MEAN, CHANGE)
+    assert {name: members(mask) for name, mask in table.groups().items()} == {"TP": [0], "TN": [1], "AP": [2], "AN": [3]}
+    free = {"TP": [0, 7], "TN": [1], "AP": [2], "AN": [3, 8]}
+    assert {name: members(mask) for name, mask in table.groups(changed=False).items()} == free
+    untuned = table_of(COSINE, MEAN)
+    assert {name: members(mask) for name, mask in untuned.groups().items()} == free
+    with pytest.raises(DialdownError, match=r"no column 'projection_change'.*dd\.compare"):
+        untuned.groups(changed=True)
+    # A negative zero is a zero.
+    assert not any(mask.any() for mask in table_of([-0.0, 1.0], [1.0, -0.0]).groups().values())
+
+
+def test_neurons_by_name() -> None:
+    table = table_of(COSINE, MEAN, CHANGE)
+    expected = {
+        "TP": [0],
+        "TP+AN": [0, 3],
+        "TP+AN+TN": [0, 1, 3],
+        "four_groups": [0, 1, 2, 3],
+        "TP+TN+AP+AN": [0, 1, 2, 3],
+        "increasing": [8],
+        "toxic_2": [0, 1],
+    }
+    for which, neurons in expected.items():
+        assert members(table.select(which)) == neurons, which
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ("TX", "Unknown group 'TX'.*did you mean 'T[PN]'"),
+        ("TP+", "Unknown group ''"),
+        ("TP+XY", "Unknown group 'XY' in 'TP\\+XY'"),
+        ("four_group", "did you mean 'four_groups'"),
+        ("incresing", "did you mean 'increasing'"),
+        ("toxic_0", "0 most aligned neurons"),
+        ("toxic_10", "10 most aligned neurons.*model has 9"),
+        ("toxic_-1", "did you mean 'toxic_256'"),
+    ],
+)
+def test_unknown_neurons_name_the_nearest(which: str, message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        table_of(COSINE, MEAN, CHANGE).select(which)
+
+
+def test_increasing_needs_a_tuned_model() -> None:
+    with pytest.raises(DialdownError, match=r"dd\.compare"):
+        table_of(COSINE, MEAN).select("increasing")
+
+
+def test_most_aligned_is_the_highest_signed_cosine_over_all_layers(llama: LM) -> None:
+    table = dd.neuron_table(llama, direction(), means())
+    mask, cosine = table.most_aligned(10), table.grid("cosine")
+    assert mask.sum() == 10
+    assert cosine[mask].min() > cosine[~mask].max()
+    assert mask.any(1).sum() > 1
+
+
+def test_a_pruned_neuron_is_in_no_group(llama: LM) -> None:
+    pruned = llama.twin()
+    pruned.view.layers[1].columns[:, 4] = 0
+    table = dd.compare(llama, pruned, direction(), means(), means(seed=1))
+    assert table.grid("value_cosine")[1, 4] == 0
+    base = dd.neuron_table(pruned, direction(), means())
+    assert base.grid("cosine")[1, 4] == 0
+    assert not any(mask[1, 4] for mask in base.groups().values())
+    assert np.isfinite(base.grid("projection_base")).all()
+
+
+def test_an_unknown_column_names_the_nearest(llama: LM) -> None:
+    with pytest.raises(DialdownError, match="did you mean 'cosine'"):
+        dd.neuron_table(llama, direction(), means()).grid("cosin")
+
+
+def test_what_does_not_fit_together_is_refused(llama: LM) -> None:
+    wide = tiny.lm("llama", intermediate_size=tiny.NEURONS + 1)
+    with pytest.raises(DialdownError, match=r"means have shape \(3, 24\).*3 layers of 25"):
+        dd.neuron_table(wide, direction(), means())
+    with pytest.raises(DialdownError, match="n_neurons 25 where tiny-llama has 24"):
+        dd.compare(llama, wide, direction(), means(), means())
+    with pytest.raises(DialdownError, match="base means follow the strict protocol and the tuned ones paper"):
+        dd.compare(llama, llama, direction(), means(), means("paper"))
+    with pytest.raises(DialdownError, match="direction has 3 dimensions"):
+        dd.neuron_table(llama, Direction("probe", np.ones(3), "residual"), means())
+
+
+def test_parquet(tmp_path: Path, llama: LM) -> None:
+    table = dd.compare(llama, tuned_of(llama), direction(), means(), means(seed=1))
+    path = tmp_path / "neurons.parquet"
+    table.to_parquet(path)
+    again = NeuronTable.from_parquet(path)
+    assert again.arrow.equals(table.arrow)
+    assert (again.shape, again.record, again.protocol) == (SHAPE, table.record, "strict")
+    assert again.record["direction"] == {"name": "probe", "site": "residual", "seed": 0}
+    assert (again.record["count_base"], again.record["base"]["model"]) == (10, "tiny-llama")
+    # Others read it without this package.
+    assert {"layer", "neuron", "cosine", "mean_base", "mean_tuned", "projection_base", "projection_tuned",
+            "projection_change", "group", "value_cosine"} == set(pq.read_table(path).column_names)  # fmt: skip
+
+
+def damage(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "foreign":
+        pq.write_table(pa.table({"a": [1]}), path)
+    elif how == "newer":
+        table = pq.read_table(path)
+        header = table.schema.metadata[b"dialdown"].replace(b'"schema": 1', b'"schema": 2')
+        pq.write_table(table.replace_schema_metadata({b"dialdown": header}), path)
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello", "half": whole[: len(whole) // 2], "page": b"PAR1" + b"\xff" * 999 + whole[1003:]}[how])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "does not exist"),
+        ("empty", "damaged"),
+        ("text", "damaged"),
+        ("half", "damaged"),
+        ("page", "damaged"),
+        ("foreign", "no dialdown neuron table"),
+        ("newer", "schema"),
+    ],
+)
+def test_a_file_that_is_no_table(tmp_path: Path, llama: LM, how: str, message: str) -> None:
+    path = tmp_path / "neurons.parquet"
+    dd.neuron_table(llama, direction(), means()).to_parquet(path)
+    damage(path, how)
+    with pytest.raises(DialdownError, match=message):
+        NeuronTable.from_parquet(path)
