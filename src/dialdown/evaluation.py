@@ -125,7 +125,7 @@ class Row:
         def written(value: Estimate | None) -> dict[str, float | int] | None:
             return value.to_json() if value else None
 
-        pairs = zip(prompts[:samples], self.measured.texts[:samples], strict=True)
+        pairs = zip(prompts[:samples], self.measured.texts[:samples], strict=False)
         return {
             "intervention": self.intervention,
             "kind": self.kind,

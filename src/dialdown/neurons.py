@@ -134,13 +134,14 @@ class NeuronTable:
             table = pq.read_table(path)
         except FileNotFoundError as error:
             raise DialdownError(f"{path} does not exist: pass a neuron table written by to_parquet.") from error
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise DialdownError(f"{path} is damaged or no Parquet file ({error}): write it again.") from error
         header = (table.schema.metadata or {}).get(b"dialdown")
         if header is None:
             raise DialdownError(f"{path} is Parquet but no dialdown neuron table: pass one written by to_parquet.")
         record = json.loads(header)
-        record.pop("schema")
+        if (schema := record.pop("schema", None)) != SCHEMA:
+            raise DialdownError(f"{path} is a neuron table of schema {schema}, not {SCHEMA}: write it again.")
         return cls(table.replace_schema_metadata(None), tuple(record.pop("shape")), record)
 
     save = to_parquet

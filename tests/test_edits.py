@@ -1,0 +1,243 @@
+"""Patches, edits, steering and controls: signs, sizes, orderings (METHOD §4, §5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_neurons import COSINE, MEAN, SHAPE, direction, means, members, table_of, tuned_of
+
+import dialdown as dd
+from dialdown.errors import DialdownError
+from dialdown.models import LM
+from dialdown.neurons import NeuronTable
+
+GROUPS = ("TP", "TN", "AP", "AN")
+
+
+@pytest.fixture(scope="module")
+def table(llama: LM) -> NeuronTable:
+    return dd.compare(llama, tuned_of(llama), direction(), means(), means(seed=1))
+
+
+@pytest.fixture(scope="module")
+def along_noise(llama: LM) -> NeuronTable:
+    return dd.neuron_table(llama, direction(9, "random"), means())
+
+
+def outcome(edit: dd.Intervention, mean: np.ndarray) -> np.ndarray:
+    """The mean activations after an edit."""
+    return edit.gain * mean + edit.offset
+
+
+@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+def test_each_group_moves_its_own_way(kind: Any) -> None:
+    """TP and AN to (1 - beta) of their mean, AP and TN to (1 + beta); neurons of no group stay."""
+    table = table_of(COSINE, MEAN)
+    edit = dd.edit(table, alpha=1.0, beta=0.25, kind=kind)
+    mean = np.array([MEAN])
+    factor = np.array([[0.75, 1.25, 1.25, 0.75, 1.0, 1.0, 1.0, 0.75, 0.75]])
+    np.testing.assert_allclose(outcome(edit, mean), factor * mean)
+    assert members(edit.selected) == [0, 1, 2, 3, 7, 8]
+    assert edit.neurons == 6
+    # What happens to an activation away from its mean tells the kinds apart.
+    away = {"set": factor * mean, "shift": mean + 2 + (factor - 1) * mean, "scale": factor * (mean + 2)}[kind]
+    np.testing.assert_allclose(outcome(edit, mean + 2)[edit.selected], away[edit.selected])
+    np.testing.assert_array_equal(outcome(edit, mean + 2)[~edit.selected], (mean + 2)[~edit.selected])
+
+
+@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0])
+def test_every_edit_lowers_the_mean_projection_by_beta(llama: LM, table: NeuronTable, kind: Any, alpha: float) -> None:
+    beta = 0.07
+    edit = dd.edit(table, alpha=alpha, beta=beta, kind=kind)
+    projection = table.grid("projection_base")
+    mean = table.grid("mean_base")
+    per_unit = projection / mean
+    change = outcome(edit, mean) * per_unit - projection
+    expected = np.where(edit.selected, -beta * np.abs(projection), 0)
+    np.testing.assert_allclose(change, expected, atol=1e-12)
+    assert change.sum() < -0.01
+    reversed_ = dd.edit(table, alpha=alpha, beta=-beta, kind=kind)
+    np.testing.assert_allclose(outcome(reversed_, mean) * per_unit - projection, -expected, atol=1e-12)
+
+
+def test_a_shift_lowers_what_the_mlps_write_along_the_direction(llama: LM) -> None:
+    """The same on the running model: layer 0's output moves along W by -beta * sum |p_i| at every position."""
+    w = direction()
+    base = dd.mean_activations(llama, ["the cat", "a b c"], max_new_tokens=4)
+    table = dd.neuron_table(llama, w, base)
+    edit = dd.edit(table, alpha=1.0, beta=0.2, kind="shift")
+    written: list[torch.Tensor] = []
+    handle = llama.view.layers[0].down.register_forward_hook(lambda m, args, out: written.append(out.double()))
+    ids = tiny.random_ids(2, 5)
+    tiny.logits(llama, ids)
+    with edit.applied(llama):
+        tiny.logits(llama, ids)
+    handle.remove()
+    moved = ((written[1] - written[0]) @ torch.as_tensor(w.unit)).numpy()
+    np.testing.assert_allclose(moved, -0.2 * np.abs(table.grid("projection_base")[0]).sum(), rtol=1e-3)
+
+
+def sizes(table: NeuronTable, alpha: float) -> dict[str, int]:
+    return {name: round(alpha * int(mask.sum())) for name, mask in table.groups(changed=False).items()}
+
+
+@pytest.mark.parametrize("ordering", ["cosine", "activation", "notebook"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_alpha_takes_that_share_of_each_group_in_the_order_named(table: NeuronTable, ordering: Any, alpha: float) -> None:
+    edit = dd.edit(table, alpha=alpha, beta=0.1, kind="set", ordering=ordering)
+    cosine, mean = np.abs(table.grid("cosine")), np.abs(table.grid("mean_base"))
+    for name, mask in table.groups(changed=False).items():
+        chosen, left = edit.selected & mask, ~edit.selected & mask
+        assert chosen.sum() == sizes(table, alpha)[name]
+        if not 0 < alpha < 1:
+            continue
+        if ordering == "activation":
+            assert mean[chosen].max() <= mean[left].min()
+        elif ordering == "notebook" and name in ("AP", "TN"):
+            assert cosine[chosen].max() <= cosine[left].min()
+        else:
+            assert cosine[chosen].min() >= cosine[left].max()
+    assert edit.neurons == sum(sizes(table, alpha).values())
+    assert not (edit.selected & ~np.logical_or.reduce([*table.groups(changed=False).values()])).any()
+
+
+def test_drop_top_leaves_out_the_highest_means_before_the_share_is_taken(table: NeuronTable) -> None:
+    mean = table.grid("mean_base")
+    dropped = mean > np.sort(mean.ravel())[-round(0.2 * mean.size) - 1]
+    assert dropped.sum() == round(0.2 * mean.size)
+    edit = dd.edit(table, alpha=0.5, beta=0.1, drop_top=0.2)
+    assert not (edit.selected & dropped).any()
+    for mask in table.groups(changed=False).values():
+        assert (edit.selected & mask).sum() == round(0.5 * (mask & ~dropped).sum())
+    # The highest means, not the largest in size: the most negative ones stay.
+    assert not np.array_equal(edit.selected, dd.edit(table, alpha=0.5, beta=0.1).selected)
+    assert dd.edit(table, alpha=1.0, beta=0.1, drop_top=0.2).selected[mean < 0].all()
+
+
+def test_an_edit_knows_what_it_is(table: NeuronTable) -> None:
+    edit = dd.edit(table, alpha=0.5, beta=0.1)
+    assert (edit.name, edit.kind, edit.alpha, edit.beta, edit.control_of) == ("edit_probe_scale", "scale", 0.5, 0.1, None)
+    assert edit.record["ordering"] == "cosine"
+    assert edit.record["protocol"] == "strict"
+    assert edit.record["direction"]["name"] == "probe"
+    assert dd.edit(table, alpha=0.5, beta=0.1, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, r"alpha=1\.5 is no fraction"),
+        ({"alpha": float("nan")}, "alpha=nan is no fraction"),
+        ({"drop_top": -0.1}, r"drop_top=-0\.1 is no fraction"),
+        ({"kind": "scaled"}, "did you mean 'scale'"),
+        ({"ordering": "cosin"}, "did you mean 'cosine'"),
+    ],
+)
+def test_edits_that_cannot_be(table: NeuronTable, options: Any, message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        dd.edit(table, **{"alpha": 0.5, "beta": 0.1, **options})
+
+
+@pytest.mark.parametrize("which", ["TP", "TP+AN", "TP+AN+TN", "four_groups", "increasing", "toxic_5"])
+def test_a_patch_gives_the_tuned_means(table: NeuronTable, which: str) -> None:
+    base, tuned = table.grid("mean_base"), table.grid("mean_tuned")
+    chosen = table.select(which)
+    assert 0 < chosen.sum() < chosen.size
+    for kind in ("set", "shift"):
+        patch = dd.patch(table, which, kind=kind)
+        np.testing.assert_allclose(outcome(patch, base), np.where(chosen, tuned, base))
+        assert np.array_equal(patch.selected, chosen)
+        assert patch.kind == kind
+        assert patch.name == f"patch_{which.replace('+', '_')}" + ("_shift" if kind == "shift" else "")
+    np.testing.assert_allclose(
+        outcome(dd.patch(table, which, kind="shift"), base + 1), np.where(chosen, tuned + 1, base + 1)
+    )
+    np.testing.assert_allclose(outcome(dd.patch(table, which), base + 1), np.where(chosen, tuned, base + 1))
+
+
+def test_patches_that_cannot_be(table: NeuronTable, along_noise: NeuronTable) -> None:
+    with pytest.raises(DialdownError, match="divide by mean activations near zero"):
+        dd.patch(table, "TP", kind="scale")  # type: ignore[arg-type]
+    with pytest.raises(DialdownError, match=r"columns of the tuned model need a table from dd\.compare"):
+        dd.patch(along_noise, "TP")
+    with pytest.raises(DialdownError, match="did you mean 'four_groups'"):
+        dd.patch(table, "fourgroups")
+
+
+def test_a_patch_control_takes_as_many_random_neurons(table: NeuronTable) -> None:
+    base, tuned = table.grid("mean_base"), table.grid("mean_tuned")
+    for kind in ("set", "shift"):
+        patch = dd.patch(table, "TP+AN", kind=kind)
+        control = dd.patch_control(table, patch, seed=0)
+        assert control.neurons == patch.neurons
+        assert (control.selected & ~patch.selected).any()
+        np.testing.assert_allclose(outcome(control, base), np.where(control.selected, tuned, base))
+        assert (control.control_of, control.kind) == (patch.name, kind)
+        assert control.name == f"{patch.name}__random_neurons"
+        assert control.key == dd.patch_control(table, patch, seed=0).key
+        assert control.key != dd.patch_control(table, patch, seed=1).key
+
+
+@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, kind: Any) -> None:
+    edit = dd.edit(table, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1, name="it")
+    controls = {one.name: one for one in dd.edit_controls(table, along_noise, edit, seed=0)}
+    expected = {"it__random_neurons", "it__beta_reversed", "it__random_direction"}
+    assert set(controls) == expected | ({"it__beta_zero"} if kind == "set" else set())
+    mean = table.grid("mean_base")
+    factor = outcome(edit, mean) / mean
+
+    def counts(one: dd.Intervention) -> list[int]:
+        ratio = outcome(one, mean) / mean
+        return [int((np.abs(ratio - value) < 1e-9).sum()) for value in (0.9, 1.1)]
+
+    for one in controls.values():
+        assert (one.control_of, one.kind, one.alpha) == ("it", kind, 0.5)
+    shuffled = controls["it__random_neurons"]
+    # As many neurons shrink and as many grow.
+    assert counts(shuffled) == counts(edit)
+    assert shuffled.neurons == edit.neurons
+    assert not np.array_equal(shuffled.selected, edit.selected)
+
+    reversed_ = controls["it__beta_reversed"]
+    assert np.array_equal(reversed_.selected, edit.selected)
+    assert reversed_.beta == -0.1
+    np.testing.assert_allclose(outcome(reversed_, mean) / mean, 2 - factor)
+
+    other = controls["it__random_direction"]
+    same = dd.edit(along_noise, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1)
+    assert other.key == same.key
+    assert other.key != edit.key
+
+    if kind == "set":
+        clamp = controls["it__beta_zero"]
+        assert np.array_equal(clamp.selected, edit.selected)
+        np.testing.assert_allclose(outcome(clamp, mean + 1)[clamp.selected], mean[clamp.selected])
+
+
+def test_only_an_edit_has_edit_controls(table: NeuronTable, along_noise: NeuronTable) -> None:
+    for one in (dd.patch(table, "TP"), dd.steer(direction(), 1.0)):
+        with pytest.raises(DialdownError, match="not an edit"):
+            dd.edit_controls(table, along_noise, one, seed=0)
+
+
+def test_steering_subtracts_alpha_w(llama: LM) -> None:
+    w = direction()
+    steering = dd.steer(w, 0.5)
+    np.testing.assert_allclose(steering.vector, -0.5 * w.vector)
+    assert (steering.name, steering.kind, steering.alpha, steering.neurons) == ("steer_probe", "steer", 0.5, 0)
+    assert not steering.moves_neurons
+    seen: list[torch.Tensor] = []
+    handle = llama.view.final_norm.register_forward_hook(lambda m, args, out: seen.append(args[0].double()))
+    ids = tiny.random_ids(1, 4)
+    tiny.logits(llama, ids)
+    with steering.applied(llama):
+        tiny.logits(llama, ids)
+    handle.remove()
+    moved = ((seen[1] - seen[0]) @ torch.as_tensor(w.unit)).numpy()
+    np.testing.assert_allclose(moved, -0.5 * np.linalg.norm(w.vector), rtol=1e-4)
