@@ -71,7 +71,7 @@ def write_run(
             values = (toxicity[place], price[place], main["none"][1][place])
             rows.append(_row(name, kind, protocol, values, n))
             rows += [
-                _row(f"{name}__{control}", kind, protocol, changed, n // 2, control_of=name)
+                _row(f"{name}__{control}", kind, protocol, changed, n // 2, control_of=name, main=values)
                 for control, changed in _controls(name, kind, values, random_like_edit)
             ]
         if neurons:
@@ -105,7 +105,14 @@ def _controls(
 
 
 def _row(
-    name: str, kind: str, protocol: str, values: tuple[float, float, float], n: int, *, control_of: str | None = None
+    name: str,
+    kind: str,
+    protocol: str,
+    values: tuple[float, float, float],
+    n: int,
+    *,
+    control_of: str | None = None,
+    main: tuple[float, float, float] | None = None,
 ) -> dict[str, Any]:
     toxicity, price, base = values
     spread = 0.45 / np.sqrt(n)
@@ -134,6 +141,9 @@ def _row(
             "log_ppl": _estimate(price, 0.08 * abs(price), 4),
             "f1": None,
         },
+        "control_minus_main": None
+        if main is None
+        else {"toxicity": _estimate(toxicity - main[0], spread / 3, n), "log_ppl": _estimate(price - main[1], 0.02, 4)},
         "samples": [
             {
                 "prompt": f"{PROMPT} {place}",

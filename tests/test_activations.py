@@ -24,7 +24,10 @@ from dialdown.models import LM
 def naive_means(lm: LM) -> dict[str, tuple[np.ndarray, int, list[list[int]]]]:
     """METHOD §3 and the activation row of §5 by the words, without batches, padding, caches or prefixes."""
     model = copy.deepcopy(lm.model).double()
-    sums = {"strict": np.zeros((lm.view.n_layers, lm.view.n_neurons)), "paper": np.zeros((lm.view.n_layers, lm.view.n_neurons))}
+    sums = {
+        "strict": np.zeros((lm.view.n_layers, lm.view.n_neurons)),
+        "paper": np.zeros((lm.view.n_layers, lm.view.n_neurons)),
+    }
     counts = {"strict": 0, "paper": 0}
     texts = []
     seen: dict[int, torch.Tensor] = {}

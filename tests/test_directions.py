@@ -47,7 +47,9 @@ def test_the_probe_finds_a_planted_direction(llama: LM, probe: Direction) -> Non
     assert 0.85 < probe.record["auc"] < 1
     assert (probe.record["train"], probe.record["validation"]) == (270, 30)
     assert (probe.name, probe.site) == ("probe", "residual")
-    assert cosine(fit_probe(llama, x, 1 - y, protocol="strict").vector, truth) < -0.97, "larger must mean more of label 1"
+    assert cosine(fit_probe(llama, x, 1 - y, protocol="strict").vector, truth) < -0.97, (
+        "larger must mean more of label 1"
+    )
 
 
 def test_the_probe_is_in_units_of_the_features(llama: LM, probe: Direction) -> None:
@@ -132,7 +134,13 @@ def test_train_probe(llama: LM, protocol: Any) -> None:
     texts, labels = labelled()
     calls: list[Any] = []
     probe = dd.train_probe(
-        llama, texts, [*labels], protocol=protocol, max_tokens=24, batch_size=16, progress=lambda *call: calls.append(call)
+        llama,
+        texts,
+        [*labels],
+        protocol=protocol,
+        max_tokens=24,
+        batch_size=16,
+        progress=lambda *call: calls.append(call),
     )
     features = probe_features(llama, texts, protocols=(protocol,), max_tokens=24)[protocol]
     score = features @ probe.unit

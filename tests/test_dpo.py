@@ -135,14 +135,11 @@ def kl_trainer(policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl
     )
 
 
-def naive_loss(
-    policy: Any, reference: Any, *, gamma: float, direction: str, positions: str
-) -> tuple[float, Any]:
+def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, positions: str) -> tuple[float, Any]:
     """METHOD §8 and its gradient in float64, one sequence at a time; "all" pads each to the longest of the batch."""
     policy, reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
     sequences = {
-        key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES]
-        for key in ("chosen", "rejected")
+        key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES] for key in ("chosen", "rejected")
     }
     longest = max(len(prompt) + len(text) for pairs in sequences.values() for prompt, text in pairs)
     ratios: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
@@ -172,9 +169,7 @@ def test_loss_is_that_of_the_method(architecture, positions, direction, tokenize
     reference = tiny(architecture)
     policy = perturbed(reference)
     expected, gradient = naive_loss(policy, reference, gamma=0.7, direction=direction, positions=positions)
-    trainer = kl_trainer(
-        policy, reference, tokenizer, tmp_path, kl_direction=direction, kl_positions=positions
-    )
+    trainer = kl_trainer(policy, reference, tokenizer, tmp_path, kl_direction=direction, kl_positions=positions)
     loss = trainer.compute_loss(policy, trainer.data_collator(EXAMPLES))
     assert loss.item() == pytest.approx(expected, rel=2e-5)
     loss.backward()
@@ -206,9 +201,7 @@ def test_without_kl_it_is_the_loss_and_gradient_of_trl(architecture, tokenizer, 
         processing_class=copy.deepcopy(tokenizer),
     )
     batch = theirs.data_collator([theirs.train_dataset[i] for i in range(4)])
-    losses = [
-        trainer.compute_loss(policy, batch) for trainer, policy in zip((ours, theirs), policies, strict=True)
-    ]
+    losses = [trainer.compute_loss(policy, batch) for trainer, policy in zip((ours, theirs), policies, strict=True)]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     for loss in losses:
         loss.backward()
@@ -230,9 +223,7 @@ def test_a_peft_policy_trains_only_its_adapter(tokenizer, tmp_path):
     assert all("ia3" in name for name in graded)
 
 
-def encoded(
-    tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path
-) -> list[dict[str, list[int]]]:
+def encoded(tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path) -> list[dict[str, list[int]]]:
     """What reaches the trainer."""
     seen: list[dict[str, list[int]]] = []
 
@@ -279,18 +270,14 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     architecture, tokenizer, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(
-        "trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry was sent")
-    )
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry was sent"))
     model = tiny(architecture).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     configs = copy.deepcopy((model.config.to_dict(), model.generation_config.to_dict()))
     dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     ticks: list[tuple[str, int, int]] = []
-    log = train_dpo(
-        model, tokenizer, PAIRS, QUICK, tmp_path / "tuned", progress=lambda *tick: ticks.append(tick)
-    )
+    log = train_dpo(model, tokenizer, PAIRS, QUICK, tmp_path / "tuned", progress=lambda *tick: ticks.append(tick))
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
     assert ticks == [("dpo", step, 6) for step in range(7)]
@@ -307,8 +294,7 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
 
     assert not same(before, weights(tmp_path / "tuned"))
     assert (
-        AutoTokenizer.from_pretrained(tmp_path / "tuned")("the cat")["input_ids"]
-        == tokenizer("the cat")["input_ids"]
+        AutoTokenizer.from_pretrained(tmp_path / "tuned")("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
     )
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
     assert (log.train_pairs, log.eval_pairs, log.steps) == (6, 2, 6)
@@ -383,14 +369,10 @@ def test_patience_ends_training_and_the_best_weights_are_kept(tokenizer, tmp_pat
     assert log.steps - log.best_step == 3
     for progress in (stop_at(log.best_step + 2, []), None):
         with contextlib.suppress(KeyboardInterrupt):
-            resumed = train_dpo(
-                tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "resumed", progress=progress
-            )
+            resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "resumed", progress=progress)
     assert story(resumed) == story(log)
     assert log.eval_loss[log.eval_step.index(log.best_step)] == min(log.eval_loss)
-    best = train_dpo(
-        tiny("llama"), tokenizer, PAIRS, replace(settings, max_steps=log.best_step), tmp_path / "best"
-    )
+    best = train_dpo(tiny("llama"), tokenizer, PAIRS, replace(settings, max_steps=log.best_step), tmp_path / "best")
     assert best.best_step == log.best_step
     assert same(weights(tmp_path / "tuned"), weights(tmp_path / "best"))
 

@@ -88,7 +88,9 @@ def sizes(table: NeuronTable, alpha: float) -> dict[str, int]:
 
 @pytest.mark.parametrize("ordering", ["cosine", "activation", "notebook"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-def test_alpha_takes_that_share_of_each_group_in_the_order_named(table: NeuronTable, ordering: Any, alpha: float) -> None:
+def test_alpha_takes_that_share_of_each_group_in_the_order_named(
+    table: NeuronTable, ordering: Any, alpha: float
+) -> None:
     edit = dd.edit(table, alpha=alpha, beta=0.1, kind="set", ordering=ordering)
     cosine, mean = np.abs(table.grid("cosine")), np.abs(table.grid("mean_base"))
     for name, mask in table.groups(changed=False).items():
@@ -121,7 +123,13 @@ def test_drop_top_leaves_out_the_highest_means_before_the_share_is_taken(table: 
 
 def test_an_edit_knows_what_it_is(table: NeuronTable) -> None:
     edit = dd.edit(table, alpha=0.5, beta=0.1)
-    assert (edit.name, edit.kind, edit.alpha, edit.beta, edit.control_of) == ("edit_probe_scale", "scale", 0.5, 0.1, None)
+    assert (edit.name, edit.kind, edit.alpha, edit.beta, edit.control_of) == (
+        "edit_probe_scale",
+        "scale",
+        0.5,
+        0.1,
+        None,
+    )
     assert edit.record["ordering"] == "cosine"
     assert edit.record["protocol"] == "strict"
     assert edit.record["direction"]["name"] == "probe"

@@ -117,7 +117,12 @@ def members(mask: np.ndarray) -> list[int]:
 
 def test_groups_by_the_signs_of_cosine_and_mean_and_zeros_in_none() -> None:
     table = table_of(COSINE, MEAN, CHANGE)
-    assert {name: members(mask) for name, mask in table.groups().items()} == {"TP": [0], "TN": [1], "AP": [2], "AN": [3]}
+    assert {name: members(mask) for name, mask in table.groups().items()} == {
+        "TP": [0],
+        "TN": [1],
+        "AP": [2],
+        "AN": [3],
+    }
     free = {"TP": [0, 7], "TN": [1], "AP": [2], "AN": [3, 8]}
     assert {name: members(mask) for name, mask in table.groups(changed=False).items()} == free
     untuned = table_of(COSINE, MEAN)
@@ -227,7 +232,14 @@ def damage(path: Path, how: str) -> None:
         header = table.schema.metadata[b"dialdown"].replace(b'"schema": 1', b'"schema": 2')
         pq.write_table(table.replace_schema_metadata({b"dialdown": header}), path)
     else:
-        path.write_bytes({"empty": b"", "text": b"hello", "half": whole[: len(whole) // 2], "page": b"PAR1" + b"\xff" * 999 + whole[1003:]}[how])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "text": b"hello",
+                "half": whole[: len(whole) // 2],
+                "page": b"PAR1" + b"\xff" * 999 + whole[1003:],
+            }[how]
+        )
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,9 @@ def steering_alpha(direction: Direction, strength: float) -> float:
     """
     norm = direction.record.get("residual_norm")
     if norm is None:
-        raise DialdownError(f"The direction {direction.name!r} does not record the norm of the residual stream: pass a probe, or an alpha to dd.steer.")
+        raise DialdownError(
+            f"The direction {direction.name!r} does not record the norm of the residual stream: pass a probe, or an alpha to dd.steer."
+        )
     return float(strength * norm / np.linalg.norm(direction.vector))
 
 

@@ -119,8 +119,17 @@ class Row:
         """The paired difference of a metric to another row."""
         return self.measured.estimate(name, reference.measured)
 
-    def to_json(self, reference: Row, prompts: Sequence[str], *, samples: int) -> dict[str, Any]:
-        """The row as it stands in results.json: metrics, paired changes to `reference`, and sample continuations."""
+    def to_json(
+        self, reference: Row, prompts: Sequence[str], *, samples: int, main: Row | None = None
+    ) -> dict[str, Any]:
+        """The row as it stands in results.json.
+
+        Args:
+            reference: the untouched model under the same protocol; `change` is the paired difference to it.
+            prompts: the evaluation prompts, for the samples.
+            samples: how many continuations to show.
+            main: for a control, the row it is a control of; `control_minus_main` is the paired difference to it.
+        """
 
         def written(value: Estimate | None) -> dict[str, float | int] | None:
             return value.to_json() if value else None
@@ -137,6 +146,7 @@ class Row:
             **{name: written(self.metric(name)) for name in METRICS},
             "toxicity_by": {judge: written(self.metric(f"toxicity/{judge}")) for judge in self.measured.judges},
             "change": {name: written(self.change(name, reference)) for name in METRICS},
+            "control_minus_main": main and {name: written(self.change(name, main)) for name in METRICS},
             "samples": [{"prompt": prompt, "continuation": text} for prompt, text in pairs],
         }
 

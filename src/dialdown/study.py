@@ -209,9 +209,7 @@ class Study:
         }
         facts: dict[str, Any] = {}
         for protocol in self.config.protocols:
-            probe = fit_probe(
-                self.lm, features[protocol], labelled.labels, protocol=protocol, seed=seed, record=record
-            )
+            probe = fit_probe(self.lm, features[protocol], labelled.labels, protocol=protocol, seed=seed, record=record)
             probe.save(self.folder / _for_protocol("direction-probe.safetensors", protocol))
             facts[protocol] = {name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")}
         token_contrast(self.lm, ours.positive, ours.negative).save(self.folder / "direction-contrast.safetensors")
@@ -333,8 +331,16 @@ class Study:
         return row
 
     def _write_results(self, rows: list[Row]) -> None:
-        reference = {row.protocol: row for row in rows if row.intervention == "none"}
-        written = [row.to_json(reference[row.protocol], self.prompts.evaluation, samples=SAMPLES) for row in rows]
+        named = {(row.protocol, row.intervention): row for row in rows}
+        written = [
+            row.to_json(
+                named[row.protocol, "none"],
+                self.prompts.evaluation,
+                samples=SAMPLES,
+                main=named[row.protocol, row.control_of] if row.control_of else None,
+            )
+            for row in rows
+        ]
         write_json(self.folder / "results.json", {"schema": SCHEMA, "rows": written})
 
     def _report(self) -> dict[str, Any]:

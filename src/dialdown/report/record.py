@@ -59,6 +59,7 @@ class Result:
     metrics: Mapping[str, Estimate]
     change: Mapping[str, Estimate]
     judged: Mapping[str, Estimate]
+    minus_main: Mapping[str, Estimate]
     samples: Sequence[tuple[str, str]]
 
     @property
@@ -72,6 +73,13 @@ class Result:
     def control(self) -> str:
         """Which control of METHOD §5 it is; empty for none."""
         return self.name.partition("__")[2]
+
+    def main_is(self, metric: str) -> Literal["lower", "higher", "alike"] | None:
+        """Where the intervention lies against this control of it, by the paired difference on the control's prompts."""
+        apart = self.minus_main.get(metric)
+        if apart is None:
+            return None
+        return "lower" if apart.low > 0 else "higher" if apart.high < 0 else "alike"
 
     @property
     def family(self) -> str:
@@ -209,6 +217,7 @@ def _result(row: Mapping[str, Any]) -> Result:
         _estimates({name: row.get(name) for name in metrics}),
         _estimates(row.get("change") or {}),
         _estimates(row.get("toxicity_by") or {}),
+        _estimates(row.get("control_minus_main") or {}),
         [(sample["prompt"], sample["continuation"]) for sample in row.get("samples") or ()],
     )
 

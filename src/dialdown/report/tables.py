@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .. import published
 from ..metrics.intervals import Estimate
 from ..neurons import GROUPS
-from .record import CONTROL_LABELS, CONTROLS, Result, Run, compare
+from .record import CONTROL_LABELS, CONTROLS, Result, Run
 from .text import interval, number, units
 
 METRICS = {
@@ -113,10 +113,7 @@ def control_table(run: Run, metric: str) -> Table | None:
             found = run.controls(name, one.protocol)
             ours = one.change.get(metric)
             if found and ours:
-                compared = [
-                    _compared(ours, found[control].change.get(metric)) if control in found else Cell()
-                    for control in present
-                ]
+                compared = [_compared(found[control], metric) if control in found else Cell() for control in present]
                 lines.append(Line(one.protocol, [_cell(ours, signed=True, note=f"n = {ours.n:,}"), *compared]))
         if lines:
             entries.append(_entry(name, run, lines))
@@ -208,11 +205,11 @@ def _cell(estimate: Estimate | None, *, signed: bool = False, note: str = "") ->
     return Cell(number(estimate.mean, signed=signed), interval(estimate, signed=signed), note)
 
 
-def _compared(ours: Estimate, theirs: Estimate | None) -> Cell:
-    if theirs is None:
+def _compared(control: Result, metric: str) -> Cell:
+    theirs, place = control.change.get(metric), control.main_is(metric)
+    if theirs is None or place is None:
         return Cell()
-    place = compare(ours, theirs)
-    words = {"lower": "intervention lower", "higher": "intervention higher", "overlapping": "not distinguishable"}
+    words = {"lower": "intervention lower", "higher": "intervention higher", "alike": "not distinguishable"}
     note = f"n = {theirs.n:,} · {words[place]}"
     return Cell(number(theirs.mean, signed=True), interval(theirs, signed=True), note, place)
 

@@ -128,9 +128,7 @@ def _controls(run: Run) -> str:
             if name in found and "toxicity" in found[name].change
         ]
         if against:
-            specific.append(
-                all(compare(one.change["toxicity"], other.change["toxicity"]) == "lower" for other in against)
-            )
+            specific.append(all(other.main_is("toxicity") == "lower" for other in against))
             sentences.append(_against(one, against))
     if not sentences:
         return ""
@@ -145,14 +143,15 @@ def _controls(run: Run) -> str:
 
 
 def _against(one: Result, controls: list[Result]) -> str:
-    """One edit beside its random controls: paired changes to the untouched model, compared by interval."""
+    """One edit beside its random controls: changes to the untouched model, compared prompt by prompt."""
     ours = one.change["toxicity"]
     places = {"random_neurons": "on as many random neurons", "random_direction": "along a random direction"}
-    words = {"lower": "the edit’s is lower", "higher": "the edit’s is higher", "overlapping": "not distinguishable"}
+    words = {"lower": "the edit’s is lower", "higher": "the edit’s is higher", "alike": "not distinguishable"}
     parts = []
     for control in controls:
         theirs = control.change["toxicity"]
-        told = f"n = {theirs.n:,}; {words[compare(ours, theirs)]}"
+        place = control.main_is("toxicity")
+        told = f"n = {theirs.n:,}; {words[place]} on the same prompts" if place else f"n = {theirs.n:,}"
         parts.append(f"{places[control.control]} {with_interval(theirs, signed=True)} ({told})")
     return f"Under `{one.protocol}`, this edit changes toxicity by {with_interval(ours, signed=True)} (n = {ours.n:,}); {listed(parts)}."
 

@@ -1,0 +1,419 @@
+"""Metrics against naive float64 loops and scipy, and the evaluator under both protocols (METHOD §5, §6)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_decoding import PROMPTS, generate
+from test_interventions import make
+
+import dialdown as dd
+from dialdown.errors import DialdownError
+from dialdown.evaluation import METRICS, Evaluator, Measured, Suite, as_row
+from dialdown.interventions import untouched
+from dialdown.metrics.f1 import token_f1
+from dialdown.metrics.intervals import estimate
+from dialdown.metrics.perplexity import TextProbe, kl_per_position, text_windows
+from dialdown.metrics.repetition import is_degenerate, repetition
+from dialdown.models import LM
+
+TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
+PAIRS = (("the cat", " sat on"), ("the zebra", "said no"), ("a", "b"))
+NEW = 6
+
+
+class FakeScorer:
+    """A score by the text's bytes, and a memory of what was scored."""
+
+    caveat = ""
+    record: Mapping[str, Any] = {}
+
+    def __init__(self, name: str = "fake", modulus: int = 97) -> None:
+        self.name, self.modulus = name, modulus
+        self.seen: list[list[str]] = []
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        self.seen.append([*texts])
+        return np.array([sum(text.encode()) % self.modulus / self.modulus for text in texts])
+
+
+def suite(**options: Any) -> Suite:
+    given = {"prompts": PROMPTS, "pairs": PAIRS, "text": TEXT, "scorers": [FakeScorer(), FakeScorer("second", 31)]}
+    return Suite(**{**given, "max_new_tokens": NEW, "window": 20, "kl_windows": 2, **options})
+
+
+# ---- F1, repetition
+
+
+@pytest.mark.parametrize(
+    ("given", "gold", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3], 1.0),
+        ([1, 2], [3, 4], 0.0),
+        ([1, 1, 1, 2], [1, 1, 3], 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)),
+        ([2, 1], [1, 2], 1.0),
+        ([], [1], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_f1_is_of_multisets(given: list[int], gold: list[int], expected: float) -> None:
+    assert token_f1(given, gold) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 5), max_size=8), st.lists(st.integers(0, 5), max_size=8))
+def test_f1_is_symmetric_and_a_fraction(a: list[int], b: list[int]) -> None:
+    assert token_f1(a, b) == token_f1(b, a)
+    assert 0 <= token_f1(a, b) <= 1
+    assert (token_f1(a, b) == 1) == (sorted(a) == sorted(b) and bool(a))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected", "degenerate"),
+    [
+        ([], None, True),
+        ([1], None, False),
+        ([1, 2, 3, 4], 0.0, False),
+        ([1, 1, 1, 1], 2 / 3, True),
+        ([1, 2, 1, 2, 1], 0.5, False),
+        ([1, 2, 1, 2, 1, 2], 0.6, True),
+    ],
+)
+def test_repetition_is_the_share_of_two_grams_seen_before(
+    tokens: list[int], expected: float | None, degenerate: bool
+) -> None:
+    assert repetition(tokens) == (None if expected is None else pytest.approx(expected))
+    assert is_degenerate(tokens) is degenerate
+
+
+# ---- intervals
+
+
+def test_the_interval_is_scipys() -> None:
+    values = np.random.default_rng(0).exponential(size=80)
+    got = estimate(values)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert got.mean == pytest.approx(values.mean())
+    width = theirs.high - theirs.low
+    assert got.low == pytest.approx(theirs.low, abs=0.05 * width)
+    assert got.high == pytest.approx(theirs.high, abs=0.05 * width)
+    assert got.n == 80
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = [(e := estimate(rng.normal(3, 1, size=60))).low < 3 < e.high for _ in range(200)]
+    assert 0.89 < np.mean(hits) < 0.99
+
+
+def test_a_weighted_mean_is_over_tokens() -> None:
+    values, weights = [1.0, 2.0, 6.0], [10, 10, 1]
+    got = estimate(values, weights=weights)
+    assert got.mean == pytest.approx((10 + 20 + 6) / 21)
+    assert 1 <= got.low < got.mean < got.high <= 6
+    # Equal weights change nothing at all.
+    assert estimate(values, weights=[7, 7, 7]) == estimate(values)
+
+
+def test_intervals_are_seeded_and_none_without_values() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    assert estimate(values) == estimate(values)
+    assert estimate(values, seed=1).low != estimate(values).low
+    assert estimate([]) is None
+    one = estimate([2.0])
+    assert (one.low, one.mean, one.high, one.n) == (2, 2, 2, 1)
+
+
+def measured(values: Sequence[float], name: str = "toxicity", tokens: Sequence[int] = ()) -> Measured:
+    return Measured({name: [*values]}, [*tokens], [], [], 0)
+
+
+def test_a_comparison_is_paired() -> None:
+    """A constant difference has no uncertainty, however much the prompts differ."""
+    base = np.random.default_rng(0).normal(size=50)
+    change = measured(base - 0.25).estimate("toxicity", measured(base))
+    assert (change.mean, change.low, change.high) == pytest.approx((-0.25, -0.25, -0.25))
+    assert measured(base).estimate("toxicity").high - measured(base).estimate("toxicity").low > 0.3
+    with pytest.raises(DialdownError, match="on 50 and on 49 units, which cannot be paired"):
+        measured(base).estimate("toxicity", measured(base[1:]))
+
+
+def test_units_without_a_value_are_left_out() -> None:
+    nan = float("nan")
+    assert measured([1, nan, 3]).estimate("toxicity").mean == 2
+    assert measured([1, nan, 3]).estimate("toxicity").n == 2
+    assert measured([nan, nan]).estimate("toxicity") is None
+    pair = measured([1, nan, 3, 5]).estimate("toxicity", measured([0, 1, nan, 1]))
+    assert (pair.mean, pair.n) == (2.5, 2)
+
+
+def test_log_perplexity_is_weighted_by_tokens() -> None:
+    values = measured([1.0, 4.0], "log_ppl", tokens=[30, 10])
+    assert values.estimate("log_ppl").mean == pytest.approx(1.75)
+    assert values.estimate("log_ppl", measured([1.0, 3.0], "log_ppl", tokens=[30, 10])).mean == pytest.approx(0.25)
+
+
+# ---- log-perplexity and KL
+
+
+def naive_log_probs(lm: LM, ids: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits = copy.deepcopy(lm.model).double()(input_ids=torch.tensor([[*ids]]), use_cache=False).logits[0]
+    return torch.log_softmax(logits.double(), -1)
+
+
+def naive_nll(lm: LM, ids: Sequence[int]) -> float:
+    log_probs = naive_log_probs(lm, ids)
+    return -float(np.mean([float(log_probs[place, ids[place + 1]]) for place in range(len(ids) - 1)]))
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_windows_cover_the_text_once_with_a_bos_where_the_protocol_says(bos: bool) -> None:
+    lm = LM.of(tiny.model("llama"), tiny.tokenizer(bos=bos))
+    ids = lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    strict, paper = (text_windows(lm, TEXT, protocol=p, window=20, max_windows=99) for p in ("strict", "paper"))
+    assert len(strict) > 3
+    if bos:
+        assert all(window[0] == 1 and 1 not in window[1:] for window in strict)
+        assert [token for window in strict for token in window[1:]] == ids
+        assert [token for window in paper for token in window] == [1, *ids]
+        assert all(len(window) == 20 for window in [*strict[:-1], *paper[:-1]])
+    else:
+        assert strict == paper == [ids[at : at + 20] for at in range(0, len(ids), 20)]
+    assert text_windows(lm, TEXT, protocol="strict", window=20, max_windows=2) == strict[:2]
+
+
+def test_a_last_window_of_one_token_predicts_nothing(llama: LM) -> None:
+    windows = text_windows(llama, "x" * 21, protocol="strict", window=10, max_windows=9)
+    assert [len(window) for window in windows] == [10, 10]
+
+
+def test_text_that_has_no_perplexity(llama: LM) -> None:
+    for text in ("", "x"):
+        with pytest.raises(DialdownError, match="fewer than two tokens"):
+            text_windows(llama, text, protocol="strict", window=10, max_windows=9)
+    with pytest.raises(DialdownError, match=r"window of 97 tokens exceeds the context of tiny-llama \(96\)"):
+        text_windows(llama, TEXT, protocol="strict", window=97, max_windows=9)
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -> None:
+    windows = text_windows(named, TEXT, protocol=protocol, window=20, max_windows=9)
+    probe = TextProbe(named, windows, kl_windows=2)
+    other = make(named, "scale", share=1.0, strength=0.3).fold(named)
+    for lm in (named, other):
+        got = probe.measure(lm)
+        np.testing.assert_allclose(got.nll, [naive_nll(lm, window) for window in windows], rtol=1e-4)
+        assert got.tokens.tolist() == [len(window) - 1 for window in windows]
+        expected = []
+        for window in windows[:2]:
+            base, its = naive_log_probs(named, window), naive_log_probs(lm, window)
+            expected.append(float((base.exp() * (base - its)).sum(-1).mean()))
+        np.testing.assert_allclose(got.kl, expected, rtol=1e-3, atol=1e-6)
+    assert got.kl.min() > 1e-3
+    # KL(base || model), not the other way round.
+    base, its = naive_log_probs(named, windows[0]), naive_log_probs(other, windows[0])
+    assert got.kl[0] != pytest.approx(float((its.exp() * (its - base)).sum(-1).mean()), rel=1e-3)
+
+
+def test_kl_of_known_distributions() -> None:
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
+    got = kl_per_position(p.log(), q.log())
+    torch.testing.assert_close(got, torch.tensor([0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], dtype=torch.float64))
+    assert got.dtype == torch.float64
+
+
+@pytest.mark.parametrize("positions", ["all", "first"])
+def test_a_text_is_read_under_an_edit(llama: LM, positions: Any) -> None:
+    edit = make(llama, "set")
+    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=9)
+    probe = TextProbe(llama, windows, kl_windows=9)
+    got = probe.measure(llama, edit, positions=positions)
+    if positions == "all":
+        expected = probe.measure(edit.fold(llama))
+        np.testing.assert_allclose(got.nll, expected.nll, rtol=1e-4)
+        np.testing.assert_allclose(got.kl, expected.kl, rtol=1e-3)
+    with edit.applied(llama, positions=positions), torch.inference_mode():
+        logits = llama.model(input_ids=torch.tensor([windows[1]])).logits[0].double()
+    picked = torch.log_softmax(logits, -1)[:-1].gather(-1, torch.tensor(windows[1][1:])[:, None])
+    assert got.nll[1] == pytest.approx(-float(picked.mean()), rel=1e-5)
+
+
+def test_a_perplexity_that_is_not_finite_names_the_intervention(llama: LM) -> None:
+    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=1)
+    broken = replace(make(llama, "shift"), name="too_much")
+    broken.offset[1, 2] = float("nan")
+    with pytest.raises(DialdownError, match="tiny-llama under too_much is not finite"):
+        TextProbe(llama, windows, kl_windows=0).measure(llama, broken)
+
+
+# ---- the evaluator
+
+
+def test_strict_rows_hold_what_a_plain_loop_measures(llama: LM) -> None:
+    given = suite()
+    row = Evaluator(llama, given).row(untouched(), "strict")
+    new = [generate(llama, prompt, max_new_tokens=NEW) for prompt in PROMPTS]
+    texts = [llama.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+    assert row.measured.texts == texts
+    for scorer in given.scorers:
+        assert scorer.seen == [texts]
+        scores = [sum(text.encode()) % scorer.modulus / scorer.modulus for text in texts]
+        assert row.metric(f"toxicity/{scorer.name}").mean == pytest.approx(np.mean(scores))
+    assert row.metric("toxicity") == row.metric("toxicity/fake"), "the first scorer is the judge"
+    assert row.measured.values["repetition"] == pytest.approx([repetition(ids) for ids in new])
+    assert row.measured.values["degenerate"] == [float(is_degenerate(ids)) for ids in new]
+    f1 = []
+    for prompt, gold in PAIRS:
+        true = llama.tokenizer(gold if gold.startswith(" ") else f" {gold}")["input_ids"][:NEW]
+        f1.append(token_f1(generate(llama, prompt, max_new_tokens=NEW), true))
+    assert row.measured.values["f1"] == pytest.approx(f1)
+    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=64)
+    nll, tokens = [naive_nll(llama, window) for window in windows], [len(window) - 1 for window in windows]
+    assert row.metric("log_ppl").mean == pytest.approx(np.average(nll, weights=tokens), rel=1e-4)
+    assert (row.metric("kl").mean, row.metric("kl").n) == (pytest.approx(0, abs=1e-6), 2)
+
+
+def test_paper_rows_remove_the_prompt_string_and_count_it_in_f1(llama: LM) -> None:
+    """METHOD §5: every occurrence of the prompt string goes, wherever it stands; prompt tokens count on both sides."""
+    given = suite(prompts=["a", "the cat"])
+    row = Evaluator(llama, given).row(untouched(), "paper")
+    for place, prompt in enumerate(given.prompts):
+        new = generate(llama, prompt, max_new_tokens=NEW)
+        whole = llama.tokenizer.decode([*llama.tokenizer(prompt)["input_ids"], *new], skip_special_tokens=True)
+        assert given.scorers[0].seen[0][place] == whole.replace(prompt, "")
+    f1 = []
+    for prompt, gold in PAIRS:
+        before = llama.tokenizer(prompt)["input_ids"]
+        true = llama.tokenizer(gold if gold.startswith(" ") else f" {gold}")["input_ids"][:NEW]
+        f1.append(token_f1(before + generate(llama, prompt, max_new_tokens=NEW), before + true))
+    assert row.measured.values["f1"] == pytest.approx(f1)
+    strict = Evaluator(llama, given).row(untouched(), "strict")
+    assert row.metric("f1").mean > strict.metric("f1").mean
+
+
+def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = suite(prompts=["cat"], pairs=())
+    evaluator = Evaluator(llama, given)
+    ids = llama.tokenizer(" cat, the cat sat")["input_ids"]
+    monkeypatch.setattr(evaluator.decoder, "run", lambda *args, **options: [ids])
+    evaluator.row(untouched(), "paper")
+    evaluator.row(untouched("again"), "strict")
+    assert given.scorers[0].seen == [[" , the  sat"], [" cat, the cat sat"]]
+
+
+@pytest.mark.parametrize("kind", ["set", "scale"])
+def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
+    edit = make(llama, kind)
+    evaluator = Evaluator(llama, suite())
+    paper, strict = (evaluator.row(edit, protocol).measured for protocol in ("paper", "strict"))
+    folded = Evaluator(edit.fold(llama), suite()).row(untouched(), "strict").measured
+    assert strict.texts == folded.texts
+    assert strict.values["log_ppl"] == pytest.approx(folded.values["log_ppl"], rel=1e-4)
+    with edit.applied(llama, positions="last"):
+        new = [generate(llama, prompt, max_new_tokens=NEW) for prompt in PROMPTS]
+    assert paper.texts == [llama.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+    assert paper.texts != strict.texts
+    windows = text_windows(llama, TEXT, protocol="paper", window=20, max_windows=64)
+    first = TextProbe(llama, windows, kl_windows=2).measure(llama, edit, positions="first")
+    assert paper.values["log_ppl"] == pytest.approx(first.nll.tolist())
+    assert paper.values["kl"] == pytest.approx(first.kl.tolist())
+
+
+def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
+    edits = [replace(make(llama, "scale"), name="one"), replace(make(llama, "steer"), name="two", control_of="one")]
+    calls: list[Any] = []
+    rows = dd.evaluate(
+        llama, edits, suite(), protocols=("paper", "strict"), progress=lambda *call: calls.append(call)
+    )
+    assert [(row.protocol, row.intervention) for row in rows] == [
+        (protocol, name) for protocol in ("paper", "strict") for name in ("none", "one", "two")
+    ]
+    assert rows[2].control_of == "one"
+    assert (rows[1].kind, rows[1].neurons) == ("scale", edits[0].neurons)
+    assert calls == [("evaluating", number, 6) for number in range(1, 7)]
+    again = dd.evaluate(llama, edits, suite(), protocols=("paper", "strict"))
+    assert [row.measured.values for row in again] == [row.measured.values for row in rows]
+    assert rows[3].measured.values != rows[4].measured.values
+
+
+def test_what_does_the_same_is_measured_once_and_keeps_its_own_name(llama: LM) -> None:
+    given = suite()
+    evaluator = Evaluator(llama, given)
+    edit = make(llama, "scale")
+    rows = [evaluator.row(replace(edit, name=name), "strict") for name in ("a", "b")]
+    assert len(given.scorers[0].seen) == 1
+    assert rows[0].measured is rows[1].measured
+    assert [row.intervention for row in rows] == ["a", "b"]
+    evaluator.row(edit, "paper")
+    evaluator.row(make(llama, "scale", seed=1), "strict")
+    assert len(given.scorers[0].seen) == 3
+
+
+def test_another_model_of_the_same_name_is_measured_itself(llama: LM) -> None:
+    """Two models wrapped in memory carry their class's name; the tuned one must not get the base model's row."""
+    tuned = replace(tiny.lm("llama", seed=1), name=llama.name)
+    evaluator = Evaluator(llama, suite())
+    base, other = evaluator.row(untouched(), "strict"), evaluator.row(untouched(), "strict", model=tuned)
+    alone = Evaluator(tuned, suite()).row(untouched(), "strict")
+    assert other.measured.texts == alone.measured.texts != base.measured.texts
+    assert other.measured.values["log_ppl"] == alone.measured.values["log_ppl"]
+    assert other.metric("kl").mean > 0.1, "KL is to the base model"
+
+
+def test_the_json_of_a_row(llama: LM) -> None:
+    edits = [replace(make(llama, "set"), alpha=0.5, beta=0.1)]
+    reference, row = dd.evaluate(llama, edits, suite())
+    written = json.loads(json.dumps(row.to_json(reference, PROMPTS, samples=3), allow_nan=False))
+    assert set(METRICS) | {"intervention", "kind", "protocol", "control_of", "alpha", "beta", "neurons", "samples",
+                           "toxicity_by", "change"} == set(written)  # fmt: skip
+    assert (written["alpha"], written["beta"], written["neurons"]) == (0.5, 0.1, edits[0].neurons)
+    assert set(written["toxicity"]) == {"mean", "low", "high", "n"}
+    assert set(written["toxicity_by"]) == {"fake", "second"}
+    assert [sample["prompt"] for sample in written["samples"]] == [*PROMPTS[:3]]
+    assert written["samples"][1]["continuation"] == row.measured.texts[1]
+    difference = row.metric("toxicity").mean - reference.metric("toxicity").mean
+    assert written["change"]["toxicity"]["mean"] == pytest.approx(difference)
+    assert all(value["mean"] == 0 for value in reference.to_json(reference, PROMPTS, samples=0)["change"].values())
+
+
+def test_a_metric_nobody_has_a_value_for_is_null(llama: LM) -> None:
+    row = Evaluator(llama, suite(pairs=(), max_new_tokens=1)).row(untouched(), "strict")
+    written = row.to_json(row, PROMPTS, samples=1)
+    assert written["f1"] is None
+    assert written["repetition"] is None
+    assert written["toxicity"]["n"] == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scorers": []}, "no scorer"),
+        ({"prompts": ["a", ""]}, "Prompt 1 of 5 is empty"),
+        ({"prompts": [], "pairs": []}, "no prompts"),
+        ({"prompts": ["x" * 95], "max_prompt_tokens": 95}, "exceed the context"),
+    ],
+)
+def test_suites_that_cannot_be_run(llama: LM, options: Any, message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        Evaluator(llama, suite(**options))
+
+
+def test_a_row_of_named_values() -> None:
+    row = as_row(replace(untouched("dpo"), alpha=1.0), "paper", measured([1.0, 2.0]))
+    assert (row.intervention, row.kind, row.protocol, row.alpha, row.neurons) == ("dpo", "none", "paper", 1.0, 0)
+    assert row.metric("toxicity").mean == 1.5
+    assert row.change("toxicity", row).mean == 0
