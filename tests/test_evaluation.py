@@ -147,7 +147,7 @@ def test_a_comparison_is_paired() -> None:
     change = measured(base - 0.25).estimate("toxicity", measured(base))
     assert (change.mean, change.low, change.high) == pytest.approx((-0.25, -0.25, -0.25))
     assert measured(base).estimate("toxicity").high - measured(base).estimate("toxicity").low > 0.3
-    with pytest.raises(DialdownError, match="on 50 and on 49 units, which cannot be paired"):
+    with pytest.raises(DialdownError, match="50 units here and on 49 there, which cannot be paired"):
         measured(base).estimate("toxicity", measured(base[1:]))
 
 
@@ -213,7 +213,7 @@ def test_text_that_has_no_perplexity(llama: LM) -> None:
 def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -> None:
     windows = text_windows(named, TEXT, protocol=protocol, window=20, max_windows=9)
     probe = TextProbe(named, windows, kl_windows=2)
-    other = make(named, "scale", share=1.0, strength=0.3).fold(named)
+    other = make(named, "scale", share=1.0).fold(named)
     for lm in (named, other):
         got = probe.measure(lm)
         np.testing.assert_allclose(got.nll, [naive_nll(lm, window) for window in windows], rtol=1e-4)
@@ -379,15 +379,25 @@ def test_the_json_of_a_row(llama: LM) -> None:
     reference, row = dd.evaluate(llama, edits, suite())
     written = json.loads(json.dumps(row.to_json(reference, PROMPTS, samples=3), allow_nan=False))
     assert set(METRICS) | {"intervention", "kind", "protocol", "control_of", "alpha", "beta", "neurons", "samples",
-                           "toxicity_by", "change"} == set(written)  # fmt: skip
+                           "toxicity_by", "change", "control_minus_main"} == set(written)  # fmt: skip
     assert (written["alpha"], written["beta"], written["neurons"]) == (0.5, 0.1, edits[0].neurons)
     assert set(written["toxicity"]) == {"mean", "low", "high", "n"}
     assert set(written["toxicity_by"]) == {"fake", "second"}
     assert [sample["prompt"] for sample in written["samples"]] == [*PROMPTS[:3]]
     assert written["samples"][1]["continuation"] == row.measured.texts[1]
+    assert written["control_minus_main"] is None
     difference = row.metric("toxicity").mean - reference.metric("toxicity").mean
     assert written["change"]["toxicity"]["mean"] == pytest.approx(difference)
     assert all(value["mean"] == 0 for value in reference.to_json(reference, PROMPTS, samples=0)["change"].values())
+
+
+def test_a_control_is_compared_with_what_it_controls(llama: LM) -> None:
+    reference, main, control = dd.evaluate(llama, [make(llama, "set"), make(llama, "set", seed=1)], suite())
+    written = control.to_json(reference, PROMPTS, samples=0, main=main)["control_minus_main"]
+    assert set(written) == set(METRICS)
+    paired = np.array(control.measured.values["toxicity"]) - np.array(main.measured.values["toxicity"])
+    assert written["toxicity"] == estimate(paired).to_json()
+    assert written["toxicity"]["mean"] != 0
 
 
 def test_a_metric_nobody_has_a_value_for_is_null(llama: LM) -> None:

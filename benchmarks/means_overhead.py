@@ -1,0 +1,136 @@
+"""What collecting mean activations costs: `python benchmarks/means_overhead.py`.
+
+One run times, interleaved and on the same prompts:
+
+    decode       greedy decoding alone
+    ours         the same decoding with the strict means collected in it
+    ours both    the same with strict and paper means (one forward pass more than tokens)
+    recipe       the published recipe: decode, then a second full forward over prompt and continuation that keeps all activations
+    nnsight, TransformerLens   the same second forward with their own caching, where they are installed
+
+and prints each one's time as a ratio to `decode` of the same round: the median, and the lowest and highest of all rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import torch
+
+import dialdown as dd
+from dialdown.activations import decode_with_means
+from dialdown.data import load_prompts
+
+
+def sequences(decoder: dd.Decoder, tokens: list[list[int]]) -> list[torch.Tensor]:
+    """Prompt and continuation of each batch, right-padded, as the second forward reads them."""
+    pad = decoder.lm.tokenizer.pad_token_id
+    out = []
+    for batch in decoder.batches:
+        rows = [[*decoder.encoded[row], *tokens[row]] for row in batch.rows]
+        width = max(map(len, rows))
+        out.append(torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows]))
+    return out
+
+
+def recipe(decoder: dd.Decoder) -> None:
+    """Decode, then keep every activation of a second forward, then average the new positions."""
+    tokens = decoder.run()
+    kept: list[torch.Tensor] = []
+    handles = [
+        layer.down.register_forward_pre_hook(lambda _, args: kept.append(args[0])) for layer in decoder.lm.view.layers
+    ]
+    with torch.inference_mode():
+        for ids in sequences(decoder, tokens):
+            kept.clear()
+            decoder.lm.model(input_ids=ids, use_cache=False)
+            torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in kept])
+    for handle in handles:
+        handle.remove()
+
+
+def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
+    """The second forward through nnsight's tracing."""
+    from nnsight import LanguageModel
+
+    model = LanguageModel(decoder.lm.model, tokenizer=decoder.lm.tokenizer)
+
+    def run() -> None:
+        tokens = decoder.run()
+        with torch.inference_mode():
+            for ids in sequences(decoder, tokens):
+                with model.trace({"input_ids": ids}):
+                    saved = [layer.mlp.down_proj.input.save() for layer in model.model.layers]
+                torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in saved])
+
+    return run
+
+
+def with_transformer_lens(decoder: dd.Decoder) -> Callable[[], None]:
+    """The second forward through TransformerLens's cache."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(
+        decoder.lm.name, hf_model=decoder.lm.model, tokenizer=decoder.lm.tokenizer
+    )
+
+    def run() -> None:
+        tokens = decoder.run()
+        with torch.inference_mode():
+            for ids in sequences(decoder, tokens):
+                _, cache = model.run_with_cache(ids, names_filter=lambda name: name.endswith("mlp.hook_post"))
+                torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in cache.values()])
+
+    return run
+
+
+def main() -> None:
+    """Time all of it and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded:smollm2-135m")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+
+    lm = dd.load(args.model)
+    decoder = dd.Decoder(lm, load_prompts("embedded:rtp", args.prompts, seed=0))
+    ways: dict[str, Callable[[], object]] = {
+        "decode": decoder.run,
+        "ours": lambda: decode_with_means(decoder, protocols=("strict",)),
+        "ours both": lambda: decode_with_means(decoder),
+        "recipe": lambda: recipe(decoder),
+    }
+    for package, build in (("nnsight", with_nnsight), ("transformer_lens", with_transformer_lens)):
+        if find_spec(package):
+            ways[f"{package} {version(package)}"] = build(decoder)
+        else:
+            print(f"{package}: not installed, left out")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(args.rounds + 1):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            # The first round warms up allocations and the shared prefix, which every way then has.
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    print(
+        f"{date.today()}  {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(f"{args.model}, {args.prompts} prompts, {decoder.max_new_tokens} tokens, {args.rounds} rounds")
+    print(f"{'way':26} {'median s':>9} {'ratio to decode: median [lowest, highest]':>45}")
+    for name, times in seconds.items():
+        ratios = [ours / alone for ours, alone in zip(times, seconds["decode"], strict=True)]
+        print(
+            f"{name:26} {statistics.median(times):9.2f} {statistics.median(ratios):21.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()
