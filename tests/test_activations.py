@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import Cache
 from test_decoding import NEW, PROMPTS, decode, middle_token
+from transformers import Cache
 
 import dialdown as dd
 from dialdown.activations import NeuronMeans, decode_with_means

@@ -261,18 +261,17 @@ def test_the_longest_prompt_that_fits_is_taken(gpt2: LM) -> None:
 
 def test_sampling_is_seeded(llama: LM) -> None:
     decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
-    runs = [decoder.run(pick=sampler(temperature=1.5, top_p=1.0, seed=seed)) for seed in (1, 1, 2)]
+    runs = [decoder.run(pick=sampler(temperature=1.5, top_k=1000, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
-    assert decoder.run(pick=sampler(temperature=1e-4, top_p=1.0, seed=1)) == decoder.run()
+    assert decoder.run(pick=sampler(temperature=1e-4, top_k=1000, seed=1)) == decoder.run()
 
 
-def test_the_sampler_draws_the_nucleus_in_proportion() -> None:
+def test_the_sampler_draws_the_top_tokens_in_proportion() -> None:
     probabilities = torch.tensor([0.05, 0.4, 0.15, 0.3, 0.1])
     logits = (2.0 * probabilities.log()).expand(20_000, 5)
-    # The smallest set that reaches 0.7 is {1, 3}; 0.71 needs token 2 as well.
-    for top_p, kept in ((0.69, [1, 3]), (0.71, [1, 3, 2]), (1.0, [0, 1, 2, 3, 4]), (0.1, [1])):
-        drawn = sampler(temperature=2.0, top_p=top_p, seed=3)(logits)
+    for top_k, kept in ((2, [1, 3]), (3, [1, 3, 2]), (9, [0, 1, 2, 3, 4]), (1, [1])):
+        drawn = sampler(temperature=2.0, top_k=top_k, seed=3)(logits)
         share = torch.bincount(drawn, minlength=5).double() / len(drawn)
         expected = torch.zeros(5, dtype=torch.float64)
         expected[kept] = (probabilities[kept] / probabilities[kept].sum()).double()
@@ -281,18 +280,16 @@ def test_the_sampler_draws_the_nucleus_in_proportion() -> None:
         assert set(drawn.tolist()) == set(kept)
 
 
-def test_the_sampler_never_leaves_the_nucleus_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_never_leaves_the_top_tokens_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     class Highest:
         def random(self, shape: tuple[int, ...]) -> Any:
             return np.full(shape, np.nextafter(1.0, 0.0))
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: Highest())
     logits = torch.randn(500, 200, generator=torch.Generator().manual_seed(0))
-    drawn = sampler(temperature=1.0, top_p=0.5, seed=0)(logits)
-    ordered, order = logits.softmax(-1).sort(-1, descending=True)
-    kept = (ordered.cumsum(-1) - ordered < 0.5).sum(-1)
-    rank = (order == drawn[:, None]).int().argmax(-1)
-    assert (rank < kept).all()
+    drawn = sampler(temperature=1.0, top_k=50, seed=0)(logits)
+    rank = (logits.argsort(-1, descending=True) == drawn[:, None]).int().argmax(-1)
+    assert (rank < 50).all()
 
 
 def test_decoding_leaves_no_trace_of_an_unused_intervention(llama: LM) -> None:

@@ -113,7 +113,7 @@ def test_features_are_those_of_each_text_alone(named: LM, max_tokens: int) -> No
 
 def test_what_the_padding_token_is_matters_to_the_paper_only(llama: LM) -> None:
     other = LM.of(llama.model, tiny.tokenizer(), name="tiny-llama")
-    other.tokenizer.pad_token = "z"  # noqa: S105
+    other.tokenizer.pad_token = "z"
     ours, theirs = (probe_features(lm, TEXTS, max_tokens=40) for lm in (llama, other))
     np.testing.assert_allclose(ours["strict"], theirs["strict"], atol=1e-5)
     assert np.abs(ours["paper"] - theirs["paper"]).max() > 0.1

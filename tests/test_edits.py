@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_neurons import COSINE, MEAN, SHAPE, direction, means, members, table_of, tuned_of
+from test_neurons import COSINE, MEAN, direction, means, members, table_of, tuned_of
 
 import dialdown as dd
 from dialdown.errors import DialdownError

@@ -305,7 +305,9 @@ def test_paper_rows_remove_the_prompt_string_and_count_it_in_f1(llama: LM) -> No
     assert row.metric("f1").mean > strict.metric("f1").mean
 
 
-def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = suite(prompts=["cat"], pairs=())
     evaluator = Evaluator(llama, given)
     ids = llama.tokenizer(" cat, the cat sat")["input_ids"]
@@ -336,9 +338,7 @@ def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
 def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
     edits = [replace(make(llama, "scale"), name="one"), replace(make(llama, "steer"), name="two", control_of="one")]
     calls: list[Any] = []
-    rows = dd.evaluate(
-        llama, edits, suite(), protocols=("paper", "strict"), progress=lambda *call: calls.append(call)
-    )
+    rows = dd.evaluate(llama, edits, suite(), protocols=("paper", "strict"), progress=lambda *call: calls.append(call))
     assert [(row.protocol, row.intervention) for row in rows] == [
         (protocol, name) for protocol in ("paper", "strict") for name in ("none", "one", "two")
     ]

@@ -229,19 +229,18 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def sampler(*, temperature: float, top_p: float, seed: int) -> Callable[[Tensor], Tensor]:
-    """A seeded nucleus sampler for `Decoder.run(pick=...)`."""
+def sampler(*, temperature: float, top_k: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """A seeded sampler among the `top_k` most likely tokens, for `Decoder.run(pick=...)`."""
     generator = np.random.default_rng(seed)
 
     def pick(logits: Tensor) -> Tensor:
-        probabilities = torch.softmax(logits / temperature, dim=-1)
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-        cumulative = ordered.double().cumsum(-1)
-        # Divided by its own last value it ends in exactly 1, so no draw falls behind the nucleus by rounding.
+        # Top-k and not a nucleus: sorting a whole vocabulary takes longer than the forward pass that made it.
+        top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        cumulative = torch.softmax(top.values / temperature, dim=-1).double().cumsum(-1)
+        # Divided by its own last value it ends in exactly 1, so no draw falls behind the last token by rounding.
         cumulative = cumulative / cumulative[:, -1:]
         draws: NDArray[np.float64] = generator.random((len(logits), 1))
         place = (cumulative < torch.as_tensor(draws, device=logits.device)).sum(-1, keepdim=True)
-        return order.gather(-1, place.clamp(max=logits.shape[-1] - 1))[:, 0]
+        return top.indices.gather(-1, place)[:, 0]
 
     return pick

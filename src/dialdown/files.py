@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +32,23 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into one sentence that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        number, reason = _os_error(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise DialdownError(
                 f"The disk is full while writing {path}: what was done before is kept; free some space and repeat the same command."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
-            raise DialdownError(
-                f"{path} cannot be written ({error.strerror}): pass a folder you may write to."
-            ) from error
+        if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise DialdownError(f"{path} cannot be written ({reason}): pass a folder you may write to.") from error
         raise
+
+
+def _os_error(error: OSError | SafetensorError) -> tuple[int | None, str | None]:
+    """Number and name of a system error; safetensors passes it on in its message only ("... (os error 28)")."""
+    if isinstance(error, OSError):
+        return error.errno, error.strerror
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(found[1]), os.strerror(int(found[1]))) if found else (None, None)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -110,7 +118,7 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
             arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except FileNotFoundError as error:
         raise DialdownError(f"{path} does not exist: pass the file a dialdown {kind} was saved to.") from error
-    except SafetensorError as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise DialdownError(f"{path} is damaged or no safetensors file ({error}): write it again.") from error
     if record.get("kind") != kind or record.get("schema") != SCHEMA:
         found = f"{record.get('kind', 'something else')!r} (schema {record.get('schema')})"

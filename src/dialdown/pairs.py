@@ -47,7 +47,7 @@ class PairSettings:
         steering_strength: how far, as a fraction of the mean norm of the final-layer residual.
         margin: least difference of the two scores.
         temperature: of the sampling.
-        top_p: nucleus of the sampling.
+        top_k: the sampling is among this many most likely tokens.
         max_new_tokens: length of a continuation.
         batch_size: prompts per batch.
         seed: of the sampling.
@@ -59,7 +59,7 @@ class PairSettings:
     steering_strength: float = 0.2
     margin: float = 0.3
     temperature: float = 1.0
-    top_p: float = 0.95
+    top_k: int = 100
     max_new_tokens: int = 20
     batch_size: int = 64
     seed: int = 0
@@ -90,7 +90,7 @@ class PairSet:
             DialdownError: the file is missing, or a line is not a pair.
         """
         try:
-            lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
             record = lines.pop(0)["record"] if lines and "record" in lines[0] else {}
             return cls(tuple(Pair(line["prompt"], line["chosen"], line["rejected"]) for line in lines), record)
         except FileNotFoundError as error:
@@ -136,7 +136,7 @@ def make_pairs(
     notes: list[dict[str, float]] = []
     used = 0
     for start in range(0, len(prompts), settings.batch_size):
-        batch = prompts[start : start + settings.batch_size]
+        batch = [_cut(lm, prompt, max_prompt_tokens) for prompt in prompts[start : start + settings.batch_size]]
         texts = _candidates(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
         scores = np.stack([scorer.score(column) for column in texts], axis=1)
         _keep(batch, texts, scores, settings, found, notes)
@@ -158,6 +158,12 @@ def make_pairs(
     )
 
 
+def _cut(lm: LM, prompt: str, max_tokens: int) -> str:
+    """The part of a prompt that its continuations follow."""
+    ids = lm.tokenizer(prompt)["input_ids"]
+    return prompt if len(ids) <= max_tokens else str(lm.tokenizer.decode(ids[:max_tokens], skip_special_tokens=True))
+
+
 def _candidates(
     lm: LM,
     prompts: Sequence[str],
@@ -177,7 +183,7 @@ def _candidates(
     )
     columns = []
     for index in range(settings.sampled + settings.steered):
-        pick = sampler(temperature=settings.temperature, top_p=settings.top_p, seed=seed * 1000 + index)
+        pick = sampler(temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index)
         columns.append(decoder.texts(decoder.run(towards if index >= settings.sampled else None, pick=pick)))
     return columns
 

@@ -1,0 +1,168 @@
+"""Preference pairs: which continuations become one, and that each follows its own prompt (METHOD §8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from test_evaluation import FakeScorer
+
+import dialdown as dd
+from dialdown import pairs
+from dialdown.directions import Direction
+from dialdown.errors import DialdownError
+from dialdown.models import LM
+from dialdown.pairs import Pair, PairSet, PairSettings, make_pairs
+
+PROMPTS = [f"{word} {other}" for word in ("the cat", "a", "zebra", "why") for other in ("sat", "on", "it", "x")]
+QUICK = PairSettings(count=6, sampled=3, steered=1, margin=0.1, max_new_tokens=5, batch_size=4, steering_strength=0.5)
+
+
+def probe(**record: Any) -> Direction:
+    vector = np.random.default_rng(0).standard_normal(tiny.WIDTH)
+    return Direction("probe", vector, "residual", {"residual_norm": 20.0, **record})
+
+
+def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None:
+    scorer = FakeScorer()
+    made = make_pairs(llama, PROMPTS, scorer, QUICK, direction=probe())
+    assert len(made.pairs) == 6
+    # Four lists of texts a batch, one per candidate, in the order of the prompts.
+    candidates = {
+        prompt: [scorer.seen[4 * (number // 4) + column][number % 4] for column in range(4)]
+        for number, prompt in enumerate(PROMPTS[: made.record["prompts_used"]])
+    }
+    expected = []
+    for prompt, texts in candidates.items():
+        usable = [text for text in texts if text.strip()]
+        scores = FakeScorer().score(usable)
+        if len(usable) > 1 and scores.max() - scores.min() >= QUICK.margin:
+            expected.append(Pair(prompt, usable[int(scores.argmin())], usable[int(scores.argmax())]))
+    assert [*made.pairs] == expected[:6]
+    assert made.record["chosen_score"] == pytest.approx(
+        np.mean(FakeScorer().score([pair.chosen for pair in made.pairs]))
+    )
+    assert made.record["rejected_score"] - made.record["chosen_score"] >= QUICK.margin
+    assert 0 <= made.record["rejected_steered"] <= 1
+    assert made.record["scorer"] == "fake"
+    assert made.record["settings"]["sampled"] == 3
+
+
+def test_steered_candidates_move_towards_the_concept(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    alphas: list[float] = []
+    original = pairs.steer
+
+    def steer(direction: Direction, alpha: float) -> Any:
+        alphas.append(alpha)
+        return original(direction, alpha)
+
+    monkeypatch.setattr(pairs, "steer", steer)
+    direction = probe()
+    make_pairs(llama, PROMPTS, FakeScorer(), QUICK, direction=direction)
+    # Steering subtracts alpha * W; towards the concept alpha is negative, half the residual's norm long.
+    assert alphas == [pytest.approx(-0.5 * 20 / np.linalg.norm(direction.vector))]
+
+
+def test_the_steered_candidate_is_the_last_and_says_what_it_is_pushed_to(llama: LM) -> None:
+    """An overwhelming push along one dimension of the normed residual makes it say that dimension's likeliest token."""
+    w = np.zeros(tiny.WIDTH)
+    w[3] = 1.0
+    gain = float(llama.view.final_norm.weight[3].detach())
+    token = int((gain * llama.view.unembedding.weight[:, 3]).argmax())
+    scorer = FakeScorer()
+    strong = replace(QUICK, steering_strength=1e6, margin=0.0, temperature=0.01)
+    make_pairs(llama, PROMPTS, scorer, strong, direction=Direction("probe", w, "residual", {"residual_norm": 1.0}))
+    said = llama.tokenizer.decode([token] * 5)
+    assert scorer.seen[3] == [said] * 4
+    assert said not in scorer.seen[0] + scorer.seen[1] + scorer.seen[2]
+
+
+def test_candidates_differ_and_are_seeded(llama: LM) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        scorer = FakeScorer()
+        made = make_pairs(llama, PROMPTS, scorer, replace(QUICK, seed=seed), direction=probe())
+        runs.append((made.pairs, scorer.seen))
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[2][0]
+    first, second = runs[0][1][0], runs[0][1][1]
+    assert first != second, "candidates of one prompt must be separate samples"
+    batches = {tuple(column) for column in runs[0][1]}
+    assert len(batches) == len(runs[0][1])
+
+
+def test_a_pair_holds_the_part_of_the_prompt_its_continuations_follow(llama: LM) -> None:
+    long = [prompt + " and then some more" for prompt in PROMPTS]
+    settings = replace(QUICK, steered=0, sampled=4)
+    cut = make_pairs(llama, long, FakeScorer(), settings, max_prompt_tokens=6)
+    for pair in cut.pairs:
+        assert len(llama.tokenizer(pair.prompt)["input_ids"]) <= 6
+        assert any(prompt.startswith(pair.prompt) for prompt in long)
+    short = [llama.tokenizer.decode(llama.tokenizer(prompt)["input_ids"][:6]) for prompt in long]
+    assert cut.pairs == make_pairs(llama, short, FakeScorer(), settings).pairs
+    whole = make_pairs(llama, long, FakeScorer(), settings, max_prompt_tokens=64)
+    assert all(pair.prompt in long for pair in whole.pairs)
+
+
+def test_empty_continuations_are_no_candidates(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [["", " ok", "  "], [" x", " bad", " y"], [" z", "", "\n"]]
+    monkeypatch.setattr(pairs, "_candidates", lambda *args, **options: columns)
+
+    class Length(FakeScorer):
+        def score(self, texts: Any) -> np.ndarray:
+            return np.array([{" ok": 0.0, " bad": 0.9, " x": 0.2, " z": 0.8}.get(text, 0.0) for text in texts])
+
+    settings = replace(QUICK, sampled=3, steered=0, count=2, margin=0.3, batch_size=3)
+    made = make_pairs(llama, ["p", "q", "r"], Length(), settings)
+    # r has one continuation that is not blank.
+    assert made.pairs == (Pair("p", " x", " z"), Pair("q", " ok", " bad"))
+    with pytest.raises(DialdownError, match=r"Only 1 of 2 pairs differ by 0\.7 among 3 prompts: lower pairs\.count"):
+        make_pairs(llama, ["p", "q", "r"], Length(), replace(settings, margin=0.7))
+
+
+@pytest.mark.parametrize(
+    ("settings", "direction", "message"),
+    [
+        (replace(QUICK, sampled=1, steered=0), None, "needs two candidates"),
+        (QUICK, None, "need a direction"),
+        (QUICK, Direction("contrast", np.ones(tiny.WIDTH), "unembedding"), "does not record the norm of the residual"),
+        (replace(QUICK, margin=2.0), probe(), r"Only 0 of 6 pairs differ by 2\.0 among 16 prompts"),
+    ],
+)
+def test_pairs_that_cannot_be_made(llama: LM, settings: PairSettings, direction: Any, message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        make_pairs(llama, PROMPTS, FakeScorer(), settings, direction=direction)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    made = PairSet(
+        (Pair("p\n", " é\u2028\x85", " “bad”\r\n"), Pair("q", " a", " b")), {"scorer": "fake", "prompts_used": 3}
+    )
+    made.save(path)
+    assert PairSet.load(path) == made
+
+
+def test_plain_json_lines_are_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "c", "rejected": "r", "more": 1}\n\n', encoding="utf-8")
+    assert PairSet.load(path) == PairSet((Pair("p", "c", "r"),), {})
+
+
+@pytest.mark.parametrize("line", ["{", '{"prompt": "p", "chosen": "c"}', "[1]", '"text"', "3"])
+def test_a_line_that_is_no_pair(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    for before in ("", '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'):
+        path.write_text(before + line + "\n", encoding="utf-8")
+        with pytest.raises(DialdownError, match="has a line that is no pair"):
+            PairSet.load(path)
+    with pytest.raises(DialdownError, match="does not exist"):
+        PairSet.load(tmp_path / "none.jsonl")
+
+
+def test_the_public_names_are_these() -> None:
+    assert (dd.Pair, dd.PairSet, dd.PairSettings, dd.make_pairs) == (Pair, PairSet, PairSettings, make_pairs)
