@@ -104,19 +104,17 @@ def test_a_model_without_an_end_of_text_token_goes_on(llama: LM, monkeypatch: py
     assert all(len(row) == NEW for row in free)
 
 
-@pytest.mark.parametrize("positions", ["all", "last", "first"])
-@pytest.mark.parametrize("kind", ["set", "shift", "scale", "steer"])
+@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize("kind", ["set", "scale", "steer"])
 def test_an_intervention_acts_in_a_batch_as_in_generate(named: LM, kind: str, positions: Any) -> None:
     """Also: a prefix shared with the untouched model gives what no sharing gives, since generate shares nothing."""
     edit = make(named, kind, strength=0.7)
-    decoder = Decoder(named, PROMPTS, max_new_tokens=NEW, batch_size=4)
+    prompts = PROMPTS[:4]
+    decoder = Decoder(named, prompts, max_new_tokens=NEW, batch_size=3)
     base = decoder.run()
     out = decoder.run(edit, positions=positions)
-    if positions == "first":
-        # In a batch position 0 is padding for the shorter rows; METHOD §5 uses this policy on unpadded text only.
-        out = [Decoder(named, [prompt], max_new_tokens=NEW).run(edit, positions=positions)[0] for prompt in PROMPTS]
     with edit.applied(named, positions=positions):
-        assert out == [generate(named, prompt) for prompt in PROMPTS]
+        assert out == [generate(named, prompt) for prompt in prompts]
     assert out != base
     assert decoder.run() == base, "one run must not change what the next one sees"
 

@@ -40,20 +40,18 @@ def probe(llama: LM) -> Direction:
     return fit_probe(llama, x, y, protocol="strict")
 
 
-def test_the_probe_finds_a_planted_direction(llama: LM, probe: Direction) -> None:
-    x, y, truth = planted()
+def test_the_probe_finds_a_planted_direction(probe: Direction) -> None:
+    """Its sign included: larger means more of label 1."""
+    _, _, truth = planted()
     assert cosine(probe.vector, truth) > 0.97
     assert 0.75 < probe.accuracy < 1
     assert 0.85 < probe.record["auc"] < 1
     assert (probe.record["train"], probe.record["validation"]) == (270, 30)
     assert (probe.name, probe.site) == ("probe", "residual")
-    assert cosine(fit_probe(llama, x, 1 - y, protocol="strict").vector, truth) < -0.97, (
-        "larger must mean more of label 1"
-    )
 
 
 def test_the_probe_is_in_units_of_the_features(llama: LM, probe: Direction) -> None:
-    """sigma(W x + b): the norm of W is what a logistic regression on the raw features gives."""
+    """sigma(W x + b): the norm of W is what a logistic regression on the raw features gives, and always the same."""
     x, y, _ = planted()
     scale = np.sqrt(np.mean(x**2))
     # Regularisation C on features divided by s is C * s^2 on the raw ones; about that the fits agree.
@@ -70,12 +68,12 @@ def test_accuracy_is_of_texts_that_were_not_fitted(llama: LM) -> None:
     assert 0.2 < fit_probe(llama, x, y, protocol="strict").accuracy < 0.8
 
 
-def test_the_probe_is_seeded(llama: LM, probe: Direction) -> None:
+def test_another_seed_is_another_split(llama: LM, probe: Direction) -> None:
     x, y, _ = planted()
-    same, other = (fit_probe(llama, x, y, protocol="strict", seed=seed) for seed in (0, 1))
-    assert np.array_equal(probe.vector, same.vector)
-    assert probe.record == same.record
+    other = fit_probe(llama, x, y, protocol="strict", seed=1)
     assert not np.array_equal(probe.vector, other.vector)
+    assert cosine(probe.vector, other.vector) > 0.95
+    assert (probe.record["seed"], other.record["seed"]) == (0, 1)
 
 
 def naive_features(lm: LM, text: str, protocol: str, max_tokens: int) -> np.ndarray:
@@ -148,6 +146,8 @@ def test_train_probe(llama: LM, protocol: Any) -> None:
     assert probe.accuracy > 0.6
     assert probe.site == {"strict": "residual", "paper": "after_norm"}[protocol]
     assert (probe.record["protocol"], probe.record["max_tokens"]) == (protocol, 24)
+    residual = probe_features(llama, texts, protocols=("strict",), max_tokens=24)["strict"]
+    assert probe.record["residual_norm"] == pytest.approx(np.mean([np.linalg.norm(x) for x in residual]), rel=1e-5)
     assert calls[-1] == ("reading labelled texts", 4, 4)
 
 

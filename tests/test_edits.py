@@ -11,6 +11,7 @@ import torch
 from test_neurons import COSINE, MEAN, direction, means, members, table_of, tuned_of
 
 import dialdown as dd
+from dialdown.edits import steering_alpha
 from dialdown.errors import DialdownError
 from dialdown.models import LM
 from dialdown.neurons import NeuronTable
@@ -249,3 +250,13 @@ def test_steering_subtracts_alpha_w(llama: LM) -> None:
     handle.remove()
     moved = ((seen[1] - seen[0]) @ torch.as_tensor(w.unit)).numpy()
     np.testing.assert_allclose(moved, -0.5 * np.linalg.norm(w.vector), rtol=1e-4)
+
+
+def test_a_steering_strength_is_in_units_of_the_residual_stream() -> None:
+    """Whatever the norm of W, the move is strength x the norm that the probe recorded."""
+    for size in (0.1, 7.0):
+        w = dd.Direction("probe", size * direction().unit, "residual", {"residual_norm": 30.0})
+        steering = dd.steer(w, steering_alpha(w, 0.5))
+        np.testing.assert_allclose(steering.vector, -15.0 * w.unit)
+    with pytest.raises(DialdownError, match="'contrast' does not record the norm of the residual stream"):
+        steering_alpha(direction(name="contrast"), 0.5)

@@ -203,7 +203,7 @@ def test_arrays_come_back_bit_by_bit(tmp_path_factory: pytest.TempPathFactory, a
 def test_a_record_cannot_pass_for_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_arrays(path, "thing", ARRAYS, {})
-    with pytest.raises(DialdownError, match="holds 'thing' .schema 1., not a dialdown direction of schema 1"):
+    with pytest.raises(DialdownError, match=r"holds 'thing' \(schema 1\), not a dialdown direction of schema 1"):
         read_arrays(path, "direction")
 
 

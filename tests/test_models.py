@@ -148,7 +148,7 @@ def test_a_fused_mlp_is_taken_when_its_down_projection_is_named() -> None:
 
 
 def test_an_unknown_down_path_says_what_was_looked_for() -> None:
-    with pytest.raises(DialdownError, match="looked for mlp.nowhere in LlamaDecoderLayer"):
+    with pytest.raises(DialdownError, match=r"looked for mlp\.nowhere in LlamaDecoderLayer"):
         MLPView.find(tiny.model("llama"), down="mlp.nowhere")
 
 

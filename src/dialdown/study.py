@@ -199,7 +199,9 @@ class Study:
 
     def _probe(self) -> dict[str, Any]:
         ours, seed = self.config.probe, self.config.seed
-        labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part="probe", max_words=ours.max_words)
+        # Only the embedded comments also train scorers; a user's own texts are all the probe's.
+        part: data.Part | None = "probe" if ours.texts.startswith("embedded:") else None
+        labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part=part, max_words=ours.max_words)
         check_labels(labelled.texts, labelled.labels)
         features = probe_features(self.lm, labelled.texts, max_tokens=ours.max_tokens, progress=self.progress)
         record = {

@@ -1,0 +1,351 @@
+"""The whole study through its commands, on a tiny model with data from files: outputs, resuming, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
+from typer.testing import CliRunner, Result
+
+import dialdown as dd
+from dialdown import cli, study
+from dialdown.config import load_config
+from dialdown.errors import DialdownError
+
+METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
+WORDS = "the cat sat here and was a bad or good cat that ate it all up today".split()
+
+
+def sentence(rng: np.random.Generator, words: int) -> str:
+    return " ".join(rng.choice(WORDS, words))
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def save_classifier(folder: Path, *, seed: int) -> str:
+    """A tiny random classifier with the labels `calm` and `toxic`."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tiny.VOCABULARY),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=1.0,
+    )
+    config.num_labels = 2
+    config.id2label, config.label2id = {0: "calm", 1: "toxic"}, {"calm": 0, "toxic": 1}
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return f"{folder}#toxic"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TOML file that points a study at a tiny Llama and at made-up data."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    base = tiny.lm("llama")
+    base.model.save_pretrained(root / "model")
+    base.tokenizer.save_pretrained(root / "model")
+    settings = {
+        "model": str(root / "model"),
+        "training_prompts": write_lines(root / "training.jsonl", [{"prompt": sentence(rng, 5)} for _ in range(60)]),
+        "probe": {
+            "texts": write_lines(root / "texts.jsonl", [{"text": sentence(rng, 6), "label": i % 2} for i in range(60)]),
+            "count": 40,
+            "max_tokens": 24,
+        },
+        "pairs": {"count": 12, "margin": 0.0, "max_new_tokens": 5, "batch_size": 16},
+        "dpo": {"epochs": 1, "accumulation": 1, "warmup_steps": 0, "eval_pairs": 2, "eval_every": 100},
+        "interventions": {"toxic_neurons": 5},
+        "evaluation": {
+            "prompts": write_lines(root / "prompts.jsonl", [{"prompt": sentence(rng, 4)} for _ in range(14)]),
+            "count": 10,
+            "control_count": 8,
+            "max_new_tokens": 5,
+            "pairs": write_lines(
+                root / "pairs.jsonl", [{"prompt": sentence(rng, 4), "gold": sentence(rng, 4)} for _ in range(4)]
+            ),
+            "pairs_count": 3,
+            "text": str(root / "text.txt"),
+            "window": 16,
+            "max_windows": 3,
+            "kl_windows": 2,
+            "judge": save_classifier(root / "judge", seed=1),
+            "pair_scorer": save_classifier(root / "scorer", seed=2),
+        },
+    }
+    (root / "text.txt").write_text(sentence(rng, 80))
+    lines = []
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            lines.append(f"{key} = {json.dumps(value)}")
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            lines += [f"[{key}]", *(f"{name} = {json.dumps(inner)}" for name, inner in value.items())]
+    path = root / "study.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "study"
+    result = invoke("run", config, "--out", folder)
+    assert result.exit_code == 0, result.exception
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["rows"]
+    return rows
+
+
+def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
+    for name in (
+        "run.json",
+        "results.json",
+        "report.html",
+        "neurons.parquet",
+        "neurons-paper.parquet",
+        "direction-probe.safetensors",
+        "direction-probe-paper.safetensors",
+        "direction-contrast.safetensors",
+        "pairs.jsonl",
+        "tuned/model.safetensors",
+        "interventions/strict-edit_probe_scale.safetensors",
+    ):
+        assert (finished / name).exists(), name
+    run = json.loads((finished / "run.json").read_text())
+    assert set(run["stages"]) == set(study.STAGES)
+    assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in run["stages"].values())
+    assert run["versions"]["torch"]
+
+
+def test_every_intervention_has_both_protocols_and_every_metric(finished: Path) -> None:
+    rows = rows_of(finished)
+    main = [row for row in rows if row["control_of"] is None]
+    assert {row["protocol"] for row in rows} == {"strict", "paper"}
+    names = {row["intervention"] for row in main}
+    expected = {
+        "none",
+        "dpo",
+        "steer_probe",
+        "patch_5",
+        "patch_TP",
+        "patch_TP_AN",
+        "patch_TP_AN_TN",
+        "patch_four_groups",
+    }
+    expected |= {"patch_all_increasing"}
+    expected |= {f"edit_{probe}_{kind}" for probe in ("probe", "probe_free") for kind in ("set", "shift", "scale")}
+    assert expected <= names
+    for row in rows:
+        for metric in METRICS:
+            if row[metric] is not None:
+                assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]
+                assert row[metric]["n"] > 0
+        assert row["log_ppl"] is not None
+    assert {row["toxicity"]["n"] for row in main} == {10}
+    assert len({tuple(s["prompt"] for s in row["samples"]) for row in rows}) == 1
+    assert all(len(row["samples"]) == 8 for row in rows)
+
+
+def test_every_edit_has_its_controls(finished: Path) -> None:
+    rows = rows_of(finished)
+    for protocol in ("strict", "paper"):
+        found = {row["intervention"] for row in rows if row["protocol"] == protocol}
+        for kind in ("set", "shift", "scale"):
+            controls = [
+                "random_neurons",
+                "beta_reversed",
+                "random_direction",
+                *(["beta_zero"] if kind == "set" else []),
+            ]
+            assert {f"edit_probe_{kind}__{control}" for control in controls} <= found
+    for row in rows:
+        if row["control_of"]:
+            assert row["toxicity"]["n"] == 8
+            assert row["control_minus_main"]["toxicity"]["n"] == 8
+
+
+def test_the_untouched_model_does_not_change(finished: Path) -> None:
+    for row in rows_of(finished):
+        if row["intervention"] == "none":
+            assert row["kl"]["high"] < 1e-6
+            assert all(row["change"][metric]["mean"] == 0 for metric in METRICS if row["change"][metric])
+
+
+def test_the_paper_rows_follow_the_papers_table(finished: Path) -> None:
+    """The two protocols have tables of their own: another probe, other means."""
+    tables = [dd.NeuronTable.load(finished / name) for name in ("neurons.parquet", "neurons-paper.parquet")]
+    assert [table.protocol for table in tables] == ["strict", "paper"]
+    assert not np.allclose(tables[0].grid("cosine"), tables[1].grid("cosine"))
+    assert not np.allclose(tables[0].grid("mean_base"), tables[1].grid("mean_base"))
+
+
+def test_saved_values_give_the_row_again(finished: Path, config: Path) -> None:
+    """A row can be reproduced by hand from what the run left."""
+    lm = dd.load(json.loads((finished / "run.json").read_text())["config"]["model"])
+    edited = dd.Intervention.load(finished / "interventions" / "strict-edit_probe_scale.safetensors")
+    row = next(r for r in rows_of(finished) if r["intervention"] == "edit_probe_scale" and r["protocol"] == "strict")
+    prompts = [sample["prompt"] for sample in row["samples"]]
+    decoder = dd.Decoder(lm, prompts, max_new_tokens=5)
+    assert decoder.texts(decoder.run(edited)) == [sample["continuation"] for sample in row["samples"]]
+    folded = edited.fold(lm)
+    again = dd.Decoder(folded, prompts, max_new_tokens=5)
+    assert again.texts(again.run()) == [sample["continuation"] for sample in row["samples"]]
+
+
+def test_the_same_command_finds_everything_done(finished: Path, config: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    result = invoke("run", config, "--out", finished)
+    assert result.exit_code == 0
+    assert result.output.count("done before") == len(study.STAGES)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_interrupted_evaluation_goes_on_where_it_stopped(
+    finished: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    run = json.loads((folder / "run.json").read_text())
+    del run["stages"]["evaluate"], run["stages"]["report"]
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "results.json").unlink()
+    lost = sorted((folder / "rows").iterdir())[:3]
+    for path in lost:
+        path.unlink()
+    measured: list[str] = []
+    original = study.Evaluator.row
+
+    def interrupt(self: Any, intervention: dd.Intervention, protocol: Any, **rest: Any) -> Any:
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(intervention.name)
+        return original(self, intervention, protocol, **rest)
+
+    monkeypatch.setattr(study.Evaluator, "row", interrupt)
+    result = invoke("run", config, "--out", folder)
+    assert result.exit_code == 130
+    assert len(measured) == 1
+    measured.append("never interrupt again")
+    result = invoke("run", config, "--out", folder)
+    assert result.exit_code == 0, result.exception
+    assert len(measured) == 4
+    assert rows_of(folder) == rows_of(finished)
+
+
+def test_a_stage_command_stops_after_its_stage(config: Path, tmp_path: Path) -> None:
+    assert invoke("probe", config, "--out", tmp_path / "run").exit_code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(run["stages"]) == {"probe"}
+    assert set(run["stages"]["probe"]["strict"]) >= {"accuracy", "auc"}
+
+
+def test_a_folder_of_another_study_is_refused_and_says_what_differs(finished: Path, config: Path) -> None:
+    result = invoke("run", config, "--out", finished, "--set", "interventions.alpha=0.7", "--seed", "3")
+    assert isinstance(result.exception, DialdownError)
+    message = str(result.exception)
+    assert "interventions.alpha: 0.5 -> 0.7" in message
+    assert "seed: 0 -> 3" in message
+
+
+def test_a_tuned_model_may_be_given(finished: Path, config: Path, tmp_path: Path) -> None:
+    result = invoke("neurons", config, "--out", tmp_path / "run", "--tuned", finished / "tuned")
+    assert result.exit_code == 0, result.exception
+    ours, theirs = (dd.NeuronTable.load(folder / "neurons.parquet") for folder in (tmp_path / "run", finished))
+    np.testing.assert_array_equal(ours.grid("projection_change"), theirs.grid("projection_change"))
+
+
+def test_a_tuned_model_of_another_shape_is_refused(config: Path, tmp_path: Path) -> None:
+    other = tiny.lm("gpt2")
+    other.model.save_pretrained(tmp_path / "other")
+    other.tokenizer.save_pretrained(tmp_path / "other")
+    wider = tiny.lm("llama", intermediate_size=32)
+    wider.model.save_pretrained(tmp_path / "wider")
+    wider.tokenizer.save_pretrained(tmp_path / "wider")
+    result = invoke("train", config, "--out", tmp_path / "run", "--tuned", tmp_path / "wider")
+    assert isinstance(result.exception, DialdownError)
+    assert "n_neurons 32" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "dpo.learnin_rate=1"], ["dpo.learnin_rate", "learning_rate"]),
+        (["--set", "evaluate.count=1"], ["evaluate", "evaluation"]),
+        (["--set", "dpo=1"], ["section"]),
+        (["--set", "seed=abc"], ["seed", "abc"]),
+        (["--set", "seed"], ["KEY=VALUE"]),
+        (["--preset", "demmo"], ["demmo", "demo"]),
+        (["--set", "dpo.beta=-1"], ["beta"]),
+        (["--set", 'protocols=["strikt"]'], ["protocols"]),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    result = invoke("run", "--out", tmp_path / "run", *arguments)
+    assert isinstance(result.exception, DialdownError)
+    assert all(word in str(result.exception) for word in words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_model_is_one_sentence(config: Path, tmp_path: Path) -> None:
+    result = invoke("probe", config, "--out", tmp_path / "run", "--model", tmp_path / "nothing-here")
+    assert isinstance(result.exception, DialdownError)
+    assert "nothing-here" in str(result.exception)
+
+
+def test_one_class_only_is_one_sentence(config: Path, tmp_path: Path) -> None:
+    texts = write_lines(tmp_path / "texts.jsonl", [{"text": f"the cat {i}", "label": 1} for i in range(60)])
+    result = invoke("probe", config, "--out", tmp_path / "run", "--set", f"probe.texts={texts}")
+    assert isinstance(result.exception, DialdownError)
+
+
+def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("seed = 1\n[dpo]\nbeta = 0.2\nlearning_rate = 3e-5\n[probe]\ncount = 77\n")
+    monkeypatch.setenv("DIALDOWN_DPO__BETA", "0.3")
+    monkeypatch.setenv("DIALDOWN_SEED", "2")
+    config = load_config(preset="demo", file=file, flags={"seed": 3})
+    assert (config.seed, config.dpo.beta, config.dpo.learning_rate, config.probe.count) == (3, 0.3, 3e-5, 77)
+    assert config.pairs.count == load_config(preset="demo").pairs.count
+    monkeypatch.setenv("DIALDOWN_DPO__BETTA", "0.3")
+    with pytest.raises(DialdownError, match="beta"):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    ("name", "kl_weight"),
+    [("gpt2-medium", 0.02), ("llama-3.1-8b", 0.1), ("gemma-2-2b", 0.05), ("mistral-7b", 0.05)],
+)
+def test_the_papers_configs_have_the_published_hyper_parameters(name: str, kl_weight: float) -> None:
+    """Tables 9 and 10 of the paper."""
+    config = load_config(preset="full", file=Path(__file__).parent.parent / "configs" / f"{name}.toml")
+    ours = config.dpo
+    assert ours.kl_weight == kl_weight
+    assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (0.1, "rmsprop", 1e-5, 150)
+    assert (ours.batch_size, ours.accumulation, ours.epochs, ours.max_grad_norm) == (4, 4, 5, 10.0)
+    assert (ours.max_tokens, ours.eval_every, ours.eval_pairs, ours.patience) == (256, 100, 64, 30)
+    assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (1199, 2000, 1024)
+    assert config.pairs.count == 24576
