@@ -130,7 +130,11 @@ def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
         assert not layer.down._forward_pre_hooks
 
 
-FOLDABLE = [*((name, kind) for name in sorted(WITH_BIAS) for kind in KINDS), ("gemma2", "scale"), ("falcon", "scale")]
+FOLDABLE = [
+    *((name, kind) for name in sorted(WITH_BIAS) for kind in ("set", "scale", "steer")),
+    ("gemma2", "scale"),
+    ("falcon", "scale"),
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), FOLDABLE)

@@ -19,7 +19,25 @@ from dialdown.config import load_config
 from dialdown.errors import DialdownError
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
-WORDS = "the cat sat here and was a bad or good cat that ate it all up today".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "here",
+    "and",
+    "was",
+    "a",
+    "bad",
+    "or",
+    "good",
+    "cat",
+    "that",
+    "ate",
+    "it",
+    "all",
+    "up",
+    "today",
+]
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:

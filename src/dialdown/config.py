@@ -119,6 +119,7 @@ class Config(BaseSettings):
         revision: hub revision of `model`.
         dtype: of the forward passes; float32 on a CPU by default.
         device: a torch device; the GPU if there is one.
+        workers: processes that measure rows, one thread each; by default one per core on a CPU if memory allows.
         seed: of everything random.
         training_prompts: source of the prompts that pairs are made with; None takes the rest of the evaluation's source.
         protocols: which of `strict` and `paper` (METHOD §5).
@@ -132,6 +133,7 @@ class Config(BaseSettings):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
+    workers: int | None = None
     seed: int = 0
     training_prompts: str | None = None
     protocols: tuple[Protocol, ...] = ("strict", "paper")
@@ -184,7 +186,8 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
             return init_settings, env_settings, *(InitSettingsSource(settings_cls, layer) for layer in reversed(files))
 
     try:
-        return Layered(**given)
+        # A plain Config again: the class above exists here only, and worker processes could not be told of it.
+        return Config(**Layered(**given).model_dump())
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -165,7 +165,6 @@ class Evaluator:
         self.suite = suite
         self.decoder = self._decoder(lm)
         self._texts: dict[Protocol, TextProbe] = {}
-        self._done: dict[tuple[Any, str, Protocol], Measured] = {}
 
     def _decoder(self, lm: LM) -> Decoder:
         suite = self.suite
@@ -190,12 +189,7 @@ class Evaluator:
         Raises:
             DialdownError: the intervention does not fit the model, or its log-perplexity is not finite.
         """
-        lm = model or self.lm
-        # By the model itself: models wrapped in memory may share a name.
-        key = (lm.model, intervention.key, protocol)
-        if key not in self._done:
-            self._done[key] = self._measure(intervention, protocol, lm)
-        return as_row(intervention, protocol, self._done[key])
+        return as_row(intervention, protocol, self._measure(intervention, protocol, model or self.lm))
 
     def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
         decoder = self.decoder if lm is self.lm else self._decoder(lm)

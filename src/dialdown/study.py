@@ -9,18 +9,20 @@ evaluation, the longest one, keeps every finished row.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
 
 from . import data
 from .activations import NeuronMeans, decode_with_means
@@ -36,6 +38,7 @@ from .models import LM, Protocol, check_pair, load
 from .neurons import compare, neuron_table
 from .pairs import PairSet, make_pairs
 from .plan import Planned, Tables, plan
+from .workers import default_workers, measure_all, peak_bytes
 
 STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
@@ -107,18 +110,19 @@ class Study:
     # Folder, hashes and records
 
     def _claim(self) -> None:
-        settings = self.config.model_dump(mode="json")
+        # How many processes measure changes no number, so it may differ when a study goes on.
+        settings = self.config.model_dump(mode="json", exclude={"workers"})
         path = self.folder / "run.json"
-        if path.exists():
-            changed = differences(read_json(path)["config"], settings)
-            if changed:
-                raise DialdownError(
-                    f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
-                )
-        else:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise DialdownError(f"{self.folder} is not empty and holds no study: pass another --out.")
+        found = read_json(path) if path.exists() else None
+        if found is None and self.folder.exists() and any(self.folder.iterdir()):
+            raise DialdownError(f"{self.folder} is not empty and holds no study: pass another --out.")
+        # A study that finished nothing, because its settings were wrong, gives its folder to the next try.
+        if found is None or not found["stages"]:
             write_json(path, {"schema": SCHEMA, "config": settings, "stages": {}})
+        elif changed := differences(found["config"], settings):
+            raise DialdownError(
+                f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
+            )
 
     def _hash(self, stage: str) -> str:
         settings = self.config.model_dump(mode="json")
@@ -250,6 +254,7 @@ class Study:
             decoder = Decoder(
                 lm,
                 self.prompts.evaluation,
+                share_prefixes=False,
                 max_new_tokens=ours.max_new_tokens,
                 max_prompt_tokens=ours.max_prompt_tokens,
                 batch_size=ours.batch_size,
@@ -301,36 +306,89 @@ class Study:
             **shared,
         )
 
-    def _evaluate(self) -> dict[str, Any]:
-        ours = self.config.evaluation
-        planned = [
+    def planned(self) -> list[Planned]:
+        """Every row to be measured."""
+        config = self.config
+        return [
             one
-            for protocol in self.config.protocols
-            for one in plan(protocol, self.tables(protocol), self.config.interventions, seed=self.config.seed)
+            for protocol in config.protocols
+            for one in plan(protocol, self.tables(protocol), config.interventions, seed=config.seed)
         ]
+
+    @cached_property
+    def _evaluators(self) -> tuple[Evaluator, Evaluator]:
+        """For interventions and for controls; one and the same where both are measured on all prompts."""
+        ours = self.config.evaluation
         main = Evaluator(self.lm, self.suite(ours.count))
-        small = main if ours.control_count >= ours.count else Evaluator(self.lm, self.suite(ours.control_count))
+        return main, main if ours.control_count >= ours.count else Evaluator(self.lm, self.suite(ours.control_count))
+
+    def _evaluate(self) -> dict[str, Any]:
+        planned = self.planned()
+        # Some controls of different edits are the same effect, which is measured once.
+        first: dict[str, Planned] = {}
+        for one in planned:
+            first.setdefault(self._effect(one), one)
+        missing = [one for one in first.values() if self._saved(one) is None]
+        facts = {"judges": [self.judge.name, self.pair_scorer.name], "caveat": self.judge.caveat, "rows": len(planned)}
+        peak = self._measure_all(missing, done=len(first) - len(missing))
         rows = []
-        for done, one in enumerate(planned):
-            self.progress(f"evaluating {one.name}", done, len(planned))
-            rows.append(self._row(one, small if one.intervention.control_of else main))
-        self.progress("evaluating", len(planned), len(planned))
+        for one in planned:
+            saved = self._saved(first[self._effect(one)])
+            assert saved is not None
+            rows.append(as_row(one.intervention, one.protocol, saved))
         self._write_results(rows)
         for one in planned:
             if one.intervention.control_of is None and one.intervention.kind != "none":
                 one.intervention.save(self.folder / "interventions" / f"{one.name}.safetensors")
-        return {"rows": len(rows), "judges": [self.judge.name, self.pair_scorer.name], "caveat": self.judge.caveat}
+        return {**facts, **({"peak_memory_mb": peak} if peak else {})}
 
-    def _row(self, planned: Planned, evaluator: Evaluator) -> Row:
-        key = fingerprint(self._hash("evaluate"), planned.name, planned.intervention.key)
-        path = self.folder / "rows" / f"{planned.name}.json"
-        if path.exists():
-            saved = read_json(path)
-            if saved.pop("key") == key:
-                return as_row(planned.intervention, planned.protocol, _measured_from_json(saved))
+    def _measure_all(self, rows: list[Planned], *, done: int) -> int | None:
+        """Measure what is missing; the peak memory of all processes together in MiB if there were several."""
+        total = done + len(rows)
+        weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
+        workers = self.config.workers or default_workers(weights, self.lm.device.type)
+        if min(workers, len(rows)) < 2:
+            for number, one in enumerate(rows, start=done):
+                self.progress(f"evaluating {one.name}", number, total)
+                self.measure(one)
+            self.progress("evaluating", total, total)
+            return None
+        # The workers load models of their own; this process needs none meanwhile.
+        for name in ("lm", "tuned", "_evaluators"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        peaks: dict[int, int] = {}
+        self.progress("evaluating", done, total)
+        for number, row in enumerate(
+            measure_all(partial(_measurer, self.config, self.folder), rows, workers), done + 1
+        ):
+            peaks[row.worker] = row.peak
+            self.progress(f"evaluating, {workers} at a time", number, total)
+        return (psutil.Process().memory_info().rss + sum(peaks.values())) >> 20
+
+    def measure(self, planned: Planned) -> None:
+        """Measure one planned row and write it to the folder `rows`."""
+        evaluator = self._evaluators[planned.intervention.control_of is not None]
         row = evaluator.row(planned.intervention, planned.protocol, model=self.tuned if planned.tuned else None)
-        write_json(path, {"key": key, **_measured_to_json(row.measured)})
-        return row
+        if planned.tuned:
+            # Needed for this row only.
+            self.__dict__.pop("tuned")
+        write_json(self._row_path(planned), {"key": self._effect(planned), **_measured_to_json(row.measured)})
+
+    def _effect(self, planned: Planned) -> str:
+        """Equal for two rows that do the same to the same model on the same prompts."""
+        one = planned.intervention
+        return fingerprint(self._hash("evaluate"), planned.protocol, planned.tuned, one.control_of is None, one.key)
+
+    def _row_path(self, planned: Planned) -> Path:
+        return self.folder / "rows" / f"{planned.name}.json"
+
+    def _saved(self, planned: Planned) -> Measured | None:
+        path = self._row_path(planned)
+        saved = read_json(path) if path.exists() else {}
+        if saved.pop("key", None) != self._effect(planned):
+            return None
+        return _measured_from_json(saved)
 
     def _write_results(self, rows: list[Row]) -> None:
         named = {(row.protocol, row.intervention): row for row in rows}
@@ -377,27 +435,15 @@ def _version(package: str) -> str | None:
 
 
 def _threads() -> int:
-    import torch
-
     return torch.get_num_threads()
 
 
 def _peak_mb() -> int | None:
-    """Peak resident memory of this process and its finished children so far, in MiB; None where the system keeps none."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(one).ru_maxrss for one in who) * unit / 2**20)
+    """Peak resident memory of this process so far, in MiB."""
+    peak = peak_bytes()
+    return None if peak is None else peak >> 20
 
 
-def load_results(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a finished study's results.json.
-
-    Raises:
-        DialdownError: the study has not been evaluated.
-    """
-    rows: list[dict[str, Any]] = read_json(folder / "results.json")["rows"]
-    return rows
+def _measurer(config: Config, folder: Path) -> Callable[[Planned], None]:
+    """What a worker measures rows with."""
+    return Study(config, folder).measure
