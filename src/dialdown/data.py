@@ -224,7 +224,7 @@ def _read_prompts(source: str) -> Iterable[str]:
     if source in readers:
         return readers[source]()
     if _suffix(Path(source)) == ".txt":
-        return [line.strip() for line in _read_text(Path(source)).splitlines() if line.strip()]
+        return [line.strip() for line in _read_text(Path(source)).split("\n") if line.strip()]
     rows = _read_rows(source, (*readers, "embedded:rtp"))
     return [_field(row, ("prompt", "text"), place) for place, row in rows if row.get("challenging", True)]
 
@@ -244,7 +244,7 @@ def _challenge_prompts() -> list[str]:
 
 def _category_prompts() -> list[str]:
     files = sorted(fetch("category-prompts").glob("rtp_*.txt"))
-    return [line for file in files for line in _read_text(file).splitlines()]
+    return [line for file in files for line in _read_text(file).split("\n") if line.strip()]
 
 
 def _encyclopedic_prompts() -> list[str]:

@@ -104,7 +104,7 @@ def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Int
 
 
 def steering_alpha(direction: Direction, strength: float) -> float:
-    """The alpha at which steering moves x^L by `strength` times its own mean norm, whatever the norm of W.
+    """The alpha at which steering moves x^L by `strength` times the norm of a text's mean x^L, whatever the norm of W.
 
     A published alpha holds for one W only: the norm of a probe depends on how it was regularised.
 

@@ -232,9 +232,10 @@ class Evaluator:
 
     def _f1(self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol) -> list[float]:
         scores = []
-        for given, prompt, (_, gold) in zip(tokens, prompts, self.suite.pairs, strict=True):
+        for given, prompt, (start, gold) in zip(tokens, prompts, self.suite.pairs, strict=True):
             spaced = gold if gold[:1].isspace() else f" {gold}"
-            true = self.lm.tokenizer(spaced, add_special_tokens=False)["input_ids"][: self.suite.max_new_tokens]
+            # What follows the prompt's own tokens is the true continuation, also of a prompt that was cut.
+            true = self.lm.tokenizer(start + spaced)["input_ids"][len(prompt) :][: self.suite.max_new_tokens]
             before = prompt if protocol == "paper" else []
             scores.append(token_f1([*before, *given], [*before, *true]))
         return scores

@@ -151,9 +151,13 @@ class Intervention:
         one, Llama gets one (`mlp_bias=True`, an option of its own config).
 
         Raises:
-            DialdownError: the architecture has no MLP bias, or the model has another shape.
+            DialdownError: the architecture has no MLP bias, the model has another shape, or an intervention acts on it.
         """
         self._check(lm)
+        if acting_on(lm):
+            raise DialdownError(
+                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
+            )
         folded = lm.twin()
         if self.vector is not None or self.offset.any():
             _ensure_bias(folded, self.name)

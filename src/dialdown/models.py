@@ -65,7 +65,7 @@ class MLPLayer:
             return None
         # Some families store the weight and some store weight - 1; what an RMS norm makes of all-ones is the effective one.
         with torch.no_grad():
-            ones = torch.ones(self.columns.shape[0], device=self.columns.device, dtype=self.columns.dtype)
+            ones = torch.ones(self.columns.shape[0], device=self.columns.device)
             gain: Tensor = self.post_norm(ones).float()
             return gain
 
@@ -262,6 +262,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     down: str | None = None,
+    progress: assets.Progress | None = None,
 ) -> LM:
     """Load a causal LM from the hub, a local folder, or a package of the Python index (`embedded:NAME`).
 
@@ -271,6 +272,7 @@ def load(
         dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's own on a GPU.
         device: a torch device; by default the GPU if there is one.
         down: the path of the down projection inside a decoder layer, for an MLP that is not recognised.
+        progress: called while an embedded model is downloaded and converted, the first time it is used.
 
     Raises:
         DialdownError: the model does not exist, cannot be reached, has no known MLP, or the dtype or device is unknown.
@@ -278,7 +280,7 @@ def load(
     name = os.fspath(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = _dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
-    source = str(assets.fetch(name.removeprefix("embedded:"))) if name.startswith("embedded:") else name
+    source = str(assets.fetch(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
         raise DialdownError(
             f"The folder {source} has no config.json, so it holds no transformers model: pass a folder written by save_pretrained."

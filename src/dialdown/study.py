@@ -1,72 +1,44 @@
-"""The whole study as stages in one folder: each is resumed by the hash of its inputs, each leaves values others can load.
+"""The whole study as stages in one folder: each leaves values others can load.
 
     probe -> pairs -> train -> activations -> neurons -> evaluate -> report
 
-A stage's hash covers the settings it reads and the hashes of the stages before it. A finished stage is not repeated; the
-evaluation, the longest one, keeps every finished row.
+A finished stage is not repeated, an interrupted training goes on from its checkpoint, and an interrupted evaluation keeps
+every finished row.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import math
-import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import torch
 
 from . import data
 from .activations import NeuronMeans, decode_with_means
-from .config import Config, differences
+from .config import Config
 from .decoding import Decoder, Progress
 from .directions import Direction, check_labels, fit_probe, probe_features, random_direction, token_contrast
 from .dpo import train_dpo
-from .errors import DialdownError
-from .evaluation import Evaluator, Measured, Row, Suite, as_row
-from .files import SCHEMA, fingerprint, read_json, write_json
+from .evaluation import Evaluator, Row, Suite, as_row
+from .files import SCHEMA, write_json
+from .ledger import Ledger
 from .metrics.toxicity import Scorer, load_scorer
 from .models import LM, Protocol, check_pair, load
 from .neurons import compare, neuron_table
 from .pairs import PairSet, make_pairs
 from .plan import Planned, Tables, plan
-from .workers import default_workers, measure_all, peak_bytes
+from .rows import RowFiles
+from .workers import default_workers, measure_all
 
 STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
-PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
 SAMPLES = 8
-
-# The settings each stage reads, besides model and seed.
-READS: dict[str, tuple[str, ...]] = {
-    "probe": ("probe",),
-    "pairs": (
-        "pairs",
-        "training_prompts",
-        "evaluation.prompts",
-        "evaluation.count",
-        "evaluation.max_prompt_tokens",
-        "evaluation.pair_scorer",
-    ),
-    "train": ("dpo", "tuned"),
-    "activations": (
-        "evaluation.prompts",
-        "evaluation.count",
-        "evaluation.max_prompt_tokens",
-        "evaluation.max_new_tokens",
-        "protocols",
-    ),
-    "neurons": ("protocols",),
-    "evaluate": ("evaluation", "interventions", "protocols"),
-    "report": (),
-}
 
 
 def silent(label: str, done: int, total: int) -> None:
@@ -95,69 +67,22 @@ class Study:
         Raises:
             DialdownError: the folder holds a study with other settings, or a stage cannot do its work.
         """
-        self._claim()
+        self.ledger.claim()
         for stage in STAGES[: STAGES.index(until) + 1]:
-            if self._finished(stage):
+            if self.ledger.finished(stage):
                 self.announce(f"{stage}: done before")
                 continue
             self.announce(f"{stage} ...")
             start = time.perf_counter()
             facts = getattr(self, f"_{stage}")() or {}
             seconds = time.perf_counter() - start
-            self._record(stage, seconds, facts)
+            self.ledger.record(stage, seconds, facts)
             self.announce(f"{stage}: {seconds:.0f} s")
 
-    # Folder, hashes and records
-
-    def _claim(self) -> None:
-        # How many processes measure changes no number, so it may differ when a study goes on.
-        settings = self.config.model_dump(mode="json", exclude={"workers"})
-        path = self.folder / "run.json"
-        found = read_json(path) if path.exists() else None
-        if found is None and self.folder.exists() and any(self.folder.iterdir()):
-            raise DialdownError(f"{self.folder} is not empty and holds no study: pass another --out.")
-        # A study that finished nothing, because its settings were wrong, gives its folder to the next try.
-        if found is None or not found["stages"]:
-            write_json(path, {"schema": SCHEMA, "config": settings, "stages": {}})
-        elif changed := differences(found["config"], settings):
-            raise DialdownError(
-                f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
-            )
-
-    def _hash(self, stage: str) -> str:
-        settings = self.config.model_dump(mode="json")
-
-        def read(key: str) -> Any:
-            value: Any = settings
-            for part in key.split("."):
-                value = value[part]
-            return value
-
-        before = STAGES[: STAGES.index(stage)]
-        common = ("model", "revision", "dtype", "device", "seed", "tuned")
-        return fingerprint(
-            SCHEMA, stage, {key: read(key) for key in (*common, *READS[stage])}, [self._hash(s) for s in before]
-        )
-
-    def _stages(self) -> dict[str, Any]:
-        stages: dict[str, Any] = read_json(self.folder / "run.json")["stages"]
-        return stages
-
-    def _finished(self, stage: str) -> bool:
-        return bool(self._stages().get(stage, {}).get("hash") == self._hash(stage))
-
-    def _record(self, stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
-        path = self.folder / "run.json"
-        run = read_json(path)
-        run["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-        run["machine"] = {"platform": platform.platform(), "threads": _threads()}
-        run["stages"][stage] = {
-            "hash": self._hash(stage),
-            "seconds": round(seconds, 2),
-            "peak_memory_mb": _peak_mb(),
-            **facts,
-        }
-        write_json(path, run)
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What is written about this study."""
+        return Ledger(self.config, self.folder)
 
     # What stages share
 
@@ -165,7 +90,13 @@ class Study:
     def lm(self) -> LM:
         """The base model."""
         config = self.config
-        return load(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+        return load(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device=config.device,
+            progress=self.progress,
+        )
 
     @cached_property
     def tuned(self) -> LM:
@@ -316,6 +247,11 @@ class Study:
         ]
 
     @cached_property
+    def rows(self) -> RowFiles:
+        """The finished rows of this study's evaluation."""
+        return RowFiles(self.folder / "rows", self.ledger.inputs("evaluate"))
+
+    @cached_property
     def _evaluators(self) -> tuple[Evaluator, Evaluator]:
         """For interventions and for controls; one and the same where both are measured on all prompts."""
         ours = self.config.evaluation
@@ -327,15 +263,15 @@ class Study:
         # Some controls of different edits are the same effect, which is measured once.
         first: dict[str, Planned] = {}
         for one in planned:
-            first.setdefault(self._effect(one), one)
-        missing = [one for one in first.values() if self._saved(one) is None]
+            first.setdefault(self.rows.effect(one), one)
+        missing = [one for one in first.values() if self.rows.read(one) is None]
         facts = {"judges": [self.judge.name, self.pair_scorer.name], "caveat": self.judge.caveat, "rows": len(planned)}
         peak = self._measure_all(missing, done=len(first) - len(missing))
         rows = []
         for one in planned:
-            saved = self._saved(first[self._effect(one)])
-            assert saved is not None
-            rows.append(as_row(one.intervention, one.protocol, saved))
+            measured = self.rows.read(first[self.rows.effect(one)])
+            assert measured is not None
+            rows.append(as_row(one.intervention, one.protocol, measured))
         self._write_results(rows)
         for one in planned:
             if one.intervention.control_of is None and one.intervention.kind != "none":
@@ -373,22 +309,7 @@ class Study:
         if planned.tuned:
             # Needed for this row only.
             self.__dict__.pop("tuned")
-        write_json(self._row_path(planned), {"key": self._effect(planned), **_measured_to_json(row.measured)})
-
-    def _effect(self, planned: Planned) -> str:
-        """Equal for two rows that do the same to the same model on the same prompts."""
-        one = planned.intervention
-        return fingerprint(self._hash("evaluate"), planned.protocol, planned.tuned, one.control_of is None, one.key)
-
-    def _row_path(self, planned: Planned) -> Path:
-        return self.folder / "rows" / f"{planned.name}.json"
-
-    def _saved(self, planned: Planned) -> Measured | None:
-        path = self._row_path(planned)
-        saved = read_json(path) if path.exists() else {}
-        if saved.pop("key", None) != self._effect(planned):
-            return None
-        return _measured_from_json(saved)
+        self.rows.write(planned, row.measured)
 
     def _write_results(self, rows: list[Row]) -> None:
         named = {(row.protocol, row.intervention): row for row in rows}
@@ -415,33 +336,6 @@ def _for_protocol(name: str, protocol: Protocol) -> str:
     """`strict`, the default, has the plain name; `paper` says so."""
     stem, dot, ending = name.partition(".")
     return name if protocol == "strict" else f"{stem}-{protocol}{dot}{ending}"
-
-
-def _measured_to_json(measured: Measured) -> dict[str, Any]:
-    values = {name: [None if math.isnan(x) else x for x in column] for name, column in measured.values.items()}
-    return {**asdict(measured), "values": values}
-
-
-def _measured_from_json(saved: dict[str, Any]) -> Measured:
-    values = {name: [float("nan") if x is None else x for x in column] for name, column in saved["values"].items()}
-    return Measured(**{**saved, "values": values})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
-def _peak_mb() -> int | None:
-    """Peak resident memory of this process so far, in MiB."""
-    peak = peak_bytes()
-    return None if peak is None else peak >> 20
 
 
 def _measurer(config: Config, folder: Path) -> Callable[[Planned], None]:

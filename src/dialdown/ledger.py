@@ -1,0 +1,87 @@
+"""run.json: the settings a folder was started with, and what each finished stage took and found."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Config, differences
+from .errors import DialdownError
+from .files import SCHEMA, fingerprint, read_json, write_json
+from .workers import peak_bytes
+
+PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is written about a study in its folder.
+
+    Attributes:
+        config: the study's settings.
+        folder: the study's folder.
+    """
+
+    config: Config
+    folder: Path
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON. How many processes measure changes no number, so it may differ when a study goes on."""
+        return self.config.model_dump(mode="json", exclude={"workers"})
+
+    def claim(self) -> None:
+        """Start a study in the folder, or go on with the same one.
+
+        Raises:
+            DialdownError: the folder holds something else, or a study with other settings (which are named).
+        """
+        path = self.folder / "run.json"
+        found = read_json(path) if path.exists() else None
+        if found is None and self.folder.exists() and any(self.folder.iterdir()):
+            raise DialdownError(f"{self.folder} is not empty and holds no study: pass another --out.")
+        # A study that finished nothing, because its settings were wrong, gives its folder to the next try.
+        if found is None or not found["stages"]:
+            write_json(path, {"schema": SCHEMA, "config": self.settings, "stages": {}})
+        elif changed := differences(found["config"], self.settings):
+            raise DialdownError(
+                f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
+            )
+
+    def inputs(self, stage: str) -> str:
+        """The hash of what a stage depends on: the settings, and the version of the code that runs it."""
+        return fingerprint(SCHEMA, stage, self.settings, _version("dialdown"))
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage is done, from the same inputs."""
+        stages = read_json(self.folder / "run.json")["stages"]
+        return bool(stages.get(stage, {}).get("inputs") == self.inputs(stage))
+
+    def record(self, stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
+        """Write that a stage is done, with its time, the process's peak memory so far, and what it found."""
+        path = self.folder / "run.json"
+        run = read_json(path)
+        run["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+        run["machine"] = {"platform": platform.platform(), "threads": torch.get_num_threads()}
+        peak = peak_bytes()
+        run["stages"][stage] = {
+            "inputs": self.inputs(stage),
+            "seconds": round(seconds, 2),
+            "peak_memory_mb": None if peak is None else peak >> 20,
+            **facts,
+        }
+        write_json(path, run)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
