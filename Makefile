@@ -22,6 +22,7 @@ tests: $(VENV)/dev
 
 # The constraint keeps pip on one torch; see the README for an install with the torch of your choice.
 $(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F)]"
-	touch $@
+	@echo "Installing into $(VENV), a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F)]"
+	@touch $@

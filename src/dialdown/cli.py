@@ -111,13 +111,18 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
 def summary(folder: Path) -> None:
     """Print table 2 of a finished study."""
     rows = read_json(folder / "results.json")["rows"]
-    table = Table("intervention", "protocol", "toxicity", "log-perplexity", "KL", "F1", "repetition")
+    table = Table(
+        "intervention", "protocol", "toxicity", "log-perplexity", box=None, header_style="bold", padding=(0, 1)
+    )
     for row in rows:
         if row["control_of"] is None:
-            shown = [_cell(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "f1", "repetition")]
+            shown = [_cell(row[metric]) for metric in ("toxicity", "log_ppl")]
             table.add_row(row["intervention"], row["protocol"], *shown)
     out.print(table)
-    out.print(f"Means with bootstrap 95 % intervals; controls, samples and figures: {folder / 'report.html'}")
+    out.print(
+        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
+    )
+    out.print(f"  {folder / 'report.html'}", soft_wrap=True)
 
 
 def _cell(value: dict[str, float] | None) -> str:
