@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint types tests
 
 demo: $(VENV)/train
-	$(BIN)/dialdown run --out runs/demo
+	$(BIN)/dialdown fetch
+	$(BIN)/dialdown run
 
 test: lint types tests
 

@@ -124,8 +124,7 @@ class _Sums:
     def __init__(self, lm: LM, protocols: Sequence[Protocol]) -> None:
         self.lm = lm
         self.protocols = tuple(protocols)
-        # Apple's GPUs have no float64.
-        self.device = torch.device("cpu") if lm.device.type == "mps" else lm.device
+        self.device = lm.device
         shape = (lm.view.n_layers, len(self.protocols), lm.view.n_neurons)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self.counts = torch.zeros(len(self.protocols), dtype=torch.float64, device=self.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +22,10 @@ out = Console()
 err = Console(stderr=True)
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; without one, the preset alone.")]
-Out = Annotated[Path, typer.Option("--out", help="The folder of the study; the same command goes on with it.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="The folder of the study (runs/PRESET by default); the same command goes on with it."),
+]
 Preset = Annotated[str, typer.Option(help="smoke (every stage on almost nothing), demo, or full (the paper's sizes).")]
 Model = Annotated[str | None, typer.Option(help="A hub id, a folder, or embedded:smollm2-135m.")]
 Tuned = Annotated[str | None, typer.Option(help="A model already tuned from it, instead of training one.")]
@@ -48,6 +49,7 @@ class Display:
         )
         self.task = self.bar.add_task("", total=None)
         self.label = ""
+        self.before = 0
         self.started = self.spoke = time.monotonic()
 
     def announce(self, sentence: str) -> None:
@@ -60,12 +62,14 @@ class Display:
         work = label.split(maxsplit=1)[0]
         now = time.monotonic()
         if work != self.label:
-            self.label, self.started = work, now
+            self.label, self.started, self.before = work, now, done
             self.bar.reset(self.task)
         self.bar.update(self.task, description=label, completed=done, total=total)
         if not out.is_terminal and (done == total or now - self.spoke > 15):
             self.spoke = now
-            left = (now - self.started) / done * (total - done) if done else float("nan")
+            # What an earlier run had done says nothing about the pace of this one.
+            here = done - self.before
+            left = (now - self.started) / here * (total - done) if here else float("nan")
             out.print(
                 f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""), highlight=False
             )
@@ -74,7 +78,7 @@ class Display:
 def _study(stage: str) -> Callable[..., None]:
     def command(
         config: ConfigFile = None,
-        out_folder: Out = Path("runs/demo"),
+        out_folder: Out = None,
         preset: Preset = "demo",
         model: Model = None,
         tuned: Tuned = None,
@@ -84,7 +88,7 @@ def _study(stage: str) -> Callable[..., None]:
         named = {"model": model, "tuned": tuned, "seed": seed}
         flags = {key: value for key, value in named.items() if value is not None}
         settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
-        run_study(settings, out_folder, until=stage)
+        run_study(settings, out_folder or Path("runs") / preset, until=stage)
 
     return command
 
@@ -93,8 +97,9 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     """Run a study in the terminal, up to a stage."""
     # torch and transformers take seconds to import, which `--help` should not.
     from .study import Study
+    from .workers import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     display = Display()
     start = time.monotonic()
     try:
@@ -151,23 +156,29 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluat
 
 
 @app.command()
+def fetch() -> None:
+    """Download and prepare everything the demo needs, so that it runs without a network afterwards."""
+    from .assets import fetch as fetch_asset
+    from .metrics.toxicity import load_scorer
+    from .workers import quiet_libraries
+
+    quiet_libraries()
+    display = Display()
+    with display.bar:
+        for asset in ("smollm2-135m", "comments", "challenge-prompts", "category-prompts", "wiki-sentences", "minilm"):
+            fetch_asset(asset, display.progress)
+        for scorer in ("embedded:ngram", "embedded:minilm"):
+            load_scorer(scorer, progress=display.progress)
+    out.print("Everything the demo needs is there.")
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has: versions, devices, cache, and whether the extras are installed."""
     from .doctor import findings
 
     for line in findings():
         out.print(line, highlight=False, soft_wrap=True)
-
-
-def quiet() -> None:
-    """Leave the terminal to our own progress: the libraries' bars and notices would interleave with it."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def main() -> None:

@@ -252,6 +252,10 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) -> None:
     known = _fields(schema)
     for key, value in given.items():
+        if prefix and key == "seed":
+            raise DialdownError(
+                f"{prefix}seed in {where} would be ignored, because one seed serves all stages: set seed."
+            )
         if key not in known:
             raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, known)}.")
         inner = _fields(known[key])

@@ -65,8 +65,8 @@ class Measured:
     """What was measured of one effect on a model, unit by unit, in the same order for every effect.
 
     Attributes:
-        values: metric name to per-prompt (or per-window) values; NaN where a unit has none.
-        tokens: predicted tokens per window, the weights of `log_ppl`.
+        values: metric name to per-prompt (or per-block) values; NaN where a unit has none.
+        tokens: predicted tokens per block, the weights of `log_ppl` and `kl`.
         texts: the continuation of every prompt.
         judges: names of the scorers, the judge first.
         seed: of the bootstrap.
@@ -94,7 +94,8 @@ class Measured:
             # A control may be measured on the first prompts only; they are the same prompts in every row.
             values = values - theirs[: len(values)]
         known = ~np.isnan(values)
-        weights = np.array(self.tokens)[known] if name == "log_ppl" else None
+        # Both are means over tokens; KL may be measured on the first windows only.
+        weights = np.array(self.tokens)[: len(values)][known] if name in ("log_ppl", "kl") else None
         return estimate(values[known], weights=weights, seed=self.seed)
 
 
@@ -163,10 +164,10 @@ class Evaluator:
             raise DialdownError("The suite has no scorer, so nothing can be said about toxicity: pass at least one.")
         self.lm = lm
         self.suite = suite
-        self.decoder = self._decoder(lm)
+        self.decoder = self._decoder(lm, share_prefixes=True)
         self._texts: dict[Protocol, TextProbe] = {}
 
-    def _decoder(self, lm: LM) -> Decoder:
+    def _decoder(self, lm: LM, *, share_prefixes: bool) -> Decoder:
         suite = self.suite
         # One decoding pass serves toxicity and F1: larger batches, and the same edit at the same positions.
         prompts = [*suite.prompts, *(prompt for prompt, _ in suite.pairs)]
@@ -176,6 +177,7 @@ class Evaluator:
             max_new_tokens=suite.max_new_tokens,
             max_prompt_tokens=suite.max_prompt_tokens,
             batch_size=suite.batch_size,
+            share_prefixes=share_prefixes,
         )
 
     def row(self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None) -> Row:
@@ -192,7 +194,7 @@ class Evaluator:
         return as_row(intervention, protocol, self._measure(intervention, protocol, model or self.lm))
 
     def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
-        decoder = self.decoder if lm is self.lm else self._decoder(lm)
+        decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
         tokens = decoder.run(intervention, positions=GENERATING[protocol])
         text = self._text(protocol).measure(lm, intervention, positions=READING[protocol])
         count = len(self.suite.prompts)

@@ -45,8 +45,9 @@ class Ledger:
         """
         path = self.folder / "run.json"
         found = read_json(path) if path.exists() else None
-        if found is None and self.folder.exists() and any(self.folder.iterdir()):
-            raise DialdownError(f"{self.folder} is not empty and holds no study: pass another --out.")
+        taken = self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
+        if (found is None and taken) or (found is not None and not {"config", "stages"} <= set(found)):
+            raise DialdownError(f"{self.folder} exists and holds no study: pass another --out.")
         # A study that finished nothing, because its settings were wrong, gives its folder to the next try.
         if found is None or not found["stages"]:
             write_json(path, {"schema": SCHEMA, "config": self.settings, "stages": {}})
@@ -56,8 +57,8 @@ class Ledger:
             )
 
     def inputs(self, stage: str) -> str:
-        """The hash of what a stage depends on: the settings, and the version of the code that runs it."""
-        return fingerprint(SCHEMA, stage, self.settings, _version("dialdown"))
+        """The hash of what a stage depends on: the settings, the files they name, and the version of the code."""
+        return fingerprint(SCHEMA, stage, self.settings, _files(self.settings), _version("dialdown"))
 
     def finished(self, stage: str) -> bool:
         """Whether a stage is done, from the same inputs."""
@@ -78,6 +79,19 @@ class Ledger:
             **facts,
         }
         write_json(path, run)
+
+
+def _files(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Size and time of every local file that a setting names, so that a changed file is not taken for the old one."""
+    found = []
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            found += _files(value)
+        elif isinstance(value, str) and (path := Path(value.partition("#")[0])).exists():
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                stat = file.stat()
+                found.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def _version(package: str) -> str | None:

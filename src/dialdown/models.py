@@ -279,6 +279,7 @@ def load(
     """
     name = os.fspath(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
     torch_dtype = _dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
     source = str(assets.fetch(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
@@ -296,6 +297,19 @@ def load(
         ) from error
     lm = LM.of(model.to(device), tokenizer, name=name, down=down)
     return replace(lm, revision=revision)
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DialdownError(
+            f"The device {device!r} cannot be used ({reason}): pass device='cpu', or a GPU torch sees."
+        ) from error
+    if kind == "mps":
+        raise DialdownError("The device 'mps' has no float64, in which every mean is summed here: pass device='cpu'.")
 
 
 def _dtype(name: str) -> Any:

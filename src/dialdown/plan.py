@@ -20,7 +20,8 @@ PATCHES = (
     ("patch_four_groups", "four_groups"),
     ("patch_all_increasing", "increasing"),
 )
-EDIT_KINDS: Sequence[EditKind] = ("set", "shift", "scale")
+# METHOD §5: under `paper` an edit sets constants, which is all the authors' code does; under `strict` it is of any kind.
+EDIT_KINDS: dict[Protocol, Sequence[EditKind]] = {"strict": ("set", "shift", "scale"), "paper": ("set",)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plan(protocol: Protocol, tables: Tables, settings: InterventionSettings, *, 
     yield Planned(untouched("dpo"), protocol, tuned=True)
     for one in [
         *_steering(tables, settings),
-        *_patches(tables.probe, settings, seed),
+        *_patches(protocol, tables.probe, settings, seed),
         *_edits(protocol, tables, settings, seed),
     ]:
         yield Planned(one, protocol)
@@ -77,7 +78,9 @@ def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Interv
     yield replace(control, control_of=steered.name)
 
 
-def _patches(table: NeuronTable, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
+def _patches(
+    protocol: Protocol, table: NeuronTable, settings: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
     aligned = (f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}")
     for name, which in (aligned, *PATCHES):
         patched = patch(table, which, name=name)
@@ -85,14 +88,15 @@ def _patches(table: NeuronTable, settings: InterventionSettings, seed: int) -> I
         # The toxic neurons and all four groups carry the claims; what lies between is bracketed by their controls.
         if name in (aligned[0], "patch_four_groups"):
             yield patch_control(table, patched, seed=seed)
-    shifted = patch(table, "four_groups", kind="shift")
-    yield shifted
-    yield patch_control(table, shifted, seed=seed)
+    if "shift" in EDIT_KINDS[protocol]:
+        shifted = patch(table, "four_groups", kind="shift")
+        yield shifted
+        yield patch_control(table, shifted, seed=seed)
 
 
 def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
-        for kind in EDIT_KINDS:
+        for kind in EDIT_KINDS[protocol]:
             edited = edit(
                 table,
                 alpha=settings.alpha,
@@ -103,6 +107,4 @@ def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, s
                 name=f"{prefix}_{kind}",
             )
             yield edited
-            # Under `paper` the other kinds stand for comparison only: the authors' code knows no edit but `set`.
-            if protocol == "strict" or kind == "set":
-                yield from edit_controls(table, tables.random, edited, seed=seed)
+            yield from edit_controls(table, tables.random, edited, seed=seed)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
 from . import data
 from .activations import NeuronMeans, decode_with_means
@@ -26,6 +27,7 @@ from .config import Config
 from .decoding import Decoder, Progress
 from .directions import Direction, check_labels, fit_probe, probe_features, random_direction, token_contrast
 from .dpo import train_dpo
+from .errors import DialdownError
 from .evaluation import Evaluator, Row, Suite, as_row
 from .files import SCHEMA, write_json
 from .ledger import Ledger
@@ -67,6 +69,10 @@ class Study:
         Raises:
             DialdownError: the folder holds a study with other settings, or a stage cannot do its work.
         """
+        if self.config.tuned is None and self.config.evaluation.judge == self.config.evaluation.pair_scorer:
+            raise DialdownError(
+                f"{self.config.evaluation.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge or evaluation.pair_scorer."
+            )
         self.ledger.claim()
         for stage in STAGES[: STAGES.index(until) + 1]:
             if self.ledger.finished(stage):
@@ -103,7 +109,8 @@ class Study:
         """The tuned model: given, or trained by this study."""
         config = self.config
         source = config.tuned or str(self.folder / "tuned")
-        tuned = load(source, dtype=config.dtype, device=config.device)
+        # In the base model's own dtype, so that what differs is the tuning.
+        tuned = load(source, dtype=str(self.lm.model.dtype).removeprefix("torch."), device=config.device)
         check_pair(self.lm, tuned)
         return tuned
 
@@ -120,11 +127,11 @@ class Study:
 
     @cached_property
     def judge(self) -> Scorer:
-        return load_scorer(self.config.evaluation.judge, progress=self.progress)
+        return load_scorer(self.config.evaluation.judge, device=self.lm.device.type, progress=self.progress)
 
     @cached_property
     def pair_scorer(self) -> Scorer:
-        return load_scorer(self.config.evaluation.pair_scorer, progress=self.progress)
+        return load_scorer(self.config.evaluation.pair_scorer, device=self.lm.device.type, progress=self.progress)
 
     def direction(self, protocol: Protocol) -> Direction:
         """The probe of one protocol."""
@@ -173,9 +180,9 @@ class Study:
             return {"skipped": "a tuned model was given", "tuned": self.tuned.describe()}
         pairs = PairSet.load(self.folder / "pairs.jsonl").pairs
         settings = dataclasses.replace(self.config.dpo, seed=self.config.seed)
-        log = train_dpo(
-            self.lm.model, self.lm.tokenizer, pairs, settings, self.folder / "tuned", progress=self.progress
-        )
+        # In 16 bits most of DPO's small steps would round to nothing.
+        model = self.lm.model if self.lm.model.dtype == torch.float32 else self.lm.twin().model.float()
+        log = train_dpo(model, self.lm.tokenizer, pairs, settings, self.folder / "tuned", progress=self.progress)
         return asdict(log)
 
     def _activations(self) -> dict[str, Any]:
@@ -282,7 +289,7 @@ class Study:
         """Measure what is missing; the peak memory of all processes together in MiB if there were several."""
         total = done + len(rows)
         weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
-        workers = self.config.workers or default_workers(weights, self.lm.device.type)
+        workers = self.config.workers or default_workers(weights, self._kept_bytes(), self.lm.device.type)
         if min(workers, len(rows)) < 2:
             for number, one in enumerate(rows, start=done):
                 self.progress(f"evaluating {one.name}", number, total)
@@ -301,6 +308,15 @@ class Study:
             peaks[row.worker] = row.peak
             self.progress(f"evaluating, {workers} at a time", number, total)
         return (psutil.Process().memory_info().rss + sum(peaks.values())) >> 20
+
+    def _kept_bytes(self) -> int:
+        """What an evaluator keeps in memory: prefixes' keys and values, and the base model's distributions."""
+        ours, config = self.config.evaluation, self.lm.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        tokens = (ours.count + ours.control_count + 2 * ours.pairs_count) * ours.max_prompt_tokens
+        prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
+        return int(prefixes + 4 * len(self.config.protocols) * ours.kl_windows * ours.window * config.vocab_size)
 
     def measure(self, planned: Planned) -> None:
         """Measure one planned row and write it to the folder `rows`."""

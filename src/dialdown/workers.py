@@ -7,11 +7,14 @@ own and takes the next row. Finished rows are files; a worker that is stopped lo
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +25,7 @@ import torch
 from .errors import DialdownError
 from .plan import Planned
 
-# What a worker holds besides two models' weights: libraries, the base model's distributions, activations.
+# What a worker holds besides: libraries and the activations of one forward pass.
 WORKER_BYTES = 1 << 30
 
 
@@ -38,12 +41,19 @@ class Done:
 _measure: Callable[[Planned], None] | None = None
 
 
-def default_workers(model_bytes: int, device: str) -> int:
-    """One worker per core where memory allows, one alone on a GPU."""
+def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
+    """One worker per core where memory allows, one alone on a GPU.
+
+    Args:
+        model_bytes: weights of one model; a worker holds two at times.
+        shared_bytes: what a worker keeps for all its rows: prefixes' keys and values, the base's distributions.
+        device: where the models run.
+    """
     if device != "cpu":
         return 1
-    fitting = psutil.virtual_memory().available // (2 * model_bytes + WORKER_BYTES)
-    return max(1, min(os.cpu_count() or 1, int(fitting)))
+    fitting = psutil.virtual_memory().available // (2 * model_bytes + shared_bytes + WORKER_BYTES)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(fitting)))
 
 
 def measure_all(
@@ -61,11 +71,19 @@ def measure_all(
         DialdownError: a row could not be measured.
     """
     # A forked process may not use OpenMP after its parent did, so the workers start afresh.
-    with get_context("spawn").Pool(min(workers, len(rows)), _start, (prepare,)) as pool:
-        for outcome in pool.imap_unordered(_one, rows):
-            if isinstance(outcome, str):
-                raise DialdownError(outcome)
-            yield outcome
+    pool = ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn"), _start, (prepare,))
+    try:
+        for future in as_completed([pool.submit(_one, row) for row in rows]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise DialdownError(
+            "A process that measured rows was killed, most likely for memory: repeat the same command with --set workers=1; finished rows are kept."
+        ) from error
+    finally:
+        # Rows still running would otherwise be waited for, also after Ctrl-C.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def _start(prepare: Callable[[], Callable[[Planned], None]]) -> None:
@@ -73,16 +91,25 @@ def _start(prepare: Callable[[], Callable[[Planned], None]]) -> None:
     # Ctrl-C reaches the whole group; the main process answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    quiet_libraries()
     _measure = prepare()
 
 
-def _one(row: Planned) -> Done | str:
+def _one(row: Planned) -> Done:
     assert _measure is not None
-    try:
-        _measure(row)
-    except DialdownError as error:
-        return str(error)
+    _measure(row)
     return Done(row.name, os.getpid(), peak_bytes() or 0)
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own progress: the libraries' bars and notices would interleave with it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def peak_bytes() -> int | None:

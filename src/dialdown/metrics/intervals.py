@@ -12,7 +12,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with a bootstrap 95 % interval over `n` units (prompts or windows). NaN never occurs: no units, no estimate."""
+    """A mean with a bootstrap 95 % interval over `n` units (prompts, or blocks of text). NaN never occurs: no units, no estimate."""
 
     mean: float
     low: float
@@ -28,7 +28,7 @@ def estimate(values: ArrayLike, *, weights: ArrayLike | None = None, seed: int =
     """The (weighted) mean of per-unit values and its percentile bootstrap interval; None for no values.
 
     Args:
-        values: (n,) one value per prompt or window; for a paired comparison, the differences.
+        values: (n,) one value per prompt or block of text; for a paired comparison, the differences.
         weights: (n,) tokens per unit, for a mean over tokens; equal by default.
         seed: of the resampling. Equal n and seed resample the same units, so rows of one table can be compared.
     """

@@ -15,15 +15,19 @@ from ..errors import DialdownError
 from ..interventions import Intervention, Positions
 from ..models import LM, Protocol
 
+# The unit that is resampled for the interval of log-perplexity and KL. Windows are too few where the text is short, and
+# tokens depend on their neighbours.
+BLOCK = 32
+
 
 @dataclass(frozen=True)
 class TextMeasure:
-    """Per-window results.
+    """Results by block: `BLOCK` successive positions of a window, each read in the context of its whole window.
 
     Attributes:
-        nll: (windows,) float64, mean negative log-likelihood per predicted token, in nats.
-        tokens: (windows,) predicted tokens.
-        kl: (windows,) float64, mean KL(base || model) per position, in nats; only the first `kl_windows`.
+        nll: (blocks,) float64, mean negative log-likelihood per predicted token, in nats.
+        tokens: (blocks,) predicted tokens.
+        kl: (blocks,) float64, mean KL(base || model) per position, in nats; only of the first `kl_windows` windows.
     """
 
     nll: NDArray[np.float64]
@@ -70,16 +74,19 @@ class TextProbe:
         Raises:
             DialdownError: the log-likelihood of a window is not a finite number.
         """
-        nll, tokens, kl = [], [], []
+        nll: list[float] = []
+        tokens: list[int] = []
+        kl: list[float] = []
         context = intervention.applied(lm, positions=positions) if intervention else nullcontext()
         with context:
             for index, ids in enumerate(self.windows):
                 log_probs = self._log_probs(lm, ids)
                 picked = log_probs[:-1].gather(-1, ids[0, 1:, None]).double()
-                nll.append(-float(picked.mean()))
-                tokens.append(len(picked))
+                nll += [-float(block.mean()) for block in picked.split(BLOCK)]
+                tokens += [len(block) for block in picked.split(BLOCK)]
                 if index < len(self._base):
-                    kl.append(float(kl_per_position(self._base[index], log_probs).mean()))
+                    apart = kl_per_position(self._base[index], log_probs)[: len(picked)]
+                    kl += [float(block.mean()) for block in apart.split(BLOCK)]
         if not np.isfinite(nll).all():
             name = f"{lm.name} under {intervention.name}" if intervention else lm.name
             raise DialdownError(

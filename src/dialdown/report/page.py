@@ -297,7 +297,7 @@ def _stages(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _few_windows(run: Run) -> int | None:
-    """The number of windows behind log-perplexity, where it is too small for its intervals to be leaned on."""
+    """The number of blocks of text behind log-perplexity, where it is too small for its intervals to be leaned on."""
     counts = [one.metrics["log_ppl"].n for one in run.results if "log_ppl" in one.metrics]
     return min(counts) if counts and min(counts) < 10 else None
 

@@ -20,9 +20,9 @@ METRICS = {
 }
 UNITS = {
     "toxicity": "prompts",
-    "log_ppl": "windows",
+    "log_ppl": "blocks",
     "f1": "sentences",
-    "kl": "windows",
+    "kl": "blocks",
     "repetition": "prompts",
     "degenerate": "prompts",
 }

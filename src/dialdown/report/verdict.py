@@ -55,7 +55,7 @@ def _tuning(run: Run) -> str:
             f"{_moved(tuned.change['toxicity'], 'prompts')}"
         )
         if price := tuned.change.get("log_ppl"):
-            sentence += f"; log-perplexity is {_moved(price, 'windows')}"
+            sentence += f"; log-perplexity is {_moved(price, 'blocks')}"
         sentences.append(f"{sentence}.")
     return " ".join(sentences)
 
@@ -104,7 +104,7 @@ def _understated(paper: Result, strict: Result) -> str:
     ours, theirs = strict.change["log_ppl"], paper.change["log_ppl"]
     place = compare(ours, theirs)
     prices = f"{number(theirs.mean, signed=True)} under `paper` and {number(ours.mean, signed=True)} under `strict`"
-    few = f", from only {min(ours.n, theirs.n)} windows" if min(ours.n, theirs.n) < FEW else ""
+    few = f", from only {min(ours.n, theirs.n)} blocks" if min(ours.n, theirs.n) < FEW else ""
     if place == "overlapping":
         return f"Its price in log-perplexity, {prices}{few}, does not differ distinguishably between the protocols."
     word = "understates" if place == "higher" else "overstates"
