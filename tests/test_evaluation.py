@@ -24,7 +24,7 @@ from dialdown.evaluation import METRICS, Evaluator, Measured, Suite, as_row
 from dialdown.interventions import untouched
 from dialdown.metrics.f1 import token_f1
 from dialdown.metrics.intervals import estimate
-from dialdown.metrics.perplexity import TextProbe, kl_per_position, text_windows
+from dialdown.metrics.perplexity import BLOCK, TextProbe, kl_per_position, text_windows
 from dialdown.metrics.repetition import is_degenerate, repetition
 from dialdown.models import LM
 
@@ -221,12 +221,22 @@ def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -
         expected = []
         for window in windows[:2]:
             base, its = naive_log_probs(named, window), naive_log_probs(lm, window)
-            expected.append(float((base.exp() * (base - its)).sum(-1).mean()))
+            # At the positions that predict a token of the window.
+            expected.append(float((base.exp() * (base - its)).sum(-1)[:-1].mean()))
         np.testing.assert_allclose(got.kl, expected, rtol=1e-3, atol=1e-6)
     assert got.kl.min() > 1e-3
     # KL(base || model), not the other way round.
     base, its = naive_log_probs(named, windows[0]), naive_log_probs(other, windows[0])
-    assert got.kl[0] != pytest.approx(float((its.exp() * (its - base)).sum(-1).mean()), rel=1e-3)
+    assert got.kl[0] != pytest.approx(float((its.exp() * (its - base)).sum(-1)[:-1].mean()), rel=1e-3)
+
+
+def test_a_long_window_is_measured_in_blocks_that_keep_its_mean(llama: LM) -> None:
+    windows = text_windows(llama, TEXT * 3, protocol="strict", window=75, max_windows=1)
+    got = TextProbe(llama, windows, kl_windows=1).measure(make(llama, "scale", share=1.0).fold(llama))
+    assert got.tokens.tolist() == [BLOCK, BLOCK, 74 - 2 * BLOCK]
+    whole = naive_nll(make(llama, "scale", share=1.0).fold(llama), windows[0])
+    assert np.average(got.nll, weights=got.tokens) == pytest.approx(whole, rel=1e-4)
+    assert len(got.kl) == 3
 
 
 def test_kl_of_known_distributions() -> None:
@@ -348,19 +358,6 @@ def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
     again = dd.evaluate(llama, edits, suite(), protocols=("paper", "strict"))
     assert [row.measured.values for row in again] == [row.measured.values for row in rows]
     assert rows[3].measured.values != rows[4].measured.values
-
-
-def test_what_does_the_same_is_measured_once_and_keeps_its_own_name(llama: LM) -> None:
-    given = suite()
-    evaluator = Evaluator(llama, given)
-    edit = make(llama, "scale")
-    rows = [evaluator.row(replace(edit, name=name), "strict") for name in ("a", "b")]
-    assert len(given.scorers[0].seen) == 1
-    assert rows[0].measured is rows[1].measured
-    assert [row.intervention for row in rows] == ["a", "b"]
-    evaluator.row(edit, "paper")
-    evaluator.row(make(llama, "scale", seed=1), "strict")
-    assert len(given.scorers[0].seen) == 3
 
 
 def test_another_model_of_the_same_name_is_measured_itself(llama: LM) -> None:
