@@ -58,7 +58,7 @@ def recipe(decoder: dd.Decoder) -> None:
 
 def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
     """The second forward through nnsight's tracing."""
-    from nnsight import LanguageModel
+    from nnsight import LanguageModel, save
 
     model = LanguageModel(decoder.lm.model, tokenizer=decoder.lm.tokenizer)
 
@@ -67,7 +67,7 @@ def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
         with torch.inference_mode():
             for ids in sequences(decoder, tokens):
                 with model.trace({"input_ids": ids}):
-                    saved = [layer.mlp.down_proj.input.save() for layer in model.model.layers]
+                    saved = save([layer.mlp.down_proj.input for layer in model.model.layers])
                 torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in saved])
 
     return run
@@ -78,7 +78,7 @@ def with_transformer_lens(decoder: dd.Decoder) -> Callable[[], None]:
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(
-        decoder.lm.name, hf_model=decoder.lm.model, tokenizer=decoder.lm.tokenizer
+        decoder.lm.model.config._name_or_path, hf_model=decoder.lm.model, tokenizer=decoder.lm.tokenizer
     )
 
     def run() -> None:
