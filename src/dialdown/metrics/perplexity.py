@@ -82,11 +82,11 @@ class TextProbe:
             for index, ids in enumerate(self.windows):
                 log_probs = self._log_probs(lm, ids)
                 picked = log_probs[:-1].gather(-1, ids[0, 1:, None]).double()
-                nll += [-float(block.mean()) for block in picked.split(BLOCK)]
-                tokens += [len(block) for block in picked.split(BLOCK)]
+                nll += [-float(block.mean()) for block in _blocks(picked)]
+                tokens += [len(block) for block in _blocks(picked)]
                 if index < len(self._base):
                     apart = kl_per_position(self._base[index], log_probs)[: len(picked)]
-                    kl += [float(block.mean()) for block in apart.split(BLOCK)]
+                    kl += [float(block.mean()) for block in _blocks(apart)]
         if not np.isfinite(nll).all():
             name = f"{lm.name} under {intervention.name}" if intervention else lm.name
             raise DialdownError(
@@ -99,6 +99,10 @@ class TextProbe:
         with torch.inference_mode():
             logits = lm.model(input_ids=ids, use_cache=False).logits[0]
             return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _blocks(values: Tensor) -> list[Tensor]:
+    return [values[start : start + BLOCK] for start in range(0, len(values), BLOCK)]
 
 
 def kl_per_position(base: Tensor, other: Tensor) -> Tensor:
