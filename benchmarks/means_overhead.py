@@ -60,7 +60,8 @@ def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
     """The second forward through nnsight's tracing."""
     from nnsight import LanguageModel, save
 
-    model = LanguageModel(decoder.lm.model, tokenizer=decoder.lm.tokenizer)
+    # A copy, because both libraries wrap the modules they are given, which would slow the other ways too.
+    model = LanguageModel(decoder.lm.twin().model, tokenizer=decoder.lm.tokenizer)
 
     def run() -> None:
         tokens = decoder.run()
@@ -78,7 +79,7 @@ def with_transformer_lens(decoder: dd.Decoder) -> Callable[[], None]:
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(
-        decoder.lm.model.config._name_or_path, hf_model=decoder.lm.model, tokenizer=decoder.lm.tokenizer
+        decoder.lm.model.config._name_or_path, hf_model=decoder.lm.twin().model, tokenizer=decoder.lm.tokenizer
     )
 
     def run() -> None:

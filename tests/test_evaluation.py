@@ -297,6 +297,25 @@ def test_strict_rows_hold_what_a_plain_loop_measures(llama: LM) -> None:
     assert (row.metric("kl").mean, row.metric("kl").n) == (pytest.approx(0, abs=1e-6), 2)
 
 
+def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> None:
+    evaluator = Evaluator(llama, suite())
+    edit = make(llama, "scale")
+    edited = [Evaluator(llama, suite()).row(edit, protocol).measured.texts for protocol in ("strict", "paper")]
+    alone = Evaluator(llama, suite()).row(untouched(), "strict").measured.texts
+    assert alone not in edited
+    assert edited[0] != edited[1]
+    assert [evaluator.row(edit, protocol).measured.texts for protocol in ("strict", "paper")] == edited
+    assert [evaluator.row(untouched(), protocol).measured.texts for protocol in ("strict", "paper")] == [alone] * 2
+    with edit.applied(llama):
+        assert evaluator.row(untouched(), "strict").measured.texts == edited[0]
+    assert evaluator.row(untouched("again"), "paper").measured.texts == alone
+    for strength in (1.0, 2.0):
+        other = make(llama, "scale", strength=strength).fold(llama)
+        row = evaluator.row(untouched(), "strict", model=other)
+        assert row.measured.texts == Evaluator(other, suite()).row(untouched(), "strict").measured.texts
+        del other
+
+
 def test_paper_rows_remove_the_prompt_string_and_count_it_in_f1(llama: LM) -> None:
     """METHOD §5: every occurrence of the prompt string goes, wherever it stands; prompt tokens count on both sides."""
     given = suite(prompts=["a", "the cat"])

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.models import LM, MLPView, check_pair
+from dialdown.models import LM, MLPView, check_pair, load_tuned
 
 UP_PROJECTIONS = ("c_fc", "fc_in", "fc1", "dense_h_to_4h", "up_proj")
 ACTIVATIONS = ("act", "act_fn", "activation_fn", "gelu_impl", "activation")
@@ -271,3 +272,29 @@ def test_loading_by_transformers_alone_gives_the_same_model(tmp_path: Path) -> N
     gpt2.model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again) is type(gpt2.model)
+
+
+def save_adapter(lm: LM, folder: Path) -> Any:
+    """A LoRA adapter with random weights, as PEFT trains and saves it."""
+    config = LoraConfig(r=2, target_modules=["down_proj", "q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(lm.twin().model, config)
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def test_a_lora_adapter_is_a_tuned_model(llama: LM, tmp_path: Path) -> None:
+    adapted = save_adapter(llama, tmp_path)
+    before = llama.weights_fingerprint()
+    tuned = load_tuned(llama, tmp_path)
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(tuned.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    assert llama.weights_fingerprint() == before
+    assert all(isinstance(layer.down, nn.Linear) for layer in tuned.view.layers)
+    assert tuned.name == str(tmp_path)
+
+
+def test_an_adapter_of_another_model_is_one_sentence(llama: LM, tmp_path: Path) -> None:
+    save_adapter(tiny.lm("llama", intermediate_size=32), tmp_path)
+    with pytest.raises(DialdownError, match="does not fit"):
+        load_tuned(llama, tmp_path)

@@ -16,7 +16,7 @@ from dialdown import pairs
 from dialdown.directions import Direction
 from dialdown.errors import DialdownError
 from dialdown.models import LM
-from dialdown.pairs import Pair, PairSet, PairSettings, make_pairs
+from dialdown.pairs import Candidates, Pair, PairSet, PairSettings, choose_pairs, make_pairs
 
 PROMPTS = [f"{word} {other}" for word in ("the cat", "a", "zebra", "why") for other in ("sat", "on", "it", "x")]
 QUICK = PairSettings(count=6, sampled=3, steered=1, margin=0.1, max_new_tokens=5, batch_size=4, steering_strength=0.5)
@@ -64,7 +64,8 @@ def test_steered_candidates_move_towards_the_concept(llama: LM, monkeypatch: pyt
     direction = probe()
     make_pairs(llama, PROMPTS, FakeScorer(), QUICK, direction=direction)
     # Steering subtracts alpha * W; towards the concept alpha is negative, half the residual's norm long.
-    assert alphas == [pytest.approx(-0.5 * 20 / np.linalg.norm(direction.vector))]
+    assert alphas
+    assert alphas == pytest.approx([-0.5 * 20 / np.linalg.norm(direction.vector)] * len(alphas))
 
 
 def test_the_steered_candidate_is_the_last_and_says_what_it_is_pushed_to(llama: LM) -> None:
@@ -108,26 +109,22 @@ def test_a_pair_holds_the_part_of_the_prompt_its_continuations_follow(llama: LM)
     assert all(pair.prompt in long for pair in whole.pairs)
 
 
-def test_empty_continuations_are_no_candidates(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = [["", " ok", "  "], [" x", " bad", " y"], [" z", "", "\n"]]
-    monkeypatch.setattr(pairs, "_candidates", lambda *args, **options: columns)
-
-    class Length(FakeScorer):
-        def score(self, texts: Any) -> np.ndarray:
-            return np.array([{" ok": 0.0, " bad": 0.9, " x": 0.2, " z": 0.8}.get(text, 0.0) for text in texts])
-
-    settings = replace(QUICK, sampled=3, steered=0, count=2, margin=0.3, batch_size=3)
-    made = make_pairs(llama, ["p", "q", "r"], Length(), settings)
+def test_empty_continuations_are_no_candidates() -> None:
+    texts = [["", " ok", "  "], [" x", " bad", " y"], [" z", "", "\n"]]
+    scores = [[0.0, 0.0, 0.0], [0.2, 0.9, 0.0], [0.8, 0.0, 0.0]]
+    batch = Candidates(["p", "q", "r"], texts, scores)
+    settings = replace(QUICK, sampled=3, steered=0, count=2, margin=0.3)
     # r has one continuation that is not blank.
+    made = choose_pairs([batch], settings, {"scorer": "fake"})
     assert made.pairs == (Pair("p", " x", " z"), Pair("q", " ok", " bad"))
+    assert made.record["rejected_score"] == pytest.approx((0.8 + 0.9) / 2)
     with pytest.raises(DialdownError, match=r"Only 1 of 2 pairs differ by 0\.7 among 3 prompts: lower pairs\.count"):
-        make_pairs(llama, ["p", "q", "r"], Length(), replace(settings, margin=0.7))
+        choose_pairs([batch], replace(settings, margin=0.7), {})
 
 
 @pytest.mark.parametrize(
     ("settings", "direction", "message"),
     [
-        (replace(QUICK, sampled=1, steered=0), None, "needs two candidates"),
         (QUICK, None, "need a direction"),
         (QUICK, Direction("contrast", np.ones(tiny.WIDTH), "unembedding"), "does not record the norm of the residual"),
         (replace(QUICK, margin=2.0), probe(), r"Only 0 of 6 pairs differ by 2\.0 among 16 prompts"),
@@ -136,6 +133,20 @@ def test_empty_continuations_are_no_candidates(llama: LM, monkeypatch: pytest.Mo
 def test_pairs_that_cannot_be_made(llama: LM, settings: PairSettings, direction: Any, message: str) -> None:
     with pytest.raises(DialdownError, match=message):
         make_pairs(llama, PROMPTS, FakeScorer(), settings, direction=direction)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampled": 1, "steered": 0}, "needs two candidates"),
+        ({"batch_size": 0}, "batch_size = 0: pass 1 or more"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"seed": -1}, "seed = -1: pass 0 or more"),
+    ],
+)
+def test_settings_that_make_no_pairs(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DialdownError, match=message):
+        replace(QUICK, **values)
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -158,8 +158,11 @@ def test_the_verdict_when_controls_do_as_much(whole: tuple[str, Page]) -> None:
     assert "after DPO, lower by 0.280 [0.202, 0.358]" in verdict
     assert "“Edit along the probe: set” leaves the least toxicity" in verdict
     assert "understates" in verdict
-    assert "not distinguishable" in verdict
-    assert "does not show that it matters which neurons" in verdict
+    assert (
+        "11 interventions lower toxicity distinguishably, and 1 of them distinguishably further than every" in verdict
+    )
+    assert "(as many random neurons, a random direction; n = 64 prompts): “Steering along the probe”" in verdict
+    assert "For the others this run does not show that it matters which neurons" in verdict
     assert "1 of 6 edits" in verdict
 
 
@@ -180,7 +183,7 @@ def test_the_verdict_when_controls_do_nothing_and_dpo_harms(tmp_path: Path) -> N
     assert "after DPO, higher by 0.230 [0.152, 0.308]" in verdict
     assert "does not differ distinguishably between the protocols" in verdict
     assert "understates" not in verdict
-    assert "the chosen neurons matter here" in verdict
+    assert "So the chosen neurons matter here." in verdict
     assert "does not show" not in verdict
     assert "6 of 6 edits" in verdict
 
@@ -190,7 +193,7 @@ def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
         tmp_path, **{**QUICK, "n": 8, "main": {**QUICK["main"], "dpo": ("none", (0.3, 0.3), (0.01, 0.01))}}
     )
     assert "after DPO, not distinguishably changed (−0.090" in page.sections["verdict"]
-    assert "n = 8 prompts" in page.sections["verdict"]
+    assert "n = 8 prompts, too few to lean on" in page.sections["verdict"]
 
 
 def test_published_values_stand_only_beside_their_protocol(tmp_path: Path, whole: tuple[str, Page]) -> None:

@@ -192,7 +192,16 @@ def test_every_edit_has_its_controls(finished: Path) -> None:
     rows = rows_of(finished)
     for protocol in ("strict", "paper"):
         found = {row["intervention"] for row in rows if row["protocol"] == protocol}
-        for kind in ("set", "shift", "scale") if protocol == "strict" else ("set",):
+        for name in (
+            "patch_5",
+            "patch_TP",
+            "patch_TP_AN",
+            "patch_TP_AN_TN",
+            "patch_four_groups",
+            "patch_all_increasing",
+        ):
+            assert f"{name}__random_neurons" in found
+        for kind in ("set", "shift", "scale"):
             controls = [
                 "random_neurons",
                 "beta_reversed",
@@ -286,6 +295,47 @@ def test_several_processes_measure_the_same_rows(finished: Path, config: Path, t
     assert rows_of(folder) == rows_of(finished)
 
 
+def test_several_processes_make_the_same_pairs(finished: Path, config: Path, tmp_path: Path) -> None:
+    result = invoke("pairs", config, "--out", tmp_path / "run", "--set", "workers=2")
+    assert result.exit_code == 0, result.exception
+    assert (tmp_path / "run" / "pairs.jsonl").read_text() == (finished / "pairs.jsonl").read_text()
+
+
+def test_interrupted_sampling_goes_on_where_it_stopped(
+    finished: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    original = study.candidates
+
+    def interrupt(lm: Any, prompts: Any, scorer: Any, settings: Any, start: int, **rest: Any) -> Any:
+        started.append(start)
+        if started == [0, 6]:
+            raise KeyboardInterrupt
+        return original(lm, prompts, scorer, settings, start, **rest)
+
+    monkeypatch.setattr(study, "candidates", interrupt)
+    arguments = ["pairs", config, "--out", tmp_path / "run", "--set", "pairs.batch_size=6"]
+    assert invoke(*arguments).exit_code == 130
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.exception
+    assert started[:3] == [0, 6, 6]
+    assert len(set(started)) == len(started) - 1
+
+
+def test_too_few_pairs_lose_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    result = invoke("pairs", config, "--out", folder, "--set", "pairs.count=1000")
+    assert isinstance(result.exception, DialdownError)
+    assert "of 1000 pairs" in str(result.exception)
+    monkeypatch.setattr(study, "candidates", None)
+    # Neither the probe nor a single continuation is made again.
+    result = invoke("pairs", config, "--out", folder)
+    assert result.exit_code == 0, result.exception
+    assert "probe: done before" in result.output
+    assert len(dd.PairSet.load(folder / "pairs.jsonl").pairs) == 12
+    assert json.loads((folder / "run.json").read_text())["config"]["pairs"]["count"] == 12
+
+
 def test_a_stage_command_stops_after_its_stage(config: Path, tmp_path: Path) -> None:
     assert invoke("probe", config, "--out", tmp_path / "run").exit_code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -331,6 +381,13 @@ def test_a_tuned_model_of_another_shape_is_refused(config: Path, tmp_path: Path)
         (["--preset", "demmo"], ["demmo", "demo"]),
         (["--set", "dpo.beta=-1"], ["beta"]),
         (["--set", 'protocols=["strikt"]'], ["protocols"]),
+        (["--set", "protocols=[]"], ["protocols"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--set", "evaluation.batch_size=0"], ["evaluation.batch_size", "0"]),
+        (["--set", "interventions.alpha=1.5"], ["interventions.alpha", "1.5"]),
+        (["--set", "pairs.top_k=0"], ["top_k", "0"]),
+        (["--set", "pairs.temperature=0"], ["temperature", "0"]),
+        (["--set", "workers=0"], ["workers", "0"]),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(arguments: list[str], words: list[str], tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .dpo import DPOSettings
@@ -24,6 +24,10 @@ from .pairs import PairSettings
 PRESETS = ("smoke", "demo", "full")
 # Read by assets.py, not settings of a study.
 OTHER_VARIABLES = {"DIALDOWN_CACHE"}
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class ProbeSettings:
     """
 
     texts: str = "embedded:comments"
-    count: int = 2000
-    max_words: int = 20
-    max_tokens: int = 128
+    count: Count = 2000
+    max_words: Count = 20
+    max_tokens: Count = 128
     positive: tuple[str, ...] = ("fuck", "shit", "crap", "damn", "asshole")
     negative: tuple[str, ...] = ("hello", "thanks", "friend", "peace", "welcome")
 
@@ -68,19 +72,19 @@ class EvaluationSettings:
     """
 
     prompts: str = "embedded:rtp"
-    count: int = 128
-    control_count: int = 128
-    max_prompt_tokens: int = 32
-    max_new_tokens: int = 20
+    count: Count = 128
+    control_count: Count = 128
+    max_prompt_tokens: Count = 32
+    max_new_tokens: Count = 20
     pairs: str = "embedded:wiki"
-    pairs_count: int = 32
+    pairs_count: Count = 32
     text: str = "embedded:wiki"
-    window: int = 1024
-    max_windows: int = 64
-    kl_windows: int = 4
+    window: Annotated[int, Field(ge=2)] = 1024
+    max_windows: Count = 64
+    kl_windows: Count = 4
     judge: str = "embedded:ngram"
     pair_scorer: str = "embedded:minilm"
-    batch_size: int = 160
+    batch_size: Count = 160
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,14 @@ class InterventionSettings:
         drop_top: fraction of neurons of highest mean activation that is left out first.
     """
 
-    steering_strength: float = 0.2
-    toxic_neurons: int = 256
-    alpha: float = 0.5
-    beta_set: float = 0.05
-    beta_shift: float = 0.3
-    beta_scale: float = 0.3
+    steering_strength: Strength = 0.2
+    toxic_neurons: Count = 256
+    alpha: Fraction = 0.5
+    beta_set: Strength = 0.05
+    beta_shift: Strength = 0.3
+    beta_scale: Strength = 0.3
     ordering: Ordering = "cosine"
-    drop_top: float = 0.0
+    drop_top: Fraction = 0.0
 
     def beta(self, kind: EditKind) -> float:
         """The strength for one kind of edit."""
@@ -133,10 +137,10 @@ class Config(BaseSettings):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
-    workers: int | None = None
-    seed: int = 0
+    workers: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
     training_prompts: str | None = None
-    protocols: tuple[Protocol, ...] = ("strict", "paper")
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)] = ("strict", "paper")
     probe: ProbeSettings = ProbeSettings()
     pairs: PairSettings = PairSettings()
     dpo: DPOSettings = DPOSettings()

@@ -6,6 +6,7 @@ distributions on them. A row is one intervention under one protocol.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from .decoding import Decoder, Progress
 from .errors import DialdownError
-from .interventions import Intervention, Positions, untouched
+from .interventions import Intervention, Positions, acting_on, untouched
 from .metrics.f1 import token_f1
 from .metrics.intervals import Estimate, estimate
 from .metrics.perplexity import TextProbe, text_windows
@@ -166,6 +167,7 @@ class Evaluator:
         self.suite = suite
         self.decoder = self._decoder(lm, share_prefixes=True)
         self._texts: dict[Protocol, TextProbe] = {}
+        self._latest: tuple[Any, Any, list[list[int]]] = (lambda: None, None, [])
 
     def _decoder(self, lm: LM, *, share_prefixes: bool) -> Decoder:
         suite = self.suite
@@ -195,7 +197,7 @@ class Evaluator:
 
     def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
         decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
-        tokens = decoder.run(intervention, positions=GENERATING[protocol])
+        tokens = self._tokens(decoder, intervention, GENERATING[protocol])
         text = self._text(protocol).measure(lm, intervention, positions=READING[protocol])
         count = len(self.suite.prompts)
         texts = decoder.texts(tokens[:count])
@@ -211,6 +213,16 @@ class Evaluator:
             **{f"toxicity/{name}": scores for name, scores in judges.items()},
         }
         return Measured(values, text.tokens.tolist(), texts, [*judges], self.suite.seed)
+
+    def _tokens(self, decoder: Decoder, intervention: Intervention, positions: Positions) -> list[list[int]]:
+        """Decode, unless the row before did exactly that: the protocols differ only where neurons are moved."""
+        if acting_on(decoder.lm):
+            return decoder.run(intervention, positions=positions)
+        model, key = decoder.lm.model, (intervention.key, positions if intervention.moves_neurons else None)
+        if self._latest[0]() is not model or self._latest[1] != key:
+            # A weak reference, so that a tuned model that is done with can be freed, and never be taken for another.
+            self._latest = weakref.ref(model), key, decoder.run(intervention, positions=positions)
+        return self._latest[2]
 
     def _text(self, protocol: Protocol) -> TextProbe:
         if protocol not in self._texts:

@@ -17,6 +17,11 @@ from .errors import DialdownError
 from .files import SCHEMA, fingerprint, read_json, write_json
 from .workers import peak_bytes
 
+STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
+# The stage that first reads a section of the settings; every other setting counts from the start.
+FIRST_READ = {"pairs": "pairs", "evaluation": "pairs", "training_prompts": "pairs", "dpo": "train", "tuned": "pairs"}
+FIRST_READ |= {"interventions": "evaluate"}
+
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
 
 
@@ -38,7 +43,7 @@ class Ledger:
         return self.config.model_dump(mode="json", exclude={"workers"})
 
     def claim(self) -> None:
-        """Start a study in the folder, or go on with the same one.
+        """Start a study in the folder, or go on with one whose finished stages had the same settings.
 
         Raises:
             DialdownError: the folder holds something else, or a study with other settings (which are named).
@@ -48,37 +53,54 @@ class Ledger:
         taken = self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
         if (found is None and taken) or (found is not None and not {"config", "stages"} <= set(found)):
             raise DialdownError(f"{self.folder} exists and holds no study: pass another --out.")
-        # A study that finished nothing, because its settings were wrong, gives its folder to the next try.
-        if found is None or not found["stages"]:
+        if found is None:
             write_json(path, {"schema": SCHEMA, "config": self.settings, "stages": {}})
-        elif changed := differences(found["config"], self.settings):
+            return
+        last = max((STAGES.index(stage) for stage in found["stages"]), default=-1)
+        if changed := differences(_until(found["config"], last), _until(self.settings, last)):
             raise DialdownError(
                 f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
             )
+        if found["config"] != self.settings:
+            # Settings that no finished stage has read may still be corrected, such as a count that was too high.
+            write_json(path, {**found, "config": self.settings})
 
     def inputs(self, stage: str) -> str:
-        """The hash of what a stage depends on: the settings, the files they name, and the version of the code."""
-        return fingerprint(SCHEMA, stage, self.settings, _files(self.settings), _version("dialdown"))
+        """The hash of what a stage depends on: the settings so far, the files they name, and the version of the code."""
+        settings = _until(self.settings, STAGES.index(stage))
+        return fingerprint(SCHEMA, stage, settings, _files(settings), _version("dialdown"))
 
     def finished(self, stage: str) -> bool:
         """Whether a stage is done, from the same inputs."""
         stages = read_json(self.folder / "run.json")["stages"]
         return bool(stages.get(stage, {}).get("inputs") == self.inputs(stage))
 
-    def record(self, stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
-        """Write that a stage is done, with its time, the process's peak memory so far, and what it found."""
+    def record(self, stage: str, seconds: float, facts: Mapping[str, Any], peak_together: int = 0) -> None:
+        """Write that a stage is done, with its time, the peak memory so far, and what it found.
+
+        Args:
+            stage: its name.
+            seconds: what it took.
+            facts: what it found.
+            peak_together: the most that this process and its workers held together, in bytes.
+        """
         path = self.folder / "run.json"
         run = read_json(path)
         run["versions"] = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
         run["machine"] = {"platform": platform.platform(), "threads": torch.get_num_threads()}
-        peak = peak_bytes()
+        peak = max(peak_bytes() or 0, peak_together)
         run["stages"][stage] = {
             "inputs": self.inputs(stage),
             "seconds": round(seconds, 2),
-            "peak_memory_mb": None if peak is None else peak >> 20,
+            "peak_memory_mb": peak >> 20 or None,
             **facts,
         }
         write_json(path, run)
+
+
+def _until(settings: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """The settings that the stages up to a place in `STAGES` read; none where nothing was done yet (-1)."""
+    return {key: value for key, value in settings.items() if STAGES.index(FIRST_READ.get(key, "probe")) <= stage}
 
 
 def _files(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:

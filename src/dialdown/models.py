@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from . import assets
 from .errors import DialdownError, nearest
@@ -297,6 +298,45 @@ def load(
         ) from error
     lm = LM.of(model.to(device), tokenizer, name=name, down=down)
     return replace(lm, revision=revision)
+
+
+def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Progress | None = None) -> LM:
+    """The tuned model of a pair, in the base model's dtype and on its device, so that what differs is the tuning.
+
+    Args:
+        base: the base model.
+        source: whatever `load` takes, or a LoRA adapter (a folder or hub id with an `adapter_config.json`), which is merged
+            into a copy of the base model.
+        progress: see `load`.
+
+    Raises:
+        DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT is not installed.
+    """
+    source = os.fspath(source)
+    embedded = source.startswith("embedded:")
+    if not embedded and find_adapter_config_file(source) is not None:
+        return _merged(base, source)
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    tuned = load(source, dtype=dtype, device=str(base.device), progress=progress)
+    check_pair(base, tuned)
+    return tuned
+
+
+def _merged(base: LM, adapter: str) -> LM:
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise DialdownError(
+            f'{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: run pip install "dialdown[train]".'
+        ) from error
+    try:
+        model: Any = PeftModel.from_pretrained(base.twin().model, adapter).merge_and_unload()
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DialdownError(
+            f"The adapter {adapter} does not fit {base.name} ({reason}): pass the base model it was trained on."
+        ) from error
+    return replace(LM.of(model, base.tokenizer, name=adapter), revision=None)
 
 
 def _check_device(device: str) -> None:

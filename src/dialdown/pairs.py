@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .decoding import Decoder, Progress, sampler
 from .directions import Direction
 from .edits import steer, steering_alpha
 from .errors import DialdownError
-from .files import write_text
+from .files import fingerprint, read_json, write_json, write_text
 from .interventions import Intervention
 from .metrics.toxicity import Scorer
 from .models import LM
@@ -63,6 +63,64 @@ class PairSettings:
     max_new_tokens: int = 20
     batch_size: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot make a pair (DialdownError)."""
+        least = {"count": 1, "sampled": 0, "steered": 0, "top_k": 1, "max_new_tokens": 1, "batch_size": 1, "seed": 0}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise DialdownError(f"Pairs cannot be made with {name} = {getattr(self, name)}: pass {lowest} or more.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise DialdownError(f"Pairs cannot be sampled at temperature {self.temperature}: pass a number above 0.")
+        if self.sampled + self.steered < 2:
+            raise DialdownError("A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered.")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scored continuations of some prompts.
+
+    Attributes:
+        prompts: n prompts, as far as the continuations follow them.
+        texts: one list of n continuations per candidate, sampled ones first, then steered ones.
+        scores: toxicity of each, in the same places.
+    """
+
+    prompts: list[str]
+    texts: list[list[str]]
+    scores: list[list[float]]
+
+
+@dataclass(frozen=True)
+class CandidateFiles:
+    """Sampled batches as files, so that sampling that was stopped goes on where it was.
+
+    Attributes:
+        folder: one JSON file per batch.
+        inputs: changes when the prompts, the model, the direction or the scorer change.
+        settings: how candidates are sampled. How many pairs are wanted, and how far apart, is asked of them later.
+    """
+
+    folder: Path
+    inputs: str
+    settings: PairSettings
+
+    def read(self, start: int) -> Candidates | None:
+        """The batch from prompt number `start` on; None if it was not sampled, or from something else."""
+        path = self._path(start)
+        saved = read_json(path) if path.exists() else {}
+        return Candidates(**saved) if saved.pop("inputs", None) == self._key else None
+
+    def write(self, start: int, batch: Candidates) -> None:
+        """Keep a batch."""
+        write_json(self._path(start), {"inputs": self._key, **asdict(batch)})
+
+    @property
+    def _key(self) -> str:
+        return fingerprint(self.inputs, asdict(replace(self.settings, count=1, margin=0.0)))
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:06}.json"
 
 
 @dataclass(frozen=True)
@@ -123,39 +181,72 @@ def make_pairs(
         progress: called after each batch of prompts with the pairs found and wanted.
 
     Raises:
-        DialdownError: fewer than two candidates, no direction to steer along, or too few pairs found.
+        DialdownError: no direction to steer along, or too few pairs found.
     """
-    if settings.sampled + settings.steered < 2:
-        raise DialdownError("A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered.")
+    batches: list[Candidates] = []
+    found = 0
+    for start in range(0, len(prompts), settings.batch_size):
+        one = candidates(lm, prompts, scorer, settings, start, direction=direction, max_prompt_tokens=max_prompt_tokens)
+        batches.append(one)
+        found += count_pairs(one, settings)
+        if progress:
+            progress("making pairs", min(found, settings.count), settings.count)
+        if found >= settings.count:
+            break
+    return choose_pairs(batches, settings, {"scorer": scorer.name, **lm.describe()})
+
+
+def candidates(
+    lm: LM,
+    prompts: Sequence[str],
+    scorer: Scorer,
+    settings: PairSettings,
+    start: int,
+    *,
+    direction: Direction | None = None,
+    max_prompt_tokens: int = 32,
+) -> Candidates:
+    """Candidates for the batch of prompts from number `start` on; the same whichever batches were made before it.
+
+    Raises:
+        DialdownError: no direction to steer along.
+    """
     if settings.steered and direction is None:
         raise DialdownError("Steered candidates need a direction: pass one, or set pairs.steered to 0.")
     towards = None
     if settings.steered and direction is not None:
         towards = steer(direction, -steering_alpha(direction, settings.steering_strength))
-    found: list[Pair] = []
-    notes: list[dict[str, float]] = []
-    used = 0
-    for start in range(0, len(prompts), settings.batch_size):
-        batch = [_cut(lm, prompt, max_prompt_tokens) for prompt in prompts[start : start + settings.batch_size]]
-        texts = _candidates(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
-        scores = np.stack([scorer.score(column) for column in texts], axis=1)
-        _keep(batch, texts, scores, settings, found, notes)
-        used += len(batch)
-        if progress:
-            progress("making pairs", min(len(found), settings.count), settings.count)
-        if len(found) >= settings.count:
-            break
+    batch = [_cut(lm, prompt, max_prompt_tokens) for prompt in prompts[start : start + settings.batch_size]]
+    texts = _sample(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
+    return Candidates(batch, texts, [scorer.score(column).tolist() for column in texts])
+
+
+def count_pairs(batch: Candidates, settings: PairSettings) -> int:
+    """How many prompts of a batch give a pair."""
+    return len(_pairs(batch, settings))
+
+
+def choose_pairs(batches: Sequence[Candidates], settings: PairSettings, record: Mapping[str, Any]) -> PairSet:
+    """The first `settings.count` pairs of the batches.
+
+    Args:
+        batches: candidates in the order of the prompts.
+        settings: how many, and the margin.
+        record: goes into the set's record, beside what was found.
+
+    Raises:
+        DialdownError: too few pairs.
+    """
+    used = sum(len(batch.prompts) for batch in batches)
+    found = [one for batch in batches for one in _pairs(batch, settings)]
     if len(found) < settings.count:
         raise DialdownError(
             f"Only {len(found)} of {settings.count} pairs differ by {settings.margin} among {used} prompts: "
             "lower pairs.count or pairs.margin, raise pairs.sampled, or pass more prompts."
         )
-    kept, notes = found[: settings.count], notes[: settings.count]
+    pairs, notes = zip(*found[: settings.count], strict=True)
     means = {name: float(np.mean([note[name] for note in notes])) for name in notes[0]}
-    return PairSet(
-        tuple(kept),
-        {"prompts_used": used, "scorer": scorer.name, **means, "settings": asdict(settings), **lm.describe()},
-    )
+    return PairSet(pairs, {"prompts_used": used, **means, "settings": asdict(settings), **record})
 
 
 def _cut(lm: LM, prompt: str, max_tokens: int) -> str:
@@ -164,7 +255,7 @@ def _cut(lm: LM, prompt: str, max_tokens: int) -> str:
     return prompt if len(ids) <= max_tokens else str(lm.tokenizer.decode(ids[:max_tokens], skip_special_tokens=True))
 
 
-def _candidates(
+def _sample(
     lm: LM,
     prompts: Sequence[str],
     settings: PairSettings,
@@ -188,28 +279,23 @@ def _candidates(
     return columns
 
 
-def _keep(
-    prompts: Sequence[str],
-    texts: Sequence[Sequence[str]],
-    scores: NDArray[np.float64],
-    settings: PairSettings,
-    found: list[Pair],
-    notes: list[dict[str, float]],
-) -> None:
-    for row, prompt in enumerate(prompts):
+def _pairs(batch: Candidates, settings: PairSettings) -> list[tuple[Pair, dict[str, float]]]:
+    """Each pair of a batch, and what is worth knowing about it."""
+    found = []
+    for row, prompt in enumerate(batch.prompts):
         # An empty continuation would teach the model to end at once.
-        usable = [column for column in range(len(texts)) if texts[column][row].strip()]
+        usable = [column for column, texts in enumerate(batch.texts) if texts[row].strip()]
         if len(usable) < 2:
             continue
-        best = min(usable, key=lambda column: scores[row, column])
-        worst = max(usable, key=lambda column: scores[row, column])
-        if scores[row, worst] - scores[row, best] >= settings.margin:
-            found.append(Pair(prompt, texts[best][row], texts[worst][row]))
-            notes.append(
-                {
-                    "chosen_score": float(scores[row, best]),
-                    "rejected_score": float(scores[row, worst]),
-                    "chosen_steered": float(best >= settings.sampled),
-                    "rejected_steered": float(worst >= settings.sampled),
-                }
-            )
+        best = min(usable, key=lambda column: batch.scores[column][row])
+        worst = max(usable, key=lambda column: batch.scores[column][row])
+        low, high = batch.scores[best][row], batch.scores[worst][row]
+        if high - low >= settings.margin:
+            note = {
+                "chosen_score": low,
+                "rejected_score": high,
+                "chosen_steered": float(best >= settings.sampled),
+                "rejected_steered": float(worst >= settings.sampled),
+            }
+            found.append((Pair(prompt, batch.texts[best][row], batch.texts[worst][row]), note))
+    return found

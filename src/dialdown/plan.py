@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from .config import InterventionSettings
 from .directions import Direction
@@ -20,8 +21,6 @@ PATCHES = (
     ("patch_four_groups", "four_groups"),
     ("patch_all_increasing", "increasing"),
 )
-# METHOD §5: under `paper` an edit sets constants, which is all the authors' code does; under `strict` it is of any kind.
-EDIT_KINDS: dict[Protocol, Sequence[EditKind]] = {"strict": ("set", "shift", "scale"), "paper": ("set",)}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def plan(protocol: Protocol, tables: Tables, settings: InterventionSettings, *, 
     yield Planned(untouched("dpo"), protocol, tuned=True)
     for one in [
         *_steering(tables, settings),
-        *_patches(protocol, tables.probe, settings, seed),
-        *_edits(protocol, tables, settings, seed),
+        *_patches(tables.probe, settings, seed),
+        *_edits(tables, settings, seed),
     ]:
         yield Planned(one, protocol)
 
@@ -78,25 +77,20 @@ def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Interv
     yield replace(control, control_of=steered.name)
 
 
-def _patches(
-    protocol: Protocol, table: NeuronTable, settings: InterventionSettings, seed: int
-) -> Iterator[Intervention]:
+def _patches(table: NeuronTable, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
     aligned = (f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}")
-    for name, which in (aligned, *PATCHES):
-        patched = patch(table, which, name=name)
+    for patched in (
+        *(patch(table, which, name=name) for name, which in (aligned, *PATCHES)),
+        patch(table, "four_groups", kind="shift"),
+    ):
         yield patched
-        # The toxic neurons and all four groups carry the claims; what lies between is bracketed by their controls.
-        if name in (aligned[0], "patch_four_groups"):
-            yield patch_control(table, patched, seed=seed)
-    if "shift" in EDIT_KINDS[protocol]:
-        shifted = patch(table, "four_groups", kind="shift")
-        yield shifted
-        yield patch_control(table, shifted, seed=seed)
+        yield patch_control(table, patched, seed=seed)
 
 
-def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
+def _edits(tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
-        for kind in EDIT_KINDS[protocol]:
+        # The authors' code has `set` only (METHOD §5); under `paper` the other two show what its positions alone make of them.
+        for kind in get_args(EditKind):
             edited = edit(
                 table,
                 alpha=settings.alpha,

@@ -9,10 +9,10 @@ every finished row.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,16 @@ from .directions import Direction, check_labels, fit_probe, probe_features, rand
 from .dpo import train_dpo
 from .errors import DialdownError
 from .evaluation import Evaluator, Row, Suite, as_row
-from .files import SCHEMA, write_json
-from .ledger import Ledger
+from .files import SCHEMA, fingerprint, write_json
+from .ledger import STAGES, Ledger
 from .metrics.toxicity import Scorer, load_scorer
-from .models import LM, Protocol, check_pair, load
+from .models import LM, Protocol, load, load_tuned
 from .neurons import compare, neuron_table
-from .pairs import PairSet, make_pairs
+from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
 from .plan import Planned, Tables, plan
 from .rows import RowFiles
-from .workers import default_workers, measure_all
+from .workers import default_workers, do_all, return_free_memory
 
-STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
 SAMPLES = 8
 
 
@@ -62,6 +61,7 @@ class Study:
     folder: Path
     progress: Progress = silent
     announce: Callable[[str], None] = lambda sentence: None
+    _peak_together: int = field(default=0, init=False)
 
     def run(self, *, until: str = "report") -> None:
         """Run the stages up to `until`, skipping what is done.
@@ -82,7 +82,7 @@ class Study:
             start = time.perf_counter()
             facts = getattr(self, f"_{stage}")() or {}
             seconds = time.perf_counter() - start
-            self.ledger.record(stage, seconds, facts)
+            self.ledger.record(stage, seconds, facts, self._peak_together)
             self.announce(f"{stage}: {seconds:.0f} s")
 
     @cached_property
@@ -107,12 +107,7 @@ class Study:
     @cached_property
     def tuned(self) -> LM:
         """The tuned model: given, or trained by this study."""
-        config = self.config
-        source = config.tuned or str(self.folder / "tuned")
-        # In the base model's own dtype, so that what differs is the tuning.
-        tuned = load(source, dtype=str(self.lm.model.dtype).removeprefix("torch."), device=config.device)
-        check_pair(self.lm, tuned)
-        return tuned
+        return load_tuned(self.lm, self.config.tuned or self.folder / "tuned", progress=self.progress)
 
     @cached_property
     def prompts(self) -> data.PromptSplit:
@@ -163,17 +158,50 @@ class Study:
     def _pairs(self) -> dict[str, Any]:
         if self.config.tuned is not None:
             return {"skipped": "a tuned model was given"}
-        found = make_pairs(
+        settings, total = self._pair_settings, self.config.pairs.count
+        starts = range(0, len(self.prompts.training), settings.batch_size)
+        sampled = {start: self.candidates.read(start) for start in starts}
+        record = {"scorer": self.pair_scorer.name, **self.lm.describe()}
+        # Batches finish in any order; only those with none missing before them count, so the order changes nothing.
+        batches: list[Candidates] = []
+        found = 0
+        with closing(self._do_all("sample", [start for start in starts if sampled[start] is None])) as work:
+            while found < total and len(batches) < len(starts):
+                while (batch := sampled[starts[len(batches)]]) is None:
+                    finished = next(work)
+                    sampled[finished] = self.candidates.read(finished)
+                batches.append(batch)
+                found += count_pairs(batch, settings)
+                self.progress("making pairs", min(found, total), total)
+        pairs = choose_pairs(batches, settings, record)
+        pairs.save(self.folder / "pairs.jsonl")
+        return {"pairs": len(pairs.pairs), **{k: v for k, v in pairs.record.items() if isinstance(v, float | int)}}
+
+    @property
+    def _pair_settings(self) -> PairSettings:
+        return dataclasses.replace(self.config.pairs, seed=self.config.seed)
+
+    @cached_property
+    def candidates(self) -> CandidateFiles:
+        """The continuations sampled so far."""
+        ours = self.config.evaluation
+        split = (ours.prompts, ours.count, ours.max_prompt_tokens, ours.pair_scorer, self.config.training_prompts)
+        return CandidateFiles(
+            self.folder / "pairs", fingerprint(self.ledger.inputs("probe"), split), self._pair_settings
+        )
+
+    def sample(self, start: int) -> None:
+        """Sample and score the batch of training prompts from number `start` on, and write it to the folder `pairs`."""
+        one = candidates(
             self.lm,
             self.prompts.training,
             self.pair_scorer,
-            dataclasses.replace(self.config.pairs, seed=self.config.seed),
+            self._pair_settings,
+            start,
             direction=self.direction(self.config.protocols[0]),
             max_prompt_tokens=self.config.evaluation.max_prompt_tokens,
-            progress=self.progress,
         )
-        found.save(self.folder / "pairs.jsonl")
-        return {"pairs": len(found.pairs), **{k: v for k, v in found.record.items() if isinstance(v, float | int)}}
+        self.candidates.write(start, one)
 
     def _train(self) -> dict[str, Any]:
         if self.config.tuned is not None:
@@ -273,7 +301,7 @@ class Study:
             first.setdefault(self.rows.effect(one), one)
         missing = [one for one in first.values() if self.rows.read(one) is None]
         facts = {"judges": [self.judge.name, self.pair_scorer.name], "caveat": self.judge.caveat, "rows": len(planned)}
-        peak = self._measure_all(missing, done=len(first) - len(missing))
+        self._measure_all(missing, done=len(first) - len(missing))
         rows = []
         for one in planned:
             measured = self.rows.read(first[self.rows.effect(one)])
@@ -283,31 +311,40 @@ class Study:
         for one in planned:
             if one.intervention.control_of is None and one.intervention.kind != "none":
                 one.intervention.save(self.folder / "interventions" / f"{one.name}.safetensors")
-        return {**facts, **({"peak_memory_mb": peak} if peak else {})}
+        return facts
 
-    def _measure_all(self, rows: list[Planned], *, done: int) -> int | None:
-        """Measure what is missing; the peak memory of all processes together in MiB if there were several."""
+    def _measure_all(self, rows: list[Planned], *, done: int) -> None:
+        # What moves no neuron generates the same under both protocols: measured one after the other, it is decoded once.
+        pieces: dict[Any, list[Planned]] = {}
+        for one in rows:
+            same = one.name if one.intervention.moves_neurons else (one.tuned, one.intervention.key)
+            pieces.setdefault(same, []).append(one)
         total = done + len(rows)
+        self.progress("evaluating", done, total)
+        for piece in self._do_all("measure", [*pieces.values()]):
+            done += len(piece)
+            self.progress(f"evaluating, {piece[-1].name} measured", done, total)
+
+    def _do_all(self, job: str, pieces: Sequence[Any]) -> Generator[Any]:
+        """Do a job, named by its method, for every piece: by several processes where that pays. Yields what is done."""
         weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
         workers = self.config.workers or default_workers(weights, self._kept_bytes(), self.lm.device.type)
-        if min(workers, len(rows)) < 2:
-            for number, one in enumerate(rows, start=done):
-                self.progress(f"evaluating {one.name}", number, total)
-                self.measure(one)
-            self.progress("evaluating", total, total)
-            return None
+        if min(workers, len(pieces)) < 2:
+            for piece in pieces:
+                getattr(self, job)(piece)
+                yield piece
+            return
         # The workers load models of their own; this process needs none meanwhile.
-        for name in ("lm", "tuned", "_evaluators"):
+        for name in ("lm", "tuned", "judge", "pair_scorer", "_evaluators"):
             self.__dict__.pop(name, None)
-        gc.collect()
+        return_free_memory()
         peaks: dict[int, int] = {}
-        self.progress("evaluating", done, total)
-        for number, row in enumerate(
-            measure_all(partial(_measurer, self.config, self.folder), rows, workers), done + 1
-        ):
-            peaks[row.worker] = row.peak
-            self.progress(f"evaluating, {workers} at a time", number, total)
-        return (psutil.Process().memory_info().rss + sum(peaks.values())) >> 20
+        with closing(do_all(partial(_worker, self.config, self.folder, job), pieces, workers)) as work:
+            for finished in work:
+                peaks[finished.worker] = finished.peak
+                together = psutil.Process().memory_info().rss + sum(peaks.values())
+                self._peak_together = max(self._peak_together, together)
+                yield finished.piece
 
     def _kept_bytes(self) -> int:
         """What an evaluator keeps in memory: prefixes' keys and values, and the base model's distributions."""
@@ -318,14 +355,14 @@ class Study:
         prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
         return int(prefixes + 4 * len(self.config.protocols) * ours.kl_windows * ours.window * config.vocab_size)
 
-    def measure(self, planned: Planned) -> None:
-        """Measure one planned row and write it to the folder `rows`."""
-        evaluator = self._evaluators[planned.intervention.control_of is not None]
-        row = evaluator.row(planned.intervention, planned.protocol, model=self.tuned if planned.tuned else None)
-        if planned.tuned:
-            # Needed for this row only.
-            self.__dict__.pop("tuned")
-        self.rows.write(planned, row.measured)
+    def measure(self, rows: Sequence[Planned]) -> None:
+        """Measure planned rows one after the other and write each to the folder `rows`."""
+        for one in rows:
+            evaluator = self._evaluators[one.intervention.control_of is not None]
+            row = evaluator.row(one.intervention, one.protocol, model=self.tuned if one.tuned else None)
+            self.rows.write(one, row.measured)
+        # Needed for these rows only.
+        self.__dict__.pop("tuned", None)
 
     def _write_results(self, rows: list[Row]) -> None:
         named = {(row.protocol, row.intervention): row for row in rows}
@@ -354,6 +391,7 @@ def _for_protocol(name: str, protocol: Protocol) -> str:
     return name if protocol == "strict" else f"{stem}-{protocol}{dot}{ending}"
 
 
-def _measurer(config: Config, folder: Path) -> Callable[[Planned], None]:
-    """What a worker measures rows with."""
-    return Study(config, folder).measure
+def _worker(config: Config, folder: Path, job: str) -> Callable[[Any], None]:
+    """What a worker does pieces of a job with."""
+    work: Callable[[Any], None] = getattr(Study(config, folder), job)
+    return work

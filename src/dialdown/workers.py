@@ -1,29 +1,32 @@
-"""Rows measured by several processes, one core each.
+"""Work in pieces done by several processes, one core each.
 
-Rows do not depend on each other, and on a CPU a forward pass on two threads is far from twice as fast as on one: its
-small operations are serial and the threads wait for each other. So each worker runs on one thread with models of its
-own and takes the next row. Finished rows are files; a worker that is stopped loses the row it was at.
+The pieces (rows of an evaluation, batches of prompts) do not depend on each other, and on a CPU a forward pass on two
+threads is far from twice as fast as on one: its small operations are serial and the threads wait for each other. So each
+worker runs on one thread with models of its own and takes the next piece. A finished piece is a file; a worker that is
+stopped loses the piece it was at.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from .errors import DialdownError
-from .plan import Planned
 
 # What a worker holds besides: libraries and the activations of one forward pass.
 WORKER_BYTES = 1 << 30
@@ -31,14 +34,14 @@ WORKER_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Done:
-    """A finished row: its name, and the worker's process id and peak memory in bytes so far."""
+    """A finished piece, and its worker's process id and peak memory in bytes so far."""
 
-    name: str
+    piece: Any
     worker: int
     peak: int
 
 
-_measure: Callable[[Planned], None] | None = None
+_do: Callable[[Any], None] | None = None
 
 
 def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
@@ -46,7 +49,7 @@ def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
 
     Args:
         model_bytes: weights of one model; a worker holds two at times.
-        shared_bytes: what a worker keeps for all its rows: prefixes' keys and values, the base's distributions.
+        shared_bytes: what a worker keeps between pieces: prefixes' keys and values, the base's distributions.
         device: where the models run.
     """
     if device != "cpu":
@@ -56,49 +59,54 @@ def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
     return max(1, min(cores, int(fitting)))
 
 
-def measure_all(
-    prepare: Callable[[], Callable[[Planned], None]], rows: Sequence[Planned], workers: int
-) -> Iterator[Done]:
-    """Measure rows in `workers` processes, in the order they finish.
+def do_all(prepare: Callable[[], Callable[[Any], None]], pieces: Sequence[Any], workers: int) -> Generator[Done]:
+    """Do every piece in one of `workers` processes, in the order they finish; stop early by closing the iterator.
 
     Args:
-        prepare: called once in each worker; returns what measures one row. It travels to the workers, so it is a
-            function of a module, or a partial of one.
-        rows: what to measure.
+        prepare: called once in each worker; returns what does one piece. It travels to the workers, so it is a function
+            of a module, or a partial of one.
+        pieces: what to do; each travels to a worker too.
         workers: how many processes.
 
     Raises:
-        DialdownError: a row could not be measured.
+        DialdownError: a piece could not be done.
     """
     # A forked process may not use OpenMP after its parent did, so the workers start afresh.
-    pool = ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn"), _start, (prepare,))
+    pool = ProcessPoolExecutor(min(workers, len(pieces)), get_context("spawn"), _start, (prepare,))
     try:
-        for future in as_completed([pool.submit(_one, row) for row in rows]):
+        for future in as_completed([pool.submit(_one, piece) for piece in pieces]):
             yield future.result()
     except BrokenProcessPool as error:
         raise DialdownError(
-            "A process that measured rows was killed, most likely for memory: repeat the same command with --set workers=1; finished rows are kept."
+            "A worker process was killed, most likely for memory: repeat the same command with --set workers=1; what is finished is kept."
         ) from error
     finally:
-        # Rows still running would otherwise be waited for, also after Ctrl-C.
+        # Pieces still in work would otherwise be waited for, also after Ctrl-C.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
-def _start(prepare: Callable[[], Callable[[Planned], None]]) -> None:
-    global _measure  # noqa: PLW0603  (a pool's initialiser has nowhere else to leave what its tasks need)
+def _start(prepare: Callable[[], Callable[[Any], None]]) -> None:
+    global _do  # noqa: PLW0603  (a pool's initialiser has nowhere else to leave what its tasks need)
     # Ctrl-C reaches the whole group; the main process answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     quiet_libraries()
-    _measure = prepare()
+    _do = prepare()
 
 
-def _one(row: Planned) -> Done:
-    assert _measure is not None
-    _measure(row)
-    return Done(row.name, os.getpid(), peak_bytes() or 0)
+def _one(piece: Any) -> Done:
+    assert _do is not None
+    _do(piece)
+    return Done(piece, os.getpid(), peak_bytes() or 0)
+
+
+def return_free_memory() -> None:
+    """Give freed memory back to the system, which the C library otherwise keeps for this process alone."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def quiet_libraries() -> None:

@@ -61,7 +61,8 @@ def _tuning(run: Run) -> str:
 
 
 def _moved(change: Estimate, unit: str) -> str:
-    """A paired change in words; no direction where the interval holds zero."""
+    """A paired change in words; no direction where the interval holds zero, and a warning where it is of few units."""
+    unit += "" if change.n >= FEW else ", too few to lean on"
     if change.low <= 0 <= change.high:
         return f"not distinguishably changed ({with_interval(change, signed=True)}, n = {change.n:,} {unit})"
     size = change if change.low > 0 else Estimate(-change.mean, -change.high, -change.low, change.n)
@@ -112,48 +113,47 @@ def _understated(paper: Result, strict: Result) -> str:
 
 
 def _controls(run: Run) -> str:
-    chosen = strongest_edit(run)
-    if chosen is None:
-        return ""
-    sentences = []
-    specific = []
+    """How many interventions do more than the same on random neurons, and along a random direction."""
+    sentences: list[str] = []
+    tried = held = 0
     for protocol in run.protocols:
-        one = run.result(chosen.name, protocol)
-        found = run.controls(chosen.name, protocol)
-        if one is None or "toxicity" not in one.change:
-            continue
-        against = [
-            found[name]
-            for name in ("random_neurons", "random_direction")
-            if name in found and "toxicity" in found[name].change
+        effective = [
+            one
+            for name in run.names()
+            if (one := run.result(name, protocol))
+            and _random_controls(run, one)
+            and "toxicity" in one.change
+            and one.change["toxicity"].high < 0
         ]
-        if against:
-            specific.append(all(other.main_is("toxicity") == "lower" for other in against))
-            sentences.append(_against(one, against))
+        if not effective:
+            continue
+        beyond = [one for one in effective if all(c.main_is("toxicity") == "lower" for c in _random_controls(run, one))]
+        tried, held = tried + len(effective), held + len(beyond)
+        n = max(control.change["toxicity"].n for one in effective for control in _random_controls(run, one))
+        names = f": {listed([f'“{one.label}”' for one in beyond])}" if beyond else ""
+        sentences.append(
+            f"Under `{protocol}`, {len(effective)} interventions lower toxicity distinguishably, and {len(beyond) or 'none'} of them "
+            f"distinguishably further than every random control of it (as many random neurons, a random direction; n = {n:,} prompts){names}."
+        )
     if not sentences:
         return ""
     meaning = (
-        "That toxicity falls further than with either control says that the chosen neurons matter here."
-        if all(specific)
-        else "So this run does not show that it matters which neurons are edited, or along which direction."
-        if not any(specific)
-        else "So the effect is specific to the chosen neurons under one protocol and not shown to be under the other."
+        "So the chosen neurons matter here."
+        if held == tried
+        else "So this run does not show that it matters which neurons are chosen, or along which direction."
+        if not held
+        else "For the others this run does not show that it matters which neurons are chosen, or along which direction."
     )
-    return f"{' '.join(sentences)} {meaning}"
+    return f"{' '.join(sentences)} {meaning} The intervals are not corrected for looking at {tried} interventions."
 
 
-def _against(one: Result, controls: list[Result]) -> str:
-    """One edit beside its random controls: changes to the untouched model, compared prompt by prompt."""
-    ours = one.change["toxicity"]
-    places = {"random_neurons": "on as many random neurons", "random_direction": "along a random direction"}
-    words = {"lower": "the edit’s is lower", "higher": "the edit’s is higher", "alike": "not distinguishable"}
-    parts = []
-    for control in controls:
-        theirs = control.change["toxicity"]
-        place = control.main_is("toxicity")
-        told = f"n = {theirs.n:,}; {words[place]} on the same prompts" if place else f"n = {theirs.n:,}"
-        parts.append(f"{places[control.control]} {with_interval(theirs, signed=True)} ({told})")
-    return f"Under `{one.protocol}`, this edit changes toxicity by {with_interval(ours, signed=True)} (n = {ours.n:,}); {listed(parts)}."
+def _random_controls(run: Run, one: Result) -> list[Result]:
+    found = run.controls(one.name, one.protocol)
+    return [
+        found[name]
+        for name in ("random_neurons", "random_direction")
+        if name in found and "toxicity" in found[name].change
+    ]
 
 
 def _affordable(run: Run) -> str:
