@@ -309,6 +309,16 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     assert json.loads(json.dumps(asdict(log)))["steps"] == 6
 
 
+def test_snapshots_are_the_models_along_the_way(tokenizer, tmp_path):
+    model = tiny("llama")
+    train_dpo(model, tokenizer, PAIRS, replace(QUICK, snapshots=2), tmp_path / "tuned")
+    assert {path.name for path in (tmp_path / "tuned-steps").iterdir()} == {"2", "4"}
+    train_dpo(model, tokenizer, PAIRS, replace(QUICK, max_steps=2), tmp_path / "short")
+    assert same(weights(tmp_path / "tuned-steps" / "2"), weights(tmp_path / "short"))
+    assert not same(weights(tmp_path / "tuned-steps" / "4"), weights(tmp_path / "short"))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "tuned-steps" / "4")
+
+
 def test_a_finished_run_returns_its_log_and_other_settings_replace_it(tokenizer, tmp_path):
     model, out = tiny("llama"), tmp_path / "tuned"
     log = train_dpo(model, tokenizer, PAIRS, QUICK, out)

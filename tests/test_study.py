@@ -18,6 +18,7 @@ import dialdown as dd
 from dialdown import cli, study
 from dialdown.config import load_config
 from dialdown.errors import DialdownError
+from dialdown.evaluation import Evaluator
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 WORDS = [
@@ -82,6 +83,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "model": str(root / "model"),
         "workers": 1,
+        "token_judge": str(root / "words.txt"),
         "training_prompts": write_lines(root / "training.jsonl", [{"prompt": sentence(rng, 5)} for _ in range(60)]),
         "probe": {
             "texts": write_lines(root / "texts.jsonl", [{"text": sentence(rng, 6), "label": i % 2} for i in range(60)]),
@@ -108,6 +110,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "pair_scorer": save_classifier(root / "scorer", seed=2),
         },
     }
+    (root / "words.txt").write_text("bad\ncat\nzebra\n")
     (root / "text.txt").write_text(sentence(rng, 80))
     lines = []
     for key, value in settings.items():
@@ -169,6 +172,7 @@ def test_every_intervention_has_both_protocols_and_every_metric(finished: Path) 
         "dpo",
         "steer_probe",
         "patch_5",
+        "patch_toxic_neurons",
         "patch_TP",
         "patch_TP_AN",
         "patch_TP_AN_TN",
@@ -192,16 +196,9 @@ def test_every_edit_has_its_controls(finished: Path) -> None:
     rows = rows_of(finished)
     for protocol in ("strict", "paper"):
         found = {row["intervention"] for row in rows if row["protocol"] == protocol}
-        for name in (
-            "patch_5",
-            "patch_TP",
-            "patch_TP_AN",
-            "patch_TP_AN_TN",
-            "patch_four_groups",
-            "patch_all_increasing",
-        ):
+        for name in ("patch_5", "patch_toxic_neurons", "patch_four_groups"):
             assert f"{name}__random_neurons" in found
-        for kind in ("set", "shift", "scale"):
+        for kind in ("set", "shift", "scale") if protocol == "strict" else ("set",):
             controls = [
                 "random_neurons",
                 "beta_reversed",
@@ -213,6 +210,22 @@ def test_every_edit_has_its_controls(finished: Path) -> None:
         if row["control_of"]:
             assert row["toxicity"]["n"] == 8
             assert row["control_minus_main"]["toxicity"]["n"] == 8
+
+
+def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    result = invoke("run", config, "--out", folder, "--set", "front.count=6")
+    assert result.exit_code == 0, result.exception
+    assert "evaluate: done before" in result.output
+    rows = {row["intervention"]: row for row in json.loads((folder / "front.json").read_text())["rows"]}
+    assert {"none", "dpo", "steer_probe@0.1", "patch_four_groups_shift@2", "edit_probe_scale@0.5"} <= set(rows)
+    assert {"edit_random_neurons_shift@0.3", "edit_probe_notebook_set", "edit_probe_alpha_scale@0.8"} <= set(rows)
+    assert {row["toxicity"]["n"] for row in rows.values()} == {6}
+    # A stronger steering moves the distributions further.
+    kl = [rows[f"steer_probe@{strength}"]["kl"]["mean"] for strength in ("0.05", "0.1", "0.2", "0.4")]
+    assert kl == sorted(kl)
+    assert kl[0] < kl[-1]
 
 
 def test_the_untouched_model_does_not_change(finished: Path) -> None:
@@ -264,7 +277,7 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
     for path in lost:
         path.unlink()
     measured: list[str] = []
-    original = study.Evaluator.row
+    original = Evaluator.row
 
     def interrupt(self: Any, intervention: dd.Intervention, protocol: Any, **rest: Any) -> Any:
         if len(measured) == 1:
@@ -272,7 +285,7 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
         measured.append(intervention.name)
         return original(self, intervention, protocol, **rest)
 
-    monkeypatch.setattr(study.Evaluator, "row", interrupt)
+    monkeypatch.setattr(Evaluator, "row", interrupt)
     result = invoke("run", config, "--out", folder)
     assert result.exit_code == 130
     assert len(measured) == 1

@@ -158,17 +158,13 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluat
 @app.command()
 def fetch() -> None:
     """Download and prepare everything the demo needs, so that it runs without a network afterwards."""
-    from .assets import fetch as fetch_asset
-    from .metrics.toxicity import load_scorer
+    from .fetching import fetch_all
     from .workers import quiet_libraries
 
     quiet_libraries()
     display = Display()
     with display.bar:
-        for asset in ("smollm2-135m", "comments", "challenge-prompts", "category-prompts", "wiki-sentences", "minilm"):
-            fetch_asset(asset, display.progress)
-        for scorer in ("embedded:ngram", "embedded:minilm"):
-            load_scorer(scorer, progress=display.progress)
+        fetch_all(display.progress)
     out.print("Everything the demo needs is there.")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -27,6 +27,7 @@ OTHER_VARIABLES = {"DIALDOWN_CACHE"}
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Family = Literal["steering", "patches", "edits"]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -98,6 +99,7 @@ class InterventionSettings:
         beta_set, beta_shift, beta_scale: strength of an edit of each kind.
         ordering: which fraction (see `dialdown.edit`).
         drop_top: fraction of neurons of highest mean activation that is left out first.
+        families: which of steering, patches and edits are measured.
     """
 
     steering_strength: Strength = 0.2
@@ -108,10 +110,32 @@ class InterventionSettings:
     beta_scale: Strength = 0.3
     ordering: Ordering = "cosine"
     drop_top: Fraction = 0.0
+    families: tuple[Family, ...] = get_args(Family)
 
     def beta(self, kind: EditKind) -> float:
         """The strength for one kind of edit."""
         return {"set": self.beta_set, "shift": self.beta_shift, "scale": self.beta_scale}[kind]
+
+
+@dataclass(frozen=True)
+class FrontSettings:
+    """The strengths at which every family of interventions is put on one front, under `strict` (see `plan.front`).
+
+    Attributes:
+        count: prompts (the first ones); 0 leaves the front out.
+        steering: fractions of the mean norm of the final-layer residual.
+        patch: multiples of the shift patch of all four groups.
+        set, shift, scale: β of an edit of each kind.
+        alphas: fractions of each group, for the `scale` edit at its usual β.
+    """
+
+    count: Annotated[int, Field(ge=0)] = 0
+    steering: tuple[Strength, ...] = (0.05, 0.1, 0.2, 0.4)
+    patch: tuple[Strength, ...] = (0.5, 1.0, 2.0)
+    set: tuple[Strength, ...] = (0.05,)
+    shift: tuple[Strength, ...] = (0.1, 0.3, 0.6, 1.0)
+    scale: tuple[Strength, ...] = (0.1, 0.2, 0.3, 0.5)
+    alphas: tuple[Fraction, ...] = (0.4, 0.6, 0.8)
 
 
 class Config(BaseSettings):
@@ -127,7 +151,9 @@ class Config(BaseSettings):
         seed: of everything random.
         training_prompts: source of the prompts that pairs are made with; None takes the rest of the evaluation's source.
         protocols: which of `strict` and `paper` (METHOD §5).
-        probe, pairs, dpo, interventions, evaluation: the stages' own settings.
+        concept: what the labelled texts are about; the name it has in tables and in questions to a token judge.
+        token_judge: what says which logit-lens tokens are of the concept (see `token_judge.load_token_judge`).
+        probe, pairs, dpo, interventions, evaluation, front: the stages' own settings.
     """
 
     model_config = SettingsConfigDict(env_prefix="DIALDOWN_", env_nested_delimiter="__", extra="forbid", frozen=True)
@@ -141,11 +167,14 @@ class Config(BaseSettings):
     seed: Annotated[int, Field(ge=0)] = 0
     training_prompts: str | None = None
     protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)] = ("strict", "paper")
+    concept: str = "toxicity"
+    token_judge: str = "embedded:ngram"
     probe: ProbeSettings = ProbeSettings()
     pairs: PairSettings = PairSettings()
     dpo: DPOSettings = DPOSettings()
     interventions: InterventionSettings = InterventionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    front: FrontSettings = FrontSettings()
 
 
 def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:

@@ -61,6 +61,7 @@ class DPOSettings:
         eval_every: optimiser steps between validations; there is always one at the end.
         eval_pairs: pairs held out, at most a quarter of those given.
         patience: validations without improvement before training stops.
+        snapshots: models kept along the way, evenly spaced, beside the result in a folder `OUT-steps/STEP` each.
         seed: of the split and of the order of the pairs.
 
     Raises:
@@ -83,6 +84,7 @@ class DPOSettings:
     eval_every: int = 100
     eval_pairs: int = 64
     patience: int = 30
+    snapshots: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class DPOSettings:
             if given not in known:
                 raise DialdownError(f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}.")
         sizes = ("batch_size", "accumulation", "epochs", "max_tokens", "eval_every", "eval_pairs", "patience")
-        lowest = dict.fromkeys(sizes, 1) | {"warmup_steps": 0, "kl_weight": 0, "seed": 0}
+        lowest = dict.fromkeys(sizes, 1) | {"warmup_steps": 0, "kl_weight": 0, "snapshots": 0, "seed": 0}
         for name, least in lowest.items():
             given = getattr(self, name)
             if not (math.isfinite(given) and given >= least):
@@ -186,11 +188,30 @@ def train_dpo(
     policy = copy.deepcopy(model)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         policy.requires_grad_(True)
-    with disk_errors(out), quiet(), _random_state_kept():
-        log = fit(policy, model, tokenizer, settings, work, train=train, held_out=held_out, progress=progress)
-        # TRL and transformers wrote their token ids into the copy's configs: the model's own are kept.
+
+    def publish(policy: Any, folder: Path, record: dict[str, Any]) -> None:
+        # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.
+        theirs = policy.config, policy.generation_config
         policy.config, policy.generation_config = copy.deepcopy((model.config, model.generation_config))
-        _publish(policy, tokenizer, out, {"inputs": inputs, "settings": asdict(settings), "log": asdict(log)})
+        _publish(policy, tokenizer, folder, {"inputs": inputs, "settings": asdict(settings), **record})
+        policy.config, policy.generation_config = theirs
+
+    def snapshot(policy: Any, step: int) -> None:
+        publish(policy, out.with_name(f"{out.name}-steps") / str(step), {"step": step})
+
+    with disk_errors(out), quiet(), _random_state_kept():
+        log = fit(
+            policy,
+            model,
+            tokenizer,
+            settings,
+            work,
+            train=train,
+            held_out=held_out,
+            snapshot=snapshot,
+            progress=progress,
+        )
+        publish(policy, out, {"log": asdict(log)})
     shutil.rmtree(work)
     # A trainer and its model refer to each other, so only a collection frees their memory.
     del policy
@@ -304,8 +325,8 @@ def _claim(work: Path, inputs: str, model: nn.Module, settings: DPOSettings) -> 
         work.mkdir(parents=True, exist_ok=True)
     write_json(claim, ours)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    # Three checkpoints at worst (best, last and the one being written) and the result.
-    needed = weights * (3 * (1 + OPTIMIZERS[settings.optimizer][1]) + 1)
+    # Three checkpoints at worst (best, last and the one being written), the result, and what is kept on the way.
+    needed = weights * (3 * (1 + OPTIMIZERS[settings.optimizer][1]) + 1 + settings.snapshots)
     held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     free = shutil.disk_usage(work).free + held
     if free < needed:
@@ -317,6 +338,7 @@ def _claim(work: Path, inputs: str, model: nn.Module, settings: DPOSettings) -> 
 
 def _publish(policy: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
     """Write the tuned model under a temporary name, sync it, and rename it to `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)

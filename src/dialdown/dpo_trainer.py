@@ -233,6 +233,18 @@ class Pace(TrainerCallback):
             self.progress("dpo", state.global_step, state.max_steps)
 
 
+class Snapshots(TrainerCallback):
+    """Hand out the model and the step at evenly spaced places of the training, the end not among them."""
+
+    def __init__(self, count: int, snapshot: Callable[[Any, int], None]) -> None:
+        self.count, self.snapshot = count, snapshot
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        places = {round(state.max_steps * place / (self.count + 1)) for place in range(1, self.count + 1)}
+        if state.global_step in places - {state.max_steps}:
+            self.snapshot(kwargs["model"], state.global_step)
+
+
 def fit(
     policy: Any,
     model: Any,
@@ -242,9 +254,12 @@ def fit(
     *,
     train: list[Example],
     held_out: list[Example],
+    snapshot: Callable[[Any, int], None],
     progress: Callable[[str, int, int], None] | None,
 ) -> TrainingLog:
     """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in `work`.
+
+    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots` places.
 
     Raises:
         DialdownError: the loss is no longer finite.
@@ -256,7 +271,11 @@ def fit(
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out),
         processing_class=copy.deepcopy(tokenizer),
-        callbacks=[EarlyStoppingCallback(settings.patience), Pace(progress)],
+        callbacks=[
+            EarlyStoppingCallback(settings.patience),
+            Pace(progress),
+            Snapshots(settings.snapshots, snapshot),
+        ],
         kl_weight=settings.kl_weight,
         kl_direction=settings.kl_direction,
         kl_positions=settings.kl_positions,

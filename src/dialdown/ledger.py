@@ -17,10 +17,10 @@ from .errors import DialdownError
 from .files import SCHEMA, fingerprint, read_json, write_json
 from .workers import peak_bytes
 
-STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "report")
+STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "front", "report")
 # The stage that first reads a section of the settings; every other setting counts from the start.
 FIRST_READ = {"pairs": "pairs", "evaluation": "pairs", "training_prompts": "pairs", "dpo": "train", "tuned": "pairs"}
-FIRST_READ |= {"interventions": "evaluate"}
+FIRST_READ |= {"concept": "neurons", "token_judge": "neurons", "interventions": "neurons", "front": "front"}
 
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class NeuronTable:
 
     Columns: `layer`, `neuron`, `cosine` (c_i of the base model), `mean_base`, `projection_base` (p_i), `group`; and, when a
     tuned model was compared, `mean_tuned`, `projection_tuned`, `projection_change` (Delta_i) and `value_cosine` (cosine of
-    the neuron's value vector before and after). `group` is null for a neuron of no group.
+    the neuron's value vector before and after). `group` is null for a neuron of no group. `judged`, where it is there, says
+    that the neuron is one of the toxic neurons a judge found.
 
     Attributes:
         arrow: the table.
@@ -60,7 +61,7 @@ class NeuronTable:
         if column not in self.arrow.column_names:
             raise DialdownError(
                 f"The neuron table has no column {column!r}: {nearest(column, self.arrow.column_names)}; "
-                "columns of the tuned model need a table from dd.compare."
+                "columns of the tuned model need a table from dd.compare, `judged` one with `with_judged`."
             )
         return np.asarray(self.arrow[column].to_numpy(), dtype=np.float64).reshape(self.shape)
 
@@ -85,13 +86,15 @@ class NeuronTable:
         }
 
     def select(self, which: str) -> Mask:
-        """Neurons by name: `TP`, `TP+AN`, `TP+AN+TN`, ... , `four_groups`, `increasing` (Delta > 0), or `toxic_256`.
+        """Neurons by name: `TP`, `TP+AN`, `TP+AN+TN`, ... , `four_groups`, `increasing` (Delta > 0), `toxic_256`, or `judged`.
 
         Raises:
-            DialdownError: an unknown name, or one that needs a tuned model.
+            DialdownError: an unknown name, or one that needs a tuned model or a judge (see `with_judged`).
         """
         if which == "increasing":
             return self.grid("projection_change") > 0
+        if which == "judged":
+            return self.grid("judged") > 0
         if which.startswith("toxic_") and which.removeprefix("toxic_").isdigit():
             return self.most_aligned(int(which.removeprefix("toxic_")))
         groups = self.groups()
@@ -116,6 +119,10 @@ class NeuronTable:
         mask = np.zeros(self.arrow.num_rows, dtype=bool)
         mask[np.argsort(-self.grid("cosine").ravel(), kind="stable")[:count]] = True
         return mask.reshape(self.shape)
+
+    def with_judged(self, mask: Mask) -> NeuronTable:
+        """The table with a column `judged`: neurons whose logit-lens tokens a judge called toxic (see `tables.judged_toxic`)."""
+        return replace(self, arrow=self.arrow.append_column("judged", pa.array(mask.ravel())))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the table as Parquet, with the record in its metadata."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import get_args
 
-from .config import InterventionSettings
+from .config import FrontSettings, InterventionSettings
 from .directions import Direction
-from .edits import EditKind, edit, edit_controls, patch, patch_control, steer, steering_alpha
+from .edits import EditKind, Ordering, edit, edit_controls, patch, patch_control, steer, steering_alpha
 from .interventions import Intervention, untouched
 from .models import Protocol
 from .neurons import NeuronTable
@@ -21,6 +22,11 @@ PATCHES = (
     ("patch_four_groups", "four_groups"),
     ("patch_all_increasing", "increasing"),
 )
+
+# The orders of choosing the fraction that is edited, with the fraction of most active neurons left out first; GPT-2's
+# notebook leaves out a fifth.
+ORDERINGS: tuple[tuple[Ordering, float], ...] = (("cosine", 0.0), ("activation", 0.0), ("notebook", 0.2))
+FURTHER_KINDS: tuple[EditKind, ...] = ("set", "scale")
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,19 @@ class Tables:
 
 @dataclass(frozen=True)
 class Planned:
-    """One row to be measured; `tuned` says that it is the tuned model itself."""
+    """One row to be measured.
+
+    Attributes:
+        intervention: what to apply.
+        protocol: how.
+        prompts: on how many of the evaluation prompts, the first ones.
+        model: the folder of a tuned model that is measured itself; None for the base model.
+    """
 
     intervention: Intervention
     protocol: Protocol
-    tuned: bool = False
+    prompts: int
+    model: str | None = None
 
     @property
     def name(self) -> str:
@@ -56,16 +70,19 @@ class Planned:
         return f"{self.protocol}-{self.intervention.name}"
 
 
-def plan(protocol: Protocol, tables: Tables, settings: InterventionSettings, *, seed: int) -> Iterator[Planned]:
+def plan(
+    protocol: Protocol, tables: Tables, settings: InterventionSettings, *, prompts: int, control_prompts: int, seed: int
+) -> Iterator[Planned]:
     """All rows of one protocol, references first, each intervention followed by its controls."""
-    yield Planned(untouched(), protocol)
-    yield Planned(untouched("dpo"), protocol, tuned=True)
-    for one in [
-        *_steering(tables, settings),
-        *_patches(tables.probe, settings, seed),
-        *_edits(tables, settings, seed),
-    ]:
-        yield Planned(one, protocol)
+    yield Planned(untouched(), protocol, prompts)
+    yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
+    found = {
+        "steering": _steering(tables, settings),
+        "patches": _patches(protocol, tables.probe, settings, seed),
+        "edits": _edits(protocol, tables, settings, seed),
+    }
+    for one in chain.from_iterable(found[family] for family in settings.families):
+        yield Planned(one, protocol, control_prompts if one.control_of else prompts)
 
 
 def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
@@ -77,19 +94,27 @@ def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Interv
     yield replace(control, control_of=steered.name)
 
 
-def _patches(table: NeuronTable, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
-    aligned = (f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}")
-    for patched in (
-        *(patch(table, which, name=name) for name, which in (aligned, *PATCHES)),
-        patch(table, "four_groups", kind="shift"),
-    ):
+def _patches(
+    protocol: Protocol, table: NeuronTable, settings: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
+    named = [(f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}"), *PATCHES]
+    if "judged" in table.arrow.column_names:
+        named.insert(0, ("patch_toxic_neurons", "judged"))
+    # The toxic neurons and all four groups carry the claims; what lies between is bracketed by their controls.
+    controlled = {"patch_toxic_neurons", f"patch_{settings.toxic_neurons}", "patch_four_groups"}
+    for name, which in named:
+        patched = patch(table, which, name=name)
         yield patched
-        yield patch_control(table, patched, seed=seed)
+        if name in controlled:
+            yield patch_control(table, patched, seed=seed)
+    shifted = patch(table, "four_groups", kind="shift")
+    yield shifted
+    if _as_published(protocol, "shift"):
+        yield patch_control(table, shifted, seed=seed)
 
 
-def _edits(tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
+def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
-        # The authors' code has `set` only (METHOD §5); under `paper` the other two show what its positions alone make of them.
         for kind in get_args(EditKind):
             edited = edit(
                 table,
@@ -101,4 +126,83 @@ def _edits(tables: Tables, settings: InterventionSettings, seed: int) -> Iterato
                 name=f"{prefix}_{kind}",
             )
             yield edited
-            yield from edit_controls(table, tables.random, edited, seed=seed)
+            if _as_published(protocol, kind):
+                yield from edit_controls(table, tables.random, edited, seed=seed)
+
+
+def _as_published(protocol: Protocol, kind: EditKind) -> bool:
+    """METHOD §5: the authors' code has `set` only. The other kinds under `paper` show what its positions make of them;
+    whether they are about the concept is asked where they are meant to be used, under `strict`."""
+    return protocol == "strict" or kind == "set"
+
+
+def front(
+    tables: Tables, settings: FrontSettings, ours: InterventionSettings, models: Sequence[str], *, seed: int
+) -> Iterator[Planned]:
+    """Every family of interventions at several strengths, under `strict`: what each costs at each effect.
+
+    A name is `FAMILY@STRENGTH`. The random controls of a family are a family of their own.
+
+    Args:
+        tables: the neuron tables of `strict`.
+        settings: the strengths.
+        ours: what is not varied.
+        models: folders of the tuned model along its training, the finished one (`tuned`) last.
+        seed: of the random neurons.
+    """
+    yield Planned(untouched(), "strict", settings.count)
+    for model in models:
+        step = model.rpartition("/")[2]
+        yield Planned(untouched("dpo" if model == "tuned" else f"dpo@{step}"), "strict", settings.count, model)
+    varied = [
+        *_steering_sweep(tables, settings),
+        *_patch_sweep(tables.probe, settings),
+        *_edit_sweep(tables, settings, ours, seed),
+    ]
+    for one in varied:
+        yield Planned(one, "strict", settings.count)
+
+
+def _steering_sweep(tables: Tables, settings: FrontSettings) -> Iterator[Intervention]:
+    for strength in settings.steering:
+        alpha = steering_alpha(tables.direction, strength)
+        yield steer(tables.direction, alpha, name=f"steer_probe@{strength:g}")
+        yield steer(tables.noise, alpha, name=f"steer_random@{strength:g}")
+
+
+def _patch_sweep(table: NeuronTable, settings: FrontSettings) -> Iterator[Intervention]:
+    shift = patch(table, "four_groups", kind="shift")
+    for factor in settings.patch:
+        yield replace(shift, name=f"patch_four_groups_shift@{factor:g}", offset=factor * shift.offset, beta=factor)
+
+
+def _edit_sweep(
+    tables: Tables, settings: FrontSettings, ours: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
+    betas = {"set": settings.set, "shift": settings.shift, "scale": settings.scale}
+    strengths = [(kind, beta) for kind in get_args(EditKind) for beta in betas[kind]]
+    for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
+        for kind, beta in strengths:
+            edited = edit(
+                table, alpha=ours.alpha, beta=beta, kind=kind, ordering=ours.ordering, name=f"{prefix}_{kind}@{beta:g}"
+            )
+            yield edited
+            if prefix == "edit_probe":
+                control = edit_controls(table, tables.random, edited, seed=seed)[0]
+                yield replace(control, name=f"edit_random_neurons_{kind}@{beta:g}", control_of=None)
+    # Tables 12 and 19: the fraction that is edited, and the other orders of choosing it.
+    for alpha in settings.alphas:
+        yield edit(
+            tables.probe, alpha=alpha, beta=ours.beta_scale, kind="scale", name=f"edit_probe_alpha_scale@{alpha:g}"
+        )
+    for ordering, drop_top in ORDERINGS:
+        for kind in FURTHER_KINDS:
+            yield edit(
+                tables.probe,
+                alpha=ours.alpha,
+                beta=ours.beta(kind),
+                kind=kind,
+                ordering=ordering,
+                drop_top=drop_top,
+                name=f"edit_probe_{ordering}_{kind}",
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 MODELS = {
     "gpt2-medium": "gpt2-medium",
@@ -16,33 +16,78 @@ MODELS = {
 }
 """Hub ids, in lower case, to the names the figures are filed under."""
 
-# The strengths of the three published edits are not stated (METHOD §4), so an edit of ours stands beside all three.
-EDITS = {"edit_probe_set": "edit_probe", "edit_probe_free_set": "edit_probe_free"}
+# The strengths of the published edits are not stated (METHOD §4), so an edit of ours stands beside all of its kind.
+EDITS = {
+    "edit_probe_set": ("edit_probe_1", "edit_probe_2", "edit_probe_3"),
+    "edit_probe_free_set": ("edit_probe_free_1", "edit_probe_free_2", "edit_probe_free_3"),
+    "edit_probe_cosine_set": ("edit_probe_cosine_4",),
+    "edit_probe_activation_set": tuple(f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)),
+}
+
+Quantity = Literal[
+    "groups",
+    "toxic_neurons",
+    "mlp",
+    "kl_weight",
+    "probe_accuracy",
+    "steering_alpha",
+    "steering",
+    "negative_share",
+    "correlations",
+    "reducing_share",
+    "sign_conflicts",
+    "shifts",
+]
 
 
 def row(model: str, intervention: str) -> dict[str, tuple[float, ...]] | None:
-    """Table 2 for one intervention: `toxicity`, `log_ppl` and `f1`, one value each, or three for an edit (METHOD §4).
+    """Tables 2 and 19 for one intervention: `toxicity`, `log_ppl` and `f1`, one value each, or several for an edit (METHOD §4).
 
     Returns:
         None where the paper has no such model or intervention.
     """
     name, figures = MODELS.get(model.lower()), _figures()
-    names = [f"{EDITS[intervention]}_{number}" for number in (1, 2, 3)] if intervention in EDITS else [intervention]
+    names = EDITS.get(intervention, (intervention,))
     if name is None or not all(one in figures["rows"] for one in names):
         return None
     columns = zip(*(figures["rows"][one][name] for one in names), strict=True)
     return dict(zip(figures["metrics"], columns, strict=True))
 
 
+def figure(model: str | None, quantity: Quantity) -> Any:
+    """What the paper states of a model besides its interventions; None where it states nothing.
+
+    Returns:
+        By quantity: `groups` (table 5) shares of the four and their `count`; `toxic_neurons` (table 3) `neurons` and
+        `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`; `kl_weight` (table 10);
+        `probe_accuracy` and `steering_alpha` (table 11); `steering` (table 12) one dict per alpha; `negative_share`
+        (table 13) of the base model; `correlations` (table 17) `r`, and `p` as printed; `reducing_share` (table 18);
+        `sign_conflicts` (appendix G); `shifts` (section 5.1) `value_cosine` and, for two models, `percent`.
+    """
+    return _figures()[quantity].get(MODELS.get((model or "").lower()))
+
+
 def groups(model: str) -> dict[str, float] | None:
     """Table 5: the share of each group of METHOD §3 among the neurons of all four; None for another model."""
-    found: dict[str, float] | None = _figures()["groups"].get(MODELS.get(model.lower()))
+    found: dict[str, float] | None = figure(model, "groups")
     return found
 
 
 def probe_accuracy(model: str) -> float | None:
     """Table 11: the probe's validation accuracy (METHOD §2); None for another model."""
-    found: float | None = _figures()["probe_accuracy"].get(MODELS.get(model.lower()))
+    found: float | None = figure(model, "probe_accuracy")
+    return found
+
+
+def seed_words() -> dict[str, list[str]]:
+    """Table 7: the `toxic` and `non_toxic` words of the token contrast."""
+    found: dict[str, list[str]] = _figures()["seed_words"]
+    return found
+
+
+def dpo() -> dict[str, float | str]:
+    """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them (METHOD §8)."""
+    found: dict[str, float | str] = _figures()["dpo"]
     return found
 
 

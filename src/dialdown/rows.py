@@ -29,7 +29,7 @@ class RowFiles:
     def effect(self, planned: Planned) -> str:
         """Equal for two rows that do the same to the same model on the same prompts."""
         one = planned.intervention
-        return fingerprint(self.evaluation, planned.protocol, planned.tuned, one.control_of is None, one.key)
+        return fingerprint(self.evaluation, planned.protocol, planned.model, planned.prompts, one.key)
 
     def read(self, planned: Planned) -> Measured | None:
         """What was measured; None if it was not, or of something else."""

@@ -66,7 +66,7 @@ class TextProbe:
 
     def __init__(self, base: LM, windows: Sequence[Sequence[int]], *, kl_windows: int) -> None:
         self.windows = [torch.tensor([list(ids)], device=base.device) for ids in windows]
-        self._base = [self._log_probs(base, ids) for ids in self.windows[:kl_windows]]
+        self._base = [torch.log_softmax(self._logits(base, ids).float(), dim=-1) for ids in self.windows[:kl_windows]]
 
     def measure(self, lm: LM, intervention: Intervention | None = None, *, positions: Positions = "all") -> TextMeasure:
         """One forward pass per window.
@@ -80,13 +80,17 @@ class TextProbe:
         context = intervention.applied(lm, positions=positions) if intervention else nullcontext()
         with context:
             for index, ids in enumerate(self.windows):
-                log_probs = self._log_probs(lm, ids)
-                picked = log_probs[:-1].gather(-1, ids[0, 1:, None]).double()
-                nll += [-float(block.mean()) for block in _blocks(picked)]
-                tokens += [len(block) for block in _blocks(picked)]
-                if index < len(self._base):
-                    apart = kl_per_position(self._base[index], log_probs)[: len(picked)]
-                    kl += [float(block.mean()) for block in _blocks(apart)]
+                logits = self._logits(lm, ids)
+                base = self._base[index] if index < len(self._base) else None
+                # Block by block, so that what belongs to a position stays in the processor's cache.
+                for start in range(0, len(logits) - 1, BLOCK):
+                    block = slice(start, min(start + BLOCK, len(logits) - 1))
+                    log_probs = torch.log_softmax(logits[block].float(), dim=-1)
+                    picked = log_probs.gather(-1, ids[0, 1:][block, None]).double()
+                    nll.append(-float(picked.mean()))
+                    tokens.append(len(picked))
+                    if base is not None:
+                        kl.append(float(kl_per_position(base[block], log_probs).mean()))
         if not np.isfinite(nll).all():
             name = f"{lm.name} under {intervention.name}" if intervention else lm.name
             raise DialdownError(
@@ -95,14 +99,10 @@ class TextProbe:
         return TextMeasure(np.array(nll), np.array(tokens), np.array(kl))
 
     @staticmethod
-    def _log_probs(lm: LM, ids: Tensor) -> Tensor:
+    def _logits(lm: LM, ids: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits = lm.model(input_ids=ids, use_cache=False).logits[0]
-            return torch.log_softmax(logits.float(), dim=-1)
-
-
-def _blocks(values: Tensor) -> list[Tensor]:
-    return [values[start : start + BLOCK] for start in range(0, len(values), BLOCK)]
+            logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
+            return logits
 
 
 def kl_per_position(base: Tensor, other: Tensor) -> Tensor:

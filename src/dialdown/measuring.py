@@ -1,0 +1,86 @@
+"""Measuring rows: the plan's interventions on the suite, one file per row, gathered into results (METHOD §5, §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .evaluation import Row, as_row
+from .files import SCHEMA, write_json
+from .models import LM
+from .plan import Planned
+from .rows import RowFiles
+from .workspace import Workspace
+
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows that one process measures one after the other, for the stage that they belong to."""
+
+    stage: str
+    rows: tuple[Planned, ...]
+
+
+def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned]) -> list[Row]:
+    """Measure what is missing of the planned rows of a stage; all of them, in the order planned."""
+    files = row_files(work, stage)
+    # Some controls of different edits are the same effect, which is measured once.
+    first: dict[str, Planned] = {}
+    for one in planned:
+        first.setdefault(files.effect(one), one)
+    missing = [one for one in first.values() if files.read(one) is None]
+    done, total = len(first) - len(missing), len(first)
+    work.progress("evaluating", done, total)
+    for piece in work.do_all(measure, _pieces(stage, missing)):
+        done += len(piece.rows)
+        work.progress(f"evaluating, {piece.rows[-1].name} measured", done, total)
+    rows = []
+    for one in planned:
+        measured = files.read(first[files.effect(one)])
+        assert measured is not None
+        rows.append(as_row(one.intervention, one.protocol, measured))
+    return rows
+
+
+def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:
+    """What moves no neuron generates the same under both protocols: measured one after the other, it is decoded once."""
+    together: dict[Any, list[Planned]] = {}
+    for one in rows:
+        same = one.name if one.intervention.moves_neurons else (one.model, one.intervention.key, one.prompts)
+        together.setdefault(same, []).append(one)
+    return [Piece(stage, tuple(some)) for some in together.values()]
+
+
+def row_files(work: Workspace, stage: str) -> RowFiles:
+    """The finished rows of a stage."""
+    return RowFiles(work.folder / ("rows" if stage == "evaluate" else f"rows-{stage}"), work.ledger.inputs(stage))
+
+
+def measure(work: Workspace, piece: Piece) -> None:
+    """Measure the rows of a piece and write each to its file."""
+    files = row_files(work, piece.stage)
+    models: dict[str, LM] = {}
+    for one in piece.rows:
+        if one.model and one.model not in models:
+            models[one.model] = work.tuned_model(one.model)
+        model = models[one.model] if one.model else None
+        row = work.evaluator(one.prompts).row(one.intervention, one.protocol, model=model)
+        files.write(one, row.measured)
+
+
+def write_results(work: Workspace, name: str, rows: Sequence[Row]) -> None:
+    """Write rows as JSON, each beside the untouched model, and a control beside what it is a control of."""
+    named = {(row.protocol, row.intervention): row for row in rows}
+    written = [
+        row.to_json(
+            named[row.protocol, "none"],
+            work.prompts.evaluation,
+            samples=SAMPLES,
+            main=named[row.protocol, row.control_of] if row.control_of else None,
+        )
+        for row in rows
+    ]
+    write_json(work.folder / name, {"schema": SCHEMA, "rows": written})

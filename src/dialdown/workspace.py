@@ -1,0 +1,197 @@
+"""What the stages of a study share: its folder, its models, its data, and the values that earlier stages left there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from . import data
+from .activations import NeuronMeans
+from .config import Config
+from .decoding import Progress
+from .directions import Direction
+from .evaluation import Evaluator, Suite
+from .ledger import Ledger
+from .metrics.toxicity import Scorer, load_scorer
+from .models import LM, Protocol, load, load_tuned
+from .neurons import NeuronTable, neuron_table
+from .plan import Tables
+from .workers import default_workers, do_all, return_free_memory
+
+Job = Callable[["Workspace", Any], None]
+"""A function of a module that does one piece of work and leaves its result in the folder."""
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Workspace:
+    """The folder of a study, and what is loaded from it and for it when it is first needed.
+
+    Attributes:
+        config: the study's settings.
+        folder: where everything is written.
+        progress: called with what is going on, units done, units in all.
+        peak_together: the most memory that this process and its workers held together, in bytes; 0 without workers.
+    """
+
+    config: Config
+    folder: Path
+    progress: Progress = silent
+    peak_together: int = field(default=0, init=False)
+    _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What is written about this study."""
+        return Ledger(self.config, self.folder)
+
+    @cached_property
+    def lm(self) -> LM:
+        """The base model."""
+        config = self.config
+        return load(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device=config.device,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def tuned(self) -> LM:
+        """The tuned model: given, or trained by this study."""
+        return self.tuned_model("tuned")
+
+    def tuned_model(self, name: str) -> LM:
+        """A tuned model by its folder in this one; `tuned` is the one that was given, where one was."""
+        given = self.config.tuned if name == "tuned" else None
+        return load_tuned(self.lm, given or self.folder / name, progress=self.progress)
+
+    @cached_property
+    def prompts(self) -> data.PromptSplit:
+        """Evaluation prompts, and training prompts disjoint from them."""
+        ours, seed, other = self.config.evaluation, self.config.seed, self.config.training_prompts
+        # Pairs are looked for until there are enough, so every prompt that is not for evaluation may be used.
+        split = data.split_prompts(ours.prompts, evaluation=ours.count, training=None, seed=seed)
+        if other is None:
+            return split
+        training = data.load_prompts(other, None, seed=seed, exclude=split.evaluation)
+        return data.PromptSplit(split.evaluation, tuple(training))
+
+    @cached_property
+    def judge(self) -> Scorer:
+        """The scorer whose mean is a row's `toxicity`."""
+        return self._scorer(self.config.evaluation.judge)
+
+    @cached_property
+    def pair_scorer(self) -> Scorer:
+        """The scorer that makes the pairs."""
+        return self._scorer(self.config.evaluation.pair_scorer)
+
+    def _scorer(self, source: str) -> Scorer:
+        return load_scorer(source, device=self.lm.device.type, progress=self.progress)
+
+    def path(self, name: str, protocol: Protocol) -> Path:
+        """A file of one protocol: `strict`, the default, has the plain name; `paper` says so."""
+        stem, dot, ending = name.partition(".")
+        return self.folder / (name if protocol == "strict" else f"{stem}-{protocol}{dot}{ending}")
+
+    def probe(self, protocol: Protocol) -> Direction:
+        """The probe of one protocol."""
+        return Direction.load(self.path("direction-probe.safetensors", protocol))
+
+    @property
+    def contrast(self) -> Direction:
+        """The token contrast."""
+        return Direction.load(self.folder / "direction-contrast.safetensors")
+
+    def means(self, protocol: Protocol) -> tuple[NeuronMeans, NeuronMeans]:
+        """Mean activations of the base and the tuned model."""
+        base, tuned = (self.path(f"means-{name}.safetensors", protocol) for name in ("base", "tuned"))
+        return NeuronMeans.load(base), NeuronMeans.load(tuned)
+
+    def tables(self, protocol: Protocol) -> Tables:
+        """The neuron tables of one protocol."""
+        probe = self.probe(protocol)
+        noise = Direction.load(self.folder / "direction-random.safetensors")
+        # The random direction steers as far as the probe does.
+        noise = dataclasses.replace(noise, vector=noise.unit * np.linalg.norm(probe.vector))
+        base = NeuronMeans.load(self.path("means-base.safetensors", protocol))
+        return Tables(
+            NeuronTable.load(self.path("neurons.parquet", protocol)),
+            neuron_table(self.lm, self.contrast, base),
+            neuron_table(self.lm, noise, base),
+            probe,
+            noise,
+        )
+
+    def suite(self, count: int) -> Suite:
+        """The evaluation suite on the first `count` prompts."""
+        ours, seed = self.config.evaluation, self.config.seed
+        shared = {
+            name: getattr(ours, name)
+            for name in ("max_new_tokens", "max_prompt_tokens", "window", "max_windows", "kl_windows", "batch_size")
+        }
+        # Rows on fewer prompts, such as controls, need no more pairs; fewer than 8 say nothing.
+        pairs = min(ours.pairs_count, max(8, ours.pairs_count * count // ours.count))
+        return Suite(
+            self.prompts.evaluation[:count],
+            data.load_wiki_pairs(ours.pairs, pairs, seed=seed),
+            data.load_reference_text(ours.text),
+            (self.judge, self.pair_scorer),
+            seed=seed,
+            **shared,
+        )
+
+    def evaluator(self, count: int) -> Evaluator:
+        """The evaluator on the first `count` prompts; it keeps what its rows share."""
+        if count not in self._evaluators:
+            self._evaluators[count] = Evaluator(self.lm, self.suite(count))
+        return self._evaluators[count]
+
+    def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
+        """Do a job for every piece, by several processes where that pays, and yield each piece that is done."""
+        weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
+        workers = self.config.workers or default_workers(weights, self._kept_bytes(), self.lm.device.type)
+        if min(workers, len(pieces)) < 2:
+            for piece in pieces:
+                job(self, piece)
+                yield piece
+            return
+        # The workers load models of their own; this process needs none meanwhile.
+        for name in ("lm", "tuned", "judge", "pair_scorer"):
+            self.__dict__.pop(name, None)
+        self._evaluators.clear()
+        return_free_memory()
+        peaks: dict[int, int] = {}
+        with closing(do_all(partial(_worker, self.config, self.folder, job), pieces, workers)) as work:
+            for finished in work:
+                peaks[finished.worker] = finished.peak
+                together = psutil.Process().memory_info().rss + sum(peaks.values())
+                self.peak_together = max(self.peak_together, together)
+                yield finished.piece
+
+    def _kept_bytes(self) -> int:
+        """What an evaluator keeps in memory: prefixes' keys and values, and the base model's distributions."""
+        ours, config = self.config.evaluation, self.lm.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        tokens = (ours.count + ours.control_count + 2 * ours.pairs_count) * ours.max_prompt_tokens
+        prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
+        return int(prefixes + 4 * len(self.config.protocols) * ours.kl_windows * ours.window * config.vocab_size)
+
+
+def _worker(config: Config, folder: Path, job: Job) -> Callable[[Any], None]:
+    """What a worker does pieces of a job with."""
+    return partial(job, Workspace(config, folder))

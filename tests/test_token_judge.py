@@ -1,0 +1,505 @@
+"""Token judges: scorers, word lists, and a chat model behind a local stand-in server that misbehaves on request."""
+
+import json
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dialdown import token_judge
+from dialdown.errors import DialdownError
+from dialdown.token_judge import ScorerJudge, WordListJudge, load_token_judge
+
+KEY = "sk-secret-0123456789"
+TOXIC = {"damn", "shit", 'id"iot', "\N{PILE OF POO}", "Scheiße"}
+
+
+class StandIn:
+    """A chat endpoint. `plan` holds what to do with the next requests; afterwards every answer is right.
+
+    A step is a function of the tokens that were asked about; it gives (status, body), where a str body is the text of a
+    chat completion and bytes are sent as they are.
+    """
+
+    def __init__(self):
+        self.plan, self.always = [], right
+        self.asked, self.bodies, self.keys = [], [], []
+
+    def answer(self, body, key):
+        tokens = [json.loads(line) for line in re.findall(r'^\d+\. (".*")$', body["messages"][-1]["content"], re.M)]
+        self.asked.append(tokens)
+        self.bodies.append(body)
+        self.keys.append(key)
+        return (self.plan.pop(0) if self.plan else self.always)(tokens)
+
+
+def right(tokens):
+    return 200, json.dumps({str(n): token in TOXIC for n, token in enumerate(tokens, 1)})
+
+
+def says(text):
+    return lambda tokens: (200, text)
+
+
+def status(number, /, **error):
+    # As unkind as servers get: the key comes back in the message.
+    return lambda tokens: (number, json.dumps({"error": {"message": f"you sent {KEY}", **error}}).encode())
+
+
+def slow(tokens):
+    time.sleep(0.4)
+    return right(tokens)
+
+
+@contextmanager
+def serving(stand_in):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            code, said = stand_in.answer(body, self.headers["Authorization"])
+            if isinstance(said, str):
+                message = {"role": "assistant", "content": said}
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+                said = json.dumps(whole).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Retry-After-Ms", "1")
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *args):
+            """Keep the test's output clean."""
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            """A client that stopped waiting is what the test wanted."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def chat(tmp_path, monkeypatch):
+    """The stand-in, and a function that makes a judge on it."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    stand_in = StandIn()
+    with serving(stand_in) as address:
+
+        def judge(model="gpt", **options):
+            return load_token_judge(f"openai:{model}@{address}", cache=tmp_path / "cache", **options)
+
+        stand_in.judge, stand_in.address = judge, address
+        yield stand_in
+
+
+def test_answers_come_back_in_order_and_each_token_is_asked_once(chat):
+    heard = []
+    judge = chat.judge(progress=lambda *step: heard.append(step))
+    tokens = [f"word{n}" for n in range(85)] + [" damn", "damn\n", "shit", "", " \n", "word3"]
+    expected = [token.strip() in TOXIC for token in tokens]
+    assert judge.judge(tokens) == expected
+    assert [len(asked) for asked in chat.asked] == [40, 40, 7]
+    assert max(Counter(chain(*chat.asked)).values()) == 1
+    assert [done for _, done, total in heard if total == 87] == [40, 80, 87]
+    assert all(body["temperature"] == 0 and body["model"] == "gpt" for body in chat.bodies)
+    assert set(chat.keys) == {f"Bearer {KEY}"}
+    assert (judge.name, judge.missing, judge.caveat) == ("openai:gpt", 0, "")
+    assert judge.record["kind"] == "chat"
+    assert judge.record["endpoint"] == chat.address
+    assert (judge.record["tokens"], judge.record["missing"], judge.record["temperature"]) == (87, 0, 0)
+    assert chat.judge().judge([]) == []
+    assert len(chat.asked) == 3
+
+
+def test_odd_tokens_survive_the_question(chat):
+    tokens = [
+        'id"iot',
+        "\N{PILE OF POO}",
+        " Scheiße",
+        "a\nb",
+        "2. fine",
+        "\\",
+        "{",
+        "\N{REPLACEMENT CHARACTER}",
+        "{tokens}",
+    ]
+    assert chat.judge().judge(tokens) == [True, True, True, *[False] * 6]
+    assert chat.asked == [[token.strip() for token in tokens]]
+    assert chat.judge().judge(tokens)[:3] == [True, True, True]  # and the cache
+    assert len(chat.asked) == 1
+
+
+def test_the_concept_is_in_the_question(chat):
+    chat.judge(concept="about sports").judge(["ball"])
+    assert "is the token about sports?" in chat.bodies[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        'Sure! Here it is:\n```json\n{"1": true, "2": false}\n```\nAnything else?',
+        '<think>Perhaps {"1": false, "2": false}? No, {"1"}.</think>{"2": false, "1": true} {done}',
+        '{\n "1": true,\n "2": false\n}',
+    ],
+)
+def test_prose_around_the_answer_is_no_matter(chat, reply):
+    chat.plan = [says(reply)]
+    assert chat.judge().judge(["a", "b"]) == [True, False]
+    assert len(chat.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I will not say such words.",
+        '{"1": true}',
+        '{"1": true, "2": false, "3": false}',
+        '{"1": true, "2": "no"}',
+        '{"1": 1, "2": 0}',
+        '{"1": true, "3": false}',
+        "[true, false]",
+        '{"1": true, "2": fal',
+        "",
+    ],
+)
+def test_a_nonsense_answer_is_asked_for_once_more(chat, reply):
+    chat.plan = [says(reply)]
+    assert chat.judge().judge(["a", "damn"]) == [False, True]
+    first, second = (body["messages"] for body in chat.bodies)
+    assert len(first) == len(second) == 1
+    assert len(second[0]["content"]) > len(
+        first[0]["content"]
+    )  # at temperature 0 the same question has the same answer
+
+    chat.plan = [says(reply), says(reply)]
+    judge = chat.judge()
+    assert judge.judge(["a", "c", "d"]) == [False, None, None]
+    assert judge.missing == 2
+    assert judge.caveat.startswith("gpt gave no answer for 2 of 3 tokens: its reply was not the JSON asked for")
+    assert len(chat.asked) == 4
+    assert judge.judge(["a", "c", "d"]) == [False, False, False]  # not cached, so asked about again
+    assert (judge.missing, judge.caveat) == (0, "")
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b'{"choices": []}', b"{}", b"null", b'{"choices": [{}]}'])
+def test_a_server_that_is_no_chat_endpoint_gives_no_answers(chat, body):
+    chat.always = lambda tokens: (200, body)
+    judge = chat.judge()
+    assert judge.judge(["a"]) == [None]
+    assert (judge.missing, len(chat.asked)) == (1, 2)
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_a_busy_server_is_asked_again(chat, code):
+    chat.plan = [status(code), status(code)]
+    assert chat.judge().judge(["damn"]) == [True]
+    assert len(chat.asked) == 3
+
+
+def test_a_broken_server_is_left_alone_after_two_questions(chat):
+    chat.always = status(500)
+    judge = chat.judge()
+    tokens = [f"word{n}" for n in range(200)]
+    assert judge.judge([*tokens, ""]) == [None] * 200 + [False]
+    assert len(chat.asked) == token_judge.GIVE_UP * (1 + token_judge.RETRIES)
+    assert (
+        judge.caveat
+        == f"gpt gave no answer for 200 of 200 tokens: {chat.address} is overloaded or broken (status 500) (200)."
+    )
+    assert judge.record["missing"] == sum(judge.record["why"].values()) == 200
+    chat.always, before = right, len(chat.asked)
+    assert judge.judge(["damn"]) == [None]
+    assert len(chat.asked) == before
+    assert chat.judge().judge(["damn"]) == [True]
+
+
+def test_a_failure_between_good_answers_costs_one_batch(chat, monkeypatch):
+    monkeypatch.setattr(token_judge, "RETRIES", 0)
+    chat.plan = [right, status(502), right, status(502), right]
+    answers = chat.judge().judge([f"word{n}" for n in range(200)])
+    assert answers == [False] * 40 + [None] * 40 + [False] * 40 + [None] * 40 + [False] * 40
+
+
+def test_a_server_that_refuses_a_question_has_not_failed(chat, monkeypatch):
+    monkeypatch.setattr(token_judge, "RETRIES", 0)
+    chat.plan = [status(500), status(400), status(500), right]
+    assert chat.judge().judge([f"word{n}" for n in range(160)]) == [None] * 120 + [False] * 40
+
+
+def test_a_slow_server_times_out(chat, monkeypatch):
+    monkeypatch.setattr(token_judge, "RETRIES", 0)
+    chat.always = slow
+    judge = chat.judge(timeout=0.1)
+    assert judge.judge(["damn"]) == [None]
+    assert "took too long (1)" in judge.caveat
+
+
+def test_an_unreachable_server_gives_no_answers(chat, monkeypatch):
+    monkeypatch.setattr(token_judge, "RETRIES", 0)
+    judge = load_token_judge("openai:gpt@http://127.0.0.1:9/v1")
+    assert judge.judge(["damn"]) == [None]
+    assert judge.caveat == "gpt gave no answer for 1 of 1 tokens: http://127.0.0.1:9/v1 cannot be reached (1)."
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(401, "refuses the key"), (403, "forbids the key"), (404, "has no such model")]
+)
+def test_a_refusal_ends_the_questions_at_once(chat, code, says):
+    chat.always = status(code)
+    judge = chat.judge()
+    assert judge.judge([f"word{n}" for n in range(100)]) == [None] * 100
+    assert judge.judge(["damn"]) == [None]
+    assert len(chat.asked) == 1
+    assert says in judge.caveat
+    assert f"(status {code})" in judge.caveat
+    assert judge.missing == 101
+
+
+def test_a_refused_question_costs_its_own_tokens_only(chat):
+    chat.plan = [status(400, code="content_filter"), status(400), status(400)]
+    answers = chat.judge().judge([f"word{n}" for n in range(160)])
+    assert answers == [None] * 120 + [False] * 40
+    assert len(chat.asked) == 4
+
+
+def test_a_model_that_takes_no_temperature_is_asked_without(chat):
+    chat.plan = [status(400, param="temperature")]
+    judge = chat.judge()
+    assert judge.judge(["damn"]) == [True]
+    assert ["temperature" in body for body in chat.bodies] == [True, False]
+    assert judge.record["temperature"] is None
+
+
+def test_cached_tokens_are_not_asked_again(chat, tmp_path):
+    assert chat.judge().judge(["damn", "a"]) == [True, False]
+    assert chat.judge().judge(["shit", "b"]) == [True, False]
+    chat.always = status(401)
+    again = chat.judge()
+    assert again.judge([" a", "b ", "damn", "shit"]) == [False, False, True, True]
+    assert (again.missing, len(chat.asked)) == (0, 2)
+    for other in ({"concept": "rude"}, {"model": "gpt-2"}):
+        assert chat.judge(**other).judge(["damn"]) == [None]
+    chat.always = right
+    (file,) = (tmp_path / "cache").glob("*.jsonl")
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {
+        "model": "gpt",
+        "endpoint": chat.address,
+        "concept": "toxic",
+        "token": "damn",
+        "answer": True,
+    }.items() <= entries[0].items()
+
+
+def test_a_new_prompt_asks_again(chat, monkeypatch):
+    chat.judge().judge(["damn"])
+    monkeypatch.setattr(token_judge, "PROMPT_VERSION", token_judge.PROMPT_VERSION + 1)
+    chat.judge().judge(["damn"])
+    assert len(chat.asked) == 2
+
+
+def test_a_damaged_line_is_skipped_and_harms_no_other(chat, tmp_path):
+    chat.judge().judge(["damn", "a"])
+    (file,) = (tmp_path / "cache").glob("*.jsonl")
+    good = file.read_bytes()
+    cut = good.splitlines()[0][:-6]
+    file.write_bytes(b"\xff\n[1]\n" + good.replace(b"true", b'"yes"') + good.splitlines()[1] + b"\n" + cut)
+    assert chat.judge().judge(["damn", "a"]) == [True, False]
+    assert chat.asked == [["damn", "a"], ["damn"]]
+    assert chat.judge().judge(["damn", "a"]) == [True, False]
+    assert len(chat.asked) == 2
+
+
+def test_two_judges_at_once_lose_no_answer(chat):
+    words = [[f"{name}{n}" for n in range(90)] for name in "abcd"]
+    threads = [threading.Thread(target=chat.judge().judge, args=(some,)) for some in words]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    before = len(chat.asked)
+    assert chat.judge().judge([*chain(*words)]) == [False] * 360
+    assert len(chat.asked) == before
+
+
+@pytest.mark.parametrize("trouble", [right, status(401), status(400), status(500), says("no")])
+def test_the_key_is_nowhere(chat, tmp_path, caplog, trouble):
+    caplog.set_level("DEBUG")
+    chat.plan = [right]
+    chat.always = trouble
+    judge = chat.judge()
+    judge.judge([f"word{n}" for n in range(90)])
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".jsonl" for path in files)
+    shown = [repr(judge), judge.caveat, json.dumps(judge.record), caplog.text, *(path.read_text() for path in files)]
+    assert not [text for text in shown if KEY in text]
+
+
+def test_the_endpoint_of_the_environment_is_used(chat, monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{chat.address}/")
+    judge = load_token_judge("openai:gpt", cache=tmp_path)
+    assert judge.judge(["damn"]) == [True]
+    assert judge.record["endpoint"] == chat.address
+
+
+def test_the_default_cache_is_dialdowns(chat, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIALDOWN_CACHE", str(tmp_path / "own"))
+    load_token_judge(f"openai:gpt@{chat.address}").judge(["damn"])
+    assert list((tmp_path / "own").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "sk-é", "sk-\nsk"])
+def test_a_missing_key_is_an_error_with_a_way_out(monkeypatch, value):
+    pytest.importorskip("openai")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", value)
+    with pytest.raises(
+        DialdownError, match=r"OPENAI_API_KEY is unset or no plain text: set it .* or pass 'embedded:ngram'"
+    ) as raised:
+        load_token_judge("openai:gpt")
+    assert "sk-" not in str(raised.value)
+
+
+def test_a_missing_package_is_an_error_with_a_way_out(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(DialdownError, match=r"pip install 'dialdown\[judge\]'"):
+        load_token_judge("openai:gpt")
+
+
+@pytest.mark.parametrize("source", ["openai", "openai:", "openai:@http://localhost/v1"])
+def test_a_chat_judge_needs_a_model(source):
+    with pytest.raises(DialdownError, match="names no model"):
+        load_token_judge(source)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:pass@host/v1", "http://host/v1?key=pass", "http:///pass", "http://[pass", "http://host:pass/v1"],
+)
+def test_an_address_with_secrets_or_without_sense_is_refused(monkeypatch, address):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(DialdownError, match="no plain address") as raised:
+        load_token_judge(f"openai:gpt@{address}")
+    assert "pass@" not in str(raised.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    with pytest.raises(DialdownError, match="no plain address"):
+        load_token_judge("openai:gpt")
+
+
+class Lengths:
+    """A scorer: a text's length in tenths."""
+
+    name, caveat, record = "lengths", "It counts letters.", {"unit": "tenths"}
+
+    def score(self, texts):
+        return np.array([len(text) / 10 for text in texts], dtype=np.float64)
+
+
+def test_a_scorer_judges_by_its_threshold(monkeypatch):
+    sources = []
+    monkeypatch.setattr(token_judge, "load_scorer", lambda source, **_: sources.append(source) or Lengths())
+    judge = load_token_judge()
+    assert sources == ["embedded:ngram"]
+    assert judge.judge([" abcde ", "abcdef", "123456", "!?!?!?!", "12345é", "  ", ""]) == [
+        *(False, True, False, False, True, False, False)
+    ]
+    assert load_token_judge(threshold=0.4).judge(["abcde"]) == [True]
+    assert (judge.name, judge.missing) == ("lengths", 0)
+    assert judge.caveat.startswith("It counts letters. It was made for texts")
+    assert judge.record == {
+        "kind": "scorer",
+        "concept": "toxic",
+        "source": "lengths",
+        "threshold": 0.5,
+        "scorer": {"unit": "tenths"},
+    }
+    assert judge.judge([]) == []
+    assert load_token_judge("org/classifier#insult", concept="insult").record["concept"] == "insult"
+    for wrong in (-0.1, 1.0, 2.0, float("nan")):
+        with pytest.raises(DialdownError, match="pass a probability"):
+            load_token_judge(threshold=wrong)
+
+
+def test_the_embedded_scorers_judge_toxicity_only():
+    with pytest.raises(DialdownError, match="cannot tell which tokens are 'about sports'"):
+        load_token_judge(concept="about sports")
+    with pytest.raises(DialdownError, match="concept is blank"):
+        load_token_judge(concept=" ")
+
+
+TOKENS = st.lists(st.text(alphabet="aAsShole1 !\nß", max_size=9))
+
+
+@given(TOKENS, st.lists(st.text(alphabet="asholeß", min_size=1, max_size=9), min_size=1))
+def test_a_word_list_takes_words_and_their_clear_starts(tokens, words):
+    judge = WordListJudge("list", "toxic", frozenset(word.casefold() for word in words))
+
+    def listed(token):
+        token = token.strip().casefold()
+        starts = [
+            word[:length]
+            for word in map(str.casefold, words)
+            for length in range(4, len(word))
+            if length > len(word) / 2
+        ]
+        return token in [word.casefold() for word in words] or token in starts
+
+    assert judge.judge(tokens) == [listed(token) for token in tokens]
+
+
+@given(TOKENS)
+def test_a_token_is_judged_by_itself(tokens):
+    judges = WordListJudge("list", "toxic", frozenset({"asshole"})), ScorerJudge(Lengths(), "toxic", 0.3)
+    for judge in judges:
+        assert judge.judge(tokens) == [judge.judge([f" {token}\n"])[0] for token in tokens]
+
+
+def test_a_word_list_is_read_from_a_file(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("\ufeff# rude words\n\nAsshole  # the usual\n  motherfucker\nF#\n1488\n", encoding="utf-8")
+    judge = load_token_judge(str(file), concept="rude")
+    given = [" ASSHOLE", "assh", "ass", "mother", "motherf", "assholes", "f#", "f", "1488", "148", "#", ""]
+    expected = [True, True, False, False, True, False, True, False, True, False, False, False]
+    assert judge.judge(given) == expected
+    assert (judge.name, judge.missing, judge.caveat) == (str(file), 0, "")
+    assert {"kind": "words", "concept": "rude", "words": 4}.items() <= judge.record.items()
+    file.write_text("asshole\nmotherfucker\nf#\n1489\n", encoding="utf-8")
+    assert load_token_judge(str(file)).record["fingerprint"] != judge.record["fingerprint"]
+
+
+def test_a_useless_word_list_is_refused(tmp_path):
+    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
+    empty.write_text("# nothing\n\n   \n", encoding="utf-8")
+    binary.write_bytes(b"\xff\xfe\x00a")
+    for path, reason in (
+        (empty, "has no words"),
+        (binary, r"cannot be read .*utf-8"),
+        (tmp_path / "none.txt", "cannot be read"),
+    ):
+        with pytest.raises(DialdownError, match=reason):
+            load_token_judge(str(path))
+
+
+def test_a_cache_that_cannot_be_written_is_named(chat, tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(DialdownError, match=r"token-judge.jsonl cannot be written"):
+        chat.judge().judge(["damn"])
