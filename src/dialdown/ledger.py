@@ -18,6 +18,8 @@ from .files import SCHEMA, fingerprint, read_json, write_json
 from .workers import peak_bytes
 
 STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "front", "report")
+# Stages that add to a finished study, and may do so again with other settings.
+ADDED = ("front", "report")
 # The stage that first reads a section of the settings; every other setting counts from the start.
 FIRST_READ = {"pairs": "pairs", "evaluation": "pairs", "training_prompts": "pairs", "dpo": "train", "tuned": "pairs"}
 FIRST_READ |= {"concept": "neurons", "token_judge": "neurons", "interventions": "neurons", "front": "front"}
@@ -56,7 +58,7 @@ class Ledger:
         if found is None:
             write_json(path, {"schema": SCHEMA, "config": self.settings, "stages": {}})
             return
-        last = max((STAGES.index(stage) for stage in found["stages"]), default=-1)
+        last = max((STAGES.index(stage) for stage in found["stages"] if stage not in ADDED), default=-1)
         if changed := differences(_until(found["config"], last), _until(self.settings, last)):
             raise DialdownError(
                 f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
