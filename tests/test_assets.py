@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dialdown import assets
+from dialdown import assets, gguf_checkpoint
 from dialdown.assets import Archive, Asset, fetch
 from dialdown.errors import DialdownError
 
@@ -264,11 +264,11 @@ def test_a_conversion_that_fails_gives_its_reason_and_leaves_nothing(cache, whee
 
 def test_configs_carry_what_transformers_4_reads():
     llama = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}
-    assets._readable_by_transformers_4(llama)
+    gguf_checkpoint._readable_by_transformers_4(llama)
     assert llama["rope_theta"] == 1e5
     bases = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     gemma = {"rope_parameters": bases, "_model_name_or_path": "x"}
-    assets._readable_by_transformers_4(gemma)
+    gguf_checkpoint._readable_by_transformers_4(gemma)
     assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1e6, 1e4)
 
 

@@ -1,7 +1,9 @@
 """Sources of text: what is kept apart stays apart, what is wrong gets one sentence."""
 
+import csv
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -119,6 +121,57 @@ def test_repeated_and_long_texts_are_left_out(tmp_path):
         ("One fool", 0),
         ("a friend", 1),
     ]
+
+
+def review(number):
+    """A film review: short and long sentences, line breaks and titles, each long one with the review's own word."""
+    body = f"Film{number} is about Mr. Smith and J. Doe, sadly.<br /><br />Avoid. Did film{number} move anybody at all?"
+    return f'{body} The end of film{number} is what I "liked" most of everything in it!<BR>It was a film like others.'
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """A file like the embedded one, where 1 is a positive review; odd reviews are positive."""
+    with (tmp_path / "sample.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *((review(i), i % 2) for i in range(200))])
+    monkeypatch.setattr(data, "fetch", lambda name: {"imdb-reviews": tmp_path}[name])
+
+
+def films(texts):
+    return {int(number) for text in texts for number in re.findall(r"[Ff]ilm(\d+)", text)}
+
+
+def test_a_review_is_cut_into_sentences_and_negative_ones_are_labelled_1(reviews):
+    labelled = load_labelled("embedded:imdb", None, seed=0)
+    assert all(
+        number % 2 == 1 - label
+        for text, label in zip(labelled.texts, labelled.labels, strict=True)
+        for number in films([text])
+    )
+    number = min(films(labelled.texts))
+    assert {text for text in labelled.texts if films([text]) in ({number}, set())} == {
+        f"Film{number} is about Mr. Smith and J. Doe, sadly.",
+        f"Did film{number} move anybody at all?",
+        f'The end of film{number} is what I "liked" most of everything in it!',
+        "It was a film like others.",  # of every review, and counted once
+    }
+
+
+def test_no_review_is_in_two_parts_or_in_a_part_and_in_the_prompts(reviews):
+    parts = [films(load_labelled("embedded:imdb", None, seed=0, part=part).texts) for part in ("probe", "pair_scorer")]
+    prompts = load_prompts("embedded:imdb", None, seed=0)
+    sets = [*parts, films(prompts)]
+    assert set.union(*sets) == set(range(200))
+    assert sum(map(len, sets)) == 200
+    assert [len(numbers) / 200 for numbers in sets] == pytest.approx([0.5, 0.25, 0.25], abs=0.1)
+    assert films(load_labelled("embedded:imdb", None, seed=0).texts) == parts[0] | parts[1]
+    # Sentences of eight words or more, the second half left to the model.
+    assert {re.sub(r"\d+", "", prompt) for prompt in prompts} == {"Film is about Mr.", "The end of film is what"}
+
+
+def test_the_reviews_have_no_part_for_a_judge(reviews):
+    with pytest.raises(DialdownError, match="too few for a part called 'judge': take 'probe' or 'pair_scorer'"):
+        load_labelled("embedded:imdb", None, seed=0, part="judge")
 
 
 def test_a_tab_separated_file_is_read_without_quoting(tmp_path):
@@ -266,3 +319,12 @@ def test_the_embedded_texts_are_what_the_study_counts_on():
     assert probe.labels.mean() == 0.5
     assert len(load_wiki_pairs("embedded:wiki", 128, seed=0)) == 128
     assert len(load_reference_text("embedded:wiki").split()) > 4_000
+
+
+@pytest.mark.embedded
+def test_the_embedded_reviews_are_what_the_example_counts_on():
+    assert len(load_labelled("embedded:imdb", None, seed=0)) == 1_723
+    assert load_labelled("embedded:imdb", 1_000, seed=0, part="probe", max_words=40).labels.mean() == 0.5
+    prompts = load_prompts("embedded:imdb", None, seed=0)
+    assert len(prompts) == 606
+    assert not any("<" in prompt for prompt in prompts)

@@ -449,3 +449,28 @@ def test_the_papers_configs_have_the_published_hyper_parameters(name: str, kl_we
     assert (ours.max_tokens, ours.eval_every, ours.eval_pairs, ours.patience) == (256, 100, 64, 30)
     assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (1199, 2000, 1024)
     assert config.pairs.count == 24576
+
+
+def test_diff_of_a_pair_prints_and_writes_what_tuning_did(finished: Path, config: Path, tmp_path: Path) -> None:
+    settings = json.loads((finished / "run.json").read_text())["config"]
+    inherited = [
+        f"{section}.{key}={json.dumps(settings[section][key])}"
+        for section, keys in {
+            "probe": ("texts", "count", "max_tokens"),
+            "interventions": ("toxic_neurons",),
+            "evaluation": ("prompts", "count", "pairs", "pairs_count", "text", "window", "judge", "pair_scorer"),
+        }.items()
+        for key in keys
+    ]
+    sets = [
+        word for one in (*inherited, f"token_judge={settings['token_judge']}", "workers=1") for word in ("--set", one)
+    ]
+    result = invoke("diff", settings["model"], finished / "tuned", "--out", tmp_path / "diff", *sets)
+    assert result.exit_code == 0, result.exception
+    assert "pairs" not in {path.name for path in (tmp_path / "diff").iterdir()}
+    for words in ("Correlation of the activation shift", "shift_vs_cosine", "patch_four_groups"):
+        assert words in result.output
+    shares = (tmp_path / "diff" / "tables" / "table-18-reducing-share.csv").read_text().splitlines()
+    table = dd.NeuronTable.load(tmp_path / "diff" / "neurons.parquet")
+    assert float(shares[1].split(",")[2]) == pytest.approx((table.grid("projection_change") < 0).mean())
+    assert {row["kind"] for row in rows_of(tmp_path / "diff")} == {"none", "set", "shift"}

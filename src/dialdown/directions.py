@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from .data import normalise
 from .decoding import Progress
 from .errors import DialdownError
 from .files import read_arrays, write_arrays
@@ -213,6 +214,7 @@ def fit_probe(
 
     The features are divided by one number, their root mean square, and not standardised by dimension: W stays a direction
     of the residual stream itself. The L2 strength is chosen by 5-fold cross-validation inside the training part.
+    The probability of the concept is sigma(W x + b) of the features as they are given; b is `record["intercept"]`.
     """
     y = np.asarray(labels)
     train, held = train_test_split(np.arange(len(y)), test_size=0.1, stratify=y, random_state=seed)
@@ -238,6 +240,7 @@ def fit_probe(
             "protocol": protocol,
             "accuracy": float(np.mean((score > 0) == (y[held] == 1))),
             "auc": float(roc_auc_score(y[held], score)),
+            "intercept": float(model.intercept_[0]),
             "train": len(train),
             "validation": len(held),
             "C": float(np.ravel(model.C_)[0]),
@@ -255,15 +258,15 @@ def token_contrast(
     Each word is tokenized as it stands inside a sentence (after a space); its sub-tokens are averaged first, then words.
 
     Raises:
-        DialdownError: a list is empty, a word is in both lists, or a word has no tokens.
+        DialdownError: a list is empty, a word is in both lists (whatever its case), or a word has no tokens.
     """
     if not positive or not negative:
         raise DialdownError(
             "A token contrast needs words on both sides: pass at least one positive and one negative word."
         )
-    if both := set(positive) & set(negative):
+    if both := {normalise(word) for word in positive} & {normalise(word) for word in negative}:
         raise DialdownError(
-            f"The word {min(both)!r} is on both sides of the contrast, where it cancels: remove it from one."
+            f"The word {min(both)!r} is on both sides of the contrast, case and spaces aside, where it cancels: remove it from one."
         )
     vector = _mean_word(lm, positive) - _mean_word(lm, negative)
     record = {**lm.describe(), "positive": list(positive), "negative": list(negative)}
@@ -273,9 +276,10 @@ def token_contrast(
 def _mean_word(lm: LM, words: Sequence[str]) -> NDArray[np.float64]:
     rows = []
     for word in words:
-        ids = lm.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-        # SentencePiece tokenizers may write the space as a token of its own, which is no part of the word.
-        ids = [token for token in ids if lm.tokenizer.decode([token]).strip()]
+        ids = lm.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+        # SentencePiece tokenizers may write the space as a token of its own, which is no part of the word; and the
+        # token for what is unknown says nothing of it.
+        ids = [token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()]
         if not ids:
             raise DialdownError(f"The word {word!r} has no tokens in the vocabulary of {lm.name}: pass another word.")
         rows.append(lm.view.unembedding.weight.detach()[ids].double().mean(0))

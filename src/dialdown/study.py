@@ -70,6 +70,10 @@ class Study:
             raise DialdownError(
                 f"{self.config.evaluation.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge or evaluation.pair_scorer."
             )
+        if self.config.evaluation.judge == "probe" and "strict" not in self.config.protocols:
+            raise DialdownError(
+                "The probe judges by its strict form, which a study of the paper protocol alone does not make: add strict to protocols, or set another evaluation.judge."
+            )
         ledger = self.work.ledger
         ledger.claim()
         for stage in STAGES[: STAGES.index(until) + 1]:
@@ -87,7 +91,7 @@ class Study:
 def find_directions(work: Workspace) -> Facts:
     """The probe of each protocol, the token contrast, and a random direction (METHOD §2)."""
     ours, seed = work.config.probe, work.config.seed
-    # Only the embedded comments also train scorers; a user's own texts are all the probe's.
+    # Only the embedded texts also train scorers; a user's own are all the probe's.
     part: data.Part | None = "probe" if ours.texts.startswith("embedded:") else None
     labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part=part, max_words=ours.max_words)
     check_labels(labelled.texts, labelled.labels)

@@ -20,6 +20,7 @@ from .decoding import Progress
 from .directions import Direction
 from .evaluation import Evaluator, Suite
 from .ledger import Ledger
+from .metrics.probe_scorer import ProbeScorer
 from .metrics.toxicity import Scorer, load_scorer
 from .models import LM, Protocol, load, load_tuned
 from .neurons import NeuronTable, neuron_table
@@ -100,7 +101,12 @@ class Workspace:
         return self._scorer(self.config.evaluation.pair_scorer)
 
     def _scorer(self, source: str) -> Scorer:
-        return load_scorer(source, device=self.lm.device.type, progress=self.progress)
+        if source == "probe":
+            return ProbeScorer(self.lm, self.probe("strict"))
+        ours = self.config
+        # A study of toxicity may have labelled texts of its own and still use the embedded scorers of toxicity.
+        texts = "embedded:comments" if ours.concept == "toxicity" else ours.probe.texts
+        return load_scorer(source, texts=texts, device=self.lm.device.type, progress=self.progress)
 
     def path(self, name: str, protocol: Protocol) -> Path:
         """A file of one protocol: `strict`, the default, has the plain name; `paper` says so."""

@@ -41,11 +41,12 @@ BATCH = 32  # texts in a forward pass; more only adds padding
 
 @dataclass(frozen=True)
 class _Data:
-    """Which embedded comments a scorer is trained on."""
+    """Which embedded texts a scorer is trained on."""
 
     part: Part
     n: int | None
     max_words: int
+    texts: str = "embedded:comments"
 
 
 class Scorer(Protocol):
@@ -85,8 +86,13 @@ class Features(Protocol):
         """A classifier of scikit-learn with `coef_` of shape (1, width)."""
 
 
-def load_scorer(source: str, *, device: str = "cpu", progress: Progress | None = None) -> Scorer:
+def load_scorer(
+    source: str, *, texts: str = "embedded:comments", device: str = "cpu", progress: Progress | None = None
+) -> Scorer:
     """The scorer `source` names (METHOD §6), trained first where it is an embedded one that the cache lacks.
+
+    `texts` are the labelled texts of the study's concept. Of other texts than the comments, `embedded:minilm` learns that
+    concept (from `embedded:imdb`, negativity); `embedded:ngram` knows toxicity only.
 
     Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with the label
     after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`.
@@ -95,11 +101,18 @@ def load_scorer(source: str, *, device: str = "cpu", progress: Progress | None =
         DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier, or it lacks
             the label.
     """
+    embedded = source in (NgramFeatures.name, MiniLMFeatures.name)
+    if embedded and texts not in ("embedded:comments", *(["embedded:imdb"] if source == MiniLMFeatures.name else [])):
+        raise DialdownError(
+            f"{source} knows toxicity, not what {texts!r} is labelled with: pass 'probe', or a classifier as HUB_ID#LABEL."
+        )
     if source == NgramFeatures.name:
         return _embedded(NgramFeatures(), _Data("judge", None, 40), progress)
     if source == MiniLMFeatures.name:
         features = MiniLMFeatures.load(fetch("minilm", progress), device)
-        return _embedded(features, _Data("pair_scorer", 4_400, SHORT), progress)
+        few = texts == "embedded:imdb"
+        wanted = _Data("pair_scorer", None, 2 * SHORT, texts) if few else _Data("pair_scorer", 4_400, SHORT)
+        return _embedded(features, wanted, progress)
     model, _, label = source.partition("#")
     if model.startswith("embedded:") or ("/" not in model and not Path(model).exists()):
         known = (NgramFeatures.name, MiniLMFeatures.name, "unitary/toxic-bert")
@@ -306,15 +319,16 @@ class ClassifierScorer:
 
 def _embedded(features: Features, data: _Data, progress: Progress | None) -> LinearScorer:
     """The scorer of an earlier call, or a new one that later calls will find."""
-    key = fingerprint(asset_version("comments"), asset_version("minilm"), features.name, asdict(data), SEED)
+    asset = {"embedded:comments": "comments", "embedded:imdb": "imdb-reviews"}[data.texts]
+    key = fingerprint(asset_version(asset), asset_version("minilm"), features.name, asdict(data), SEED)
     path = cache_folder() / "scorers" / f"{features.name.removeprefix('embedded:')}-{key}.safetensors"
     if path.exists():
         try:
             return LinearScorer.load(path, features)
         except DialdownError as error:
             log.warning("the scorer %s is trained again: %s", features.name, error)
-    fetch("comments", progress)
-    texts = load_labelled("embedded:comments", data.n, seed=SEED, part=data.part, max_words=data.max_words)
+    fetch(asset, progress)
+    texts = load_labelled(data.texts, data.n, seed=SEED, part=data.part, max_words=data.max_words)
     scorer = LinearScorer.train(features, texts, seed=SEED, progress=progress)
     scorer.save(path)
     return scorer

@@ -19,10 +19,15 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from .. import figures, published
+from ..drawing import save
 from ..figures import Point
 from ..files import write_text
+from ..front import front
+from ..interactive import plotly_js
 from ..metrics.intervals import Estimate
 from ..models import Protocol
+from . import paper
+from .claims import claims
 from .record import PROTOCOLS, Result, Run, load, short
 from .tables import UNITS, control_table, group_table, judge_table, probe_table, table_two
 from .text import number
@@ -77,6 +82,7 @@ def write_report(folder: Path) -> Path:
         DialdownError: the folder has no run.json or results.json, a file in it is damaged, or it cannot be written.
     """
     run = load(folder)
+    paper.write_tables(run)
     loader = PackageLoader("dialdown", "report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -88,7 +94,13 @@ def write_report(folder: Path) -> Path:
 
 
 def _content(run: Run) -> dict[str, Any]:
+    interactive = paper.interactive_figures(run)
     return {
+        "claims": claims(run, concept=run.setting("concept") or "toxicity", folder=run.folder),
+        "front": _front(run),
+        "paper_tables": paper.paper_tables(run),
+        "interactive": interactive,
+        "plotly": Markup(plotly_js()) if interactive else "",
         "style": Markup((resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")),
         "run": run,
         "facts": _facts(run),
@@ -204,23 +216,30 @@ def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
 
 
 def _neurons(run: Run) -> list[Plate]:
-    tables = {protocol: table for protocol, table in run.tables.items() if table.compared}
-    if not tables:
-        return []
+    """Figures 1 to 8, each also written to the folder `figures`; and how far value vectors turned."""
     plates = []
-    for protocol, table in tables.items():
-        caption = f"{protocol}: projection changes summed from the first layer up to each. Below zero, tuning turned the concept down."
-        plates.append(_plate(figures.layer_projection(table), f"layers-{protocol}", caption))
-    caption = "Sum over the neurons of a group of the change of their projection on the direction."
-    plates.append(_plate(figures.group_changes(tables), "groups", caption))
-    caption = "Shift of the mean activations of a layer’s neurons, relative to their size."
-    plates.append(_plate(figures.activation_shift(tables), "shift", caption))
-    first = next(protocol for protocol in PROTOCOLS if protocol in tables)
-    if distance := figures.value_distance(tables[first]):
+    for name, caption, figure in paper.neuron_figures(run):
+        save(figure, run.folder / "figures" / name)
+        plates.append(_plate(figure, name, caption))
+    tables = {protocol: table for protocol, table in run.tables.items() if table.compared}
+    first = next((protocol for protocol in PROTOCOLS if protocol in tables), None)
+    if first and (distance := figures.value_distance(tables[first])):
         smallest, mean = tables[first].grid("value_cosine").min(), tables[first].grid("value_cosine").mean()
         caption = f"{first}: how far value vectors turned in tuning; lowest cosine {number(smallest, 6)}, mean {number(mean, 6)}."
         plates.append(_plate(distance, "values", caption))
     return plates
+
+
+def _front(run: Run) -> list[Plate]:
+    points = paper.front_points(run)
+    if not points:
+        return []
+    figure = front(points, "strict")
+    save(figure, run.folder / "figures" / "front-strict")
+    caption = (
+        "Every family of interventions at several strengths, and DPO along its training, on the same prompts (strict)."
+    )
+    return [_plate(figure, "front", caption)]
 
 
 def _training(run: Run) -> list[Plate]:

@@ -22,6 +22,7 @@ KNOWN = (
     ("none", "Untouched model", "untouched"),
     ("steer_probe", "Steering along the probe", "steering"),
     ("dpo", "DPO: the tuned model", "DPO"),
+    ("patch_toxic_neurons", "Patch the judged toxic neurons", "patch toxic"),
     ("patch_toxic", "Patch the {} most aligned neurons", "patch top {}"),
     ("patch_TP", "Patch TP", "patch TP"),
     ("patch_TP_AN", "Patch TP + AN", "patch TP+AN"),
@@ -100,11 +101,13 @@ class Run:
     """A study as its folder tells it.
 
     Attributes:
+        folder: where it is.
         info: run.json.
         results: all rows.
         tables: the neuron table of each protocol that has one.
     """
 
+    folder: Path
     info: Mapping[str, Any]
     results: Sequence[Result]
     tables: Mapping[Protocol, NeuronTable]
@@ -168,7 +171,7 @@ def load(folder: Path) -> Run:
             f"{folder / 'results.json'} has no rows, so there is nothing to report: repeat the evaluation."
         )
     tables = {one: NeuronTable.from_parquet(folder / file) for one, file in TABLES.items() if (folder / file).exists()}
-    return Run(info, rows, tables)
+    return Run(folder, info, rows, tables)
 
 
 def label(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..metrics.intervals import Estimate
 from ..models import Protocol
 from .record import Result, Run, compare
-from .text import listed, number, with_interval
+from .text import number, with_interval
 
 FEW = 10
 """Fewer units than this bootstrap to an interval that is too narrow to lean on."""
@@ -26,8 +26,6 @@ def findings(run: Run) -> list[Finding]:
     texts = {
         "Tuning": _tuning(run),
         "Editing": _editing(run),
-        "Controls": _controls(run),
-        "At DPO’s price": _affordable(run),
     }
     return [Finding(about, text) for about, text in texts.items() if text]
 
@@ -110,62 +108,3 @@ def _understated(paper: Result, strict: Result) -> str:
         return f"Its price in log-perplexity, {prices}{few}, does not differ distinguishably between the protocols."
     word = "understates" if place == "higher" else "overstates"
     return f"Its price in log-perplexity is {prices}{few}: `paper` {word} what the edited model pays."
-
-
-def _controls(run: Run) -> str:
-    """How many interventions do more than the same on random neurons, and along a random direction."""
-    sentences: list[str] = []
-    tried = held = 0
-    for protocol in run.protocols:
-        effective = [
-            one
-            for name in run.names()
-            if (one := run.result(name, protocol))
-            and _random_controls(run, one)
-            and "toxicity" in one.change
-            and one.change["toxicity"].high < 0
-        ]
-        if not effective:
-            continue
-        beyond = [one for one in effective if all(c.main_is("toxicity") == "lower" for c in _random_controls(run, one))]
-        tried, held = tried + len(effective), held + len(beyond)
-        n = max(control.change["toxicity"].n for one in effective for control in _random_controls(run, one))
-        names = f": {listed([f'“{one.label}”' for one in beyond])}" if beyond else ""
-        sentences.append(
-            f"Under `{protocol}`, {len(effective)} interventions lower toxicity distinguishably, and {len(beyond) or 'none'} of them "
-            f"distinguishably further than every random control of it (as many random neurons, a random direction; n = {n:,} prompts){names}."
-        )
-    if not sentences:
-        return ""
-    meaning = (
-        "So the chosen neurons matter here."
-        if held == tried
-        else "So this run does not show that it matters which neurons are chosen, or along which direction."
-        if not held
-        else "For the others this run does not show that it matters which neurons are chosen, or along which direction."
-    )
-    return f"{' '.join(sentences)} {meaning} The intervals are not corrected for looking at {tried} interventions."
-
-
-def _random_controls(run: Run, one: Result) -> list[Result]:
-    found = run.controls(one.name, one.protocol)
-    return [
-        found[name]
-        for name in ("random_neurons", "random_direction")
-        if name in found and "toxicity" in found[name].change
-    ]
-
-
-def _affordable(run: Run) -> str:
-    """Edits that lower toxicity without costing more log-perplexity than tuning did."""
-    protocol = run.protocols[0]
-    tuned = run.result("dpo", protocol)
-    edits = [one for one in _edits(run, protocol) if {"toxicity", "log_ppl"} <= one.change.keys()]
-    if tuned is None or "log_ppl" not in tuned.change or not edits:
-        return ""
-    price = tuned.change["log_ppl"].mean
-    good = [one for one in edits if one.change["toxicity"].high < 0 and one.change["log_ppl"].mean <= price]
-    names = listed([f"“{one.label}” ({with_interval(one.change['toxicity'], signed=True)})" for one in good])
-    count = f"{len(good)} of {len(edits)}" if good else f"none of {len(edits)}"
-    text = f"Under `{protocol}`, {count} edits lower toxicity distinguishably at no more log-perplexity than DPO’s {number(price, signed=True)}"
-    return f"{text}: {names}." if good else f"{text}."

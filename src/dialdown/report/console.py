@@ -1,0 +1,65 @@
+"""A finished study in the terminal: table 2, and what tuning did to the neurons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from ..files import read_json
+from ..tables import TITLES
+
+# The tables that `dialdown diff` prints, and the columns worth a terminal's width.
+SHOWN = {
+    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", "percent", "percent_median"),
+    "figure-1-opposing-effects": ("protocol", "down", "up", "net"),
+    "table-5-group-shares": ("protocol", "group", "count", "share"),
+    "table-17-correlations": ("protocol", "pair", "r", "p", "n"),
+    "table-18-reducing-share": ("protocol", "neurons", "reducing_share"),
+    "appendix-g-sign-conflicts": ("protocol", "quantity", "conflict_share"),
+}  # fmt: skip
+
+
+def show_rows(folder: Path, out: Console) -> None:
+    """Print table 2 of a finished study."""
+    table = _table("intervention", "protocol", "toxicity", "log-perplexity")
+    for row in read_json(folder / "results.json")["rows"]:
+        if row["control_of"] is None:
+            shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl")]
+            table.add_row(row["intervention"], row["protocol"], *shown)
+    out.print(table)
+    out.print(
+        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
+    )
+    out.print(f"  {folder / 'report.html'}", soft_wrap=True)
+
+
+def show_neurons(folder: Path, out: Console) -> None:
+    """Print what tuning did to the neurons: how far they moved, in which direction, and what that went along with."""
+    for stem, columns in SHOWN.items():
+        frame = pl.read_csv(folder / "tables" / f"{stem}.csv", infer_schema_length=None)
+        if "layer" in frame.columns:
+            # By layer it is in the file; here over all of them.
+            frame = frame.filter(pl.col("layer").is_null())
+        if "tuning_free" in frame.columns:
+            frame = frame.filter(~pl.col("tuning_free") & (pl.col("group") != "sum"))
+        table = _table(*(name.replace("_", " ") for name in columns))
+        for values in frame.select(columns).iter_rows():
+            table.add_row(*map(_cell, values))
+        out.print(f"\n{TITLES[stem]}", style="bold")
+        out.print(table)
+    out.print(f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, header_style="bold", padding=(0, 1))
+
+
+def _interval(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
