@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from dialdown import cli, study
 from dialdown.config import load_config
 from dialdown.errors import DialdownError
 from dialdown.evaluation import Evaluator
+from dialdown.plan import plan
+from dialdown.tables import TITLES
+from dialdown.workspace import Workspace
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 WORDS = [
@@ -154,8 +158,15 @@ def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
         "pairs.jsonl",
         "tuned/model.safetensors",
         "interventions/strict-edit_probe_scale.safetensors",
+        "tables/scorers-agreement.csv",
+        "figures/figure-8-layer-group-paper.svg",
+        *(f"tables/{stem}.csv" for stem in TITLES),
+        *(f"figures/{name}-strict.png" for name in ("figure-1-layer-effects", "figure-7-lower-ranks")),
     ):
         assert (finished / name).exists(), name
+    page = (finished / "report.html").read_text()
+    for words in ("What the paper claims", "Table 17. Correlation", "Section 5.1", "Appendix G", "Plotly.newPlot"):
+        assert words in page, words
     run = json.loads((finished / "run.json").read_text())
     assert set(run["stages"]) == set(study.STAGES)
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in run["stages"].values())
@@ -210,6 +221,20 @@ def test_every_edit_has_its_controls(finished: Path) -> None:
         if row["control_of"]:
             assert row["toxicity"]["n"] == 8
             assert row["control_minus_main"]["toxicity"]["n"] == 8
+
+
+def test_several_seeds_of_random_neurons(finished: Path, config: Path) -> None:
+    table = dd.NeuronTable.load(finished / "neurons.parquet")
+    work = Workspace(load_config(file=config), finished)
+    settings = replace(work.config.interventions, control_seeds=3)
+    rows = [*plan("strict", work.tables("strict"), settings, prompts=5, control_prompts=4, seed=0)]
+    names = [row.intervention.name for row in rows]
+    assert len(set(names)) == len(names)
+    seeds = [row.intervention for row in rows if row.intervention.name.startswith("edit_probe_scale__random_neurons")]
+    assert [one.name[-2:] for one in seeds] == ["ns", "_2", "_3"]
+    assert len({one.key for one in seeds}) == 3
+    assert {one.neurons for one in seeds} == {dd.edit(table, alpha=0.5, beta=0.3).neurons}
+    assert [row.prompts for row in rows if row.intervention.control_of] == [4] * sum("__" in name for name in names)
 
 
 def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_path: Path) -> None:

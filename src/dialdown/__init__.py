@@ -14,9 +14,12 @@ from .errors import DialdownError
 from .evaluation import Evaluator, Row, Suite, evaluate
 from .interventions import Intervention, untouched
 from .metrics.toxicity import load_scorer
-from .models import LM, MLPView, load
+from .models import LM, MLPView, load, load_tuned
 from .neurons import NeuronTable, compare, neuron_table
 from .pairs import Pair, PairSet, PairSettings, make_pairs
+from .statistics import svd_subspace
+from .tables import judged_toxic
+from .token_judge import TokenJudge, load_token_judge
 
 __all__ = [
     "LM",
@@ -34,12 +37,16 @@ __all__ = [
     "PairSettings",
     "Row",
     "Suite",
+    "TokenJudge",
     "compare",
     "edit",
     "edit_controls",
     "evaluate",
+    "judged_toxic",
     "load",
     "load_scorer",
+    "load_token_judge",
+    "load_tuned",
     "logit_lens",
     "make_pairs",
     "mean_activations",
@@ -48,6 +55,7 @@ __all__ = [
     "patch_control",
     "random_direction",
     "steer",
+    "svd_subspace",
     "token_contrast",
     "train_dpo",
     "train_probe",

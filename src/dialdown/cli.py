@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -178,5 +178,17 @@ def main() -> None:
     try:
         app()
     except DialdownError as error:
-        err.print("dialdown:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(1)
+        _say(str(error))
+    except (MemoryError, RuntimeError) as error:
+        # torch has one exception for a GPU and only a message for the processor.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _say(
+            f"There is not enough memory ({' '.join(str(error).split())[:160]}): pass --set workers=1 or a smaller "
+            "--set evaluation.batch_size; what is finished is kept."
+        )
+
+
+def _say(sentence: str) -> NoReturn:
+    err.print("dialdown:", sentence, style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(1)

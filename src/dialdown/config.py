@@ -99,6 +99,7 @@ class InterventionSettings:
         beta_set, beta_shift, beta_scale: strength of an edit of each kind.
         ordering: which fraction (see `dialdown.edit`).
         drop_top: fraction of neurons of highest mean activation that is left out first.
+        control_seeds: sets of random neurons beside each intervention that has controls, 1 to 3.
         families: which of steering, patches and edits are measured.
     """
 
@@ -110,6 +111,7 @@ class InterventionSettings:
     beta_scale: Strength = 0.3
     ordering: Ordering = "cosine"
     drop_top: Fraction = 0.0
+    control_seeds: Annotated[int, Field(ge=1, le=3)] = 1
     families: tuple[Family, ...] = get_args(Family)
 
     def beta(self, kind: EditKind) -> float:

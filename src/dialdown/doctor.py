@@ -13,7 +13,7 @@ import torch
 
 from .assets import ASSETS, cache_folder
 
-EXTRAS = {"train": ("trl", "datasets", "accelerate")}
+EXTRAS = {"train": ("trl", "datasets", "accelerate", "peft"), "judge": ("openai",)}
 
 
 def findings() -> Iterator[str]:

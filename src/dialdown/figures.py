@@ -85,6 +85,8 @@ FAMILIES = {
 MARKS = {
     "": ("the intervention", "ink", "o"),
     "random_neurons": ("random neurons", "vermillion", "s"),
+    "random_neurons_2": ("random neurons, 2nd seed", "vermillion", "D"),
+    "random_neurons_3": ("random neurons, 3rd seed", "vermillion", "P"),
     "random_direction": ("random direction", "blue", "^"),
     "beta_reversed": ("β reversed", "purple", "v"),
     "beta_zero": ("β = 0", "green", "D"),
@@ -138,19 +140,22 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
-def tradeoff(points: Sequence[Point], protocol: Protocol, everything: Sequence[Point]) -> Figure:
+def tradeoff(
+    points: Sequence[Point], protocol: Protocol, everything: Sequence[Point], *, concept: str = "toxicity"
+) -> Figure:
     """Toxicity against the price in log-perplexity, one protocol (table 2 as a picture).
 
     Args:
         points: what was measured under this protocol.
         protocol: its name.
         everything: the points of all protocols, which set the axes that the panels share.
+        concept: what the scores are of.
     """
     with style():
-        figure, axes = _new(4.3, f"Toxicity against its price · {protocol}")
+        figure, axes = _new(4.3, f"{concept.capitalize()} against its price · {protocol}")
         _price_axis(axes.xaxis, axes.set_xscale, [e for point in everything for e in (point.x.low, point.x.high)])
         axes.set_xlabel(f"change of log-perplexity to untouched (nats per token, {protocol})")
-        axes.set_ylabel(f"toxicity, mean score ({protocol})")
+        axes.set_ylabel(f"{concept}, mean score ({protocol})")
         axes.set_ylim(0, 1.08 * max(0.05, *(point.y.high for point in everything)))
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
         for family, (name, colour, marker) in FAMILIES.items():

@@ -113,7 +113,7 @@ def counted_front(points: Sequence[FrontPoint]) -> str:
     return f"{_span(prompts)} prompts, {_span(blocks)} blocks of text; means with 95 % intervals"
 
 
-def front(points: Sequence[FrontPoint], protocol: Protocol) -> Figure:
+def front(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str = "toxicity") -> Figure:
     """Toxicity against log-perplexity and against KL, every intervention at several strengths (table 2, METHOD §5, §6).
 
     The large mark of a line is its greatest strength; a ring marks what no other point beats in both quantities.
@@ -121,6 +121,7 @@ def front(points: Sequence[FrontPoint], protocol: Protocol) -> Figure:
     Args:
         points: all measured under one protocol.
         protocol: its name.
+        concept: what the scores are of.
 
     Raises:
         DialdownError: there are no points, or one is of an unknown family.
@@ -130,7 +131,7 @@ def front(points: Sequence[FrontPoint], protocol: Protocol) -> Figure:
     with style():
         figure = Figure(figsize=(1.5 * WIDTH, 4.3 + 0.17 * ((len(families) + 4) // 4)))
         panels: list[Axes] = list(figure.subplots(1, 2, sharey=True))
-        headline(figure, panels[0], f"Toxicity against its price · {protocol}", counted_front(points))
+        headline(figure, panels[0], f"{concept.capitalize()} against its price · {protocol}", counted_front(points))
         for axes, quantity in zip(panels, PRICES, strict=True):
             for name, ours in families.items():
                 _family_line(axes, ours, FAMILIES[name], quantity)
@@ -138,7 +139,7 @@ def front(points: Sequence[FrontPoint], protocol: Protocol) -> Figure:
             _rings(axes, best, quantity)
             _price_axis(axes, [end for one in points for end in (one.price(quantity).low, one.price(quantity).high)])
             axes.set_xlabel(PRICES[quantity])
-        panels[0].set_ylabel("toxicity, mean score")
+        panels[0].set_ylabel(f"{concept}, mean score")
         top = max(0.05, *(point.toxicity.high for point in points))
         panels[0].set_ylim(-0.05 * top, 1.05 * top)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, columnspacing=1.2)

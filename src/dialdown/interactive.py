@@ -136,7 +136,7 @@ def ranked_neurons_html(table: NeuronTable, *, decoded: Mapping[tuple[int, int],
     )
 
 
-def front_html(points: Sequence[FrontPoint], protocol: Protocol) -> str:
+def front_html(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str = "toxicity") -> str:
     """Toxicity against log-perplexity and KL (see `front.front`), with every number under the pointer.
 
     Raises:
@@ -154,9 +154,16 @@ def front_html(points: Sequence[FrontPoint], protocol: Protocol) -> str:
         "hovermode": "closest",
         "xaxis": {**_price_axis(points, "log_ppl"), "domain": [0, 0.48]},
         "xaxis2": {**_price_axis(points, "kl"), "domain": [0.52, 1], "anchor": "y"},
-        "yaxis": {**AXIS, "title": {"text": "toxicity, mean score"}, "rangemode": "tozero"},
+        "yaxis": {**AXIS, "title": {"text": f"{concept}, mean score"}, "rangemode": "tozero"},
     }
-    return _fragment(f"front-{protocol}", "Toxicity against its price", protocol, counted_front(points), traces, layout)
+    return _fragment(
+        f"front-{protocol}",
+        f"{concept.capitalize()} against its price",
+        protocol,
+        counted_front(points),
+        traces,
+        layout,
+    )
 
 
 def _family_trace(look: Family, points: Sequence[FrontPoint], price: Price, panel: int) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def _family_trace(look: Family, points: Sequence[FrontPoint], price: Price, pane
         _hover(
             f"{look.label}: {one.name}",
             strength=f"{one.strength:g}",
-            toxicity=_interval(one.toxicity),
+            score=_interval(one.toxicity),
             **{"change of log-perplexity": _interval(one.log_ppl), "KL": _interval(one.kl)},
         )
         for one in points

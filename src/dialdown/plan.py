@@ -106,11 +106,11 @@ def _patches(
         patched = patch(table, which, name=name)
         yield patched
         if name in controlled:
-            yield patch_control(table, patched, seed=seed)
+            yield from _patch_controls(table, patched, settings, seed)
     shifted = patch(table, "four_groups", kind="shift")
     yield shifted
     if _as_published(protocol, "shift"):
-        yield patch_control(table, shifted, seed=seed)
+        yield from _patch_controls(table, shifted, settings, seed)
 
 
 def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
@@ -127,7 +127,22 @@ def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, s
             )
             yield edited
             if _as_published(protocol, kind):
-                yield from edit_controls(table, tables.random, edited, seed=seed)
+                for number in range(settings.control_seeds):
+                    found = edit_controls(table, tables.random, edited, seed=seed + number)
+                    # Of the controls, the random neurons alone depend on the seed.
+                    yield from found if number == 0 else [_numbered(found[0], number)]
+
+
+def _patch_controls(
+    table: NeuronTable, patched: Intervention, settings: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
+    for number in range(settings.control_seeds):
+        control = patch_control(table, patched, seed=seed + number)
+        yield _numbered(control, number) if number else control
+
+
+def _numbered(control: Intervention, number: int) -> Intervention:
+    return replace(control, name=f"{control.name}_{number + 1}")
 
 
 def _as_published(protocol: Protocol, kind: EditKind) -> bool:

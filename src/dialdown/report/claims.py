@@ -153,7 +153,7 @@ class _Evidence:
     def leads(self, one: Result) -> dict[str, Estimate]:
         """The intervention minus each random control of it, on the control's prompts."""
         controls = self.run.controls(one.name, self.protocol)
-        random = {name: controls[name] for name in ("random_neurons", "random_direction") if name in controls}
+        random = {name: control for name, control in controls.items() if name.startswith("random")}
         gaps = {name: control.minus_main.get("toxicity") for name, control in random.items()}
         return {name: Estimate(-gap.mean, -gap.high, -gap.low, gap.n) for name, gap in gaps.items() if gap}
 

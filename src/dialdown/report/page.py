@@ -96,7 +96,7 @@ def write_report(folder: Path) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     interactive = paper.interactive_figures(run)
     return {
-        "claims": claims(run, concept=run.setting("concept") or "toxicity", folder=run.folder),
+        "claims": claims(run, concept=run.concept, folder=run.folder),
         "front": _front(run),
         "paper_tables": paper.paper_tables(run),
         "interactive": interactive,
@@ -108,7 +108,10 @@ def _content(run: Run) -> dict[str, Any]:
         "results": table_two(run),
         "published": published.row(run.model, "none") is not None,
         "tradeoff": _tradeoff(run),
-        "control_tables": {"toxicity": control_table(run, "toxicity"), "log-perplexity": control_table(run, "log_ppl")},
+        "control_tables": {
+            run.concept: control_table(run, "toxicity"),
+            "log-perplexity": control_table(run, "log_ppl"),
+        },
         "control_figures": [plate for protocol in run.protocols for plate in _controls(run, protocol)],
         "groups": group_table(run),
         "neuron_figures": _neurons(run),
@@ -172,9 +175,9 @@ def _tradeoff(run: Run) -> list[Plate]:
     everything = [point for ours in points.values() for point in ours]
     return [
         _plate(
-            figures.tradeoff(ours, protocol, everything),
+            figures.tradeoff(ours, protocol, everything, concept=run.concept),
             f"tradeoff-{protocol}",
-            f"{protocol}: toxicity and the change of log-perplexity of each intervention, with 95% intervals. Down and to the left is better.",
+            f"{protocol}: {run.concept} and the change of log-perplexity of each intervention, with 95% intervals. Down and to the left is better.",
         )
         for protocol, ours in points.items()
         if ours
@@ -192,7 +195,7 @@ def _point(one: Result | None) -> Point | None:
 
 def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
     for metric, quantity in (
-        ("toxicity", "change of toxicity (mean score)"),
+        ("toxicity", f"change of {run.concept} (mean score)"),
         ("log_ppl", "change of log-perplexity (nats per token)"),
     ):
         rows = {}
@@ -234,7 +237,7 @@ def _front(run: Run) -> list[Plate]:
     points = paper.front_points(run)
     if not points:
         return []
-    figure = front(points, "strict")
+    figure = front(points, "strict", concept=run.concept)
     save(figure, run.folder / "figures" / "front-strict")
     caption = (
         "Every family of interventions at several strengths, and DPO along its training, on the same prompts (strict)."

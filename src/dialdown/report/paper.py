@@ -54,20 +54,17 @@ def write_tables(run: Run) -> None:
     config = Config(**run.info["config"])
     probes: dict[str, Any] = {protocol: run.stage("probe").get(protocol, {}) for protocol in config.protocols}
     frames = analysis.of_rows(rows, config, probes)
-    scored = _scored(run.folder / "rows")
+    scored = _scored(run)
     if len(scored) > 1:
         frames[AGREEMENT] = agreement(scored)
     write_csv(frames, run.folder / "tables")
 
 
-def _scored(folder: Path) -> dict[str, list[float]]:
-    """What each scorer says of every continuation that was measured."""
-    scored: dict[str, list[float]] = {}
-    for path in sorted(folder.glob("*.json")):
-        for name, values in read_json(path)["values"].items():
-            if name.startswith("toxicity/"):
-                scored.setdefault(name.removeprefix("toxicity/"), []).extend(values)
-    return scored
+def _scored(run: Run) -> dict[str, list[float]]:
+    """What each scorer says of the untouched model's continuations: one text a prompt, so that they are independent."""
+    path = run.folder / "rows" / f"{run.protocols[0]}-none.json"
+    found: dict[str, list[float]] = read_json(path)["values"] if path.exists() else {}
+    return {name.removeprefix("toxicity/"): ours for name, ours in found.items() if name.startswith("toxicity/")}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -78,7 +75,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def paper_tables(run: Run) -> list[PaperTable]:
     """The tables there are, in the paper's order."""
     found = []
-    for stem, title in {**TITLES, AGREEMENT: "How far the scorers agree on the continuations of all rows"}.items():
+    for stem, title in {**TITLES, AGREEMENT: "How far the scorers agree on the untouched model's continuations"}.items():
         path = run.folder / "tables" / f"{stem}.csv"
         if path.exists():
             # Tokens may look like numbers or nothing; they are text.
@@ -140,11 +137,12 @@ def neuron_figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
     for protocol, table in run.tables.items():
         if not table.compared:
             continue
-        for name, caption, figure in _of_table(table, _decoded(run, table)):
+        for name, caption, figure in of_table(table, _decoded(run, table)):
             yield f"{name}-{protocol}", f"{caption} ({protocol}).", figure
 
 
-def _of_table(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iterator[tuple[str, str, Figure]]:
+def of_table(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iterator[tuple[str, str, Figure]]:
+    """Figures 1 to 8 of one table: file name, caption, figure; `decoded` are the tokens of some neurons."""
     ours = paper_figures
     yield (
         "figure-1-layer-effects",
@@ -222,8 +220,8 @@ def interactive_figures(run: Run) -> list[tuple[str, Markup]]:
         found.insert(
             0,
             (
-                "Toxicity against its price, every family at several strengths.",
-                interactive.front_html(points, "strict"),
+                f"{run.concept.capitalize()} against its price, every family at several strengths.",
+                interactive.front_html(points, "strict", concept=run.concept),
             ),
         )
     return [(caption, Markup(fragment)) for caption, fragment in found]

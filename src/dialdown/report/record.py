@@ -15,7 +15,7 @@ from ..neurons import NeuronTable
 
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "paper")
 TABLES: dict[Protocol, str] = {"strict": "neurons.parquet", "paper": "neurons-paper.parquet"}
-CONTROLS = ("random_neurons", "random_direction", "beta_reversed", "beta_zero")
+CONTROLS = ("random_neurons", "random_neurons_2", "random_neurons_3", "random_direction", "beta_reversed", "beta_zero")
 
 # The paper's order (table 2): stable name, label, short label for figures.
 KNOWN = (
@@ -40,6 +40,8 @@ KNOWN = (
 ORDER = {name: place for place, (name, _, _) in enumerate(KNOWN)}
 CONTROL_LABELS = {
     "random_neurons": "random neurons",
+    "random_neurons_2": "random neurons, 2nd seed",
+    "random_neurons_3": "random neurons, 3rd seed",
     "random_direction": "random direction",
     "beta_reversed": "β reversed",
     "beta_zero": "β = 0",
@@ -121,6 +123,11 @@ class Run:
     def model(self) -> str:
         """The model's id."""
         return str(self.setting("model") or "an unnamed model")
+
+    @property
+    def concept(self) -> str:
+        """What the rows' `toxicity` is the score of."""
+        return str(self.setting("concept") or "toxicity")
 
     def names(self) -> list[str]:
         """The interventions that are no controls, in the paper's order, unknown ones last."""

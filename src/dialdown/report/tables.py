@@ -84,7 +84,8 @@ def table_two(run: Run) -> Table:
     names = run.names()
     known = {name: published.row(run.model, name) for name in names}
     metrics = [metric for metric in METRICS if any(metric in one.metrics for one in run.results)]
-    columns = [Column(METRICS[metric], _units(run, metric)) for metric in metrics]
+    titles = {**METRICS, "toxicity": run.concept}
+    columns = [Column(titles[metric], _units(run, metric)) for metric in metrics]
     entries = []
     for name in names:
         theirs = known[name] or {}

@@ -49,7 +49,7 @@ def _tuning(run: Run) -> str:
             continue
         before, after = base.metrics["toxicity"], tuned.metrics["toxicity"]
         sentence = (
-            f"Under `{protocol}`, toxicity is {number(before.mean)} untouched and {number(after.mean)} after DPO, "
+            f"Under `{protocol}`, {run.concept} is {number(before.mean)} untouched and {number(after.mean)} after DPO, "
             f"{_moved(tuned.change['toxicity'], 'prompts')}"
         )
         if price := tuned.change.get("log_ppl"):
@@ -73,7 +73,11 @@ def _editing(run: Run) -> str:
         return ""
     count = len(_edits(run, chosen.protocol))
     start = f"Of {count} edits that need no tuned model" if count > 1 else "The only edit that needs no tuned model"
-    name = f", “{chosen.label}” leaves the least toxicity" if count > 1 else f", “{chosen.label}”, leaves toxicity"
+    name = (
+        f", “{chosen.label}” leaves the least {run.concept}"
+        if count > 1
+        else f", “{chosen.label}”, leaves {run.concept}"
+    )
     text = f"{start}{name} under `{chosen.protocol}`: {_standing(run, chosen)}."
     other = run.result(chosen.name, "strict") if chosen.protocol == "paper" else None
     if other is None:
@@ -86,7 +90,7 @@ def _standing(run: Run, one: Result) -> str:
     """Toxicity, and what it came at: each beside the untouched model under the same protocol."""
     base = run.result("none", one.protocol)
     untouched = base.metrics if base else {}
-    parts = [f"toxicity {with_interval(one.metrics['toxicity'])}"] if "toxicity" in one.metrics else []
+    parts = [f"{run.concept} {with_interval(one.metrics['toxicity'])}"] if "toxicity" in one.metrics else []
     if price := one.metrics.get("log_ppl"):
         before = f" (untouched {number(untouched['log_ppl'].mean)})" if "log_ppl" in untouched else ""
         parts.append(f"log-perplexity {number(price.mean)}{before}")
