@@ -10,7 +10,7 @@ from typing import get_args
 from .config import FrontSettings, InterventionSettings
 from .directions import Direction
 from .edits import EditKind, Ordering, edit, edit_controls, patch, patch_control, steer, steering_alpha
-from .interventions import Intervention, untouched
+from .interventions import Intervention, Kind, untouched
 from .models import Protocol
 from .neurons import NeuronTable
 
@@ -82,7 +82,9 @@ def plan(
         "edits": _edits(protocol, tables, settings, seed),
     }
     for one in chain.from_iterable(found[family] for family in settings.families):
-        yield Planned(one, protocol, control_prompts if one.control_of else prompts)
+        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do there, as for controls.
+        aside = one.control_of is not None or not _as_published(protocol, one.kind)
+        yield Planned(one, protocol, control_prompts if aside else prompts)
 
 
 def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
@@ -145,10 +147,10 @@ def _numbered(control: Intervention, number: int) -> Intervention:
     return replace(control, name=f"{control.name}_{number + 1}")
 
 
-def _as_published(protocol: Protocol, kind: EditKind) -> bool:
+def _as_published(protocol: Protocol, kind: Kind) -> bool:
     """METHOD §5: the authors' code has `set` only. The other kinds under `paper` show what its positions make of them;
     whether they are about the concept is asked where they are meant to be used, under `strict`."""
-    return protocol == "strict" or kind == "set"
+    return protocol == "strict" or kind not in ("shift", "scale")
 
 
 def front(

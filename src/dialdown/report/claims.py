@@ -177,9 +177,11 @@ class _Evidence:
     def units(self, rows: Sequence[Result], metric: str) -> tuple[Values, Values] | None:
         """(rows, n) values of the units every row has one for, and (n,) weights; None where a row has no file."""
         files = [found for one in rows if (found := self._file(one, metric)) is not None]
-        if len(files) < len(rows) or len({values.shape for values, _ in files}) > 1:
+        if len(files) < len(rows):
             return None
-        values, weights = np.stack([values for values, _ in files]), files[0][1]
+        # A row may be measured on the first prompts only; they are the same prompts in every row.
+        shared = min(len(values) for values, _ in files)
+        values, weights = np.stack([values[:shared] for values, _ in files]), files[0][1][:shared]
         known = ~np.isnan(values).any(axis=0)
         return (values[:, known], weights[known]) if known.any() else None
 
