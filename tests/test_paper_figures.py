@@ -340,7 +340,7 @@ POINTS = [
     point("edit_probe_set", 0.2, 0.12, 2.1),
     point("dpo", 60, 0.06, 0.03),
     point("dpo", 20, 0.2, 0.01),
-    point("random_neurons", 0.5, 0.3, 3.0),
+    point("random_neurons_scale", 0.5, 0.3, 3.0),
 ]
 
 
@@ -475,7 +475,7 @@ def test_the_interactive_front_shows_every_number_and_no_markup() -> None:
     go.Figure(data=traces, layout=layout)
     patch = next(trace for trace in traces if trace["name"] == FAMILIES["patch"].label)
     assert patch["hovertext"] == [
-        "patching: &lt;i&gt;TP&lt;/i&gt;<br>strength 3<br>toxicity 0.1 [0.08, 0.12], n = 128<br>"
+        "patching: &lt;i&gt;TP&lt;/i&gt;<br>strength 3<br>score 0.1 [0.08, 0.12], n = 128<br>"
         "change of log-perplexity 0.5 [0.4, 0.6], n = 12<br>KL 0.4 [0.317, 0.483], n = 12"
     ]
     assert patch["y"] == [0.1]

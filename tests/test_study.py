@@ -102,6 +102,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "count": 10,
             "control_count": 8,
             "max_new_tokens": 5,
+            "max_prompt_tokens": 32,
             "pairs": write_lines(
                 root / "pairs.jsonl", [{"prompt": sentence(rng, 4), "gold": sentence(rng, 4)} for _ in range(4)]
             ),
@@ -114,7 +115,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "pair_scorer": save_classifier(root / "scorer", seed=2),
         },
     }
-    (root / "words.txt").write_text("bad\ncat\nzebra\n")
+    (root / "words.txt").write_text("\n".join([*WORDS, *"abcdefghijklmnopqrstuvwxyz"]))
     (root / "text.txt").write_text(sentence(rng, 80))
     lines = []
     for key, value in settings.items():

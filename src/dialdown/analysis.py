@@ -76,11 +76,12 @@ def of_neurons(
     }
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]], config: Config, probes: Mapping[str, Mapping[str, Any]]) -> Frames:
+def of_rows(rows: tables.Rows, front: tables.Rows, config: Config, probes: Mapping[str, Mapping[str, Any]]) -> Frames:
     """The tables of what was measured and how: 2, 3, 7, 9 to 12, 19.
 
     Args:
-        rows: those of results.json, and of front.json where there is one.
+        rows: those of results.json.
+        front: those of front.json, measured on prompts of their own; empty where there is none.
         config: the study's settings.
         probes: by protocol, what the probe stage found.
     """
@@ -95,6 +96,6 @@ def of_rows(rows: Sequence[Mapping[str, Any]], config: Config, probes: Mapping[s
         "table-9-dpo": tables.table_9_dpo({name: value for name, value in settings.items() if name != "seed"}),
         "table-10-kl-weight": tables.table_10_kl_weight(settings, model=model),
         "table-11-probe": tables.table_11_probe(facts, model=model),
-        "table-12-steering": tables.table_12_steering(rows, model=model),
-        "table-19-more-interventions": tables.table_19_more_interventions(rows, model=model),
+        "table-12-steering": tables.table_12_steering([*rows, *front], model=model),
+        "table-19-more-interventions": tables.table_19_more_interventions([*rows, *front], model=model),
     }

@@ -57,7 +57,7 @@ class Display:
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Some units of the current work are done."""
-        work = label.split(maxsplit=1)[0]
+        work = label.split(maxsplit=1)[0].rstrip(",")
         now = time.monotonic()
         if work != self.label:
             self.label, self.started, self.before = work, now, done

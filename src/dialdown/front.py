@@ -43,7 +43,9 @@ FAMILIES = {
     "edit_probe_free_set": Family("contrast, set", "orange", "D", "--", False),
     "edit_probe_free_shift": Family("contrast, shift", "orange", "v", "--", False),
     "edit_probe_free_scale": Family("contrast, scale", "orange", "P", "--", False),
-    "random_neurons": Family("random neurons", "muted", "x", ":", True),
+    "random_neurons_set": Family("random neurons, set", "muted", "D", ":", False),
+    "random_neurons_shift": Family("random neurons, shift", "muted", "v", ":", False),
+    "random_neurons_scale": Family("random neurons, scale", "muted", "P", ":", False),
     "random_direction": Family("random direction", "muted", "+", ":", True),
 }
 PRICES: dict[Price, str] = {

@@ -18,11 +18,13 @@ from .files import SCHEMA, fingerprint, read_json, write_json
 from .workers import peak_bytes
 
 STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "front", "report")
+# Of the section `evaluation`, what only the rows are measured on.
+EVALUATED = ("judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", "kl_windows")
 # Stages that add to a finished study, and may do so again with other settings.
 ADDED = ("front", "report")
 # The stage that first reads a section of the settings; every other setting counts from the start.
 FIRST_READ = {"pairs": "pairs", "evaluation": "pairs", "training_prompts": "pairs", "dpo": "train", "tuned": "pairs"}
-FIRST_READ |= {"concept": "neurons", "token_judge": "neurons", "interventions": "neurons", "front": "front"}
+FIRST_READ |= {"concept": "pairs", "token_judge": "neurons", "interventions": "neurons", "front": "front"}
 
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
 
@@ -70,7 +72,7 @@ class Ledger:
     def inputs(self, stage: str) -> str:
         """The hash of what a stage depends on: the settings so far, the files they name, and the version of the code."""
         settings = _until(self.settings, STAGES.index(stage))
-        return fingerprint(SCHEMA, stage, settings, _files(settings), _version("dialdown"))
+        return fingerprint(SCHEMA, stage, settings, file_states(settings), _version("dialdown"))
 
     def finished(self, stage: str) -> bool:
         """Whether a stage is done, from the same inputs."""
@@ -102,15 +104,18 @@ class Ledger:
 
 def _until(settings: Mapping[str, Any], stage: int) -> dict[str, Any]:
     """The settings that the stages up to a place in `STAGES` read; none where nothing was done yet (-1)."""
-    return {key: value for key, value in settings.items() if STAGES.index(FIRST_READ.get(key, "probe")) <= stage}
+    used = {key: value for key, value in settings.items() if STAGES.index(FIRST_READ.get(key, "probe")) <= stage}
+    if "evaluation" in used and stage < STAGES.index("evaluate"):
+        used["evaluation"] = {key: value for key, value in used["evaluation"].items() if key not in EVALUATED}
+    return used
 
 
-def _files(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """Size and time of every local file that a setting names, so that a changed file is not taken for the old one."""
     found = []
     for value in settings.values():
         if isinstance(value, Mapping):
-            found += _files(value)
+            found += file_states(value)
         elif isinstance(value, str) and (path := Path(value.partition("#")[0])).exists():
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                 stat = file.stat()

@@ -313,13 +313,20 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Pro
         DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT is not installed.
     """
     source = os.fspath(source)
-    embedded = source.startswith("embedded:")
-    if not embedded and find_adapter_config_file(source) is not None:
+    if not source.startswith("embedded:") and _is_adapter(source):
         return _merged(base, source)
     dtype = str(base.model.dtype).removeprefix("torch.")
     tuned = load(source, dtype=dtype, device=str(base.device), progress=progress)
     check_pair(base, tuned)
     return tuned
+
+
+def _is_adapter(source: str) -> bool:
+    try:
+        return find_adapter_config_file(source) is not None
+    except (OSError, ValueError):
+        # Not a name that can be looked up; `load` says what is wrong with it.
+        return False
 
 
 def _merged(base: LM, adapter: str) -> LM:

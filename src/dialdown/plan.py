@@ -201,7 +201,13 @@ def _edit_sweep(
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind, beta in strengths:
             edited = edit(
-                table, alpha=ours.alpha, beta=beta, kind=kind, ordering=ours.ordering, name=f"{prefix}_{kind}@{beta:g}"
+                table,
+                alpha=ours.alpha,
+                beta=beta,
+                kind=kind,
+                ordering=ours.ordering,
+                drop_top=ours.drop_top,
+                name=f"{prefix}_{kind}@{beta:g}",
             )
             yield edited
             if prefix == "edit_probe":
@@ -210,7 +216,13 @@ def _edit_sweep(
     # Tables 12 and 19: the fraction that is edited, and the other orders of choosing it.
     for alpha in settings.alphas:
         yield edit(
-            tables.probe, alpha=alpha, beta=ours.beta_scale, kind="scale", name=f"edit_probe_alpha_scale@{alpha:g}"
+            tables.probe,
+            alpha=alpha,
+            beta=ours.beta_scale,
+            kind="scale",
+            ordering=ours.ordering,
+            drop_top=ours.drop_top,
+            name=f"edit_probe_alpha_scale@{alpha:g}",
         )
     for ordering, drop_top in ORDERINGS:
         for kind in FURTHER_KINDS:

@@ -25,10 +25,10 @@ from .activations import decode_with_means
 from .config import Config
 from .decoding import Decoder, Progress
 from .directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
-from .dpo import train_dpo
+from .dpo import RECORD, train_dpo
 from .errors import DialdownError
-from .files import fingerprint
-from .ledger import STAGES
+from .files import fingerprint, read_json
+from .ledger import STAGES, file_states
 from .measuring import measure_rows, write_results
 from .neurons import NeuronTable, compare
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
@@ -142,9 +142,11 @@ def _pair_settings(work: Workspace) -> PairSettings:
 
 def candidate_files(work: Workspace) -> CandidateFiles:
     """The continuations sampled so far."""
-    ours = work.config.evaluation
-    split = (ours.prompts, ours.count, ours.max_prompt_tokens, ours.pair_scorer, work.config.training_prompts)
-    inputs = fingerprint(work.ledger.inputs("probe"), split)
+    ours, config = work.config.evaluation, work.config
+    # The prompts themselves, and the scorer's files: either may have changed under the same name.
+    sampled_from = (work.prompts.training, ours.max_prompt_tokens, config.concept, config.probe.texts)
+    scorer = (ours.pair_scorer, file_states({"scorer": ours.pair_scorer}))
+    inputs = fingerprint(work.ledger.inputs("probe"), sampled_from, scorer)
     return CandidateFiles(work.folder / "pairs", inputs, _pair_settings(work))
 
 
@@ -196,7 +198,9 @@ def collect_means(work: Workspace) -> Facts:
 def make_tables(work: Workspace) -> Facts:
     """The neuron table of each protocol, with the toxic neurons a judge finds, and the paper's tables of them (METHOD §3, §9)."""
     config, protocols = work.config, work.config.protocols
-    judge = load_token_judge(config.token_judge, concept=config.concept, progress=work.progress)
+    # The judge is asked whether "the token is ...".
+    concept = "toxic" if config.concept == "toxicity" else f"an expression of {config.concept}"
+    judge = load_token_judge(config.token_judge, concept=concept, progress=work.progress)
     means = {protocol: work.means(protocol) for protocol in protocols}
     probes = [work.probe(protocol) for protocol in protocols]
     found: list[NeuronTable] = []
@@ -204,8 +208,8 @@ def make_tables(work: Workspace) -> Facts:
         table = compare(work.lm, work.tuned, probe, *means[protocol])
         count = min(config.interventions.toxic_neurons, table.arrow.num_rows)
         judged = judged_toxic(work.lm, table, judge.judge, count=count)
-        # A judge that could not answer has found no set of toxic neurons, and its row is left out.
-        found.append(table if judge.missing else table.with_judged(judged))
+        # A judge that could not answer, or finds nothing, gives no set of toxic neurons to patch.
+        found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
         found[-1].to_parquet(work.path("neurons.parquet", protocol))
     frames = analysis.of_neurons(work.lm, work.tuned, found, probes, [work.contrast], means, judge.judge)
     write_csv(frames, work.folder / "tables")
@@ -240,13 +244,23 @@ def draw_front(work: Workspace) -> Facts:
     """Every family of interventions at several strengths, and DPO along its training, on the same prompts."""
     settings = work.config.front
     if not settings.count or "strict" not in work.config.protocols:
+        # What an earlier front left would stand in the report as if it were of these settings.
+        (work.folder / "front.json").unlink(missing_ok=True)
         return {"skipped": "front.count is 0" if not settings.count else "the front is of the strict protocol"}
-    steps = sorted((work.folder / "tuned-steps").glob("*"), key=lambda path: int(path.name))
-    models = [*(f"tuned-steps/{path.name}" for path in steps), "tuned"]
+    models = [*(f"tuned-steps/{step}" for step in _snapshots(work)), "tuned"]
     ours = work.config.interventions
     planned = [*plan.front(work.tables("strict"), settings, ours, models, seed=work.config.seed)]
     write_results(work, "front.json", measure_rows(work, "front", planned))
     return {"rows": len(planned)}
+
+
+def _snapshots(work: Workspace) -> list[int]:
+    """The steps at which this very training, not an earlier one, was kept."""
+    if work.config.tuned is not None:
+        return []
+    inputs = read_json(work.folder / "tuned" / RECORD)["inputs"]
+    kept = [path for path in (work.folder / "tuned-steps").glob("*") if path.name.isdigit()]
+    return sorted(int(path.name) for path in kept if read_json(path / RECORD)["inputs"] == inputs)
 
 
 def report(work: Workspace) -> Facts:

@@ -282,7 +282,10 @@ def table_19_more_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
     """Table 19: patching the increasing neurons, and edits named after an ordering, as `edit_probe_activation_set`."""
     orderings = {*get_args(Ordering)}
     names = [row["control_of"] or row["intervention"] for row in rows]
-    further = [name == "patch_all_increasing" or bool(orderings & {*name.split("_")}) for name in names]
+    further = [
+        name == "patch_all_increasing" or name.startswith("edit_probe_alpha_") or bool(orderings & {*name.split("_")})
+        for name in names
+    ]
     return _interventions([row for row, wanted in zip(rows, further, strict=True) if wanted], model)
 
 

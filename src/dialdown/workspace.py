@@ -171,9 +171,13 @@ class Workspace:
         weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
         workers = self.config.workers or default_workers(weights, self._kept_bytes(), self.lm.device.type)
         if min(workers, len(pieces)) < 2:
+            # A tuned model is loaded where it is measured.
+            self.__dict__.pop("tuned", None)
             for piece in pieces:
                 job(self, piece)
                 yield piece
+            self._evaluators.clear()
+            return_free_memory()
             return
         # The workers load models of their own; this process needs none meanwhile.
         for name in ("lm", "tuned", "judge", "pair_scorer"):
@@ -195,7 +199,10 @@ class Workspace:
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         tokens = (ours.count + ours.control_count + 2 * ours.pairs_count) * ours.max_prompt_tokens
         prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
-        return int(prefixes + 4 * len(self.config.protocols) * ours.kl_windows * ours.window * config.vocab_size)
+        # Controls are measured by an evaluator of their own.
+        evaluators = 2 if ours.control_count < ours.count else 1
+        distributions = ours.kl_windows * ours.window * config.vocab_size * 4
+        return int(prefixes + evaluators * len(self.config.protocols) * distributions)
 
 
 def _worker(config: Config, folder: Path, job: Job) -> Callable[[Any], None]:

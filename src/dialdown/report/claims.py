@@ -313,7 +313,10 @@ def _editing(evidence: _Evidence) -> Claim | None:
     beats = {one: _all((lower[one], _not_higher(price[one]))) for one in lower}
     won = [one for one in edits if beats[one.name] == "held"]
     verdict: Verdict = "held" if won else "did not hold" if set(beats.values()) == {"did not hold"} else "undecided"
-    shown = min(won or edits, key=lambda one: one.change["toxicity"].mean)
+    most = max(one.change["toxicity"].n for one in edits)
+    shown = min(
+        won or [one for one in edits if one.change["toxicity"].n == most], key=lambda one: one.change["toxicity"].mean
+    )
     text = (
         f"{len(edits)} edits were looked at: {_count(lower.values(), 'held')} with distinguishably lower {evidence.concept} "
         f"than DPO (intervals corrected by Bonferroni for {len(edits)} looks), {len(won) or 'none'} of these with a "

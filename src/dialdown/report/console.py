@@ -54,7 +54,10 @@ def show_neurons(folder: Path, out: Console) -> None:
 
 
 def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, header_style="bold", padding=(0, 1))
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place == 0)
+    return table
 
 
 def _interval(value: dict[str, float] | None) -> str:
@@ -62,4 +65,7 @@ def _interval(value: dict[str, float] | None) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        # Value vectors turn so little that four digits would round to 1.
+        return f"{value:.7f}" if 0.999 < value < 1 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -11,9 +11,11 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from pydantic import ValidationError
 
 from .. import analysis, interactive, paper_figures
 from ..config import Config
+from ..errors import DialdownError
 from ..files import read_json
 from ..front import FrontPoint
 from ..metrics.agreement import agreement
@@ -33,7 +35,7 @@ ON_THE_FRONT = {
     "steer_random": "random_direction",
     "patch_four_groups_shift": "patch_shift",
     **{f"edit_{probe}_{kind}": f"edit_{probe}_{kind}" for probe in ("probe", "probe_free") for kind in ("set", "shift", "scale")},
-    **{f"edit_random_neurons_{kind}": "random_neurons" for kind in ("shift", "scale")},
+    **{f"edit_random_neurons_{kind}": f"random_neurons_{kind}" for kind in ("set", "shift", "scale")},
 }  # fmt: skip
 
 
@@ -50,10 +52,15 @@ class PaperTable:
 
 def write_tables(run: Run) -> None:
     """Write the tables that need the measured rows, beside those that the stage `neurons` wrote."""
-    rows = [*_rows(run.folder / "results.json"), *_rows(run.folder / "front.json")]
-    config = Config(**run.info["config"])
+    try:
+        config = Config(**(run.info.get("config") or {}))
+    except ValidationError as error:
+        raise DialdownError(
+            f"{run.folder / 'run.json'} holds settings that this version does not know ({error.errors()[0]['loc']}): make the report with the version that ran the study."
+        ) from error
     probes: dict[str, Any] = {protocol: run.stage("probe").get(protocol, {}) for protocol in config.protocols}
-    frames = analysis.of_rows(rows, config, probes)
+    rows, front = (_rows(run.folder / name) for name in ("results.json", "front.json"))
+    frames = analysis.of_rows(rows, front, config, probes)
     scored = _scored(run)
     if len(scored) > 1:
         frames[AGREEMENT] = agreement(scored)
@@ -75,7 +82,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def paper_tables(run: Run) -> list[PaperTable]:
     """The tables there are, in the paper's order."""
     found = []
-    for stem, title in {**TITLES, AGREEMENT: "How far the scorers agree on the untouched model's continuations"}.items():
+    for stem, title in {
+        **TITLES,
+        AGREEMENT: "How far the scorers agree on the untouched model's continuations",
+    }.items():
         path = run.folder / "tables" / f"{stem}.csv"
         if path.exists():
             # Tokens may look like numbers or nothing; they are text.
@@ -116,7 +126,9 @@ def _joined_intervals(frame: pl.DataFrame) -> tuple[list[str], list[list[Markup]
         for name in columns:
             low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
             whole = low is not None and high is not None
-            cells.append(_cell(row[name]) + (Markup(f" <small>[{_cell(low)}, {_cell(high)}]</small>") if whole else ""))
+            count = row.get(f"{name}_n")
+            beside = f"[{_cell(low)}, {_cell(high)}]" + ("" if count is None else f" n = {count:,}") if whole else ""
+            cells.append(_cell(row[name]) + (Markup(f" <small>{beside}</small>") if whole else ""))
         rows.append(cells)
     return columns, rows
 
@@ -196,7 +208,8 @@ def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
 def front_points(run: Run) -> list[FrontPoint]:
     """The rows of front.json that stand on the front."""
     points = []
-    steps = float(run.stage("train").get("steps", 1))
+    trained = run.stage("train")
+    steps = float(trained.get("best_step", trained.get("steps", 1)))
     for row in _rows(run.folder / "front.json"):
         name, _, strength = row["intervention"].partition("@")
         family = ON_THE_FRONT.get(name)

@@ -21,7 +21,7 @@ CONTROLS = ("random_neurons", "random_neurons_2", "random_neurons_3", "random_di
 KNOWN = (
     ("none", "Untouched model", "untouched"),
     ("steer_probe", "Steering along the probe", "steering"),
-    ("dpo", "DPO: the tuned model", "DPO"),
+    ("dpo", "The tuned model (DPO)", "DPO"),
     ("patch_toxic_neurons", "Patch the judged toxic neurons", "patch toxic"),
     ("patch_toxic", "Patch the {} most aligned neurons", "patch top {}"),
     ("patch_TP", "Patch TP", "patch TP"),

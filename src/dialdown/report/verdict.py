@@ -32,8 +32,15 @@ def findings(run: Run) -> list[Finding]:
 
 def strongest_edit(run: Run) -> Result | None:
     """The edit of lowest toxicity under `paper`, or under `strict` where `paper` was not run."""
-    edits = [one for one in _edits(run, run.protocols[-1]) if "toxicity" in one.metrics]
+    edits = _comparable(_edits(run, run.protocols[-1]))
     return min(edits, key=lambda one: one.metrics["toxicity"].mean, default=None)
+
+
+def _comparable(edits: list[Result]) -> list[Result]:
+    """Those measured on all prompts: a mean over fewer may be low because those are mild."""
+    known = [one for one in edits if "toxicity" in one.metrics]
+    most = max((one.metrics["toxicity"].n for one in known), default=0)
+    return [one for one in known if one.metrics["toxicity"].n == most]
 
 
 def _edits(run: Run, protocol: Protocol) -> list[Result]:
@@ -71,7 +78,7 @@ def _editing(run: Run) -> str:
     chosen = strongest_edit(run)
     if chosen is None:
         return ""
-    count = len(_edits(run, chosen.protocol))
+    count = len(_comparable(_edits(run, chosen.protocol)))
     start = f"Of {count} edits that need no tuned model" if count > 1 else "The only edit that needs no tuned model"
     name = (
         f", “{chosen.label}” leaves the least {run.concept}"
