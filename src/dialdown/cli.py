@@ -120,6 +120,10 @@ STAGE_HELP = {
     "train": ("train", "Tune the model with DPO and the KL term, after the stages before."),
     "activations": ("activations", "Mean activations of base and tuned model, after the stages before."),
     "neurons": ("neurons", "The neuron table and its groups, after the stages before."),
+    "front": (
+        "front",
+        "Every family of interventions at several strengths (front.count prompts), after the stages before.",
+    ),
     "evaluate": ("evaluate", "Every intervention and control under both protocols, after the stages before."),
 }
 for _name, (_stage, _help) in STAGE_HELP.items():

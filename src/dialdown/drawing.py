@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +18,26 @@ from .neurons import NeuronTable
 from .ranks import Floats
 
 TOKENS_SHOWN = 52  # characters of a decoded neuron's tokens that fit beside its name
+
+
+class Look(NamedTuple):
+    """How a group is drawn: warm colours write along the direction, cool ones against it."""
+
+    colour: str
+    hatch: str
+    marker: str
+    line: str
+
+
+LOOKS = {
+    "TP": Look("vermillion", "", "o", "-"),
+    "TN": Look("orange", "////", "s", "--"),
+    "AP": Look("green", "\\\\\\\\", "^", "-."),
+    "AN": Look("blue", "xxxx", "D", ":"),
+}
+NO_GROUP = "none"
+NO_GROUP_LOOK = Look("muted", "", "x", "-")
+"""A cosine or a base mean of exactly zero belongs to no group (METHOD §3), and may still have changed."""
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

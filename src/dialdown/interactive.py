@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import counted
+from .drawing import NO_GROUP, counted
 from .figures import COLOURS
 from .front import (
     FAMILIES,
@@ -33,7 +33,6 @@ from .front import (
 from .metrics.intervals import Estimate
 from .models import Protocol
 from .neurons import GROUPS, NeuronTable
-from .paper_figures import NO_GROUP
 from .ranks import layer_effects, ranking
 
 POINTS = 2000  # of the curve over ranks

@@ -10,7 +10,7 @@ hatch, marker and line besides colour, and so do the families of the front, so t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .drawing import (
+    LOOKS,
+    NO_GROUP,
+    NO_GROUP_LOOK,
+    Look,
     bars,
     counted,
     headline,
@@ -37,24 +41,6 @@ from .ranks import Floats, Ranking, layer_effects, ranking
 Quantity = Literal["projection", "activation"]
 
 
-class Look(NamedTuple):
-    """How a group is drawn: warm colours write along the direction, cool ones against it."""
-
-    colour: str
-    hatch: str
-    marker: str
-    line: str
-
-
-LOOKS = {
-    "TP": Look("vermillion", "", "o", "-"),
-    "TN": Look("orange", "////", "s", "--"),
-    "AP": Look("green", "\\\\\\\\", "^", "-."),
-    "AN": Look("blue", "xxxx", "D", ":"),
-}
-NO_GROUP = "none"
-NO_GROUP_LOOK = Look("muted", "", "x", "-")
-"""A cosine or a base mean of exactly zero belongs to no group (METHOD §3), and may still have changed."""
 COLUMNS: dict[Quantity, tuple[str, str]] = {
     "projection": ("projection_base", "projection_tuned"),
     "activation": ("mean_base", "mean_tuned"),

@@ -22,6 +22,7 @@ from ..errors import DialdownError
 from ..files import read_json
 from ..metrics.intervals import RESAMPLES, Estimate
 from ..models import Protocol
+from ..published import CLAIMS
 from .record import CONTROL_LABELS, Result, Run
 from .text import listed, number, with_interval
 from .verdict import FEW
@@ -32,16 +33,6 @@ Values = NDArray[np.float64]
 LITTLE = 0.5  # of DPO's reduction: a smaller share is little
 COMPARABLE = 0.25  # of the decreases: increases that cancel as much oppose them
 PRESERVED = 0.1  # nats by which log-perplexity may grow
-
-PUBLISHED = {
-    "Aligned neurons explain little": "The neurons most aligned with toxicity account for little of DPO’s reduction: those judged toxic for 0.4% to 19.7%, the 256 most aligned for 2.5% to 23.9% (table 3).",
-    "Opposing effects": "Besides the neurons that reduce toxicity a comparable share increases it: 51.75% to 58.49% of all neurons reduce it (table 18).",
-    "Four groups replicate DPO": "Patching all four groups lowers toxicity about as far as DPO: further in two of four models, 0.015 and 0.037 less far in the others (table 2).",
-    "Editing beats DPO": "An edit that needs no tuned model lowers toxicity further than DPO at a lower log-perplexity: the strongest probe-based one in all four models (table 2).",
-    "Perplexity is preserved": "Patching and editing preserve log-perplexity: patching all four groups moves it by −0.03 to +0.02 nats (table 2).",
-    "The effect is specific to the direction": "Toxicity falls because of what the chosen neurons write along the concept direction; the random controls are this study’s (METHOD §5).",
-}
-"""Claim to what the paper found, in its own figures."""
 
 FAMILIES = {"steer": "steering", "patch": "patches", "probe": "probe-based edits", "contrast": "probe-free edits"}
 
@@ -159,7 +150,7 @@ class _Evidence:
 
     def claim(self, name: str, verdict: Verdict, text: str, *, of: str = "") -> Claim:
         title = f"{name}: {of}" if of else name
-        return Claim(title, PUBLISHED[name], self.protocol, verdict, f"Under `{self.protocol}`, {text}")
+        return Claim(title, CLAIMS[name], self.protocol, verdict, f"Under `{self.protocol}`, {text}")
 
     def gap(self, one: Result, other: Result, metric: str, *, looks: int = 1) -> _Gap | None:
         """`one` minus `other`, its interval corrected by Bonferroni for `looks` comparisons; None if not measured."""
