@@ -253,7 +253,7 @@ def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     write_run(tmp_path, **QUICK)
     change_rows(tmp_path, lambda row: row.update(f1=None) if row["intervention"] == "dpo" else None)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    line = next(text for protocol, text in page.rows if protocol == "strict" and "DPO: the tuned model" in text)
+    line = next(text for protocol, text in page.rows if protocol == "strict" and "The tuned model (DPO)" in text)
     assert " · " in line
     assert "0.000  [0" not in line
 
