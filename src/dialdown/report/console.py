@@ -24,7 +24,8 @@ SHOWN = {
 
 def show_rows(folder: Path, out: Console) -> None:
     """Print table 2 of a finished study."""
-    table = _table("intervention", "protocol", "toxicity", "log-perplexity")
+    concept = read_json(folder / "run.json")["config"]["concept"]
+    table = _table("intervention", "protocol", concept, "log-perplexity")
     for row in read_json(folder / "results.json")["rows"]:
         if row["control_of"] is None:
             shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl")]
