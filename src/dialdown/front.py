@@ -181,7 +181,9 @@ def _price_axis(axes: Axes, ends: Sequence[float]) -> None:
     low, high = min(*ends, -LINEAR / 2), max(*ends, LINEAR)
     axes.set_xlim(1.2 * low, 1.3 * high)
     axes.axvline(0, color=COLOURS["muted"], linewidth=0.8, zorder=1)
-    shown = [tick for tick in (*(-one for one in TICKS), 0, *TICKS) if low <= tick <= 1.3 * high]
+    # The side below zero is narrow, and one of its labels has room beside the zero.
+    below = [-tick for tick in TICKS if low <= -tick][-1:]
+    shown = [*below, 0, *(tick for tick in TICKS if tick <= 1.3 * high)]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}".replace("-", "−")))
