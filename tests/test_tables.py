@@ -622,7 +622,7 @@ def test_published_figures_are_there_for_all_four_models() -> None:
     for model in published.MODELS:
         for quantity in ("groups", "toxic_neurons", "mlp", "kl_weight", "steering", "correlations", "shifts"):
             assert published.figure(model, quantity)
-        shares = published.groups(model) or {}
+        shares = published.figure(model, "groups") or {}
         assert sum(shares[name] for name in GROUPS) == pytest.approx(1, abs=0.002)
         assert published.figure(model, "steering")[0]["alpha"] == published.figure(model, "steering_alpha")
         # Table 12's first strength is table 2's row.

@@ -184,8 +184,9 @@ def main() -> None:
     except DialdownError as error:
         _say(str(error))
     except (MemoryError, RuntimeError) as error:
-        # torch has one exception for a GPU and only a message for the processor.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        # torch has one exception for a GPU and only a message for the processor; an illegal memory access is neither.
+        short = any(words in str(error) for words in ("out of memory", "allocate memory", "not enough memory"))
+        if not (isinstance(error, MemoryError) or short):
             raise
         _say(
             f"There is not enough memory ({' '.join(str(error).split())[:160]}): pass --set workers=1 or a smaller "

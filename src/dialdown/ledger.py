@@ -23,8 +23,12 @@ EVALUATED = ("judge", "control_count", "pairs", "pairs_count", "text", "window",
 # Stages that add to a finished study, and may do so again with other settings.
 ADDED = ("front", "report")
 # The stage that first reads a section of the settings; every other setting counts from the start.
-FIRST_READ = {"pairs": "pairs", "evaluation": "pairs", "training_prompts": "pairs", "dpo": "train", "tuned": "pairs"}
-FIRST_READ |= {"concept": "pairs", "token_judge": "neurons", "interventions": "neurons", "front": "front"}
+FIRST_READ = {
+    **dict.fromkeys(("pairs", "evaluation", "training_prompts", "tuned", "concept"), "pairs"),
+    "dpo": "train",
+    **dict.fromkeys(("token_judge", "interventions"), "neurons"),
+    "front": "front",
+}
 
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
 

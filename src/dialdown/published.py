@@ -77,18 +77,6 @@ def figure(model: str | None, quantity: Quantity) -> Any:
     return _figures()[quantity].get(MODELS.get((model or "").lower()))
 
 
-def groups(model: str) -> dict[str, float] | None:
-    """Table 5: the share of each group of METHOD §3 among the neurons of all four; None for another model."""
-    found: dict[str, float] | None = figure(model, "groups")
-    return found
-
-
-def probe_accuracy(model: str) -> float | None:
-    """Table 11: the probe's validation accuracy (METHOD §2); None for another model."""
-    found: float | None = figure(model, "probe_accuracy")
-    return found
-
-
 def seed_words() -> dict[str, list[str]]:
     """Table 7: the `toxic` and `non_toxic` words of the token contrast."""
     found: dict[str, list[str]] = _figures()["seed_words"]

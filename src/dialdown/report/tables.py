@@ -125,7 +125,7 @@ def group_table(run: Run) -> Table | None:
     """Tables 4 and 5: how many neurons each group has, and what they contribute to the change."""
     if not run.tables:
         return None
-    known = published.groups(run.model)
+    known = published.figure(run.model, "groups")
     compared = all(table.compared for table in run.tables.values())
     columns = [Column("neurons"), Column("share of the four")]
     columns += [Column("sum of Δ", "residual units")] if compared else []
@@ -150,7 +150,7 @@ def group_table(run: Run) -> Table | None:
 def probe_table(run: Run) -> Table | None:
     """Table 11: how well the probe tells held-out texts apart."""
     facts = run.stage("probe")
-    known = published.probe_accuracy(run.model)
+    known = published.figure(run.model, "probe_accuracy")
     columns = [Column("accuracy"), Column("AUC"), Column("texts: fitted"), Column("texts: held out")]
     columns += [Column("published accuracy")] if known else []
     lines = []
