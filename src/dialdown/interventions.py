@@ -78,6 +78,27 @@ class Intervention:
         vector = np.zeros(0) if self.vector is None else self.vector
         return fingerprint(self.gain, self.offset, vector)
 
+    def at(self, strength: float) -> Intervention:
+        """The same intervention dialled to `strength`: 0 does nothing, 1 is this one, more goes on in a straight line.
+
+        The line is one of effects, m_i <- m_i + strength * (gain_i * m_i + offset_i - m_i), so a `set` at half strength
+        moves every activation half of the way to its constant.
+
+        Raises:
+            DialdownError: a strength that is no finite number.
+        """
+        if not np.isfinite(strength):
+            raise DialdownError(
+                f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole edit."
+            )
+        return replace(
+            self,
+            gain=1 + strength * (self.gain - 1),
+            offset=strength * self.offset,
+            vector=None if self.vector is None else strength * self.vector,
+            record={**self.record, "strength": strength * self.record.get("strength", 1.0)},
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the intervention as one safetensors file."""
         arrays: dict[str, NDArray[Any]] = {"gain": self.gain, "offset": self.offset, "selected": self.selected}
@@ -153,11 +174,7 @@ class Intervention:
         Raises:
             DialdownError: the architecture has no MLP bias, the model has another shape, or an intervention acts on it.
         """
-        self._check(lm)
-        if acting_on(lm):
-            raise DialdownError(
-                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
-            )
+        self._check_foldable(lm)
         folded = lm.twin()
         if self.vector is not None or self.offset.any():
             _ensure_bias(folded, self.name)
@@ -171,6 +188,53 @@ class Intervention:
                 multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
                 bias.add_(torch.as_tensor(self.vector / multiplier).to(bias))
         return replace(folded, name=f"{lm.name} + {self.name}")
+
+    @contextmanager
+    def folded_into(self, lm: LM) -> Iterator[None]:
+        """Be folded into the weights of `lm` itself inside the context, and leave it bit-identical afterwards.
+
+        Unlike `applied` it costs a forward pass nothing, and unlike `fold` no second model: of the layers it touches, the
+        columns are kept. It is how many edits are tried on one model.
+
+        Raises:
+            DialdownError: see `fold`; or the edit needs a bias the model does not have yet (`fold` makes one).
+        """
+        self._check_foldable(lm)
+        touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
+        layers = [lm.view.layers[index] for index in touched]
+        if self.vector is not None or (self.offset.any() and any(layer.down.bias is None for layer in layers)):
+            raise DialdownError(
+                f"{self.name} needs a bias that {lm.name} does not have: use kind='scale', or fold it into a copy."
+            )
+        kept = [
+            (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone()) for layer in layers
+        ]
+        try:
+            with torch.no_grad():
+                for index, layer in zip(touched, layers, strict=True):
+                    self._fold_layer(index, layer)
+            yield
+        finally:
+            with torch.no_grad():
+                for layer, (columns, bias) in zip(layers, kept, strict=True):
+                    layer.columns.copy_(columns)
+                    if bias is not None:
+                        layer.down.bias.copy_(bias)
+
+    def _check_foldable(self, lm: LM) -> None:
+        self._check(lm)
+        if acting_on(lm):
+            raise DialdownError(
+                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
+            )
+        # Two names for one matrix: folding would edit it twice, or change what else it is used for.
+        uses = Counter(parameter.data_ptr() for _, parameter in lm.model.named_parameters(remove_duplicate=False))
+        shared = [layer.path for layer in lm.view.layers if uses[layer.down.weight.data_ptr()] > 1]
+        if shared:
+            raise DialdownError(
+                f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit would change too: "
+                "untie the weights first, or apply the edit while generating."
+            )
 
     def _fold_layer(self, index: int, layer: MLPLayer) -> None:
         columns = layer.columns
