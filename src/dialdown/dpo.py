@@ -174,27 +174,61 @@ def train_dpo(
         DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out` holds
             something else; the disk has no room or cannot be written; the loss is no longer finite.
     """
+
+    def save(policy: Any, folder: Path) -> None:
+        # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.
+        theirs = policy.config, policy.generation_config
+        policy.config, policy.generation_config = copy.deepcopy((model.config, model.generation_config))
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        policy.config, policy.generation_config = theirs
+
+    return tune(model, tokenizer, pairs, settings, out, prepare=_own_weights, save=save, progress=progress)
+
+
+def _own_weights(model: Any) -> Any:
+    policy = copy.deepcopy(model)
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        policy.requires_grad_(True)
+    return policy
+
+
+def tune(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    settings: DPOSettings,
+    out: Path,
+    *,
+    prepare: Callable[[Any], Any],
+    save: Callable[[Any, Path], None],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> TrainingLog:
+    """Train whatever of a policy is trainable on `pairs`, resuming where it was stopped: `train_dpo` and `train_gains`.
+
+    Args:
+        model, tokenizer, pairs, settings, out, progress: see `train_dpo`.
+        prepare: from the model to a policy that may be changed.
+        save: writes a policy into a folder.
+
+    Raises:
+        DialdownError: see `train_dpo`.
+    """
     fit, quiet = _trl()
     out = out.resolve()
     examples = _encode(model, tokenizer, pairs, settings)
     train, held_out = _split(pairs, examples, settings)
     weights = [fingerprint(_bytes(weight)) for weight in model.parameters()]
-    inputs = fingerprint(asdict(settings), train, held_out, weights)
+    inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights)
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
         return finished
-    _claim(work, inputs, model, settings)
-    policy = copy.deepcopy(model)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
-        policy.requires_grad_(True)
+    policy = prepare(model)
+    _claim(work, inputs, policy, settings)
 
     def publish(policy: Any, folder: Path, record: dict[str, Any]) -> None:
-        # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.
-        theirs = policy.config, policy.generation_config
-        policy.config, policy.generation_config = copy.deepcopy((model.config, model.generation_config))
-        _publish(policy, tokenizer, folder, {"inputs": inputs, "settings": asdict(settings), **record})
-        policy.config, policy.generation_config = theirs
+        _publish(policy, save, folder, {"inputs": inputs, "settings": asdict(settings), **record})
 
     def snapshot(policy: Any, step: int) -> None:
         publish(policy, out.with_name(f"{out.name}-steps") / str(step), {"step": step})
@@ -217,6 +251,12 @@ def train_dpo(
     del policy
     gc.collect()
     return log
+
+
+def sharing(model: Any) -> Any:
+    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its modules leaves `model` alone."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
 
 
 def _trl() -> tuple[Callable[..., TrainingLog], Callable[[], AbstractContextManager[None]]]:
@@ -314,7 +354,7 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
     return TrainingLog(**log)
 
 
-def _claim(work: Path, inputs: str, model: nn.Module, settings: DPOSettings) -> None:
+def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) -> None:
     """Make `work` the folder of this run: empty, unless a run with the same inputs was stopped there."""
     claim = work / "inputs.json"
     # transformers records the path of the best checkpoint, so a run that was moved cannot be resumed.
@@ -324,7 +364,7 @@ def _claim(work: Path, inputs: str, model: nn.Module, settings: DPOSettings) -> 
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
     write_json(claim, ours)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
+    weights = sum(parameter.nbytes for parameter in policy.parameters() if parameter.requires_grad)
     # Three checkpoints at worst (best, last and the one being written), the result, and what is kept on the way.
     needed = weights * (3 * (1 + OPTIMIZERS[settings.optimizer][1]) + 1 + settings.snapshots)
     held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
@@ -336,14 +376,13 @@ def _claim(work: Path, inputs: str, model: nn.Module, settings: DPOSettings) -> 
         )
 
 
-def _publish(policy: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+def _publish(policy: Any, save: Callable[[Any, Path], None], out: Path, record: dict[str, Any]) -> None:
     """Write the tuned model under a temporary name, sync it, and rename it to `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    policy.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    save(policy, partial)
     write_json(partial / RECORD, record)
     for path in partial.rglob("*"):
         if path.is_file():

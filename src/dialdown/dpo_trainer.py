@@ -23,14 +23,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from .dpo import OPTIMIZERS, DPOSettings, Example, KLDirection, KLPositions, TrainingLog
+from .dpo import OPTIMIZERS, DPOSettings, Example, KLDirection, KLPositions, TrainingLog, sharing
 from .errors import DialdownError
 
 IGNORED = -100
@@ -266,7 +266,8 @@ def fit(
     """
     trainer = KLDPOTrainer(
         model=policy,
-        ref_model=_reference(model),
+        # TRL may patch, freeze or move it.
+        ref_model=sharing(model),
         args=_arguments(settings, work, on_cpu=model.device.type == "cpu"),
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out),
@@ -283,12 +284,6 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     _run(trainer, work)
     return _training_log(trainer.state, len(train), len(held_out))
-
-
-def _reference(model: Any) -> Any:
-    """A model that shares the weights of `model` and nothing else: TRL may patch, freeze or move it."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, shared).eval()
 
 
 def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:

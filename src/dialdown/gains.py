@@ -1,0 +1,110 @@
+"""Neuron gains: the DPO loss with nothing trainable but one number per neuron, an ordinary `scale` intervention (METHOD §7, §8).
+
+    gains, log = train_gains(lm, pairs, GainSettings(), Path("gains"))
+    plain = gains.fold(lm)
+
+One gain per neuron is exactly IA3 on the input of the MLP's down projection, so PEFT makes the parameters and TRL trains
+them as it trains a whole model in `dpo`. No weight has a gradient, and the reference and the policy share all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.pytorch_utils import Conv1D
+
+from .activations import NeuronMeans
+from .dpo import DPOSettings, TrainingLog, sharing, tune
+from .interventions import Intervention
+from .models import LM
+from .pairs import Pair
+
+FILE = "gains.safetensors"
+
+
+@dataclass(frozen=True)
+class GainSettings(DPOSettings):
+    """How to train neuron gains: DPO's settings with what one number per neuron needs, one pass of small batches at a high rate.
+
+    See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+    """
+
+    optimizer: Literal["rmsprop", "adamw"] = "adamw"
+    learning_rate: float = 6e-3
+    warmup_steps: int = 0
+    accumulation: int = 1
+    epochs: int = 1
+    eval_every: int = 1000
+    eval_pairs: int = 8
+
+
+def train_gains(
+    lm: LM,
+    pairs: Sequence[Pair],
+    settings: GainSettings,
+    out: Path,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Intervention, TrainingLog]:
+    """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8, with gains as the only weights).
+
+    The gains are float32 whatever the model's dtype, and the model is left untouched. The same call resumes a run that was
+    stopped (see `train_dpo`).
+
+    Args:
+        lm: the model; it is the reference too.
+        pairs: preference pairs; prompts that are held out for validation are not trained on.
+        settings: how to train.
+        out: a folder that does not exist, is empty, or was written by this function.
+        progress: called with "dpo", the steps done and the steps in all.
+
+    Returns:
+        a `scale` intervention of all L x F neurons, and what happened in training.
+
+    Raises:
+        DialdownError: see `train_dpo`.
+    """
+    paths = [layer.path for layer in lm.view.layers]
+
+    def prepare(model: Any) -> Any:
+        from peft import IA3Config, get_peft_model
+
+        conv = isinstance(lm.view.layers[0].down, Conv1D)
+        config = IA3Config(target_modules=paths, feedforward_modules=paths, fan_in_fan_out=conv, task_type="CAUSAL_LM")
+        return get_peft_model(sharing(model), config)
+
+    def save(policy: Any, folder: Path) -> None:
+        base = policy.get_base_model()
+        rows = [base.get_submodule(path).ia3_l["default"].detach().flatten().double().cpu() for path in paths]
+        gain = torch.stack(rows).numpy()
+        as_scale("neuron_gains", gain, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / FILE)
+
+    log = tune(lm.model, lm.tokenizer, pairs, settings, out, prepare=prepare, save=save, progress=progress)
+    return Intervention.load(out / FILE), log
+
+
+def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:
+    """A `scale` intervention from gains, (L, F) float64: whatever differs from 1 is selected."""
+    return Intervention(name, "scale", gain, np.zeros_like(gain), gain != 1, record=record)
+
+
+def importance(lm: LM, gains: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
+    """How far each neuron's gain moves what its layer writes: |gain - 1| * |mean activation| * ||v_i||, (L, F) float64."""
+    norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
+    moved: NDArray[np.float64] = np.abs(gains.gain - 1) * np.abs(base.means) * np.stack(norms)
+    return moved
+
+
+def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Intervention:
+    """The gains of the `count` neurons that come first by `order` (L, F), highest first; every other neuron keeps its activation."""
+    kept = np.zeros(order.size, dtype=bool)
+    kept[np.argsort(-order.ravel(), kind="stable")[:count]] = True
+    kept = kept.reshape(order.shape) & gains.selected
+    gain = np.where(kept, gains.gain, 1.0)
+    return replace(gains, name=f"{gains.name}_top_{count}", gain=gain, selected=kept)

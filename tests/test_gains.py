@@ -1,0 +1,145 @@
+"""Neuron gains on tiny random models: what is trained, against a float64 gradient written here, and what comes out (METHOD §8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from dialdown.errors import DialdownError
+from dialdown.gains import FILE, GainSettings, keep_top, train_gains
+from dialdown.interventions import Intervention
+from dialdown.models import LM
+from dialdown.pairs import Pair
+
+PAIRS = tuple(
+    Pair(f"{noun} in the", chosen, rejected)
+    for noun, chosen, rejected in zip(
+        ("cat", "dog", "house", "tree", "river", "stone"),
+        (" good", " kind and good", " soft", " warm", " calm", " neat"),
+        (" bad", " cruel", " vile and bad", " foul", " grim", " mean"),
+        strict=True,
+    )
+)
+QUICK = GainSettings(learning_rate=2e-2, batch_size=2, epochs=2, eval_every=100, eval_pairs=1)
+
+
+def log_probability(model: torch.nn.Module, tokenizer: object, pair: Pair, text: str) -> torch.Tensor:
+    prompt, whole = (tokenizer(t)["input_ids"] for t in (pair.prompt, pair.prompt + text))  # type: ignore[operator]
+    logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(logits[at - 1, whole[at]] for at in range(len(prompt), len(whole)))  # type: ignore[return-value]
+
+
+def loss_gradient(lm: LM, pairs: list[Pair], beta: float) -> np.ndarray:
+    """The gradient of plain DPO by one gain per neuron, in float64, at gains of 1."""
+    twin = lm.twin()
+    twin.model.double().requires_grad_(False)
+    gains = [torch.ones(twin.view.n_neurons, dtype=torch.float64, requires_grad=True) for _ in twin.view.layers]
+    for gain, layer in zip(gains, twin.view.layers, strict=True):
+        layer.down.register_forward_pre_hook(lambda module, args, gain=gain: (args[0] * gain,))
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in pairs:
+        chosen, rejected = (log_probability(twin.model, lm.tokenizer, pair, t) for t in (pair.chosen, pair.rejected))
+        margin = (chosen - chosen.detach()) - (rejected - rejected.detach())
+        total = total - F.logsigmoid(beta * margin) / len(pairs)
+    total.backward()
+    return np.stack([gain.grad.numpy() for gain in gains])
+
+
+def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_path: Path) -> None:
+    settings = GainSettings(kl_weight=0, learning_rate=1e-3, batch_size=6, max_steps=1, eval_pairs=1, max_grad_norm=1e9)
+    gains, log = train_gains(named, PAIRS, settings, tmp_path / "gains")
+    assert log.steps == 1
+    moved = gains.gain - 1
+    # Which pair is held out is drawn, so the gradient that fits is that of one of the six choices.
+    found = []
+    for left_out in range(len(PAIRS)):
+        gradient = loss_gradient(named, [p for i, p in enumerate(PAIRS) if i != left_out], settings.beta)
+        large = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
+        found.append(bool((np.sign(moved[large]) == -np.sign(gradient[large])).all()))
+    assert any(found)
+    # Adam's first step has the length of the learning rate wherever there is a gradient.
+    assert np.abs(moved).max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path: Path) -> None:
+    gains, log = train_gains(named, PAIRS, QUICK, tmp_path / "gains")
+    assert gains.kind == "scale"
+    assert gains.gain.shape == (tiny.LAYERS, tiny.NEURONS)
+    assert not gains.offset.any()
+    assert log.loss[-1] < log.loss[0]
+    assert log.dpo_loss[0] == pytest.approx(np.log(2), abs=1e-6)
+
+    def margin(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(
+                sum(
+                    log_probability(model, named.tokenizer, pair, pair.chosen)
+                    - log_probability(model, named.tokenizer, pair, pair.rejected)
+                    for pair in PAIRS
+                )
+            )
+
+    assert margin(gains.fold(named).model) > margin(named.model)
+
+
+def test_the_same_call_returns_what_is_there_and_is_reproducible(llama: LM, tmp_path: Path) -> None:
+    first, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a")
+    stamp = (tmp_path / "a" / FILE).stat().st_mtime_ns
+    again, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a")
+    assert (tmp_path / "a" / FILE).stat().st_mtime_ns == stamp
+    other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b")
+    np.testing.assert_array_equal(first.gain, again.gain)
+    np.testing.assert_array_equal(first.gain, other.gain)
+
+
+def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path) -> None:
+    settings = GainSettings(learning_rate=2e-2, batch_size=1, epochs=2, eval_every=2, eval_pairs=1)
+    whole, _ = train_gains(llama, PAIRS, settings, tmp_path / "whole")
+
+    class Stopped(Exception):  # noqa: N818  (it is no error but a key press)
+        pass
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_gains(llama, PAIRS, settings, tmp_path / "stopped", progress=stop)
+    steps: list[int] = []
+    resumed, log = train_gains(
+        llama, PAIRS, settings, tmp_path / "stopped", progress=lambda label, done, total: steps.append(done)
+    )
+    assert steps[0] == 4
+    assert log.steps == 10
+    np.testing.assert_array_equal(whole.gain, resumed.gain)
+
+
+def test_gains_of_a_16_bit_model_are_not_rounded_to_16_bits(tmp_path: Path) -> None:
+    lm = tiny.lm("llama")
+    lm.model.bfloat16()
+    gains, _ = train_gains(lm, PAIRS, GainSettings(learning_rate=1e-4, batch_size=2, eval_pairs=1), tmp_path / "gains")
+    # The nearest bfloat16 numbers to 1 are further away than that.
+    assert 0 < np.abs(gains.gain - 1).max() < 2**-9
+    assert lm.model.dtype == torch.bfloat16
+
+
+def test_keeping_the_first_neurons_of_an_order(llama: LM) -> None:
+    rng = np.random.default_rng(0)
+    shape = (tiny.LAYERS, tiny.NEURONS)
+    gain, order = rng.normal(1, 0.1, shape), rng.random(shape)
+    gains = Intervention("g", "scale", gain, np.zeros(shape), np.ones(shape, dtype=bool))
+    kept = keep_top(gains, order, 5)
+    best = np.sort(order.ravel())[-5]
+    np.testing.assert_array_equal(kept.selected, order >= best)
+    np.testing.assert_array_equal(kept.gain, np.where(order >= best, gain, 1.0))
+    assert kept.neurons == 5
+
+
+def test_too_few_pairs_are_refused(llama: LM, tmp_path: Path) -> None:
+    with pytest.raises(DialdownError, match="pass at least 4 pairs"):
+        train_gains(llama, PAIRS[:2], QUICK, tmp_path / "gains")
