@@ -1,12 +1,13 @@
-"""The commands: `dialdown run` and its stages, and `dialdown doctor`."""
+"""The commands: `dialdown run` and its stages, `detox` and what is done with its result, and `doctor`."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .config import Config, load_config, parse_assignments
 from .errors import DialdownError
+
+if TYPE_CHECKING:
+    from .interventions import Intervention
+    from .models import LM
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 out = Console()
@@ -100,17 +105,23 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     quiet_libraries()
     display = Display()
     start = time.monotonic()
-    try:
-        with display.bar:
-            Study(settings, folder, progress=display.progress, announce=display.announce).run(until=until)
-    except KeyboardInterrupt:
-        err.print("Interrupted: what is done stays done, and the same command goes on from there.")
-        sys.exit(130)
+    with display.bar, _interruptible():
+        Study(settings, folder, progress=display.progress, announce=display.announce).run(until=until)
     out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.")
     if until == "report":
         from .report.console import show_rows
 
         show_rows(folder, out)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C says that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("Interrupted: what is done stays done, and the same command goes on from there.")
+        sys.exit(130)
 
 
 STAGE_HELP = {
@@ -145,6 +156,142 @@ def diff(
     from .report.console import show_neurons
 
     show_neurons(folder, out)
+
+
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write; it appears whole or not at all.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")]
+Verify = Annotated[bool, typer.Option(help="Reload the folder and compare its logits with the hooked base model.")]
+Base = Annotated[str | None, typer.Option(help="Where the base model is, if not where the edit says.")]
+EditFolder = Annotated[Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")]
+Strength = Annotated[float, typer.Option(help="How far to dial: 0 is the base model, 1 the edit as it was found.")]
+
+
+@app.command()
+def detox(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
+    out_folder: OutFolder,
+    strength: Annotated[float | None, typer.Option(help="How far to dial; 1 is the edit as it is found.")] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Instead: the KL to the base it may cost, nats per token.")
+    ] = None,
+    max_ppl_increase: Annotated[
+        float | None, typer.Option(help="Instead: the share by which perplexity may rise; 0.05 is 5 %.")
+    ] = None,
+    training: Annotated[bool, typer.Option(help="Train gains, or search for an edit without training.")] = True,
+    preset: Annotated[str, typer.Option(help="detox, or smoke to see that it all works.")] = "detox",
+    config: Annotated[Path | None, typer.Option("--config", help="A TOML file of further settings.")] = None,
+    seed: Seed = None,
+    force: Force = False,
+    verify: Verify = True,
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """One number per neuron that makes a model less toxic: found, checked on held-out prompts, folded into a checkpoint."""
+    # Without training the budget steers the search itself; with it, how far the trained gains are dialled.
+    section = "detox" if training else "search"
+    named = {
+        "model": model,
+        "seed": seed,
+        "detox.strength": strength,
+        f"{section}.max_kl": max_kl,
+        f"{section}.max_ppl_increase": max_ppl_increase,
+    }
+    flags = {key: value for key, value in named.items() if value is not None}
+    settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
+    from .detox import find_edit, notes
+    from .export import check_out, export
+    from .report.console import show_check
+    from .workers import quiet_libraries
+
+    quiet_libraries()
+    check_out(out_folder, force)
+    work = out_folder.with_name(f"{out_folder.name}-work")
+    display = Display()
+    with display.bar, _interruptible():
+        edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
+        done = export(
+            model,
+            edit,
+            out_folder,
+            revision=settings.revision,
+            force=force,
+            verify=verify,
+            notes=notes(work),
+            progress=display.progress,
+        )
+    show_check(work, out)
+    checked = "not verified" if done.verification is None else str(done.verification)
+    out.print(f"{out_folder} is an ordinary checkpoint ({checked}); the work is in {work}.", soft_wrap=True)
+
+
+@app.command("apply")
+def apply_edit(
+    folder: EditFolder,
+    out_folder: OutFolder,
+    base: Base = None,
+    strength: Strength = 1.0,
+    force: Force = False,
+    verify: Verify = True,
+) -> None:
+    """Put an edit on its base model again, at any strength, as a checkpoint."""
+    from .export import apply_delta
+    from .workers import quiet_libraries
+
+    quiet_libraries()
+    display = Display()
+    with display.bar:
+        apply_delta(
+            folder, out_folder, base=base, strength=strength, force=force, verify=verify, progress=display.progress
+        )
+    out.print(f"Wrote {out_folder}.", soft_wrap=True)
+
+
+@app.command()
+def chat(
+    folder: EditFolder,
+    base: Base = None,
+    strength: Strength = 1.0,
+    tokens: Annotated[int, typer.Option(help="The longest reply, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
+) -> None:
+    """Talk to the base and the edited model side by side; /strength moves the dial between turns."""
+    from .chat import ChatSettings
+    from .chat import chat as talk
+    from .workers import quiet_libraries
+
+    settings = ChatSettings(strength, tokens, temperature, seed)
+    quiet_libraries()
+    lm, edit = _base_and_edit(folder, base)
+    talk(lm, edit, settings=settings, console=out)
+
+
+@app.command("control-vector")
+def control_vector(
+    folder: EditFolder,
+    out_file: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
+    base: Base = None,
+    strength: Strength = 1.0,
+    skip_first_layer: Annotated[
+        bool, typer.Option(help="Leave out layer 0, which llama.cpp has no place for.")
+    ] = False,
+) -> None:
+    """Write a shift or a steering as a control vector for llama.cpp."""
+    from .control_vector import write_control_vector
+    from .workers import quiet_libraries
+
+    quiet_libraries()
+    lm, edit = _base_and_edit(folder, base)
+    path = write_control_vector(lm, edit.at(strength), out_file, skip_first_layer=skip_first_layer)
+    out.print(f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}", soft_wrap=True)
+
+
+def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
+    from .delta import base_of, load_delta
+    from .models import load
+
+    delta = load_delta(folder)
+    found = base_of(delta, base)
+    return load(base or delta.base, revision=found.revision), delta.edit
 
 
 @app.command()

@@ -18,10 +18,12 @@ from .dpo import DPOSettings
 from .edits import EditKind, Ordering
 from .errors import DialdownError, nearest
 from .files import disk_errors
+from .gains import GainSettings
 from .models import Protocol
 from .pairs import PairSettings
+from .search import SearchSettings
 
-PRESETS = ("smoke", "demo", "diff", "full")
+PRESETS = ("smoke", "demo", "diff", "full", "detox")
 # Read by assets.py, not settings of a study.
 OTHER_VARIABLES = {"DIALDOWN_CACHE"}
 
@@ -129,6 +131,9 @@ class FrontSettings:
         patch: multiples of the shift patch of all four groups.
         set, shift, scale: β of an edit of each kind.
         alphas: fractions of each group, for the `scale` edit at its usual β.
+        gains: how far the neuron gains are dialled.
+        kept: fractions of the neurons that keep their gain, those it moves most first.
+        searched: edits of the search, spread along its own front.
     """
 
     count: Annotated[int, Field(ge=0)] = 0
@@ -138,6 +143,30 @@ class FrontSettings:
     shift: tuple[Strength, ...] = (0.1, 0.3, 0.6, 1.0)
     scale: tuple[Strength, ...] = (0.1, 0.2, 0.3, 0.5)
     alphas: tuple[Fraction, ...] = (0.4, 0.6, 0.8)
+    gains: tuple[Strength, ...] = (0.25, 0.5, 0.75, 1.0, 1.5)
+    kept: tuple[Fraction, ...] = (0.01, 0.03, 0.1, 0.3)
+    searched: Annotated[int, Field(ge=0)] = 4
+
+
+@dataclass(frozen=True)
+class DetoxSettings:
+    """The one dial of `dialdown detox`: a strength, or a budget that finds it.
+
+    Attributes:
+        strength: what the gains' distance from 1 is multiplied by; 1 is as they were found.
+        max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to `most` within it.
+        max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is 5 %.
+        most: the greatest strength that a budget may ask for.
+        neutral_tokens: how much neutral text costs are measured on while dialling and searching, none of it in the evaluation.
+        finalists: searched edits that the evaluation prompts choose from.
+    """
+
+    strength: Strength = 1.0
+    max_kl: Strength | None = None
+    max_ppl_increase: Strength | None = None
+    most: Strength = 1.5
+    neutral_tokens: Count = 1536
+    finalists: Count = 3
 
 
 class Config(BaseSettings):
@@ -155,7 +184,7 @@ class Config(BaseSettings):
         protocols: which of `strict` and `paper` (METHOD §5).
         concept: what the labelled texts are about; the name it has in tables and in questions to a token judge.
         token_judge: what says which logit-lens tokens are of the concept (see `token_judge.load_token_judge`).
-        probe, pairs, dpo, interventions, evaluation, front: the stages' own settings.
+        probe, pairs, dpo, interventions, evaluation, gains, search, front, detox: the stages' own settings.
     """
 
     model_config = SettingsConfigDict(env_prefix="DIALDOWN_", env_nested_delimiter="__", extra="forbid", frozen=True)
@@ -176,14 +205,17 @@ class Config(BaseSettings):
     dpo: DPOSettings = DPOSettings()
     interventions: InterventionSettings = InterventionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    gains: GainSettings = GainSettings()
+    search: SearchSettings = SearchSettings()
     front: FrontSettings = FrontSettings()
+    detox: DetoxSettings = DetoxSettings()
 
 
 def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """Merge the sources into one checked configuration.
 
     Args:
-        preset: `smoke`, `demo`, `diff` or `full`.
+        preset: `smoke`, `demo`, `diff`, `full` or `detox`.
         file: a TOML file that overrides the preset.
         flags: dotted keys that override everything.
 

@@ -92,7 +92,7 @@ def read_control_vector(path: str | Path) -> dict[int, NDArray[np.float32]]:
 
 def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
     """(L, d): what the intervention adds to the residual stream after each layer."""
-    edit._check(lm)
+    edit.check(lm)
     if (edit.gain != 1).any():
         raise DialdownError(
             f"{edit.name} is a {edit.kind} edit: what it changes depends on the activations and no constant vector can do it; "

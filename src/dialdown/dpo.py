@@ -274,8 +274,8 @@ def _encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], settings: DPOSett
     examples = []
     for pair in pairs:
         prompt = tokenizer(pair.prompt)["input_ids"]
-        chosen = _continuation(tokenizer, pair.prompt, pair.chosen)
-        rejected = _continuation(tokenizer, pair.prompt, pair.rejected)
+        chosen = continuation_ids(tokenizer, pair.prompt, pair.chosen)
+        rejected = continuation_ids(tokenizer, pair.prompt, pair.rejected)
         examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     empty = [number for number, example in enumerate(examples) if not all(example.values())]
     if empty:
@@ -299,7 +299,7 @@ def _length(example: Example) -> int:
     return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
 
 
-def _continuation(tokenizer: Any, prompt: str, text: str) -> list[int]:
+def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
     """The ids that `text` has after `prompt`, whose own ids stay as they are while decoding.
 
     Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a line break,

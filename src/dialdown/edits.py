@@ -145,7 +145,7 @@ def edit_controls(
         other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same rule along it).
     """
     kind, alpha, beta = edited.kind, edited.alpha, edited.beta
-    if kind not in get_args(EditKind) or alpha is None or beta is None:
+    if kind not in get_args(EditKind) or alpha is None or beta is None or "ordering" not in edited.record:
         raise DialdownError(
             f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result of dd.edit."
         )

@@ -36,6 +36,7 @@ COLOURS = {
     "green": "#009e73",
     "purple": "#aa4499",
     "orange": "#c98a00",
+    "sky": "#56b4e9",
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

@@ -34,6 +34,9 @@ class Family(NamedTuple):
 FAMILIES = {
     "none": Family("untouched", "ink", "o", "-", True),
     "dpo": Family("DPO", "vermillion", "*", "-", True),
+    "gains": Family("neuron gains", "sky", "o", "-", True),
+    "gains_kept": Family("neuron gains, few kept", "sky", "o", ":", False),
+    "searched": Family("searched, no training", "ink", "h", "--", True),
     "steer": Family("steering", "purple", "^", "-.", True),
     "patch": Family("patching", "blue", "s", "-", True),
     "patch_shift": Family("patching, shift", "blue", "s", "--", False),
@@ -46,6 +49,7 @@ FAMILIES = {
     "random_neurons_set": Family("random neurons, set", "muted", "D", ":", False),
     "random_neurons_shift": Family("random neurons, shift", "muted", "v", ":", False),
     "random_neurons_scale": Family("random neurons, scale", "muted", "P", ":", False),
+    "random_neurons_gains": Family("random neurons, gains", "muted", "o", ":", False),
     "random_direction": Family("random direction", "muted", "+", ":", True),
 }
 PRICES: dict[Price, str] = {

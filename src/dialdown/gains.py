@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from .activations import NeuronMeans
 from .dpo import DPOSettings, TrainingLog, sharing, tune
+from .edits import LESS
 from .interventions import Intervention
 from .models import LM
+from .neurons import NeuronTable
 from .pairs import Pair
 
 FILE = "gains.safetensors"
@@ -101,6 +104,42 @@ def importance(lm: LM, gains: Intervention, base: NeuronMeans) -> NDArray[np.flo
     return moved
 
 
+def by_group(table: NeuronTable, gains: Intervention, moved: NDArray[np.float64]) -> pl.DataFrame:
+    """What the gains do in each of the tuning-free groups: how many neurons, their mean change, and who follows the rule.
+
+    The four-group rule (METHOD §4) dials TP and AN down and AP and TN up; `with_rule` is the share of a group's neurons whose
+    gain moves that way, `with_rule_weighted` the same with each neuron counting by `moved` (see `importance`).
+
+    Args:
+        table: of the base model along the direction that makes the groups.
+        gains: a `scale` intervention of its shape.
+        moved: (L, F), from `importance`.
+
+    Returns:
+        one row per group and one for `all`: `group`, `neurons`, `mean_change` (of gain - 1), `mean_size` (of its absolute
+        value), `share_moved`, `with_rule`, `with_rule_weighted`.
+    """
+    change = gains.gain - 1
+    masks = table.groups(changed=False)
+    down = np.logical_or(*(masks[name] for name in LESS))
+    follows = np.where(down, change < 0, change > 0)
+    rows = []
+    for name, mask in [*masks.items(), ("all", np.logical_or.reduce([*masks.values()]))]:
+        count = int(mask.sum())
+        rows.append(
+            {
+                "group": name,
+                "neurons": count,
+                "mean_change": float(change[mask].mean()) if count else None,
+                "mean_size": float(np.abs(change[mask]).mean()) if count else None,
+                "share_moved": float(moved[mask].sum() / moved.sum()),
+                "with_rule": float(follows[mask].mean()) if count else None,
+                "with_rule_weighted": float(np.average(follows[mask], weights=moved[mask])) if count else None,
+            }
+        )
+    return pl.DataFrame(rows)
+
+
 def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Intervention:
     """The gains of the `count` neurons that come first by `order` (L, F), highest first; every other neuron keeps its activation."""
     kept = np.zeros(order.size, dtype=bool)
@@ -108,3 +147,19 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
     kept = kept.reshape(order.shape) & gains.selected
     gain = np.where(kept, gains.gain, 1.0)
     return replace(gains, name=f"{gains.name}_top_{count}", gain=gain, selected=kept)
+
+
+def shuffled(edit: Intervention, *, seed: int) -> Intervention:
+    """The control of gains: the same numbers, each layer's among its own neurons at random (METHOD §5)."""
+    order = np.random.default_rng(seed).permuted(
+        np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape), axis=1
+    )
+    return replace(
+        edit,
+        name=f"{edit.name}__random_neurons",
+        gain=np.asarray(np.take_along_axis(edit.gain, order, axis=1)),
+        offset=np.asarray(np.take_along_axis(edit.offset, order, axis=1)),
+        selected=np.asarray(np.take_along_axis(edit.selected, order, axis=1)),
+        control_of=edit.name,
+        record={**edit.record, "seed": seed},
+    )

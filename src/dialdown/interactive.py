@@ -44,6 +44,7 @@ SYMBOLS = {
     "s": "square",
     "D": "diamond",
     "P": "cross",
+    "h": "hexagon",
     "x": "x-thin",
     "+": "cross-thin",
 }

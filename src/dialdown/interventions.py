@@ -31,6 +31,8 @@ from .models import LM, MLPLayer, check_axes
 Kind = Literal["none", "set", "shift", "scale", "steer"]
 Positions = Literal["all", "last", "first"]
 
+ROWS = 128  # of a down projection that are held in float64 at a time
+
 _acting: Counter[int] = Counter()  # by id of the model: how many `applied` contexts that move neurons are open
 
 
@@ -100,8 +102,13 @@ class Intervention:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the intervention as one safetensors file."""
-        arrays: dict[str, NDArray[Any]] = {"gain": self.gain, "offset": self.offset, "selected": self.selected}
+        """Write the intervention as one safetensors file, without offsets that are all zero and in float32 what float32 holds."""
+        with np.errstate(over="ignore"):
+            narrow = self.gain.astype(np.float32)
+        gain = narrow if np.array_equal(narrow, self.gain) else self.gain
+        arrays: dict[str, NDArray[Any]] = {"gain": gain, "selected": self.selected}
+        if self.offset.any():
+            arrays["offset"] = self.offset
         if self.vector is not None:
             arrays["vector"] = self.vector
         record = {name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")}
@@ -116,11 +123,12 @@ class Intervention:
             DialdownError: the file is missing, damaged or no intervention.
         """
         arrays, record = read_arrays(Path(path), "intervention")
+        gain = arrays["gain"].astype(np.float64)
         return cls(
             record["name"],
             record["effect"],
-            arrays["gain"],
-            arrays["offset"],
+            gain,
+            arrays.get("offset", np.zeros_like(gain)),
             arrays["selected"],
             vector=arrays.get("vector"),
             alpha=record["alpha"],
@@ -142,7 +150,7 @@ class Intervention:
             DialdownError: the model has another shape, the policy is unknown, or a forward pass inside the context never
                 reached a hook.
         """
-        self._check(lm)
+        self.check(lm)
         if positions not in get_args(Positions):
             raise DialdownError(f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}")
         counts: dict[str, int] = {}
@@ -174,19 +182,13 @@ class Intervention:
         Raises:
             DialdownError: the architecture has no MLP bias, the model has another shape, or an intervention acts on it.
         """
-        self._check_foldable(lm)
+        self.check_foldable(lm)
         folded = lm.twin()
-        if self.vector is not None or self.offset.any():
-            _ensure_bias(folded, self.name)
-        with torch.no_grad():
-            for index, layer in enumerate(folded.view.layers):
-                if self._touches(index):
-                    self._fold_layer(index, layer)
-            if self.vector is not None:
-                bias = folded.view.layers[-1].down.bias
-                # Granite multiplies what an MLP writes before adding it to the residual stream.
-                multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
-                bias.add_(torch.as_tensor(self.vector / multiplier).to(bias))
+        if self.needs_bias:
+            ensure_bias(folded, self.name)
+        for index in range(folded.view.n_layers):
+            if self.changes(index, folded):
+                self._fold_layer(index, folded)
         return replace(folded, name=f"{lm.name} + {self.name}")
 
     @contextmanager
@@ -199,7 +201,7 @@ class Intervention:
         Raises:
             DialdownError: see `fold`; or the edit needs a bias the model does not have yet (`fold` makes one).
         """
-        self._check_foldable(lm)
+        self.check_foldable(lm)
         touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
         layers = [lm.view.layers[index] for index in touched]
         if self.vector is not None or (self.offset.any() and any(layer.down.bias is None for layer in layers)):
@@ -210,9 +212,8 @@ class Intervention:
             (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone()) for layer in layers
         ]
         try:
-            with torch.no_grad():
-                for index, layer in zip(touched, layers, strict=True):
-                    self._fold_layer(index, layer)
+            for index in touched:
+                self._fold_layer(index, lm)
             yield
         finally:
             with torch.no_grad():
@@ -221,34 +222,71 @@ class Intervention:
                     if bias is not None:
                         layer.down.bias.copy_(bias)
 
-    def _check_foldable(self, lm: LM) -> None:
-        self._check(lm)
+    @property
+    def needs_bias(self) -> bool:
+        """Whether folding writes to the bias of a down projection (everything but `scale` does)."""
+        return self.vector is not None or bool(self.offset.any())
+
+    def changes(self, index: int, lm: LM) -> bool:
+        """Whether folding changes the down projection of layer `index`; steering is a bias of the last one."""
+        return self._touches(index) or (self.vector is not None and index == lm.view.n_layers - 1)
+
+    def folded(self, index: int, lm: LM, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the columns (d, F) and the bias (d,) of layer `index` become (METHOD §7), as new tensors of their dtypes.
+
+        Computed in float64 a block of rows at a time, so that the memory it takes is little more than the result, and
+        rounded once. `lm` gives the architecture only: it may lie on the meta device.
+        """
+        factors = self.gain[index] if self._touches(index) else 1.0
+        gain = torch.as_tensor(factors, dtype=torch.float64, device=columns.device)
+        offset = torch.as_tensor(self.offset[index], device=columns.device) if self.offset.any() else None
+        written = torch.empty_like(columns)
+        moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
+        for start in range(0, len(columns), ROWS):
+            rows = slice(start, start + ROWS)
+            wide = columns[rows].double()
+            written[rows] = (wide * gain).to(columns)
+            if moved is not None and offset is not None:
+                moved[rows] += wide @ offset
+        if moved is not None and self.vector is not None and index == lm.view.n_layers - 1:
+            # Granite multiplies what an MLP writes before adding it to the residual stream.
+            multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
+            moved += torch.as_tensor(self.vector / multiplier, device=moved.device)
+        return written, None if bias is None or moved is None else moved.to(bias)
+
+    def check_foldable(self, lm: LM) -> None:
+        """Refuse to fold into a model of another shape, one that an intervention acts on, or shared matrices.
+
+        Raises:
+            DialdownError: any of these.
+        """
+        self.check(lm)
         if acting_on(lm):
             raise DialdownError(
                 f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
             )
         # Two names for one matrix: folding would edit it twice, or change what else it is used for.
-        uses = Counter(parameter.data_ptr() for _, parameter in lm.model.named_parameters(remove_duplicate=False))
-        shared = [layer.path for layer in lm.view.layers if uses[layer.down.weight.data_ptr()] > 1]
+        uses = Counter(_storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False))
+        shared = [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
         if shared:
             raise DialdownError(
                 f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit would change too: "
                 "untie the weights first, or apply the edit while generating."
             )
 
-    def _fold_layer(self, index: int, layer: MLPLayer) -> None:
-        columns = layer.columns
-        wide = columns.double()
-        if self.offset[index].any():
-            moved = wide @ torch.as_tensor(self.offset[index], device=columns.device)
-            bias = layer.down.bias
-            bias.add_(moved.to(bias))
-        columns.copy_(wide * torch.as_tensor(self.gain[index], device=columns.device))
+    def _fold_layer(self, index: int, lm: LM) -> None:
+        layer = lm.view.layers[index]
+        columns, bias = self.folded(index, lm, layer.columns, layer.down.bias)
+        with torch.no_grad():
+            layer.columns.copy_(columns)
+            if bias is not None:
+                layer.down.bias.copy_(bias)
 
     def _touches(self, index: int) -> bool:
         return self.gain.size > 0 and bool((self.gain[index] != 1).any() or self.offset[index].any())
 
-    def _check(self, lm: LM) -> None:
+    def check(self, lm: LM) -> None:
+        """Refuse a model of another shape than the one the intervention was built for (DialdownError)."""
         shape = (lm.view.n_layers, lm.view.n_neurons)
         if self.vector is not None and self.vector.shape != (lm.view.d_model,):
             raise DialdownError(
@@ -301,7 +339,21 @@ def untouched(name: str = "none") -> Intervention:
     return Intervention(name, "none")
 
 
-def _ensure_bias(lm: LM, what: str) -> None:
+def _storage(parameter: Tensor) -> int:
+    """Equal for two names of one matrix; on the meta device, where nothing is stored, for two names of one parameter."""
+    return id(parameter) if parameter.is_meta else parameter.data_ptr()
+
+
+def ensure_bias(lm: LM, what: str) -> None:
+    """Give the down projections of `lm` a bias, by the `mlp_bias` of its own config where it has none.
+
+    Args:
+        lm: the model that is changed; it may lie on the meta device.
+        what: whose name the refusal starts with.
+
+    Raises:
+        DialdownError: the architecture has no MLP bias.
+    """
     if all(layer.down.bias is not None and layer.post_norm is None for layer in lm.view.layers):
         return
     config = lm.model.config.get_text_config()

@@ -17,17 +17,21 @@ from .errors import DialdownError
 from .files import SCHEMA, fingerprint, read_json, write_json
 from .workers import peak_bytes
 
-STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "front", "report")
+STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "gains", "search", "front", "report")
 # Of the section `evaluation`, what only the rows are measured on.
 EVALUATED = ("judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", "kl_windows")
 # Stages that add to a finished study, and may do so again with other settings.
-ADDED = ("front", "report")
+ADDED = ("gains", "search", "front", "report", "dial", "check")
 # The stage that first reads a section of the settings; every other setting counts from the start.
 FIRST_READ = {
     **dict.fromkeys(("pairs", "evaluation", "training_prompts", "tuned", "concept"), "pairs"),
     "dpo": "train",
     **dict.fromkeys(("token_judge", "interventions"), "neurons"),
-    "front": "front",
+    "gains": "gains",
+    "search": "search",
+    # The stages that only a front needs look whether there is one.
+    "front": "gains",
+    "detox": "dial",
 }
 
 PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
@@ -40,10 +44,12 @@ class Ledger:
     Attributes:
         config: the study's settings.
         folder: the study's folder.
+        stages: what is done there, in order.
     """
 
     config: Config
     folder: Path
+    stages: tuple[str, ...] = STAGES
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -64,8 +70,13 @@ class Ledger:
         if found is None:
             write_json(path, {"schema": SCHEMA, "config": self.settings, "stages": {}})
             return
-        last = max((STAGES.index(stage) for stage in found["stages"] if stage not in ADDED), default=-1)
-        if changed := differences(_until(found["config"], last), _until(self.settings, last)):
+        done = [stage for stage in found["stages"] if stage not in ADDED]
+        if other := sorted({*done} - {*self.stages}):
+            raise DialdownError(
+                f"{self.folder} holds work of another command (its stage {other[0]}): pass another --out."
+            )
+        last = max((self.stages.index(stage) for stage in done), default=-1)
+        if changed := differences(self._until(found["config"], last), self._until(self.settings, last)):
             raise DialdownError(
                 f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
             )
@@ -75,7 +86,7 @@ class Ledger:
 
     def inputs(self, stage: str) -> str:
         """The hash of what a stage depends on: the settings so far, the files they name, and the version of the code."""
-        settings = _until(self.settings, STAGES.index(stage))
+        settings = self._until(self.settings, self.stages.index(stage))
         return fingerprint(SCHEMA, stage, settings, file_states(settings), _version("dialdown"))
 
     def finished(self, stage: str) -> bool:
@@ -105,13 +116,17 @@ class Ledger:
         }
         write_json(path, run)
 
+    def _until(self, settings: Mapping[str, Any], place: int) -> dict[str, Any]:
+        """The settings that the stages up to a place read; none where nothing was done yet (-1)."""
 
-def _until(settings: Mapping[str, Any], stage: int) -> dict[str, Any]:
-    """The settings that the stages up to a place in `STAGES` read; none where nothing was done yet (-1)."""
-    used = {key: value for key, value in settings.items() if STAGES.index(FIRST_READ.get(key, "probe")) <= stage}
-    if "evaluation" in used and stage < STAGES.index("evaluate"):
-        used["evaluation"] = {key: value for key, value in used["evaluation"].items() if key not in EVALUATED}
-    return used
+        def read_at(key: str) -> int:
+            stage = FIRST_READ.get(key, self.stages[0])
+            return self.stages.index(stage) if stage in self.stages else len(self.stages)
+
+        used = {key: value for key, value in settings.items() if read_at(key) <= place}
+        if "evaluation" in used and not {*self.stages[: place + 1]} & {"evaluate", "check"}:
+            used["evaluation"] = {key: value for key, value in used["evaluation"].items() if key not in EVALUATED}
+        return used
 
 
 def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:

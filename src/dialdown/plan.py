@@ -154,7 +154,13 @@ def _as_published(protocol: Protocol, kind: Kind) -> bool:
 
 
 def front(
-    tables: Tables, settings: FrontSettings, ours: InterventionSettings, models: Sequence[str], *, seed: int
+    tables: Tables,
+    settings: FrontSettings,
+    ours: InterventionSettings,
+    models: Sequence[str],
+    *,
+    further: Sequence[Intervention] = (),
+    seed: int,
 ) -> Iterator[Planned]:
     """Every family of interventions at several strengths, under `strict`: what each costs at each effect.
 
@@ -165,6 +171,7 @@ def front(
         settings: the strengths.
         ours: what is not varied.
         models: folders of the tuned model along its training, the finished one (`tuned`) last.
+        further: interventions that other stages found, such as neuron gains.
         seed: of the random neurons.
     """
     yield Planned(untouched(), "strict", settings.count)
@@ -175,6 +182,7 @@ def front(
         *_steering_sweep(tables, settings),
         *_patch_sweep(tables.probe, settings),
         *_edit_sweep(tables, settings, ours, seed),
+        *further,
     ]
     for one in varied:
         yield Planned(one, "strict", settings.count)

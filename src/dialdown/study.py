@@ -1,6 +1,6 @@
 """The whole study as stages in one folder: each leaves values others can load.
 
-    probe -> pairs -> train -> activations -> neurons -> evaluate -> front -> report
+    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> search -> front -> report
 
 A finished stage is not repeated, an interrupted training goes on from its checkpoint, and interrupted sampling and
 evaluation keep every finished piece.
@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from .config import Config
 from .decoding import Decoder, Progress
 from .directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
 from .dpo import RECORD, train_dpo
+from .editing import explain, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
 from .errors import DialdownError
 from .files import fingerprint, read_json
-from .ledger import STAGES, file_states
+from .ledger import file_states
 from .measuring import measure_rows, write_results
+from .models import LM
 from .neurons import NeuronTable, compare
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
 from .tables import judged_toxic, write_csv
@@ -37,30 +39,33 @@ from .token_judge import load_token_judge
 from .workspace import Workspace, silent
 
 Facts = dict[str, Any]
+Stages = Mapping[str, Callable[[Workspace], Facts]]
 
 
 @dataclass
 class Study:
-    """A study in a folder.
+    """A study in a folder, or another sequence of stages such as `detox`.
 
     Attributes:
         config: its settings.
         folder: where everything is written.
         progress: called with what is going on, units done, units in all.
         announce: called with a sentence when a stage starts, ends or is found done.
+        stages: what is done, in order; by default the study of METHOD §9.
     """
 
     config: Config
     folder: Path
     progress: Progress = silent
     announce: Callable[[str], None] = lambda sentence: None
+    stages: Stages = field(default_factory=lambda: DO)
 
     @cached_property
     def work(self) -> Workspace:
         """What the stages share."""
-        return Workspace(self.config, self.folder, self.progress)
+        return Workspace(self.config, self.folder, self.progress, tuple(self.stages))
 
-    def run(self, *, until: str = "report") -> None:
+    def run(self, *, until: str | None = None) -> None:
         """Run the stages up to `until`, skipping what is done.
 
         Raises:
@@ -76,13 +81,14 @@ class Study:
             )
         ledger = self.work.ledger
         ledger.claim()
-        for stage in STAGES[: STAGES.index(until) + 1]:
+        names = [*self.stages]
+        for stage in names if until is None else names[: names.index(until) + 1]:
             if ledger.finished(stage):
                 self.announce(f"{stage}: done before")
                 continue
             self.announce(f"{stage} ...")
             start = time.perf_counter()
-            facts = DO[stage](self.work)
+            facts = self.stages[stage](self.work)
             seconds = time.perf_counter() - start
             ledger.record(stage, seconds, facts, self.work.peak_together)
             self.announce(f"{stage}: {seconds:.0f} s")
@@ -178,20 +184,24 @@ def tune(work: Workspace) -> Facts:
 
 def collect_means(work: Workspace) -> Facts:
     """Mean activations of base and tuned model, both protocols in one decoding pass each (METHOD §3)."""
+    return {**save_means(work, "base", work.lm), **save_means(work, "tuned", work.tuned)}
+
+
+def save_means(work: Workspace, name: str, lm: LM) -> Facts:
+    """Mean activations of one model on the evaluation prompts, under every protocol."""
     ours, facts = work.config.evaluation, {}
-    for name, lm in (("base", work.lm), ("tuned", work.tuned)):
-        decoder = Decoder(
-            lm,
-            work.prompts.evaluation,
-            share_prefixes=False,
-            max_new_tokens=ours.max_new_tokens,
-            max_prompt_tokens=ours.max_prompt_tokens,
-            batch_size=ours.batch_size,
-        )
-        decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
-        for protocol, means in decoded.means.items():
-            means.save(work.path(f"means-{name}.safetensors", protocol))
-            facts[f"{name}_positions_{protocol}"] = means.count
+    decoder = Decoder(
+        lm,
+        work.prompts.evaluation,
+        share_prefixes=False,
+        max_new_tokens=ours.max_new_tokens,
+        max_prompt_tokens=ours.max_prompt_tokens,
+        batch_size=ours.batch_size,
+    )
+    decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
+    for protocol, means in decoded.means.items():
+        means.save(work.path(f"means-{name}.safetensors", protocol))
+        facts[f"{name}_positions_{protocol}"] = means.count
     return facts
 
 
@@ -240,16 +250,41 @@ def evaluate(work: Workspace) -> Facts:
     return facts
 
 
+def gains_for_front(work: Workspace) -> Facts:
+    """Neuron gains from the study's own pairs, where a front is asked for."""
+    if not _has_front(work) or work.config.tuned is not None:
+        return {"skipped": "no front is asked for, or there are no pairs"}
+    return {**tune_gains(work), **explain(work, trained_gains(work))}
+
+
+def search_for_front(work: Workspace) -> Facts:
+    """Training-free edits, where a front is asked for."""
+    return search_edits(work) if _searches(work) else {"skipped": "front.searched is 0, or no front is asked for"}
+
+
+def _has_front(work: Workspace) -> bool:
+    return work.config.front.count > 0 and "strict" in work.config.protocols
+
+
+def _searches(work: Workspace) -> bool:
+    return _has_front(work) and work.config.front.searched > 0 and work.config.tuned is None
+
+
 def draw_front(work: Workspace) -> Facts:
     """Every family of interventions at several strengths, and DPO along its training, on the same prompts."""
     settings = work.config.front
-    if not settings.count or "strict" not in work.config.protocols:
+    if not _has_front(work):
         # What an earlier front left would stand in the report as if it were of these settings.
         (work.folder / "front.json").unlink(missing_ok=True)
         return {"skipped": "front.count is 0" if not settings.count else "the front is of the strict protocol"}
     models = [*(f"tuned-steps/{step}" for step in _snapshots(work)), "tuned"]
     ours = work.config.interventions
-    planned = [*plan.front(work.tables("strict"), settings, ours, models, seed=work.config.seed)]
+    own_pairs = work.config.tuned is None
+    further = [
+        *(gain_sweep(work) if own_pairs else []),
+        *(found_edits(work, settings.searched) if _searches(work) else []),
+    ]
+    planned = [*plan.front(work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed)]
     write_results(work, "front.json", measure_rows(work, "front", planned))
     return {"rows": len(planned)}
 
@@ -279,6 +314,8 @@ DO: Mapping[str, Callable[[Workspace], Facts]] = {
     "activations": collect_means,
     "neurons": make_tables,
     "evaluate": evaluate,
+    "gains": gains_for_front,
+    "search": search_for_front,
     "front": draw_front,
     "report": report,
 }

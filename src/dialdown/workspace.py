@@ -18,13 +18,17 @@ from .activations import NeuronMeans
 from .config import Config
 from .decoding import Progress
 from .directions import Direction
+from .errors import DialdownError
 from .evaluation import Evaluator, Suite
-from .ledger import Ledger
+from .ledger import STAGES, Ledger
+from .metrics.perplexity import text_windows
 from .metrics.probe_scorer import ProbeScorer
 from .metrics.toxicity import Scorer, load_scorer
 from .models import LM, Protocol, load, load_tuned
 from .neurons import NeuronTable, neuron_table
+from .pairs import PairSet
 from .plan import Tables
+from .search import Objective
 from .workers import default_workers, do_all, return_free_memory
 
 Job = Callable[["Workspace", Any], None]
@@ -43,19 +47,23 @@ class Workspace:
         config: the study's settings.
         folder: where everything is written.
         progress: called with what is going on, units done, units in all.
+        stages: what is done in the folder, in order.
         peak_together: the most memory that this process and its workers held together, in bytes; 0 without workers.
+        objective: what a search measures its trials with, once it has begun.
     """
 
     config: Config
     folder: Path
     progress: Progress = silent
+    stages: tuple[str, ...] = STAGES
     peak_together: int = field(default=0, init=False)
+    objective: Objective | None = field(default=None, init=False)
     _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)
 
     @cached_property
     def ledger(self) -> Ledger:
         """What is written about this study."""
-        return Ledger(self.config, self.folder)
+        return Ledger(self.config, self.folder, self.stages)
 
     @cached_property
     def lm(self) -> LM:
@@ -89,6 +97,31 @@ class Workspace:
             return split
         training = data.load_prompts(other, None, seed=seed, exclude=split.evaluation)
         return data.PromptSplit(split.evaluation, tuple(training))
+
+    @property
+    def search_prompts(self) -> tuple[str, ...]:
+        """The last of the training prompts: the pairs are made from the first ones, and the evaluation has others.
+
+        Raises:
+            DialdownError: the pairs needed these too.
+        """
+        count, training = self.config.search.prompts, self.prompts.training
+        used = PairSet.load(self.folder / "pairs.jsonl").record["prompts_used"]
+        if used + count > len(training):
+            raise DialdownError(
+                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer than the {count} that a search needs: lower search.prompts or pairs.count."
+            )
+        return training[len(training) - count :]
+
+    @property
+    def neutral_windows(self) -> list[list[int]]:
+        """Neutral text for dialling and searching, none of it in the reference text that rows are measured on (METHOD §6)."""
+        ours = self.config.evaluation
+        text = "\n\n".join(
+            f"{start} {end}" for start, end in data.load_wiki_pairs(ours.pairs, None, seed=self.config.seed)
+        )
+        count = max(1, self.config.detox.neutral_tokens // ours.window)
+        return text_windows(self.lm, text, protocol="strict", window=ours.window, max_windows=count)
 
     @cached_property
     def judge(self) -> Scorer:
@@ -176,21 +209,24 @@ class Workspace:
             for piece in pieces:
                 job(self, piece)
                 yield piece
-            self._evaluators.clear()
-            return_free_memory()
+            self._forget()
             return
         # The workers load models of their own; this process needs none meanwhile.
         for name in ("lm", "tuned", "judge", "pair_scorer"):
             self.__dict__.pop(name, None)
-        self._evaluators.clear()
-        return_free_memory()
+        self._forget()
         peaks: dict[int, int] = {}
-        with closing(do_all(partial(_worker, self.config, self.folder, job), pieces, workers)) as work:
+        with closing(do_all(partial(_worker, self.config, self.folder, self.stages, job), pieces, workers)) as work:
             for finished in work:
                 peaks[finished.worker] = finished.peak
                 together = psutil.Process().memory_info().rss + sum(peaks.values())
                 self.peak_together = max(self.peak_together, together)
                 yield finished.piece
+
+    def _forget(self) -> None:
+        self._evaluators.clear()
+        self.objective = None
+        return_free_memory()
 
     def _kept_bytes(self) -> int:
         """What an evaluator keeps in memory: prefixes' keys and values, and the base model's distributions."""
@@ -205,6 +241,6 @@ class Workspace:
         return int(prefixes + evaluators * len(self.config.protocols) * distributions)
 
 
-def _worker(config: Config, folder: Path, job: Job) -> Callable[[Any], None]:
+def _worker(config: Config, folder: Path, stages: tuple[str, ...], job: Job) -> Callable[[Any], None]:
     """What a worker does pieces of a job with."""
-    return partial(job, Workspace(config, folder))
+    return partial(job, Workspace(config, folder, stages=stages))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..files import read_json
 from ..tables import TITLES
 
+SAMPLES = 4
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
 SHOWN = {
     "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", "percent", "percent_median"),
@@ -35,6 +37,28 @@ def show_rows(folder: Path, out: Console) -> None:
         "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
     )
     out.print(f"  {folder / 'report.html'}", soft_wrap=True)
+
+
+CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same gains, random neurons"}
+
+
+def show_check(folder: Path, out: Console) -> None:
+    """Print what `dialdown detox` measured: before, after, the random control, and continuations side by side."""
+    concept = read_json(folder / "run.json")["config"]["concept"]
+    rows = read_json(folder / "results.json")["rows"]
+    table = _table("model", concept, "log-perplexity", "KL to the base", "degenerate")
+    for row in rows:
+        shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "degenerate")]
+        table.add_row(CHECKED[row["intervention"]], *shown)
+    out.print(table)
+    out.print("Held-out prompts; means with bootstrap 95 % intervals.")
+    samples = Table(box=None, header_style="bold", padding=(0, 1))
+    for column in ("prompt", "untouched", "edited"):
+        samples.add_column(column, ratio=1)
+    before, after = rows[0]["samples"], rows[1]["samples"]
+    for one, other in zip(before[:SAMPLES], after[:SAMPLES], strict=True):
+        samples.add_row(*(escape(text) for text in (one["prompt"], one["continuation"], other["continuation"])))
+    out.print(samples)
 
 
 def show_neurons(folder: Path, out: Console) -> None:

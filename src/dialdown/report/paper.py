@@ -34,6 +34,10 @@ ON_THE_FRONT = {
     "steer_probe": "steer",
     "steer_random": "random_direction",
     "patch_four_groups_shift": "patch_shift",
+    "gains": "gains",
+    "gains_kept": "gains_kept",
+    "gains_random_neurons": "random_neurons_gains",
+    "searched": "searched",
     **{f"edit_{probe}_{kind}": f"edit_{probe}_{kind}" for probe in ("probe", "probe_free") for kind in ("set", "shift", "scale")},
     **{f"edit_random_neurons_{kind}": f"random_neurons_{kind}" for kind in ("set", "shift", "scale")},
 }  # fmt: skip

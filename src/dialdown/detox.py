@@ -1,0 +1,180 @@
+"""`dialdown detox`: from a model to a plain checkpoint that is less toxic, by one number per neuron.
+
+    pairs -> gains (or direction -> neuron table -> search) -> dial -> check -> export
+
+The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and another strength costs no
+training. What is reported was measured on prompts, and by a judge, that took no part in pairs, probe, search or dial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import Config, DetoxSettings
+from .decoding import Progress
+from .delta import MeasuredRow, Notes
+from .editing import explain, found_edits, search_edits, trained_gains, tune_gains
+from .errors import DialdownError
+from .files import read_json
+from .gains import shuffled
+from .interventions import Intervention, untouched
+from .measuring import measure_rows, write_results
+from .metrics.perplexity import TextProbe
+from .models import LM
+from .plan import Planned
+from .study import Facts, Stages, Study, find_directions, find_pairs, save_means
+from .workspace import Workspace
+
+EDIT = "edit.safetensors"
+# Bisection halves an interval of strengths; this many leave it finer than any metric can tell apart.
+HALVINGS = 7
+
+
+def train_stages() -> Stages:
+    """The way with training: neuron gains."""
+    return {**_SHARED, "gains": tune_gains, "dial": dial_gains, "check": check}
+
+
+def search_stages() -> Stages:
+    """The way without: a search over training-free edits."""
+    return {**_SHARED, "search": search_edits, "dial": choose_found, "check": check}
+
+
+def base_means(work: Workspace) -> Facts:
+    """Mean activations of the base model (METHOD §3)."""
+    return save_means(work, "base", work.lm)
+
+
+_SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": base_means}
+
+
+def dial_gains(work: Workspace) -> Facts:
+    """The gains at the strength asked for, or at the greatest one within a budget."""
+    gains, settings = trained_gains(work), work.config.detox
+    strength, facts = settings.strength, {}
+    if settings.max_kl is not None or settings.max_ppl_increase is not None:
+        strength, cost = greatest_strength(work.lm, gains, work.neutral_windows, settings)
+        facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
+    edit = replace(gains.at(strength), name="detox")
+    edit.save(work.folder / EDIT)
+    return {"strength": strength, **facts, **explain(work, edit)}
+
+
+def greatest_strength(
+    lm: LM, edit: Intervention, windows: list[list[int]], settings: DetoxSettings
+) -> tuple[float, tuple[float, float]]:
+    """The greatest strength within the budget, by bisection, and its KL and change of log-perplexity on `windows`.
+
+    Costs rise with the strength of gains as trained; where they should not, the strength found is still within the budget.
+
+    Raises:
+        DialdownError: even the smallest strength tried is beyond the budget (its cost is named).
+    """
+    text = TextProbe(lm, windows, kl_windows=len(windows))
+    base = text.measure(lm)
+
+    def cost(strength: float) -> tuple[float, float]:
+        with edit.at(strength).folded_into(lm):
+            one = text.measure(lm)
+        kl, nll = (float(np.average(values, weights=one.tokens)) for values in (one.kl, one.nll))
+        return kl, nll - float(np.average(base.nll, weights=base.tokens))
+
+    max_kl = math.inf if settings.max_kl is None else settings.max_kl
+    max_nll = math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
+    low, high = 0.0, 2 * settings.most
+    best: tuple[float, float] | None = None
+    for _ in range(HALVINGS + 1):
+        middle = (low + high) / 2
+        kl, nll = cost(middle)
+        if kl <= max_kl and nll <= max_nll:
+            low, best = middle, (kl, nll)
+            if middle == settings.most:
+                break
+        else:
+            high = middle
+    if best is None:
+        raise DialdownError(
+            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and {math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise --max-kl or --max-ppl-increase."
+        )
+    return low, best
+
+
+def choose_found(work: Workspace) -> Facts:
+    """Of the search's finalists, the least toxic on the evaluation prompts, at the strength asked for."""
+    settings = work.config.detox
+    finalists = [replace(one.at(settings.strength), record=one.record) for one in found_edits(work, settings.finalists)]
+    count = work.config.evaluation.count
+    rows = measure_rows(work, "dial", [Planned(one, "strict", count) for one in finalists])
+    scores = [float(np.mean(row.measured.values["toxicity"])) for row in rows]
+    chosen = finalists[int(np.argmin(scores))]
+    edit = replace(chosen, name="detox", record={**chosen.record, "strength": settings.strength})
+    edit.save(work.folder / EDIT)
+    return {"strength": settings.strength, "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
+
+
+def check(work: Workspace) -> Facts:
+    """Before, after, and the same numbers on random neurons, on the evaluation prompts (METHOD §5, §6)."""
+    edit = Intervention.load(work.folder / EDIT)
+    count = work.config.evaluation.count
+    planned = [Planned(one, "strict", count) for one in (untouched(), edit, shuffled(edit, seed=work.config.seed))]
+    write_results(work, "results.json", measure_rows(work, "check", planned))
+    return {"judges": [work.judge.name, work.pair_scorer.name], "caveat": work.judge.caveat}
+
+
+def find_edit(
+    config: Config,
+    folder: Path,
+    *,
+    training: bool = True,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> Intervention:
+    """Run the stages in `folder` and return the edit; the rows that were measured of it are in `results.json`.
+
+    Args:
+        config: the settings.
+        folder: of the work; the same call goes on there.
+        training: neuron gains, or a search without training.
+        progress, announce: see `Study`.
+
+    Raises:
+        DialdownError: see `Study.run`; nothing was found within the budget.
+    """
+    if "strict" not in config.protocols:
+        raise DialdownError(
+            "An edit that is shipped acts at every position, which is the strict protocol: add strict to protocols."
+        )
+    stages = train_stages() if training else search_stages()
+    Study(config, folder, progress, announce, stages).run()
+    return Intervention.load(folder / EDIT)
+
+
+def notes(folder: Path) -> Notes:
+    """What the model card says of the edit in a folder that `find_edit` left."""
+    run = read_json(folder / "run.json")
+    rows = read_json(folder / "results.json")["rows"]
+    found, concept = run["stages"]["check"], run["config"]["concept"]
+    return {
+        "why": f"To express less {concept}: one gain per MLP neuron, found on continuations of the model's own.",
+        "rows": [_noted(row) for row in rows],
+        "judge": found["judges"][0],
+        "caveat": found["caveat"] or "",
+    }
+
+
+def _noted(row: dict[str, Any]) -> MeasuredRow:
+    def interval(name: str) -> tuple[float, float, float]:
+        return row[name]["mean"], row[name]["low"], row[name]["high"]
+
+    return {
+        "name": {"none": "untouched", "detox": "edited"}.get(row["intervention"], "the same gains on random neurons"),
+        "toxicity": interval("toxicity"),
+        "log_perplexity": interval("log_ppl"),
+        "kl": interval("kl"),
+    }

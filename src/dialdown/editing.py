@@ -1,0 +1,172 @@
+"""Two ways to one number per neuron, as stages: gains that are trained, and edits that are searched for without training.
+
+    pairs -> gains                                           (`gains`: DPO's loss, METHOD §8)
+    pairs, direction, means -> attributions -> search        (`search`: nothing is trained)
+
+Both end in ordinary `scale` interventions, which `study` puts on one front with everything else and `detox` exports.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import Any, get_args
+
+import polars as pl
+
+from .activations import NeuronMeans
+from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
+from .directions import Direction, logit_lens
+from .gains import FILE, by_group, importance, keep_top, shuffled, train_gains
+from .interventions import Intervention
+from .neurons import NeuronTable, neuron_table
+from .pairs import PairSet
+from .scales import least_squares_scales
+from .search import Materials, Objective, SearchSettings, build, remaining, run_trial, search_result
+from .tables import write_csv
+from .workspace import Workspace
+
+TOP = 20
+CONTRAST = "contrast.safetensors"
+LEAST = "least-squares-{}.safetensors"
+
+
+def tune_gains(work: Workspace) -> dict[str, Any]:
+    """Neuron gains on the study's pairs, and what they say about the neurons (METHOD §8)."""
+    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
+    settings = replace(work.config.gains, seed=work.config.seed)
+    _, log = train_gains(work.lm, pairs, settings, work.folder / "gains", progress=work.progress)
+    return asdict(log)
+
+
+def trained_gains(work: Workspace) -> Intervention:
+    """The gains that `tune_gains` left."""
+    return Intervention.load(work.folder / "gains" / FILE)
+
+
+def explain(work: Workspace, gains: Intervention) -> dict[str, Any]:
+    """Read gains as an explanation: which groups move, whether with the four-group rule, and what the first neurons write."""
+    base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
+    table = neuron_table(work.lm, work.probe("strict"), base)
+    moved = importance(work.lm, gains, base)
+    groups = by_group(table, gains, moved)
+    write_csv({"gains-by-group": groups, "gains-top-neurons": _top(work, table, gains, moved)}, work.folder / "tables")
+    return {"groups": groups.to_dicts()}
+
+
+def _top(work: Workspace, table: NeuronTable, gains: Intervention, moved: Any) -> pl.DataFrame:
+    """The neurons whose gain moves the residual stream most, and the tokens they are dialled towards."""
+    names = table.arrow["group"].to_pylist()
+    rows = []
+    for place in (-moved).ravel().argsort(kind="stable")[:TOP].tolist():
+        layer, neuron = divmod(place, table.shape[1])
+        vector = work.lm.view.layers[layer].value_vectors()[neuron].double().cpu().numpy()
+        # What a neuron writes while active on average; its negative where that is below zero.
+        written = vector if table.grid("mean_base")[layer, neuron] > 0 else -vector
+        tokens = logit_lens(work.lm, written, k=8)
+        rows.append(
+            {
+                "layer": layer,
+                "neuron": neuron,
+                "group": names[place],
+                "gain": float(gains.gain[layer, neuron]),
+                "cosine": float(table.grid("cosine")[layer, neuron]),
+                "moved": float(moved[layer, neuron]),
+                "writes": " ".join(token.strip() for token, _ in tokens),
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def gain_sweep(work: Workspace) -> list[Intervention]:
+    """The trained gains on the front: at several strengths, on random neurons instead, and with only the first neurons kept."""
+    gains, settings = trained_gains(work), work.config.front
+    moved = importance(work.lm, gains, NeuronMeans.load(work.path("means-base.safetensors", "strict")))
+    dialled = [replace(gains.at(strength), name=f"gains@{strength:g}") for strength in settings.gains]
+    control = replace(shuffled(gains, seed=work.config.seed), name="gains_random_neurons@1", control_of=None)
+    kept = [
+        replace(keep_top(gains, moved, round(share * moved.size)), name=f"gains_kept@{share:g}")
+        for share in settings.kept
+    ]
+    return [*dialled, control, *kept]
+
+
+def search_edits(work: Workspace) -> dict[str, Any]:
+    """Look for the training-free edits of least toxicity at each price (issue: the second rung of the ladder)."""
+    settings = _search_settings(work)
+    _prepare(work)
+    folder = work.folder / "search"
+    missing = remaining(folder, settings)
+    done, total = settings.trials - missing, settings.trials
+    work.progress("searching", done, total)
+    with closing(work.do_all(run_one_trial, range(done, total))) as finished:
+        for _ in finished:
+            done += 1
+            work.progress(f"searching, {search_result(folder, settings).best}", done, total)
+    found = search_result(folder, settings)
+    return {"trials": len(found.trials), "front": [asdict(trial) for trial in found.front]}
+
+
+def _search_settings(work: Workspace) -> SearchSettings:
+    return replace(work.config.search, seed=work.config.seed)
+
+
+def _prepare(work: Workspace) -> None:
+    """Leave in the folder what every trial is built from: the contrast, its direction, and least-squares edits."""
+    if (work.folder / LEAST.format("difference")).exists():
+        return
+    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
+    contrast = contrast_means(work.lm, pairs, progress=work.progress)
+    contrast.save(work.folder / CONTRAST)
+    mean_difference(work.lm, contrast).save(work.folder / "direction-difference.safetensors")
+    for name, table in _tables(work).items():
+        # The search dials it; at a small target no gain is cut off at 0.
+        options: Any = {"target": 1.0, "name": f"least_squares_{name}", "progress": work.progress}
+        least = least_squares_scales(work.lm, table, contrast, work.neutral_windows, **options)
+        least.save(work.folder / LEAST.format(name))
+
+
+def _tables(work: Workspace) -> dict[str, NeuronTable]:
+    base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
+    difference = Direction.load(work.folder / "direction-difference.safetensors")
+    return {one.name: neuron_table(work.lm, one, base) for one in (work.probe("strict"), difference)}
+
+
+def materials(work: Workspace) -> Materials:
+    """What the search builds its edits from: the probe and the mean difference, every score along each, least squares."""
+    tables, contrast = _tables(work), Contrast.load(work.folder / CONTRAST)
+    return Materials(
+        tables,
+        {
+            (name, score): attribution(table, score, contrast, lm=work.lm)
+            for name, table in tables.items()
+            for score in get_args(Score)
+        },
+        {name: Intervention.load(work.folder / LEAST.format(name)) for name in tables},
+    )
+
+
+def run_one_trial(work: Workspace, number: int) -> None:
+    """One trial of the search, in whichever process; its number is only counted."""
+    if work.objective is None:
+        ours = work.config.evaluation
+        work.objective = Objective(
+            work.lm,
+            work.search_prompts,
+            work.pair_scorer,
+            work.neutral_windows,
+            materials(work),
+            max_new_tokens=ours.max_new_tokens,
+            max_prompt_tokens=ours.max_prompt_tokens,
+            batch_size=ours.batch_size,
+        )
+    run_trial(work.folder / "search", work.objective, _search_settings(work))
+
+
+def found_edits(work: Workspace, count: int) -> list[Intervention]:
+    """Edits spread along the front of the search, named `searched@1` (the least toxic) and on."""
+    stuff = materials(work)
+    finalists = search_result(work.folder / "search", _search_settings(work)).finalists(count)
+    return [
+        replace(build(trial.parameters, stuff), name=f"searched@{place}") for place, trial in enumerate(finalists, 1)
+    ]

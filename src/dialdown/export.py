@@ -1,0 +1,232 @@
+"""An edited model as an ordinary checkpoint folder: the base rewritten, verified, described, and only then in its place.
+
+`export` takes the edit as a value, `apply_delta` takes edit and base from a delta; both do the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .assets import Progress
+from .checkpoint import Checkpoint, open_checkpoint
+from .delta import FOLDER, base_of, check_notes, load_delta, rounded, write_delta
+from .errors import DialdownError
+from .files import disk_errors, file_sha256, write_json
+from .interventions import Intervention
+from .model_card import write_card
+from .rewriting import SHARD_BYTES, Plan, plan_edit, write_tensors
+from .verification import PROMPTS, Verification, verify_export
+
+# What a folder of transformers consists of beside weights and config.
+COPIED = (
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "*.model", "*.jinja", "chat_template*", "preprocessor_config.json", "processor_config.json",
+    "LICENSE*", "NOTICE*",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folder: where it is.
+        files: sha256 of every file but README.md, by its path in the folder.
+        verification: what verification measured, or None where it was left out.
+        dropped: neurons removed from each layer by pruning.
+        base_sha256: the identity of the base (see `Checkpoint.base_sha256`).
+    """
+
+    folder: Path
+    files: dict[str, str]
+    verification: Verification | None
+    dropped: int
+    base_sha256: str
+
+
+def export(
+    source: str | os.PathLike[str],
+    edit: Intervention,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    verify: bool = True,
+    prompts: Sequence[str] = PROMPTS,
+    prune: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    notes: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a base model with an edit folded in (METHOD §7), tensor by tensor, as a folder any user can load.
+
+    The columns an edit changes are computed in float64 and rounded once to the checkpoint's own dtype; everything else is
+    the base's, byte for byte. Without verification the memory it takes is that of one tensor. A pure scale is
+    first rounded to float32 gains (see `delta.rounded`).
+
+    Args:
+        source: the base: a folder, `embedded:NAME` or a hub id.
+        edit: the edit.
+        out: the folder to write. It appears whole or not at all.
+        revision: a hub branch, tag or commit.
+        force: replace what is in `out`.
+        verify: reload the folder and compare its logits with the hooked base model before it takes its place.
+        prompts: the texts to compare on.
+        prune: remove neurons of gain 0, as many from every layer as the layer with fewest of them has.
+        shard_bytes: the size a weight file does not exceed, unless one tensor does.
+        notes: for the model card and the delta (see `delta.Notes`).
+        progress: called with (label, done, total): tensors, then prompts.
+
+    Raises:
+        DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the disk has not enough
+            space; the base is missing, quantised or damaged; the edit does not fit it or needs a bias it has no place
+            for; there is nothing to prune; or verification measured a difference above its tolerance.
+    """
+    check_out(Path(out), force)
+    base = open_checkpoint(source, revision=revision, progress=progress)
+    return _export(base, edit, Path(out), force, verify, prompts, prune, shard_bytes, notes, progress)
+
+
+def apply_delta(
+    delta_folder: str | Path,
+    out: str | Path,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    strength: float = 1.0,
+    force: bool = False,
+    verify: bool = True,
+    prompts: Sequence[str] = PROMPTS,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Exported:
+    """Put the edit of a delta on its base again: `export`, with the base checked against the delta's sha256.
+
+    Args:
+        delta_folder: the folder of a delta, or an exported folder.
+        out: see `export`.
+        base: where the base is; by default where the delta says.
+        strength: how far to dial the edit (see `Intervention.at`); 1 is the edit as stored. Notes are kept at 1 only, since
+            what was measured holds for it alone.
+        force: see `export`.
+        verify: see `export`.
+        prompts: see `export`.
+        shard_bytes: see `export`.
+        progress: see `export`.
+
+    Raises:
+        DialdownError: see `load_delta`, `base_of` and `export`.
+    """
+    check_out(Path(out), force)
+    delta = load_delta(delta_folder)
+    edit, notes = (delta.edit, delta.record["notes"]) if strength == 1 else (delta.edit.at(strength), {})
+    found = base_of(delta, base, progress=progress)
+    return _export(found, edit, Path(out), force, verify, prompts, False, shard_bytes, notes, progress)
+
+
+def _export(
+    base: Checkpoint,
+    edit: Intervention,
+    out: Path,
+    force: bool,
+    verify: bool,
+    prompts: Sequence[str],
+    prune: bool,
+    shard_bytes: int,
+    notes: Mapping[str, Any] | None,
+    progress: Progress | None,
+) -> Exported:
+    check_notes(notes or {})
+    _keep_out_of_harm(base, out)
+    edit = rounded(edit)
+    plan = plan_edit(base, edit, prune=prune)
+    _check_space(plan, out)
+    out = out.absolute()
+    work = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    with disk_errors(out):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            digests = base.down_digests()
+            write_tensors(
+                work,
+                plan.tensors,
+                metadata=base.metadata,
+                digests=digests,
+                shard_bytes=shard_bytes,
+                progress=progress,
+            )
+            _copy_files(base, plan, work)
+            sha256 = base.base_sha256(digests)
+            delta = write_delta(work / FOLDER, edit, base, sha256, notes)
+            verified = _verify(base, edit, work, prompts, out, progress) if verify else None
+            files = {str(path.relative_to(work)): file_sha256(path) for path in work.rglob("*") if path.is_file()}
+            write_card(work, delta, base.folder, files, verified, plan.dropped)
+            _replace(work, out, force)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return Exported(out, files, verified, plan.dropped, sha256)
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Refuse a folder that an export would have to replace, before any work is done for it (DialdownError)."""
+    if out.exists() and not out.is_dir():
+        raise DialdownError(f"{out} is a file, and an export is a folder: pass another path.")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise DialdownError(
+            f"The folder {out} is not empty: pass another one, or force (--force) to replace all that is in it."
+        )
+
+
+def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
+    """What `force` must not delete: the base that is read, the folder one stands in, one's home."""
+    out = out.resolve()
+    for what, path in (("base model", base.folder), ("working directory", Path.cwd()), ("home", Path.home())):
+        if path.resolve().is_relative_to(out):
+            raise DialdownError(f"The export cannot replace {out}, which holds the {what}: pass another folder.")
+
+
+def _check_space(plan: Plan, out: Path) -> None:
+    needed = int(1.05 * plan.size)
+    place = next(path for path in out.absolute().parents if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DialdownError(
+            f"The export needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free: free some space, or pass a folder on another disk."
+        )
+
+
+def _copy_files(base: Checkpoint, plan: Plan, work: Path) -> None:
+    """Config, tokenizer, generation config, chat template and licence; nothing of the base that is none of these."""
+    for path in sorted({path for pattern in COPIED for path in base.folder.glob(pattern) if path.is_file()}):
+        shutil.copyfile(path, work / path.name)
+    if plan.config is None:
+        shutil.copyfile(base.folder / "config.json", work / "config.json")
+    else:
+        write_json(work / "config.json", plan.config)
+
+
+def _verify(
+    base: Checkpoint, edit: Intervention, work: Path, prompts: Sequence[str], out: Path, progress: Progress | None
+) -> Verification:
+    verified = verify_export(base.folder, edit, work, dtype=base.dtype, prompts=prompts, progress=progress)
+    if not verified.passed:
+        raise DialdownError(
+            f"The exported checkpoint does not do what the edit does: a logit differs by {verified.difference:.2g} where {verified.tolerance:.2g} is accepted, so {out} was not written: "
+            "repeat the export, or pass verify=False to write it and look."
+        )
+    return verified
+
+
+def _replace(work: Path, out: Path, force: bool) -> None:
+    """Put the finished folder in its place; an old one goes only once the new one is whole."""
+    check_out(out, force)  # somebody else may have written there meanwhile
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

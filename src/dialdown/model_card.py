@@ -1,0 +1,123 @@
+"""The README.md of an exported folder: what was edited and why, what was measured, how to check it and how to undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+
+from .delta import Delta, Interval
+from .verification import Verification
+
+CARD = "README.md"
+LICENCE = ("license", "license_name", "license_link")
+
+FIGURES = {"toxicity": "toxicity", "log_perplexity": "log perplexity", "kl": "KL(base ‖ model)"}
+
+
+def write_card(
+    folder: Path, delta: Delta, base_folder: Path, files: Mapping[str, str], verified: Verification | None, dropped: int
+) -> None:
+    """Write README.md.
+
+    Args:
+        folder: the exported folder.
+        delta: the edit and its base; its notes follow `Notes`.
+        base_folder: the base's folder, whose README.md gives the licence where it has one.
+        files: sha256 of every other file, by its path in the folder.
+        verified: what verification measured, or None where it was left out.
+        dropped: neurons removed from each layer.
+    """
+    paragraphs = [
+        f"# {delta.base}, edited by dialdown",
+        _what(delta, dropped),
+        *([notes["why"]] if "why" in (notes := delta.record["notes"]) else []),
+        "> This model can still write offensive text. Figures on toxicity, where there are any, come from prompts chosen "
+        "to provoke it, and hold for those.",
+        *_measured(notes),
+        "## Verified",
+        _verified(verified),
+        "## The edit alone",
+        "`dialdown/edit.safetensors` and `dialdown/edit.json` are the edit without the model. They put it on another "
+        "copy of the base, at any strength:",
+        "```\ndialdown apply THIS_FOLDER --out NEW_FOLDER --strength 0.5\n```",
+        f"The base is `{delta.base}`{f' at revision `{delta.revision}`' if delta.revision else ''}; the sha256 over its "
+        f"down projections is `{delta.sha256}`, and another base is refused.",
+        "## Files",
+        "| file | sha256 |\n| --- | --- |\n"
+        + "\n".join(f"| {name} | `{digest}` |" for name, digest in sorted(files.items())),
+    ]
+    data = ModelCardData(
+        # A hub id as it is; the other names are not the hub's, and it refuses a card with a colon here.
+        base_model=delta.base.removeprefix("embedded:"),
+        library_name="transformers",
+        tags=["dialdown"],
+        **_licence(base_folder),
+    )
+    (folder / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(paragraphs) + "\n", encoding="utf-8")
+
+
+def _licence(base_folder: Path) -> dict[str, Any]:
+    """What the front matter of the base's own card says about its licence."""
+    card = base_folder / CARD
+    if not card.is_file():
+        return {}
+    data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    return {key: data[key] for key in LICENCE if key in data}
+
+
+def _what(delta: Delta, dropped: int) -> str:
+    edit = delta.edit
+    strength = delta.record["strength"]
+    if edit.vector is not None:
+        norm = float(np.linalg.norm(edit.vector))
+        text = f"`{edit.name}` adds one vector of norm {norm:.4g} to the final-layer residual stream (the bias of the last MLP)"
+    else:
+        changed = (edit.gain != 1) | (edit.offset != 0)
+        text = f"`{edit.name}` ({edit.kind}) changes {int(changed.sum()):,} of {edit.gain.size:,} MLP neurons"
+        if edit.gain.size and not edit.offset.any():
+            text += f", each by one factor on its column of the down projection; mean |gain - 1| is {abs(edit.gain - 1).mean():.4f}"
+    text += f", at strength {strength:g}. Everything else is the base model's, byte for byte."
+    if dropped:
+        text += (
+            f" {dropped:,} neurons of gain 0 were removed from every layer, so the MLP is narrower than the base's; "
+            "those of gain 0 that are left in some layers have columns of zeros."
+        )
+    return text
+
+
+def _measured(notes: Mapping[str, Any]) -> list[str]:
+    rows = notes.get("rows", [])
+    if not rows:
+        return []
+    shown = [figure for figure in FIGURES if any(figure in row for row in rows)]
+    lines = ["| model | " + " | ".join(FIGURES[figure] for figure in shown) + " |", "| --- " * (len(shown) + 1) + "|"]
+    for row in rows:
+        cells = [_interval(row[figure]) if figure in row else "" for figure in shown]
+        lines.append("| " + " | ".join([row.get("name", ""), *cells]) + " |")
+    said = [f"Toxicity was scored by {notes['judge']}."] if "judge" in notes else []
+    said += [notes["caveat"]] if "caveat" in notes else []
+    return ["## Measured, with 95 % intervals", "\n".join(lines), *([" ".join(said)] if said else [])]
+
+
+def _interval(value: Interval) -> str:
+    mean, low, high = value
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _verified(verified: Verification | None) -> str:
+    if verified is None:
+        return "This folder was written without verification."
+    text = (
+        f"This folder was reloaded with plain transformers and compared with the base model under the edit's hooks, both in float32: over {verified.positions:,} "
+        f"positions of {verified.prompts} texts the largest difference of a logit is {verified.difference:.2g}, where {verified.tolerance:.2g} is accepted."
+    )
+    if verified.rounding is not None:
+        text += (
+            f" The checkpoint has 16 bits: random errors of the size of one rounding in what the edit wrote make a difference of {verified.rounding:.2g}, "
+            "and four times that plus 0.001 is accepted."
+        )
+    return text

@@ -1,0 +1,194 @@
+"""Whether an exported checkpoint does what the edit does: its logits against those of the hooked base model.
+
+The base model runs with the edit as hooks, then the exported folder as any user would load it, one after the other, so
+that memory holds one at a time. Both run in float32 whatever the checkpoint's dtype, so that the arithmetic of a
+forward pass adds nothing to what the export itself rounded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .assets import Progress
+from .errors import DialdownError
+from .interventions import Intervention
+from .models import LM, load
+
+PROMPTS = (
+    "The library opens at nine in the morning and",
+    "She planted tomatoes along the fence because",
+    "A train from the coast arrives every",
+    "Water boils at a lower temperature when",
+    "My neighbour repairs old radios, and last week he",
+    "The recipe asks for two cups of flour,",
+    "In 1969 the first astronauts",
+    "He looked at the map again and",
+    "To install the program, open a terminal and type",
+    "The committee will meet on Thursday to discuss",
+    "When the rain stopped, the children",
+    "Bees tell each other where flowers are by",
+    "The price of copper rose after",
+    "Our flight was delayed, so we",
+    "A triangle with three equal sides is called",
+    "The violin was made in a small workshop near",
+    "I disagree with the second paragraph, since",
+    "Dear Ms. Tanaka, thank you for",
+    "def mean(values):\n    return",
+    "The mountain path is closed in winter because of",
+    "Most birds of this species build their nests",
+    "What is the capital of Portugal? The answer is",
+    "After forty years at the mill, he finally",
+    "The new bridge shortens the way to",
+    "Photosynthesis turns light into",
+    "They argued all evening about whether",
+    "If the battery is empty, the red lamp",
+    "The museum's oldest painting shows",
+    "Once upon a time, in a village by the sea,",
+    "The judge read the letter twice before",
+    "Eggs, milk, bread, and",
+    "On the last page of her notebook she wrote:",
+)
+TOLERANCE = 1e-3  # between a hook and the same edit folded, in float32
+SLACK = 4.0  # how much larger than random rounding errors of the same size the real ones may act
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured.
+
+    Attributes:
+        prompts: how many texts.
+        positions: how many token positions in all of them.
+        difference: the largest absolute difference of any logit at any position.
+        tolerance: the largest that is accepted.
+        rounding: where the checkpoint has 16 bits, the largest difference that random errors of the size of one
+            rounding make when they are put into what the edit wrote; None in float32. The tolerance is
+            four times that plus 1e-3.
+    """
+
+    prompts: int
+    positions: int
+    difference: float
+    tolerance: float
+    rounding: float | None
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.tolerance  # a NaN does not pass
+
+    def describe(self) -> dict[str, Any]:
+        """The figures, for a record."""
+        return asdict(self)
+
+
+def verify_export(
+    base: str | Path,
+    edit: Intervention,
+    exported: str | Path,
+    *,
+    dtype: torch.dtype,
+    prompts: Sequence[str] = PROMPTS,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare an exported folder with the hooked base model.
+
+    Args:
+        base: the base's folder.
+        edit: the edit.
+        exported: the folder to verify; it is loaded with plain transformers.
+        dtype: of the checkpoint's down projections; 16 bits widen the tolerance as `Verification.rounding` says.
+        prompts: texts to compare on.
+        progress: called with (label, prompts done, prompts in all).
+
+    Raises:
+        DialdownError: the folder's tokenizer gives other ids, or a model cannot be loaded.
+    """
+    if not prompts:
+        raise DialdownError("An export cannot be verified on no prompts: pass some texts, or verify=False.")
+    ids, reference, rounding = _reference(str(base), edit, dtype, prompts)
+    gc.collect()
+    tokenizer: Any = AutoTokenizer.from_pretrained(exported)
+    if [tokenizer(text)["input_ids"] for text in prompts] != ids:
+        raise DialdownError(
+            f"The tokenizer of the export gives other ids than that of {base}, so their logits cannot be compared: "
+            "pass a base folder that holds all files of its tokenizer."
+        )
+    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    model.eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    difference = 0.0
+    for done, (tokens, expected) in enumerate(zip(ids, reference, strict=True), 1):
+        difference = _worse(difference, _logits(model, tokens), expected)
+        if progress:
+            progress("verifying", done, len(ids))
+    tolerance = TOLERANCE + SLACK * (rounding or 0.0)
+    return Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
+
+
+def _reference(
+    base: str, edit: Intervention, dtype: torch.dtype, prompts: Sequence[str]
+) -> tuple[list[list[int]], list[Tensor], float | None]:
+    """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone afterwards."""
+    lm = load(base, dtype="float32")
+    ids: list[list[int]] = [lm.tokenizer(text)["input_ids"] for text in prompts]
+    # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
+    with edit.applied(lm):
+        reference = [_logits(lm.model, tokens) for tokens in ids]
+    if dtype.itemsize > 2:
+        return ids, reference, None
+    rounding = 0.0
+    with _rounding_errors(lm, edit, dtype), edit.applied(lm):
+        for tokens, expected in zip(ids, reference, strict=True):
+            rounding = _worse(rounding, _logits(lm.model, tokens), expected)
+    return ids, reference, rounding
+
+
+@contextmanager
+def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator[None]:
+    """Put random errors, up to one rounding to `dtype` each, into every number the edit writes.
+
+    The model's columns are changed for good. A column of gain 1 or 0 is stored exactly and keeps its value.
+    """
+    unit, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
+    generator = torch.Generator().manual_seed(0)
+
+    def errors(values: Tensor) -> Tensor:
+        uniform = 2 * torch.rand(values.shape, generator=generator) - 1
+        return uniform.to(values) * values.abs().clamp(min=smallest) * unit
+
+    with ExitStack() as stack, torch.no_grad():
+        for index, layer in enumerate(lm.view.layers):
+            if not edit.changes(index, lm):
+                continue
+            bias = torch.zeros(lm.view.d_model, device=lm.device) if layer.down.bias is None else layer.down.bias
+            moved = edit.folded(index, lm, layer.columns, bias)[1]
+            if edit.gain.size:
+                changed = torch.from_numpy((edit.gain[index] != 1) & (edit.gain[index] != 0)).to(lm.device)
+                layer.columns.add_(errors(layer.columns) * changed)
+            if edit.needs_bias and moved is not None:
+                error = errors(moved)
+                stack.callback(
+                    layer.down.register_forward_hook(lambda module, args, out, error=error: out + error).remove
+                )
+        yield
+
+
+def _logits(model: Any, tokens: list[int]) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
+    return logits[0].float().cpu()
+
+
+def _worse(so_far: float, logits: Tensor, expected: Tensor) -> float:
+    """The larger of a difference and that of two logits; NaN where either has one."""
+    # `max` of Python would lose a NaN on its right.
+    return float(torch.stack([torch.tensor(so_far), (logits - expected).abs().max()]).max())

@@ -1,0 +1,409 @@
+"""Exported folders against the folded model, tensor by tensor and as their users load them (METHOD §7)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_interventions import IDS, KINDS, WITH_BIAS, make
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import dialdown as dd
+import dialdown.export as export_module
+from dialdown.errors import DialdownError
+from dialdown.export import export
+from dialdown.files import file_sha256
+from dialdown.interventions import Intervention
+from dialdown.models import LM
+from dialdown.verification import PROMPTS
+
+FEW = PROMPTS[:3]
+
+
+def saved(lm: LM, folder: Path, **options: Any) -> Path:
+    lm.twin().model.save_pretrained(folder, **options)  # saving writes to the config
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(load_file(file))
+    return found
+
+
+def exact(edit: Intervention) -> Intervention:
+    """With gains that float32 holds, as trained ones are, so that rounding them changes nothing."""
+    return replace(edit, gain=edit.gain.astype(np.float32).astype(np.float64))
+
+
+def assert_same(folder: Path, lm: LM) -> None:
+    """The folder's tensors are those the model would be saved as, bit for bit."""
+    with TemporaryDirectory() as place:
+        expected = stored(saved(lm, Path(place)))
+    found = stored(folder)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", ["set", "scale"])
+def test_an_export_is_the_folded_model(lm: LM, tmp_path: Path, kind: str) -> None:
+    base = saved(lm, tmp_path / "base")
+    edit = exact(make(lm, kind))
+    out = tmp_path / "out"
+    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind != "scale":
+        with pytest.raises(DialdownError, match=r"kind='scale'.*control vector"):
+            export(base, edit, out, verify=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["base"]
+        return
+    export(base, edit, out, verify=False)
+    assert_same(out, edit.fold(lm))
+    before, after = stored(base), stored(out)
+    changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {layer.path for layer in lm.view.layers}
+    if kind == "scale":
+        assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "granite", "gemma2"])
+def test_an_export_is_verified_and_loads_as_the_folded_model(tmp_path: Path, name: str, kind: str) -> None:
+    lm = tiny.lm(name)
+    if name == "gemma2" and kind != "scale":
+        pytest.skip("no bias to fold into: refused, see above")
+    edit = exact(make(lm, kind))
+    done = export(saved(lm, tmp_path / "base"), edit, tmp_path / "out", prompts=FEW)
+    again = dd.load(done.folder, device="cpu")
+    assert torch.equal(tiny.logits(again, IDS), tiny.logits(edit.fold(lm), IDS))
+    assert done.verification is not None
+    assert done.verification.difference <= done.verification.tolerance == 1e-3
+    assert done.verification.rounding is None
+
+
+def test_an_edited_column_is_its_float64_product_rounded_once(gpt2: LM, llama: LM, tmp_path: Path) -> None:
+    for lm, transposed in ((gpt2, True), (llama, False)):
+        edit = exact(make(lm, "scale"))
+        base = saved(lm, tmp_path / f"base-{lm.name}")
+        after = stored(export(base, edit, tmp_path / f"out-{lm.name}", verify=False).folder)
+        for index, layer in enumerate(lm.view.layers):
+            weight = stored(base)[f"{layer.path}.weight"].double()
+            gain = torch.from_numpy(edit.gain[index])
+            expected = weight * (gain[:, None] if transposed else gain[None, :])
+            assert torch.equal(after[f"{layer.path}.weight"], expected.float())
+
+
+def test_many_shards_in_many_shards_out(llama: LM, tmp_path: Path) -> None:
+    base = saved(llama, tmp_path / "base", max_shard_size="9KB")
+    assert len(list(base.glob("*.safetensors"))) > 3
+    edit = exact(make(llama, "set"))
+    done = export(base, edit, tmp_path / "out", shard_bytes=12_000, prompts=FEW)
+    assert_same(done.folder, edit.fold(llama))
+    index = json.loads((done.folder / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in done.folder.glob("*.safetensors"))
+    assert len(files) > 3
+    assert sorted(set(index["weight_map"].values())) == files
+    tensors = stored(done.folder)
+    assert set(index["weight_map"]) == set(tensors)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    largest = max(tensor.nbytes for tensor in tensors.values())
+    for file in files:
+        with safe_open(done.folder / file, framework="pt") as handle:
+            assert {name for name, where in index["weight_map"].items() if where == file} == set(handle.keys())
+            assert handle.metadata() == {"format": "pt"}
+        assert (done.folder / file).stat().st_size < max(12_000, largest) + 4_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
+    edit = exact(make(lm, kind, strength=0.3))
+    done = export(saved(lm, tmp_path / "base"), edit, tmp_path / "out", prompts=FEW)
+    assert_same(done.folder, edit.fold(lm))
+    verified = done.verification
+    assert verified is not None
+    assert verified.rounding is not None
+    assert verified.tolerance == pytest.approx(1e-3 + 4 * verified.rounding)
+    assert verified.difference <= verified.tolerance
+    # The tolerance follows the rounding: it is far from what the edit itself does.
+    base = LM.of(lm.model.float(), lm.tokenizer)
+    ids = torch.tensor([lm.tokenizer(FEW[0])["input_ids"]])
+    with edit.applied(base):
+        hooked = tiny.logits(base, ids)
+    assert float((hooked - tiny.logits(base, ids)).abs().max()) > 5 * verified.tolerance
+
+
+def test_a_tensor_stored_without_the_base_prefix_is_found(gpt2: LM, tmp_path: Path) -> None:
+    base = saved(gpt2, tmp_path / "base")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in stored(base).items()}
+    save_file(bare, base / "model.safetensors", metadata={"format": "pt"})
+    edit = exact(make(gpt2, "set"))
+    done = export(base, edit, tmp_path / "out", prompts=FEW)
+    assert set(stored(done.folder)) == set(bare)
+    assert torch.equal(tiny.logits(dd.load(done.folder, device="cpu"), IDS), tiny.logits(edit.fold(gpt2), IDS))
+
+
+def test_the_folder_is_complete_and_its_card_says_so(llama: LM, tmp_path: Path) -> None:
+    base = saved(llama, tmp_path / "base")
+    (base / "LICENSE").write_text("the licence")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: ours\ntags: [x]\n---\n# Base\n")
+    (base / "optimizer.pt").write_text("not ours to copy")
+    rows = [{"name": "base", "toxicity": [0.29, 0.25, 0.33]}, {"name": "edited", "toxicity": [0.07, 0.05, 0.09]}]
+    notes = {"why": "So that it is kinder.", "rows": rows, "judge": "some-scorer", "caveat": "One judge."}
+    done = export(base, exact(make(llama, "scale")), tmp_path / "out", notes=notes, prompts=FEW)
+    there = {str(path.relative_to(done.folder)) for path in done.folder.rglob("*") if path.is_file()}
+    assert there == {*done.files, "README.md"}
+    assert there >= {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "chat_template.jinja"}
+    assert there >= {"dialdown/edit.safetensors", "dialdown/edit.json"}
+    assert "optimizer.pt" not in there
+    card = (done.folder / "README.md").read_text()
+    for name, digest in done.files.items():
+        assert digest == file_sha256(done.folder / name)
+        assert f"| {name} | `{digest}` |" in card
+    head = card.split("---")[1]
+    for line in (
+        "base_model: base",
+        "license: other",
+        "license_name: ours",
+        "library_name: transformers",
+        "- dialdown",
+    ):
+        assert line in head
+    for words in ("0.290 [0.250, 0.330]", "some-scorer", "One judge.", "So that it is kinder.", "dialdown apply"):
+        assert words in card
+    for text in (card, (done.folder / "config.json").read_text(), (done.folder / "dialdown/edit.json").read_text()):
+        assert str(tmp_path) not in text
+
+
+def test_unknown_notes_are_refused(llama: LM, tmp_path: Path) -> None:
+    base = saved(llama, tmp_path / "base")
+    for notes, words in (({"wy": "x"}, "did you mean 'why'"), ({"rows": [{"kl": [1.0]}]}, "three finite numbers")):
+        with pytest.raises(DialdownError, match=words):
+            export(base, make(llama, "scale"), tmp_path / "out", notes=notes)
+
+
+def test_an_output_that_is_not_empty_needs_force(llama: LM, tmp_path: Path) -> None:
+    base, out = saved(llama, tmp_path / "base"), tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    edit = exact(make(llama, "scale"))
+    with pytest.raises(DialdownError, match="not empty"):
+        export(base, edit, out, verify=False)
+    assert [path.name for path in out.iterdir()] == ["old.txt"]
+    export(base, edit, out, verify=False, force=True)
+    assert not (out / "old.txt").exists()
+    assert_same(out, edit.fold(llama))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+    for place in (base, tmp_path):
+        with pytest.raises(DialdownError, match="holds the base model"):
+            export(base, edit, place, verify=False, force=True)
+    assert (base / "model.safetensors").exists()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(DialdownError, match="is a file"):
+        export(base, edit, file)
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(
+    llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(llama, tmp_path / "base")
+    size = sum(tensor.nbytes for tensor in stored(base).values())
+    usage = shutil.disk_usage(tmp_path)
+    edit = make(llama, "scale")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=int(1.04 * size)))
+    with pytest.raises(DialdownError, match="free some space"):
+        export(base, edit, tmp_path / "new" / "out", verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=int(1.06 * size)))
+    assert export(base, edit, tmp_path / "new" / "out", verify=False).folder.is_dir()
+
+
+def _damage(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][:, 3] *= 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_column_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
+    base = saved(lm, tmp_path / "base")
+    write = export_module.write_tensors
+
+    def wrong(folder: Path, *args: Any, **options: Any) -> None:
+        write(folder, *args, **options)
+        _damage(folder)
+
+    monkeypatch.setattr(export_module, "write_tensors", wrong)
+    with pytest.raises(DialdownError, match=r"differs by \d.*is accepted"):
+        export(base, make(lm, "scale", strength=0.1), tmp_path / "out", prompts=FEW)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_another_tokenizer_is_caught(llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(llama, tmp_path / "base")
+    copy = export_module._copy_files
+
+    def other(*args: Any) -> None:
+        copy(*args)
+        tiny.tokenizer(bos=True).save_pretrained(args[2])
+
+    monkeypatch.setattr(export_module, "_copy_files", other)
+    with pytest.raises(DialdownError, match="other ids"):
+        export(base, make(llama, "scale"), tmp_path / "out", prompts=FEW)
+    assert not (tmp_path / "out").exists()
+
+
+def rewrite_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_what_cannot_be_edited_is_refused(llama: LM, tmp_path: Path) -> None:
+    edit = make(llama, "scale")
+
+    def refused(base: Path | str, words: str) -> None:
+        with pytest.raises(DialdownError, match=words):
+            export(base, edit, tmp_path / "out", verify=False)
+        assert not (tmp_path / "out").exists()
+
+    quantised = saved(llama, tmp_path / "quantised")
+    rewrite_config(quantised, quantization_config={"quant_method": "gptq", "bits": 4})
+    refused(quantised, r"quantised \(gptq\).*quantise the export again")
+
+    integers = saved(llama, tmp_path / "integers")
+    tensors = stored(integers)
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, integers / "model.safetensors")
+    refused(integers, f"{name} .*is stored as I8")
+
+    missing = saved(llama, tmp_path / "missing")
+    save_file({key: tensors[key] for key in tensors if key != name}, missing / "model.safetensors")
+    refused(missing, f"no tensor {name}")
+
+    other = saved(llama, tmp_path / "other")
+    rewrite_config(other, intermediate_size=tiny.NEURONS + 2)
+    refused(other, "its config asks for")
+
+    pickled = saved(llama, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    refused(pickled, r"call model\.save_pretrained")
+
+    cut = saved(llama, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-5])
+    refused(cut, "damaged")
+
+    (tmp_path / "nothing").mkdir()
+    refused(tmp_path / "nothing", "no config.json")
+    refused(str(tmp_path / "nowhere"), "is no folder here")
+
+    wide = make(tiny.lm("llama", intermediate_size=tiny.NEURONS + 2), "scale")
+    with pytest.raises(DialdownError, match=f"built for 3 x {tiny.NEURONS + 2} neurons"):
+        export(saved(llama, tmp_path / "base"), wide, tmp_path / "out")
+
+
+class TwiceConfig(LlamaConfig):
+    model_type = "twice"
+
+
+class TwiceForCausalLM(LlamaForCausalLM):
+    """A model whose first two layers are two uses of one down projection."""
+
+    config_class = TwiceConfig
+
+    def __init__(self, config: TwiceConfig) -> None:
+        super().__init__(config)
+        self.model.layers[1].mlp.down_proj.weight = self.model.layers[0].mlp.down_proj.weight
+
+
+def test_a_shared_matrix_is_refused(llama: LM, tmp_path: Path) -> None:
+    AutoConfig.register("twice", TwiceConfig, exist_ok=True)
+    AutoModelForCausalLM.register(TwiceConfig, TwiceForCausalLM, exist_ok=True)
+    base = saved(llama, tmp_path / "base")
+    rewrite_config(base, model_type="twice", architectures=["TwiceForCausalLM"])
+    with pytest.raises(DialdownError, match=r"model\.layers\.0\.mlp\.down_proj .*shared"):
+        export(base, make(llama, "scale"), tmp_path / "out")
+
+
+def test_an_overflow_is_refused(tmp_path: Path) -> None:
+    lm = LM.of(tiny.model("llama").to(torch.float16), tiny.tokenizer())
+    edit = make(lm, "scale", strength=1e7)
+    with pytest.raises(DialdownError, match="too large for the checkpoint's F16"):
+        export(saved(lm, tmp_path / "base"), edit, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi", "falcon"])
+def test_pruning_removes_what_every_layer_can_spare(tmp_path: Path, name: str) -> None:
+    lm = tiny.lm(name)
+    base = saved(lm, tmp_path / "base")
+    edit = make(lm, "scale" if name == "falcon" else "set")
+    if name == "falcon":
+        edit = exact(replace(edit, gain=np.where(edit.selected, 0.0, 1.0)))
+    done = export(base, edit, tmp_path / "out", prune=True, prompts=FEW)
+    assert done.dropped == edit.selected.sum(1).min() > 0
+    narrow = dd.load(done.folder, device="cpu")
+    assert narrow.view.n_neurons == tiny.NEURONS - done.dropped
+    torch.testing.assert_close(tiny.logits(narrow, IDS), tiny.logits(edit.fold(lm), IDS), atol=1e-3, rtol=1e-4)
+    assert f"{done.dropped} neurons of gain 0" in (done.folder / "README.md").read_text()
+    with pytest.raises(DialdownError, match="cannot be pruned"):
+        export(base, make(lm, "scale"), tmp_path / "other", prune=True)
+
+
+BIG = """
+import json, resource, sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+import numpy as np, torch
+from dialdown.export import export
+from dialdown.interventions import Intervention
+
+base, layers, width, neurons = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+shape = (layers, neurons)
+edit = Intervention("it", "scale", np.full(shape, 0.5), np.zeros(shape), np.ones(shape, dtype=bool))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+export(base, edit, base.parent / "out", verify=False, shard_bytes=int(sys.argv[5]))
+print(json.dumps([before, peak()]))
+"""
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """A checkpoint of 200 MB (a file with a hole: nothing is stored) is exported in much less than that."""
+    layers, width, neurons = 12, 512, 2048
+    base = tmp_path / "base"
+    config = LlamaConfig(vocab_size=64, hidden_size=width, intermediate_size=neurons, num_hidden_layers=layers,
+                         num_attention_heads=8, architectures=["LlamaForCausalLM"])  # fmt: skip
+    config.save_pretrained(base)
+    with torch.device("meta"):
+        state = LlamaForCausalLM(config).state_dict()
+    header, start = {}, 0
+    for name, tensor in state.items():
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, start + tensor.nbytes]}
+        start += tensor.nbytes
+    text = json.dumps(header).encode()
+    with (base / "model.safetensors").open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.truncate(8 + len(text) + start)
+    command = [sys.executable, "-c", BIG, str(base), str(layers), str(width), str(neurons), "25000000"]
+    before, after = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert start > 195e6
+    assert len(list((tmp_path / "out").glob("model-*"))) > 4
+    assert after - before < 120e6
