@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ from test_interventions import IDS, KINDS, WITH_BIAS, make
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import dialdown as dd
-import dialdown.export as export_module
 from dialdown.errors import DialdownError
 from dialdown.export import export
 from dialdown.files import file_sha256
@@ -30,6 +30,8 @@ from dialdown.models import LM
 from dialdown.verification import PROMPTS
 
 FEW = PROMPTS[:3]
+# `dialdown.export` is the function; the module of that name is found like this.
+export_module = importlib.import_module("dialdown.export")
 
 
 def saved(lm: LM, folder: Path, **options: Any) -> Path:

@@ -351,3 +351,54 @@ def test_a_mean_shift_is_one_control_vector_per_layer(llama: LM) -> None:
         assert torch.equal(after.columns, before.columns)
         vector = sum(edit.offset[index, i] * before.value_vectors("paper")[i].double() for i in range(tiny.NEURONS))
         torch.testing.assert_close(after.down.bias.data.double(), vector, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dial_is_a_straight_line_of_effects(gpt2: LM, kind: str) -> None:
+    edit = make(gpt2, kind)
+    rng = np.random.default_rng(3)
+    m = rng.standard_normal((gpt2.view.n_layers, gpt2.view.n_neurons))
+    for strength in (0.0, 0.3, 1.0, 2.5):
+        dialled = edit.at(strength)
+        if edit.vector is not None:
+            assert dialled.vector is not None
+            np.testing.assert_allclose(dialled.vector, strength * edit.vector)
+            continue
+        np.testing.assert_allclose(
+            dialled.gain * m + dialled.offset, m + strength * (edit.gain * m + edit.offset - m), atol=1e-12
+        )
+        np.testing.assert_array_equal(dialled.selected, edit.selected)
+    assert edit.at(1).key == edit.key
+    assert torch.equal(hooked(gpt2, edit.at(0)), tiny.logits(gpt2, IDS))
+    assert edit.at(0.5).at(0.5).record["strength"] == 0.25
+
+
+def test_a_strength_that_is_no_number_is_refused(gpt2: LM) -> None:
+    with pytest.raises(DialdownError, match="pass a finite number"):
+        make(gpt2, "scale").at(float("nan"))
+
+
+@pytest.mark.parametrize("name", sorted(WITH_BIAS | set(tiny.NAMED)))
+@pytest.mark.parametrize("kind", ["scale", "set", "shift"])
+def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str, kind: str) -> None:
+    lm = tiny.lm(name)
+    edit = make(lm, kind)
+    with unchanged(lm):
+        if kind != "scale" and any(layer.down.bias is None for layer in lm.view.layers):
+            with pytest.raises(DialdownError, match="scale"), edit.folded_into(lm):
+                pass
+            return
+        expected = tiny.logits(edit.fold(lm), IDS)
+        with edit.folded_into(lm):
+            assert torch.equal(tiny.logits(lm, IDS), expected)
+        with pytest.raises(KeyboardInterrupt), edit.folded_into(lm):
+            raise KeyboardInterrupt
+
+
+def test_a_matrix_that_two_layers_share_is_refused() -> None:
+    lm = tiny.lm("llama")
+    first, second, *_ = lm.view.layers
+    second.down.weight = first.down.weight
+    for action in (make(lm, "scale").fold, lambda one: make(lm, "scale").folded_into(one).__enter__()):
+        with pytest.raises(DialdownError, match="shared with another module"):
+            action(lm)

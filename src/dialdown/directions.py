@@ -34,7 +34,7 @@ class Direction:
     """A direction W in the residual stream; larger projections mean more of the concept.
 
     Attributes:
-        name: `probe`, `contrast` or `random`.
+        name: `probe`, `contrast`, `difference` or `random`.
         vector: (d,) float64, not normalised.
         site: where it was read: the final-layer residual before or after the final norm, the unembedding, or nowhere.
         record: provenance: model, protocol, and for a probe its validation accuracy, AUC, sizes and seed.

@@ -13,7 +13,12 @@ import torch
 
 from .assets import ASSETS, cache_folder
 
-EXTRAS = {"train": ("trl", "datasets", "accelerate", "peft"), "judge": ("openai",)}
+EXTRAS = {
+    "train": ("trl", "datasets", "accelerate", "peft"),
+    "judge": ("openai",),
+    "search": ("optuna",),
+    "eval": ("lm_eval",),
+}
 
 
 def findings() -> Iterator[str]:

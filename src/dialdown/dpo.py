@@ -253,12 +253,6 @@ def tune(
     return log
 
 
-def sharing(model: Any) -> Any:
-    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its modules leaves `model` alone."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, shared).eval()
-
-
 def _trl() -> tuple[Callable[..., TrainingLog], Callable[[], AbstractContextManager[None]]]:
     try:
         from .dpo_trainer import fit, quiet

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from .dpo import OPTIMIZERS, DPOSettings, Example, KLDirection, KLPositions, TrainingLog, sharing
+from .dpo import OPTIMIZERS, DPOSettings, Example, KLDirection, KLPositions, TrainingLog
 from .errors import DialdownError
 
 IGNORED = -100
@@ -284,6 +284,12 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     _run(trainer, work)
     return _training_log(trainer.state, len(train), len(held_out))
+
+
+def sharing(model: Any) -> Any:
+    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its modules leaves `model` alone."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
 
 
 def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from .activations import NeuronMeans
-from .dpo import DPOSettings, TrainingLog, sharing, tune
+from .dpo import DPOSettings, TrainingLog, tune
 from .edits import LESS
+from .errors import DialdownError
 from .interventions import Intervention
 from .models import LM
 from .neurons import NeuronTable
@@ -76,7 +77,13 @@ def train_gains(
     paths = [layer.path for layer in lm.view.layers]
 
     def prepare(model: Any) -> Any:
-        from peft import IA3Config, get_peft_model
+        try:
+            from peft import IA3Config, get_peft_model
+        except ModuleNotFoundError as error:
+            raise DialdownError(
+                'Neuron gains are IA3 parameters of PEFT, which is not installed: run pip install "dialdown[train]".'
+            ) from error
+        from .dpo_trainer import sharing
 
         conv = isinstance(lm.view.layers[0].down, Conv1D)
         config = IA3Config(target_modules=paths, feedforward_modules=paths, fan_in_fan_out=conv, task_type="CAUSAL_LM")

@@ -1,0 +1,198 @@
+"""`dialdown detox` and what is done with its result, through the commands, on a tiny model with data from files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from study_files import write_study
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+import dialdown as dd
+from dialdown import cli
+from dialdown.config import DetoxSettings
+from dialdown.detox import EDIT, greatest_strength
+from dialdown.errors import DialdownError
+from dialdown.gains import shuffled
+from dialdown.metrics.perplexity import TextProbe
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("data"))
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def detox(config: Path, out: Path, *more: object) -> Result:
+    return invoke("detox", config.parent / "model", "--out", out, "--config", config, *more)
+
+
+def work_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}-work")
+
+
+def stages(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work_of(out) / "run.json").read_text())["stages"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("detox") / "calm"
+    result = detox(config, out)
+    assert result.exit_code == 0, result.exception
+    return out, result
+
+
+def test_the_folder_is_the_base_with_the_gains_folded_in(done: tuple[Path, Result], config: Path) -> None:
+    out, _ = done
+    base = dd.load(config.parent / "model")
+    gains = dd.Intervention.load(work_of(out) / EDIT)
+    assert (gains.gain != 1).all()
+    exported = AutoModelForCausalLM.from_pretrained(out).eval()
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad(), gains.applied(base):
+        np.testing.assert_allclose(exported(ids).logits, base.model(ids).logits, atol=1e-4)
+    for index, layer in enumerate(base.view.layers):
+        theirs = exported.get_submodule(layer.path).weight.double()
+        expected = layer.down.weight.double() * torch.as_tensor(gains.gain[index])
+        np.testing.assert_allclose(theirs.detach(), expected.detach(), rtol=1e-6)
+
+
+def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Result]) -> None:
+    out, result = done
+    rows = json.loads((work_of(out) / "results.json").read_text())["rows"]
+    assert [row["intervention"] for row in rows] == ["none", "detox", "detox__random_neurons"]
+    assert rows[2]["control_of"] == "detox"
+    shown = f"{rows[1]['toxicity']['mean']:.3f}"
+    assert shown in result.output
+    card = (out / "README.md").read_text()
+    assert shown in card
+    assert "random neurons" in card
+    assert "sha256" in card
+
+
+def test_the_same_command_repeats_nothing_and_needs_force(done: tuple[Path, Result], config: Path) -> None:
+    out, _ = done
+    refused = detox(config, out)
+    assert refused.exit_code == 1
+    assert "--force" in str(refused.exception)
+    again = detox(config, out, "--force")
+    assert again.exit_code == 0, again.exception
+    assert again.output.count("done before") == len(stages(out))
+
+
+def test_another_strength_trains_nothing(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out, _ = done
+    copied = tmp_path / "half"
+    shutil.copytree(work_of(out), work_of(copied))
+    # The copied work is a run of its own: the folder of a training is part of what it resumes, not of its result.
+    result = detox(config, copied, "--strength", 0.5)
+    assert result.exit_code == 0, result.exception
+    assert "gains: done before" in result.output
+    whole, half = (dd.Intervention.load(work_of(one) / EDIT).gain for one in (out, copied))
+    np.testing.assert_allclose(half, 1 + 0.5 * (whole - 1), rtol=1e-12)
+
+
+def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result]) -> None:
+    out, _ = done
+    groups = stages(out)["dial"]["groups"]
+    assert [row["group"] for row in groups] == ["TP", "TN", "AP", "AN", "all"]
+    assert (
+        sum(row["neurons"] for row in groups[:4])
+        == groups[4]["neurons"]
+        == dd.Intervention.load(work_of(out) / EDIT).gain.size
+    )
+    assert sum(row["share_moved"] for row in groups[:4]) == pytest.approx(1)
+    assert (work_of(out) / "tables" / "gains-top-neurons.csv").exists()
+
+
+def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "searched"
+    result = detox(config, out, "--no-training", "--set", "detox.finalists=1", "--max-kl", 5)
+    # A tiny random model may hold no feasible edit among a handful of trials: then the nearest is named, and nothing written.
+    if result.exit_code:
+        assert "within the budget" in str(result.exception)
+        assert "the nearest" in str(result.exception)
+        assert not out.exists()
+        return
+    assert "search" in stages(out)
+    assert "gains" not in stages(out)
+    edit = dd.Intervention.load(work_of(out) / EDIT)
+    assert edit.kind == "scale"
+    assert edit.record["search"]
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.1])
+def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: float) -> None:
+    rng = np.random.default_rng(0)
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    gains = dd.Intervention("g", "scale", rng.normal(1, 0.3, shape), np.zeros(shape), np.ones(shape, dtype=bool))
+    windows = [list(range(3, 40)), list(range(40, 80))]
+    before = {name: tensor.clone() for name, tensor in llama.model.state_dict().items()}
+    strength, (kl, _) = greatest_strength(llama, gains, windows, DetoxSettings(max_kl=budget, most=4.0))
+    assert all(torch.equal(before[name], tensor) for name, tensor in llama.model.state_dict().items())
+    text = TextProbe(llama, windows, kl_windows=2)
+
+    def cost(s: float) -> float:
+        with gains.at(s).folded_into(llama):
+            one = text.measure(llama)
+        return float(np.average(one.kl, weights=one.tokens))
+
+    assert kl == pytest.approx(cost(strength))
+    assert cost(strength) <= budget
+    assert cost(strength + 8 / 2**7) > budget
+
+
+def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    gains = dd.Intervention("g", "scale", np.full(shape, 9.0), np.zeros(shape), np.ones(shape, dtype=bool))
+    with pytest.raises(DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"):
+        greatest_strength(llama, gains, [list(range(3, 40))], DetoxSettings(max_kl=1e-9))
+
+
+def test_shuffled_gains_are_the_same_numbers_in_each_layer() -> None:
+    gain = np.arange(12.0).reshape(3, 4)
+    edit = dd.Intervention("g", "scale", gain, np.zeros((3, 4)), gain > 5)
+    control = shuffled(edit, seed=0)
+    assert (np.sort(control.gain, axis=1) == gain).all()
+    assert (control.gain != gain).any()
+    np.testing.assert_array_equal(control.selected, control.gain > 5)
+    assert control.control_of == "g"
+
+
+def test_apply_puts_the_edit_on_again(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out, _ = done
+    result = invoke("apply", out, "--out", tmp_path / "again", "--base", config.parent / "model")
+    assert result.exit_code == 0, result.exception
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_chat_is_wired(done: tuple[Path, Result], config: Path) -> None:
+    out, _ = done
+    arguments = ["chat", str(out), "--base", str(config.parent / "model"), "--tokens", "3"]
+    result = CliRunner().invoke(cli.app, arguments, input="/strength 0.5\nthe cat\n/quit\n")
+    assert result.exit_code == 0, result.exception
+    assert "Goodbye" in result.output
+
+
+def test_gains_have_no_control_vector(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out, _ = done
+    result = invoke("control-vector", out, "--out", tmp_path / "v.gguf", "--base", config.parent / "model")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, DialdownError)
+
+
+def test_the_paper_protocol_alone_is_refused(config: Path, tmp_path: Path) -> None:
+    result = detox(config, tmp_path / "out", "--set", 'protocols=["paper"]')
+    assert result.exit_code == 1
+    assert "strict" in str(result.exception)
