@@ -27,6 +27,12 @@ from .text import number
 
 SHOWN_TOKENS = 10
 AGREEMENT = "scorers-agreement"
+# What the paper has no number for: file, name in its place, title.
+FURTHER = {
+    AGREEMENT: ("Scorers", "How far the scorers agree on the untouched model's continuations"),
+    "gains-by-group": ("Gains", "Neuron gains: what they do in each of the tuning-free groups, and who follows the four-group rule"),
+    "gains-top-neurons": ("Gains", "Neuron gains: the neurons whose gain moves the residual stream most, and what they write"),
+}  # fmt: skip
 # What a name in front.json is, up to its strength; what is not here stands in tables 12 and 19 only.
 ON_THE_FRONT = {
     "none": "none",
@@ -86,10 +92,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def paper_tables(run: Run) -> list[PaperTable]:
     """The tables there are, in the paper's order."""
     found = []
-    for stem, title in {
-        **TITLES,
-        AGREEMENT: "How far the scorers agree on the untouched model's continuations",
-    }.items():
+    for stem, title in {**TITLES, **{stem: title for stem, (_, title) in FURTHER.items()}}.items():
         path = run.folder / "tables" / f"{stem}.csv"
         if path.exists():
             # Tokens may look like numbers or nothing; they are text.
@@ -101,8 +104,8 @@ def paper_tables(run: Run) -> list[PaperTable]:
 
 
 def _number(stem: str) -> str:
-    if stem == AGREEMENT:
-        return "Scorers"
+    if stem in FURTHER:
+        return FURTHER[stem][0]
     kind, place, *more = stem.split("-")
     return f"{kind.capitalize()} {'.'.join([place, *[one for one in more if one.isdigit()]]).upper()}"
 
