@@ -25,5 +25,5 @@ tests: $(VENV)/dev
 $(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F)]"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F),search]"
 	@touch $@

@@ -246,6 +246,13 @@ def test_kl_of_known_distributions() -> None:
     assert got.dtype == torch.float64
 
 
+def test_a_token_that_both_models_rule_out_counts_nothing() -> None:
+    p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
+    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert float(kl_per_position(p.log(), q.log())) == pytest.approx(expected, rel=1e-6)
+    assert float(kl_per_position(q.log(), torch.tensor([[1.0, 0.0, 0.0]]).log())) == np.inf
+
+
 @pytest.mark.parametrize("positions", ["all", "first"])
 def test_a_text_is_read_under_an_edit(llama: LM, positions: Any) -> None:
     edit = make(llama, "set")

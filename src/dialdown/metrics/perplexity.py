@@ -107,5 +107,7 @@ class TextProbe:
 
 def kl_per_position(base: Tensor, other: Tensor) -> Tensor:
     """KL(base || other) at each position from (positions, V) log-probabilities: (positions,) float64, in nats."""
+    # A token that the base model rules out counts nothing, also where the other one rules it out too (-inf - -inf).
+    terms = torch.where(base == -torch.inf, 0.0, base.exp() * (base - other))
     # Rounding makes the KL of nearly equal distributions slightly negative, which no KL is.
-    return (base.exp() * (base - other)).sum(-1, dtype=torch.float64).clamp(min=0)
+    return terms.sum(-1, dtype=torch.float64).clamp(min=0)
