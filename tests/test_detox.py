@@ -118,18 +118,45 @@ def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result
 
 def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "searched"
-    result = detox(config, out, "--no-training", "--set", "detox.finalists=1", "--max-kl", 5)
-    # A tiny random model may hold no feasible edit among a handful of trials: then the nearest is named, and nothing written.
-    if result.exit_code:
-        assert "within the budget" in str(result.exception)
-        assert "the nearest" in str(result.exception)
-        assert not out.exists()
-        return
-    assert "search" in stages(out)
+    few = ("--no-training", "--set", "detox.finalists=2", "--set", "search.trials=6")
+    refused = detox(config, out, *few, "--max-kl", 1e-9)
+    assert refused.exit_code == 1
+    assert "within the budget (KL at most 1e-09)" in str(refused.exception)
+    assert "the nearest" in str(refused.exception)
+    assert not out.exists()
+    # What the sentence advises works in the same folder.
+    found = detox(config, out, *few, "--max-kl", 50)
+    assert found.exit_code == 0, found.exception
+    assert stages(out)["search"]["trials"] == 6
+    assert len(stages(out)["dial"]["finalists"]) <= 2
     assert "gains" not in stages(out)
     edit = dd.Intervention.load(work_of(out) / EDIT)
     assert edit.kind == "scale"
     assert edit.record["search"]
+    assert (edit.gain >= 0).all()
+
+
+def test_two_dials_at_once_are_refused(config: Path, tmp_path: Path) -> None:
+    result = detox(config, tmp_path / "out", "--strength", 0.5, "--max-kl", 0.1)
+    assert result.exit_code == 1
+    assert "pass one of them" in str(result.exception)
+
+
+def test_what_the_export_would_refuse_is_refused_first(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(config.parent / "model", tmp_path / "quantised")
+    path = tmp_path / "quantised" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "awq"}}))
+    result = invoke("detox", tmp_path / "quantised", "--out", out, "--config", config)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, DialdownError)
+    assert not work_of(out).exists()
+
+
+def test_a_tuned_model_has_no_part_in_it(config: Path, tmp_path: Path) -> None:
+    result = detox(config, tmp_path / "out", "--set", f"tuned={config.parent / 'model'}")
+    assert result.exit_code == 1
+    assert "leave tuned out" in str(result.exception)
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.1])
@@ -182,7 +209,7 @@ def test_chat_is_wired(done: tuple[Path, Result], config: Path) -> None:
     arguments = ["chat", str(out), "--base", str(config.parent / "model"), "--tokens", "3"]
     result = CliRunner().invoke(cli.app, arguments, input="/strength 0.5\nthe cat\n/quit\n")
     assert result.exit_code == 0, result.exception
-    assert "Goodbye" in result.output
+    assert "edited, strength 0.5" in result.output
 
 
 def test_gains_have_no_control_vector(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:

@@ -370,17 +370,17 @@ def test_pruning_removes_what_every_layer_can_spare(tmp_path: Path, name: str) -
 
 
 BIG = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np, torch
 from dialdown.export import export
 from dialdown.interventions import Intervention
+from dialdown.workers import peak_bytes as peak
 
 base, layers, width, neurons = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 shape = (layers, neurons)
 edit = Intervention("it", "scale", np.full(shape, 0.5), np.zeros(shape), np.ones(shape, dtype=bool))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 export(base, edit, base.parent / "out", verify=False, shard_bytes=int(sys.argv[5]))
 print(json.dumps([before, peak()]))

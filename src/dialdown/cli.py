@@ -163,7 +163,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is in the fol
 Verify = Annotated[bool, typer.Option(help="Reload the folder and compare its logits with the hooked base model.")]
 Base = Annotated[str | None, typer.Option(help="Where the base model is, if not where the edit says.")]
 EditFolder = Annotated[Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")]
-Strength = Annotated[float, typer.Option(help="How far to dial: 0 is the base model, 1 the edit as it was found.")]
+Strength = Annotated[
+    float, typer.Option(help="How far to dial: 0 is the base model, 1 the edit as the folder holds it.")
+]
 
 
 @app.command()
@@ -195,21 +197,27 @@ def detox(
         f"{section}.max_kl": max_kl,
         f"{section}.max_ppl_increase": max_ppl_increase,
     }
+    if strength is not None and (max_kl is not None or max_ppl_increase is not None):
+        raise DialdownError(
+            "A strength and a budget were given, and a budget finds the strength by itself: pass one of them."
+        )
     flags = {key: value for key, value in named.items() if value is not None}
     settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
     from .detox import find_edit, notes
-    from .export import check_out, export
+    from .export import check_base, check_out, export
     from .report.console import show_check
     from .workers import quiet_libraries
 
     quiet_libraries()
+    out_folder = out_folder.absolute()
     check_out(out_folder, force)
     work = out_folder.with_name(f"{out_folder.name}-work")
     display = Display()
     with display.bar, _interruptible():
+        check_base(settings.model, out_folder, revision=settings.revision, progress=display.progress)
         edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
         done = export(
-            model,
+            settings.model,
             edit,
             out_folder,
             revision=settings.revision,
@@ -219,8 +227,13 @@ def detox(
             progress=display.progress,
         )
     show_check(work, out)
-    checked = "not verified" if done.verification is None else str(done.verification)
-    out.print(f"{out_folder} is an ordinary checkpoint ({checked}); the work is in {work}.", soft_wrap=True)
+    found = done.verification
+    checked = (
+        f"its logits differ from the hooked model's by at most {found.difference:.1g}" if found else "not verified"
+    )
+    out.print(
+        f"{out_folder} is an ordinary checkpoint ({checked}); the work is in {work}.", soft_wrap=True, markup=False
+    )
 
 
 @app.command("apply")
@@ -242,7 +255,7 @@ def apply_edit(
         apply_delta(
             folder, out_folder, base=base, strength=strength, force=force, verify=verify, progress=display.progress
         )
-    out.print(f"Wrote {out_folder}.", soft_wrap=True)
+    out.print(f"Wrote {out_folder}.", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -275,7 +288,7 @@ def control_vector(
         bool, typer.Option(help="Leave out layer 0, which llama.cpp has no place for.")
     ] = False,
 ) -> None:
-    """Write a shift or a steering as a control vector for llama.cpp."""
+    """Write a shift or a steering (a folder of dd.save_delta or dd.export) as a control vector for llama.cpp."""
     from .control_vector import write_control_vector
     from .workers import quiet_libraries
 

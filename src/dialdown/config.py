@@ -72,6 +72,7 @@ class EvaluationSettings:
         judge: the scorer whose mean is `toxicity`; it made no pair.
         pair_scorer: the scorer that makes the pairs, reported beside the judge.
         batch_size: prompts per batch.
+        neutral_tokens: how much neutral text costs are measured on while dialling and searching, none of it in the rows.
     """
 
     prompts: str = "embedded:rtp"
@@ -88,6 +89,7 @@ class EvaluationSettings:
     judge: str = "embedded:ngram"
     pair_scorer: str = "embedded:minilm"
     batch_size: Count = 160
+    neutral_tokens: Count = 1536
 
 
 @dataclass(frozen=True)
@@ -157,15 +159,13 @@ class DetoxSettings:
         max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to `most` within it.
         max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is 5 %.
         most: the greatest strength that a budget may ask for.
-        neutral_tokens: how much neutral text costs are measured on while dialling and searching, none of it in the evaluation.
-        finalists: searched edits that the evaluation prompts choose from.
+        finalists: searched edits that further prompts choose from.
     """
 
     strength: Strength = 1.0
     max_kl: Strength | None = None
     max_ppl_increase: Strength | None = None
     most: Strength = 1.5
-    neutral_tokens: Count = 1536
     finalists: Count = 3
 
 

@@ -172,6 +172,8 @@ def load_delta(folder: str | Path) -> Delta:
         raise DialdownError(
             f"{folder / RECORD} is not a delta of schema {SCHEMA}: write it again with this version of dialdown."
         )
+    if not ({"name", "revision", "sha256"} <= set(record.get("base", ())) and "sha256" in record.get("edit", ())):
+        raise DialdownError(f"{folder / RECORD} does not say which base and edit it is of: fetch the delta again.")
     edit = Intervention.load(folder / EDIT)
     if file_sha256(folder / EDIT) != record["edit"]["sha256"]:
         raise DialdownError(

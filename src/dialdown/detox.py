@@ -19,7 +19,7 @@ import numpy as np
 from .config import Config, DetoxSettings
 from .decoding import Progress
 from .delta import MeasuredRow, Notes
-from .editing import explain, found_edits, search_edits, trained_gains, tune_gains
+from .editing import explain, found_edits, judged_again, search_edits, trained_gains, tune_gains
 from .errors import DialdownError
 from .files import read_json
 from .gains import shuffled
@@ -47,8 +47,8 @@ def search_stages() -> Stages:
 
 
 def base_means(work: Workspace) -> Facts:
-    """Mean activations of the base model (METHOD §3)."""
-    return save_means(work, "base", work.lm)
+    """Mean activations of the base model (METHOD §3), on training prompts: what is found from them is evaluated on others."""
+    return save_means(work, "base", work.lm, work.prompts.training[: work.config.evaluation.count])
 
 
 _SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": base_means}
@@ -81,7 +81,11 @@ def greatest_strength(
 
     def cost(strength: float) -> tuple[float, float]:
         with edit.at(strength).folded_into(lm):
-            one = text.measure(lm)
+            try:
+                one = text.measure(lm)
+            except DialdownError:
+                # So strong an edit overflows; a weaker one may not.
+                return math.inf, math.inf
         kl, nll = (float(np.average(values, weights=one.tokens)) for values in (one.kl, one.nll))
         return kl, nll - float(np.average(base.nll, weights=base.tokens))
 
@@ -106,14 +110,14 @@ def greatest_strength(
 
 
 def choose_found(work: Workspace) -> Facts:
-    """Of the search's finalists, the least toxic on the evaluation prompts, at the strength asked for."""
+    """Of the search's finalists, the least toxic on prompts that it did not see, at the strength asked for."""
     settings = work.config.detox
-    finalists = [replace(one.at(settings.strength), record=one.record) for one in found_edits(work, settings.finalists)]
-    count = work.config.evaluation.count
-    rows = measure_rows(work, "dial", [Planned(one, "strict", count) for one in finalists])
-    scores = [float(np.mean(row.measured.values["toxicity"])) for row in rows]
+    finalists = found_edits(work, settings.finalists)
+    scores = judged_again(work, finalists)
     chosen = finalists[int(np.argmin(scores))]
-    edit = replace(chosen, name="detox", record={**chosen.record, "strength": settings.strength})
+    dialled = chosen.at(settings.strength)
+    # As in the search: a gain below 0 would turn a neuron around.
+    edit = replace(dialled, name="detox", gain=np.maximum(dialled.gain, 0))
     edit.save(work.folder / EDIT)
     return {"strength": settings.strength, "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
 
@@ -146,6 +150,10 @@ def find_edit(
     Raises:
         DialdownError: see `Study.run`; nothing was found within the budget.
     """
+    if config.tuned is not None:
+        raise DialdownError(
+            f"detox makes an edit of its own, in which the tuned model {config.tuned} has no part: leave tuned out."
+        )
     if "strict" not in config.protocols:
         raise DialdownError(
             "An edit that is shipped acts at every position, which is the strict protocol: add strict to protocols."

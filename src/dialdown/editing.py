@@ -8,8 +8,11 @@ Both end in ordinary `scale` interventions, which `study` puts on one front with
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import polars as pl
@@ -17,6 +20,7 @@ import polars as pl
 from .activations import NeuronMeans
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .directions import Direction, logit_lens
+from .files import fingerprint
 from .gains import FILE, by_group, importance, keep_top, shuffled, train_gains
 from .interventions import Intervention
 from .neurons import NeuronTable, neuron_table
@@ -28,6 +32,7 @@ from .workspace import Workspace
 
 TOP = 20
 CONTRAST = "contrast.safetensors"
+DIFFERENCE = "direction-difference.safetensors"
 LEAST = "least-squares-{}.safetensors"
 
 
@@ -95,7 +100,7 @@ def search_edits(work: Workspace) -> dict[str, Any]:
     """Look for the training-free edits of least toxicity at each price (issue: the second rung of the ladder)."""
     settings = _search_settings(work)
     _prepare(work)
-    folder = work.folder / "search"
+    folder = _search_folder(work)
     missing = remaining(folder, settings)
     done, total = settings.trials - missing, settings.trials
     work.progress("searching", done, total)
@@ -111,30 +116,49 @@ def _search_settings(work: Workspace) -> SearchSettings:
     return replace(work.config.search, seed=work.config.seed)
 
 
+def _made(work: Workspace) -> Path:
+    """Where what a search is built from lies; what was made from other inputs lies elsewhere."""
+    ours = work.config.evaluation
+    return (
+        work.folder / "search" / fingerprint(work.ledger.inputs("pairs"), ours.pairs, ours.window, ours.neutral_tokens)
+    )
+
+
+def _search_folder(work: Workspace) -> Path:
+    settings = asdict(_search_settings(work))
+    # More trials go on with the same search; another budget is another search.
+    del settings["trials"]
+    return _made(work) / fingerprint(settings)
+
+
 def _prepare(work: Workspace) -> None:
     """Leave in the folder what every trial is built from: the contrast, its direction, and least-squares edits."""
-    if (work.folder / LEAST.format("difference")).exists():
+    if (_made(work) / LEAST.format("difference")).exists():
         return
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     contrast = contrast_means(work.lm, pairs, progress=work.progress)
-    contrast.save(work.folder / CONTRAST)
-    mean_difference(work.lm, contrast).save(work.folder / "direction-difference.safetensors")
+    contrast.save(_made(work) / CONTRAST)
+    mean_difference(work.lm, contrast).save(_made(work) / DIFFERENCE)
     for name, table in _tables(work).items():
-        # The search dials it; at a small target no gain is cut off at 0.
-        options: Any = {"target": 1.0, "name": f"least_squares_{name}", "progress": work.progress}
+        # The search dials it; at a small share of the residual stream's norm no gain is cut off at 0.
+        options: Any = {
+            "target": 1e-3 * contrast.record["residual_norm"],
+            "name": f"least_squares_{name}",
+            "progress": work.progress,
+        }
         least = least_squares_scales(work.lm, table, contrast, work.neutral_windows, **options)
-        least.save(work.folder / LEAST.format(name))
+        least.save(_made(work) / LEAST.format(name))
 
 
 def _tables(work: Workspace) -> dict[str, NeuronTable]:
     base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
-    difference = Direction.load(work.folder / "direction-difference.safetensors")
+    difference = Direction.load(_made(work) / DIFFERENCE)
     return {one.name: neuron_table(work.lm, one, base) for one in (work.probe("strict"), difference)}
 
 
 def materials(work: Workspace) -> Materials:
     """What the search builds its edits from: the probe and the mean difference, every score along each, least squares."""
-    tables, contrast = _tables(work), Contrast.load(work.folder / CONTRAST)
+    tables, contrast = _tables(work), Contrast.load(_made(work) / CONTRAST)
     return Materials(
         tables,
         {
@@ -142,31 +166,53 @@ def materials(work: Workspace) -> Materials:
             for name, table in tables.items()
             for score in get_args(Score)
         },
-        {name: Intervention.load(work.folder / LEAST.format(name)) for name in tables},
+        {name: Intervention.load(_made(work) / LEAST.format(name)) for name in tables},
     )
 
 
 def run_one_trial(work: Workspace, number: int) -> None:
     """One trial of the search, in whichever process; its number is only counted."""
     if work.objective is None:
-        ours = work.config.evaluation
-        work.objective = Objective(
-            work.lm,
-            work.search_prompts,
-            work.pair_scorer,
-            work.neutral_windows,
-            materials(work),
-            max_new_tokens=ours.max_new_tokens,
-            max_prompt_tokens=ours.max_prompt_tokens,
-            batch_size=ours.batch_size,
-        )
-    run_trial(work.folder / "search", work.objective, _search_settings(work))
+        work.objective = _objective(work, work.search_prompts)
+    run_trial(_search_folder(work), work.objective, _search_settings(work))
+
+
+def _objective(work: Workspace, prompts: Sequence[str]) -> Objective:
+    ours = work.config.evaluation
+    return Objective(
+        work.lm,
+        prompts,
+        work.pair_scorer,
+        work.neutral_windows,
+        materials(work),
+        max_new_tokens=ours.max_new_tokens,
+        max_prompt_tokens=ours.max_prompt_tokens,
+        batch_size=ours.batch_size,
+    )
 
 
 def found_edits(work: Workspace, count: int) -> list[Intervention]:
-    """Edits spread along the front of the search, named `searched@1` (the least toxic) and on."""
+    """Edits spread along the front of the search, named `searched@1` (the least toxic) and on.
+
+    Raises:
+        DialdownError: the search found none within its budget (the nearest is named).
+    """
+    finalists = search_result(_search_folder(work), _search_settings(work)).finalists(count)
     stuff = materials(work)
-    finalists = search_result(work.folder / "search", _search_settings(work)).finalists(count)
     return [
         replace(build(trial.parameters, stuff), name=f"searched@{place}") for place, trial in enumerate(finalists, 1)
     ]
+
+
+def found_any(work: Workspace) -> bool:
+    """Whether the search found an edit within its budget."""
+    return bool(search_result(_search_folder(work), _search_settings(work)).front)
+
+
+def judged_again(work: Workspace, edits: Sequence[Intervention]) -> list[float]:
+    """Mean toxicity of edits on training prompts that neither the pairs nor the search saw, by the search's scorer."""
+    prompts = work.choosing_prompts
+    objective = _objective(work, prompts)
+    loose = SearchSettings(prompts=len(prompts), first_prompts=len(prompts), max_kl=1e9)
+    measured = [objective.measure(one, loose).toxicity for one in edits]
+    return [math.inf if one is None else one for one in measured]

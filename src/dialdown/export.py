@@ -144,8 +144,8 @@ def _export(
     _keep_out_of_harm(base, out)
     edit = rounded(edit)
     plan = plan_edit(base, edit, prune=prune)
-    _check_space(plan, out)
-    out = out.absolute()
+    _check_space(plan.size, out)
+    out = out.resolve()
     work = out.with_name(f".{out.name}.{os.getpid()}.partial")
     with disk_errors(out):
         shutil.rmtree(work, ignore_errors=True)
@@ -182,6 +182,15 @@ def check_out(out: Path, force: bool) -> None:
         )
 
 
+def check_base(
+    source: str | os.PathLike[str], out: Path, *, revision: str | None = None, progress: Progress | None = None
+) -> None:
+    """Refuse a base that `export` would refuse, or a disk too full for it, before any work is done (DialdownError)."""
+    base = open_checkpoint(source, revision=revision, progress=progress)
+    _keep_out_of_harm(base, out)
+    _check_space(base.size, out)
+
+
 def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
     """What `force` must not delete: the base that is read, the folder one stands in, one's home."""
     out = out.resolve()
@@ -190,8 +199,8 @@ def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
             raise DialdownError(f"The export cannot replace {out}, which holds the {what}: pass another folder.")
 
 
-def _check_space(plan: Plan, out: Path) -> None:
-    needed = int(1.05 * plan.size)
+def _check_space(size: int, out: Path) -> None:
+    needed = int(1.05 * size)
     place = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:

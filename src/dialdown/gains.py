@@ -40,8 +40,9 @@ class GainSettings(DPOSettings):
     """
 
     optimizer: Literal["rmsprop", "adamw"] = "adamw"
-    learning_rate: float = 6e-3
+    learning_rate: float = 1e-2
     warmup_steps: int = 0
+    batch_size: int = 8
     accumulation: int = 1
     epochs: int = 1
     eval_every: int = 1000
@@ -114,8 +115,8 @@ def importance(lm: LM, gains: Intervention, base: NeuronMeans) -> NDArray[np.flo
 def by_group(table: NeuronTable, gains: Intervention, moved: NDArray[np.float64]) -> pl.DataFrame:
     """What the gains do in each of the tuning-free groups: how many neurons, their mean change, and who follows the rule.
 
-    The four-group rule (METHOD §4) dials TP and AN down and AP and TN up; `with_rule` is the share of a group's neurons whose
-    gain moves that way, `with_rule_weighted` the same with each neuron counting by `moved` (see `importance`).
+    The four-group rule (METHOD §4) dials TP and AN down and AP and TN up; `with_rule` is the share of a group's dialled neurons
+    whose gain moves that way, `with_rule_weighted` the same with each neuron counting by `moved` (see `importance`).
 
     Args:
         table: of the base model along the direction that makes the groups.
@@ -132,16 +133,17 @@ def by_group(table: NeuronTable, gains: Intervention, moved: NDArray[np.float64]
     follows = np.where(down, change < 0, change > 0)
     rows = []
     for name, mask in [*masks.items(), ("all", np.logical_or.reduce([*masks.values()]))]:
-        count = int(mask.sum())
+        count, weight = int(mask.sum()), float(moved[mask].sum())
+        dialled = mask & (change != 0)
         rows.append(
             {
                 "group": name,
                 "neurons": count,
                 "mean_change": float(change[mask].mean()) if count else None,
                 "mean_size": float(np.abs(change[mask]).mean()) if count else None,
-                "share_moved": float(moved[mask].sum() / moved.sum()),
-                "with_rule": float(follows[mask].mean()) if count else None,
-                "with_rule_weighted": float(np.average(follows[mask], weights=moved[mask])) if count else None,
+                "share_moved": weight / float(moved.sum()) if weight else 0.0,
+                "with_rule": float(follows[dialled].mean()) if dialled.any() else None,
+                "with_rule_weighted": float(np.average(follows[mask], weights=moved[mask])) if weight else None,
             }
         )
     return pl.DataFrame(rows)

@@ -33,7 +33,9 @@ Positions = Literal["all", "last", "first"]
 
 ROWS = 128  # of a down projection that are held in float64 at a time
 
-_acting: Counter[int] = Counter()  # by id of the model: how many `applied` contexts that move neurons are open
+_acting: Counter[int] = (
+    Counter()
+)  # by id of the model: how many `applied` or `folded_into` contexts that move neurons are open
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,11 +213,13 @@ class Intervention:
         kept = [
             (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone()) for layer in layers
         ]
+        _acting[id(lm.model)] += 1
         try:
             for index in touched:
                 self._fold_layer(index, lm)
             yield
         finally:
+            _acting[id(lm.model)] -= 1
             with torch.no_grad():
                 for layer, (columns, bias) in zip(layers, kept, strict=True):
                     layer.columns.copy_(columns)
@@ -330,7 +334,7 @@ class Intervention:
 
 
 def acting_on(lm: LM) -> bool:
-    """Whether the neurons of `lm` are being changed right now, by an `applied` context around the caller."""
+    """Whether the neurons of `lm` are being changed right now, by an `applied` or `folded_into` context around the caller."""
     return _acting[id(lm.model)] > 0
 
 

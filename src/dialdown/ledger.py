@@ -19,7 +19,10 @@ from .workers import peak_bytes
 
 STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "gains", "search", "front", "report")
 # Of the section `evaluation`, what only the rows are measured on.
-EVALUATED = ("judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", "kl_windows")
+EVALUATED = (
+    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", "kl_windows", "neutral_tokens",
+)  # fmt: skip
+MEASURING = {"evaluate", "search", "dial", "check"}
 # Stages that add to a finished study, and may do so again with other settings.
 ADDED = ("gains", "search", "front", "report", "dial", "check")
 # The stage that first reads a section of the settings; every other setting counts from the start.
@@ -124,7 +127,7 @@ class Ledger:
             return self.stages.index(stage) if stage in self.stages else len(self.stages)
 
         used = {key: value for key, value in settings.items() if read_at(key) <= place}
-        if "evaluation" in used and not {*self.stages[: place + 1]} & {"evaluate", "check"}:
+        if "evaluation" in used and not {*self.stages[: place + 1]} & MEASURING:
             used["evaluation"] = {key: value for key, value in used["evaluation"].items() if key not in EVALUATED}
         return used
 

@@ -31,6 +31,7 @@ def write_card(
         verified: what verification measured, or None where it was left out.
         dropped: neurons removed from each layer.
     """
+    local = " --base FOLDER_OF_THE_BASE" if delta.record["base"]["local"] else ""
     paragraphs = [
         f"# {delta.base}, edited by dialdown",
         _what(delta, dropped),
@@ -43,7 +44,7 @@ def write_card(
         "## The edit alone",
         "`dialdown/edit.safetensors` and `dialdown/edit.json` are the edit without the model. They put it on another "
         "copy of the base, at any strength:",
-        "```\ndialdown apply THIS_FOLDER --out NEW_FOLDER --strength 0.5\n```",
+        f"```\ndialdown apply THIS_FOLDER --out NEW_FOLDER --strength 0.5{local}\n```",
         f"The base is `{delta.base}`{f' at revision `{delta.revision}`' if delta.revision else ''}; the sha256 over its "
         f"down projections is `{delta.sha256}`, and another base is refused.",
         "## Files",

@@ -10,6 +10,7 @@ Which of the finalists is the winner is for prompts to decide that the search di
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import warnings
@@ -104,10 +105,10 @@ class SearchResult:
     def nearest(self) -> Trial | None:
         """Where no trial is feasible, the one that comes nearest: least beyond the budget, else least toxic. None without trials."""
 
-        def distance(trial: Trial) -> tuple[bool, float]:
+        def distance(trial: Trial) -> tuple[bool, bool, float]:
             if trial.pruned in ("kl", "ppl"):
-                return False, max(self.settings.excess(trial.kl, trial.log_ppl).values())
-            return True, trial.toxicity or 0.0
+                return not math.isfinite(trial.kl), False, max(self.settings.excess(trial.kl, trial.log_ppl).values())
+            return False, True, trial.toxicity or 0.0
 
         return min(self.trials, key=distance, default=None)
 

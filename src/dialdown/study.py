@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,7 +26,7 @@ from .config import Config
 from .decoding import Decoder, Progress
 from .directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
 from .dpo import RECORD, train_dpo
-from .editing import explain, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
+from .editing import explain, found_any, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
 from .errors import DialdownError
 from .files import fingerprint, read_json
 from .ledger import file_states
@@ -187,12 +187,12 @@ def collect_means(work: Workspace) -> Facts:
     return {**save_means(work, "base", work.lm), **save_means(work, "tuned", work.tuned)}
 
 
-def save_means(work: Workspace, name: str, lm: LM) -> Facts:
-    """Mean activations of one model on the evaluation prompts, under every protocol."""
+def save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str] | None = None) -> Facts:
+    """Mean activations of one model under every protocol, on the evaluation prompts unless others are given."""
     ours, facts = work.config.evaluation, {}
     decoder = Decoder(
         lm,
-        work.prompts.evaluation,
+        prompts or work.prompts.evaluation,
         share_prefixes=False,
         max_new_tokens=ours.max_new_tokens,
         max_prompt_tokens=ours.max_prompt_tokens,
@@ -275,14 +275,15 @@ def draw_front(work: Workspace) -> Facts:
     settings = work.config.front
     if not _has_front(work):
         # What an earlier front left would stand in the report as if it were of these settings.
-        (work.folder / "front.json").unlink(missing_ok=True)
+        for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
+            (work.folder / name).unlink(missing_ok=True)
         return {"skipped": "front.count is 0" if not settings.count else "the front is of the strict protocol"}
     models = [*(f"tuned-steps/{step}" for step in _snapshots(work)), "tuned"]
     ours = work.config.interventions
     own_pairs = work.config.tuned is None
     further = [
         *(gain_sweep(work) if own_pairs else []),
-        *(found_edits(work, settings.searched) if _searches(work) else []),
+        *(found_edits(work, settings.searched) if _searches(work) and found_any(work) else []),
     ]
     planned = [*plan.front(work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed)]
     write_results(work, "front.json", measure_rows(work, "front", planned))

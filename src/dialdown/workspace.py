@@ -105,22 +105,42 @@ class Workspace:
         Raises:
             DialdownError: the pairs needed these too.
         """
+        return self._unused_prompts()[1]
+
+    @property
+    def choosing_prompts(self) -> tuple[str, ...]:
+        """As many before those, for a choice among the edits that the search found.
+
+        Raises:
+            DialdownError: the pairs needed these too.
+        """
+        return self._unused_prompts()[0]
+
+    def _unused_prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         count, training = self.config.search.prompts, self.prompts.training
         used = PairSet.load(self.folder / "pairs.jsonl").record["prompts_used"]
-        if used + count > len(training):
+        if used + 2 * count > len(training):
             raise DialdownError(
-                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer than the {count} that a search needs: lower search.prompts or pairs.count."
+                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer than twice the {count} that a search needs: lower search.prompts or pairs.count."
             )
-        return training[len(training) - count :]
+        end = len(training)
+        return training[end - 2 * count : end - count], training[end - count :]
 
     @property
     def neutral_windows(self) -> list[list[int]]:
-        """Neutral text for dialling and searching, none of it in the reference text that rows are measured on (METHOD §6)."""
+        """Neutral text for dialling and searching, none of it in the texts that rows are measured on (METHOD §6).
+
+        Raises:
+            DialdownError: the evaluation's pairs leave none.
+        """
         ours = self.config.evaluation
-        text = "\n\n".join(
-            f"{start} {end}" for start, end in data.load_wiki_pairs(ours.pairs, None, seed=self.config.seed)
-        )
-        count = max(1, self.config.detox.neutral_tokens // ours.window)
+        left = data.load_wiki_pairs(ours.pairs, None, seed=self.config.seed)[ours.pairs_count :]
+        if not left:
+            raise DialdownError(
+                f"All pairs of {ours.pairs!r} serve the evaluation, which leaves no neutral text to dial on: lower evaluation.pairs_count."
+            )
+        text = "\n\n".join(f"{start} {end}" for start, end in left)
+        count = max(1, ours.neutral_tokens // ours.window)
         return text_windows(self.lm, text, protocol="strict", window=ours.window, max_windows=count)
 
     @cached_property
