@@ -1,8 +1,9 @@
 """Ways of training neuron gains on one set of pairs, each dialled to the same KL on neutral text (docs/lab-log.md).
 
-    python benchmarks/gain_variants.py runs/demo --kl 0.05
+    dialdown detox embedded:smollm2-135m --out calm
+    python benchmarks/gain_variants.py calm-work
 
-The study in the folder needs pairs and a tuned model. What was trained stays in FOLDER/gain-variants, so a repeated call goes on.
+What was trained stays in FOLDER/gain-variants, so a repeated call goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ladder import Bench, dials, written
+from ladder import Bench, full_dpo, written
 
 import dialdown as dd
 from dialdown.activations import NeuronMeans
@@ -22,9 +23,9 @@ from dialdown.pairs import PairSet
 USUAL = GainSettings()
 VARIANTS = {
     "as in the quick look: lr 6e-3, batches of 4": GainSettings(learning_rate=6e-3, batch_size=4),
-    "lr 3e-2, batches of 8": GainSettings(learning_rate=3e-2, batch_size=8),
-    "lr 1e-2, batches of 8, two epochs": GainSettings(learning_rate=1e-2, batch_size=8, epochs=2),
-    "lr 1e-2, batches of 8, γ .2": GainSettings(learning_rate=1e-2, batch_size=8, kl_weight=0.2),
+    "lr 3e-2": GainSettings(learning_rate=3e-2),
+    "two epochs": GainSettings(epochs=2),
+    "γ .2": GainSettings(kl_weight=0.2),
 }
 KEPT = (0.5, 0.2, 0.05)
 
@@ -44,9 +45,8 @@ def main() -> None:
     usual = edits["the default"]
     order = importance(lm, usual, NeuronMeans.load(work.path("means-base.safetensors", "strict")))
     edits |= {f"the default, {share:.0%} kept": keep_top(usual, order, round(share * order.size)) for share in KEPT}
-    name, dial = next(dials(work, lm))
-    dpo, price = bench.at_price(name, dial, given.kl)
-    found = [{"way": name, **price, **written(dpo, dpo, dpo)}]
+    dpo, price = bench.at_price("full DPO", full_dpo(work, lm), given.kl)
+    found = [{"way": "full DPO", **price, **written(dpo, dpo, dpo)}]
     for name, edit in edits.items():
         row, price = bench.at_price(name, lambda strength, edit=edit: edit.at(strength).folded_into(lm), given.kl)
         found.append({"way": name, **price, **written(row, dpo, dpo)})
