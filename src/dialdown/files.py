@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from .errors import DialdownError
 
@@ -103,7 +103,12 @@ def write_arrays(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], reco
     """Write named arrays as safetensors with `record` as JSON in the header, atomically."""
     header = {"dialdown": json.dumps({"schema": SCHEMA, "kind": kind, **record}, allow_nan=False)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomic(path, lambda partial: save_file(contiguous, partial, metadata=header))
+
+    def write(partial: Path) -> None:
+        # safetensors' own `save_file` makes files that nobody else may read.
+        partial.write_bytes(save(contiguous, metadata=header))
+
+    write_atomic(path, write)
 
 
 def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
+from .assets import ASSETS
 from .delta import Delta, Interval
 from .verification import Verification
 
@@ -56,13 +57,15 @@ def write_card(
         base_model=delta.base.removeprefix("embedded:"),
         library_name="transformers",
         tags=["dialdown"],
-        **_licence(base_folder),
+        **_licence(delta.base, base_folder),
     )
     (folder / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
 
-def _licence(base_folder: Path) -> dict[str, Any]:
-    """What the front matter of the base's own card says about its licence."""
+def _licence(base: str, base_folder: Path) -> dict[str, Any]:
+    """What is known of the base's licence: of an embedded model here, of others from the front matter of their own card."""
+    if base.startswith("embedded:"):
+        return {"license": ASSETS[base.removeprefix("embedded:")].licence}
     card = base_folder / CARD
     if not card.is_file():
         return {}

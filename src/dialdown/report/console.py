@@ -46,7 +46,7 @@ def show_check(folder: Path, out: Console) -> None:
     """Print what `dialdown detox` measured: before, after, the random control, and continuations side by side."""
     concept = read_json(folder / "run.json")["config"]["concept"]
     rows = read_json(folder / "results.json")["rows"]
-    table = _table("model", concept, "log-perplexity", "KL to the base", "degenerate")
+    table = _table("model", concept, "log-perplexity", "KL", "degenerate")
     for row in rows:
         shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "degenerate")]
         table.add_row(CHECKED[row["intervention"]], *shown)
