@@ -153,11 +153,11 @@ def _prepare(work: Workspace) -> None:
 def _tables(work: Workspace) -> dict[str, NeuronTable]:
     base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
     difference = Direction.load(_made(work) / DIFFERENCE)
-    return {one.name: neuron_table(work.lm, one, base) for one in (work.probe("strict"), difference)}
+    return {one.name: neuron_table(work.lm, one, base) for one in (work.probe("strict"), difference, work.contrast)}
 
 
 def materials(work: Workspace) -> Materials:
-    """What the search builds its edits from: the probe and the mean difference, every score along each, least squares."""
+    """What the search builds its edits from: probe, mean difference and token contrast, every score along each, least squares."""
     tables, contrast = _tables(work), Contrast.load(_made(work) / CONTRAST)
     return Materials(
         tables,
