@@ -56,7 +56,7 @@ class Ledger:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON. How many processes measure changes no number, so it may differ when a study goes on."""
+        """The settings as JSON. How many processes measure changes no row, so it may differ when a study goes on."""
         return self.config.model_dump(mode="json", exclude={"workers"})
 
     def claim(self) -> None:
