@@ -133,6 +133,7 @@ def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) 
     edit = dd.Intervention.load(work_of(out) / EDIT)
     assert edit.kind == "scale"
     assert edit.record["search"]
+    assert edit.record["strength"] == 1
     assert (edit.gain >= 0).all()
 
 

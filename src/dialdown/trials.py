@@ -301,8 +301,10 @@ def build(parameters: Parameters, materials: Materials) -> Intervention:
 
 def _sized(edit: Intervention, size: float, name: str) -> Intervention:
     dialled = edit.at(size / float(np.sqrt(np.square(edit.gain - 1).mean())))
-    # As in `scales`: a gain below 0 would turn a neuron around.
-    return replace(dialled, gain=np.maximum(dialled.gain, 0), name=name)
+    # As in `scales`: a gain below 0 would turn a neuron around. What is found is at strength 1, whatever it was made from;
+    # what the record predicts of the small edit does not hold for it.
+    kept = {key: value for key, value in edit.record.items() if key not in ("projection_change", "output_change")}
+    return replace(dialled, gain=np.maximum(dialled.gain, 0), name=name, record=kept)
 
 
 def _band(n_layers: int, one: float, other: float) -> NDArray[np.float64]:
