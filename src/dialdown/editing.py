@@ -192,15 +192,17 @@ def _objective(work: Workspace, prompts: Sequence[str]) -> Objective:
 
 
 def found_edits(work: Workspace, count: int) -> list[Intervention]:
-    """Edits spread along the front of the search, named `searched@1` (the least toxic) and on.
+    """Edits spread along the front of the search, the least toxic first; named `searched@1`, the mildest, and on.
 
     Raises:
         DialdownError: the search found none within its budget (the nearest is named).
     """
     finalists = search_result(_search_folder(work), _search_settings(work)).finalists(count)
     stuff = materials(work)
+    places = range(len(finalists), 0, -1)
     return [
-        replace(build(trial.parameters, stuff), name=f"searched@{place}") for place, trial in enumerate(finalists, 1)
+        replace(build(trial.parameters, stuff), name=f"searched@{place}")
+        for place, trial in zip(places, finalists, strict=True)
     ]
 
 
