@@ -66,7 +66,7 @@ def export(
     """Write a base model with an edit folded in (METHOD §7), tensor by tensor, as a folder any user can load.
 
     The columns an edit changes are computed in float64 and rounded once to the checkpoint's own dtype; everything else is
-    the base's, byte for byte. Without verification the memory it takes is that of one tensor. A pure scale is
+    the base's, byte for byte. Without verification it holds a few tensors at a time. A pure scale is
     first rounded to float32 gains (see `delta.rounded`).
 
     Args:
