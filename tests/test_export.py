@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -410,8 +411,10 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """What one layer takes (the libraries' own memory among it), twelve take too: 200 MB in shards of 25."""
     sizes = [empty_checkpoint(tmp_path / str(n), layers=n, width=512, neurons=2048) for n in (1, 12)]
     command = [sys.executable, "-c", TWICE, str(tmp_path), "2048"]
-    one, twelve = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    # Freed memory goes back at once: what the C library would keep varies by more than all that an export holds.
+    returning = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=returning).stdout
+    one, twelve = json.loads(out)
     assert sizes[1] > 195e6
     assert len(list((tmp_path / "12-out").glob("model-*"))) > 4
-    # The C library keeps some of what was freed; a model held in memory would be all of it.
-    assert twelve - one < 0.4 * sizes[1]
+    assert twelve - one < 0.1 * sizes[1]
