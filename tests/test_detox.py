@@ -131,7 +131,7 @@ def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) 
     assert len(stages(out)["dial"]["finalists"]) <= 2
     assert "gains" not in stages(out)
     edit = dd.Intervention.load(work_of(out) / EDIT)
-    assert edit.kind == "scale"
+    assert edit.kind == edit.record["search"].get("kind", "scale")
     assert edit.record["search"]
     assert edit.record["strength"] == 1
     assert (edit.gain >= 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import tiny
 import torch
 import torch.nn.functional as F
 
+import dialdown as dd
+from dialdown.activations import NeuronMeans
+from dialdown.directions import Direction
 from dialdown.errors import DialdownError
-from dialdown.gains import FILE, GainSettings, keep_top, train_gains
+from dialdown.gains import FILE, GainSettings, by_group, importance, keep_top, relative_change, train_gains
 from dialdown.interventions import Intervention
 from dialdown.models import LM
 from dialdown.pairs import Pair
@@ -138,6 +142,26 @@ def test_keeping_the_first_neurons_of_an_order(llama: LM) -> None:
     np.testing.assert_array_equal(kept.selected, order >= best)
     np.testing.assert_array_equal(kept.gain, np.where(order >= best, gain, 1.0))
     assert kept.neurons == 5
+
+
+@pytest.mark.parametrize("kind", ["scale", "shift", "set"])
+def test_an_explanation_reads_every_kind_by_what_it_does_to_the_mean(llama: LM, kind: Any) -> None:
+    shape = (tiny.LAYERS, tiny.NEURONS)
+    means = NeuronMeans(np.random.default_rng(0).standard_normal(shape), 10, "strict", {})
+    probe = Direction("probe", np.random.default_rng(1).standard_normal(tiny.WIDTH), "residual", {})
+    table = dd.neuron_table(llama, probe, means)
+    edit = dd.edit(table, alpha=0.5, beta=0.2, kind=kind)
+    change = relative_change(table, edit)
+    np.testing.assert_allclose(np.abs(change[edit.selected]), 0.2)
+    assert not change[~edit.selected].any()
+    found = by_group(table, edit, importance(llama, edit, means))
+    assert found["with_rule"].to_list() == [1.0] * 5
+    expected = [
+        abs(change[layer, neuron] * means.means[layer, neuron]) * float(v.norm())
+        for layer in range(tiny.LAYERS)
+        for neuron, v in enumerate(llama.view.layers[layer].value_vectors().double())
+    ]
+    np.testing.assert_allclose(importance(llama, edit, means).ravel(), expected, rtol=1e-6)
 
 
 def test_too_few_pairs_are_refused(llama: LM, tmp_path: Path) -> None:

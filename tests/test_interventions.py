@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention, untouched
+from dialdown.interventions import Intervention, holds_bias, untouched
 from dialdown.models import LM
 
 KINDS = ("set", "shift", "scale", "steer")
@@ -383,16 +383,33 @@ def test_a_strength_that_is_no_number_is_refused(gpt2: LM) -> None:
 def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str, kind: str) -> None:
     lm = tiny.lm(name)
     edit = make(lm, kind)
+    biases = [layer.down.bias is None for layer in lm.view.layers]
     with unchanged(lm):
-        if kind != "scale" and any(layer.down.bias is None for layer in lm.view.layers):
-            with pytest.raises(DialdownError, match="scale"), edit.folded_into(lm):
-                pass
-            return
-        expected = tiny.logits(edit.fold(lm), IDS)
+        with edit.applied(lm):
+            hooked = tiny.logits(lm, IDS)
         with edit.folded_into(lm):
-            assert torch.equal(tiny.logits(lm, IDS), expected)
+            inside = tiny.logits(lm, IDS)
+        torch.testing.assert_close(inside, hooked, atol=1e-5, rtol=1e-5)
+        if kind == "scale" or holds_bias(lm):
+            assert torch.equal(inside, tiny.logits(edit.fold(lm), IDS))
         with pytest.raises(KeyboardInterrupt), edit.folded_into(lm):
             raise KeyboardInterrupt
+    assert [layer.down.bias is None for layer in lm.view.layers] == biases
+
+
+def test_steering_is_no_edit_of_neurons(llama: LM) -> None:
+    steering = dd.steer(dd.Direction("it", np.ones(llama.view.d_model), "residual", {}), 1.0)
+    with pytest.raises(DialdownError, match="steers"), steering.folded_into(llama):
+        pass
+
+
+@pytest.mark.parametrize("name", sorted(WITH_BIAS | set(tiny.NAMED)))
+def test_who_holds_a_bias_folds_a_shift(name: str) -> None:
+    lm = tiny.lm(name)
+    assert holds_bias(lm) == (name in WITH_BIAS)
+    if not holds_bias(lm):
+        with pytest.raises(DialdownError, match="kind='scale'"):
+            make(lm, "shift").fold(lm)
 
 
 def test_a_matrix_that_two_layers_share_is_refused() -> None:

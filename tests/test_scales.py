@@ -18,12 +18,12 @@ from test_neurons import COSINE, MEAN, direction, means, table_of, value_vector
 
 import dialdown as dd
 from dialdown.attribution import Contrast, attribution, contrast_means, mean_difference, value_projections
-from dialdown.edits import steering_alpha
+from dialdown.edits import soft_edit, steering_alpha
 from dialdown.errors import DialdownError
 from dialdown.models import LM
 from dialdown.neurons import NeuronTable
 from dialdown.pairs import Pair
-from dialdown.scales import activation_moments, least_squares_scales, soft_scale
+from dialdown.scales import activation_moments, least_squares_scales
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAIRS = [
@@ -208,10 +208,10 @@ NOISE = np.random.default_rng(8).standard_normal(SHAPE)
 
 
 @quick
-@given(alpha=fractions, beta=st.floats(-1, 1))
-def test_a_hard_scale_by_cosine_is_the_papers_edit(alpha: float, beta: float) -> None:
-    ours = soft_scale(BASE, attribution(BASE, "cosine"), alpha=alpha, beta=beta, soft=False, name="it")
-    paper = dd.edit(BASE, alpha=alpha, beta=beta, kind="scale", name="it")
+@given(alpha=fractions, beta=st.floats(-1, 1), kind=st.sampled_from(["scale", "shift", "set"]))
+def test_a_hard_edit_by_cosine_is_the_papers(alpha: float, beta: float, kind: Any) -> None:
+    ours = soft_edit(BASE, attribution(BASE, "cosine"), alpha=alpha, beta=beta, kind=kind, soft=False, name="it")
+    paper = dd.edit(BASE, alpha=alpha, beta=beta, kind=kind, name="it")
     for name in ("gain", "offset", "selected"):
         assert np.array_equal(getattr(ours, name), getattr(paper, name))
     assert all(getattr(ours, name) == getattr(paper, name) for name in ("name", "kind", "alpha", "beta", "key"))
@@ -220,7 +220,7 @@ def test_a_hard_scale_by_cosine_is_the_papers_edit(alpha: float, beta: float) ->
 @quick
 @given(alpha=fractions)
 def test_a_hard_scale_takes_the_largest_of_each_group(alpha: float) -> None:
-    selected = soft_scale(BASE, NOISE, alpha=alpha, beta=0.1, soft=False, name="it").selected
+    selected = soft_edit(BASE, NOISE, alpha=alpha, beta=0.1, soft=False, name="it").selected
     for mask in BASE.groups(changed=False).values():
         inside, outside = np.abs(NOISE[mask & selected]), np.abs(NOISE[mask & ~selected])
         assert len(inside) == round(alpha * mask.sum())
@@ -230,7 +230,7 @@ def test_a_hard_scale_takes_the_largest_of_each_group(alpha: float) -> None:
 @quick
 @given(alpha=fractions, beta=st.floats(0.01, 1), soft=st.booleans(), size=st.floats(1e-3, 1e3))
 def test_every_gain_follows_its_attribution(alpha: float, beta: float, soft: bool, size: float) -> None:
-    edit = soft_scale(BASE, size * NOISE, alpha=alpha, beta=beta, soft=soft, name="it")
+    edit = soft_edit(BASE, size * NOISE, alpha=alpha, beta=beta, soft=soft, name="it")
     weight = (1 - edit.gain) / beta
     assert np.abs(weight).max() <= 1 + 1e-9
     assert ((weight == 0) | (np.sign(weight) == np.sign(NOISE))).all()
@@ -247,8 +247,8 @@ def test_every_gain_follows_its_attribution(alpha: float, beta: float, soft: boo
 
 def test_layers_and_groups_multiply_the_strength() -> None:
     layers, strengths = np.array([0.0, 1.0, 2.0]), {"TP": 3.0, "AN": 0.0}
-    plain = soft_scale(BASE, NOISE, alpha=0.5, beta=0.1, name="it")
-    edit = soft_scale(BASE, NOISE, alpha=0.5, beta=0.1, layers=layers, groups=strengths, name="it")
+    plain = soft_edit(BASE, NOISE, alpha=0.5, beta=0.1, name="it")
+    edit = soft_edit(BASE, NOISE, alpha=0.5, beta=0.1, layers=layers, groups=strengths, name="it")
     for group, mask in BASE.groups(changed=False).items():
         for layer in range(tiny.LAYERS):
             by = layers[layer] * {"TP": 3.0, "TN": 1.0, "AP": 1.0, "AN": 0.0}[group]
@@ -260,19 +260,26 @@ def test_layers_and_groups_multiply_the_strength() -> None:
 def test_a_neuron_of_no_group_is_left_alone() -> None:
     table = table_of(COSINE, MEAN)
     for soft in (True, False):
-        edit = soft_scale(table, np.ones((1, 9)), beta=0.5, soft=soft, name="it")
+        edit = soft_edit(table, np.ones((1, 9)), beta=0.5, soft=soft, name="it")
         assert edit.gain.tolist() == [[0.5, 0.5, 0.5, 0.5, 1, 1, 1, 0.5, 0.5]]
 
 
 def test_an_attribution_of_many_zeros_saturates_where_there_is_any() -> None:
     a = np.array([[0.0, 0, 0, 0, 0, 0, 0, 0.25, -3]])
-    assert soft_scale(table_of(COSINE, MEAN), a, beta=0.5, name="it").gain.tolist() == [[1, 1, 1, 1, 1, 1, 1, 0.5, 1.5]]
+    assert soft_edit(table_of(COSINE, MEAN), a, beta=0.5, name="it").gain.tolist() == [[1, 1, 1, 1, 1, 1, 1, 0.5, 1.5]]
 
 
 def test_gains_stop_at_zero_and_the_record_says_how_often() -> None:
-    edit = soft_scale(BASE, NOISE, alpha=1.0, beta=3.0, soft=False, name="it")
+    edit = soft_edit(BASE, NOISE, alpha=1.0, beta=3.0, soft=False, name="it")
     assert set(edit.gain.ravel()) == {0.0, 4.0}
     assert edit.record["clipped"] == (NOISE > 0).sum() == (edit.gain == 0).sum()
+    # A mean that would change its sign stops at zero too.
+    mean = BASE.grid("mean_base")
+    shift = soft_edit(BASE, NOISE, alpha=1.0, beta=3.0, kind="shift", soft=False, name="it")
+    np.testing.assert_allclose(shift.offset[NOISE > 0], -mean[NOISE > 0])
+    fixed = soft_edit(BASE, NOISE, alpha=1.0, beta=3.0, kind="set", soft=False, name="it")
+    assert not fixed.gain.any()
+    assert not fixed.offset[NOISE > 0].any()
 
 
 @pytest.mark.parametrize(
@@ -284,11 +291,12 @@ def test_gains_stop_at_zero_and_the_record_says_how_often() -> None:
         ({"attribution": NOISE * np.inf}, "`attribution` has a number that is not finite"),
         ({"layers": np.ones(2)}, r"`layers` has shape \(2,\)"),
         ({"groups": {"TX": 1.0}}, "Unknown group 'TX'"),
+        ({"kind": "scal"}, "Unknown edit option 'scal': did you mean 'scale'"),
     ],
 )
-def test_scales_that_cannot_be_made_are_refused(options: dict[str, Any], message: str) -> None:
+def test_soft_edits_that_cannot_be_made_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DialdownError, match=message):
-        soft_scale(BASE, **{"attribution": NOISE, "beta": 0.1, "name": "it"} | options)
+        soft_edit(BASE, **{"attribution": NOISE, "beta": 0.1, "name": "it"} | options)
 
 
 def written_moments(lm: LM) -> list[np.ndarray]:

@@ -27,6 +27,7 @@ import dialdown as dd
 from dialdown.activations import NeuronMeans
 from dialdown.attribution import attribution
 from dialdown.directions import Direction
+from dialdown.edits import EditKind
 from dialdown.errors import DialdownError
 from dialdown.interventions import Intervention
 from dialdown.metrics.perplexity import text_windows
@@ -135,8 +136,9 @@ def test_settings_outside_their_range_are_refused(wrong: dict[str, Any]) -> None
         SearchSettings(**wrong)
 
 
-def test_an_edit_is_rebuilt_from_what_its_trial_suggested(llama: LM) -> None:
-    stuff = materials(llama)
+@pytest.mark.parametrize("kinds", [("scale",), ("scale", "shift", "set")])
+def test_an_edit_is_rebuilt_from_what_its_trial_suggested(llama: LM, kinds: tuple[EditKind, ...]) -> None:
+    stuff = materials(llama, kinds=kinds)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     rules = set()
     for _ in range(40):
@@ -145,23 +147,26 @@ def test_an_edit_is_rebuilt_from_what_its_trial_suggested(llama: LM) -> None:
         again = build(json.loads(json.dumps(trial.params)), stuff)
         assert again.key == suggested.key
         assert again.record["search"] == suggested.record["search"] == trial.params
-        assert suggested.kind == "scale"
+        assert suggested.kind == trial.params.get("kind", "scale")
         assert suggested.gain.min() >= 0
-        rules.add((trial.params["rule"], trial.params.get("neurons")))
-    assert len(rules) == 4
+        rules.add((trial.params["rule"], trial.params.get("neurons"), suggested.kind))
+    assert len(rules) == 1 + 3 * len(kinds)
 
 
 def test_the_first_known_point_is_the_papers_rule(llama: LM) -> None:
     stuff = materials(llama)
     points = known_points(stuff)
     assert [build(point, stuff).name for point in points] == [
-        "search_probe_cosine",
-        "search_probe_contrast",
+        "search_probe_cosine_scale",
+        "search_probe_contrast_scale",
         "search_least_squares_probe",
     ]
     paper = dd.edit(stuff.tables["probe"], alpha=0.5, beta=0.3, kind="scale")
     np.testing.assert_allclose(build(points[0], stuff).gain, paper.gain)
     assert known_points(materials(llama, least={}))[-1]["rule"] == "attribution"
+    shift = known_points(materials(llama, kinds=("scale", "shift", "set")))[1]
+    paper = dd.edit(stuff.tables["probe"], alpha=0.5, beta=0.3, kind="shift")
+    np.testing.assert_allclose(build(shift, stuff).offset, paper.offset)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +209,11 @@ def test_materials_that_cannot_work_are_refused(llama: LM) -> None:
 # ---- measuring one edit
 
 
-def test_a_trial_measures_the_folded_model(llama: LM) -> None:
-    ours = objective(llama, FakeScorer())
-    edit = build(known_points(ours.materials)[0], ours.materials)
+@pytest.mark.parametrize("kind", ["scale", "shift", "set"])
+def test_a_trial_measures_the_folded_model(llama: LM, kind: EditKind) -> None:
+    ours = objective(llama, FakeScorer(), kinds=("scale", "shift", "set"))
+    edit = build({**known_points(ours.materials)[0], "kind": kind}, ours.materials)
+    assert edit.kind == kind
     loose = replace(QUICK, max_kl=1e6)
     ours.untouched[:] = 2.0  # nothing is given up
     with unchanged(llama):

@@ -13,7 +13,7 @@ from .decoding import Decoder
 from .delta import load_delta, save_delta
 from .directions import Direction, logit_lens, random_direction, token_contrast, train_probe
 from .dpo import DPOSettings, train_dpo
-from .edits import edit, edit_controls, patch, patch_control, steer
+from .edits import edit, edit_controls, patch, patch_control, soft_edit, steer
 from .errors import DialdownError
 from .evaluation import Evaluator, Row, Suite, evaluate
 from .export import Exported, apply_delta, export
@@ -23,7 +23,7 @@ from .metrics.toxicity import load_scorer
 from .models import LM, MLPView, load, load_tuned
 from .neurons import NeuronTable, compare, neuron_table
 from .pairs import Pair, PairSet, PairSettings, make_pairs
-from .scales import least_squares_scales, soft_scale
+from .scales import least_squares_scales
 from .search import SearchSettings
 from .statistics import svd_subspace
 from .tables import judged_toxic
@@ -73,7 +73,7 @@ __all__ = [
     "patch_control",
     "random_direction",
     "save_delta",
-    "soft_scale",
+    "soft_edit",
     "steer",
     "svd_subspace",
     "token_contrast",

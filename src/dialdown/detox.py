@@ -169,7 +169,7 @@ def notes(folder: Path) -> Notes:
     rows = read_json(folder / "results.json")["rows"]
     found, concept = run["stages"]["check"], run["config"]["concept"]
     return {
-        "why": f"To express less {concept}: one gain per MLP neuron, found on continuations of the model's own.",
+        "why": f"To express less {concept}: one number per MLP neuron, found on continuations of the model's own.",
         "rows": [_noted(row) for row in rows],
         "judge": found["judges"][0],
         "caveat": found["caveat"] or "",
@@ -181,7 +181,7 @@ def _noted(row: dict[str, Any]) -> MeasuredRow:
         return row[name]["mean"], row[name]["low"], row[name]["high"]
 
     return {
-        "name": {"none": "untouched", "detox": "edited"}.get(row["intervention"], "the same gains on random neurons"),
+        "name": {"none": "untouched", "detox": "edited"}.get(row["intervention"], "the same numbers on random neurons"),
         "toxicity": interval("toxicity"),
         "log_perplexity": interval("log_ppl"),
         "kl": interval("kl"),

@@ -21,8 +21,8 @@ from .activations import NeuronMeans
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .directions import Direction, logit_lens
 from .files import fingerprint
-from .gains import FILE, by_group, importance, keep_top, shuffled, train_gains
-from .interventions import Intervention
+from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
+from .interventions import Intervention, holds_bias
 from .neurons import NeuronTable, neuron_table
 from .pairs import PairSet
 from .scales import least_squares_scales
@@ -49,18 +49,19 @@ def trained_gains(work: Workspace) -> Intervention:
     return Intervention.load(work.folder / "gains" / FILE)
 
 
-def explain(work: Workspace, gains: Intervention) -> dict[str, Any]:
-    """Read gains as an explanation: which groups move, whether with the four-group rule, and what the first neurons write."""
+def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:
+    """Read an edit as an explanation: which groups move, whether with the four-group rule, and what the first neurons write."""
     base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
     table = neuron_table(work.lm, work.probe("strict"), base)
-    moved = importance(work.lm, gains, base)
-    groups = by_group(table, gains, moved)
-    write_csv({"gains-by-group": groups, "gains-top-neurons": _top(work, table, gains, moved)}, work.folder / "tables")
+    moved = importance(work.lm, edit, base)
+    groups = by_group(table, edit, moved)
+    write_csv({"gains-by-group": groups, "gains-top-neurons": _top(work, table, edit, moved)}, work.folder / "tables")
     return {"groups": groups.to_dicts()}
 
 
-def _top(work: Workspace, table: NeuronTable, gains: Intervention, moved: Any) -> pl.DataFrame:
-    """The neurons whose gain moves the residual stream most, and the tokens they are dialled towards."""
+def _top(work: Workspace, table: NeuronTable, edit: Intervention, moved: Any) -> pl.DataFrame:
+    """The neurons whose change moves the residual stream most, and the tokens they write."""
+    gain = 1 + relative_change(table, edit)
     names = table.arrow["group"].to_pylist()
     rows = []
     for place in (-moved).ravel().argsort(kind="stable")[:TOP].tolist():
@@ -74,7 +75,7 @@ def _top(work: Workspace, table: NeuronTable, gains: Intervention, moved: Any) -
                 "layer": layer,
                 "neuron": neuron,
                 "group": names[place],
-                "gain": float(gains.gain[layer, neuron]),
+                "gain": float(gain[layer, neuron]),
                 "cosine": float(table.grid("cosine")[layer, neuron]),
                 "moved": float(moved[layer, neuron]),
                 "writes": " ".join(token.strip() for token, _ in tokens),
@@ -167,6 +168,7 @@ def materials(work: Workspace) -> Materials:
             for score in get_args(Score)
         },
         {name: Intervention.load(_made(work) / LEAST.format(name)) for name in tables},
+        kinds=("scale", "shift", "set") if holds_bias(work.lm) else ("scale",),
     )
 
 

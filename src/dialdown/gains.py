@@ -105,29 +105,41 @@ def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> In
     return Intervention(name, "scale", gain, np.zeros_like(gain), gain != 1, record=record)
 
 
-def importance(lm: LM, gains: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
-    """How far each neuron's gain moves what its layer writes: |gain - 1| * |mean activation| * ||v_i||, (L, F) float64."""
+def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
+    """How far an edit moves what each neuron writes on average: |change of its mean activation| * ||v_i||, (L, F) float64."""
     norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
-    moved: NDArray[np.float64] = np.abs(gains.gain - 1) * np.abs(base.means) * np.stack(norms)
+    moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
     return moved
 
 
-def by_group(table: NeuronTable, gains: Intervention, moved: NDArray[np.float64]) -> pl.DataFrame:
-    """What the gains do in each of the tuning-free groups: how many neurons, their mean change, and who follows the rule.
+def _mean_change(edit: Intervention, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((edit.gain - 1) * mean + edit.offset)
+
+
+def relative_change(table: NeuronTable, edit: Intervention) -> NDArray[np.float64]:
+    """By which share of itself an edit moves each neuron's mean activation, (L, F) float64: gain - 1 where it scales, 0 where the mean is."""
+    if edit.kind == "scale":
+        return edit.gain - 1
+    mean = table.grid("mean_base")
+    return np.divide(_mean_change(edit, mean), mean, out=np.zeros_like(mean), where=mean != 0)
+
+
+def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64]) -> pl.DataFrame:
+    """What gains, or another edit, do in each of the tuning-free groups: how many neurons, their mean change, and who follows the rule.
 
     The four-group rule (METHOD §4) dials TP and AN down and AP and TN up; `with_rule` is the share of a group's dialled neurons
-    whose gain moves that way, `with_rule_weighted` the same with each neuron counting by `moved` (see `importance`).
+    whose activation moves that way, `with_rule_weighted` the same with each neuron counting by `moved` (see `importance`).
 
     Args:
         table: of the base model along the direction that makes the groups.
-        gains: a `scale` intervention of its shape.
+        edit: an intervention of its shape.
         moved: (L, F), from `importance`.
 
     Returns:
-        one row per group and one for `all`: `group`, `neurons`, `mean_change` (of gain - 1), `mean_size` (of its absolute
-        value), `share_moved`, `with_rule`, `with_rule_weighted`.
+        one row per group and one for `all`: `group`, `neurons`, `mean_change` (of the activation, relative: gain - 1), `mean_size` (of its
+        absolute value), `share_moved`, `with_rule`, `with_rule_weighted`.
     """
-    change = gains.gain - 1
+    change = relative_change(table, edit)
     masks = table.groups(changed=False)
     down = np.logical_or(*(masks[name] for name in LESS))
     follows = np.where(down, change < 0, change > 0)

@@ -198,24 +198,25 @@ class Intervention:
         """Be folded into the weights of `lm` itself inside the context, and leave it bit-identical afterwards.
 
         Unlike `applied` it costs a forward pass nothing, and unlike `fold` no second model: of the layers it touches, the
-        columns are kept. It is how many edits are tried on one model.
+        columns are kept. It is how many edits are tried on one model. A bias that the architecture has no place for is there
+        inside the context only, so whether `fold` can keep it is another question (see `holds_bias`).
 
         Raises:
-            DialdownError: see `fold`; or the edit needs a bias the model does not have yet (`fold` makes one).
+            DialdownError: see `check_foldable`; or it steers, which is no edit of neurons.
         """
         self.check_foldable(lm)
+        if self.vector is not None:
+            raise DialdownError(f"{self.name} steers, so no neuron's weights can hold it: use `applied`, or `fold`.")
         touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
         layers = [lm.view.layers[index] for index in touched]
-        if self.vector is not None or (self.offset.any() and any(layer.down.bias is None for layer in layers)):
-            raise DialdownError(
-                f"{self.name} needs a bias that {lm.name} does not have: use kind='scale', or fold it into a copy."
-            )
         kept = [
             (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone()) for layer in layers
         ]
         _acting[id(lm.model)] += 1
         try:
-            for index in touched:
+            for index, layer in zip(touched, layers, strict=True):
+                if layer.down.bias is None and self.offset[index].any():
+                    layer.down.bias = nn.Parameter(torch.zeros_like(layer.columns[:, 0]), requires_grad=False)
                 self._fold_layer(index, lm)
             yield
         finally:
@@ -223,7 +224,9 @@ class Intervention:
             with torch.no_grad():
                 for layer, (columns, bias) in zip(layers, kept, strict=True):
                     layer.columns.copy_(columns)
-                    if bias is not None:
+                    if bias is None:
+                        layer.down.bias = None
+                    else:
                         layer.down.bias.copy_(bias)
 
     @property
@@ -348,6 +351,14 @@ def _storage(parameter: Tensor) -> int:
     return id(parameter) if parameter.is_meta else parameter.data_ptr()
 
 
+def holds_bias(lm: LM) -> bool:
+    """Whether the architecture has a bias on the down projection, or an option of its config for one: whether `shift` and `set` fold."""
+    if any(layer.post_norm is not None for layer in lm.view.layers):
+        return False
+    has = all(layer.down.bias is not None for layer in lm.view.layers)
+    return has or hasattr(lm.model.config.get_text_config(), "mlp_bias")
+
+
 def ensure_bias(lm: LM, what: str) -> None:
     """Give the down projections of `lm` a bias, by the `mlp_bias` of its own config where it has none.
 
@@ -358,15 +369,14 @@ def ensure_bias(lm: LM, what: str) -> None:
     Raises:
         DialdownError: the architecture has no MLP bias.
     """
-    if all(layer.down.bias is not None and layer.post_norm is None for layer in lm.view.layers):
-        return
-    config = lm.model.config.get_text_config()
-    if not hasattr(config, "mlp_bias") or any(layer.post_norm is not None for layer in lm.view.layers):
+    if not holds_bias(lm):
         raise DialdownError(
             f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has none to fold it into: "
             "use kind='scale', which needs no bias, or apply it as a control vector while generating."
         )
-    config.mlp_bias = True
+    if all(layer.down.bias is not None for layer in lm.view.layers):
+        return
+    lm.model.config.get_text_config().mlp_bias = True
     for layer in lm.view.layers:
         parent = lm.model.get_submodule(layer.path.rpartition(".")[0])
         # A checkpoint with mlp_bias has a bias on all three projections, so the untouched two get zeros.

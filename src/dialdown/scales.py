@@ -1,9 +1,8 @@
-"""Training-free `scale` edits: one gain per neuron from an attribution, or from least squares (METHOD §4, §7).
+"""Least-squares scales: the gains that lower a projection at the least change of what the MLPs write; nothing is trained (METHOD §4, §7).
 
-`soft_scale` widens the paper's rule: gain_i = 1 - beta * layer_l * group_g * w_i, with w_i = +-1 on a hard selection or in
-proportion to the attribution. `least_squares_scales` asks for an effect instead of a strength: over all gains that lower
-what the MLPs write along W on toxic continuations by `target`, it takes the ones that change the MLPs' outputs on neutral
-text least. With delta = gain - 1, layer by layer,
+The paper's rule fixes a strength; this asks for an effect. Over all gains that lower what the MLPs write along W on toxic
+continuations by `target`, it takes the ones that change the MLPs' outputs on neutral text least. With delta = gain - 1,
+layer by layer,
 
     minimise    sum_l E|sum_i delta_i m_i v_i|^2 = sum_l delta_l' G_l delta_l,    G_ij = E[m_i m_j] (v_i . v_j)
     subject to  sum_l q_l' delta_l = -target,                                     q_i  = toxic_i (v_i . W/|W|)
@@ -14,9 +13,9 @@ each according to how cheaply it can move the projection. What a layer does to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,110 +27,10 @@ from .decoding import Progress
 from .errors import DialdownError, nearest
 from .interventions import Intervention
 from .models import LM, check_axes
-from .neurons import GROUPS, NeuronTable
+from .neurons import NeuronTable
 
 BLOCK = 512  # tokens whose products are summed at once; bounds the float64 copy
 Texts = Sequence[str] | Sequence[Sequence[int]]
-
-
-def soft_scale(
-    table: NeuronTable,
-    attribution: NDArray[np.float64],
-    *,
-    beta: float,
-    alpha: float = 1.0,
-    soft: bool = True,
-    layers: NDArray[np.float64] | None = None,
-    groups: Mapping[str, float] | None = None,
-    name: str,
-) -> Intervention:
-    """Gains 1 - beta * layer * group * w_i from an attribution; neurons of no tuning-free group are left alone (METHOD §3, §4).
-
-    Hard: w_i = sign(a_i) on the fraction alpha of each tuning-free group with the largest |a_i|, else 0. With the `cosine`
-    attribution this is `dd.edit(kind="scale")`. Soft: w_i = clip(a_i / q, -1, 1), where q is the (1 - alpha / 2) quantile of
-    |a| over the whole model: half of the fraction alpha moves fully, every other neuron in proportion to its attribution.
-    Alpha near 0 is plain proportionality to the largest; alpha = 1 lets all above the median move fully.
-
-    Args:
-        table: from `dd.neuron_table` or `dd.compare`; the condition on Delta is not used.
-        attribution: (L, F), above 0 where a neuron is to be dialled down (see `attribution`).
-        beta: the strength.
-        alpha: 0 to 1, see above.
-        soft: in proportion, or a hard selection.
-        layers: (L,) strength of each layer; 1 by default.
-        groups: strength of each of TP, TN, AP, AN; 1 for those not named.
-        name: the name its results carry.
-
-    Returns:
-        An intervention of kind `scale`. Gains below 0 would turn a neuron around, so they are set to 0; its record says how
-        many (`clipped`).
-
-    Raises:
-        DialdownError: alpha outside 0 to 1, numbers that are not finite, a wrong shape or an unknown group.
-    """
-    a = np.asarray(attribution, dtype=np.float64)
-    by_layer = np.ones(table.shape[0]) if layers is None else np.asarray(layers, dtype=np.float64)
-    strengths = dict.fromkeys(GROUPS, 1.0) | dict(groups or {})
-    _check_soft(table, a, beta, alpha, by_layer, strengths)
-    masks = table.groups(changed=False)
-    by_group = np.zeros(table.shape)
-    for group, mask in masks.items():
-        by_group[mask] = strengths[group]
-    weight = _saturating(a, alpha) if soft else _selected(a, alpha, list(masks.values()))
-    moved = by_layer[:, None] * by_group * weight
-    gain = 1 - beta * moved
-    record = {
-        "protocol": table.protocol,
-        "direction": table.record["direction"],
-        "base": table.record["base"],
-        "soft": soft,
-        "layers": None if layers is None else by_layer.tolist(),
-        "groups": strengths,
-        "clipped": int((gain < 0).sum()),
-    }
-    return _scale(name, gain, moved != 0, record, alpha=alpha, beta=beta)
-
-
-def _check_soft(
-    table: NeuronTable,
-    a: NDArray[np.float64],
-    beta: float,
-    alpha: float,
-    by_layer: NDArray[np.float64],
-    strengths: Mapping[str, float],
-) -> None:
-    if not 0 <= alpha <= 1:
-        raise DialdownError(f"alpha={alpha} is no fraction: pass a number from 0 to 1.")
-    for given in strengths:
-        if given not in GROUPS:
-            raise DialdownError(f"Unknown group {given!r}: {nearest(given, GROUPS)}.")
-    for what, array, shape in (("attribution", a, table.shape), ("layers", by_layer, table.shape[:1])):
-        if array.shape != shape:
-            raise DialdownError(
-                f"`{what}` has shape {array.shape} and the table's model needs {shape}: pass one number for each."
-            )
-    numbers: dict[str, Any] = {"attribution": a, "beta": beta, "layers": by_layer, "groups": list(strengths.values())}
-    for what, values in numbers.items():
-        if not np.isfinite(values).all():
-            raise DialdownError(
-                f"`{what}` has a number that is not finite, which no gain can be made of: pass finite numbers."
-            )
-
-
-def _saturating(a: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    full = float(np.quantile(np.abs(a), 1 - alpha / 2))
-    # Where so many are zero that the quantile is, every other one lies above it.
-    return np.asarray(np.clip(a / full, -1, 1) if full > 0 else np.sign(a))
-
-
-def _selected(a: NDArray[np.float64], alpha: float, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    weight = np.zeros(a.size)
-    flat = a.ravel()
-    for mask in masks:
-        rows = np.flatnonzero(mask)
-        picked = rows[np.argsort(-np.abs(flat[rows]), kind="stable")[: round(alpha * len(rows))]]
-        weight[picked] = np.sign(flat[picked])
-    return weight.reshape(a.shape)
 
 
 def least_squares_scales(
@@ -211,7 +110,8 @@ def least_squares_scales(
         "output_change": (abs(target / reach) * np.sqrt(costs)).tolist(),
         "clipped": int((gain < 0).sum()),
     }
-    return _scale(name, gain, np.ones(table.shape, dtype=bool), record)
+    everyone = np.ones(table.shape, dtype=bool)
+    return Intervention(name, "scale", np.maximum(gain, 0), np.zeros(table.shape), everyone, record=record)
 
 
 def _check_least(target: float, ridge: float, full: bool, of: str, texts: Texts | None) -> None:
@@ -338,17 +238,3 @@ def _activations(lm: LM, windows: Sequence[Sequence[int]], progress: Progress | 
             f"{silent[0]} of {lm.name} did not run over every text, so its neurons have no moments: pass a model that runs its MLPs."
         )
     return kept
-
-
-def _scale(
-    name: str,
-    gain: NDArray[np.float64],
-    selected: NDArray[np.bool_],
-    record: dict[str, Any],
-    *,
-    alpha: float | None = None,
-    beta: float | None = None,
-) -> Intervention:
-    return Intervention(
-        name, "scale", np.maximum(gain, 0), np.zeros_like(gain), selected, alpha=alpha, beta=beta, record=record
-    )

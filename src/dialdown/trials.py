@@ -1,7 +1,7 @@
 """One trial of the search for a training-free edit: its parameters, the edit they stand for, and how it is measured.
 
-What can be searched is what `scales` can build: a direction, an attribution along it, a hard or soft selection, a strength, a
-band of layers and a strength for each of the four groups; or least squares of some size (METHOD §4). An edit is folded into
+What can be searched is what `soft_edit` can build: a kind, a direction, an attribution along it, a hard or soft selection, a
+strength, a band of layers and a strength for each of the four groups; or least squares of some size (METHOD §4). An edit is folded into
 the weights, measured as a user would run it (METHOD §5, `strict`) and taken out again, so no model is ever reloaded.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .decoding import Decoder
+from .edits import EditKind, soft_edit
 from .errors import DialdownError, nearest
 from .files import fingerprint
 from .interventions import Intervention
@@ -23,7 +24,6 @@ from .metrics.perplexity import TextProbe
 from .metrics.toxicity import Scorer
 from .models import LM
 from .neurons import GROUPS, NeuronTable
-from .scales import soft_scale
 
 if TYPE_CHECKING:
     import optuna
@@ -94,6 +94,7 @@ class Materials:
         tables: neuron tables.
         attributions: (L, F) float64 attribution of every neuron, by (direction, score).
         least: least-squares edits at some small target, where few gains are clipped; a trial dials them to its own size.
+        kinds: of the other edits; all that the model's weights can hold.
 
     Raises:
         DialdownError: no attribution, one without a table, or a least-squares edit that changes nothing.
@@ -102,6 +103,7 @@ class Materials:
     tables: Mapping[str, NeuronTable]
     attributions: Mapping[tuple[str, str], NDArray[np.float64]]
     least: Mapping[str, Intervention]
+    kinds: tuple[EditKind, ...] = ("scale",)
 
     def __post_init__(self) -> None:
         if not self.attributions:
@@ -188,7 +190,7 @@ class Objective:
     def identity(self) -> str:
         """Equal for two objectives whose trials can stand in one search, also when they were built in different processes."""
         made = {name: table.record for name, table in self.materials.tables.items()}
-        ways = [*self.materials.orderings, *self.materials.least]
+        ways = [*self.materials.orderings, *self.materials.least, *self.materials.kinds]
         return fingerprint(self.lm.describe(), self.prompts, self.scorer.name, self._windows, self._sizes, made, ways)
 
     def check(self, settings: SearchSettings) -> None:
@@ -252,6 +254,7 @@ def suggest(trial: optuna.Trial, materials: Materials) -> Intervention:
         return build(parameters, materials)
     # One choice and not two: not every direction has every score, and a choice must offer the same in every trial.
     parameters["neurons"] = trial.suggest_categorical("neurons", [*materials.orderings])
+    parameters["kind"] = trial.suggest_categorical("kind", list(materials.kinds))
     parameters["soft"] = trial.suggest_categorical("soft", [False, True])
     parameters["alpha"] = trial.suggest_float("alpha", 0.05, 1.0)
     parameters["beta"] = trial.suggest_float("beta", 0.01, 1.0, log=True)
@@ -263,12 +266,12 @@ def suggest(trial: optuna.Trial, materials: Materials) -> Intervention:
 
 
 def build(parameters: Parameters, materials: Materials) -> Intervention:
-    """The `scale` edit that a trial's parameters stand for; they are kept in its record, under `search`.
+    """The edit that a trial's parameters stand for; they are kept in its record, under `search`.
 
     Args:
         parameters: `rule` `least_squares` with a `direction` and a `size`, the root mean square of gain - 1 (a target would be
-            in units of one model's residual stream); or `attribution` with `neurons` (DIRECTION/SCORE),
-            `soft`, `alpha`, `beta`, `first_layer` and `last_layer` (fractions of the depth, in either order), and what β is
+            in units of one model's residual stream); or `attribution` with `neurons` (DIRECTION/SCORE), `kind`, `soft`,
+            `alpha`, `beta`, `first_layer` and `last_layer` (fractions of the depth, in either order), and what β is
             multiplied by in each of the groups `TP`, `TN`, `AP`, `AN`.
         materials: those of the search, or of another model to try the same recipe on.
 
@@ -286,15 +289,16 @@ def build(parameters: Parameters, materials: Materials) -> Intervention:
     else:
         direction, score = materials.orderings[wanted]
         table = materials.tables[direction]
-        edit = soft_scale(
+        edit = soft_edit(
             table,
             materials.attributions[direction, score],
+            kind=parameters["kind"],
             beta=parameters["beta"],
             alpha=parameters["alpha"],
             soft=parameters["soft"],
             layers=_band(table.shape[0], parameters["first_layer"], parameters["last_layer"]),
             groups={group: parameters[group] for group in GROUPS},
-            name=f"search_{direction}_{score}",
+            name=f"search_{direction}_{score}_{parameters['kind']}",
         )
     return replace(edit, record={**edit.record, "search": dict(parameters)})
 
@@ -317,12 +321,11 @@ def _band(n_layers: int, one: float, other: float) -> NDArray[np.float64]:
 def known_points(materials: Materials) -> list[dict[str, Any]]:
     """Parameters worth a trial before any search: the paper's rule, soft weights by contrast, least squares (METHOD §4)."""
     whole = {"rule": "attribution", "first_layer": 0.0, "last_layer": 1.0, **dict.fromkeys(GROUPS, 1.0)}
-    rules = {
-        "cosine": {"soft": False, "alpha": 0.5, "beta": 0.3},
-        "contrast": {"soft": True, "alpha": 0.5, "beta": 0.3},
-    }
+    strength = {"alpha": 0.5, "beta": 0.3}
     points = []
-    for score, rule in rules.items():
+    for score, soft in (("cosine", False), ("contrast", True)):
         name = next((name for name, way in materials.orderings.items() if way[1] == score), None)
-        points += [{**whole, "neurons": name, **rule}] if name else []
+        # A constant destroys a model that it acts on everywhere; that kind is left to the sampler.
+        kinds = [kind for kind in materials.kinds if kind != "set"]
+        points += [{**whole, "neurons": name, "kind": kind, "soft": soft, **strength} for kind in kinds if name]
     return points + [{"rule": "least_squares", "direction": name, "size": 0.1} for name in [*materials.least][:1]]
