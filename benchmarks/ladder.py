@@ -4,14 +4,16 @@
     dialdown detox embedded:smollm2-135m --out calm --no-training --force      # searched edits, from the same pairs
     python benchmarks/ladder.py calm-work
 
-Full DPO is trained here, on the very pairs of the gains, and dialled like them: by interpolating its weights with the base
-model's. The KL that is matched is measured on text that no row is evaluated on. Differences to DPO are paired over prompts.
+Full DPO is trained here, on the very pairs of the gains, at two rates, and dialled like them: by interpolating its weights
+with the base model's. The KL that is matched is measured on text that no row is evaluated on. Differences are paired over
+prompts, to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO
+are trained on the first 132 pairs too.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,21 +26,20 @@ import dialdown as dd
 from dialdown.activations import NeuronMeans
 from dialdown.config import Config
 from dialdown.directions import Direction
-from dialdown.editing import found_any, found_edits, trained_gains
+from dialdown.editing import found_any, found_edits, gain_prices, trained_gains
 from dialdown.evaluation import Evaluator, Row, Suite
 from dialdown.files import read_json, write_json
 from dialdown.gains import importance, keep_top, shuffled
 from dialdown.interventions import untouched
 from dialdown.metrics.perplexity import TextProbe
 from dialdown.models import LM
-from dialdown.pairs import PairSet
+from dialdown.pairs import Pair, PairSet
 from dialdown.workspace import Workspace
 
 Dial = Callable[[float], AbstractContextManager[None]]
-# One pass over the pairs at the rate of METHOD §8, with a warm-up as short as the run.
-DPO = dd.DPOSettings(
-    learning_rate=1e-5, warmup_steps=5, batch_size=8, accumulation=1, epochs=1, eval_every=1000, eval_pairs=8
-)
+# One pass over the pairs, with a warm-up as short as the run; METHOD §8 has the first rate.
+DPO = dd.DPOSettings(warmup_steps=5, batch_size=8, accumulation=1, epochs=1, eval_every=1000, eval_pairs=8)
+RATES = (1e-5, 2e-5)
 KEPT = (0.3, 0.1, 0.03)
 ROUNDS = 6
 
@@ -57,11 +58,11 @@ def interpolated(lm: LM, change: dict[str, torch.Tensor], strength: float) -> It
             weight.copy_(kept[name])
 
 
-def full_dpo(work: Workspace, lm: LM) -> Dial:
-    """DPO on the folder's pairs, as something that can be dialled in `lm`."""
-    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
-    out = work.folder / "ladder-dpo"
-    dd.train_dpo(work.lm.model, work.lm.tokenizer, pairs, replace(DPO, seed=work.config.seed), out, progress=told)
+def full_dpo(work: Workspace, lm: LM, rate: float, pairs: Sequence[Pair]) -> Dial:
+    """DPO on some pairs, as something that can be dialled in `lm`."""
+    out = work.folder / f"ladder-dpo-{rate:g}-{len(pairs)}"
+    settings = replace(DPO, learning_rate=rate, seed=work.config.seed)
+    dd.train_dpo(work.lm.model, work.lm.tokenizer, pairs, settings, out, progress=told)
     loaded = dd.load_tuned(work.lm, out)
     # Parameters and not the state dict, which would name a tied embedding twice.
     base, tuned = (dict(one.model.named_parameters()) for one in (lm, loaded))
@@ -78,8 +79,8 @@ def told(label: str, done: int, total: int) -> None:
         print(f"{label}: {done} of {total}", flush=True)
 
 
-def edits(work: Workspace) -> Iterator[tuple[str, dd.Intervention]]:
-    """Every edit that the folder has, and the controls."""
+def edits(work: Workspace, fewer: Sequence[Sequence[Pair]]) -> Iterator[tuple[str, dd.Intervention]]:
+    """Every edit that the folder has, the controls, and gains on fewer pairs."""
     gains = trained_gains(work)
     base = NeuronMeans.load(work.folder / "means-base.safetensors")
     moved = importance(work.lm, gains, base)
@@ -87,10 +88,29 @@ def edits(work: Workspace) -> Iterator[tuple[str, dd.Intervention]]:
     yield "the same gains, random neurons", shuffled(gains, seed=work.config.seed)
     for share in KEPT:
         yield f"neuron gains, {share:.0%} of the neurons", keep_top(gains, moved, round(share * moved.size))
+    prices = gain_prices(work)
+    settings = replace(work.config.gains, seed=work.config.seed)
+    for pairs in fewer:
+        out = work.folder / f"ladder-gains-{len(pairs)}"
+        trained, _ = dd.train_gains(work.lm, pairs, settings, out, information=prices, progress=told)
+        yield f"neuron gains, {len(pairs)} pairs", trained
+    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
+    adam = replace(settings, optimizer="adamw", learning_rate=1e-2)
+    yield (
+        "neuron gains, by Adam",
+        dd.train_gains(work.lm, pairs, adam, work.folder / "ladder-gains-adam", progress=told)[0],
+    )
+    worth = dd.preference_gradient(work.lm, pairs)
+    yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=1e-5)
     if found_any(work):
         for one in found_edits(work, 2):
             recipe = one.record["search"]
-            yield f"searched, no training: {recipe.get('neurons', 'least squares')}", one
+            rule = (
+                f"{recipe['neurons']} {recipe['kind']}"
+                if "neurons" in recipe
+                else f"least squares, {recipe['direction']}"
+            )
+            yield f"searched, no training: {rule}, {one.name}", one
     for name in ("probe", "random"):
         table = dd.neuron_table(work.lm, Direction.load(work.folder / f"direction-{name}.safetensors"), base)
         yield f"the paper's rule as scale, {name} direction", dd.edit(table, alpha=0.5, beta=0.1)
@@ -148,18 +168,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kl", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--fewer", type=int, nargs="+", default=[])
     given = parser.parse_args()
     bench = Bench.of(given.folder)
     reference = bench.row("untouched", lambda strength: nullcontext(), 0)
     found = [{"way": "untouched", **written(reference, reference, reference)}]
-    ways: dict[str, Dial] = {"full DPO": full_dpo(bench.work, bench.dialled)}
-    for name, edit in edits(bench.work):
+    pairs = PairSet.load(given.folder / "pairs.jsonl").pairs
+    fewer = [pairs[:count] for count in given.fewer]
+
+    def tuned(some: Sequence[Pair]) -> dict[str, Dial]:
+        return {
+            f"full DPO, {rate:g}, {len(some)} pairs": full_dpo(bench.work, bench.dialled, rate, some) for rate in RATES
+        }
+
+    ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some).items()}
+    for name, edit in edits(bench.work, fewer):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
+    full = tuned(pairs)
     for wanted in given.kl:
-        dpo = None
+        rows = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
+        dpo = min((row for row, _ in rows.values()), key=lambda row: row.metric("toxicity").mean)
+        found += [{"way": name, **price, **written(row, reference, dpo)} for name, (row, price) in rows.items()]
         for name, dial in ways.items():
             row, price = bench.at_price(name, dial, wanted)
-            dpo = dpo or row
             found.append({"way": name, **price, **written(row, reference, dpo)})
             print(f"KL {wanted:g}, {name}: strength {price['strength']:.2f}, {row.metric('toxicity')}", flush=True)
             write_json(given.folder / "ladder.json", {"rows": found})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import dialdown as dd
 from dialdown.activations import NeuronMeans
 from dialdown.directions import Direction
 from dialdown.errors import DialdownError
+from dialdown.fisher import fisher_information
 from dialdown.gains import FILE, GainSettings, by_group, importance, keep_top, relative_change, train_gains
 from dialdown.interventions import Intervention
 from dialdown.models import LM
@@ -29,7 +31,9 @@ PAIRS = tuple(
         strict=True,
     )
 )
-QUICK = GainSettings(learning_rate=2e-2, batch_size=2, epochs=2, eval_every=100, eval_pairs=1)
+QUICK = GainSettings(learning_rate=5e-3, batch_size=2, epochs=2, eval_every=100, eval_pairs=1)
+SHAPE = (tiny.LAYERS, tiny.NEURONS)
+PRICES = np.random.default_rng(3).gamma(1.0, 1e-3, SHAPE)
 
 
 def log_probability(model: torch.nn.Module, tokenizer: object, pair: Pair, text: str) -> torch.Tensor:
@@ -54,24 +58,37 @@ def loss_gradient(lm: LM, pairs: list[Pair], beta: float) -> np.ndarray:
     return np.stack([gain.grad.numpy() for gain in gains])
 
 
-def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_path: Path) -> None:
-    settings = GainSettings(kl_weight=0, learning_rate=1e-3, batch_size=6, max_steps=1, eval_pairs=1, max_grad_norm=1e9)
-    gains, log = train_gains(named, PAIRS, settings, tmp_path / "gains")
+@pytest.mark.parametrize("optimizer", ["natural", "adamw"])
+def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_path: Path, optimizer: Any) -> None:
+    settings = GainSettings(
+        optimizer=optimizer, kl_weight=0, learning_rate=1e-3, batch_size=6, max_steps=1, eval_pairs=1, max_grad_norm=1e9
+    )
+    gains, log = train_gains(named, PAIRS, settings, tmp_path / "gains", information=PRICES)
     assert log.steps == 1
     moved = gains.gain - 1
+    price = PRICES + settings.damping * PRICES.mean()
     # Which pair is held out is drawn, so the gradient that fits is that of one of the six choices.
     found = []
     for left_out in range(len(PAIRS)):
         gradient = loss_gradient(named, [p for i, p in enumerate(PAIRS) if i != left_out], settings.beta)
         large = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
-        found.append(bool((np.sign(moved[large]) == -np.sign(gradient[large])).all()))
+        if optimizer == "adamw":
+            found.append(bool((np.sign(moved[large]) == -np.sign(gradient[large])).all()))
+        else:
+            step = -1e-3 * (gradient / price) / np.sqrt((gradient**2 / price).sum())
+            # Gains are float32 numbers around 1, so a step is known to within their rounding.
+            found.append(np.allclose(moved, step, rtol=1e-3, atol=2e-7))
     assert any(found)
-    # Adam's first step has the length of the learning rate wherever there is a gradient.
-    assert np.abs(moved).max() == pytest.approx(1e-3, rel=1e-3)
+    if optimizer == "adamw":
+        # Adam's first step has the length of the learning rate wherever there is a gradient.
+        assert np.abs(moved).max() == pytest.approx(1e-3, rel=1e-3)
+    else:
+        assert np.sqrt((price * moved**2).sum()) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path: Path) -> None:
-    gains, log = train_gains(named, PAIRS, QUICK, tmp_path / "gains")
+    prices = fisher_information(named, [[5, 9, 3, 7, 1, 4, 4, 2]])
+    gains, log = train_gains(named, PAIRS, replace(QUICK, epochs=4), tmp_path / "gains", information=prices)
     assert gains.kind == "scale"
     assert gains.gain.shape == (tiny.LAYERS, tiny.NEURONS)
     assert not gains.offset.any()
@@ -92,18 +109,20 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path
 
 
 def test_the_same_call_returns_what_is_there_and_is_reproducible(llama: LM, tmp_path: Path) -> None:
-    first, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a")
+    first, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES)
     stamp = (tmp_path / "a" / FILE).stat().st_mtime_ns
-    again, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a")
+    again, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES)
     assert (tmp_path / "a" / FILE).stat().st_mtime_ns == stamp
-    other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b")
+    other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b", information=PRICES)
     np.testing.assert_array_equal(first.gain, again.gain)
     np.testing.assert_array_equal(first.gain, other.gain)
+    cheaper, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES[::-1].copy())
+    assert not np.array_equal(first.gain, cheaper.gain)
 
 
 def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path) -> None:
     settings = GainSettings(learning_rate=2e-2, batch_size=1, epochs=2, eval_every=2, eval_pairs=1)
-    whole, _ = train_gains(llama, PAIRS, settings, tmp_path / "whole")
+    whole, _ = train_gains(llama, PAIRS, settings, tmp_path / "whole", information=PRICES)
 
     class Stopped(Exception):  # noqa: N818  (it is no error but a key press)
         pass
@@ -113,10 +132,15 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_gains(llama, PAIRS, settings, tmp_path / "stopped", progress=stop)
+        train_gains(llama, PAIRS, settings, tmp_path / "stopped", information=PRICES, progress=stop)
     steps: list[int] = []
     resumed, log = train_gains(
-        llama, PAIRS, settings, tmp_path / "stopped", progress=lambda label, done, total: steps.append(done)
+        llama,
+        PAIRS,
+        settings,
+        tmp_path / "stopped",
+        information=PRICES,
+        progress=lambda label, done, total: steps.append(done),
     )
     assert steps[0] == 4
     assert log.steps == 10
@@ -126,7 +150,9 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
 def test_gains_of_a_16_bit_model_are_not_rounded_to_16_bits(tmp_path: Path) -> None:
     lm = tiny.lm("llama")
     lm.model.bfloat16()
-    gains, _ = train_gains(lm, PAIRS, GainSettings(learning_rate=1e-4, batch_size=2, eval_pairs=1), tmp_path / "gains")
+    gains, _ = train_gains(
+        lm, PAIRS, GainSettings(learning_rate=1e-6, batch_size=2, eval_pairs=1), tmp_path / "gains", information=PRICES
+    )
     # The nearest bfloat16 numbers to 1 are further away than that.
     assert 0 < np.abs(gains.gain - 1).max() < 2**-9
     assert lm.model.dtype == torch.bfloat16
@@ -146,8 +172,7 @@ def test_keeping_the_first_neurons_of_an_order(llama: LM) -> None:
 
 @pytest.mark.parametrize("kind", ["scale", "shift", "set"])
 def test_an_explanation_reads_every_kind_by_what_it_does_to_the_mean(llama: LM, kind: Any) -> None:
-    shape = (tiny.LAYERS, tiny.NEURONS)
-    means = NeuronMeans(np.random.default_rng(0).standard_normal(shape), 10, "strict", {})
+    means = NeuronMeans(np.random.default_rng(0).standard_normal(SHAPE), 10, "strict", {})
     probe = Direction("probe", np.random.default_rng(1).standard_normal(tiny.WIDTH), "residual", {})
     table = dd.neuron_table(llama, probe, means)
     edit = dd.edit(table, alpha=0.5, beta=0.2, kind=kind)
@@ -164,6 +189,16 @@ def test_an_explanation_reads_every_kind_by_what_it_does_to_the_mean(llama: LM, 
     np.testing.assert_allclose(importance(llama, edit, means).ravel(), expected, rtol=1e-6)
 
 
+def test_the_natural_gradient_needs_prices(llama: LM, tmp_path: Path) -> None:
+    for prices in (None, PRICES[:1]):
+        with pytest.raises(DialdownError, match="information=fisher_information"):
+            train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=prices)
+    with pytest.raises(DialdownError, match="damping of 0"):
+        train_gains(llama, PAIRS, replace(QUICK, damping=0.0), tmp_path / "gains", information=PRICES)
+    with pytest.raises(DialdownError, match="use train_gains"):
+        dd.train_dpo(llama.model, llama.tokenizer, PAIRS, dd.DPOSettings(optimizer="natural"), tmp_path / "dpo")
+
+
 def test_too_few_pairs_are_refused(llama: LM, tmp_path: Path) -> None:
     with pytest.raises(DialdownError, match="pass at least 4 pairs"):
-        train_gains(llama, PAIRS[:2], QUICK, tmp_path / "gains")
+        train_gains(llama, PAIRS[:2], QUICK, tmp_path / "gains", information=PRICES)

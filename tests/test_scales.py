@@ -115,7 +115,7 @@ def test_a_contrast_is_saved_whole(tmp_path: Path, contrast: Contrast) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([], "no pairs to contrast"),
+        ([], "no pairs to read"),
         ([PAIRS[0], Pair("a", "", " b")], "Pair 1 has an empty prompt or continuation"),
         ([Pair("", " a", " b")], "Pair 0 has an empty prompt or continuation"),
         ([Pair("x" * tiny.CONTEXT, " ab", " a")], "exceed the context"),

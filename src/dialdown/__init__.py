@@ -17,6 +17,7 @@ from .edits import edit, edit_controls, patch, patch_control, soft_edit, steer
 from .errors import DialdownError
 from .evaluation import Evaluator, Row, Suite, evaluate
 from .export import Exported, apply_delta, export
+from .fisher import fisher_information, natural_gradient, preference_gradient
 from .gains import GainSettings, train_gains
 from .interventions import Intervention, untouched
 from .metrics.toxicity import load_scorer
@@ -57,6 +58,7 @@ __all__ = [
     "edit_controls",
     "evaluate",
     "export",
+    "fisher_information",
     "judged_toxic",
     "least_squares_scales",
     "load",
@@ -68,9 +70,11 @@ __all__ = [
     "make_pairs",
     "mean_activations",
     "mean_difference",
+    "natural_gradient",
     "neuron_table",
     "patch",
     "patch_control",
+    "preference_gradient",
     "random_direction",
     "save_delta",
     "soft_edit",

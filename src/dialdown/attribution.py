@@ -86,17 +86,16 @@ def contrast_means(
         DialdownError: no pairs, a pair without a prompt or a continuation, one longer than the context, or an activation
             that is not a finite number.
     """
-    if not pairs:
-        raise DialdownError("There are no pairs to contrast: pass at least one with a prompt and two continuations.")
     sides = [
-        [_encode(lm, number, pair.prompt, text) for number, (pair, text) in enumerate(zip(pairs, texts, strict=True))]
+        encode_continuations(lm, pairs, texts)
         for texts in ([pair.rejected for pair in pairs], [pair.chosen for pair in pairs])
     ]
     per_side = -(-len(pairs) // batch_size)
     sums = []
     for number, sequences in enumerate(sides):
         one = _Sums(lm)
-        grouped = batches(lm, [ids for ids, _ in sequences], batch_size)
+        # The continuation's last token is produced but produces nothing, so it is not read.
+        grouped = batches(lm, [ids[:-1] for ids, _ in sequences], batch_size)
         for done, batch in enumerate(grouped):
             one.read(batch, [sequences[row][1] for row in batch.rows])
             if progress:
@@ -116,21 +115,30 @@ def contrast_means(
     )
 
 
-def _encode(lm: LM, number: int, prompt: str, text: str) -> tuple[list[int], int]:
-    """The ids to read, and how many of their last positions produce a token of the continuation.
+def encode_continuations(lm: LM, pairs: Sequence[Pair], texts: Sequence[str]) -> list[tuple[list[int], int]]:
+    """The ids of each pair's prompt and one continuation, and how many of them are the continuation's.
 
-    The continuation's last token is produced but produces nothing, so it is not read.
+    Raises:
+        DialdownError: no pairs, a pair without a prompt or a continuation, or one longer than the context.
     """
-    start: list[int] = lm.tokenizer(prompt)["input_ids"]
-    continuation = continuation_ids(lm.tokenizer, prompt, text)
-    if not start or not continuation:
-        raise DialdownError(f"Pair {number} has an empty prompt or continuation, so nothing is produced: leave it out.")
-    ids = [*start, *continuation[:-1]]
-    if len(ids) > lm.context:
-        raise DialdownError(
-            f"Pair {number} has {len(ids) + 1} tokens, which exceed the context of {lm.name} ({lm.context}): shorten its prompt."
-        )
-    return ids, len(continuation)
+    if not pairs:
+        raise DialdownError("There are no pairs to read: pass at least one with a prompt and two continuations.")
+    encoded = []
+    for number, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
+        start: list[int] = lm.tokenizer(pair.prompt)["input_ids"]
+        continuation = continuation_ids(lm.tokenizer, pair.prompt, text)
+        if not start or not continuation:
+            raise DialdownError(
+                f"Pair {number} has an empty prompt or continuation, so nothing is produced: leave it out."
+            )
+        ids = [*start, *continuation]
+        # The last token need not be read, so that a continuation may end where the context does.
+        if len(ids) > lm.context + 1:
+            raise DialdownError(
+                f"Pair {number} has {len(ids)} tokens, which exceed the context of {lm.name} ({lm.context}): shorten its prompt."
+            )
+        encoded.append((ids, len(continuation)))
+    return encoded
 
 
 class _Sums:

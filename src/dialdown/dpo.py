@@ -35,8 +35,9 @@ Example = dict[str, list[int]]
 """The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
 RECORD = "training.json"
-OPTIMIZERS = {"rmsprop": ("rmsprop", 1), "adamw": ("adamw_torch", 2)}
-"""What transformers calls each optimiser, and how many numbers it keeps per weight."""
+Optimizer = Literal["rmsprop", "adamw", "natural"]
+OPTIMIZERS = {"rmsprop": ("rmsprop", 1), "adamw": ("adamw_torch", 2), "natural": ("sgd", 0)}
+"""What transformers calls each optimiser, and how many numbers it keeps per weight; `natural` is handed to it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class DPOSettings:
         kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
         kl_positions: "completion", or "all" to include prompt and padding as the authors' code does
             (METHOD §5).
-        optimizer: "rmsprop" or "adamw".
+        optimizer: "rmsprop" or "adamw"; "natural" is for neuron gains (see `GainSettings`).
         learning_rate: reached after `warmup_steps` linear steps, then constant.
         warmup_steps: in optimiser steps.
         batch_size: pairs per forward pass.
@@ -72,7 +73,7 @@ class DPOSettings:
     kl_weight: float = 0.05
     kl_direction: KLDirection = "reference_policy"
     kl_positions: KLPositions = "completion"
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    optimizer: Optimizer = "rmsprop"
     learning_rate: float = 1e-5
     warmup_steps: int = 150
     batch_size: int = 4
@@ -91,7 +92,7 @@ class DPOSettings:
         choices = {
             "kl_direction": get_args(KLDirection),
             "kl_positions": get_args(KLPositions),
-            "optimizer": tuple(OPTIMIZERS),
+            "optimizer": get_args(Optimizer),
         }
         for name, known in choices.items():
             given = getattr(self, name)
@@ -174,6 +175,10 @@ def train_dpo(
         DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out` holds
             something else; the disk has no room or cannot be written; the loss is no longer finite.
     """
+    if settings.optimizer == "natural":
+        raise DialdownError(
+            "DPO of all weights has no price for each, which the natural gradient needs: pass optimizer='rmsprop' or 'adamw', or use train_gains."
+        )
 
     def save(policy: Any, folder: Path) -> None:
         # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.
@@ -202,6 +207,8 @@ def tune(
     *,
     prepare: Callable[[Any], Any],
     save: Callable[[Any, Path], None],
+    optimizer: Callable[[Any], torch.optim.Optimizer | None] = lambda policy: None,
+    given: Sequence[Any] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingLog:
     """Train whatever of a policy is trainable on `pairs`, resuming where it was stopped: `train_dpo` and `train_gains`.
@@ -210,6 +217,8 @@ def tune(
         model, tokenizer, pairs, settings, out, progress: see `train_dpo`.
         prepare: from the model to a policy that may be changed.
         save: writes a policy into a folder.
+        optimizer: makes one for a policy, or None for the one that the settings name.
+        given: what else the result depends on.
 
     Raises:
         DialdownError: see `train_dpo`.
@@ -219,7 +228,7 @@ def tune(
     examples = _encode(model, tokenizer, pairs, settings)
     train, held_out = _split(pairs, examples, settings)
     weights = [fingerprint(_bytes(weight)) for weight in model.parameters()]
-    inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights)
+    inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights, *given)
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
@@ -243,6 +252,7 @@ def tune(
             train=train,
             held_out=held_out,
             snapshot=snapshot,
+            optimizer=optimizer(policy),
             progress=progress,
         )
         publish(policy, out, {"log": asdict(log)})

@@ -255,11 +255,13 @@ def fit(
     train: list[Example],
     held_out: list[Example],
     snapshot: Callable[[Any, int], None],
+    optimizer: torch.optim.Optimizer | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> TrainingLog:
     """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in `work`.
 
-    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots` places.
+    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots` places; `optimizer` is used
+    in place of the one that the settings name.
 
     Raises:
         DialdownError: the loss is no longer finite.
@@ -280,6 +282,7 @@ def fit(
         kl_weight=settings.kl_weight,
         kl_direction=settings.kl_direction,
         kl_positions=settings.kl_positions,
+        optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
     _run(trainer, work)

@@ -15,12 +15,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from .activations import NeuronMeans
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .directions import Direction, logit_lens
 from .files import fingerprint
+from .fisher import fisher_information, natural_gradient, preference_gradient
 from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
 from .interventions import Intervention, holds_bias
 from .neurons import NeuronTable, neuron_table
@@ -34,14 +37,21 @@ TOP = 20
 CONTRAST = "contrast.safetensors"
 DIFFERENCE = "direction-difference.safetensors"
 LEAST = "least-squares-{}.safetensors"
+PREFERENCE = "preference"
 
 
 def tune_gains(work: Workspace) -> dict[str, Any]:
     """Neuron gains on the study's pairs, and what they say about the neurons (METHOD §8)."""
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     settings = replace(work.config.gains, seed=work.config.seed)
-    _, log = train_gains(work.lm, pairs, settings, work.folder / "gains", progress=work.progress)
+    prices = gain_prices(work) if settings.optimizer == "natural" else None
+    _, log = train_gains(work.lm, pairs, settings, work.folder / "gains", information=prices, progress=work.progress)
     return asdict(log)
+
+
+def gain_prices(work: Workspace) -> NDArray[np.float64]:
+    """What every gain costs on neutral text that no row is measured on: its Fisher information."""
+    return fisher_information(work.lm, work.neutral_windows, seed=work.config.seed, progress=work.progress)
 
 
 def trained_gains(work: Workspace) -> Intervention:
@@ -98,7 +108,7 @@ def gain_sweep(work: Workspace) -> list[Intervention]:
 
 
 def search_edits(work: Workspace) -> dict[str, Any]:
-    """Look for the training-free edits of least toxicity at each price (issue: the second rung of the ladder)."""
+    """Look for the training-free edits of least toxicity at each price."""
     settings = _search_settings(work)
     _prepare(work)
     folder = _search_folder(work)
@@ -133,8 +143,8 @@ def _search_folder(work: Workspace) -> Path:
 
 
 def _prepare(work: Workspace) -> None:
-    """Leave in the folder what every trial is built from: the contrast, its direction, and least-squares edits."""
-    if (_made(work) / LEAST.format("difference")).exists():
+    """Leave in the folder what every trial is built from: the contrast, its direction, and edits of least change."""
+    if (_made(work) / LEAST.format(PREFERENCE)).exists():
         return
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     contrast = contrast_means(work.lm, pairs, progress=work.progress)
@@ -149,6 +159,10 @@ def _prepare(work: Workspace) -> None:
         }
         least = least_squares_scales(work.lm, table, contrast, work.neutral_windows, **options)
         least.save(_made(work) / LEAST.format(name))
+    worth = preference_gradient(work.lm, pairs, progress=work.progress)
+    # At a small KL, again so that none is cut off.
+    steepest = natural_gradient(work.lm, worth, gain_prices(work), kl=1e-5)
+    steepest.save(_made(work) / LEAST.format(PREFERENCE))
 
 
 def _tables(work: Workspace) -> dict[str, NeuronTable]:
@@ -158,7 +172,8 @@ def _tables(work: Workspace) -> dict[str, NeuronTable]:
 
 
 def materials(work: Workspace) -> Materials:
-    """What the search builds its edits from: probe, mean difference and token contrast, every score along each, least squares."""
+    """What the search builds its edits from: probe, mean difference and token contrast, every score along each, least squares
+    along each, and the natural gradient of the preference, which is least squares too, of another effect at another price."""
     tables, contrast = _tables(work), Contrast.load(_made(work) / CONTRAST)
     return Materials(
         tables,
@@ -167,7 +182,7 @@ def materials(work: Workspace) -> Materials:
             for name, table in tables.items()
             for score in get_args(Score)
         },
-        {name: Intervention.load(_made(work) / LEAST.format(name)) for name in tables},
+        {name: Intervention.load(_made(work) / LEAST.format(name)) for name in [PREFERENCE, *tables]},
         kinds=("scale", "shift", "set") if holds_bias(work.lm) else ("scale",),
     )
 

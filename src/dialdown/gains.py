@@ -1,10 +1,12 @@
 """Neuron gains: the DPO loss with nothing trainable but one number per neuron, an ordinary `scale` intervention (METHOD §7, §8).
 
-    gains, log = train_gains(lm, pairs, GainSettings(), Path("gains"))
+    information = fisher_information(lm, windows)
+    gains, log = train_gains(lm, pairs, GainSettings(), Path("gains"), information=information)
     plain = gains.fold(lm)
 
 One gain per neuron is exactly IA3 on the input of the MLP's down projection, so PEFT makes the parameters and TRL trains
-them as it trains a whole model in `dpo`. No weight has a gradient, and the reference and the policy share all of them.
+them as it trains a whole model in `dpo`. No weight has a gradient, and the reference and the policy share all of them. A step
+follows the natural gradient: it goes where the loss falls most for what it costs on neutral text (see `fisher`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,9 +23,10 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from .activations import NeuronMeans
-from .dpo import DPOSettings, TrainingLog, tune
+from .dpo import DPOSettings, Optimizer, TrainingLog, tune
 from .edits import LESS
 from .errors import DialdownError
+from .fisher import NaturalGradient, damped
 from .interventions import Intervention
 from .models import LM
 from .neurons import NeuronTable
@@ -34,13 +37,22 @@ FILE = "gains.safetensors"
 
 @dataclass(frozen=True)
 class GainSettings(DPOSettings):
-    """How to train neuron gains: DPO's settings with what one number per neuron needs, one pass of small batches at a high rate.
+    """How to train neuron gains: DPO's settings with what one number per neuron needs, one pass of small batches.
 
     See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+
+    Attributes:
+        optimizer: "natural" is the natural gradient, with steps of one length; the others take steps in the gains themselves.
+        learning_rate: with "natural" the length of a step, whose KL on neutral text is about half its square.
+        damping: with "natural", see `fisher.damped`.
+
+    Raises:
+        DialdownError: a value outside its range.
     """
 
-    optimizer: Literal["rmsprop", "adamw"] = "adamw"
-    learning_rate: float = 1e-2
+    optimizer: Optimizer = "natural"
+    learning_rate: float = 2.5e-2
+    damping: float = 0.1
     warmup_steps: int = 0
     batch_size: int = 8
     accumulation: int = 1
@@ -55,6 +67,7 @@ def train_gains(
     settings: GainSettings,
     out: Path,
     *,
+    information: NDArray[np.float64] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Intervention, TrainingLog]:
     """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8, with gains as the only weights).
@@ -67,14 +80,16 @@ def train_gains(
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
+        information: (L, F), from `fisher_information`; the natural gradient needs it.
         progress: called with "dpo", the steps done and the steps in all.
 
     Returns:
         a `scale` intervention of all L x F neurons, and what happened in training.
 
     Raises:
-        DialdownError: see `train_dpo`.
+        DialdownError: the natural gradient without `information` of this model; see `train_dpo`.
     """
+    prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
     paths = [layer.path for layer in lm.view.layers]
 
     def prepare(model: Any) -> Any:
@@ -96,8 +111,38 @@ def train_gains(
         gain = torch.stack(rows).numpy()
         as_scale("neuron_gains", gain, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / FILE)
 
-    log = tune(lm.model, lm.tokenizer, pairs, settings, out, prepare=prepare, save=save, progress=progress)
+    def optimizer(policy: Any) -> NaturalGradient | None:
+        if prices is None:
+            return None
+        base = policy.get_base_model()
+        gains = [base.get_submodule(path).ia3_l["default"] for path in paths]
+        by_gain = zip(gains, map(torch.as_tensor, prices), strict=True)
+        return NaturalGradient(
+            [(gain, price.to(gain).view_as(gain)) for gain, price in by_gain], settings.learning_rate
+        )
+
+    log = tune(
+        lm.model,
+        lm.tokenizer,
+        pairs,
+        settings,
+        out,
+        prepare=prepare,
+        save=save,
+        optimizer=optimizer,
+        given=[prices],
+        progress=progress,
+    )
     return Intervention.load(out / FILE), log
+
+
+def _prices(lm: LM, settings: GainSettings, information: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    shape = (lm.view.n_layers, lm.view.n_neurons)
+    if information is None or information.shape != shape:
+        raise DialdownError(
+            f"The natural gradient needs the price of each of the {shape[0]} x {shape[1]} gains of {lm.name}: pass information=fisher_information(lm, windows)."
+        )
+    return damped(information, settings.damping)
 
 
 def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:

@@ -93,7 +93,8 @@ class Materials:
     Attributes:
         tables: neuron tables.
         attributions: (L, F) float64 attribution of every neuron, by (direction, score).
-        least: least-squares edits at some small target, where few gains are clipped; a trial dials them to its own size.
+        least: edits of least change at some small size, where few gains are clipped, by what they follow; a trial dials them to
+            its own size.
         kinds: of the other edits; all that the model's weights can hold.
 
     Raises:
@@ -328,4 +329,4 @@ def known_points(materials: Materials) -> list[dict[str, Any]]:
         # A constant destroys a model that it acts on everywhere; that kind is left to the sampler.
         kinds = [kind for kind in materials.kinds if kind != "set"]
         points += [{**whole, "neurons": name, "kind": kind, "soft": soft, **strength} for kind in kinds if name]
-    return points + [{"rule": "least_squares", "direction": name, "size": 0.1} for name in [*materials.least][:1]]
+    return points + [{"rule": "least_squares", "direction": name, "size": 0.1} for name in materials.least]
