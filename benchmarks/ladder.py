@@ -1,12 +1,12 @@
-"""The ladder at one price: every way of lowering toxicity, dialled to the same KL on neutral text, judged on held-out prompts.
+"""The ladder at one price: every way of lowering toxicity, dialled to the same KL on other text, judged on held-out prompts.
 
     dialdown detox embedded:smollm2-135m --out calm                            # pairs and neuron gains
     dialdown detox embedded:smollm2-135m --out calm --no-training --force      # searched edits, from the same pairs
     python benchmarks/ladder.py calm-work
 
 Full DPO is trained here, on the very pairs of the gains, at two rates, and dialled like them: by interpolating its weights
-with the base model's. The KL that is matched is measured on text that no row is evaluated on. Differences are paired over
-prompts, to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO
+with the base model's. The KL that is matched is the mean over four kinds of text, because an edit can be cheap on the one
+kind that it was made with. Differences are paired over prompts, to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO
 are trained on the first 132 pairs too.
 """
 
@@ -25,13 +25,14 @@ import torch
 import dialdown as dd
 from dialdown.activations import NeuronMeans
 from dialdown.config import Config
+from dialdown.data import load_labelled, load_prompts, load_reference_text
 from dialdown.directions import Direction
 from dialdown.editing import found_any, found_edits, gain_prices, trained_gains
 from dialdown.evaluation import Evaluator, Row, Suite
 from dialdown.files import read_json, write_json
 from dialdown.gains import importance, keep_top, shuffled
 from dialdown.interventions import untouched
-from dialdown.metrics.perplexity import TextProbe
+from dialdown.metrics.perplexity import TextProbe, text_windows
 from dialdown.models import LM
 from dialdown.pairs import Pair, PairSet
 from dialdown.workspace import Workspace
@@ -42,6 +43,7 @@ DPO = dd.DPOSettings(warmup_steps=5, batch_size=8, accumulation=1, epochs=1, eva
 RATES = (1e-5, 2e-5)
 KEPT = (0.3, 0.1, 0.03)
 ROUNDS = 6
+WINDOWS = 2
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]]) -> Iterator[tuple[st
     )
     worth = dd.preference_gradient(work.lm, pairs)
     yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=1e-5)
-    if found_any(work):
+    if "search" in work.stages and found_any(work):
         for one in found_edits(work, 2):
             recipe = one.record["search"]
             rule = (
@@ -116,13 +118,30 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]]) -> Iterator[tuple[st
         yield f"the paper's rule as scale, {name} direction", dd.edit(table, alpha=0.5, beta=0.1)
 
 
+def texts_of_many_kinds(work: Workspace) -> dict[str, TextProbe]:
+    """What a KL is measured on: sentences of an encyclopedia, its articles, film reviews and friendly comments."""
+    seed, window = work.config.seed, work.config.evaluation.window
+    comments = load_labelled("embedded:comments", 400, seed=seed, part="judge", max_words=40)
+    texts = {
+        "wikitext2": load_reference_text("embedded:wikitext2")[:40_000],
+        "reviews": "\n\n".join(load_prompts("embedded:imdb", 60, seed=seed)),
+        "comments": "\n\n".join(text for text, toxic in zip(comments.texts, comments.labels, strict=True) if not toxic),
+    }
+    windows = {
+        name: text_windows(work.lm, text, protocol="strict", window=window, max_windows=WINDOWS)
+        for name, text in texts.items()
+    }
+    kinds = {"wiki": work.neutral_windows[:WINDOWS], **windows}
+    return {name: TextProbe(work.lm, some, kl_windows=len(some)) for name, some in kinds.items()}
+
+
 @dataclass(frozen=True)
 class Bench:
     """What every way is measured with: a model whose weights may be changed, and the texts and prompts of a folder."""
 
     work: Workspace
     dialled: LM
-    probe: TextProbe
+    probes: dict[str, TextProbe]
     suite: Suite
 
     @classmethod
@@ -131,28 +150,33 @@ class Bench:
         stages = tuple(read_json(folder / "run.json")["stages"])
         order = tuple(one for one in ("probe", "pairs", "gains", "means", "search", "dial", "check") if one in stages)
         work = Workspace(Config(**read_json(folder / "run.json")["config"]), folder, stages=order)
-        probe = TextProbe(work.lm, work.neutral_windows, kl_windows=len(work.neutral_windows))
-        return cls(work, work.lm.twin(), probe, work.suite(work.config.evaluation.count))
+        return cls(work, work.lm.twin(), texts_of_many_kinds(work), work.suite(work.config.evaluation.count))
+
+    def prices(self) -> dict[str, float]:
+        """The KL of the model as its weights are now, on each kind of text."""
+        measured = {name: probe.measure(self.dialled) for name, probe in self.probes.items()}
+        return {name: float(np.average(text.kl, weights=text.tokens)) for name, text in measured.items()}
 
     def row(self, name: str, dial: Dial, strength: float) -> Row:
         """One way at one strength; by a new evaluator, since one would not notice that a model it knows has changed."""
         with dial(strength):
             return Evaluator(self.work.lm, self.suite).row(untouched(name), "strict", model=self.dialled)
 
-    def at_price(self, name: str, dial: Dial, wanted: float) -> tuple[Row, dict[str, float]]:
+    def at_price(self, name: str, dial: Dial, wanted: float) -> tuple[Row, dict[str, Any]]:
         """One way at the greatest strength up to 4 whose KL is at most as wanted, to a few percent."""
-        low, high, strength, reached = 0.0, 4.0, 1.0, 0.0
+        low, high, strength = 0.0, 4.0, 1.0
+        reached: dict[str, float] = {}
         for _ in range(ROUNDS):
             with dial(strength):
-                text = self.probe.measure(self.dialled)
-            kl = float(np.average(text.kl, weights=text.tokens))
-            low, high, reached = (strength, high, kl) if kl <= wanted else (low, strength, reached)
+                prices = self.prices()
+            kl = float(np.mean([*prices.values()]))
+            low, high, reached = (strength, high, prices) if kl <= wanted else (low, strength, reached)
             if 0.97 * wanted <= kl <= wanted:
                 break
             # A KL grows with the square of a small change; aiming a little below stays within the price.
             aimed = strength * (0.985 * wanted / kl) ** 0.5
             strength = aimed if low < aimed < high else (low + high) / 2
-        return self.row(name, dial, low), {"wanted_kl": wanted, "strength": low, "neutral_kl": reached}
+        return self.row(name, dial, low), {"wanted_kl": wanted, "strength": low, "kl_by_text": reached}
 
 
 def written(row: Row, untouched_row: Row, against: Row) -> dict[str, Any]:
@@ -167,7 +191,7 @@ def written(row: Row, untouched_row: Row, against: Row) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kl", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--kl", type=float, nargs="+", default=[0.06])
     parser.add_argument("--fewer", type=int, nargs="+", default=[])
     given = parser.parse_args()
     bench = Bench.of(given.folder)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialdown.errors import DialdownError
-from dialdown.fisher import fisher_information, natural_gradient, preference_gradient
+from dialdown.fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from dialdown.models import LM
 from dialdown.pairs import Pair
 
@@ -103,6 +103,27 @@ def test_prices_are_means_over_positions_and_repeat_with_the_seed(llama: LM) -> 
     assert seen == [1, 2]
 
 
+def test_own_text_starts_where_a_text_starts_and_repeats_with_the_seed(named: LM) -> None:
+    before = torch.random.get_rng_state()
+    texts = own_text(named, texts=3, tokens=7, seed=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert [len(text) for text in texts] == [7] * 3
+    assert {text[0] for text in texts} == {*(named.bos or [named.tokenizer.eos_token_id])}
+    assert texts == own_text(named, texts=3, tokens=7, seed=2)
+    assert texts != own_text(named, texts=3, tokens=7, seed=3)
+    assert {len(text) for text in own_text(named, texts=1, tokens=tiny.CONTEXT + 5)} == {named.context}
+
+
+def test_own_text_is_drawn_from_the_whole_distribution(llama: LM) -> None:
+    """The shares of the first tokens are the model's probabilities, end-of-text aside, which would end the text."""
+    drawn = [text[-1] for text in own_text(llama, texts=4000, tokens=2)]
+    start = torch.tensor([llama.bos or [llama.tokenizer.eos_token_id]])
+    expected = tiny.logits(llama, start)[0, -1].double().softmax(-1).numpy()
+    expected[llama.tokenizer.eos_token_id] = 0
+    shares = np.bincount(drawn, minlength=len(expected)) / len(drawn)
+    assert np.abs(shares - expected / expected.sum()).sum() < 0.25
+
+
 noise = np.random.default_rng(0).standard_normal(SHAPE)
 prices = np.random.default_rng(1).gamma(0.5, size=SHAPE)
 
@@ -167,7 +188,7 @@ def test_gains_that_cannot_be_made_are_refused(llama: LM, options: dict[str, Any
 
 
 def test_no_text_no_pairs_and_overflow_are_refused(llama: LM) -> None:
-    with pytest.raises(DialdownError, match="no neutral text"):
+    with pytest.raises(DialdownError, match="no text to price"):
         fisher_information(llama, [])
     with pytest.raises(DialdownError, match="no pairs to read"):
         preference_gradient(llama, [])

@@ -17,7 +17,7 @@ from .edits import edit, edit_controls, patch, patch_control, soft_edit, steer
 from .errors import DialdownError
 from .evaluation import Evaluator, Row, Suite, evaluate
 from .export import Exported, apply_delta, export
-from .fisher import fisher_information, natural_gradient, preference_gradient
+from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from .gains import GainSettings, train_gains
 from .interventions import Intervention, untouched
 from .metrics.toxicity import load_scorer
@@ -72,6 +72,7 @@ __all__ = [
     "mean_difference",
     "natural_gradient",
     "neuron_table",
+    "own_text",
     "patch",
     "patch_control",
     "preference_gradient",

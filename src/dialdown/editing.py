@@ -23,7 +23,7 @@ from .activations import NeuronMeans
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .directions import Direction, logit_lens
 from .files import fingerprint
-from .fisher import fisher_information, natural_gradient, preference_gradient
+from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
 from .interventions import Intervention, holds_bias
 from .neurons import NeuronTable, neuron_table
@@ -50,8 +50,9 @@ def tune_gains(work: Workspace) -> dict[str, Any]:
 
 
 def gain_prices(work: Workspace) -> NDArray[np.float64]:
-    """What every gain costs on neutral text that no row is measured on: its Fisher information."""
-    return fisher_information(work.lm, work.neutral_windows, seed=work.config.seed, progress=work.progress)
+    """What every gain costs on text of the model's own: its Fisher information."""
+    seed = work.config.seed
+    return fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
 
 
 def trained_gains(work: Workspace) -> Intervention:

@@ -1,17 +1,19 @@
 """What a gain costs and what it is worth, to first order at gains of 1: one pass of gradients each, and nothing trained.
 
-    information = fisher_information(lm, windows)                    # (L, F)
+    information = fisher_information(lm, own_text(lm))               # (L, F)
     worth = preference_gradient(lm, pairs)                           # (L, F)
     edit = natural_gradient(lm, worth, information, kl=0.01)
 
-With a gain of 1 + delta_i on every neuron, the divergence from the base model on neutral text grows with the square of delta, and
+With a gain of 1 + delta_i on every neuron, the divergence from the base model grows with the square of delta, and
 what tells preferred from dispreferred continuations (the margin of METHOD §8 without beta) in proportion to it:
 
     KL(base || edited) ~ 1/2 sum_i F_i delta_i^2,    F_i = E[(d log p(y) / d gain_i)^2]  for y drawn from the base model
     margin             ~     sum_i g_i delta_i,      g_i = d/d gain_i E[log p(preferred) - log p(dispreferred)]
 
 So the largest margin at a given KL has delta_i in proportion to g_i / F_i: the natural gradient. F is its diagonal, with each
-position's gain by itself: what gains of several neurons or positions cost together is left out.
+position's gain by itself: what gains of several neurons or positions cost together is left out. It is taken on text that the
+model writes by itself, over which a KL of language models is an expectation: a price on text of one kind leaves neurons that
+only others need for nothing, and the training takes them (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -33,6 +35,32 @@ from .models import LM, check_axes
 from .pairs import Pair
 
 
+def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> list[list[int]]:
+    """Token ids of texts that the model writes from nothing, drawn from its whole distribution, end-of-text left out.
+
+    They begin with the model's BOS, or where it expects none with its end-of-text, after which a new text starts. The model's
+    own generation settings (temperature, top-p) have no part: they are not the distribution that a KL is of.
+
+    Args:
+        lm: the model.
+        texts: how many.
+        tokens: of each, the first one included; fewer where the context ends.
+        seed: of the draws.
+    """
+    generator = torch.Generator(device=lm.device).manual_seed(seed)
+    end = lm.tokenizer.eos_token_id
+    ids = torch.tensor([lm.bos or [end]] * texts, device=lm.device)
+    written, cache = [ids], None
+    with torch.inference_mode():
+        for _ in range(min(tokens, lm.context) - 1):
+            out = lm.model(input_ids=written[-1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits = out.logits[:, -1].float()
+            logits[:, end] = -math.inf
+            written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+    return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
+
+
 def fisher_information(
     lm: LM, windows: Sequence[Sequence[int]], *, draws: int = 2, seed: int = 0, progress: Progress | None = None
 ) -> NDArray[np.float64]:
@@ -43,7 +71,7 @@ def fisher_information(
 
     Args:
         lm: the model.
-        windows: token ids of neutral text, from `text_windows`.
+        windows: token ids of text, from `own_text` or `text_windows`.
         draws: how often tokens are drawn for each window.
         seed: of the draws.
         progress: called after each window.
@@ -55,7 +83,7 @@ def fisher_information(
         DialdownError: no windows, or a gradient that is not a finite number.
     """
     if not windows:
-        raise DialdownError("There is no neutral text to price gains on: pass windows from text_windows.")
+        raise DialdownError("There is no text to price gains on: pass windows from own_text.")
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
     positions = 0
@@ -123,7 +151,7 @@ def natural_gradient(
         lm: the model.
         worth: (L, F) g_i, from `preference_gradient`.
         information: (L, F) F_i, from `fisher_information`.
-        kl: 1/2 sum_i F_i delta_i^2, in nats per token of neutral text; what is measured differs, the more so the larger it is.
+        kl: 1/2 sum_i F_i delta_i^2, in nats per token of the text it was priced on; what is measured differs, the more so the larger it is.
         damping: keeps neurons that are nearly silent on neutral text, whose price is hardly known, from being free.
         name: the name its results carry.
 
@@ -195,7 +223,7 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
         raise DialdownError(f"A damping of {damping} makes silent neurons free: pass a finite number above 0.")
     if not information.mean() > 0:
         raise DialdownError(
-            "No gain costs anything on the neutral text, so gains have no price: pass text that the neurons act on."
+            "No gain costs anything on the text, so gains have no price: pass text that the neurons act on."
         )
     return np.asarray(information + damping * information.mean())
 

@@ -1,12 +1,12 @@
 """Neuron gains: the DPO loss with nothing trainable but one number per neuron, an ordinary `scale` intervention (METHOD §7, §8).
 
-    information = fisher_information(lm, windows)
+    information = fisher_information(lm, own_text(lm))
     gains, log = train_gains(lm, pairs, GainSettings(), Path("gains"), information=information)
     plain = gains.fold(lm)
 
 One gain per neuron is exactly IA3 on the input of the MLP's down projection, so PEFT makes the parameters and TRL trains
 them as it trains a whole model in `dpo`. No weight has a gradient, and the reference and the policy share all of them. A step
-follows the natural gradient: it goes where the loss falls most for what it costs on neutral text (see `fisher`).
+follows the natural gradient: it goes where the loss falls most for what it costs elsewhere (see `fisher`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GainSettings(DPOSettings):
 
     Attributes:
         optimizer: "natural" is the natural gradient, with steps of one length; the others take steps in the gains themselves.
-        learning_rate: with "natural" the length of a step, whose KL on neutral text is about half its square.
+        learning_rate: with "natural" the length of a step, whose KL is about half its square.
         damping: with "natural", see `fisher.damped`.
 
     Raises:
@@ -140,7 +140,7 @@ def _prices(lm: LM, settings: GainSettings, information: NDArray[np.float64] | N
     shape = (lm.view.n_layers, lm.view.n_neurons)
     if information is None or information.shape != shape:
         raise DialdownError(
-            f"The natural gradient needs the price of each of the {shape[0]} x {shape[1]} gains of {lm.name}: pass information=fisher_information(lm, windows)."
+            f"The natural gradient needs the price of each of the {shape[0]} x {shape[1]} gains of {lm.name}: pass information=fisher_information(lm, own_text(lm))."
         )
     return damped(information, settings.damping)
 
