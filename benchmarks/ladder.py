@@ -7,7 +7,7 @@
 Full DPO is trained here, on the very pairs of the gains, at two rates, and dialled like them: by interpolating its weights
 with the base model's. The KL that is matched is the mean over four kinds of text, because an edit can be cheap on the one
 kind that it was made with. Differences are paired over prompts, to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO
-are trained on the first 132 pairs too.
+are trained on the first 132 pairs too, with `--adam` gains also by Adam instead of the natural gradient.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ from dialdown.pairs import Pair, PairSet
 from dialdown.workspace import Workspace
 
 Dial = Callable[[float], AbstractContextManager[None]]
-# One pass over the pairs, with a warm-up as short as the run; METHOD §8 has the first rate.
+# One pass over the pairs, with a warm-up as short as the run; METHOD §8 has the first of the default rates.
 DPO = dd.DPOSettings(warmup_steps=5, batch_size=8, accumulation=1, epochs=1, eval_every=1000, eval_pairs=8)
-RATES = (1e-5, 2e-5)
 KEPT = (0.3, 0.1, 0.03)
 ROUNDS = 6
 WINDOWS = 2
@@ -81,7 +80,7 @@ def told(label: str, done: int, total: int) -> None:
         print(f"{label}: {done} of {total}", flush=True)
 
 
-def edits(work: Workspace, fewer: Sequence[Sequence[Pair]]) -> Iterator[tuple[str, dd.Intervention]]:
+def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> Iterator[tuple[str, dd.Intervention]]:
     """Every edit that the folder has, the controls, and gains on fewer pairs."""
     gains = trained_gains(work)
     base = NeuronMeans.load(work.folder / "means-base.safetensors")
@@ -97,13 +96,12 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]]) -> Iterator[tuple[st
         trained, _ = dd.train_gains(work.lm, pairs, settings, out, information=prices, progress=told)
         yield f"neuron gains, {len(pairs)} pairs", trained
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
-    adam = replace(settings, optimizer="adamw", learning_rate=1e-2)
-    yield (
-        "neuron gains, by Adam",
-        dd.train_gains(work.lm, pairs, adam, work.folder / "ladder-gains-adam", progress=told)[0],
-    )
     worth = dd.preference_gradient(work.lm, pairs)
     yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=1e-5)
+    if adam:
+        plain = replace(settings, optimizer="adamw", learning_rate=1e-2)
+        trained, _ = dd.train_gains(work.lm, pairs, plain, work.folder / "ladder-gains-adam", progress=told)
+        yield "neuron gains, by Adam", trained
     if "search" in work.stages and found_any(work):
         for one in found_edits(work, 2):
             recipe = one.record["search"]
@@ -193,6 +191,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kl", type=float, nargs="+", default=[0.06])
     parser.add_argument("--fewer", type=int, nargs="+", default=[])
+    parser.add_argument("--adam", action="store_true")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-5, 2e-5])
     given = parser.parse_args()
     bench = Bench.of(given.folder)
     reference = bench.row("untouched", lambda strength: nullcontext(), 0)
@@ -202,11 +202,12 @@ def main() -> None:
 
     def tuned(some: Sequence[Pair]) -> dict[str, Dial]:
         return {
-            f"full DPO, {rate:g}, {len(some)} pairs": full_dpo(bench.work, bench.dialled, rate, some) for rate in RATES
+            f"full DPO, {rate:g}, {len(some)} pairs": full_dpo(bench.work, bench.dialled, rate, some)
+            for rate in given.rates
         }
 
     ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some).items()}
-    for name, edit in edits(bench.work, fewer):
+    for name, edit in edits(bench.work, fewer, adam=given.adam):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
     full = tuned(pairs)
     for wanted in given.kl:
