@@ -46,9 +46,16 @@ def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> lis
         texts: how many.
         tokens: of each, the first one included; fewer where the context ends.
         seed: of the draws.
+
+    Raises:
+        DialdownError: the tokenizer has neither a BOS nor an end-of-text, so nothing says where a text starts.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     end = lm.tokenizer.eos_token_id
+    if not lm.bos and end is None:
+        raise DialdownError(
+            f"The tokenizer of {lm.name} has neither a BOS nor an end-of-text to start a text with: pass windows of some text to fisher_information."
+        )
     ids = torch.tensor([lm.bos or [end]] * texts, device=lm.device)
     written, cache = [ids], None
     with torch.inference_mode():
@@ -56,7 +63,8 @@ def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> lis
             out = lm.model(input_ids=written[-1], past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
-            logits[:, end] = -math.inf
+            if end is not None:
+                logits[:, end] = -math.inf
             written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
     return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
 
