@@ -86,7 +86,7 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> It
     base = NeuronMeans.load(work.folder / "means-base.safetensors")
     moved = importance(work.lm, gains, base)
     yield "neuron gains", gains
-    yield "the same gains, random neurons", shuffled(gains, seed=work.config.seed)
+    yield "the same numbers, random neurons", shuffled(gains, seed=work.config.seed)
     for share in KEPT:
         yield f"neuron gains, {share:.0%} of the neurons", keep_top(gains, moved, round(share * moved.size))
     prices = gain_prices(work)

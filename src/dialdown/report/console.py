@@ -39,7 +39,7 @@ def show_rows(folder: Path, out: Console) -> None:
     out.print(f"  {folder / 'report.html'}", soft_wrap=True)
 
 
-CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same gains, random neurons"}
+CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same numbers, random neurons"}
 
 
 def show_check(folder: Path, out: Console) -> None:
