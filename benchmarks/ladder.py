@@ -42,6 +42,7 @@ Dial = Callable[[float], AbstractContextManager[None]]
 DPO = dd.DPOSettings(warmup_steps=5, batch_size=8, accumulation=1, epochs=1, eval_every=1000, eval_pairs=8)
 KEPT = (0.3, 0.1, 0.03)
 ROUNDS = 6
+MOST = 50.0
 WINDOWS = 2
 
 
@@ -97,7 +98,7 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> It
         yield f"neuron gains, {len(pairs)} pairs", trained
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     worth = dd.preference_gradient(work.lm, pairs)
-    yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=1e-5)
+    yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=0.01)
     if adam:
         plain = replace(settings, optimizer="adamw", learning_rate=1e-2)
         trained, _ = dd.train_gains(work.lm, pairs, plain, work.folder / "ladder-gains-adam", progress=told)
@@ -161,8 +162,8 @@ class Bench:
             return Evaluator(self.work.lm, self.suite).row(untouched(name), "strict", model=self.dialled)
 
     def at_price(self, name: str, dial: Dial, wanted: float) -> tuple[Row, dict[str, Any]]:
-        """One way at the greatest strength up to 4 whose KL is at most as wanted, to a few percent."""
-        low, high, strength = 0.0, 4.0, 1.0
+        """One way at the greatest strength up to MOST whose KL is at most as wanted, to a few percent."""
+        low, high, strength = 0.0, MOST, 1.0
         reached: dict[str, float] = {}
         for _ in range(ROUNDS):
             with dial(strength):
