@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import dialdown as dd
 from dialdown import cli
 from dialdown.config import DetoxSettings
-from dialdown.detox import EDIT, greatest_strength
+from dialdown.detox import EDIT, dialled, greatest_strength
 from dialdown.errors import DialdownError
 from dialdown.gains import shuffled
 from dialdown.metrics.perplexity import TextProbe
@@ -135,6 +135,21 @@ def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) 
     assert edit.record["search"]
     assert edit.record["strength"] == 1
     assert (edit.gain >= 0).all()
+
+
+def test_no_dial_turns_a_neuron_around() -> None:
+    rng = np.random.default_rng(0)
+    gain, offset, everyone = 1 + 0.5 * rng.standard_normal((2, 5)), rng.standard_normal((2, 5)), np.ones((2, 5), bool)
+    scale = dd.Intervention("it", "scale", gain, np.zeros((2, 5)), everyone)
+    np.testing.assert_allclose(dialled(scale, 3.0).gain, np.maximum(1 + 3 * (gain - 1), 0))
+    shift = dd.Intervention("it", "shift", np.ones((2, 5)), offset, everyone)
+    np.testing.assert_allclose(dialled(shift, 3.0).offset, 3 * offset)
+    constant = dd.Intervention("it", "set", np.zeros((2, 5)), offset, everyone)
+    for strength, expected in ((0.5, 0.5), (3.0, 1.0)):
+        edit = dialled(constant, strength)
+        np.testing.assert_allclose(edit.gain, 1 - expected)
+        np.testing.assert_allclose(edit.offset, expected * offset)
+        assert edit.record["strength"] == expected
 
 
 def test_two_dials_at_once_are_refused(config: Path, tmp_path: Path) -> None:

@@ -115,11 +115,17 @@ def choose_found(work: Workspace) -> Facts:
     finalists = found_edits(work, settings.finalists)
     scores = judged_again(work, finalists)
     chosen = finalists[int(np.argmin(scores))]
-    dialled = chosen.at(settings.strength)
-    # As in the search: a gain below 0 would turn a neuron around.
-    edit = replace(dialled, name="detox", gain=np.maximum(dialled.gain, 0))
+    edit = replace(dialled(chosen, settings.strength), name="detox")
     edit.save(work.folder / EDIT)
-    return {"strength": settings.strength, "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
+    return {"strength": edit.record["strength"], "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
+
+
+def dialled(edit: Intervention, strength: float) -> Intervention:
+    """A searched edit at a strength, no neuron turned around: gains stop at 0, and a `set` at its constants."""
+    if edit.kind == "set":
+        return edit.at(min(strength, 1.0))
+    further = edit.at(strength)
+    return replace(further, gain=np.maximum(further.gain, 0))
 
 
 def check(work: Workspace) -> Facts:

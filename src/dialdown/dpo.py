@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -87,6 +87,7 @@ class DPOSettings:
     patience: int = 30
     snapshots: int = 0
     seed: int = 0
+    natural_allowed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -108,6 +109,10 @@ class DPOSettings:
             given = getattr(self, name)
             if not (math.isfinite(given) and given > 0):
                 raise DialdownError(f"DPO cannot train with {name} = {given}: pass a finite number above 0.")
+        if self.optimizer == "natural" and not self.natural_allowed:
+            raise DialdownError(
+                "DPO of all weights has no price for each, which the natural gradient needs: pass optimizer='rmsprop' or 'adamw', or train neuron gains."
+            )
         if self.max_steps != -1 and self.max_steps < 1:
             raise DialdownError(
                 f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for whole epochs."
@@ -175,10 +180,6 @@ def train_dpo(
         DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out` holds
             something else; the disk has no room or cannot be written; the loss is no longer finite.
     """
-    if settings.optimizer == "natural":
-        raise DialdownError(
-            "DPO of all weights has no price for each, which the natural gradient needs: pass optimizer='rmsprop' or 'adamw', or use train_gains."
-        )
 
     def save(policy: Any, folder: Path) -> None:
         # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.

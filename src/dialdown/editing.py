@@ -3,7 +3,8 @@
     pairs -> gains                                           (`gains`: DPO's loss, METHOD §8)
     pairs, direction, means -> attributions -> search        (`search`: nothing is trained)
 
-Both end in ordinary `scale` interventions, which `study` puts on one front with everything else and `detox` exports.
+Gains are an ordinary `scale` intervention; what is searched is one too, or a `shift` or `set` where the model's MLPs can have a
+bias. `study` puts both on one front with everything else, and `detox` exports them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from .activations import NeuronMeans
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .directions import Direction, logit_lens
-from .files import fingerprint
+from .files import fingerprint, read_arrays, write_arrays
 from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
 from .interventions import Intervention, holds_bias
@@ -38,6 +39,7 @@ CONTRAST = "contrast.safetensors"
 DIFFERENCE = "direction-difference.safetensors"
 LEAST = "least-squares-{}.safetensors"
 PREFERENCE = "preference"
+PRICES = "gain-prices.safetensors"
 
 
 def tune_gains(work: Workspace) -> dict[str, Any]:
@@ -50,9 +52,19 @@ def tune_gains(work: Workspace) -> dict[str, Any]:
 
 
 def gain_prices(work: Workspace) -> NDArray[np.float64]:
-    """What every gain costs on text of the model's own: its Fisher information."""
-    seed = work.config.seed
-    return fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
+    """What every gain costs on text of the model's own: its Fisher information.
+
+    Kept in the folder, because training goes on only from the very same prices, and no two machines round alike.
+    """
+    seed, path = work.config.seed, work.folder / PRICES
+    ours = {"base": work.lm.describe(), "seed": seed}
+    if path.exists():
+        arrays, record = read_arrays(path, "prices")
+        if {name: record[name] for name in ours} == ours:
+            return arrays["information"]
+    information = fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
+    write_arrays(path, "prices", {"information": information}, ours)
+    return information
 
 
 def trained_gains(work: Workspace) -> Intervention:
@@ -132,7 +144,9 @@ def _made(work: Workspace) -> Path:
     """Where what a search is built from lies; what was made from other inputs lies elsewhere."""
     ours = work.config.evaluation
     return (
-        work.folder / "search" / fingerprint(work.ledger.inputs("pairs"), ours.pairs, ours.window, ours.neutral_tokens)
+        work.folder
+        / "search"
+        / fingerprint(work.ledger.inputs("pairs"), ours.pairs, ours.pairs_count, ours.window, ours.neutral_tokens)
     )
 
 

@@ -11,7 +11,8 @@ what tells preferred from dispreferred continuations (the margin of METHOD §8 w
     margin             ~     sum_i g_i delta_i,      g_i = d/d gain_i E[log p(preferred) - log p(dispreferred)]
 
 So the largest margin at a given KL has delta_i in proportion to g_i / F_i: the natural gradient. F is its diagonal, with each
-position's gain by itself: what gains of several neurons or positions cost together is left out. It is taken on text that the
+position's gain by itself: what gains of several neurons or positions cost together is left out, and as they push one way, a
+measured KL is several times the diagonal's (six times on the embedded model). It is taken on text that the
 model writes by itself, over which a KL of language models is an expectation: a price on text of one kind leaves neurons that
 only others need for nothing, and the training takes them (docs/lab-log.md).
 """
@@ -36,10 +37,10 @@ from .pairs import Pair
 
 
 def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> list[list[int]]:
-    """Token ids of texts that the model writes from nothing, drawn from its whole distribution, end-of-text left out.
+    """Token ids of texts that the model writes from nothing, drawn from its whole distribution, without tokens that end a text or a turn.
 
-    They begin with the model's BOS, or where it expects none with its end-of-text, after which a new text starts. The model's
-    own generation settings (temperature, top-p) have no part: they are not the distribution that a KL is of.
+    They begin with the model's BOS, or where it expects none with what ends a text. The model's own generation settings
+    (temperature, top-p) have no part: they are not the distribution that a KL is of.
 
     Args:
         lm: the model.
@@ -48,23 +49,19 @@ def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> lis
         seed: of the draws.
 
     Raises:
-        DialdownError: the tokenizer has neither a BOS nor an end-of-text, so nothing says where a text starts.
+        DialdownError: the model's predictions are not finite numbers.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
-    end = lm.tokenizer.eos_token_id
-    if not lm.bos and end is None:
-        raise DialdownError(
-            f"The tokenizer of {lm.name} has neither a BOS nor an end-of-text to start a text with: pass windows of some text to fisher_information."
-        )
-    ids = torch.tensor([lm.bos or [end]] * texts, device=lm.device)
-    written, cache = [ids], None
+    ends = sorted(lm.eos)
+    start = lm.bos or [ends[0] if ends else lm.tokenizer.pad_token_id]
+    written, cache = [torch.tensor([start] * texts, device=lm.device)], None
     with torch.inference_mode():
         for _ in range(min(tokens, lm.context) - 1):
             out = lm.model(input_ids=written[-1], past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
-            if end is not None:
-                logits[:, end] = -math.inf
+            _check(lm, logits)
+            logits[:, ends] = -math.inf
             written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
     return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
 
@@ -88,7 +85,7 @@ def fisher_information(
         (L, F) float64, in nats; 0 where a neuron is silent on the text.
 
     Raises:
-        DialdownError: no windows, or a gradient that is not a finite number.
+        DialdownError: no windows, or a prediction or gradient that is not a finite number.
     """
     if not windows:
         raise DialdownError("There is no text to price gains on: pass windows from own_text.")
@@ -99,6 +96,7 @@ def fisher_information(
         for _ in range(draws):
             with _gains(lm, len(ids)) as gains:
                 logits = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False).logits[0]
+                _check(lm, logits)
                 log_probs = logits.float().log_softmax(-1)
                 drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
                 found = torch.autograd.grad(log_probs.gather(-1, drawn).sum(), gains)
@@ -106,7 +104,8 @@ def fisher_information(
             positions += len(ids)
         if progress:
             progress("pricing gains", done + 1, len(windows))
-    return _finite(lm, total / positions)
+    _check(lm, total)
+    return np.asarray((total / positions).cpu().numpy())
 
 
 def preference_gradient(
@@ -141,7 +140,8 @@ def preference_gradient(
             done += 1
             if progress:
                 progress("following preferences", done, 2 * per_side)
-    return _finite(lm, total / len(pairs))
+    _check(lm, total)
+    return np.asarray((total / len(pairs)).cpu().numpy())
 
 
 def natural_gradient(
@@ -153,13 +153,13 @@ def natural_gradient(
     damping: float = 0.1,
     name: str = "natural_gradient",
 ) -> Intervention:
-    """The gains 1 + t * g_i / (F_i + damping * mean F), at the t whose predicted KL is `kl`; nothing is trained.
+    """The gains 1 + t * g_i / (F_i + damping * mean F), at the t whose diagonal's KL is `kl`; nothing is trained.
 
     Args:
         lm: the model.
         worth: (L, F) g_i, from `preference_gradient`.
         information: (L, F) F_i, from `fisher_information`.
-        kl: 1/2 sum_i F_i delta_i^2, in nats per token of the text it was priced on; what is measured differs, the more so the larger it is.
+        kl: 1/2 sum_i F_i delta_i^2, the diagonal's KL in nats per token of the text that was priced; several times that is measured.
         damping: keeps neurons that are nearly silent on neutral text, whose price is hardly known, from being free.
         name: the name its results carry.
 
@@ -197,7 +197,7 @@ def natural_gradient(
 class NaturalGradient(torch.optim.Optimizer):
     """Steps of one length where length is what they cost: p <- p - lr * (grad / price) / sqrt(sum grad^2 / price), over all weights.
 
-    With F as the price, a step by itself changes the model by a KL of about lr^2 / 2, whatever the loss is multiplied by.
+    With F as the price, a step has a diagonal's KL of lr^2 / 2 (see the module's head), whatever the loss is multiplied by.
 
     Args:
         prices: each weight with a price, above 0, for every number of it.
@@ -227,13 +227,18 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
     Raises:
         DialdownError: a damping that is no finite number above 0, or no neuron that acts on the text.
     """
-    if not (np.isfinite(damping) and damping > 0):
-        raise DialdownError(f"A damping of {damping} makes silent neurons free: pass a finite number above 0.")
+    check_damping(damping)
     if not information.mean() > 0:
         raise DialdownError(
             "No gain costs anything on the text, so gains have no price: pass text that the neurons act on."
         )
     return np.asarray(information + damping * information.mean())
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is no finite number above 0 (DialdownError)."""
+    if not (math.isfinite(damping) and damping > 0):
+        raise DialdownError(f"A damping of {damping} makes silent neurons free: pass a finite number above 0.")
 
 
 def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
@@ -280,7 +285,8 @@ def _multiply(gain: Tensor, path: str) -> Callable[[nn.Module, tuple[Tensor, ...
     return act
 
 
-def _finite(lm: LM, total: Tensor) -> NDArray[np.float64]:
-    if not torch.isfinite(total).all():
-        raise DialdownError(f"The gradients of {lm.name} are not finite: load it in float32 or bfloat16.")
-    return np.asarray(total.cpu().numpy())
+def _check(lm: LM, numbers: Tensor) -> None:
+    if not torch.isfinite(numbers).all():
+        raise DialdownError(
+            f"The predictions or gradients of {lm.name} are not finite: load it in float32 or bfloat16."
+        )

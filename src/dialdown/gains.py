@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -26,7 +26,7 @@ from .activations import NeuronMeans
 from .dpo import DPOSettings, Optimizer, TrainingLog, tune
 from .edits import LESS
 from .errors import DialdownError
-from .fisher import NaturalGradient, damped
+from .fisher import NaturalGradient, check_damping, damped
 from .interventions import Intervention
 from .models import LM
 from .neurons import NeuronTable
@@ -43,7 +43,7 @@ class GainSettings(DPOSettings):
 
     Attributes:
         optimizer: "natural" is the natural gradient, with steps of one length; the others take steps in the gains themselves.
-        learning_rate: with "natural" the length of a step, whose KL is about half its square.
+        learning_rate: with "natural" the length of a step, half whose square is the diagonal's KL (see `fisher`).
         damping: with "natural", see `fisher.damped`.
 
     Raises:
@@ -53,12 +53,17 @@ class GainSettings(DPOSettings):
     optimizer: Optimizer = "natural"
     learning_rate: float = 2.5e-2
     damping: float = 0.1
+    natural_allowed: ClassVar[bool] = True
     warmup_steps: int = 0
     batch_size: int = 8
     accumulation: int = 1
     epochs: int = 1
     eval_every: int = 1000
     eval_pairs: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_damping(self.damping)
 
 
 def train_gains(

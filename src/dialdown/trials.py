@@ -88,10 +88,10 @@ class SearchSettings:
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """What edits are built from, all of it of one model and by the name of a direction. The first of each kind is the known point.
+    """What edits are built from, all of it of one model.
 
     Attributes:
-        tables: neuron tables.
+        tables: neuron tables, by the name of their direction.
         attributions: (L, F) float64 attribution of every neuron, by (direction, score).
         least: edits of least change at some small size, where few gains are clipped, by what they follow; a trial dials them to
             its own size.
@@ -118,7 +118,7 @@ class Materials:
         for direction, edit in self.least.items():
             if not edit.moves_neurons:
                 raise DialdownError(
-                    f"The least-squares edit along {direction!r} changes nothing, so it cannot be dialled: build it at a larger target, or leave it out."
+                    f"The edit of least change {direction!r} changes nothing, so it cannot be dialled: make it larger, or leave it out."
                 )
 
     @property
@@ -308,7 +308,9 @@ def _sized(edit: Intervention, size: float, name: str) -> Intervention:
     dialled = edit.at(size / float(np.sqrt(np.square(edit.gain - 1).mean())))
     # As in `scales`: a gain below 0 would turn a neuron around. What is found is at strength 1, whatever it was made from;
     # what the record predicts of the small edit does not hold for it.
-    kept = {key: value for key, value in edit.record.items() if key not in ("projection_change", "output_change")}
+    predicted = ("projection_change", "output_change", "kl", "margin")
+    kept = {key: value for key, value in edit.record.items() if key not in predicted}
+    kept["clipped"] = int((dialled.gain < 0).sum())
     return replace(dialled, gain=np.maximum(dialled.gain, 0), name=name, record=kept)
 
 
