@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,17 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> It
     moved = importance(work.lm, gains, base)
     yield "neuron gains", gains
     yield "the same numbers, random neurons", shuffled(gains, seed=work.config.seed)
+    prices = gain_prices(work)
+    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
+    worth = dd.preference_gradient(work.lm, pairs, progress=told)
+    yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=0.01)
     for share in KEPT:
         yield f"neuron gains, {share:.0%} of the neurons", keep_top(gains, moved, round(share * moved.size))
-    prices = gain_prices(work)
     settings = replace(work.config.gains, seed=work.config.seed)
-    for pairs in fewer:
-        out = work.folder / f"ladder-gains-{len(pairs)}"
-        trained, _ = dd.train_gains(work.lm, pairs, settings, out, information=prices, progress=told)
-        yield f"neuron gains, {len(pairs)} pairs", trained
-    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
-    worth = dd.preference_gradient(work.lm, pairs)
-    yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=0.01)
+    for some in fewer:
+        out = work.folder / f"ladder-gains-{len(some)}"
+        trained, _ = dd.train_gains(work.lm, some, settings, out, information=prices, progress=told)
+        yield f"neuron gains, {len(some)} pairs", trained
     if adam:
         plain = replace(settings, optimizer="adamw", learning_rate=1e-2)
         trained, _ = dd.train_gains(work.lm, pairs, plain, work.folder / "ladder-gains-adam", progress=told)
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--fewer", type=int, nargs="+", default=[])
     parser.add_argument("--adam", action="store_true")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-5, 2e-5])
+    parser.add_argument("--first", type=int, help="only so many edits, which come in order of interest")
     given = parser.parse_args()
     bench = Bench.of(given.folder)
     reference = bench.row("untouched", lambda strength: nullcontext(), 0)
@@ -208,7 +210,7 @@ def main() -> None:
         }
 
     ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some).items()}
-    for name, edit in edits(bench.work, fewer, adam=given.adam):
+    for name, edit in islice(edits(bench.work, fewer, adam=given.adam), given.first):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
     full = tuned(pairs)
     for wanted in given.kl:
