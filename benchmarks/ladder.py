@@ -6,8 +6,9 @@
 
 Full DPO is trained here, on the very pairs of the gains, at two rates, and dialled like them: by interpolating its weights
 with the base model's. The KL that is matched is the mean over four kinds of text, because an edit can be cheap on the one
-kind that it was made with. Differences are paired over prompts, to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO
-are trained on the first 132 pairs too, with `--adam` gains also by Adam instead of the natural gradient.
+kind that it was made with. Differences are paired over prompts, to the DPO that the judge finds least toxic: a choice in
+hindsight, in its favour. With `--fewer 132` gains and DPO are trained on the first 132 pairs too, with `--adam` gains also by
+Adam instead of the natural gradient. Without the second command the searched edits are left out.
 """
 
 from __future__ import annotations
