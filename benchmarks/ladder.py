@@ -1,14 +1,16 @@
-"""The ladder at one price: every way of lowering toxicity, dialled to the same KL on other text, judged on held-out prompts.
+"""The ladder at one price: every way of lowering toxicity, dialled to the same KL on other text, judged on unseen prompts.
 
     dialdown detox embedded:smollm2-135m --out calm                            # pairs and neuron gains
     dialdown detox embedded:smollm2-135m --out calm --no-training --force      # searched edits, from the same pairs
     python benchmarks/ladder.py calm-work
 
-Full DPO is trained here, on the very pairs of the gains, at two rates, and dialled like them: by interpolating its weights
-with the base model's. The KL that is matched is the mean over four kinds of text, because an edit can be cheap on the one
-kind that it was made with. Differences are paired over prompts, to the DPO that the judge finds least toxic: a choice in
-hindsight, in its favour. With `--fewer 132` gains and DPO are trained on the first 132 pairs too, with `--adam` gains also by
-Adam instead of the natural gradient. Without the second command the searched edits are left out.
+Full DPO is trained here, on the very pairs of the gains, at two rates for one pass and for two, and dialled like them: by
+interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because an edit
+can be cheap on the one kind that it was made with. The prompts are training prompts that pairs, search and `detox` left
+alone: the evaluation's have seen every recipe that was tried while this was developed. Differences are paired over prompts,
+to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO are
+trained on the first 132 pairs too (one pass), with `--adam` gains also by Adam instead of the natural gradient. Without the
+second command the searched edits are left out.
 """
 
 from __future__ import annotations
@@ -62,10 +64,10 @@ def interpolated(lm: LM, tuned: dict[str, torch.Tensor], strength: float) -> Ite
             weight.copy_(kept[name])
 
 
-def full_dpo(work: Workspace, lm: LM, rate: float, pairs: Sequence[Pair]) -> Dial:
+def full_dpo(work: Workspace, lm: LM, rate: float, epochs: int, pairs: Sequence[Pair]) -> Dial:
     """DPO on some pairs, as something that can be dialled in `lm`."""
-    out = work.folder / f"ladder-dpo-{rate:g}-{len(pairs)}"
-    settings = replace(DPO, learning_rate=rate, seed=work.config.seed)
+    out = work.folder / "-".join(["ladder-dpo", f"{rate:g}", str(len(pairs)), *(["twice"] if epochs == 2 else [])])
+    settings = replace(DPO, learning_rate=rate, epochs=epochs, seed=work.config.seed)
     dd.train_dpo(work.lm.model, work.lm.tokenizer, pairs, settings, out, progress=told)
     loaded = dd.load_tuned(work.lm, out)
     # Parameters and not the state dict, which would name a tied embedding twice.
@@ -135,9 +137,18 @@ def texts_of_many_kinds(work: Workspace) -> dict[str, TextProbe]:
     return {name: TextProbe(work.lm, some, kl_windows=len(some)) for name, some in kinds.items()}
 
 
+def unseen_prompts(work: Workspace, count: int) -> tuple[str, ...]:
+    """The first training prompts between those that the pairs used and the last, which the search has."""
+    used = PairSet.load(work.folder / "pairs.jsonl").record["prompts_used"]
+    unseen = work.prompts.training[used : -2 * work.config.search.prompts]
+    if len(unseen) < count:
+        raise SystemExit(f"{work.folder} leaves {len(unseen)} prompts unseen: pass --prompts {len(unseen)} or fewer.")
+    return unseen[:count]
+
+
 @dataclass(frozen=True)
 class Bench:
-    """What every way is measured with: a model whose weights may be changed, and the texts and prompts of a folder."""
+    """What every way is measured with: a model whose weights may be changed, texts of many kinds, and unseen prompts."""
 
     work: Workspace
     dialled: LM
@@ -145,12 +156,16 @@ class Bench:
     suite: Suite
 
     @classmethod
-    def of(cls, folder: Path) -> Bench:
+    def of(cls, folder: Path, prompts: int) -> Bench:
         """From the work folder of `dialdown detox`, whichever of its two ways ran last."""
         stages = tuple(read_json(folder / "run.json")["stages"])
         order = tuple(one for one in ("probe", "pairs", "gains", "means", "search", "dial", "check") if one in stages)
         work = Workspace(Config(**read_json(folder / "run.json")["config"]), folder, stages=order)
-        return cls(work, work.lm.twin(), texts_of_many_kinds(work), work.suite(work.config.evaluation.count))
+        if work.lm.model.dtype != torch.float32:
+            # Most of DPO's small steps would round to nothing, and gains are float32 in any case.
+            raise SystemExit(f"{folder} holds a model in {work.lm.model.dtype}: run detox with --set dtype=float32.")
+        suite = replace(work.suite(work.config.evaluation.count), prompts=unseen_prompts(work, prompts))
+        return cls(work, work.lm.twin(), texts_of_many_kinds(work), suite)
 
     def prices(self) -> dict[str, float]:
         """The KL of the model as its weights are now, on each kind of text."""
@@ -195,24 +210,29 @@ def main() -> None:
     parser.add_argument("--fewer", type=int, nargs="+", default=[])
     parser.add_argument("--adam", action="store_true")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-5, 2e-5])
+    parser.add_argument("--passes", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--first", type=int, help="only so many edits, which come in order of interest")
     given = parser.parse_args()
-    bench = Bench.of(given.folder)
+    bench = Bench.of(given.folder, given.prompts)
     reference = bench.row("untouched", lambda strength: nullcontext(), 0)
     found = [{"way": "untouched", **written(reference, reference, reference)}]
     pairs = PairSet.load(given.folder / "pairs.jsonl").pairs
     fewer = [pairs[:count] for count in given.fewer]
 
-    def tuned(some: Sequence[Pair]) -> dict[str, Dial]:
+    def tuned(some: Sequence[Pair], passes: Sequence[int]) -> dict[str, Dial]:
         return {
-            f"full DPO, {rate:g}, {len(some)} pairs": full_dpo(bench.work, bench.dialled, rate, some)
+            f"full DPO, {rate:g}, {len(some)} pairs, {'two passes' if epochs == 2 else 'one pass'}": full_dpo(
+                bench.work, bench.dialled, rate, epochs, some
+            )
+            for epochs in passes
             for rate in given.rates
         }
 
-    ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some).items()}
+    ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some, [1]).items()}
     for name, edit in islice(edits(bench.work, fewer, adam=given.adam), given.first):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
-    full = tuned(pairs)
+    full = tuned(pairs, given.passes)
     for wanted in given.kl:
         rows = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
         dpo = min((row for row, _ in rows.values()), key=lambda row: row.metric("toxicity").mean)
