@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 import dialdown as dd
-from dialdown.activations import NeuronMeans
 from dialdown.config import Config
 from dialdown.data import load_labelled, load_prompts, load_reference_text
 from dialdown.directions import Direction
@@ -87,7 +86,7 @@ def told(label: str, done: int, total: int) -> None:
 def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> Iterator[tuple[str, dd.Intervention]]:
     """Every edit that the folder has, the controls, and gains on fewer pairs."""
     gains = trained_gains(work)
-    base = NeuronMeans.load(work.folder / "means-base.safetensors")
+    base = work.training_means
     moved = importance(work.lm, gains, base)
     yield "neuron gains", gains
     yield "the same numbers, random neurons", shuffled(gains, seed=work.config.seed)

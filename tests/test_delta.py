@@ -11,6 +11,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from test_export import FEW, exact, saved, stored
 from test_interventions import KINDS, make
 
@@ -66,7 +67,10 @@ def test_a_delta_can_be_dialled(llama: LM, tmp_path: Path) -> None:
 def test_another_base_is_refused(llama: LM, tmp_path: Path) -> None:
     base = saved(llama, tmp_path / "base")
     save_delta(make(llama, "scale"), base, tmp_path / "delta")
+    attention = llama.twin()
+    attention.model.model.layers[0].self_attn.q_proj.weight.data[0, 0] += 1e-3
     others = {
+        "attention": attention,
         "seed": tiny.lm("llama", seed=1),
         "dtype": LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer()),
         "edited": exact(make(llama, "scale", share=0.05)).fold(llama),
@@ -78,6 +82,17 @@ def test_another_base_is_refused(llama: LM, tmp_path: Path) -> None:
     # The same base in another folder and other shards is the same base.
     copy = saved(llama, tmp_path / "copy", max_shard_size="9KB")
     assert apply_delta(tmp_path / "delta", tmp_path / "out", base=copy, prompts=FEW).verification is not None
+
+
+def test_the_same_weights_stored_otherwise_are_the_same_base(gpt2: LM, tmp_path: Path) -> None:
+    base = saved(gpt2, tmp_path / "base")
+    save_delta(make(gpt2, "scale"), base, tmp_path / "delta")
+    # As the first GPT-2 checkpoints are: without the prefix, with buffers, and with the tied weight under both names.
+    copy = saved(gpt2, tmp_path / "copy")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in stored(base).items()}
+    more = {"h.0.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": bare["wte.weight"].clone()}
+    save_file({**bare, **more}, copy / "model.safetensors", metadata={"format": "pt"})
+    assert apply_delta(tmp_path / "delta", tmp_path / "out", base=copy, verify=False).folder.is_dir()
 
 
 def test_a_local_base_must_be_named(llama: LM, tmp_path: Path) -> None:

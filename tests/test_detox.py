@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from study_files import write_study
 from transformers import AutoModelForCausalLM
@@ -16,11 +17,13 @@ from typer.testing import CliRunner, Result
 
 import dialdown as dd
 from dialdown import cli
-from dialdown.config import DetoxSettings
-from dialdown.detox import EDIT, dialled, greatest_strength
+from dialdown.config import Config, DetoxSettings, load_config
+from dialdown.detox import EDIT, dialled, greatest_strength, search_stages
+from dialdown.editing import gain_prices, run_one_trial
 from dialdown.errors import DialdownError
 from dialdown.gains import shuffled
 from dialdown.metrics.perplexity import TextProbe
+from dialdown.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,11 @@ def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) 
     found = detox(config, out, *few, "--max-kl", 50)
     assert found.exit_code == 0, found.exception
     assert stages(out)["search"]["trials"] == 6
+    # Another command on the same search, which began when the last trial was missing, adds none.
+    settings = json.loads((work_of(out) / "run.json").read_text())["config"]
+    run_one_trial(Workspace(Config(**settings), work_of(out), stages=tuple(search_stages())), 5)
+    journals = [path.read_text() for path in work_of(out).rglob("search.journal")]
+    assert [text.count('"measured"') for text in journals] == [6, 6]
     assert len(stages(out)["dial"]["finalists"]) <= 2
     assert "gains" not in stages(out)
     edit = dd.Intervention.load(work_of(out) / EDIT)
@@ -156,6 +164,47 @@ def test_two_dials_at_once_are_refused(config: Path, tmp_path: Path) -> None:
     result = detox(config, tmp_path / "out", "--strength", 0.5, "--max-kl", 0.1)
     assert result.exit_code == 1
     assert "pass one of them" in str(result.exception)
+
+
+def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(config: Path, tmp_path: Path) -> None:
+    both = detox(config, tmp_path / "out", "--strength", 0.5, "--set", "detox.max_kl=0.1")
+    assert both.exit_code == 1
+    assert "pass one of them" in str(both.exception)
+    unread = detox(config, tmp_path / "out", "--no-training", "--set", "detox.max_kl=0.1")
+    assert unread.exit_code == 1
+    assert "set search.max_kl" in str(unread.exception)
+    assert not work_of(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "budget", "fact"), [("--max-kl", 1e-4, "neutral_kl"), ("--max-ppl-increase", 1e-3, "neutral_log_ppl")]
+)
+def test_a_budget_dials_trained_gains(
+    done: tuple[Path, Result], config: Path, tmp_path: Path, flag: str, budget: float, fact: str
+) -> None:
+    out, _ = done
+    copied = tmp_path / "dialled"
+    shutil.copytree(work_of(out), work_of(copied))
+    result = detox(config, copied, flag, budget)
+    assert result.exit_code == 0, result.exception
+    assert "gains: done before" in result.output
+    dial = stages(copied)["dial"]
+    assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
+    whole, found = (dd.Intervention.load(work_of(one) / EDIT).gain for one in (out, copied))
+    np.testing.assert_allclose(found, 1 + dial["strength"] * (whole - 1), rtol=1e-12)
+
+
+def test_other_weights_have_other_prices(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    work = Workspace(
+        load_config(preset="detox", file=config, flags={"model": str(tmp_path / "model")}), tmp_path / "work"
+    )
+    prices = []
+    for seed in (0, 1):
+        tiny.model("llama", seed=seed).save_pretrained(tmp_path / "model")
+        tiny.tokenizer().save_pretrained(tmp_path / "model")
+        work = Workspace(work.config, work.folder)
+        prices.append(gain_prices(work))
+    assert (prices[0] != prices[1]).any()
 
 
 def test_what_the_export_would_refuse_is_refused_first(config: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
@@ -236,6 +238,31 @@ def test_a_full_disk_is_seen_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=int(1.06 * size)))
     assert export(base, edit, tmp_path / "new" / "out", verify=False).folder.is_dir()
+
+
+def test_a_model_too_large_to_verify_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
+    base = saved(lm, tmp_path / "base")
+    needed = 4 * sum(weight.numel() for weight in lm.model.parameters())
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=needed - 1))
+    with pytest.raises(DialdownError, match=r"in float32, which needs .*--no-verify"):
+        export(base, make(lm, "scale"), tmp_path / "out", prompts=FEW)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    assert export(base, make(lm, "scale"), tmp_path / "out", verify=False).folder.is_dir()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(llama: LM, tmp_path: Path) -> None:
+    base = saved(llama, tmp_path / "base")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getppid()):
+        (tmp_path / f".out.{platform.node()}.{pid}.partial").mkdir()
+    export(base, make(llama, "scale"), tmp_path / "out", verify=False)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f".out.{platform.node()}.{os.getppid()}.partial", "base", "out"]
 
 
 def _damage(folder: Path) -> None:

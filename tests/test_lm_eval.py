@@ -121,9 +121,13 @@ def _likelihood(lm: LM, before: str, text: str) -> float:
 
 def test_lm_eval_scores_an_edited_folder_as_the_hooked_model(lm: LM, tasks: Path, tmp_path: Path) -> None:
     edit = scale(lm)
+    base = saved(lm, tmp_path / "base")
     found = {}
-    for name, model, hooked in (("base", lm, None), ("edited", edit.fold(lm), edit)):
-        accuracy, perplexity, likelihoods = found[name] = lm_eval_scores(saved(model, tmp_path / name), tasks)
+    for name, folder, hooked in (
+        ("base", base, None),
+        ("edited", dd.export(base, edit, tmp_path / "edited").folder, edit),
+    ):
+        accuracy, perplexity, likelihoods = found[name] = lm_eval_scores(folder, tasks)
         expected = direct_scores(lm, hooked)
         np.testing.assert_allclose(likelihoods, expected[2], atol=1e-3)
         assert accuracy == pytest.approx(expected[0])

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import dialdown as dd
 from dialdown import cli, study
+from dialdown.activations import NeuronMeans
 from dialdown.config import load_config
 from dialdown.errors import DialdownError
 from dialdown.evaluation import Evaluator
@@ -158,6 +159,9 @@ def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_pa
     searched = [name for name in rows if name.startswith("searched@")]
     assert len(searched) == min(4, len(stages["search"]["front"]))
     assert "Neuron gains" in (folder / "report.html").read_text()
+    # What gains and searched edits were chosen with is not what they are evaluated on.
+    chosen, evaluated = (NeuronMeans.load(folder / f"means-{name}.safetensors") for name in ("training", "base"))
+    assert (chosen.means != evaluated.means).any()
     assert {row["toxicity"]["n"] for row in rows.values()} == {6}
     # A stronger steering moves the distributions further.
     kl = [rows[f"steer_probe@{strength}"]["kl"]["mean"] for strength in ("0.05", "0.1", "0.2", "0.4")]

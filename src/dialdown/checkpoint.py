@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,24 +119,39 @@ class Checkpoint:
         """
         return _stored_name(self.name, self.tensors, self.skeleton.model.base_model_prefix, parameter)
 
-    def down_digests(self) -> dict[str, Any]:
-        """A fresh sha256 for each down projection, to be fed its bytes as they stream by (see `base_sha256`)."""
-        return {name: hashlib.sha256() for name in self.downs}
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """The tensors that the model is made of, and what each is called without the model's base prefix.
+
+        Buffers, second names of tied weights and tensors that the model ignores, which one copy stores and another
+        does not, are left out; all are there where the model names some weight otherwise than the checkpoint.
+        """
+        prefix = f"{self.skeleton.model.base_model_prefix}."
+        stored = {name: name.removeprefix(prefix) for name in self.tensors}
+        wanted = {name.removeprefix(prefix) for name, _ in self.skeleton.model.named_parameters()}
+        if wanted <= set(stored.values()):
+            return {name: bare for name, bare in stored.items() if bare in wanted}
+        return stored
+
+    def digests(self) -> dict[str, Any]:
+        """A fresh sha256 for each of the weights, to be fed its bytes as they stream by (see `base_sha256`)."""
+        return {name: hashlib.sha256() for name in self.weights}
 
     def base_sha256(self, digests: Mapping[str, Any]) -> str:
-        """One sha256 over the paths and bytes of the down projections: the identity of the base an edit was made for.
+        """One sha256 over the names and bytes of all weights: the identity of the base an edit was made for.
 
-        The paths are the model's own, so a copy that stores them without the base prefix is the same base; one in
-        another dtype is not.
+        A copy in other files, or one that stores its weights without the base prefix, is the same base; one in another
+        dtype is not.
         """
         whole = hashlib.sha256()
-        for layer, name in zip(self.skeleton.view.layers, self.downs, strict=True):
-            whole.update(f"{layer.path}.weight {self.tensors[name].dtype} {digests[name].hexdigest()}\n".encode())
+        for name, bare in sorted(self.weights.items(), key=lambda item: item[1]):
+            tensor = self.tensors[name]
+            whole.update(f"{bare} {tensor.dtype} {tensor.shape} {digests[name].hexdigest()}\n".encode())
         return whole.hexdigest()
 
     def read_sha256(self) -> str:
-        """`base_sha256`, reading the down projections for it."""
-        digests = self.down_digests()
+        """`base_sha256`, reading the weights for it."""
+        digests = self.digests()
         for name, digest in digests.items():
             for chunk in self.tensors[name].chunks():
                 digest.update(chunk)

@@ -174,10 +174,10 @@ def detox(
     out_folder: OutFolder,
     strength: Annotated[float | None, typer.Option(help="How far to dial; 1 is the edit as it is found.")] = None,
     max_kl: Annotated[
-        float | None, typer.Option(help="Instead: the KL to the base it may cost, nats per token.")
+        float | None, typer.Option(help="Instead: the KL to the base it may cost on neutral text, nats per token.")
     ] = None,
     max_ppl_increase: Annotated[
-        float | None, typer.Option(help="Instead: the share by which perplexity may rise; 0.05 is 5 %.")
+        float | None, typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %.")
     ] = None,
     training: Annotated[bool, typer.Option(help="Train gains, or search for an edit without training.")] = True,
     preset: Annotated[str, typer.Option(help="detox, or smoke to see that it all works.")] = "detox",

@@ -1,7 +1,7 @@
 """An edit without the model: two small files that `dialdown apply` puts on the base again.
 
 `edit.safetensors` is the intervention, `edit.json` says which base it was made for (name, revision, and a sha256 over
-its down projections), at which strength, by which version, and what was noted. Every exported folder carries the pair
+its weights), at which strength, by which version, and what was noted. Every exported folder carries the pair
 in its `dialdown` folder.
 """
 
@@ -45,13 +45,14 @@ class Notes(TypedDict, total=False):
     """What a caller adds to the card and to edit.json, all of it optional.
 
     `why` is a sentence on what the edit is for; `rows` what was measured, base first; `judge` the scorer that gave the
-    toxicity; `caveat` what its figures do not say.
+    toxicity; `caveat` what its figures do not say; `text` what log-perplexity and KL were measured on.
     """
 
     why: str
     rows: list[MeasuredRow]
     judge: str
     caveat: str
+    text: str
 
 
 def check_notes(notes: Mapping[str, Any]) -> None:
@@ -83,7 +84,7 @@ class Delta:
         edit: the intervention.
         base: the name of the base model: a hub id, `embedded:NAME`, or the last part of a local folder's path.
         revision: its hub commit, or None.
-        sha256: of its down projections (see `Checkpoint.base_sha256`).
+        sha256: of its weights (see `Checkpoint.base_sha256`).
         record: all of edit.json: also strength, version and notes.
     """
 
@@ -206,7 +207,7 @@ def base_of(
     found = base.read_sha256()
     if found != delta.sha256:
         raise DialdownError(
-            f"{base.name} is not the base this delta was made for: its down projections have sha256 {found[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
+            f"{base.name} is not the base this delta was made for: its weights have sha256 {found[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
             "so pass that base, in the dtype and revision it had."
         )
     return base

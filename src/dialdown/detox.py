@@ -28,7 +28,7 @@ from .measuring import measure_rows, write_results
 from .metrics.perplexity import TextProbe
 from .models import LM
 from .plan import Planned
-from .study import Facts, Stages, Study, find_directions, find_pairs, save_means
+from .study import Facts, Stages, Study, collect_training_means, find_directions, find_pairs
 from .workspace import Workspace
 
 EDIT = "edit.safetensors"
@@ -46,12 +46,7 @@ def search_stages() -> Stages:
     return {**_SHARED, "search": search_edits, "dial": choose_found, "check": check}
 
 
-def base_means(work: Workspace) -> Facts:
-    """Mean activations of the base model (METHOD §3), on training prompts: what is found from them is evaluated on others."""
-    return save_means(work, "base", work.lm, work.prompts.training[: work.config.evaluation.count])
-
-
-_SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": base_means}
+_SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": collect_training_means}
 
 
 def dial_gains(work: Workspace) -> Facts:
@@ -154,7 +149,7 @@ def find_edit(
         progress, announce: see `Study`.
 
     Raises:
-        DialdownError: see `Study.run`; nothing was found within the budget.
+        DialdownError: settings that contradict each other; see `Study.run`; nothing was found within the budget.
     """
     if config.tuned is not None:
         raise DialdownError(
@@ -164,9 +159,23 @@ def find_edit(
         raise DialdownError(
             "An edit that is shipped acts at every position, which is the strict protocol: add strict to protocols."
         )
+    _check_dials(config.detox, training)
     stages = train_stages() if training else search_stages()
     Study(config, folder, progress, announce, stages).run()
     return Intervention.load(folder / EDIT)
+
+
+def _check_dials(settings: DetoxSettings, training: bool) -> None:
+    if settings.max_kl is None and settings.max_ppl_increase is None:
+        return
+    if not training:
+        raise DialdownError(
+            "detox.max_kl and detox.max_ppl_increase dial trained gains, and without training the search has the budget: set search.max_kl or search.max_ppl_increase (--max-kl, --max-ppl-increase)."
+        )
+    if settings.strength != 1:
+        raise DialdownError(
+            f"A strength ({settings.strength:g}) and a budget were given, and a budget finds the strength by itself: pass one of them."
+        )
 
 
 def notes(folder: Path) -> Notes:
@@ -179,6 +188,7 @@ def notes(folder: Path) -> Notes:
         "rows": [_noted(row) for row in rows],
         "judge": found["judges"][0],
         "caveat": found["caveat"] or "",
+        "text": run["config"]["evaluation"]["text"],
     }
 
 

@@ -23,10 +23,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import DialdownError, nearest
 from .files import disk_errors, fingerprint, read_json, write_json
+from .models import weight_fingerprints
 from .pairs import Pair
 
 KLDirection = Literal["reference_policy", "policy_reference"]
@@ -228,7 +229,7 @@ def tune(
     out = out.resolve()
     examples = _encode(model, tokenizer, pairs, settings)
     train, held_out = _split(pairs, examples, settings)
-    weights = [fingerprint(_bytes(weight)) for weight in model.parameters()]
+    weights = weight_fingerprints(model)
     inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights, *given)
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
@@ -340,10 +341,6 @@ def _split(
             "split into training and validation: pass at least 4 pairs with different prompts."
         )
     return train, held_out
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _finished(out: Path, inputs: str) -> TrainingLog | None:

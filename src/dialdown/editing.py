@@ -20,7 +20,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .activations import NeuronMeans
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .directions import Direction, logit_lens
 from .files import fingerprint, read_arrays, write_arrays
@@ -57,10 +56,10 @@ def gain_prices(work: Workspace) -> NDArray[np.float64]:
     Kept in the folder, because training goes on only from the very same prices, and no two machines round alike.
     """
     seed, path = work.config.seed, work.folder / PRICES
-    ours = {"base": work.lm.describe(), "seed": seed}
+    ours = {"base": work.lm.describe(), "weights": work.lm.weights_fingerprint(), "seed": seed}
     if path.exists():
         arrays, record = read_arrays(path, "prices")
-        if {name: record[name] for name in ours} == ours:
+        if {name: record.get(name) for name in ours} == ours:
             return arrays["information"]
     information = fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
     write_arrays(path, "prices", {"information": information}, ours)
@@ -74,7 +73,7 @@ def trained_gains(work: Workspace) -> Intervention:
 
 def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:
     """Read an edit as an explanation: which groups move, whether with the four-group rule, and what the first neurons write."""
-    base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
+    base = work.training_means
     table = neuron_table(work.lm, work.probe("strict"), base)
     moved = importance(work.lm, edit, base)
     groups = by_group(table, edit, moved)
@@ -110,7 +109,7 @@ def _top(work: Workspace, table: NeuronTable, edit: Intervention, moved: Any) ->
 def gain_sweep(work: Workspace) -> list[Intervention]:
     """The trained gains on the front: at several strengths, on random neurons instead, and with only the first neurons kept."""
     gains, settings = trained_gains(work), work.config.front
-    moved = importance(work.lm, gains, NeuronMeans.load(work.path("means-base.safetensors", "strict")))
+    moved = importance(work.lm, gains, work.training_means)
     dialled = [replace(gains.at(strength), name=f"gains@{strength:g}") for strength in settings.gains]
     control = replace(shuffled(gains, seed=work.config.seed), name="gains_random_neurons@1", control_of=None)
     kept = [
@@ -126,12 +125,12 @@ def search_edits(work: Workspace) -> dict[str, Any]:
     _prepare(work)
     folder = _search_folder(work)
     missing = remaining(folder, settings)
-    done, total = settings.trials - missing, settings.trials
-    work.progress("searching", done, total)
-    with closing(work.do_all(run_one_trial, range(done, total))) as finished:
+    total = settings.trials
+    work.progress("searching", total - missing, total)
+    with closing(work.do_all(run_one_trial, range(missing))) as finished:
         for _ in finished:
-            done += 1
-            work.progress(f"searching, {search_result(folder, settings).best}", done, total)
+            found = search_result(folder, settings)
+            work.progress(f"searching, {found.best}", min(len(found.trials), total), total)
     found = search_result(folder, settings)
     return {"trials": len(found.trials), "front": [asdict(trial) for trial in found.front]}
 
@@ -181,7 +180,7 @@ def _prepare(work: Workspace) -> None:
 
 
 def _tables(work: Workspace) -> dict[str, NeuronTable]:
-    base = NeuronMeans.load(work.path("means-base.safetensors", "strict"))
+    base = work.training_means
     difference = Direction.load(_made(work) / DIFFERENCE)
     return {one.name: neuron_table(work.lm, one, base) for one in (work.probe("strict"), difference, work.contrast)}
 
@@ -203,10 +202,13 @@ def materials(work: Workspace) -> Materials:
 
 
 def run_one_trial(work: Workspace, number: int) -> None:
-    """One trial of the search, in whichever process; its number is only counted."""
+    """One trial of the search, in whichever process, unless another command has done the last one meanwhile; its number is only counted."""
+    folder, settings = _search_folder(work), _search_settings(work)
+    if not remaining(folder, settings):
+        return
     if work.objective is None:
         work.objective = _objective(work, work.search_prompts)
-    run_trial(_search_folder(work), work.objective, _search_settings(work))
+    run_trial(folder, work.objective, settings)
 
 
 def _objective(work: Workspace, prompts: Sequence[str]) -> Objective:

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import glob
+import math
 import os
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .assets import Progress
 from .checkpoint import Checkpoint, open_checkpoint
@@ -66,8 +71,8 @@ def export(
     """Write a base model with an edit folded in (METHOD §7), tensor by tensor, as a folder any user can load.
 
     The columns an edit changes are computed in float64 and rounded once to the checkpoint's own dtype; everything else is
-    the base's, byte for byte. Without verification it holds a few tensors at a time. A pure scale is
-    first rounded to float32 gains (see `delta.rounded`).
+    the base's, byte for byte. Writing holds a few tensors at a time; verification base and result in float32, one after the
+    other. A pure scale is first rounded to float32 gains (see `delta.rounded`).
 
     Args:
         source: the base: a folder, `embedded:NAME` or a hub id.
@@ -84,7 +89,7 @@ def export(
 
     Raises:
         DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the disk has not enough
-            space; the base is missing, quantised or damaged; the edit does not fit it or needs a bias it has no place
+            space, or the memory for a verification; the base is missing, quantised or damaged; the edit does not fit it or needs a bias it has no place
             for; there is nothing to prune; or verification measured a difference above its tolerance.
     """
     check_out(Path(out), force)
@@ -145,13 +150,15 @@ def _export(
     edit = rounded(edit)
     plan = plan_edit(base, edit, prune=prune)
     _check_space(plan.size, out)
+    if verify:
+        _check_memory(base)
     out = out.resolve()
-    work = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    work = out.with_name(f".{out.name}.{platform.node()}.{os.getpid()}.partial")
     with disk_errors(out):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            digests = base.down_digests()
+            digests = base.digests()
             write_tensors(
                 work,
                 plan.tensors,
@@ -170,6 +177,15 @@ def _export(
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return Exported(out, files, verified, plan.dropped, sha256)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """What an export to this folder left half written when its process was killed: as large as the model."""
+    here = f".{out.name}.{platform.node()}."
+    for path in out.parent.glob(f"{glob.escape(here)}*.partial"):
+        pid = path.name.removeprefix(here).removesuffix(".partial")
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_out(out: Path, force: bool) -> None:
@@ -199,7 +215,20 @@ def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
             raise DialdownError(f"The export cannot replace {out}, which holds the {what}: pass another folder.")
 
 
+def _check_memory(base: Checkpoint) -> None:
+    needed, free = (
+        4 * sum(math.prod(base.tensors[name].shape) for name in base.weights),
+        psutil.virtual_memory().available,
+    )
+    if free < needed:
+        raise DialdownError(
+            f"Verification loads {base.name} in float32, which needs {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free: "
+            "leave it out here (--no-verify, or verify=False), or export where there is more memory."
+        )
+
+
 def _check_space(size: int, out: Path) -> None:
+    _remove_abandoned(out.resolve())
     needed = int(1.05 * size)
     place = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free
@@ -234,7 +263,7 @@ def _verify(
 def _replace(work: Path, out: Path, force: bool) -> None:
     """Put the finished folder in its place; an old one goes only once the new one is whole."""
     check_out(out, force)  # somebody else may have written there meanwhile
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    old = out.with_name(f".{out.name}.{platform.node()}.{os.getpid()}.old")
     if out.exists():
         out.rename(old)
     work.rename(out)

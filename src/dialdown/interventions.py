@@ -370,9 +370,10 @@ def ensure_bias(lm: LM, what: str) -> None:
         DialdownError: the architecture has no MLP bias.
     """
     if not holds_bias(lm):
+        held = "steering" if any(layer.post_norm is not None for layer in lm.view.layers) else "a shift or steering"
         raise DialdownError(
             f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has none to fold it into: "
-            "use kind='scale', which needs no bias, or apply it as a control vector while generating."
+            f"use kind='scale', which needs no bias, or a control vector while generating, which can hold {held}."
         )
     if all(layer.down.bias is not None for layer in lm.view.layers):
         return

@@ -47,7 +47,7 @@ def write_card(
         "copy of the base, at any strength:",
         f"```\ndialdown apply THIS_FOLDER --out NEW_FOLDER --strength 0.5{local}\n```",
         f"The base is `{delta.base}`{f' at revision `{delta.revision}`' if delta.revision else ''}; the sha256 over its "
-        f"down projections is `{delta.sha256}`, and another base is refused.",
+        f"weights is `{delta.sha256}`, and another base is refused.",
         "## Files",
         "| file | sha256 |\n| --- | --- |\n"
         + "\n".join(f"| {name} | `{digest}` |" for name, digest in sorted(files.items())),
@@ -104,6 +104,10 @@ def _measured(notes: Mapping[str, Any]) -> list[str]:
         lines.append("| " + " | ".join([row.get("name", ""), *cells]) + " |")
     said = [f"Toxicity was scored by {notes['judge']}."] if "judge" in notes else []
     said += [notes["caveat"]] if "caveat" in notes else []
+    if "text" in notes:
+        said.append(
+            f"Log-perplexity and KL are on {notes['text']}; on other kinds of text they differ, up to about twofold where it was tried."
+        )
     return ["## Measured, with 95 % intervals", "\n".join(lines), *([" ".join(said)] if said else [])]
 
 

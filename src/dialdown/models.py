@@ -248,12 +248,14 @@ class LM:
         }
 
     def weights_fingerprint(self) -> str:
-        """Changes when a down projection changes: cheap identity of the weights that interventions touch."""
-        sums = [
-            [float(layer.columns.double().sum()), float(layer.columns.double().square().sum())]
-            for layer in self.view.layers
-        ]
-        return fingerprint(self.describe(), sums)
+        """Changes when any weight changes: a hash of all their bytes."""
+        return fingerprint(self.describe(), weight_fingerprints(self.model))
+
+
+def weight_fingerprints(model: nn.Module) -> list[str]:
+    """A hash of the bytes of each weight."""
+    weights = (weight.detach().cpu().contiguous().reshape(-1) for weight in model.parameters())
+    return [fingerprint(weight.view(torch.uint8).numpy()) for weight in weights]
 
 
 def load(

@@ -184,15 +184,20 @@ def tune(work: Workspace) -> Facts:
 
 def collect_means(work: Workspace) -> Facts:
     """Mean activations of base and tuned model, both protocols in one decoding pass each (METHOD §3)."""
-    return {**save_means(work, "base", work.lm), **save_means(work, "tuned", work.tuned)}
+    ours = work.prompts.evaluation
+    return {**_save_means(work, "base", work.lm, ours), **_save_means(work, "tuned", work.tuned, ours)}
 
 
-def save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str] | None = None) -> Facts:
-    """Mean activations of one model under every protocol, on the evaluation prompts unless others are given."""
+def collect_training_means(work: Workspace) -> Facts:
+    """Mean activations of the base model on training prompts: what is found from them is evaluated on others."""
+    return _save_means(work, "training", work.lm, work.prompts.training[: work.config.evaluation.count])
+
+
+def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> Facts:
     ours, facts = work.config.evaluation, {}
     decoder = Decoder(
         lm,
-        prompts or work.prompts.evaluation,
+        prompts,
         share_prefixes=False,
         max_new_tokens=ours.max_new_tokens,
         max_prompt_tokens=ours.max_prompt_tokens,
@@ -254,7 +259,7 @@ def gains_for_front(work: Workspace) -> Facts:
     """Neuron gains from the study's own pairs, where a front is asked for."""
     if not _has_front(work) or work.config.tuned is not None:
         return {"skipped": "no front is asked for, or there are no pairs"}
-    return {**tune_gains(work), **explain(work, trained_gains(work))}
+    return {**collect_training_means(work), **tune_gains(work), **explain(work, trained_gains(work))}
 
 
 def search_for_front(work: Workspace) -> Facts:

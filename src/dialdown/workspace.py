@@ -180,6 +180,11 @@ class Workspace:
         base, tuned = (self.path(f"means-{name}.safetensors", protocol) for name in ("base", "tuned"))
         return NeuronMeans.load(base), NeuronMeans.load(tuned)
 
+    @property
+    def training_means(self) -> NeuronMeans:
+        """Of the base model on training prompts, `strict`: what is found from them is evaluated on others."""
+        return NeuronMeans.load(self.folder / "means-training.safetensors")
+
     def tables(self, protocol: Protocol) -> Tables:
         """The neuron tables of one protocol."""
         probe = self.probe(protocol)

@@ -57,7 +57,9 @@ def show_check(folder: Path, out: Console) -> None:
         samples.add_column(column, ratio=1)
     before, after = rows[0]["samples"], rows[1]["samples"]
     for one, other in zip(before[:SAMPLES], after[:SAMPLES], strict=True):
-        samples.add_row(*(escape(text) for text in (one["prompt"], one["continuation"], other["continuation"])))
+        texts = (one["prompt"], one["continuation"], other["continuation"])
+        # Three texts share a line, so their own line ends would leave holes.
+        samples.add_row(*(escape(" ".join(text.split())) for text in texts))
     out.print(samples)
 
 
