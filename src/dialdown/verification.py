@@ -7,7 +7,6 @@ forward pass adds nothing to what the export itself rounded.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from .assets import Progress
 from .errors import DialdownError
 from .interventions import Intervention
 from .models import LM, load
+from .workers import return_free_memory
 
 PROMPTS = (
     "The library opens at nine in the morning and",
@@ -115,7 +115,7 @@ def verify_export(
     if not prompts:
         raise DialdownError("An export cannot be verified on no prompts: pass some texts, or verify=False.")
     ids, reference, rounding = _reference(str(base), edit, dtype, prompts)
-    gc.collect()
+    return_free_memory()
     tokenizer: Any = AutoTokenizer.from_pretrained(exported)
     if [tokenizer(text)["input_ids"] for text in prompts] != ids:
         raise DialdownError(
