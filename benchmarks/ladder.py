@@ -4,9 +4,9 @@
     dialdown detox embedded:smollm2-135m --out calm --no-training --force      # searched edits, from the same pairs
     python benchmarks/ladder.py calm-work
 
-Full DPO is trained here, on the very pairs of the gains, at two rates for one pass and for two, and dialled like them: by
-interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because an edit
-can be cheap on the one kind that it was made with. The prompts are training prompts that pairs, search and `detox` left
+Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rate, and for two passes `x2`), and dialled like
+them: by interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because
+an edit can be cheap on the one kind that it was made with. The prompts are training prompts that pairs, search and `detox` left
 alone: the evaluation's have seen every recipe that was tried while this was developed. Differences are paired over prompts,
 to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO are
 trained on the first 132 pairs too (one pass), with `--adam` gains also by Adam instead of the natural gradient. Without the
@@ -63,10 +63,11 @@ def interpolated(lm: LM, tuned: dict[str, torch.Tensor], strength: float) -> Ite
             weight.copy_(kept[name])
 
 
-def full_dpo(work: Workspace, lm: LM, rate: float, epochs: int, pairs: Sequence[Pair]) -> Dial:
+def full_dpo(work: Workspace, lm: LM, recipe: str, pairs: Sequence[Pair]) -> Dial:
     """DPO on some pairs, as something that can be dialled in `lm`."""
-    out = work.folder / "-".join(["ladder-dpo", f"{rate:g}", str(len(pairs)), *(["twice"] if epochs == 2 else [])])
-    settings = replace(DPO, learning_rate=rate, epochs=epochs, seed=work.config.seed)
+    rate, _, passes = recipe.partition("x")
+    out = work.folder / f"ladder-dpo-{recipe}-{len(pairs)}"
+    settings = replace(DPO, learning_rate=float(rate), epochs=int(passes or 1), seed=work.config.seed)
     dd.train_dpo(work.lm.model, work.lm.tokenizer, pairs, settings, out, progress=told)
     loaded = dd.load_tuned(work.lm, out)
     # Parameters and not the state dict, which would name a tied embedding twice.
@@ -208,8 +209,7 @@ def main() -> None:
     parser.add_argument("--kl", type=float, nargs="+", default=[0.06])
     parser.add_argument("--fewer", type=int, nargs="+", default=[])
     parser.add_argument("--adam", action="store_true")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-5, 2e-5])
-    parser.add_argument("--passes", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--dpo", nargs="+", default=["1e-05", "2e-05", "1e-05x2"])
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--first", type=int, help="only so many edits, which come in order of interest")
     given = parser.parse_args()
@@ -219,19 +219,17 @@ def main() -> None:
     pairs = PairSet.load(given.folder / "pairs.jsonl").pairs
     fewer = [pairs[:count] for count in given.fewer]
 
-    def tuned(some: Sequence[Pair], passes: Sequence[int]) -> dict[str, Dial]:
+    def tuned(some: Sequence[Pair], recipes: Sequence[str]) -> dict[str, Dial]:
         return {
-            f"full DPO, {rate:g}, {len(some)} pairs, {'two passes' if epochs == 2 else 'one pass'}": full_dpo(
-                bench.work, bench.dialled, rate, epochs, some
-            )
-            for epochs in passes
-            for rate in given.rates
+            f"full DPO, {recipe}, {len(some)} pairs": full_dpo(bench.work, bench.dialled, recipe, some)
+            for recipe in recipes
         }
 
-    ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some, [1]).items()}
+    once = [recipe for recipe in given.dpo if "x" not in recipe]
+    ways: dict[str, Dial] = {name: dial for some in fewer for name, dial in tuned(some, once).items()}
     for name, edit in islice(edits(bench.work, fewer, adam=given.adam), given.first):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
-    full = tuned(pairs, given.passes)
+    full = tuned(pairs, given.dpo)
     for wanted in given.kl:
         rows = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
         dpo = min((row for row, _ in rows.values()), key=lambda row: row.metric("toxicity").mean)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import tiny
 import torch
@@ -78,6 +79,8 @@ def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Resu
     assert rows[2]["control_of"] == "detox"
     shown = f"{rows[1]['toxicity']['mean']:.3f}"
     assert shown in result.output
+    top = pl.read_csv(work_of(out) / "tables" / "gains-top-neurons.csv")
+    assert any(f"{top['gain'][0]:.2f}" in line and str(top["neuron"][0]) in line for line in result.output.splitlines())
     card = (out / "README.md").read_text()
     assert shown in card
     assert "random neurons" in card

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..files import read_json
 from ..tables import TITLES
 
-SAMPLES = 4
+SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
 SHOWN = {
     "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", "percent", "percent_median"),
@@ -61,6 +61,14 @@ def show_check(folder: Path, out: Console) -> None:
         # Three texts share a line, so their own line ends would leave holes.
         samples.add_row(*(escape(" ".join(text.split())) for text in texts))
     out.print(samples)
+    out.print(
+        "\nThe neurons it moves most, and the tokens they write: what the model will say less or more of.", style="bold"
+    )
+    most = _table("layer", "neuron", "gain", "writes")
+    top = pl.read_csv(folder / "tables" / "gains-top-neurons.csv").head(TOP)
+    for layer, neuron, gain, writes in top.select("layer", "neuron", "gain", "writes").iter_rows():
+        most.add_row(str(layer), str(neuron), f"{gain:.2f}", escape(writes))
+    out.print(most)
 
 
 def show_neurons(folder: Path, out: Console) -> None:
