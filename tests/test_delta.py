@@ -93,6 +93,11 @@ def test_the_same_weights_stored_otherwise_are_the_same_base(gpt2: LM, tmp_path:
     more = {"h.0.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": bare["wte.weight"].clone()}
     save_file({**bare, **more}, copy / "model.safetensors", metadata={"format": "pt"})
     assert apply_delta(tmp_path / "delta", tmp_path / "out", base=copy, verify=False).folder.is_dir()
+    # Where the two differ, transformers ties nothing, and the head is a weight of its own.
+    more["lm_head.weight"][0, 0] += 1e-3
+    save_file({**bare, **more}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DialdownError, match="not the base this delta was made for"):
+        apply_delta(tmp_path / "delta", tmp_path / "other", base=copy, verify=False)
 
 
 def test_a_local_base_must_be_named(llama: LM, tmp_path: Path) -> None:

@@ -201,10 +201,11 @@ def test_other_weights_have_other_prices(done: tuple[Path, Result], config: Path
     work = Workspace(
         load_config(preset="detox", file=config, flags={"model": str(tmp_path / "model")}), tmp_path / "work"
     )
-    prices = []
-    for seed in (0, 1):
-        tiny.model("llama", seed=seed).save_pretrained(tmp_path / "model")
+    prices, model = [], tiny.model("llama")
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "model")
         tiny.tokenizer().save_pretrained(tmp_path / "model")
+        model.model.layers[0].self_attn.q_proj.weight.data *= 2
         work = Workspace(work.config, work.folder)
         prices.append(gain_prices(work))
     assert (prices[0] != prices[1]).any()

@@ -255,14 +255,21 @@ def test_a_model_too_large_to_verify_is_seen_before_anything_is_written(
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(llama: LM, tmp_path: Path) -> None:
-    base = saved(llama, tmp_path / "base")
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for pid in (dead.pid, os.getppid()):
-        (tmp_path / f".out.{platform.node()}.{pid}.partial").mkdir()
-    export(base, make(llama, "scale"), tmp_path / "out", verify=False)
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [f".out.{platform.node()}.{os.getppid()}.partial", "base", "out"]
+    base, out = saved(llama, tmp_path / "base"), tmp_path / "out"
+    running, here = psutil.Process(os.getppid()), f".out.{platform.node()}."
+    kept = f"{here}{running.pid}-{int(running.create_time())}.partial"
+    # The second has a number that another process was given since.
+    for name in (kept, f"{here}{running.pid}-1.partial", f"{here}999999999-1.partial", ".out.elsewhere.1-1.partial"):
+        (tmp_path / name).mkdir()
+    export(base, make(llama, "scale"), out, verify=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [".out.elsewhere.1-1.partial", kept, "base", "out"]
+    )
+    # Killed between the two renames, it left the former folder under another name.
+    out.rename(tmp_path / f"{here}999999999-1.old")
+    with pytest.raises(DialdownError, match="not empty"):
+        export(base, make(llama, "scale"), out, verify=False)
+    assert (out / "config.json").exists()
 
 
 def _damage(folder: Path) -> None:

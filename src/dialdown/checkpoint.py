@@ -123,15 +123,22 @@ class Checkpoint:
     def weights(self) -> dict[str, str]:
         """The tensors that the model is made of, and what each is called without the model's base prefix.
 
-        Buffers, second names of tied weights and tensors that the model ignores, which one copy stores and another
-        does not, are left out; all are there where the model names some weight otherwise than the checkpoint.
+        Tensors that the model ignores, which one copy stores and another does not, are left out; all are there where the
+        model names some weight otherwise than the checkpoint.
         """
-        prefix = f"{self.skeleton.model.base_model_prefix}."
-        stored = {name: name.removeprefix(prefix) for name in self.tensors}
-        wanted = {name.removeprefix(prefix) for name, _ in self.skeleton.model.named_parameters()}
-        if wanted <= set(stored.values()):
-            return {name: bare for name, bare in stored.items() if bare in wanted}
+        stored = {name: self._bare(name) for name in self.tensors}
+        if self._untied <= set(stored.values()):
+            known = {self._bare(name) for name in self.skeleton.model.state_dict()}
+            return {name: bare for name, bare in stored.items() if bare in known}
         return stored
+
+    @cached_property
+    def _untied(self) -> frozenset[str]:
+        """The model's parameters, one name for each."""
+        return frozenset(self._bare(name) for name, _ in self.skeleton.model.named_parameters())
+
+    def _bare(self, name: str) -> str:
+        return name.removeprefix(f"{self.skeleton.model.base_model_prefix}.")
 
     def digests(self) -> dict[str, Any]:
         """A fresh sha256 for each of the weights, to be fed its bytes as they stream by (see `base_sha256`)."""
@@ -140,13 +147,16 @@ class Checkpoint:
     def base_sha256(self, digests: Mapping[str, Any]) -> str:
         """One sha256 over the names and bytes of all weights: the identity of the base an edit was made for.
 
-        A copy in other files, or one that stores its weights without the base prefix, is the same base; one in another
-        dtype is not.
+        A copy in other files, one that stores its weights without the base prefix, or a tied weight under both names, is the
+        same base; one in another dtype is not.
         """
-        whole = hashlib.sha256()
+        whole, found = hashlib.sha256(), {name: digest.hexdigest() for name, digest in digests.items()}
+        once = {found[name] for name, bare in self.weights.items() if bare in self._untied}
         for name, bare in sorted(self.weights.items(), key=lambda item: item[1]):
-            tensor = self.tensors[name]
-            whole.update(f"{bare} {tensor.dtype} {tensor.shape} {digests[name].hexdigest()}\n".encode())
+            # A second name with other bytes is a weight of its own, whatever the config says of tying.
+            if bare in self._untied or found[name] not in once:
+                tensor = self.tensors[name]
+                whole.update(f"{bare} {tensor.dtype} {tensor.shape} {found[name]}\n".encode())
         return whole.hexdigest()
 
     def read_sha256(self) -> str:

@@ -197,24 +197,21 @@ def detox(
         f"{section}.max_kl": max_kl,
         f"{section}.max_ppl_increase": max_ppl_increase,
     }
-    if strength is not None and (max_kl is not None or max_ppl_increase is not None):
-        raise DialdownError(
-            "A strength and a budget were given, and a budget finds the strength by itself: pass one of them."
-        )
     flags = {key: value for key, value in named.items() if value is not None}
     settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
-    from .detox import find_edit, notes
+    from .detox import check_dials, find_edit, notes
     from .export import check_base, check_out, export
     from .report.console import show_check
     from .workers import quiet_libraries
 
     quiet_libraries()
     out_folder = out_folder.absolute()
+    check_dials(settings, training)
     check_out(out_folder, force)
     work = out_folder.with_name(f"{out_folder.name}-work")
     display = Display()
     with display.bar, _interruptible():
-        check_base(settings.model, out_folder, revision=settings.revision, progress=display.progress)
+        check_base(settings.model, out_folder, verify=verify, revision=settings.revision, progress=display.progress)
         edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
         done = export(
             settings.model,

@@ -34,6 +34,7 @@ from .workspace import Workspace
 EDIT = "edit.safetensors"
 # Bisection halves an interval of strengths; this many leave it finer than any metric can tell apart.
 HALVINGS = 7
+TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
 
 def train_stages() -> Stages:
@@ -159,13 +160,15 @@ def find_edit(
         raise DialdownError(
             "An edit that is shipped acts at every position, which is the strict protocol: add strict to protocols."
         )
-    _check_dials(config.detox, training)
+    check_dials(config, training)
     stages = train_stages() if training else search_stages()
     Study(config, folder, progress, announce, stages).run()
     return Intervention.load(folder / EDIT)
 
 
-def _check_dials(settings: DetoxSettings, training: bool) -> None:
+def check_dials(config: Config, training: bool) -> None:
+    """Refuse a budget that nothing would follow, or one beside a strength (DialdownError)."""
+    settings = config.detox
     if settings.max_kl is None and settings.max_ppl_increase is None:
         return
     if not training:
@@ -188,7 +191,8 @@ def notes(folder: Path) -> Notes:
         "rows": [_noted(row) for row in rows],
         "judge": found["judges"][0],
         "caveat": found["caveat"] or "",
-        "text": run["config"]["evaluation"]["text"],
+        # A path of one's own is nobody else's business.
+        "text": TEXTS.get(run["config"]["evaluation"]["text"], "a text of the maker's"),
     }
 
 

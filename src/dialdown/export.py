@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -26,6 +26,7 @@ from .interventions import Intervention
 from .model_card import write_card
 from .rewriting import SHARD_BYTES, Plan, plan_edit, write_tensors
 from .verification import PROMPTS, Verification, verify_export
+from .workers import return_free_memory
 
 # What a folder of transformers consists of beside weights and config.
 COPIED = (
@@ -153,7 +154,7 @@ def _export(
     if verify:
         _check_memory(base)
     out = out.resolve()
-    work = out.with_name(f".{out.name}.{platform.node()}.{os.getpid()}.partial")
+    work = _beside(out, "partial")
     with disk_errors(out):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -179,17 +180,32 @@ def _export(
     return Exported(out, files, verified, plan.dropped, sha256)
 
 
+def _beside(out: Path, what: Literal["partial", "old"]) -> Path:
+    """Where this process writes, or keeps what it replaces, until the export is whole."""
+    process = psutil.Process()
+    return out.with_name(f".{out.name}.{platform.node()}.{process.pid}-{int(process.create_time())}.{what}")
+
+
 def _remove_abandoned(out: Path) -> None:
-    """What an export to this folder left half written when its process was killed: as large as the model."""
+    """What exports to this folder left when their process was killed, each as large as the model."""
+    running = {f"{one.pid}-{int(one.info['create_time'] or 0)}" for one in psutil.process_iter(["create_time"])}
     here = f".{out.name}.{platform.node()}."
-    for path in out.parent.glob(f"{glob.escape(here)}*.partial"):
-        pid = path.name.removeprefix(here).removesuffix(".partial")
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+    for path in sorted(out.parent.glob(f"{glob.escape(here)}*")):
+        process, _, what = path.name.removeprefix(here).rpartition(".")
+        if process in running or what not in ("partial", "old"):
+            continue
+        if what == "old" and not out.exists():
+            path.rename(out)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Refuse a folder that an export would have to replace, before any work is done for it (DialdownError)."""
+    """Refuse a folder that an export would have to replace, before any work is done for it (DialdownError).
+
+    What exports that were killed left beside it is cleared up first.
+    """
+    _remove_abandoned(out.resolve())
     if out.exists() and not out.is_dir():
         raise DialdownError(f"{out} is a file, and an export is a folder: pass another path.")
     if out.is_dir() and any(out.iterdir()) and not force:
@@ -199,12 +215,19 @@ def check_out(out: Path, force: bool) -> None:
 
 
 def check_base(
-    source: str | os.PathLike[str], out: Path, *, revision: str | None = None, progress: Progress | None = None
+    source: str | os.PathLike[str],
+    out: Path,
+    *,
+    verify: bool,
+    revision: str | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Refuse a base that `export` would refuse, or a disk too full for it, before any work is done (DialdownError)."""
+    """Refuse a base that `export` would refuse, or a machine too small for it, before any work is done (DialdownError)."""
     base = open_checkpoint(source, revision=revision, progress=progress)
     _keep_out_of_harm(base, out)
     _check_space(base.size, out)
+    if verify:
+        _check_memory(base)
 
 
 def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
@@ -216,6 +239,7 @@ def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
 
 
 def _check_memory(base: Checkpoint) -> None:
+    return_free_memory()
     needed, free = (
         4 * sum(math.prod(base.tensors[name].shape) for name in base.weights),
         psutil.virtual_memory().available,
@@ -228,7 +252,6 @@ def _check_memory(base: Checkpoint) -> None:
 
 
 def _check_space(size: int, out: Path) -> None:
-    _remove_abandoned(out.resolve())
     needed = int(1.05 * size)
     place = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free
@@ -263,7 +286,7 @@ def _verify(
 def _replace(work: Path, out: Path, force: bool) -> None:
     """Put the finished folder in its place; an old one goes only once the new one is whole."""
     check_out(out, force)  # somebody else may have written there meanwhile
-    old = out.with_name(f".{out.name}.{platform.node()}.{os.getpid()}.old")
+    old = _beside(out, "old")
     if out.exists():
         out.rename(old)
     work.rename(out)

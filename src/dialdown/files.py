@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from .errors import DialdownError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @contextmanager

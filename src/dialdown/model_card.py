@@ -106,7 +106,7 @@ def _measured(notes: Mapping[str, Any]) -> list[str]:
     said += [notes["caveat"]] if "caveat" in notes else []
     if "text" in notes:
         said.append(
-            f"Log-perplexity and KL are on {notes['text']}; on other kinds of text they differ, up to about twofold where it was tried."
+            f"Log-perplexity and KL are on {notes['text']}; on other kinds of text the KL can be several times that."
         )
     return ["## Measured, with 95 % intervals", "\n".join(lines), *([" ".join(said)] if said else [])]
 
