@@ -153,6 +153,24 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, kind: str, dtype: torch.
     assert float((hooked - tiny.logits(base, ids)).abs().max()) > 5 * verified.tolerance
 
 
+def test_sixteen_bits_are_verified_in_float32_on_every_architecture(lm: LM, tmp_path: Path) -> None:
+    small = LM.of(lm.twin().model.to(torch.bfloat16), lm.tokenizer)
+    edit, base = exact(make(small, "scale", strength=0.3)), saved(small, tmp_path / "base")
+    verified = export(base, edit, tmp_path / "out", prompts=FEW).verification
+    # As if the checkpoint were in float32: the whole model is widened at once.
+    whole = LM.of(dd.load(base, device="cpu").model, lm.tokenizer)
+    edited = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    worst = 0.0
+    for text in FEW:
+        ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+        with edit.applied(whole):
+            worst = max(
+                worst, float((tiny.logits(whole, ids) - tiny.logits(LM.of(edited, lm.tokenizer), ids)).abs().max())
+            )
+    assert verified is not None
+    assert verified.difference == pytest.approx(worst, rel=0.05, abs=1e-5)
+
+
 def test_a_tensor_stored_without_the_base_prefix_is_found(gpt2: LM, tmp_path: Path) -> None:
     base = saved(gpt2, tmp_path / "base")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in stored(base).items()}
@@ -245,10 +263,10 @@ def test_a_model_too_large_to_verify_is_seen_before_anything_is_written(
 ) -> None:
     lm = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
     base = saved(lm, tmp_path / "base")
-    needed = 4 * sum(weight.numel() for weight in lm.model.parameters())
+    size = 2 * sum(weight.numel() for weight in lm.model.parameters())
     memory = psutil.virtual_memory()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=needed - 1))
-    with pytest.raises(DialdownError, match=r"in float32, which needs .*--no-verify"):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=size))
+    with pytest.raises(DialdownError, match=r"Verification loads base, which needs .*--no-verify"):
         export(base, make(lm, "scale"), tmp_path / "out", prompts=FEW)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert export(base, make(lm, "scale"), tmp_path / "out", verify=False).folder.is_dir()

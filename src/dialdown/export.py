@@ -72,8 +72,8 @@ def export(
     """Write a base model with an edit folded in (METHOD §7), tensor by tensor, as a folder any user can load.
 
     The columns an edit changes are computed in float64 and rounded once to the checkpoint's own dtype; everything else is
-    the base's, byte for byte. Writing holds a few tensors at a time; verification base and result in float32, one after the
-    other. A pure scale is first rounded to float32 gains (see `delta.rounded`).
+    the base's, byte for byte. Writing holds a few tensors at a time; verification base and result, one after the
+    other, the down projections in float32. A pure scale is first rounded to float32 gains (see `delta.rounded`).
 
     Args:
         source: the base: a folder, `embedded:NAME` or a hub id.
@@ -240,13 +240,15 @@ def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
 
 def _check_memory(base: Checkpoint) -> None:
     return_free_memory()
-    needed, free = (
-        4 * sum(math.prod(base.tensors[name].shape) for name in base.weights),
-        psutil.virtual_memory().available,
-    )
+    numbers = {name: math.prod(base.tensors[name].shape) for name in base.weights}
+    # Down projections are held in float32, and one module at a time is widened to it.
+    width = min(4, base.dtype.itemsize)
+    downs = sum(numbers[name] for name in base.downs)
+    needed = width * sum(numbers.values()) + (4 - width) * downs + 4 * max(numbers.values())
+    free = psutil.virtual_memory().available
     if free < needed:
         raise DialdownError(
-            f"Verification loads {base.name} in float32, which needs {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free: "
+            f"Verification loads {base.name}, which needs {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free: "
             "leave it out here (--no-verify, or verify=False), or export where there is more memory."
         )
 

@@ -2,7 +2,7 @@
 
 The base model runs with the edit as hooks, then the exported folder as any user would load it, one after the other, so
 that memory holds one at a time. Both run in float32 whatever the checkpoint's dtype, so that the arithmetic of a
-forward pass adds nothing to what the export itself rounded.
+forward pass adds nothing to what the export itself rounded; weights of 16 bits are widened one module at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .assets import Progress
@@ -122,14 +122,15 @@ def verify_export(
             f"The tokenizer of the export gives other ids than that of {base}, so their logits cannot be compared: "
             "pass a base folder that holds all files of its tokenizer."
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=_held(dtype))
     model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     difference = 0.0
-    for done, (tokens, expected) in enumerate(zip(ids, reference, strict=True), 1):
-        difference = _worse(difference, _logits(model, tokens), expected)
-        if progress:
-            progress("verifying", done, len(ids))
+    with _computing_in_float32(model):
+        for done, (tokens, expected) in enumerate(zip(ids, reference, strict=True), 1):
+            difference = _worse(difference, _logits(model, tokens), expected)
+            if progress:
+                progress("verifying", done, len(ids))
     tolerance = TOLERANCE + SLACK * (rounding or 0.0)
     return Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
 
@@ -138,18 +139,51 @@ def _reference(
     base: str, edit: Intervention, dtype: torch.dtype, prompts: Sequence[str]
 ) -> tuple[list[list[int]], list[Tensor], float | None]:
     """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone afterwards."""
-    lm = load(base, dtype="float32")
+    lm = load(base, dtype=str(_held(dtype)).removeprefix("torch."))
+    for layer in lm.view.layers:
+        # Hooks compute with these outside of their own forward pass.
+        layer.down.float()
     ids: list[list[int]] = [lm.tokenizer(text)["input_ids"] for text in prompts]
-    # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
-    with edit.applied(lm):
-        reference = [_logits(lm.model, tokens) for tokens in ids]
-    if dtype.itemsize > 2:
-        return ids, reference, None
-    rounding = 0.0
-    with _rounding_errors(lm, edit, dtype), edit.applied(lm):
-        for tokens, expected in zip(ids, reference, strict=True):
-            rounding = _worse(rounding, _logits(lm.model, tokens), expected)
+    with _computing_in_float32(lm.model):
+        # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
+        with edit.applied(lm):
+            reference = [_logits(lm.model, tokens) for tokens in ids]
+        if dtype.itemsize > 2:
+            return ids, reference, None
+        rounding = 0.0
+        with _rounding_errors(lm, edit, dtype), edit.applied(lm):
+            for tokens, expected in zip(ids, reference, strict=True):
+                rounding = _worse(rounding, _logits(lm.model, tokens), expected)
     return ids, reference, rounding
+
+
+def _held(dtype: torch.dtype) -> torch.dtype:
+    """What weights of a checkpoint in `dtype` are held in."""
+    return dtype if dtype.itemsize == 2 else torch.float32
+
+
+@contextmanager
+def _computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Forward passes in float32, whatever the weights are held in: each module's are widened while it runs.
+
+    A number of 16 bits comes back from float32 as it was, so no weight changes.
+    """
+    held = {weight: weight.dtype for weight in model.parameters()}
+
+    def widen(module: nn.Module, args: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.float()
+
+    def narrow(module: nn.Module, args: Any, out: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.to(held[weight])
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if any(held[weight].itemsize < 4 for weight in module.parameters(recurse=False)):
+                stack.callback(module.register_forward_pre_hook(widen, prepend=True).remove)
+                stack.callback(module.register_forward_hook(narrow).remove)
+        yield
 
 
 @contextmanager
