@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dialdown.config import Config
+from dialdown.files import SCHEMA
 from dialdown.models import Protocol
 from dialdown.neurons import NeuronTable
 
@@ -78,7 +79,7 @@ def write_run(
             _table(protocol).to_parquet(
                 folder / ("neurons.parquet" if protocol == "strict" else "neurons-paper.parquet")
             )
-    _dump(folder / "results.json", {"schema": 1, "rows": rows})
+    _dump(folder / "results.json", {"schema": SCHEMA, "rows": rows})
     settings = Config(model=model, tuned=tuned, protocols=tuple(protocols)).model_dump(mode="json")
     _dump(folder / "run.json", _info(settings, protocols, trained=tuned is None))
     return folder
@@ -220,7 +221,7 @@ def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) 
         },
     }
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "config": settings,
         "stages": {
             name: {"hash": "0" * 16, "seconds": 41.27, "peak_memory_mb": 2210, **fact} for name, fact in facts.items()

@@ -22,6 +22,7 @@ from scipy import stats
 
 from dialdown import published
 from dialdown.errors import DialdownError
+from dialdown.files import SCHEMA
 from dialdown.metrics.intervals import estimate
 from dialdown.neurons import NeuronTable
 from dialdown.report.claims import Claim, claims
@@ -61,7 +62,7 @@ def write(
     write_run(folder, protocols=("strict",), main={"none": MAIN["none"]}, neurons=False)
     scores = {name: np.array(values, dtype=np.float64) for name, values in toxicity.items()}
     rows = [_row(name, scores, prices.get(name), protocol) for name in scores]
-    (folder / "results.json").write_text(json.dumps({"schema": 1, "rows": rows}), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps({"schema": SCHEMA, "rows": rows}), encoding="utf-8")
     (folder / "rows").mkdir(exist_ok=True)
     for name, values in scores.items() if files else ():
         per_unit = {"toxicity": [None if np.isnan(x) else x for x in values]}

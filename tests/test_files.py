@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from dialdown import files
 from dialdown.errors import DialdownError, nearest
 from dialdown.files import (
+    SCHEMA,
     disk_errors,
     file_sha256,
     fingerprint,
@@ -214,7 +215,9 @@ def test_arrays_come_back_bit_by_bit(tmp_path_factory: pytest.TempPathFactory, a
 def test_a_record_cannot_pass_for_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_arrays(path, "thing", ARRAYS, {})
-    with pytest.raises(DialdownError, match=r"holds 'thing' \(schema 1\), not a dialdown direction of schema 1"):
+    with pytest.raises(
+        DialdownError, match=rf"holds 'thing' \(schema {SCHEMA}\), not a dialdown direction of schema {SCHEMA}"
+    ):
         read_arrays(path, "direction")
 
 
@@ -228,7 +231,7 @@ def test_a_record_cannot_pass_for_another_kind(tmp_path: Path) -> None:
         ("half", "damaged or no safetensors file"),
         ("foreign", "holds 'something else'"),
         ("garbled", "damaged|holds"),
-        ("newer", "schema 2"),
+        ("newer", f"schema {SCHEMA + 1}"),
     ],
 )
 def test_arrays_that_cannot_be_read(tmp_path: Path, how: str, message: str) -> None:
@@ -239,7 +242,11 @@ def test_arrays_that_cannot_be_read(tmp_path: Path, how: str, message: str) -> N
     if how == "folder":
         path.mkdir()
     elif how in ("foreign", "garbled", "newer"):
-        header = {"foreign": {}, "garbled": {"dialdown": "{"}, "newer": {"dialdown": '{"schema": 2, "kind": "thing"}'}}
+        header = {
+            "foreign": {},
+            "garbled": {"dialdown": "{"},
+            "newer": {"dialdown": f'{{"schema": {SCHEMA + 1}, "kind": "thing"}}'},
+        }
         save_file({"means": ARRAYS["means"]}, path, metadata=header[how])
     elif how != "missing":
         path.write_bytes({"empty": b"", "text": b"hello, this is text", "half": whole[: len(whole) // 2]}[how])

@@ -229,7 +229,7 @@ def damage(path: Path, how: str) -> None:
         pq.write_table(pa.table({"a": [1]}), path)
     elif how == "newer":
         table = pq.read_table(path)
-        header = table.schema.metadata[b"dialdown"].replace(b'"schema": 1', b'"schema": 2')
+        header = table.schema.metadata[b"dialdown"].replace(b'"schema": ', b'"schema": 9')
         pq.write_table(table.replace_schema_metadata({b"dialdown": header}), path)
     else:
         path.write_bytes(
