@@ -39,7 +39,7 @@ def show_rows(folder: Path, out: Console) -> None:
     out.print(f"  {folder / 'report.html'}", soft_wrap=True)
 
 
-CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same numbers, random neurons"}
+CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
 
 
 def show_check(folder: Path, out: Console) -> None:
@@ -51,7 +51,9 @@ def show_check(folder: Path, out: Console) -> None:
         shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "degenerate")]
         table.add_row(CHECKED[row["intervention"]], *shown)
     out.print(table)
-    out.print("Held-out prompts; means with bootstrap 95 % intervals.")
+    out.print(
+        "Held-out prompts; means with bootstrap 95 % intervals; the control has the same numbers on random neurons."
+    )
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):
         samples.add_column(column, ratio=1)
