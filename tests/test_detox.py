@@ -163,8 +163,10 @@ def test_no_dial_turns_a_neuron_around() -> None:
         assert edit.record["strength"] == expected
 
 
-def test_two_dials_at_once_are_refused(config: Path, tmp_path: Path) -> None:
-    result = detox(config, tmp_path / "out", "--strength", 0.5, "--max-kl", 0.1)
+@pytest.mark.parametrize("way", ["--training", "--no-training"])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_two_dials_at_once_are_refused(config: Path, tmp_path: Path, way: str, strength: float) -> None:
+    result = detox(config, tmp_path / "out", way, "--strength", strength, "--max-kl", 0.1)
     assert result.exit_code == 1
     assert "pass one of them" in str(result.exception)
 
@@ -197,7 +199,7 @@ def test_a_budget_dials_trained_gains(
     np.testing.assert_allclose(found, 1 + dial["strength"] * (whole - 1), rtol=1e-12)
 
 
-def test_other_weights_have_other_prices(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+def test_other_weights_have_other_prices(config: Path, tmp_path: Path) -> None:
     work = Workspace(
         load_config(preset="detox", file=config, flags={"model": str(tmp_path / "model")}), tmp_path / "work"
     )

@@ -197,6 +197,10 @@ def detox(
         f"{section}.max_kl": max_kl,
         f"{section}.max_ppl_increase": max_ppl_increase,
     }
+    if strength is not None and (max_kl is not None or max_ppl_increase is not None):
+        raise DialdownError(
+            "A strength and a budget were given, and a budget finds the strength by itself: pass one of them."
+        )
     flags = {key: value for key, value in named.items() if value is not None}
     settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
     from .detox import check_dials, find_edit, notes

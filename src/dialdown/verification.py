@@ -106,7 +106,8 @@ def verify_export(
         base: the base's folder.
         edit: the edit.
         exported: the folder to verify; it is loaded with plain transformers.
-        dtype: of the checkpoint's down projections; 16 bits widen the tolerance as `Verification.rounding` says.
+        dtype: of the checkpoint's down projections; with 16 bits both models are held in it, and the tolerance is wider, as
+            `Verification.rounding` says.
         prompts: texts to compare on.
         progress: called with (label, prompts done, prompts in all).
 
