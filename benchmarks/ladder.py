@@ -8,7 +8,8 @@ Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rat
 them: by interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because
 an edit can be cheap on the one kind that it was made with. The prompts are training prompts that pairs, search and `detox` left
 alone: the evaluation's have seen every recipe that was tried while this was developed. Differences are paired over prompts,
-to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. With `--fewer 132` gains and DPO are
+to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. A second price, as in `--kl 0.06 0.03`, is
+compared with that same row, which tells whether a way is as good at less. With `--fewer 132` gains and DPO are
 trained on the first 132 pairs too (one pass), with `--adam` gains also by Adam instead of the natural gradient. Without the
 second command the searched edits are left out.
 """
@@ -230,9 +231,10 @@ def main() -> None:
     for name, edit in islice(edits(bench.work, fewer, adam=given.adam), given.first):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
     full = tuned(pairs, given.dpo)
+    dpo: Row | None = None
     for wanted in given.kl:
         rows = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
-        dpo = min((row for row, _ in rows.values()), key=lambda row: row.metric("toxicity").mean)
+        dpo = dpo or min((row for row, _ in rows.values()), key=lambda row: row.metric("toxicity").mean)
         found += [{"way": name, **price, **written(row, reference, dpo)} for name, (row, price) in rows.items()]
         for name, dial in ways.items():
             row, price = bench.at_price(name, dial, wanted)

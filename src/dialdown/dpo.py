@@ -175,7 +175,7 @@ def train_dpo(
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
-        progress: called with "dpo", the steps done and the steps in all.
+        progress: called with "training", the steps done and the steps in all.
 
     Raises:
         DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out` holds

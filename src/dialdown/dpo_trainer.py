@@ -230,7 +230,7 @@ class Pace(TrainerCallback):
 
     def _report(self, state: Any) -> None:
         if self.progress is not None:
-            self.progress("dpo", state.global_step, state.max_steps)
+            self.progress("training", state.global_step, state.max_steps)
 
 
 class Snapshots(TrainerCallback):

@@ -86,7 +86,7 @@ def train_gains(
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
         information: (L, F), from `fisher_information`; the natural gradient needs it.
-        progress: called with "dpo", the steps done and the steps in all.
+        progress: called with "training", the steps done and the steps in all.
 
     Returns:
         a `scale` intervention of all L x F neurons, and what happened in training.
