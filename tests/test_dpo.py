@@ -280,7 +280,7 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     log = train_dpo(model, tokenizer, PAIRS, QUICK, tmp_path / "tuned", progress=lambda *tick: ticks.append(tick))
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
-    assert ticks == [("dpo", step, 6) for step in range(7)]
+    assert ticks == [("training", step, 6) for step in range(7)]
     assert same(before, model.state_dict())
     assert configs == (model.config.to_dict(), model.generation_config.to_dict())
     assert dropouts == [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
