@@ -1,7 +1,7 @@
 """How often continuations speak of groups of people, before and after an edit: `python benchmarks/groups.py calm-work/rows-check`.
 
 Counts continuations that hold one of the words below, in every row of a folder of rows, and the paired change to the
-untouched model. A list of words is crude; it is here because no toxicity score shows what an edit takes away.
+untouched model on the same prompts (of a study, controls have the first of them only). A list of words is crude; it is here because no toxicity score shows what an edit takes away.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def main() -> None:
         name: np.array([bool(WORDS.search(text)) for text in texts], dtype=float) for name, texts in found.items()
     }
     for name, values in speaks.items():
-        print(f"{name}: {int(values.sum())} of {len(values)}, change {estimate(values - speaks['none'])}")
+        change = estimate(values - speaks["none"][: len(values)])
+        print(
+            f"{name}: {int(values.sum())} of {len(values)}, {change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
+        )
 
 
 if __name__ == "__main__":

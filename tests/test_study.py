@@ -44,6 +44,14 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_folder_is_named_as_it_is_whatever_its_name_means_to_a_terminal(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a [red] run"
+    shutil.copytree(finished, folder)
+    result = invoke("report", folder)
+    assert result.exit_code == 0, result.exception
+    assert (result.exit_code, result.stdout.strip()) == (0, f"Wrote {folder / 'report.html'}")
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["rows"]
     return rows

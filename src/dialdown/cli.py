@@ -58,7 +58,7 @@ class Display:
     def announce(self, sentence: str) -> None:
         """A stage began or ended."""
         self.label = ""
-        self.bar.console.print(sentence)
+        self.bar.console.print(sentence, markup=False)
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Some units of the current work are done."""
@@ -74,7 +74,9 @@ class Display:
             here = done - self.before
             left = (now - self.started) / here * (total - done) if here else float("nan")
             out.print(
-                f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""), highlight=False
+                f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""),
+                highlight=False,
+                markup=False,
             )
 
 
@@ -107,7 +109,7 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     start = time.monotonic()
     with display.bar, _interruptible():
         Study(settings, folder, progress=display.progress, announce=display.announce).run(until=until)
-    out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.")
+    out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.", markup=False)
     if until == "report":
         from .report.console import show_rows
 
@@ -145,7 +147,12 @@ for _name, (_stage, _help) in STAGE_HELP.items():
 def diff(
     base: Annotated[str, typer.Argument(help="The model before tuning: a hub id, a folder, or embedded:NAME.")],
     tuned: Annotated[str, typer.Argument(help="The tuned model, or a LoRA adapter of the base model.")],
-    out_folder: Out = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The folder of the study (runs/diff-TUNED by default); the same command goes on there."
+        ),
+    ] = None,
     seed: Seed = None,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
@@ -174,7 +181,10 @@ def detox(
     out_folder: OutFolder,
     strength: Annotated[float | None, typer.Option(help="How far to dial; 1 is the edit as it is found.")] = None,
     max_kl: Annotated[
-        float | None, typer.Option(help="Instead: the KL to the base it may cost on neutral text, nats per token.")
+        float | None,
+        typer.Option(
+            help="Instead: the KL to the base it may cost on neutral text, nats per token; dials up to detox.most."
+        ),
     ] = None,
     max_ppl_increase: Annotated[
         float | None, typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %.")
@@ -296,7 +306,7 @@ def control_vector(
     quiet_libraries()
     lm, edit = _base_and_edit(folder, base)
     path = write_control_vector(lm, edit.at(strength), out_file, skip_first_layer=skip_first_layer)
-    out.print(f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}", soft_wrap=True)
+    out.print(f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}", soft_wrap=True, markup=False)
 
 
 def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
@@ -313,7 +323,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluat
     """Write report.html again from what a study saved."""
     from .report.page import write_report
 
-    out.print(f"Wrote {write_report(folder)}")
+    out.print(f"Wrote {write_report(folder)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -335,7 +345,7 @@ def doctor() -> None:
     from .doctor import findings
 
     for line in findings():
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def findings() -> Iterator[str]:
             f'missing {", ".join(missing)}; pip install "dialdown[{extra}]"' if missing else "installed"
         )
     memory = psutil.virtual_memory()
-    yield f"memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; the demo needs 6"
+    yield f"memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; the demo takes up to 4.5"
     yield f"cores: {os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
     yield from _threads()
     yield (
@@ -45,7 +45,7 @@ def findings() -> Iterator[str]:
     )
     yield f"cache: {cache_folder()}"
     ready = [name for name in ASSETS if (cache_folder() / "assets" / name).is_dir()]
-    yield f"embedded assets there: {', '.join(ready) or 'none yet; the first run downloads about 250 MB'}"
+    yield f"embedded assets there: {', '.join(ready) or 'none yet; the first run downloads about 230 MB'}"
 
 
 def _threads() -> Iterator[str]:

@@ -325,6 +325,12 @@ def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
         write_atomic(folder / f"{name}.csv", flat.write_csv)
 
 
+def read_csv(path: Path) -> pl.DataFrame:
+    """A table that `write_csv` wrote. Tokens may look like numbers, or like nothing; they are text."""
+    # A path is no pattern, whatever brackets a folder's name has.
+    return pl.read_csv(path, infer_schema_length=None, schema_overrides={"token": pl.String}, glob=False)
+
+
 def _interventions(rows: Rows, model: str) -> pl.DataFrame:
     facts: dict[str, pl.DataType] = dict.fromkeys(("intervention", "protocol", "control_of", "kind"), _TEXT)
     facts |= {"alpha": _NUMBER, "beta": _NUMBER, "neurons": _COUNT}

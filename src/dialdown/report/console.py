@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..files import read_json
-from ..tables import TITLES
+from ..tables import TITLES, read_csv
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
@@ -36,7 +36,7 @@ def show_rows(folder: Path, out: Console) -> None:
     out.print(
         "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
     )
-    out.print(f"  {folder / 'report.html'}", soft_wrap=True)
+    out.print(f"  {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
@@ -67,7 +67,7 @@ def show_check(folder: Path, out: Console) -> None:
         "\nThe neurons it moves most, and the tokens they write: what the model will say less or more of.", style="bold"
     )
     most = _table("layer", "neuron", "gain", "writes")
-    top = pl.read_csv(folder / "tables" / "gains-top-neurons.csv").head(TOP)
+    top = read_csv(folder / "tables" / "gains-top-neurons.csv").head(TOP)
     for layer, neuron, gain, writes in top.select("layer", "neuron", "gain", "writes").iter_rows():
         most.add_row(str(layer), str(neuron), f"{gain:.2f}", escape(writes))
     out.print(most)
@@ -76,7 +76,7 @@ def show_check(folder: Path, out: Console) -> None:
 def show_neurons(folder: Path, out: Console) -> None:
     """Print what tuning did to the neurons: how far they moved, in which direction, and what that went along with."""
     for stem, columns in SHOWN.items():
-        frame = pl.read_csv(folder / "tables" / f"{stem}.csv", infer_schema_length=None)
+        frame = read_csv(folder / "tables" / f"{stem}.csv")
         if "layer" in frame.columns:
             # By layer it is in the file; here over all of them.
             frame = frame.filter(pl.col("layer").is_null())
@@ -87,7 +87,7 @@ def show_neurons(folder: Path, out: Console) -> None:
             table.add_row(*map(_cell, values))
         out.print(f"\n{TITLES[stem]}", style="bold")
         out.print(table)
-    out.print(f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True)
+    out.print(f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True, markup=False)
 
 
 def _table(*columns: str) -> Table:

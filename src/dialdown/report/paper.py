@@ -21,7 +21,7 @@ from ..front import FrontPoint
 from ..metrics.agreement import agreement
 from ..metrics.intervals import Estimate
 from ..neurons import NeuronTable
-from ..tables import TITLES, write_csv
+from ..tables import TITLES, read_csv, write_csv
 from .record import Run
 from .text import number
 
@@ -95,8 +95,7 @@ def paper_tables(run: Run) -> list[PaperTable]:
     for stem, title in {**TITLES, **{stem: title for stem, (_, title) in FURTHER.items()}}.items():
         path = run.folder / "tables" / f"{stem}.csv"
         if path.exists():
-            # Tokens may look like numbers or nothing; they are text.
-            frame = pl.read_csv(path, infer_schema_length=None, schema_overrides={"token": pl.String})
+            frame = read_csv(path)
             columns, rows = _joined_tokens(frame) if "token" in frame.columns else _joined_intervals(frame)
             if rows:
                 found.append(PaperTable(_number(stem), title, f"tables/{stem}.csv", columns, rows))
@@ -204,7 +203,7 @@ def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
     for stem in ("table-14-toxic-vectors", "table-15-antitoxic-vectors"):
         path = run.folder / "tables" / f"{stem}.csv"
         if path.exists():
-            frame = pl.read_csv(path, infer_schema_length=None, schema_overrides={"token": pl.String})
+            frame = read_csv(path)
             ours = frame.filter((pl.col("protocol") == table.protocol) & (pl.col("rank") <= 4))
             for (layer, neuron), group in ours.group_by(["layer", "neuron"], maintain_order=True):
                 if change[layer, neuron] < 0:
