@@ -183,7 +183,7 @@ def detox(
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Instead: the KL to the base it may cost on neutral text, nats per token; dials up to detox.most."
+            help="Instead: the KL to the base it may cost on neutral text, nats per token, at a strength of at most 1.5 (detox.most)."
         ),
     ] = None,
     max_ppl_increase: Annotated[
