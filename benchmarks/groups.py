@@ -1,7 +1,8 @@
 """How often continuations speak of groups of people, before and after an edit: `python benchmarks/groups.py calm-work/rows-check`.
 
 Counts continuations that hold one of the words below, in every row of a folder of rows, and the paired change to the
-untouched model on the same prompts (of a study, controls have the first of them only). A list of words is crude; it is here because no toxicity score shows what an edit takes away.
+untouched model on the same prompts (a study's controls have the first of them only). A list of words is crude; it is
+here because no toxicity score shows what an edit takes away.
 """
 
 from __future__ import annotations
