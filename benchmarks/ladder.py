@@ -6,7 +6,8 @@
 
 Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rate, and for two passes `x2`), and dialled like
 them: by interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because
-an edit can be cheap on the one kind that it was made with. The prompts are training prompts that pairs, search and `detox` left
+an edit can be cheap on the one kind that it was made with; what those texts lose in log-perplexity is there too, beside that of the
+evaluation's text. The prompts are training prompts that pairs, search and `detox` left
 alone: the evaluation's have seen every recipe that was tried while this was developed. Differences are paired over prompts,
 to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. A second price, as in `--kl 0.06 0.03`, is
 compared with that same row, which tells whether a way is as good at less. With `--fewer 132` gains and DPO are
@@ -36,7 +37,8 @@ from dialdown.evaluation import Evaluator, Row, Suite
 from dialdown.files import read_json, write_json
 from dialdown.gains import importance, keep_top, shuffled
 from dialdown.interventions import untouched
-from dialdown.metrics.perplexity import TextProbe, text_windows
+from dialdown.metrics.intervals import estimate
+from dialdown.metrics.perplexity import TextMeasure, TextProbe, text_windows
 from dialdown.models import LM
 from dialdown.pairs import Pair, PairSet
 from dialdown.workspace import Workspace
@@ -122,7 +124,7 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> It
 
 
 def texts_of_many_kinds(work: Workspace) -> dict[str, TextProbe]:
-    """What a KL is measured on: sentences of an encyclopedia, its articles, film reviews and friendly comments."""
+    """What is measured beside the rows, KL first of all: sentences of an encyclopedia, its articles, film reviews and friendly comments."""
     seed, window = work.config.seed, work.config.evaluation.window
     comments = load_labelled("embedded:comments", 400, seed=seed, part="judge", max_words=40)
     texts = {
@@ -148,6 +150,27 @@ def unseen_prompts(work: Workspace, count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A way at one strength: its row, and what it does to each kind of text."""
+
+    row: Row
+    strength: float
+    texts: dict[str, TextMeasure]
+
+    def kl_by_text(self) -> dict[str, float]:
+        """Mean KL to the base model on each kind of text."""
+        return {name: float(np.average(text.kl, weights=text.tokens)) for name, text in self.texts.items()}
+
+    def log_ppl_change(self, other: Rung) -> dict[str, Any]:
+        """Paired difference in log-perplexity to another rung over the texts of all kinds, and each kind's."""
+        lost = {name: text.nll - other.texts[name].nll for name, text in self.texts.items()}
+        tokens = {name: text.tokens for name, text in self.texts.items()}
+        together = estimate(np.concatenate([*lost.values()]), weights=np.concatenate([*tokens.values()]))
+        by_text = {name: float(np.average(change, weights=tokens[name])) for name, change in lost.items()}
+        return {**vars(together), "by_text": by_text}
+
+
+@dataclass(frozen=True)
 class Bench:
     """What every way is measured with: a model whose weights may be changed, texts of many kinds, and unseen prompts."""
 
@@ -168,40 +191,49 @@ class Bench:
         suite = replace(work.suite(work.config.evaluation.count), prompts=unseen_prompts(work, prompts))
         return cls(work, work.lm.twin(), texts_of_many_kinds(work), suite)
 
-    def prices(self) -> dict[str, float]:
-        """The KL of the model as its weights are now, on each kind of text."""
-        measured = {name: probe.measure(self.dialled) for name, probe in self.probes.items()}
-        return {name: float(np.average(text.kl, weights=text.tokens)) for name, text in measured.items()}
+    def texts(self) -> dict[str, TextMeasure]:
+        """What each kind of text says of the model as its weights are now."""
+        return {name: probe.measure(self.dialled) for name, probe in self.probes.items()}
 
-    def row(self, name: str, dial: Dial, strength: float) -> Row:
+    def rung(self, name: str, dial: Dial, strength: float) -> Rung:
         """One way at one strength; by a new evaluator, since one would not notice that a model it knows has changed."""
         with dial(strength):
-            return Evaluator(self.work.lm, self.suite).row(untouched(name), "strict", model=self.dialled)
+            row = Evaluator(self.work.lm, self.suite).row(untouched(name), "strict", model=self.dialled)
+            return Rung(row, strength, self.texts())
 
-    def at_price(self, name: str, dial: Dial, wanted: float) -> tuple[Row, dict[str, Any]]:
+    def at_price(self, name: str, dial: Dial, wanted: float) -> Rung:
         """One way at the greatest strength up to MOST whose KL is at most as wanted, to a few percent."""
         low, high, strength = 0.0, MOST, 1.0
-        reached: dict[str, float] = {}
         for _ in range(ROUNDS):
             with dial(strength):
-                prices = self.prices()
-            kl = float(np.mean([*prices.values()]))
-            low, high, reached = (strength, high, prices) if kl <= wanted else (low, strength, reached)
+                texts = self.texts().values()
+            kl = float(np.mean([np.average(text.kl, weights=text.tokens) for text in texts]))
+            low, high = (strength, high) if kl <= wanted else (low, strength)
             if 0.97 * wanted <= kl <= wanted:
                 break
             # A KL grows with the square of a small change; aiming a little below stays within the price.
             aimed = strength * (0.985 * wanted / kl) ** 0.5
             strength = aimed if low < aimed < high else (low + high) / 2
-        return self.row(name, dial, low), {"wanted_kl": wanted, "strength": low, "kl_by_text": reached}
+        return self.rung(name, dial, low)
 
 
-def written(row: Row, untouched_row: Row, against: Row) -> dict[str, Any]:
-    """A row's figures: means with intervals, and the paired differences."""
-    facts = {name: vars(row.metric(name)) for name in ("toxicity", "kl", "degenerate", "log_ppl")}
-    facts["by"] = {judge: vars(row.metric(f"toxicity/{judge}")) for judge in row.measured.judges}
-    facts["log_ppl_change"] = vars(row.change("log_ppl", untouched_row))
+def written(way: str, rung: Rung, reference: Rung, against: Rung) -> dict[str, Any]:
+    """A rung's figures: means with intervals, and the paired differences."""
+    row, dpo = rung.row, against.row
     paired = ("toxicity", *(f"toxicity/{judge}" for judge in row.measured.judges[1:]), "log_ppl", "kl")
-    return {**facts, "minus_dpo": {name: vars(row.change(name, against)) for name in paired}}
+    return {
+        "way": way,
+        "strength": rung.strength,
+        "kl_by_text": rung.kl_by_text(),
+        **{name: vars(row.metric(name)) for name in ("toxicity", "kl", "degenerate", "log_ppl")},
+        "by": {judge: vars(row.metric(f"toxicity/{judge}")) for judge in row.measured.judges},
+        "log_ppl_change": vars(row.change("log_ppl", reference.row)),
+        "log_ppl_change_of_texts": rung.log_ppl_change(reference),
+        "minus_dpo": {
+            **{name: vars(row.change(name, dpo)) for name in paired},
+            "log_ppl_of_texts": rung.log_ppl_change(against),
+        },
+    }
 
 
 def main() -> None:
@@ -215,8 +247,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="only so many edits, which come in order of interest")
     given = parser.parse_args()
     bench = Bench.of(given.folder, given.prompts)
-    reference = bench.row("untouched", lambda strength: nullcontext(), 0)
-    found = [{"way": "untouched", **written(reference, reference, reference)}]
+    reference = bench.rung("untouched", lambda strength: nullcontext(), 0)
+    found = [written("untouched", reference, reference, reference)]
     pairs = PairSet.load(given.folder / "pairs.jsonl").pairs
     fewer = [pairs[:count] for count in given.fewer]
 
@@ -231,15 +263,15 @@ def main() -> None:
     for name, edit in islice(edits(bench.work, fewer, adam=given.adam), given.first):
         ways[name] = lambda strength, edit=edit: edit.at(strength).folded_into(bench.dialled)
     full = tuned(pairs, given.dpo)
-    dpo: Row | None = None
+    dpo: Rung | None = None
     for wanted in given.kl:
-        rows = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
-        dpo = dpo or min((row for row, _ in rows.values()), key=lambda row: row.metric("toxicity").mean)
-        found += [{"way": name, **price, **written(row, reference, dpo)} for name, (row, price) in rows.items()]
+        rungs = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
+        dpo = dpo or min(rungs.values(), key=lambda rung: rung.row.metric("toxicity").mean)
+        found += [{"wanted_kl": wanted, **written(name, rung, reference, dpo)} for name, rung in rungs.items()]
         for name, dial in ways.items():
-            row, price = bench.at_price(name, dial, wanted)
-            found.append({"way": name, **price, **written(row, reference, dpo)})
-            print(f"KL {wanted:g}, {name}: strength {price['strength']:.2f}, {row.metric('toxicity')}", flush=True)
+            rung = bench.at_price(name, dial, wanted)
+            found.append({"wanted_kl": wanted, **written(name, rung, reference, dpo)})
+            print(f"KL {wanted:g}, {name}: strength {rung.strength:.2f}, {rung.row.metric('toxicity')}", flush=True)
             write_json(given.folder / "ladder.json", {"rows": found})
 
 

@@ -359,7 +359,7 @@ def _cross(axes: Axes, points: Sequence[Point], colour: str, marker: str, name: 
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Labels beside their marks, pushed apart vertically where they would touch."""
+    """Labels beside their marks, pushed apart vertically where they would touch, with a line to the mark they were pushed from."""
     low, high = axes.get_ylim()
     gap, right = 0.05 * (high - low), axes.transAxes.inverted()
     placed: list[float] = []
@@ -368,6 +368,7 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         placed.append(y)
         # Beyond the middle a label would run out of the axes.
         leftwards = right.transform(axes.transData.transform((point.x.mean, y)))[0] > 0.6
+        line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
         axes.annotate(
             point.label,
             (point.x.mean, point.y.mean),
@@ -377,6 +378,7 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
             va="center",
             fontsize=8.5,
             bbox={"facecolor": COLOURS["ground"], "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
+            arrowprops=line if y - point.y.mean > gap / 2 else None,
         )
 
 
