@@ -149,6 +149,11 @@ def unseen_prompts(work: Workspace, count: int) -> tuple[str, ...]:
     return unseen[:count]
 
 
+def kl_by_text(texts: dict[str, TextMeasure]) -> dict[str, float]:
+    """Mean KL to the base model on each kind of text."""
+    return {name: float(np.average(text.kl, weights=text.tokens)) for name, text in texts.items()}
+
+
 @dataclass(frozen=True)
 class Rung:
     """A way at one strength: its row, and what it does to each kind of text."""
@@ -156,10 +161,6 @@ class Rung:
     row: Row
     strength: float
     texts: dict[str, TextMeasure]
-
-    def kl_by_text(self) -> dict[str, float]:
-        """Mean KL to the base model on each kind of text."""
-        return {name: float(np.average(text.kl, weights=text.tokens)) for name, text in self.texts.items()}
 
     def log_ppl_change(self, other: Rung) -> dict[str, Any]:
         """Paired difference in log-perplexity to another rung over the texts of all kinds, and each kind's."""
@@ -206,8 +207,7 @@ class Bench:
         low, high, strength = 0.0, MOST, 1.0
         for _ in range(ROUNDS):
             with dial(strength):
-                texts = self.texts().values()
-            kl = float(np.mean([np.average(text.kl, weights=text.tokens) for text in texts]))
+                kl = float(np.mean([*kl_by_text(self.texts()).values()]))
             low, high = (strength, high) if kl <= wanted else (low, strength)
             if 0.97 * wanted <= kl <= wanted:
                 break
@@ -224,7 +224,7 @@ def written(way: str, rung: Rung, reference: Rung, against: Rung) -> dict[str, A
     return {
         "way": way,
         "strength": rung.strength,
-        "kl_by_text": rung.kl_by_text(),
+        "kl_by_text": kl_by_text(rung.texts),
         **{name: vars(row.metric(name)) for name in ("toxicity", "kl", "degenerate", "log_ppl")},
         "by": {judge: vars(row.metric(f"toxicity/{judge}")) for judge in row.measured.judges},
         "log_ppl_change": vars(row.change("log_ppl", reference.row)),

@@ -363,12 +363,12 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
     low, high = axes.get_ylim()
     gap, right = 0.05 * (high - low), axes.transAxes.inverted()
     placed: list[float] = []
+    line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     for point in sorted(points, key=lambda one: one.y.mean):
         y = max(point.y.mean, placed[-1] + gap) if placed else max(point.y.mean, low + gap / 2)
         placed.append(y)
         # Beyond the middle a label would run out of the axes.
         leftwards = right.transform(axes.transData.transform((point.x.mean, y)))[0] > 0.6
-        line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
         axes.annotate(
             point.label,
             (point.x.mean, point.y.mean),
