@@ -32,7 +32,7 @@ import dialdown as dd
 from dialdown.config import Config
 from dialdown.data import load_labelled, load_prompts, load_reference_text
 from dialdown.directions import Direction
-from dialdown.editing import found_any, found_edits, gain_prices, trained_gains
+from dialdown.editing import found_any, found_edits, gain_prices, held_texts, trained_gains
 from dialdown.evaluation import Evaluator, Row, Suite
 from dialdown.files import read_json, write_json
 from dialdown.gains import importance, keep_top, shuffled
@@ -100,14 +100,15 @@ def edits(work: Workspace, fewer: Sequence[Sequence[Pair]], *, adam: bool) -> It
     yield "one step of the natural gradient", dd.natural_gradient(work.lm, worth, prices, kl=0.01)
     for share in KEPT:
         yield f"neuron gains, {share:.0%} of the neurons", keep_top(gains, moved, round(share * moved.size))
-    settings = replace(work.config.gains, seed=work.config.seed)
+    settings, texts = replace(work.config.gains, seed=work.config.seed), held_texts(work)
     for some in fewer:
         out = work.folder / f"ladder-gains-{len(some)}"
-        trained, _ = dd.train_gains(work.lm, some, settings, out, information=prices, progress=told)
+        trained, _ = dd.train_gains(work.lm, some, settings, out, information=prices, texts=texts, progress=told)
         yield f"neuron gains, {len(some)} pairs", trained
     if adam:
         plain = replace(settings, optimizer="adamw", learning_rate=1e-2)
-        trained, _ = dd.train_gains(work.lm, pairs, plain, work.folder / "ladder-gains-adam", progress=told)
+        out = work.folder / "ladder-gains-adam"
+        trained, _ = dd.train_gains(work.lm, pairs, plain, out, texts=texts, progress=told)
         yield "neuron gains, by Adam", trained
     if "search" in work.stages and found_any(work):
         for one in found_edits(work, 2):

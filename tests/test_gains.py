@@ -33,6 +33,8 @@ PAIRS = tuple(
 )
 QUICK = GainSettings(learning_rate=5e-3, batch_size=2, epochs=2, eval_every=100, eval_pairs=1)
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
+# Six, so that the third step takes the last two and then the first again.
+TEXTS = np.random.default_rng(4).integers(1, 40, size=(6, 12)).tolist()
 PRICES = np.random.default_rng(3).gamma(1.0, 1e-3, SHAPE)
 
 
@@ -42,18 +44,27 @@ def log_probability(model: torch.nn.Module, tokenizer: object, pair: Pair, text:
     return sum(logits[at - 1, whole[at]] for at in range(len(prompt), len(whole)))  # type: ignore[return-value]
 
 
-def loss_gradient(lm: LM, pairs: list[Pair], beta: float) -> np.ndarray:
-    """The gradient of plain DPO by one gain per neuron, in float64, at gains of 1."""
+def loss_gradient(
+    lm: LM, pairs: list[Pair], beta: float, *, at: np.ndarray | None = None, texts: Any = (), weight: float = 0.0
+) -> np.ndarray:
+    """The gradient of plain DPO, and of a weight times the KL from the base on texts, by one gain per neuron, in float64."""
     twin = lm.twin()
     twin.model.double().requires_grad_(False)
-    gains = [torch.ones(twin.view.n_neurons, dtype=torch.float64, requires_grad=True) for _ in twin.view.layers]
+    start = np.ones(SHAPE) if at is None else at
+    gains = [torch.tensor(row, requires_grad=True) for row in start]
+    base = lm.twin().model.double()
     for gain, layer in zip(gains, twin.view.layers, strict=True):
         layer.down.register_forward_pre_hook(lambda module, args, gain=gain: (args[0] * gain,))
     total = torch.zeros((), dtype=torch.float64)
     for pair in pairs:
-        chosen, rejected = (log_probability(twin.model, lm.tokenizer, pair, t) for t in (pair.chosen, pair.rejected))
-        margin = (chosen - chosen.detach()) - (rejected - rejected.detach())
+        margin = torch.zeros((), dtype=torch.float64)
+        for sign, text in ((1, pair.chosen), (-1, pair.rejected)):
+            ratio = log_probability(twin.model, lm.tokenizer, pair, text)
+            margin = margin + sign * (ratio - log_probability(base, lm.tokenizer, pair, text).detach())
         total = total - F.logsigmoid(beta * margin) / len(pairs)
+    for text in texts:
+        p, q = (m(input_ids=torch.tensor([text])).logits[0].log_softmax(-1) for m in (base, twin.model))
+        total = total + weight * (p.exp() * (p - q)).sum(-1).mean().div(len(texts))
     total.backward()
     return np.stack([gain.grad.numpy() for gain in gains])
 
@@ -63,7 +74,7 @@ def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_pat
     settings = GainSettings(
         optimizer=optimizer, kl_weight=0, learning_rate=1e-3, batch_size=6, max_steps=1, eval_pairs=1, max_grad_norm=1e9
     )
-    gains, log = train_gains(named, PAIRS, settings, tmp_path / "gains", information=PRICES)
+    gains, log = train_gains(named, PAIRS, settings, tmp_path / "gains", information=PRICES, texts=TEXTS)
     assert log.steps == 1
     moved = gains.gain - 1
     price = PRICES + settings.damping * PRICES.mean()
@@ -86,9 +97,38 @@ def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_pat
         assert np.sqrt((price * moved**2).sum()) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_the_second_step_goes_against_the_kl_on_the_second_texts_too(named: LM, tmp_path: Path) -> None:
+    weight, length = 500.0, 0.05
+    settings = GainSettings(
+        own_kl_weight=weight, kl_weight=0, learning_rate=length, batch_size=6, eval_pairs=1, max_grad_norm=1e9
+    )
+    after = [
+        train_gains(
+            named, PAIRS, replace(settings, max_steps=steps), tmp_path / str(steps), information=PRICES, texts=TEXTS
+        )[0].gain
+        for steps in (1, 2)
+    ]
+    price = PRICES + settings.damping * PRICES.mean()
+
+    def step(left_out: int, texts: Any) -> np.ndarray:
+        pairs = [p for i, p in enumerate(PAIRS) if i != left_out]
+        gradient = loss_gradient(named, pairs, settings.beta, at=after[0], texts=texts, weight=weight)
+        return -length * (gradient / price) / np.sqrt((gradient**2 / price).sum())
+
+    def fits(texts: Any) -> bool:
+        steps = [step(left_out, texts) for left_out in range(len(PAIRS))]
+        return any(np.allclose(after[1] - after[0], one, rtol=2e-2, atol=1e-4 * np.abs(one).max()) for one in steps)
+
+    assert fits([TEXTS[4], TEXTS[5], TEXTS[0], TEXTS[1]])
+    assert not fits(TEXTS[:4])
+    assert not fits([])
+
+
 def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path: Path) -> None:
     prices = fisher_information(named, [[5, 9, 3, 7, 1, 4, 4, 2]])
-    gains, log = train_gains(named, PAIRS, replace(QUICK, epochs=4), tmp_path / "gains", information=prices)
+    gains, log = train_gains(
+        named, PAIRS, replace(QUICK, epochs=4), tmp_path / "gains", information=prices, texts=TEXTS
+    )
     assert gains.kind == "scale"
     assert gains.gain.shape == (tiny.LAYERS, tiny.NEURONS)
     assert not gains.offset.any()
@@ -109,20 +149,20 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path
 
 
 def test_the_same_call_returns_what_is_there_and_is_reproducible(llama: LM, tmp_path: Path) -> None:
-    first, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES)
+    first, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES, texts=TEXTS)
     stamp = (tmp_path / "a" / FILE).stat().st_mtime_ns
-    again, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES)
+    again, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES, texts=TEXTS)
     assert (tmp_path / "a" / FILE).stat().st_mtime_ns == stamp
-    other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b", information=PRICES)
+    other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b", information=PRICES, texts=TEXTS)
     np.testing.assert_array_equal(first.gain, again.gain)
     np.testing.assert_array_equal(first.gain, other.gain)
-    cheaper, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES[::-1].copy())
+    cheaper, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES[::-1].copy(), texts=TEXTS)
     assert not np.array_equal(first.gain, cheaper.gain)
 
 
 def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path) -> None:
     settings = GainSettings(learning_rate=2e-2, batch_size=1, epochs=2, eval_every=2, eval_pairs=1)
-    whole, _ = train_gains(llama, PAIRS, settings, tmp_path / "whole", information=PRICES)
+    whole, _ = train_gains(llama, PAIRS, settings, tmp_path / "whole", information=PRICES, texts=TEXTS)
 
     class Stopped(Exception):  # noqa: N818  (it is no error but a key press)
         pass
@@ -132,7 +172,7 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_gains(llama, PAIRS, settings, tmp_path / "stopped", information=PRICES, progress=stop)
+        train_gains(llama, PAIRS, settings, tmp_path / "stopped", information=PRICES, texts=TEXTS, progress=stop)
     steps: list[int] = []
     resumed, log = train_gains(
         llama,
@@ -140,6 +180,7 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
         settings,
         tmp_path / "stopped",
         information=PRICES,
+        texts=TEXTS,
         progress=lambda label, done, total: steps.append(done),
     )
     assert steps[0] == 4
@@ -151,7 +192,12 @@ def test_gains_of_a_16_bit_model_are_not_rounded_to_16_bits(tmp_path: Path) -> N
     lm = tiny.lm("llama")
     lm.model.bfloat16()
     gains, _ = train_gains(
-        lm, PAIRS, GainSettings(learning_rate=1e-6, batch_size=2, eval_pairs=1), tmp_path / "gains", information=PRICES
+        lm,
+        PAIRS,
+        GainSettings(learning_rate=1e-6, batch_size=2, eval_pairs=1),
+        tmp_path / "gains",
+        information=PRICES,
+        texts=TEXTS,
     )
     # The nearest bfloat16 numbers to 1 are further away than that.
     assert 0 < np.abs(gains.gain - 1).max() < 2**-9
@@ -192,13 +238,24 @@ def test_an_explanation_reads_every_kind_by_what_it_does_to_the_mean(llama: LM, 
 def test_the_natural_gradient_needs_prices(llama: LM, tmp_path: Path) -> None:
     for prices in (None, PRICES[:1]):
         with pytest.raises(DialdownError, match="information=fisher_information"):
-            train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=prices)
+            train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=prices, texts=TEXTS)
     with pytest.raises(DialdownError, match="damping of 0"):
         replace(QUICK, damping=0.0)
     with pytest.raises(DialdownError, match="or train neuron gains"):
         dd.DPOSettings(optimizer="natural")
 
 
+def test_a_kl_on_text_needs_texts_of_one_length(llama: LM, tmp_path: Path) -> None:
+    for texts in ([], [[1, 2], [3]]):
+        with pytest.raises(DialdownError, match="or own_kl_weight=0"):
+            train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=PRICES, texts=texts)
+    for weight in (-1.0, float("nan")):
+        with pytest.raises(DialdownError, match="own_kl_weight = (-1|nan)"):
+            replace(QUICK, own_kl_weight=weight)
+    without = replace(QUICK, own_kl_weight=0.0)
+    train_gains(llama, PAIRS, without, tmp_path / "gains", information=PRICES)
+
+
 def test_too_few_pairs_are_refused(llama: LM, tmp_path: Path) -> None:
     with pytest.raises(DialdownError, match="pass at least 4 pairs"):
-        train_gains(llama, PAIRS[:2], QUICK, tmp_path / "gains", information=PRICES)
+        train_gains(llama, PAIRS[:2], QUICK, tmp_path / "gains", information=PRICES, texts=TEXTS)

@@ -121,6 +121,26 @@ class DPOSettings:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Text that training should leave as it is: the KL(π_ref ‖ π) on some of it is part of the loss of every step.
+
+    Attributes:
+        texts: token ids, of one length.
+        weight: what the KL, in nats per position, counts in the loss.
+        per_step: texts in each step, which takes the next ones in order, and the first again after the last.
+    """
+
+    texts: Sequence[Sequence[int]]
+    weight: float
+    per_step: int = 4
+
+    def of_step(self, step: int) -> list[Sequence[int]]:
+        """The texts of a step, counted from 0: they depend on nothing else, so a resumed run has the same."""
+        first = step * self.per_step
+        return [self.texts[place % len(self.texts)] for place in range(first, first + self.per_step)]
+
+
+@dataclass(frozen=True)
 class TrainingLog:
     """What happened in training; every field is JSON-able (`dataclasses.asdict`).
 
@@ -210,6 +230,7 @@ def tune(
     prepare: Callable[[Any], Any],
     save: Callable[[Any, Path], None],
     optimizer: Callable[[Any], torch.optim.Optimizer | None] = lambda policy: None,
+    elsewhere: Elsewhere | None = None,
     given: Sequence[Any] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingLog:
@@ -220,6 +241,7 @@ def tune(
         prepare: from the model to a policy that may be changed.
         save: writes a policy into a folder.
         optimizer: makes one for a policy, or None for the one that the settings name.
+        elsewhere: text on which the policy is held near `model` too.
         given: what else the result depends on.
 
     Raises:
@@ -230,7 +252,9 @@ def tune(
     examples = _encode(model, tokenizer, pairs, settings)
     train, held_out = _split(pairs, examples, settings)
     weights = weight_fingerprints(model)
-    inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights, *given)
+    inputs = fingerprint(
+        type(settings).__name__, asdict(settings), train, held_out, weights, elsewhere and asdict(elsewhere), *given
+    )
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
@@ -255,6 +279,7 @@ def tune(
             held_out=held_out,
             snapshot=snapshot,
             optimizer=optimizer(policy),
+            elsewhere=elsewhere,
             progress=progress,
         )
         publish(policy, out, {"log": asdict(log)})

@@ -14,7 +14,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from .dpo import OPTIMIZERS, DPOSettings, Example, KLDirection, KLPositions, TrainingLog
+from .dpo import OPTIMIZERS, DPOSettings, Elsewhere, Example, KLDirection, KLPositions, TrainingLog
 from .errors import DialdownError
 
 IGNORED = -100
@@ -114,15 +114,23 @@ class KLDPOTrainer(DPOTrainer):
 
     Args:
         kl_weight, kl_direction, kl_positions: see `kl_dpo_loss`.
+        elsewhere: text on which the policy is held near the reference too, or None.
         trl_arguments: as for `trl.DPOTrainer`; `ref_model` is required.
     """
 
     def __init__(
-        self, *, kl_weight: float, kl_direction: KLDirection, kl_positions: KLPositions, **trl_arguments: Any
+        self,
+        *,
+        kl_weight: float,
+        kl_direction: KLDirection,
+        kl_positions: KLPositions,
+        elsewhere: Elsewhere | None,
+        **trl_arguments: Any,
     ) -> None:
         self.kl_weight = kl_weight
         self.kl_direction: KLDirection = kl_direction
         self.kl_positions: KLPositions = kl_positions
+        self.elsewhere = elsewhere
         self._clock = time.perf_counter()
         super().__init__(**trl_arguments)
         policy: Any = self.model
@@ -173,7 +181,20 @@ class KLDPOTrainer(DPOTrainer):
             positions=self.kl_positions,
         )
         self._record(parts, "train" if model.training else "eval")
-        return parts.loss
+        # Validation is of the pairs alone.
+        if self.elsewhere is None or not model.training:
+            return parts.loss
+        kl = self._kl_elsewhere(model, self.elsewhere.of_step(self.state.global_step))
+        self._metrics["train"]["kl/elsewhere"].append(self.accelerator.gather(kl.detach()).mean().item())
+        return parts.loss + self.elsewhere.weight * kl
+
+    def _kl_elsewhere(self, model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
+        """KL(π_ref ‖ π) on texts of one length, mean over their positions, in nats."""
+        ids = torch.tensor([list(text) for text in texts], device=self.accelerator.device)
+        with torch.no_grad():
+            reference = self.ref_model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        policy = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        return F.kl_div(policy, reference, log_target=True, reduction="sum") / ids.numel()
 
     def _record(self, parts: LossParts, mode: str) -> None:
         measured = {
@@ -256,12 +277,13 @@ def fit(
     held_out: list[Example],
     snapshot: Callable[[Any, int], None],
     optimizer: torch.optim.Optimizer | None,
+    elsewhere: Elsewhere | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> TrainingLog:
     """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in `work`.
 
     `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots` places; `optimizer` is used
-    in place of the one that the settings name.
+    in place of the one that the settings name; for `elsewhere` see `KLDPOTrainer`.
 
     Raises:
         DialdownError: the loss is no longer finite.
@@ -282,6 +304,7 @@ def fit(
         kl_weight=settings.kl_weight,
         kl_direction=settings.kl_direction,
         kl_positions=settings.kl_positions,
+        elsewhere=elsewhere,
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)

@@ -10,7 +10,7 @@ bias. `study` puts both on one front with everything else, and `detox` exports t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,7 +38,9 @@ CONTRAST = "contrast.safetensors"
 DIFFERENCE = "direction-difference.safetensors"
 LEAST = "least-squares-{}.safetensors"
 PREFERENCE = "preference"
-PRICES = "gain-prices.safetensors"
+GAINS_FROM = "gain-{}.safetensors"
+# Added to the seed where draws should be others than those of the prices.
+OTHERS = 1000
 
 
 def tune_gains(work: Workspace) -> dict[str, Any]:
@@ -46,24 +48,42 @@ def tune_gains(work: Workspace) -> dict[str, Any]:
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     settings = replace(work.config.gains, seed=work.config.seed)
     prices = gain_prices(work) if settings.optimizer == "natural" else None
-    _, log = train_gains(work.lm, pairs, settings, work.folder / "gains", information=prices, progress=work.progress)
+    texts = held_texts(work) if settings.own_kl_weight > 0 else []
+    _, log = train_gains(
+        work.lm, pairs, settings, work.folder / "gains", information=prices, texts=texts, progress=work.progress
+    )
     return asdict(log)
 
 
 def gain_prices(work: Workspace) -> NDArray[np.float64]:
-    """What every gain costs on text of the model's own: its Fisher information.
+    """What every gain costs on text of the model's own: its Fisher information."""
 
-    Kept in the folder, because training goes on only from the very same prices, and no two machines round alike.
-    """
-    seed, path = work.config.seed, work.folder / PRICES
-    ours = {"base": work.lm.describe(), "weights": work.lm.weights_fingerprint(), "seed": seed}
+    def price() -> NDArray[np.float64]:
+        seed = work.config.seed
+        return fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
+
+    return _kept(work, "prices", price)
+
+
+def held_texts(work: Workspace) -> list[list[int]]:
+    """Text of the model's own on which training holds the gains near it: other draws than those of the prices."""
+    texts = _kept(
+        work, "texts", lambda: np.array(own_text(work.lm, texts=96, tokens=64, seed=work.config.seed + OTHERS))
+    )
+    return [[int(token) for token in text] for text in texts]
+
+
+def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """What was made from the model once, kept because training goes on only from the very same, and no two machines round alike."""
+    path = work.folder / GAINS_FROM.format(kind)
+    ours = {"base": work.lm.describe(), "weights": work.lm.weights_fingerprint(), "seed": work.config.seed}
     if path.exists():
-        arrays, record = read_arrays(path, "prices")
+        arrays, record = read_arrays(path, kind)
         if {name: record.get(name) for name in ours} == ours:
-            return arrays["information"]
-    information = fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
-    write_arrays(path, "prices", {"information": information}, ours)
-    return information
+            return arrays[kind]
+    made = make()
+    write_arrays(path, kind, {kind: made}, ours)
+    return made
 
 
 def trained_gains(work: Workspace) -> Intervention:

@@ -1,16 +1,20 @@
 """Neuron gains: the DPO loss with nothing trainable but one number per neuron, an ordinary `scale` intervention (METHOD §7, §8).
 
     information = fisher_information(lm, own_text(lm))
-    gains, log = train_gains(lm, pairs, GainSettings(), Path("gains"), information=information)
+    texts = own_text(lm, texts=96, tokens=64, seed=1)
+    gains, log = train_gains(lm, pairs, GainSettings(), Path("gains"), information=information, texts=texts)
     plain = gains.fold(lm)
 
 One gain per neuron is exactly IA3 on the input of the MLP's down projection, so PEFT makes the parameters and TRL trains
 them as it trains a whole model in `dpo`. No weight has a gradient, and the reference and the policy share all of them. A step
-follows the natural gradient: it goes where the loss falls most for what it costs elsewhere (see `fisher`).
+follows the natural gradient: it goes where the loss falls most for what it costs elsewhere (see `fisher`). That price is of each
+gain by itself, and what gains cost together is several times as much: so the KL that they cost is part of the loss too, as it is,
+on other text that the model wrote.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from .activations import NeuronMeans
-from .dpo import DPOSettings, Optimizer, TrainingLog, tune
+from .dpo import DPOSettings, Elsewhere, Optimizer, TrainingLog, tune
 from .edits import LESS
 from .errors import DialdownError
 from .fisher import NaturalGradient, check_damping, damped
@@ -45,6 +49,8 @@ class GainSettings(DPOSettings):
         optimizer: "natural" is the natural gradient, with steps of one length; the others take steps in the gains themselves.
         learning_rate: with "natural" the length of a step, half whose square is the diagonal's KL (see `fisher`).
         damping: with "natural", see `fisher.damped`.
+        own_kl_weight: what KL(base ‖ gains) on text of the model's own, in nats per position, counts in the loss of each step;
+            0 leaves it out.
 
     Raises:
         DialdownError: a value outside its range.
@@ -53,6 +59,7 @@ class GainSettings(DPOSettings):
     optimizer: Optimizer = "natural"
     learning_rate: float = 2.5e-2
     damping: float = 0.1
+    own_kl_weight: float = 2.0
     natural_allowed: ClassVar[bool] = True
     warmup_steps: int = 0
     batch_size: int = 8
@@ -64,6 +71,10 @@ class GainSettings(DPOSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
+        if not (math.isfinite(self.own_kl_weight) and self.own_kl_weight >= 0):
+            raise DialdownError(
+                f"Gains cannot be trained with own_kl_weight = {self.own_kl_weight}: pass 0, which leaves that KL out, or more."
+            )
 
 
 def train_gains(
@@ -73,6 +84,7 @@ def train_gains(
     out: Path,
     *,
     information: NDArray[np.float64] | None = None,
+    texts: Sequence[Sequence[int]] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Intervention, TrainingLog]:
     """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8, with gains as the only weights).
@@ -86,15 +98,17 @@ def train_gains(
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
         information: (L, F), from `fisher_information`; the natural gradient needs it.
+        texts: token ids of one length, from `own_text` with another seed than the texts of `information`; `own_kl_weight` needs them.
         progress: called with "training", the steps done and the steps in all.
 
     Returns:
         a `scale` intervention of all L x F neurons, and what happened in training.
 
     Raises:
-        DialdownError: the natural gradient without `information` of this model; see `train_dpo`.
+        DialdownError: the natural gradient without `information` of this model; a KL on no texts; see `train_dpo`.
     """
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
+    elsewhere = _elsewhere(lm, settings, texts) if settings.own_kl_weight > 0 else None
     paths = [layer.path for layer in lm.view.layers]
 
     def prepare(model: Any) -> Any:
@@ -135,6 +149,7 @@ def train_gains(
         prepare=prepare,
         save=save,
         optimizer=optimizer,
+        elsewhere=elsewhere,
         given=[prices],
         progress=progress,
     )
@@ -148,6 +163,15 @@ def _prices(lm: LM, settings: GainSettings, information: NDArray[np.float64] | N
             f"The natural gradient needs the price of each of the {shape[0]} x {shape[1]} gains of {lm.name}: pass information=fisher_information(lm, own_text(lm))."
         )
     return damped(information, settings.damping)
+
+
+def _elsewhere(lm: LM, settings: GainSettings, texts: Sequence[Sequence[int]]) -> Elsewhere:
+    lengths = {len(text) for text in texts}
+    if len(lengths) != 1:
+        raise DialdownError(
+            f"{len(texts)} texts of {len(lengths)} lengths were given, and the KL on {lm.name}'s own text needs some of one length: pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
+        )
+    return Elsewhere(texts, settings.own_kl_weight)
 
 
 def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:
