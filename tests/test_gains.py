@@ -250,7 +250,7 @@ def test_a_kl_on_text_needs_texts_of_one_length(llama: LM, tmp_path: Path) -> No
         with pytest.raises(DialdownError, match="or own_kl_weight=0"):
             train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=PRICES, texts=texts)
     for weight in (-1.0, float("nan")):
-        with pytest.raises(DialdownError, match="own_kl_weight = (-1|nan)"):
+        with pytest.raises(DialdownError, match=r"own_kl_weight = (-1|nan)"):
             replace(QUICK, own_kl_weight=weight)
     without = replace(QUICK, own_kl_weight=0.0)
     train_gains(llama, PAIRS, without, tmp_path / "gains", information=PRICES)
