@@ -22,7 +22,7 @@ from dialdown.config import Config, DetoxSettings, load_config
 from dialdown.detox import EDIT, dialled, greatest_strength, search_stages
 from dialdown.editing import gain_prices, run_one_trial
 from dialdown.errors import DialdownError
-from dialdown.gains import shuffled
+from dialdown.gains import FILE, shuffled
 from dialdown.metrics.perplexity import TextProbe
 from dialdown.workspace import Workspace
 
@@ -105,8 +105,9 @@ def test_another_strength_trains_nothing(done: tuple[Path, Result], config: Path
     result = detox(config, copied, "--strength", 0.5)
     assert result.exit_code == 0, result.exception
     assert "gains: done before" in result.output
-    whole, half = (dd.Intervention.load(work_of(one) / EDIT).gain for one in (out, copied))
-    np.testing.assert_allclose(half, 1 + 0.5 * (whole - 1), rtol=1e-12)
+    trained = dd.Intervention.load(work_of(out) / "gains" / FILE).gain
+    half = dd.Intervention.load(work_of(copied) / EDIT).gain
+    np.testing.assert_allclose(half, 1 + 0.5 * (trained - 1), rtol=1e-12)
 
 
 def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result]) -> None:
@@ -181,6 +182,20 @@ def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(conf
     assert not work_of(tmp_path / "out").exists()
 
 
+def test_without_a_dial_every_model_pays_the_usual_kl(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out, _ = done
+    usual = stages(out)["dial"]
+    assert usual["neutral_kl"] <= DetoxSettings().usual_kl
+    # The tiny model's gains cost so little that its budget asks for all it may.
+    assert usual["strength"] == DetoxSettings().most
+    copied = tmp_path / "dialled"
+    shutil.copytree(work_of(out), work_of(copied))
+    lower = usual["neutral_kl"] / 2
+    result = detox(config, copied, "--set", f"detox.usual_kl={lower}")
+    assert result.exit_code == 0, result.exception
+    assert 0.8 * lower < stages(copied)["dial"]["neutral_kl"] <= lower
+
+
 @pytest.mark.parametrize(
     ("flag", "budget", "fact"), [("--max-kl", 1e-4, "neutral_kl"), ("--max-ppl-increase", 1e-3, "neutral_log_ppl")]
 )
@@ -195,8 +210,9 @@ def test_a_budget_dials_trained_gains(
     assert "gains: done before" in result.output
     dial = stages(copied)["dial"]
     assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
-    whole, found = (dd.Intervention.load(work_of(one) / EDIT).gain for one in (out, copied))
-    np.testing.assert_allclose(found, 1 + dial["strength"] * (whole - 1), rtol=1e-12)
+    trained = dd.Intervention.load(work_of(out) / "gains" / FILE).gain
+    found = dd.Intervention.load(work_of(copied) / EDIT).gain
+    np.testing.assert_allclose(found, 1 + dial["strength"] * (trained - 1), rtol=1e-12)
 
 
 def test_other_weights_have_other_prices(config: Path, tmp_path: Path) -> None:

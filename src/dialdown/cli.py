@@ -179,11 +179,13 @@ Strength = Annotated[
 def detox(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
     out_folder: OutFolder,
-    strength: Annotated[float | None, typer.Option(help="How far to dial; 1 is the edit as it is found.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far to dial; 1 is the edit as it was trained or found.")
+    ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Instead: the KL to the base it may cost on neutral text, nats per token, at a strength of at most 1.5 (detox.most)."
+            help="Instead: the KL to the base it may cost on neutral text, nats per token, at a strength of at most 3 (detox.most). Without any of the three: 0.04, or with --no-training what the search found."
         ),
     ] = None,
     max_ppl_increase: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -152,21 +153,35 @@ class FrontSettings:
 
 @dataclass(frozen=True)
 class DetoxSettings:
-    """The one dial of `dialdown detox`: a strength, or a budget that finds it.
+    """The one dial of `dialdown detox`: a budget that finds a strength, or a strength.
 
     Attributes:
-        strength: what the gains' distance from 1 is multiplied by; 1 is as they were found.
+        strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None leaves it to the budget.
         max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to `most` within it.
         max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is 5 %.
+        usual_kl: the `max_kl` of trained gains where nothing else is asked for, so that every model pays one price.
         most: the greatest strength that a budget may ask for.
         finalists: searched edits that further prompts choose from.
     """
 
-    strength: Strength = 1.0
+    strength: Strength | None = None
     max_kl: Strength | None = None
     max_ppl_increase: Strength | None = None
-    most: Strength = 1.5
+    usual_kl: Strength = 0.04
+    most: Strength = 3.0
     finalists: Count = 3
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget was asked for."""
+        return self.max_kl is not None or self.max_ppl_increase is not None
+
+    @property
+    def allowed_kl(self) -> float:
+        """The KL that trained gains may cost, infinite where only perplexity has a budget."""
+        if self.max_kl is None:
+            return math.inf if self.has_budget else self.usual_kl
+        return self.max_kl
 
 
 class Config(BaseSettings):

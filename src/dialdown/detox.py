@@ -51,10 +51,10 @@ _SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": colle
 
 
 def dial_gains(work: Workspace) -> Facts:
-    """The gains at the strength asked for, or at the greatest one within a budget."""
+    """The gains at the strength asked for, or at the greatest one within the budget."""
     gains, settings = trained_gains(work), work.config.detox
     strength, facts = settings.strength, {}
-    if settings.max_kl is not None or settings.max_ppl_increase is not None:
+    if strength is None:
         strength, cost = greatest_strength(work.lm, gains, work.neutral_windows, settings)
         facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
     edit = replace(gains.at(strength), name="detox")
@@ -85,14 +85,13 @@ def greatest_strength(
         kl, nll = (float(np.average(values, weights=one.tokens)) for values in (one.kl, one.nll))
         return kl, nll - float(np.average(base.nll, weights=base.tokens))
 
-    max_kl = math.inf if settings.max_kl is None else settings.max_kl
     max_nll = math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
     low, high = 0.0, 2 * settings.most
     best: tuple[float, float] | None = None
     for _ in range(HALVINGS + 1):
         middle = (low + high) / 2
         kl, nll = cost(middle)
-        if kl <= max_kl and nll <= max_nll:
+        if kl <= settings.allowed_kl and nll <= max_nll:
             low, best = middle, (kl, nll)
             if middle == settings.most:
                 break
@@ -111,7 +110,8 @@ def choose_found(work: Workspace) -> Facts:
     finalists = found_edits(work, settings.finalists)
     scores = judged_again(work, finalists)
     chosen = finalists[int(np.argmin(scores))]
-    edit = replace(dialled(chosen, settings.strength), name="detox")
+    # The search kept to its own budget.
+    edit = replace(dialled(chosen, settings.strength or 1.0), name="detox")
     edit.save(work.folder / EDIT)
     return {"strength": edit.record["strength"], "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
 
@@ -169,13 +169,13 @@ def find_edit(
 def check_dials(config: Config, training: bool) -> None:
     """Refuse a budget that nothing would follow, or one beside a strength (DialdownError)."""
     settings = config.detox
-    if settings.max_kl is None and settings.max_ppl_increase is None:
+    if not settings.has_budget:
         return
     if not training:
         raise DialdownError(
             "detox.max_kl and detox.max_ppl_increase dial trained gains, and without training the search has the budget: set search.max_kl or search.max_ppl_increase (--max-kl, --max-ppl-increase)."
         )
-    if settings.strength != 1:
+    if settings.strength is not None:
         raise DialdownError(
             f"A strength ({settings.strength:g}) and a budget were given, and a budget finds the strength by itself: pass one of them."
         )

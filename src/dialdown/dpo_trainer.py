@@ -191,9 +191,10 @@ class KLDPOTrainer(DPOTrainer):
     def _kl_elsewhere(self, model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
         """KL(π_ref ‖ π) on texts of one length, mean over their positions, in nats."""
         ids = torch.tensor([list(text) for text in texts], device=self.accelerator.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
-            reference = self.ref_model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        policy = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            reference = self._logits(self.ref_model, inputs, ids.shape[1]).float().log_softmax(-1)
+        policy = self._logits(model, inputs, ids.shape[1]).float().log_softmax(-1)
         return F.kl_div(policy, reference, log_target=True, reduction="sum") / ids.numel()
 
     def _record(self, parts: LossParts, mode: str) -> None:

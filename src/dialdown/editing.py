@@ -38,7 +38,7 @@ CONTRAST = "contrast.safetensors"
 DIFFERENCE = "direction-difference.safetensors"
 LEAST = "least-squares-{}.safetensors"
 PREFERENCE = "preference"
-GAINS_FROM = "gain-{}.safetensors"
+GAINS_FROM = "gains-{}.safetensors"
 # Added to the seed where draws should be others than those of the prices.
 OTHERS = 1000
 
