@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 from test_evaluation import FakeScorer
 
 import dialdown as dd
@@ -94,6 +95,25 @@ def test_candidates_differ_and_are_seeded(llama: LM) -> None:
     assert first != second, "candidates of one prompt must be separate samples"
     batches = {tuple(column) for column in runs[0][1]}
     assert len(batches) == len(runs[0][1])
+
+
+def test_the_greedy_candidate_is_what_generate_writes_and_changes_no_sample(llama: LM) -> None:
+    with_it, without = FakeScorer(), FakeScorer()
+    direction = probe()
+    made = make_pairs(llama, PROMPTS, with_it, replace(QUICK, greedy=True), direction=direction)
+    make_pairs(llama, PROMPTS, without, QUICK, direction=direction)
+    assert any(with_it.seen[3])
+    # Three samples come first, then it, then the steered one.
+    assert with_it.seen[:3] == without.seen[:3]
+    for prompt, text in zip(PROMPTS[:4], with_it.seen[3], strict=True):
+        ids = torch.tensor([llama.tokenizer(prompt)["input_ids"]])
+        whole = llama.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+        assert llama.tokenizer.decode(whole[0], skip_special_tokens=True).endswith(text)
+    assert made.record["settings"]["greedy"] is True
+    # It is not counted as steered.
+    unsteered = make_pairs(llama, PROMPTS, FakeScorer(), replace(QUICK, greedy=True, steered=0))
+    assert unsteered.record["chosen_steered"] == unsteered.record["rejected_steered"] == 0
+    assert PairSettings(sampled=1, greedy=True, steered=0).unsteered == 2
 
 
 def test_a_pair_holds_the_part_of_the_prompt_its_continuations_follow(llama: LM) -> None:

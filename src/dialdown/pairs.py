@@ -43,6 +43,7 @@ class PairSettings:
     Attributes:
         count: pairs wanted; prompts are used up until there are as many.
         sampled: plain samples per prompt.
+        greedy: whether the most likely continuation is a candidate too; it is what many users decode.
         steered: further samples per prompt, steered towards the concept.
         steering_strength: how far, as a fraction of the mean norm of the final-layer residual.
         margin: least difference of the two scores.
@@ -55,6 +56,7 @@ class PairSettings:
 
     count: int = 288
     sampled: int = 4
+    greedy: bool = False
     steered: int = 1
     steering_strength: float = 0.2
     margin: float = 0.3
@@ -72,8 +74,13 @@ class PairSettings:
                 raise DialdownError(f"Pairs cannot be made with {name} = {getattr(self, name)}: pass {lowest} or more.")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise DialdownError(f"Pairs cannot be sampled at temperature {self.temperature}: pass a number above 0.")
-        if self.sampled + self.steered < 2:
+        if self.unsteered + self.steered < 2:
             raise DialdownError("A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered.")
+
+    @property
+    def unsteered(self) -> int:
+        """Candidates per prompt that are not steered, which come first."""
+        return self.sampled + self.greedy
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Candidates:
 
     Attributes:
         prompts: n prompts, as far as the continuations follow them.
-        texts: one list of n continuations per candidate, sampled ones first, then steered ones.
+        texts: one list of n continuations per candidate: sampled ones, the greedy one, steered ones.
         scores: toxicity of each, in the same places.
     """
 
@@ -273,9 +280,11 @@ def _sample(
         batch_size=len(prompts),
     )
     columns = []
-    for index in range(settings.sampled + settings.steered):
+    for index in range(settings.unsteered + settings.steered):
         pick = sampler(temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index)
-        columns.append(decoder.texts(decoder.run(towards if index >= settings.sampled else None, pick=pick)))
+        greedy = settings.sampled <= index < settings.unsteered
+        steered = towards if index >= settings.unsteered else None
+        columns.append(decoder.texts(decoder.run(steered, pick=None if greedy else pick)))
     return columns
 
 
@@ -294,8 +303,8 @@ def _pairs(batch: Candidates, settings: PairSettings) -> list[tuple[Pair, dict[s
             note = {
                 "chosen_score": low,
                 "rejected_score": high,
-                "chosen_steered": float(best >= settings.sampled),
-                "rejected_steered": float(worst >= settings.sampled),
+                "chosen_steered": float(best >= settings.unsteered),
+                "rejected_steered": float(worst >= settings.unsteered),
             }
             found.append((Pair(prompt, batch.texts[best][row], batch.texts[worst][row]), note))
     return found
