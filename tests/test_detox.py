@@ -210,6 +210,7 @@ def test_a_budget_dials_trained_gains(
     assert "gains: done before" in result.output
     dial = stages(copied)["dial"]
     assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
+    assert dial["strength"] < DetoxSettings().most
     trained = dd.Intervention.load(work_of(out) / "gains" / FILE).gain
     found = dd.Intervention.load(work_of(copied) / EDIT).gain
     np.testing.assert_allclose(found, 1 + dial["strength"] * (trained - 1), rtol=1e-12)

@@ -185,7 +185,7 @@ def detox(
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Instead: the KL to the base it may cost on neutral text, nats per token, at a strength of at most 3 (detox.most). Without any of the three: 0.04, or with --no-training what the search found."
+            help="Instead: the KL to the base it may cost on neutral text, nats per token; 0.04 for trained gains (detox.usual_kl) where no dial is given."
         ),
     ] = None,
     max_ppl_increase: Annotated[

@@ -146,7 +146,7 @@ class FrontSettings:
     shift: tuple[Strength, ...] = (0.1, 0.3, 0.6, 1.0)
     scale: tuple[Strength, ...] = (0.1, 0.2, 0.3, 0.5)
     alphas: tuple[Fraction, ...] = (0.4, 0.6, 0.8)
-    gains: tuple[Strength, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
+    gains: tuple[Strength, ...] = (0.5, 1.0, 2.0, 3.0, 4.0)
     kept: tuple[Fraction, ...] = (0.01, 0.03, 0.1, 0.3)
     searched: Annotated[int, Field(ge=0)] = 4
 

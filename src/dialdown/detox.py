@@ -33,7 +33,7 @@ from .workspace import Workspace
 
 EDIT = "edit.safetensors"
 # Bisection halves an interval of strengths; this many leave it finer than any metric can tell apart.
-HALVINGS = 7
+HALVINGS = 8
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
 
@@ -98,8 +98,9 @@ def greatest_strength(
         else:
             high = middle
     if best is None:
+        dial = f"--max-kl above {settings.allowed_kl:g}" if kl > settings.allowed_kl else "--max-ppl-increase"
         raise DialdownError(
-            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and {math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise --max-kl or --max-ppl-increase."
+            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and {math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
         )
     return low, best
 
@@ -111,7 +112,8 @@ def choose_found(work: Workspace) -> Facts:
     scores = judged_again(work, finalists)
     chosen = finalists[int(np.argmin(scores))]
     # The search kept to its own budget.
-    edit = replace(dialled(chosen, settings.strength or 1.0), name="detox")
+    strength = 1.0 if settings.strength is None else settings.strength
+    edit = replace(dialled(chosen, strength), name="detox")
     edit.save(work.folder / EDIT)
     return {"strength": edit.record["strength"], "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
 

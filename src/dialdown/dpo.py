@@ -25,13 +25,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from .dpo_loss import Elsewhere, KLDirection, KLPositions
 from .errors import DialdownError, nearest
 from .files import disk_errors, fingerprint, read_json, write_json
 from .models import weight_fingerprints
 from .pairs import Pair
 
-KLDirection = Literal["reference_policy", "policy_reference"]
-KLPositions = Literal["completion", "all"]
 Example = dict[str, list[int]]
 """The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
@@ -121,26 +120,6 @@ class DPOSettings:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """Text that training should leave as it is: the KL(π_ref ‖ π) on some of it is part of the loss of every step.
-
-    Attributes:
-        texts: token ids, of one length.
-        weight: what the KL, in nats per position, counts in the loss.
-        per_step: texts in each step, which takes the next ones in order, and the first again after the last.
-    """
-
-    texts: Sequence[Sequence[int]]
-    weight: float
-    per_step: int = 4
-
-    def of_step(self, step: int) -> list[Sequence[int]]:
-        """The texts of a step, counted from 0: they depend on nothing else, so a resumed run has the same."""
-        first = step * self.per_step
-        return [self.texts[place % len(self.texts)] for place in range(first, first + self.per_step)]
-
-
-@dataclass(frozen=True)
 class TrainingLog:
     """What happened in training; every field is JSON-able (`dataclasses.asdict`).
 
@@ -153,8 +132,9 @@ class TrainingLog:
         kl_chosen, kl_rejected: KL⁺ and KL⁻ in nats.
         reward_accuracy: share of pairs whose preferred continuation has the higher reward.
         reward_margin: mean difference of the two rewards.
-        eval_step, eval_loss: when the held-out pairs were scored, and the whole loss on them.
+        eval_step, eval_loss: when the held-out pairs were scored, and the loss on them, without any KL elsewhere.
         seconds: time spent, summed over interruptions.
+        kl_elsewhere: for each step, the KL in nats on text elsewhere; empty where the training has none.
     """
 
     steps: int
@@ -171,6 +151,7 @@ class TrainingLog:
     eval_step: tuple[int, ...]
     eval_loss: tuple[float, ...]
     seconds: float
+    kl_elsewhere: tuple[float, ...] = ()
 
 
 def train_dpo(
@@ -242,7 +223,7 @@ def tune(
         save: writes a policy into a folder.
         optimizer: makes one for a policy, or None for the one that the settings name.
         elsewhere: text on which the policy is held near `model` too.
-        given: what else the result depends on.
+        given: what else the result depends on, `elsewhere` included.
 
     Raises:
         DialdownError: see `train_dpo`.

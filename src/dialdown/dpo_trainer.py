@@ -1,4 +1,4 @@
-"""The loss of METHOD §8 and TRL's `DPOTrainer` with that loss in place of its own.
+"""TRL's `DPOTrainer` with the loss of METHOD §8 (`dpo_loss`) in place of its own.
 
 TRL 1.16 scores completions with a fused head that never builds logits, and a divergence over the full
 vocabulary needs them; everything else (collation, reference, checkpoints, evaluation) stays TRL's. Imported
@@ -14,9 +14,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,84 +29,18 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from .dpo import OPTIMIZERS, DPOSettings, Elsewhere, Example, KLDirection, KLPositions, TrainingLog
+from .dpo import OPTIMIZERS, DPOSettings, Example, TrainingLog
+from .dpo_loss import IGNORED, Elsewhere, KLDirection, KLPositions, LossParts, divergence, kl_dpo_loss
 from .errors import DialdownError
 
-IGNORED = -100
 SAVE_SHARE = 0.05
 SAVE_EVERY_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class LossParts:
-    """The loss of one batch of B pairs and what it is made of.
-
-    Attributes:
-        loss: scalar, `dpo` + γ·(`kl_chosen` + `kl_rejected`).
-        dpo: scalar, the preference term.
-        kl_chosen, kl_rejected: scalars in nats, KL⁺ and KL⁻.
-        rewards_chosen, rewards_rejected: (B,), β times the log ratio of policy and reference; detached.
-    """
-
-    loss: Tensor
-    dpo: Tensor
-    kl_chosen: Tensor
-    kl_rejected: Tensor
-    rewards_chosen: Tensor
-    rewards_rejected: Tensor
-
-
-def kl_dpo_loss(
-    policy: Tensor,
-    reference: Tensor,
-    labels: Tensor,
-    *,
-    beta: float,
-    kl_weight: float,
-    direction: KLDirection,
-    positions: KLPositions,
-) -> LossParts:
-    """DPO plus γ times the divergence from the reference on both continuations (METHOD §8).
-
-    The KL of a sequence is its mean over that sequence's positions; KL⁺ and KL⁻ are means over the B sequences,
-    so each pair weighs the same however long it is and however pairs are split into batches. With "completion"
-    the positions are those that predict a completion token: neither prompt nor padding counts. With "all" they
-    are every position given, prompt and padding included, as in the authors' code: the value then depends on
-    the padding of the batch.
-
-    Args:
-        policy, reference: (2B, T, V) logits, the B chosen sequences first; computed in float32.
-        labels: (2B, T) ids; the completion token that a position predicts, or -100 where it predicts none.
-        beta: β of METHOD §8.
-        kl_weight: γ; at 0 the KL is measured but has no gradient.
-        direction: KL(π_ref ‖ π) or KL(π ‖ π_ref), over the full vocabulary.
-        positions: which positions the KL is a mean of.
-    """
-    taken = labels != IGNORED if positions == "completion" else torch.ones_like(labels, dtype=torch.bool)
-    targets = labels[taken]
-    log_policy = policy[taken].float().log_softmax(-1)
-    log_reference = reference[taken].float().log_softmax(-1)
-
-    def sums(per_position: Tensor) -> Tensor:
-        return torch.zeros(taken.shape, device=taken.device).masked_scatter(taken, per_position).sum(-1)
-
-    def log_probability(log_probs: Tensor) -> Tensor:
-        picked = log_probs.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
-        return sums(picked.masked_fill(targets == IGNORED, 0.0))
-
-    ratios_chosen, ratios_rejected = (log_probability(log_policy) - log_probability(log_reference)).chunk(2)
-    dpo = -F.logsigmoid(beta * (ratios_chosen - ratios_rejected)).mean()
-    with torch.set_grad_enabled(torch.is_grad_enabled() and kl_weight > 0):
-        p, q = (log_reference, log_policy) if direction == "reference_policy" else (log_policy, log_reference)
-        per_position = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-        kl_chosen, kl_rejected = (half.mean() for half in (sums(per_position) / taken.sum(-1)).chunk(2))
-    loss = dpo + kl_weight * (kl_chosen + kl_rejected) if kl_weight > 0 else dpo
-    rewards_chosen, rewards_rejected = beta * ratios_chosen.detach(), beta * ratios_rejected.detach()
-    return LossParts(loss, dpo, kl_chosen, kl_rejected, rewards_chosen, rewards_rejected)
-
-
 class KLDPOTrainer(DPOTrainer):
     """TRL's DPO trainer with `kl_dpo_loss`, for a causal LM or PEFT model and a given reference (METHOD §8).
+
+    Where there is text `elsewhere`, its KL is added to the loss of a training step.
 
     The datasets must hold `prompt_ids`, `chosen_ids` and `rejected_ids`: TRL's own preparation would end each
     continuation with an end-of-text token, and one cut after n tokens must not be taught to stop there.
@@ -124,7 +57,7 @@ class KLDPOTrainer(DPOTrainer):
         kl_weight: float,
         kl_direction: KLDirection,
         kl_positions: KLPositions,
-        elsewhere: Elsewhere | None,
+        elsewhere: Elsewhere | None = None,
         **trl_arguments: Any,
     ) -> None:
         self.kl_weight = kl_weight
@@ -181,21 +114,21 @@ class KLDPOTrainer(DPOTrainer):
             positions=self.kl_positions,
         )
         self._record(parts, "train" if model.training else "eval")
-        # Validation is of the pairs alone.
+        # A validation is between steps, so no step's texts are its own; it compares what is learned from the pairs.
         if self.elsewhere is None or not model.training:
             return parts.loss
-        kl = self._kl_elsewhere(model, self.elsewhere.of_step(self.state.global_step))
+        kl = self._kl_elsewhere(model, self.elsewhere)
         self._metrics["train"]["kl/elsewhere"].append(self.accelerator.gather(kl.detach()).mean().item())
         return parts.loss + self.elsewhere.weight * kl
 
-    def _kl_elsewhere(self, model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
-        """KL(π_ref ‖ π) on texts of one length, mean over their positions, in nats."""
-        ids = torch.tensor([list(text) for text in texts], device=self.accelerator.device)
+    def _kl_elsewhere(self, model: Any, elsewhere: Elsewhere) -> Tensor:
+        """KL(π_ref ‖ π) on the step's texts, mean over their positions, in nats."""
+        ids = torch.tensor(elsewhere.of_step(self.state.global_step), device=self.accelerator.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             reference = self._logits(self.ref_model, inputs, ids.shape[1]).float().log_softmax(-1)
         policy = self._logits(model, inputs, ids.shape[1]).float().log_softmax(-1)
-        return F.kl_div(policy, reference, log_target=True, reduction="sum") / ids.numel()
+        return divergence(reference, policy).mean()
 
     def _record(self, parts: LossParts, mode: str) -> None:
         measured = {
@@ -397,6 +330,7 @@ def _training_log(state: Any, train_pairs: int, eval_pairs: int) -> TrainingLog:
         dpo_loss=tuple(entry["dpo_loss"] for entry in steps),
         kl_chosen=tuple(entry["kl/chosen"] for entry in steps),
         kl_rejected=tuple(entry["kl/rejected"] for entry in steps),
+        kl_elsewhere=tuple(entry["kl/elsewhere"] for entry in steps if "kl/elsewhere" in entry),
         reward_accuracy=tuple(entry["rewards/accuracies"] for entry in steps),
         reward_margin=tuple(entry["rewards/margins"] for entry in steps),
         eval_step=tuple(entry["step"] for entry in validations),

@@ -60,16 +60,20 @@ def gain_prices(work: Workspace) -> NDArray[np.float64]:
 
     def price() -> NDArray[np.float64]:
         seed = work.config.seed
-        return fisher_information(work.lm, own_text(work.lm, seed=seed), seed=seed, progress=work.progress)
+        texts = own_text(work.lm, seed=seed, progress=work.progress)
+        return fisher_information(work.lm, texts, seed=seed, progress=work.progress)
 
     return _kept(work, "prices", price)
 
 
 def held_texts(work: Workspace) -> list[list[int]]:
     """Text of the model's own on which training holds the gains near it: other draws than those of the prices."""
-    texts = _kept(
-        work, "texts", lambda: np.array(own_text(work.lm, texts=96, tokens=64, seed=work.config.seed + OTHERS))
-    )
+
+    def write() -> NDArray[np.int64]:
+        seed = work.config.seed + OTHERS
+        return np.array(own_text(work.lm, texts=96, tokens=64, seed=seed, progress=work.progress))
+
+    texts = _kept(work, "texts", write)
     return [[int(token) for token in text] for text in texts]
 
 

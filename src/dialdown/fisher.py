@@ -36,7 +36,9 @@ from .models import LM, check_axes
 from .pairs import Pair
 
 
-def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> list[list[int]]:
+def own_text(
+    lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
+) -> list[list[int]]:
     """Token ids of texts that the model writes from nothing, drawn from its whole distribution, without tokens that end a text or a turn.
 
     They begin with the model's BOS, or where it expects none with what ends a text. The model's own generation settings
@@ -47,6 +49,7 @@ def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> lis
         texts: how many.
         tokens: of each, the first one included; fewer where the context ends.
         seed: of the draws.
+        progress: called after each token of all texts.
 
     Raises:
         DialdownError: the model's predictions are not finite numbers.
@@ -56,13 +59,16 @@ def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> lis
     start = lm.bos or [ends[0] if ends else lm.tokenizer.pad_token_id]
     written, cache = [torch.tensor([start] * texts, device=lm.device)], None
     with torch.inference_mode():
-        for _ in range(min(tokens, lm.context) - 1):
+        further = min(tokens, lm.context) - 1
+        for done in range(further):
             out = lm.model(input_ids=written[-1], past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
             _check(lm, logits)
             logits[:, ends] = -math.inf
             written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+            if progress:
+                progress("writing text of its own", done + 1, further)
     return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from .activations import NeuronMeans
-from .dpo import DPOSettings, Elsewhere, Optimizer, TrainingLog, tune
+from .dpo import DPOSettings, Optimizer, TrainingLog, tune
+from .dpo_loss import Elsewhere
 from .edits import LESS
 from .errors import DialdownError
 from .fisher import NaturalGradient, check_damping, damped
@@ -150,7 +151,7 @@ def train_gains(
         save=save,
         optimizer=optimizer,
         elsewhere=elsewhere,
-        given=[prices],
+        given=[prices, elsewhere and asdict(elsewhere)],
         progress=progress,
     )
     return Intervention.load(out / FILE), log
@@ -166,10 +167,11 @@ def _prices(lm: LM, settings: GainSettings, information: NDArray[np.float64] | N
 
 
 def _elsewhere(lm: LM, settings: GainSettings, texts: Sequence[Sequence[int]]) -> Elsewhere:
-    lengths = {len(text) for text in texts}
-    if len(lengths) != 1:
+    lengths, known = {len(text) for text in texts}, lm.view.unembedding.weight.shape[0]
+    fits = len(lengths) == 1 and 0 < max(lengths) <= lm.context
+    if not (fits and all(0 <= token < known for text in texts for token in text)):
         raise DialdownError(
-            f"{len(texts)} texts of {len(lengths)} lengths were given, and the KL on {lm.name}'s own text needs some of one length: pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
+            f"{len(texts)} texts of lengths {sorted(lengths)} were given, and the KL on {lm.name}'s own text needs ids below {known:,} of one length up to {lm.context:,}: pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
         )
     return Elsewhere(texts, settings.own_kl_weight)
 

@@ -84,7 +84,9 @@ def _what(delta: Delta, dropped: int) -> str:
         text = f"`{edit.name}` ({edit.kind}) changes {int(changed.sum()):,} of {edit.gain.size:,} MLP neurons"
         if edit.gain.size and not edit.offset.any():
             text += f", each by one factor on its column of the down projection; mean |gain - 1| is {abs(edit.gain - 1).mean():.4f}"
-    text += f", at strength {strength:g}. Everything else is the base model's, byte for byte."
+    if strength != 1:
+        text += f", dialled to {strength:.3g} times what was found at first"
+    text += ". Everything else is the base model's, byte for byte."
     if dropped:
         text += (
             f" {dropped:,} neurons of gain 0 were removed from every layer, so the MLP is narrower than the base's; "

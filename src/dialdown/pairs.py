@@ -75,7 +75,9 @@ class PairSettings:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise DialdownError(f"Pairs cannot be sampled at temperature {self.temperature}: pass a number above 0.")
         if self.unsteered + self.steered < 2:
-            raise DialdownError("A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered.")
+            raise DialdownError(
+                "A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered, or set pairs.greedy."
+            )
 
     @property
     def unsteered(self) -> int:

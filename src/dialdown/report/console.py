@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -54,6 +55,7 @@ def show_check(folder: Path, out: Console) -> None:
     out.print(
         "Held-out prompts; means with bootstrap 95 % intervals; the control has the same numbers on random neurons."
     )
+    out.print(_dialled(read_json(folder / "run.json")["stages"]["dial"]), markup=False)
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):
         samples.add_column(column, ratio=1)
@@ -71,6 +73,13 @@ def show_check(folder: Path, out: Console) -> None:
     for layer, neuron, gain, writes in top.select("layer", "neuron", "gain", "writes").iter_rows():
         most.add_row(str(layer), str(neuron), f"{gain:.2f}", escape(writes))
     out.print(most)
+
+
+def _dialled(found: dict[str, Any]) -> str:
+    text = f"The edit is {found['strength']:.3g} times what was {'trained' if 'chosen' not in found else 'found'}"
+    if "neutral_kl" in found:
+        text += f", which costs a KL of {found['neutral_kl']:.3f} and {found['neutral_log_ppl']:+.3f} log-perplexity on the neutral text it was dialled on"
+    return f"{text}."
 
 
 def show_neurons(folder: Path, out: Console) -> None:
