@@ -283,6 +283,11 @@ def test_texts_that_cannot_be_read_are_refused(llama: LM, tmp_path: Path) -> Non
             train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=PRICES, texts=texts)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_what_libraries_will_rename_is_no_business_of_who_trains(llama: LM, tmp_path: Path) -> None:
+    train_gains(llama, PAIRS, replace(QUICK, max_steps=1), tmp_path / "gains", information=PRICES, texts=TEXTS)
+
+
 def test_too_few_pairs_are_refused(llama: LM, tmp_path: Path) -> None:
     with pytest.raises(DialdownError, match="pass at least 4 pairs"):
         train_gains(llama, PAIRS[:2], QUICK, tmp_path / "gains", information=PRICES, texts=TEXTS)

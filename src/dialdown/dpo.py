@@ -240,7 +240,8 @@ def tune(
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
         return finished
-    policy = prepare(model)
+    with quiet():
+        policy = prepare(model)
     _claim(work, inputs, policy, settings)
 
     def publish(policy: Any, folder: Path, record: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -347,7 +348,10 @@ def quiet() -> Iterator[None]:
     log.set_verbosity(logging.ERROR)
     log.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            # PEFT and TRL call what transformers is about to rename, which is no business of who trains here.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         log.set_verbosity(verbosity)
         if bars:
