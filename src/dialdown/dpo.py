@@ -223,7 +223,7 @@ def tune(
         save: writes a policy into a folder.
         optimizer: makes one for a policy, or None for the one that the settings name.
         elsewhere: text on which the policy is held near `model` too.
-        given: what else the result depends on, `elsewhere` included.
+        given: what else the result depends on.
 
     Raises:
         DialdownError: see `train_dpo`.
@@ -232,7 +232,7 @@ def tune(
     out = out.resolve()
     examples = _encode(model, tokenizer, pairs, settings)
     train, held_out = _split(pairs, examples, settings)
-    weights = weight_fingerprints(model)
+    weights, held = weight_fingerprints(model), [] if elsewhere is None else [asdict(elsewhere)]
     inputs = fingerprint(
         type(settings).__name__, asdict(settings), train, held_out, weights, elsewhere and asdict(elsewhere), *given
     )

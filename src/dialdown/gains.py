@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,7 +151,7 @@ def train_gains(
         save=save,
         optimizer=optimizer,
         elsewhere=elsewhere,
-        given=[prices, elsewhere and asdict(elsewhere)],
+        given=[prices],
         progress=progress,
     )
     return Intervention.load(out / FILE), log
