@@ -69,6 +69,15 @@ def loss_gradient(
     return np.stack([gain.grad.numpy() for gain in gains])
 
 
+def choices(lm: LM, beta: float) -> list[tuple[list[Pair], np.ndarray]]:
+    """The pairs trained on and their gradient at gains of one, for each pair that may be the one held out, which is drawn."""
+    each = [loss_gradient(lm, [pair], beta) for pair in PAIRS]
+    return [
+        ([*PAIRS[:out], *PAIRS[out + 1 :]], np.mean([*each[:out], *each[out + 1 :]], axis=0))
+        for out in range(len(PAIRS))
+    ]
+
+
 @pytest.mark.parametrize("optimizer", ["natural", "adamw"])
 def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_path: Path, optimizer: Any) -> None:
     settings = GainSettings(
@@ -78,10 +87,8 @@ def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_pat
     assert log.steps == 1
     moved = gains.gain - 1
     price = PRICES + settings.damping * PRICES.mean()
-    # Which pair is held out is drawn, so the gradient that fits is that of one of the six choices.
     found = []
-    for left_out in range(len(PAIRS)):
-        gradient = loss_gradient(named, [p for i, p in enumerate(PAIRS) if i != left_out], settings.beta)
+    for _, gradient in choices(named, settings.beta):
         large = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
         if optimizer == "adamw":
             found.append(bool((np.sign(moved[large]) == -np.sign(gradient[large])).all()))
@@ -111,21 +118,23 @@ def test_the_second_step_goes_against_the_kl_on_the_second_texts_too(named: LM, 
     ]
     price = PRICES + settings.damping * PRICES.mean()
 
-    def off(pairs: list[Pair], at: np.ndarray, moved: np.ndarray, texts: Any, weight: float) -> float:
+    def off(moved: np.ndarray, gradient: np.ndarray) -> float:
         """How far a step is from the natural gradient's, as a share of its length."""
-        gradient = loss_gradient(named, pairs, settings.beta, at=at, texts=texts, weight=weight)
         expected = -length * (gradient / price) / np.sqrt((gradient**2 / price).sum())
         return float(np.sqrt((price * (moved - expected) ** 2).sum()) / length)
 
-    # Which pair is held out is drawn; the first step, where the KL has no gradient yet, tells which.
-    choices = [[p for i, p in enumerate(PAIRS) if i != left_out] for left_out in range(len(PAIRS))]
-    ones = np.ones(SHAPE)
-    pairs = min(choices, key=lambda some: off(some, ones, after[0] - 1, [], 0))
-    assert off(pairs, ones, after[0] - 1, [], 0) < 1e-3
-    second, texts = after[1] - after[0], [TEXTS[4], TEXTS[5], TEXTS[0], TEXTS[1]]
-    assert off(pairs, after[0], second, texts, weight) < 1e-3
+    # At the first step the KL has no gradient yet, so it tells which pair was held out.
+    pairs, gradient = min(choices(named, settings.beta), key=lambda one: off(after[0] - 1, one[1]))
+    assert off(after[0] - 1, gradient) < 1e-3
+    second = after[1] - after[0]
+
+    def off_with(texts: Any, weight: float) -> float:
+        return off(second, loss_gradient(named, pairs, settings.beta, at=after[0], texts=texts, weight=weight))
+
+    texts = [TEXTS[4], TEXTS[5], TEXTS[0], TEXTS[1]]
+    assert off_with(texts, weight) < 1e-3
     for other, share in ((TEXTS[:4], 1), (texts, 0), (texts, 0.8), (texts, 1.25)):
-        assert off(pairs, after[0], second, other, share * weight) > 4e-3
+        assert off_with(other, share * weight) > 4e-3
 
 
 def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path: Path) -> None:

@@ -233,9 +233,7 @@ def tune(
     examples = _encode(model, tokenizer, pairs, settings)
     train, held_out = _split(pairs, examples, settings)
     weights, held = weight_fingerprints(model), [] if elsewhere is None else [asdict(elsewhere)]
-    inputs = fingerprint(
-        type(settings).__name__, asdict(settings), train, held_out, weights, elsewhere and asdict(elsewhere), *given
-    )
+    inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights, *given, *held)
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
