@@ -21,6 +21,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where vLLM is installed, every export would start it."""
+    monkeypatch.setattr("dialdown.verification.installed", lambda: False)
+
+
 @contextmanager
 def unchanged(lm: LM) -> Iterator[LM]:
     """Check that the model comes out of the block bit-identical and without hooks."""

@@ -167,7 +167,10 @@ def diff(
 
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write; it appears whole or not at all.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")]
-Verify = Annotated[bool, typer.Option(help="Reload the folder and compare its logits with the hooked base model.")]
+Verify = Annotated[
+    bool,
+    typer.Option(help="Reload the folder, also in vLLM where installed, and compare it with the hooked base model."),
+]
 Base = Annotated[str | None, typer.Option(help="Where the base model is, if not where the edit says.")]
 EditFolder = Annotated[Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")]
 Strength = Annotated[
@@ -240,13 +243,8 @@ def detox(
             progress=display.progress,
         )
     show_check(work, out)
-    found = done.verification
-    checked = (
-        f"its logits differ from the hooked model's by at most {found.difference:.1g}" if found else "not verified"
-    )
-    out.print(
-        f"{out_folder} is an ordinary checkpoint ({checked}); the work is in {work}.", soft_wrap=True, markup=False
-    )
+    found = done.verification or "not verified"
+    out.print(f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.", soft_wrap=True, markup=False)
 
 
 @app.command("apply")
@@ -265,10 +263,10 @@ def apply_edit(
     quiet_libraries()
     display = Display()
     with display.bar:
-        apply_delta(
+        done = apply_delta(
             folder, out_folder, base=base, strength=strength, force=force, verify=verify, progress=display.progress
         )
-    out.print(f"Wrote {out_folder}.", soft_wrap=True, markup=False)
+    out.print(f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -279,7 +279,7 @@ def _verify(
     verified = verify_export(base.folder, edit, work, dtype=base.dtype, prompts=prompts, progress=progress)
     if not verified.passed:
         raise DialdownError(
-            f"The exported checkpoint does not do what the edit does: a logit differs by {verified.difference:.2g} where {verified.tolerance:.2g} is accepted, so {out} was not written: "
+            f"The exported checkpoint does not do what the edit does: {verified.complaint}, so {out} was not written: "
             "repeat the export, or pass verify=False to write it and look."
         )
     return verified

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from .assets import ASSETS
 from .delta import Delta, Interval
 from .verification import Verification
+from .vllm_check import VllmCheck
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
@@ -130,4 +131,13 @@ def _verified(verified: Verification | None) -> str:
             f" The checkpoint has 16 bits: random errors of the size of one rounding in what the edit wrote make a difference of {verified.rounding:.2g}, "
             "and four times that plus 0.001 is accepted."
         )
-    return text
+    return text if verified.vllm is None else f"{text} {_in_vllm(verified.vllm)}"
+
+
+def _in_vllm(check: VllmCheck) -> str:
+    if check.problem is not None:
+        return f"It is {check}."
+    return (
+        f"So it was with vLLM {check.version}, in float32: of {check.compared:,} log-probabilities of the likeliest next tokens the largest "
+        f"difference is {check.difference:.2g}, where {check.tolerance:.2g} is accepted."
+    )

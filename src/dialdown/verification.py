@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .assets import Progress
 from .errors import DialdownError
 from .interventions import Intervention
 from .models import LM, load
+from .vllm_check import VllmCheck, check_in_vllm, installed
 from .workers import return_free_memory
 
 PROMPTS = (
@@ -74,6 +75,7 @@ class Verification:
         rounding: where the checkpoint has 16 bits, the largest difference that random errors of the size of one
             rounding make when they are put into what the edit wrote; None in float32. The tolerance is
             four times that plus 1e-3.
+        vllm: the same in vLLM, where it is installed.
     """
 
     prompts: int
@@ -81,14 +83,24 @@ class Verification:
     difference: float
     tolerance: float
     rounding: float | None
+    vllm: VllmCheck | None = None
 
     @property
     def passed(self) -> bool:
-        return self.difference <= self.tolerance  # a NaN does not pass
+        return self.complaint is None
 
-    def describe(self) -> dict[str, Any]:
-        """The figures, for a record."""
-        return asdict(self)
+    @property
+    def complaint(self) -> str | None:
+        """What does not agree, or None."""
+        if not self.difference <= self.tolerance:  # a NaN does not pass
+            return f"a logit differs by {self.difference:.2g} where {self.tolerance:.2g} is accepted"
+        if self.vllm is not None and not self.vllm.passed:
+            return f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
+        return None
+
+    def __str__(self) -> str:
+        text = f"its logits differ from the hooked model's by at most {self.difference:.1g}"
+        return text if self.vllm is None else f"{text}; {self.vllm}"
 
 
 def verify_export(
@@ -100,7 +112,7 @@ def verify_export(
     prompts: Sequence[str] = PROMPTS,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compare an exported folder with the hooked base model.
+    """Compare an exported folder with the hooked base model, in plain transformers and, where it is installed, in vLLM.
 
     Args:
         base: the base's folder.
@@ -134,7 +146,17 @@ def verify_export(
             if progress:
                 progress("verifying", done, len(ids))
     tolerance = TOLERANCE + SLACK * (rounding or 0.0)
-    return Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
+    found = Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
+    if not (found.passed and installed()):
+        return found
+    del model
+    return_free_memory()
+    if progress:
+        progress("verifying in vLLM", 0, 1)
+    checked = check_in_vllm(Path(exported), ids, reference, dtype=dtype, tolerance=tolerance)
+    if progress:
+        progress("verifying in vLLM", 1, 1)
+    return replace(found, vllm=checked)
 
 
 def _reference(

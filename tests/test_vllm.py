@@ -1,0 +1,132 @@
+"""Verification in vLLM, where it is installed: with the real one on the embedded model, and with stand-ins for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_export import FEW, exact, saved
+from test_interventions import make
+
+import dialdown as dd
+from dialdown import vllm_check
+from dialdown.errors import DialdownError
+from dialdown.export import export
+from dialdown.models import LM
+
+Install = Callable[..., None]
+
+# vLLM's documented answers, from transformers: a position's scores are those of the token there, so the first has none.
+STAND_IN = """
+from types import SimpleNamespace
+import torch
+from transformers import AutoModelForCausalLM
+
+__version__ = "0-stand-in"
+SamplingParams = SimpleNamespace
+
+class LLM:
+    def __init__(self, model, dtype, max_model_len, **others):
+        assert dtype == "float32"
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.longest = max_model_len
+
+    def generate(self, prompts, asked, use_tqdm):
+        return [self.answer(one["prompt_token_ids"], asked) for one in prompts]
+
+    def answer(self, ids, asked):
+        assert len(ids) + asked.max_tokens <= self.longest
+        with torch.no_grad():
+            scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        filed = []
+        for position, following in zip(scores, [*ids[1:], None]):
+            tokens = [*position.topk(asked.prompt_logprobs).indices.tolist(), *([following] if following else [])]
+            filed.append({{token: SimpleNamespace(logprob=float(position[token]) {more}) for token in tokens}})
+        return SimpleNamespace(prompt_logprobs=[None, *filed[:-1]], outputs=[SimpleNamespace(logprobs=filed[-1:])])
+"""
+
+
+@pytest.fixture
+def without_vllm() -> None:
+    """Here vLLM is looked for, unlike in the other files (see conftest.py)."""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    def install(more: str = "", source: str = STAND_IN) -> None:
+        place = tmp_path / "installed"
+        place.mkdir()
+        (place / "vllm.py").write_text(source.format(more=more))
+        monkeypatch.setenv("PYTHONPATH", str(place))
+        monkeypatch.syspath_prepend(place)
+
+    return install
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("set", torch.float32), ("scale", torch.bfloat16)])
+def test_what_vllm_makes_of_a_folder_is_compared_and_told(
+    tmp_path: Path, stand_in: Install, kind: str, dtype: torch.dtype
+) -> None:
+    stand_in()
+    lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
+    done = export(saved(lm, tmp_path / "base"), exact(make(lm, kind, strength=0.3)), tmp_path / "out", prompts=FEW)
+    found = done.verification
+    assert found is not None
+    assert found.vllm is not None
+    assert (found.vllm.version, found.vllm.problem) == ("0-stand-in", None)
+    assert found.vllm.compared >= 20 * found.positions
+    assert found.vllm.difference <= found.vllm.tolerance == 2 * found.tolerance
+    assert "So it was with vLLM 0-stand-in" in (done.folder / "README.md").read_text()
+    assert "in vLLM 0-stand-in, log-probabilities differ by at most" in str(found)
+
+
+@pytest.mark.parametrize("more", ["+ .003", "* float('nan')"])
+def test_a_folder_that_vllm_reads_otherwise_is_not_written(
+    llama: LM, tmp_path: Path, stand_in: Install, more: str
+) -> None:
+    stand_in(more)
+    with pytest.raises(DialdownError, match=r"in vLLM 0-stand-in, log-probabilities differ.*where 0\.002 is accepted"):
+        export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('no kernel for this')", "RuntimeError: no kernel for this"),
+        ("import os; os._exit(3)", "killed, exit status 3"),
+    ],
+)
+def test_a_vllm_that_does_not_run_says_nothing_about_the_folder(
+    llama: LM, tmp_path: Path, stand_in: Install, source: str, reason: str
+) -> None:
+    stand_in(source=source)
+    done = export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+    said = f"not verified in vLLM, which did not run: {reason}"
+    assert said in str(done.verification)
+    assert f"It is {said}." in (done.folder / "README.md").read_text()
+
+
+def test_vllm_is_not_started_where_its_weights_do_not_fit(
+    llama: LM, tmp_path: Path, stand_in: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(source="raise AssertionError")
+    monkeypatch.setattr(vllm_check, "ENGINE_BYTES", 1 << 60)
+    done = export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+    assert "which did not run: it needs 1152921504.6 GB of memory" in str(done.verification)
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif(not vllm_check.installed(), reason="vLLM is not installed")
+@pytest.mark.parametrize("kind", ["scale", "set", "shift"])
+def test_the_real_vllm_reads_every_kind_of_folder(tmp_path: Path, kind: str) -> None:
+    lm = dd.load("embedded:smollm2-135m", device="cpu")
+    edit = exact(make(lm, kind, share=0.1, strength=0.3))
+    found = export("embedded:smollm2-135m", edit, tmp_path / "out").verification
+    assert found is not None
+    assert found.vllm is not None
+    assert found.vllm.problem is None
+    assert found.vllm.difference <= found.vllm.tolerance
