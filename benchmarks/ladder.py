@@ -4,8 +4,8 @@
     dialdown detox embedded:smollm2-135m --out calm --no-training --force      # searched edits, from the same pairs
     python benchmarks/ladder.py calm-work
 
-Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rate, and for two passes `x2`), and dialled like
-them: by interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because
+Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rate, for two passes `x2`, and `+kl` with the KL on
+the model's own text in its loss that gains have and the paper's DPO does not), and dialled like them: by interpolating its weights with the base model's. The KL that is matched is the mean over four kinds of text, because
 an edit can be cheap on the one kind that it was made with; what those texts lose in log-perplexity is there too, beside that of the
 evaluation's text. The prompts are training prompts that pairs, search and `detox` left
 alone: the evaluation's have seen every recipe that was tried while this was developed. Differences are paired over prompts,
@@ -32,6 +32,7 @@ import dialdown as dd
 from dialdown.config import Config
 from dialdown.data import load_labelled, load_prompts, load_reference_text
 from dialdown.directions import Direction
+from dialdown.dpo_loss import Elsewhere
 from dialdown.editing import found_any, found_edits, gain_prices, held_texts, trained_gains
 from dialdown.evaluation import Evaluator, Row, Suite
 from dialdown.files import read_json, write_json
@@ -68,10 +69,11 @@ def interpolated(lm: LM, tuned: dict[str, torch.Tensor], strength: float) -> Ite
 
 def full_dpo(work: Workspace, lm: LM, recipe: str, pairs: Sequence[Pair]) -> Dial:
     """DPO on some pairs, as something that can be dialled in `lm`."""
-    rate, _, passes = recipe.partition("x")
+    rate, _, passes = recipe.removesuffix("+kl").partition("x")
+    elsewhere = Elsewhere(held_texts(work), work.config.gains.own_kl_weight) if recipe.endswith("+kl") else None
     out = work.folder / f"ladder-dpo-{recipe}-{len(pairs)}"
     settings = replace(DPO, learning_rate=float(rate), epochs=int(passes or 1), seed=work.config.seed)
-    dd.train_dpo(work.lm.model, work.lm.tokenizer, pairs, settings, out, progress=told)
+    dd.train_dpo(work.lm.model, work.lm.tokenizer, pairs, settings, out, elsewhere=elsewhere, progress=told)
     loaded = dd.load_tuned(work.lm, out)
     # Parameters and not the state dict, which would name a tied embedding twice.
     tuned = {name: weight.detach() for name, weight in loaded.model.named_parameters()}

@@ -29,6 +29,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from dialdown import dpo, dpo_trainer
 from dialdown.dpo import DPOSettings, train_dpo
+from dialdown.dpo_loss import Elsewhere
 from dialdown.dpo_trainer import KLDPOTrainer
 from dialdown.errors import DialdownError
 from dialdown.pairs import Pair
@@ -326,6 +327,31 @@ def test_a_finished_run_returns_its_log_and_other_settings_replace_it(tokenizer,
     assert train_dpo(model, tokenizer, PAIRS, QUICK, out) == log
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     assert train_dpo(model, tokenizer, PAIRS, replace(QUICK, epochs=1), out).steps == 2
+
+
+def test_a_full_model_is_held_near_on_text_elsewhere(tokenizer, tmp_path):
+    model, out = tiny("llama"), tmp_path / "tuned"
+    texts = [[3 * i + j for j in range(12)] for i in range(5)]
+
+    def kl() -> float:
+        with torch.no_grad():
+            p, q = (
+                m(input_ids=torch.tensor(texts)).logits.double().log_softmax(-1)
+                for m in (model, AutoModelForCausalLM.from_pretrained(out))
+            )
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    train_dpo(model, tokenizer, PAIRS, QUICK, out)
+    free = kl()
+    held = train_dpo(model, tokenizer, PAIRS, QUICK, out, elsewhere=Elsewhere(texts, 20.0))
+    assert kl() < 0.5 * free
+    assert held.kl_elsewhere[0] == pytest.approx(0, abs=1e-6)
+    assert held.loss[-1] == pytest.approx(
+        held.dpo_loss[-1]
+        + QUICK.kl_weight * (held.kl_chosen[-1] + held.kl_rejected[-1])
+        + 20.0 * held.kl_elsewhere[-1],
+        abs=1e-5,
+    )
 
 
 def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):

@@ -161,6 +161,7 @@ def train_dpo(
     settings: DPOSettings,
     out: Path,
     *,
+    elsewhere: Elsewhere | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingLog:
     """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder `out`.
@@ -176,6 +177,7 @@ def train_dpo(
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
+        elsewhere: text on which the policy is held near `model` too, as gains are; the paper has none.
         progress: called with "training", the steps done and the steps in all.
 
     Raises:
@@ -191,7 +193,17 @@ def train_dpo(
         tokenizer.save_pretrained(folder)
         policy.config, policy.generation_config = theirs
 
-    return tune(model, tokenizer, pairs, settings, out, prepare=_own_weights, save=save, progress=progress)
+    return tune(
+        model,
+        tokenizer,
+        pairs,
+        settings,
+        out,
+        prepare=_own_weights,
+        save=save,
+        elsewhere=elsewhere,
+        progress=progress,
+    )
 
 
 def _own_weights(model: Any) -> Any:
@@ -218,11 +230,10 @@ def tune(
     """Train whatever of a policy is trainable on `pairs`, resuming where it was stopped: `train_dpo` and `train_gains`.
 
     Args:
-        model, tokenizer, pairs, settings, out, progress: see `train_dpo`.
+        model, tokenizer, pairs, settings, out, elsewhere, progress: see `train_dpo`.
         prepare: from the model to a policy that may be changed.
         save: writes a policy into a folder.
         optimizer: makes one for a policy, or None for the one that the settings name.
-        elsewhere: text on which the policy is held near `model` too.
         given: what else the result depends on.
 
     Raises:
