@@ -20,11 +20,14 @@ from dialdown.models import LM
 Install = Callable[..., None]
 
 # vLLM's documented answers, from transformers: a position's scores are those of the token there, so the first has none.
+# Once it has answered it crashes.
 STAND_IN = """
+import atexit, os
 from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM
 
+atexit.register(os._exit, 9)
 __version__ = "0-stand-in"
 SamplingParams = SimpleNamespace
 
@@ -44,7 +47,7 @@ class LLM:
         filed = []
         for position, following in zip(scores, [*ids[1:], None]):
             tokens = [*position.topk(asked.prompt_logprobs).indices.tolist(), *([following] if following else [])]
-            filed.append({{token: SimpleNamespace(logprob=float(position[token]) {more}) for token in tokens}})
+            filed.append({token: SimpleNamespace(logprob=float(position[token]) {more}) for token in tokens})
         return SimpleNamespace(prompt_logprobs=[None, *filed[:-1]], outputs=[SimpleNamespace(logprobs=filed[-1:])])
 """
 
@@ -59,7 +62,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def install(more: str = "", source: str = STAND_IN) -> None:
         place = tmp_path / "installed"
         place.mkdir()
-        (place / "vllm.py").write_text(source.format(more=more))
+        (place / "vllm.py").write_text(source.replace("{more}", more))
         monkeypatch.setenv("PYTHONPATH", str(place))
         monkeypatch.syspath_prepend(place)
 
@@ -78,17 +81,21 @@ def test_what_vllm_makes_of_a_folder_is_compared_and_told(
     assert found.vllm is not None
     assert (found.vllm.version, found.vllm.problem) == ("0-stand-in", None)
     assert found.vllm.compared >= 20 * found.positions
-    assert found.vllm.difference <= found.vllm.tolerance == 2 * found.tolerance
+    assert found.vllm.difference <= 2 * found.tolerance
+    assert found.vllm.tolerance == pytest.approx(2 * found.tolerance + 0.05)
     assert "So it was with vLLM 0-stand-in" in (done.folder / "README.md").read_text()
-    assert "in vLLM 0-stand-in, log-probabilities differ by at most" in str(found)
+    assert "in vLLM 0-stand-in a log-probability differs by up to" in str(found)
 
 
-@pytest.mark.parametrize("more", ["+ .003", "* float('nan')"])
+@pytest.mark.parametrize("more", ["+ .06", "* float('nan')"])
 def test_a_folder_that_vllm_reads_otherwise_is_not_written(
     llama: LM, tmp_path: Path, stand_in: Install, more: str
 ) -> None:
     stand_in(more)
-    with pytest.raises(DialdownError, match=r"in vLLM 0-stand-in, log-probabilities differ.*where 0\.002 is accepted"):
+    with pytest.raises(
+        DialdownError,
+        match=r"in vLLM 0-stand-in a log-probability differs by up to (0\.06|nan), where 0\.052 is accepted",
+    ):
         export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
     assert not (tmp_path / "out").exists()
 
@@ -96,8 +103,8 @@ def test_a_folder_that_vllm_reads_otherwise_is_not_written(
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("raise RuntimeError('no kernel for this')", "RuntimeError: no kernel for this"),
-        ("import os; os._exit(3)", "killed, exit status 3"),
+        ("raise RuntimeError('no kernel\\nfor this.')", "RuntimeError: no kernel for this"),
+        ("import os; print('a word', flush=True); os._exit(3)", "it ended with exit status 3"),
     ],
 )
 def test_a_vllm_that_does_not_run_says_nothing_about_the_folder(
@@ -105,15 +112,39 @@ def test_a_vllm_that_does_not_run_says_nothing_about_the_folder(
 ) -> None:
     stand_in(source=source)
     done = export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
-    said = f"not verified in vLLM, which did not run: {reason}"
-    assert said in str(done.verification)
-    assert f"It is {said}." in (done.folder / "README.md").read_text()
+    assert str(done.verification).endswith(f"not verified in vLLM, which did not run: {reason}")
+    card = (done.folder / "README.md").read_text()
+    assert "It was not verified in vLLM, which did not run." in card
+    assert reason not in card
+
+
+def test_a_folder_that_vllm_refuses_and_its_base_not_is_not_written(
+    llama: LM, tmp_path: Path, stand_in: Install
+) -> None:
+    refusing = """
+__version__ = "0-stand-in"
+SamplingParams = dict
+
+class LLM:
+    def __init__(self, model, **others):
+        if not model.endswith("base"):
+            raise ValueError("no module named surplus.weight")
+
+    def generate(self, prompts, asked, use_tqdm):
+        return []
+"""
+    stand_in(source=refusing)
+    sentence = r"vLLM 0-stand-in runs the base and not the edited model: ValueError: no module named surplus.weight, so"
+    with pytest.raises(DialdownError, match=sentence):
+        export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+    assert not (tmp_path / "out").exists()
 
 
 def test_vllm_is_not_started_where_its_weights_do_not_fit(
     llama: LM, tmp_path: Path, stand_in: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(source="raise AssertionError")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(vllm_check, "ENGINE_BYTES", 1 << 60)
     done = export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
     assert "which did not run: it needs 1152921504.6 GB of memory" in str(done.verification)

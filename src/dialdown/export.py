@@ -81,7 +81,8 @@ def export(
         out: the folder to write. It appears whole or not at all.
         revision: a hub branch, tag or commit.
         force: replace what is in `out`.
-        verify: reload the folder and compare its logits with the hooked base model before it takes its place.
+        verify: reload the folder and compare its logits with the hooked base model before it takes its place, also in vLLM
+            where that is installed (a minute or more).
         prompts: the texts to compare on.
         prune: remove neurons of gain 0, as many from every layer as the layer with fewest of them has.
         shard_bytes: the size a weight file does not exceed, unless one tensor does.
@@ -91,7 +92,7 @@ def export(
     Raises:
         DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the disk has not enough
             space, or the memory for a verification; the base is missing, quantised or damaged; the edit does not fit it or needs a bias it has no place
-            for; there is nothing to prune; or verification measured a difference above its tolerance.
+            for; there is nothing to prune; or verification measured a difference above its tolerance, or vLLM runs the base and not the result.
     """
     check_out(Path(out), force)
     base = open_checkpoint(source, revision=revision, progress=progress)
@@ -280,7 +281,7 @@ def _verify(
     if not verified.passed:
         raise DialdownError(
             f"The exported checkpoint does not do what the edit does: {verified.complaint}, so {out} was not written: "
-            "repeat the export, or pass verify=False to write it and look."
+            "repeat the export, or leave verification out (--no-verify, or verify=False) to write it and look."
         )
     return verified
 

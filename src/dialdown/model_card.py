@@ -136,7 +136,8 @@ def _verified(verified: Verification | None) -> str:
 
 def _in_vllm(check: VllmCheck) -> str:
     if check.problem is not None:
-        return f"It is {check}."
+        # What vLLM said may name folders of one's own.
+        return "It was not verified in vLLM, which did not run."
     return (
         f"So it was with vLLM {check.version}, in float32: of {check.compared:,} log-probabilities of the likeliest next tokens the largest "
         f"difference is {check.difference:.2g}, where {check.tolerance:.2g} is accepted."

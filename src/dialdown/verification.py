@@ -94,9 +94,9 @@ class Verification:
         """What does not agree, or None."""
         if not self.difference <= self.tolerance:  # a NaN does not pass
             return f"a logit differs by {self.difference:.2g} where {self.tolerance:.2g} is accepted"
-        if self.vllm is not None and not self.vllm.passed:
-            return f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
-        return None
+        if self.vllm is None or self.vllm.passed:
+            return None
+        return str(self.vllm) if self.vllm.problem else f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
 
     def __str__(self) -> str:
         text = f"its logits differ from the hooked model's by at most {self.difference:.1g}"
@@ -153,7 +153,7 @@ def verify_export(
     return_free_memory()
     if progress:
         progress("verifying in vLLM", 0, 1)
-    checked = check_in_vllm(Path(exported), ids, reference, dtype=dtype, tolerance=tolerance)
+    checked = check_in_vllm(Path(exported), Path(base), ids, reference, dtype=dtype, tolerance=tolerance)
     if progress:
         progress("verifying in vLLM", 1, 1)
     return replace(found, vllm=checked)

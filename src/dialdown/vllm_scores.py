@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 LIKELIEST = 20  # the most that vLLM gives without being asked for more when it starts
 
-# The engine in this process and silent, a gigabyte for keys and values on a CPU, and no word to anybody.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
+# The engine in this process, and no word to anybody.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def scores(folder: str, ids: list[list[int]]) -> dict[str, Any]:
@@ -33,20 +29,16 @@ def scores(folder: str, ids: list[list[int]]) -> dict[str, Any]:
         vLLM's `version`, and `texts`: for each text, for each of its positions, pairs of a token id and its log-probability
         as the next token.
     """
-    import torch
     import vllm
 
-    share = 0.9
-    if torch.cuda.is_available():
-        # By default it takes nine tenths of all memory, though others hold some of it.
-        free, total = torch.cuda.mem_get_info()
-        share *= free / total
     engine = vllm.LLM(
         model=folder,
         dtype="float32",
         max_model_len=max(map(len, ids)) + 1,
         enforce_eager=True,
-        gpu_memory_utilization=share,
+        # Instead of nine tenths of the memory there is, most of it for keys and values.
+        gpu_memory_utilization=0.01,
+        kv_cache_memory_bytes=1 << 30,
     )
     found = engine.generate(
         [{"prompt_token_ids": text} for text in ids],
@@ -64,6 +56,16 @@ def scores(folder: str, ids: list[list[int]]) -> dict[str, Any]:
     return {"version": vllm.__version__, "texts": texts}
 
 
+def main(asked: Path, answer: Path) -> None:
+    """Answer a question in a JSON file by another one, by what went wrong if need be."""
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        said = " ".join("".join(traceback.format_exception_only(error)).split())
+        answer.write_text(json.dumps({"problem": said.rstrip(".")[:300]}), encoding="utf-8")
+
+    sys.excepthook = tell
+    answer.write_text(json.dumps(scores(**json.loads(asked.read_text(encoding="utf-8")))), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    asked, answer = map(Path, sys.argv[1:])
-    answer.write_text(json.dumps(scores(**json.loads(asked.read_text()))))
+    main(*map(Path, sys.argv[1:]))

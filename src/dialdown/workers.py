@@ -103,8 +103,9 @@ def _one(piece: Any) -> Done:
 
 
 def return_free_memory() -> None:
-    """Give freed memory back to the system, which the C library otherwise keeps for this process alone."""
+    """Give freed memory back to the system and the GPU, which the C library and torch otherwise keep for this process alone."""
     gc.collect()
+    torch.cuda.empty_cache()  # does nothing where CUDA was not used
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
