@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .decoding import Batch, Progress, batches
 from .directions import Direction
-from .dpo import continuation_ids
+from .dpo_examples import continuation_ids
 from .errors import DialdownError, nearest
 from .files import read_arrays, write_arrays
 from .models import LM, check_axes

@@ -25,14 +25,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from .dpo_examples import encode, split
 from .dpo_loss import Elsewhere, KLDirection, KLPositions
 from .errors import DialdownError, nearest
 from .files import disk_errors, fingerprint, read_json, write_json
 from .models import weight_fingerprints
 from .pairs import Pair
-
-Example = dict[str, list[int]]
-"""The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
 RECORD = "training.json"
 Optimizer = Literal["rmsprop", "adamw", "natural"]
@@ -241,9 +239,10 @@ def tune(
     """
     fit, quiet = _trl()
     out = out.resolve()
-    examples = _encode(model, tokenizer, pairs, settings)
-    train, held_out = _split(pairs, examples, settings)
-    weights, held = weight_fingerprints(model), [] if elsewhere is None else [asdict(elsewhere)]
+    examples = encode(model, tokenizer, pairs, max_tokens=settings.max_tokens)
+    train, held_out = split(pairs, examples, eval_pairs=settings.eval_pairs, seed=settings.seed)
+    held = [] if elsewhere is None else [asdict(elsewhere)]
+    weights = weight_fingerprints(model)
     inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights, *given, *held)
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
@@ -289,74 +288,6 @@ def _trl() -> tuple[Callable[..., TrainingLog], Callable[[], AbstractContextMana
             f'Training needs {error.name}, which is not installed: run pip install "dialdown[train]".'
         ) from error
     return fit, quiet
-
-
-def _encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], settings: DPOSettings) -> list[Example]:
-    """The token ids of each pair, in the order of `pairs`: no end-of-text after a continuation."""
-    examples = []
-    for pair in pairs:
-        prompt = tokenizer(pair.prompt)["input_ids"]
-        chosen = continuation_ids(tokenizer, pair.prompt, pair.chosen)
-        rejected = continuation_ids(tokenizer, pair.prompt, pair.rejected)
-        examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-    empty = [number for number, example in enumerate(examples) if not all(example.values())]
-    if empty:
-        raise DialdownError(
-            f"{len(empty)} of {len(pairs)} preference pairs (first: number {empty[0]}) have an empty prompt "
-            "or continuation, so there is nothing to prefer: leave them out."
-        )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or settings.max_tokens
-    limit = min(settings.max_tokens, context)
-    too_long = sum(_length(example) > limit for example in examples)
-    if too_long:
-        raise DialdownError(
-            f"{too_long} of {len(pairs)} preference pairs are longer than {limit} tokens (max_tokens = "
-            f"{settings.max_tokens}, the model's context {context}), the longest having "
-            f"{max(map(_length, examples))}: shorten the prompts, or raise max_tokens if it is the lower one."
-        )
-    return examples
-
-
-def _length(example: Example) -> int:
-    return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
-
-
-def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
-    """The ids that `text` has after `prompt`, whose own ids stay as they are while decoding.
-
-    Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a line break,
-    because a SentencePiece tokenizer would put a space before it alone.
-    """
-    for before in (prompt, "\n", ""):
-        head, whole = tokenizer(before)["input_ids"], tokenizer(before + text)["input_ids"]
-        if whole[: len(head)] == head:
-            return list(whole[len(head) :])
-    raise DialdownError(
-        f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can be cut out: "
-        "load the tokenizer with add_eos_token=False."
-    )
-
-
-def _split(
-    pairs: Sequence[Pair], examples: list[Example], settings: DPOSettings
-) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples that share no prompt."""
-    wanted = min(settings.eval_pairs, len(pairs) // 4)
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    random.Random(settings.seed).shuffle(prompts)
-    by_prompt: dict[str, list[Example]] = {prompt: [] for prompt in prompts}
-    for pair, example in zip(pairs, examples, strict=True):
-        by_prompt[pair.prompt].append(example)
-    held_out: list[Example] = []
-    while prompts and len(held_out) < wanted:
-        held_out += by_prompt.pop(prompts.pop())
-    train = [example for group in by_prompt.values() for example in group]
-    if not train or not held_out:
-        raise DialdownError(
-            f"{len(pairs)} preference pairs of {len({pair.prompt for pair in pairs})} prompts cannot be "
-            "split into training and validation: pass at least 4 pairs with different prompts."
-        )
-    return train, held_out
 
 
 def _finished(out: Path, inputs: str) -> TrainingLog | None:

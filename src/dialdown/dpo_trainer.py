@@ -30,7 +30,8 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from .dpo import OPTIMIZERS, DPOSettings, Example, TrainingLog
+from .dpo import OPTIMIZERS, DPOSettings, TrainingLog
+from .dpo_examples import Example
 from .dpo_loss import IGNORED, Elsewhere, KLDirection, KLPositions, LossParts, divergence, kl_dpo_loss
 from .errors import DialdownError
 
