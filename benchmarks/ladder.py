@@ -217,7 +217,9 @@ class Bench:
             # A KL grows with the square of a small change; aiming a little below stays within the price.
             aimed = strength * (0.985 * wanted / kl) ** 0.5
             strength = aimed if low < aimed < high else (low + high) / 2
-        return self.rung(name, dial, low)
+        rung = self.rung(name, dial, low)
+        print(f"KL {wanted:g}, {name}: strength {rung.strength:.2f}, {rung.row.metric('toxicity')}", flush=True)
+        return rung
 
 
 def written(way: str, rung: Rung, reference: Rung, against: Rung) -> dict[str, Any]:
@@ -274,7 +276,6 @@ def main() -> None:
         for name, dial in ways.items():
             rung = bench.at_price(name, dial, wanted)
             found.append({"wanted_kl": wanted, **written(name, rung, reference, dpo)})
-            print(f"KL {wanted:g}, {name}: strength {rung.strength:.2f}, {rung.row.metric('toxicity')}", flush=True)
             write_json(given.folder / "ladder.json", {"rows": found})
 
 
