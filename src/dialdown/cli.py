@@ -29,7 +29,9 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", help="The folder of the study (runs/PRESET by default); the same command goes on with it."),
 ]
-Preset = Annotated[str, typer.Option(help="demo, smoke (the same stages on almost nothing), or full (the paper's sizes).")]
+Preset = Annotated[
+    str, typer.Option(help="demo, smoke (the same stages on almost nothing), or full (the paper's sizes).")
+]
 Model = Annotated[str | None, typer.Option(help="A hub id, a folder, or embedded:smollm2-135m.")]
 Tuned = Annotated[str | None, typer.Option(help="A model already tuned from it, instead of training one.")]
 Seed = Annotated[int | None, typer.Option(help="The seed of everything random.")]
