@@ -19,7 +19,7 @@ types: $(VENV)/dev
 	$(BIN)/mypy
 
 tests: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The constraint keeps pip on one torch; see the README for an install with the torch of your choice.
 $(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
