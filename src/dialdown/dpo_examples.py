@@ -66,7 +66,9 @@ def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
 def split(
     pairs: Sequence[Pair], examples: list[Example], *, eval_pairs: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples that share no prompt; a quarter of the pairs at most is held out.
+    """Training and validation examples that share no prompt.
+
+    Whole prompts are held out until `eval_pairs` pairs are, or a quarter of all where that is fewer.
 
     Raises:
         DialdownError: there are too few pairs, or too few prompts, for both.
