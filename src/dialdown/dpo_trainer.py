@@ -8,6 +8,7 @@ by `dpo` only when training starts, because TRL is an optional extra.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 import logging
@@ -255,6 +256,9 @@ def sharing(model: Any) -> Any:
 
 
 def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
+    # TRL turns it on, under the older of the two names that transformers has had for it.
+    names = {field.name for field in dataclasses.fields(DPOConfig)}
+    new, old = "activation_checkpointing", "gradient_checkpointing"
     return DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
@@ -272,7 +276,7 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
         data_seed=settings.seed,
         # Weights and activations stay in the model's dtype, on the kind of device the model is on.
         bf16=False,
-        activation_checkpointing=False,
+        **{new if new in names else old: False},
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
         eval_strategy="steps",
