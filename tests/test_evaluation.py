@@ -23,7 +23,7 @@ from dialdown.errors import DialdownError
 from dialdown.evaluation import METRICS, Evaluator, Measured, Suite, as_row
 from dialdown.interventions import untouched
 from dialdown.metrics.f1 import token_f1
-from dialdown.metrics.intervals import estimate
+from dialdown.metrics.intervals import Estimate, direction, estimate
 from dialdown.metrics.perplexity import BLOCK, TextProbe, kl_per_position, text_windows
 from dialdown.metrics.repetition import is_degenerate, repetition
 from dialdown.models import LM
@@ -450,3 +450,16 @@ def test_a_row_of_named_values() -> None:
     assert (row.intervention, row.kind, row.protocol, row.alpha, row.neurons) == ("dpo", "none", "paper", 1.0, 0)
     assert row.metric("toxicity").mean == 1.5
     assert row.change("toxicity", row).mean == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Estimate(-0.1, -0.2, -0.05, 40), "less"),
+        (Estimate(0.1, 0.05, 0.2, 40), "more"),
+        (Estimate(-0.1, -0.2, 0.0, 40), "not told apart"),
+        (Estimate(-0.1, -0.2, -0.05, 9), "not told apart"),
+    ],
+)
+def test_no_direction_where_the_interval_holds_zero_or_the_units_are_few(change: Estimate, said: str) -> None:
+    assert direction(change) == said

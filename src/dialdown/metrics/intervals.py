@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+FEW = 10
+"""Fewer units than this bootstrap to an interval that is too narrow to decide anything."""
+
+Direction = Literal["less", "more", "not told apart"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class Estimate:
     def to_json(self) -> dict[str, float | int]:
         """`{mean, low, high, n}`, as in results.json."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
+
+def direction(change: Estimate) -> Direction:
+    """What a paired change says: its sign where its interval leaves zero out and has units enough, else nothing (METHOD §6)."""
+    if change.n < FEW or change.low <= 0 <= change.high:
+        return "not told apart"
+    return "less" if change.high < 0 else "more"
 
 
 def estimate(values: ArrayLike, *, weights: ArrayLike | None = None, seed: int = 0) -> Estimate | None:

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from .. import statistics
 from ..errors import DialdownError
 from ..files import read_json
-from ..metrics.intervals import RESAMPLES, Estimate
+from ..metrics.intervals import FEW, RESAMPLES, Estimate
 from ..models import Protocol
 from ..published import CLAIMS
 from .record import CONTROL_LABELS, Result, Run
 from .text import listed, number, with_interval
-from .verdict import FEW
 
 Verdict = Literal["held", "did not hold", "undecided"]
 Values = NDArray[np.float64]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..metrics.intervals import Estimate
+from ..metrics.intervals import FEW, Estimate
 from ..models import Protocol
 from .record import Result, Run, compare
 from .text import number, with_interval
-
-FEW = 10
-"""Fewer units than this bootstrap to an interval that is too narrow to lean on."""
 
 
 @dataclass(frozen=True)
