@@ -257,6 +257,17 @@ def test_the_hub_without_the_library_is_one_sentence(monkeypatch):
         ("p.csv", b"prompt\n\xff\xfe\n", "cannot be read"),
         ("p.jsonl.gz", b"\x1f\x8b\x08", "cannot be read"),
         ("p.docx", "x", "unknown kind"),
+        ("p.csv", "prompt\nhello, you\n", "Row 1 of .* has 2 cells where the header has 1"),
+        ("p.csv", 'prompt\n"hello\nyou\n', "cannot be read"),
+        ("p.csv", "prompt,challenging\na,perhaps\n", "has 'perhaps' as 'challenging'"),
+        ("p.jsonl", '{"prompt": "a\\ud83d"}', "half of a character"),
+        ("p.jsonl", "[" * 100_000, "nested too deeply"),
+        ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", "is not JSON"),
+        ("p.jsonl", '{"prompt": null}', "The prompt in line 1 of .* is null"),
+        ("p.jsonl", '{"prompt": 3}', "is 3, which is no text"),
+        ("p.jsonl", '{"prompt": [{"role": "user", "content": "a"}]}', "pass the text that its chat template makes"),
+        ("p.txt", "a\n".encode("utf-16-le"), "holds zero bytes"),
+        ("p.txt.gz", b"\x1f\x8b\x08\x00" + bytes(40), "cannot be read"),
     ],
 )
 def test_wrong_prompts_get_one_sentence(tmp_path, name, content, message):
@@ -284,6 +295,40 @@ def test_wrong_labelled_texts_get_one_sentence(tmp_path, content, message):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DialdownError, match=message):
         load_labelled(str(path), 4, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "CSV", "jsonl", "JSONL"])
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [("1", "0"), ("True", "False"), ("true", "FALSE"), ("1.0", "0.0"), ("yes", "no"), (1.0, 0.0), (True, False)],
+)
+def test_yes_and_no_are_read_alike_from_every_kind_of_file(tmp_path, kind, yes, no):
+    rows = [{"text": "a fool", "label": yes, "challenging": yes}, {"text": "a friend", "label": no, "challenging": no}]
+    path = tmp_path / f"l.{kind}"
+    if kind.lower() == "csv":
+        lines = [f"{row['text']},{row['label']},{row['challenging']}\n" for row in rows]
+        path.write_text("text,label,challenging\n" + "".join(lines), encoding="utf-8")
+    else:
+        write_jsonl(path, rows)
+    labelled = load_labelled(str(path), None, seed=0)
+    assert dict(zip(labelled.texts, labelled.labels.tolist(), strict=True)) == {"a fool": 1, "a friend": 0}
+    assert load_prompts(str(path), None, seed=0) == ["a fool"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["p.txt", "p.TXT", "p.csv", "p.jsonl", "p.txt.gz"])
+def test_a_file_is_text_in_every_encoding_that_says_which_it_is(tmp_path, encoding, name):
+    content = {"csv": "prompt\nsay é\n", "jsonl": '{"prompt": "say é"}\n'}.get(name.split(".")[1], "say é\n")
+    data_bytes = content.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data_bytes) if name.endswith(".gz") else data_bytes)
+    assert load_prompts(str(tmp_path / name), None, seed=0) == ["say é"]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.TSV"])
+def test_reference_text_of_a_file_of_rows_is_their_texts_without_the_markup(tmp_path, name):
+    rows = {"t.jsonl": '{"text": "It sank ."}\n{"text": "Twice ."}\n', "t.csv": "text,id\nIt sank .,1\nTwice .,2\n"}
+    (tmp_path / name).write_text(rows.get(name, "text\tid\nIt sank .\t1\nTwice .\t2\n"), encoding="utf-8")
+    assert load_reference_text(str(tmp_path / name)) == "It sank .\n\nTwice ."
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from .assets import fetch
 from .errors import DialdownError
-from .reading import field_of, is_embedded, is_hub_id, label_of, read_file, read_rows, read_text, suffix_of
+from .reading import (
+    ROW_TYPES,
+    field_of,
+    is_embedded,
+    is_hub_id,
+    is_wanted,
+    label_of,
+    read_file,
+    read_rows,
+    read_text,
+    suffix_of,
+)
 
 T = TypeVar("T")
 Part = Literal["probe", "judge", "pair_scorer"]
@@ -64,6 +75,19 @@ class PromptSplit:
     training: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The settings that asked for some texts, for the sentence that says what to change.
+
+    Attributes:
+        source: the setting that names their source.
+        count: the setting that says how many.
+    """
+
+    source: str
+    count: str
+
+
 def normalise(text: str) -> str:
     """The form in which texts are compared: case folded, runs of white space as one space."""
     return " ".join(text.casefold().split())
@@ -81,7 +105,9 @@ def _falls_in(share: tuple[float, float], text: str) -> bool:
     return share[0] <= (int.from_bytes(digest, "big") >> 11) / 2**53 < share[1]
 
 
-def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[str] = ()) -> list[str]:
+def load_prompts(
+    source: str, n: int | None, *, seed: int, exclude: Collection[str] = (), asked: Asked | None = None
+) -> list[str]:
     """`n` prompts (all of them for None) in an order set by `seed`, duplicates left out (METHOD §6).
 
     Sources: `embedded:challenge` (993 prompts of the RealToxicityPrompts challenge subset), `embedded:category` (623
@@ -102,7 +128,8 @@ def load_prompts(source: str, n: int | None, *, seed: int, exclude: Collection[s
         if key not in seen and not clashes.with_text(key):
             prompts.append(prompt)
         seen.add(key)
-    return _pick(prompts, n, seed, f"prompts in {source!r}" + (" beside the excluded ones" if exclude else ""))
+    what = f"prompts in {source!r}" + (" beside the excluded ones" if exclude else "")
+    return _pick(prompts, n, seed, what, asked)
 
 
 def split_prompts(source: str, *, evaluation: int, training: int | None, seed: int) -> PromptSplit:
@@ -119,7 +146,13 @@ def split_prompts(source: str, *, evaluation: int, training: int | None, seed: i
 
 
 def load_labelled(
-    source: str, n: int | None, *, seed: int, part: Part | None = None, max_words: int | None = None
+    source: str,
+    n: int | None,
+    *,
+    seed: int,
+    part: Part | None = None,
+    max_words: int | None = None,
+    asked: Asked | None = None,
 ) -> LabelledTexts:
     """Labelled texts, half of each label where `n` is given, in an order set by `seed` (METHOD §2).
 
@@ -154,13 +187,13 @@ def load_labelled(
         kept = [
             (text, label)
             for label, count in ((1, n // 2), (0, n - n // 2))
-            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}")
+            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}", asked)
         ]
-    chosen = _pick(kept, None, seed, f"labelled texts in {source!r}")
+    chosen = _pick(kept, None, seed, f"labelled texts in {source!r}", asked)
     return LabelledTexts(tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8))
 
 
-def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str, str]]:
+def load_wiki_pairs(source: str, n: int | None, *, seed: int, asked: Asked | None = None) -> list[tuple[str, str]]:
     """Pairs (prompt, true continuation) of encyclopedic text, for the F1 metric (METHOD §6).
 
     Sources: `embedded:wiki` (short sentences cut in half), `embedded:wikitext2` (validation split: a sentence and the
@@ -176,7 +209,7 @@ def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str,
     else:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
         pairs = [(field_of(row, ("prompt",), place), field_of(row, ("gold",), place)) for place, row in rows]
-    return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}")
+    return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}", asked)
 
 
 def load_reference_text(source: str) -> str:
@@ -184,7 +217,8 @@ def load_reference_text(source: str) -> str:
 
     Sources: `embedded:wiki` (short WikiText sentences, those that `load_wiki_pairs` does not use, a blank line between
     them), `embedded:wikitext2` or a WikiText id on the hub (raw test split, rows joined by blank lines as published),
-    another hub id with a `text` column (test split), or a text file, taken as it is.
+    another hub id with a `text` column (test split), a .jsonl, .csv or .tsv file with `text` (joined likewise), or another
+    text file, taken as it is.
 
     Raises:
         DialdownError: the source is missing, unreadable or blank.
@@ -193,7 +227,7 @@ def load_reference_text(source: str) -> str:
         text = "\n\n".join(_wiki_sentences(for_pairs=False))
     elif source == "embedded:wikitext2":
         text = "\n\n".join(_wikitext2_rows("test"))
-    elif is_embedded(source) or is_hub_id(source):
+    elif is_embedded(source) or is_hub_id(source) or suffix_of(Path(source)) in ROW_TYPES:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
         text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
     else:
@@ -219,12 +253,13 @@ class _Overlap:
         return any(key[:length] in self._set for length in self._lengths if length <= len(key))
 
 
-def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
+def _pick(items: Sequence[T], n: int | None, seed: int, what: str, asked: Asked | None = None) -> list[T]:
     """`n` of the items, or all, shuffled by `seed`; a larger `n` with the same seed starts with the same items."""
     if not items:
-        raise DialdownError(f"There are no {what}: pass another source.")
+        raise DialdownError(f"There are no {what}: pass another source{f' as {asked.source}' if asked else ''}.")
     if n is not None and not 0 <= n <= len(items):
-        raise DialdownError(f"{n} were asked for but there are {len(items)} {what}: ask for at most {len(items)}.")
+        further = f"lower {asked.count}, or pass more as {asked.source}" if asked else f"ask for at most {len(items)}"
+        raise DialdownError(f"{n} were asked for but there are {len(items)} {what}: {further}.")
     order = np.random.default_rng(seed).permutation(len(items))
     return [items[i] for i in order[:n]]
 
@@ -243,7 +278,7 @@ def _read_prompts(source: str) -> Iterable[str]:
     if suffix_of(Path(source)) == ".txt":
         return [line.strip() for line in read_text(Path(source)).split("\n") if line.strip()]
     rows = read_rows(source, (*readers, "embedded:rtp"))
-    return [field_of(row, ("prompt", "text"), place) for place, row in rows if row.get("challenging", True)]
+    return [field_of(row, ("prompt", "text"), place) for place, row in rows if is_wanted(row, "challenging", place)]
 
 
 def _share(source: str, part: Part) -> tuple[float, float]:

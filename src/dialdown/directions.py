@@ -22,6 +22,7 @@ from .decoding import Progress
 from .errors import DialdownError
 from .files import read_arrays, write_arrays
 from .models import LM, Protocol
+from .reading import whole_text
 
 Site = Literal["residual", "after_norm", "unembedding", "random"]
 
@@ -276,6 +277,7 @@ def token_contrast(
 def _mean_word(lm: LM, words: Sequence[str]) -> NDArray[np.float64]:
     rows = []
     for word in words:
+        whole_text(word, "A word of the contrast")
         ids = lm.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
         # SentencePiece tokenizers may write the space as a token of its own, which is no part of the word; and the
         # token for what is unknown says nothing of it.

@@ -19,6 +19,7 @@ from .files import fingerprint, read_json, write_json, write_text
 from .interventions import Intervention
 from .metrics.toxicity import Scorer
 from .models import LM
+from .reading import read_objects, whole_text
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Pair:
     prompt: str
     chosen: str
     rejected: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is no text (DialdownError)."""
+        for name in ("prompt", "chosen", "rejected"):
+            whole_text(getattr(self, name), f"The {name} of a pair")
 
 
 @dataclass(frozen=True)
@@ -156,16 +162,21 @@ class PairSet:
         Raises:
             DialdownError: the file is missing, or a line is not a pair.
         """
-        try:
-            lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
-            record = lines.pop(0)["record"] if lines and "record" in lines[0] else {}
-            return cls(tuple(Pair(line["prompt"], line["chosen"], line["rejected"]) for line in lines), record)
-        except FileNotFoundError as error:
-            raise DialdownError(f"{path} does not exist: pass a file of preference pairs.") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        rows = [*read_objects(Path(path))]
+        record = rows.pop(0)[1]["record"] if rows and "record" in rows[0][1] else {}
+        if not isinstance(record, dict):
             raise DialdownError(
-                f"{path} has a line that is no pair ({error!r}): write one JSON object a line with prompt, chosen and rejected."
-            ) from error
+                f"The record in {path} is no object: leave its first line out, or make the pairs again."
+            )
+        return cls(tuple(_pair(row, place) for place, row in rows), record)
+
+
+def _pair(row: Mapping[str, Any], place: str) -> Pair:
+    if lacking := [name for name in ("prompt", "chosen", "rejected") if name not in row]:
+        raise DialdownError(
+            f"{place} is no pair, as it has no {lacking[0]!r}: write one JSON object a line with prompt, chosen and rejected."
+        )
+    return Pair(*(whole_text(row[name], f"The {name} in {place}") for name in ("prompt", "chosen", "rejected")))
 
 
 def make_pairs(

@@ -24,6 +24,7 @@ from .assets import Progress, cache_folder
 from .errors import DialdownError
 from .files import disk_errors, fingerprint, write_text
 from .metrics.toxicity import Scorer, load_scorer
+from .reading import read_text, suffix_of
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -99,7 +100,7 @@ def load_token_judge(
         raise DialdownError("The concept is blank, so no token can be of it: pass what completes 'this token is ...'.")
     if source == "openai" or source.startswith("openai:"):
         return _load_chat_judge(source, concept, cache or cache_folder(), timeout, progress)
-    if source.endswith(".txt"):
+    if suffix_of(Path(source)) == ".txt":
         return WordListJudge.load(Path(source), concept)
     if not 0 <= threshold < 1:
         raise DialdownError(f"The threshold {threshold} is above or below every score: pass a probability such as 0.5.")
@@ -168,12 +169,7 @@ class WordListJudge:
         Raises:
             DialdownError: the file is missing, not UTF-8 text, or has no word.
         """
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DialdownError(
-                f"The word list {path} cannot be read ({error}): pass the path of a UTF-8 text with one word a line."
-            ) from error
+        lines = read_text(path).splitlines()
         words = frozenset(re.sub(r"(^|\s)#.*", "", line).strip().casefold() for line in lines) - {""}
         if not words:
             raise DialdownError(f"The word list {path} has no words: write one word a line that is not a '#' comment.")

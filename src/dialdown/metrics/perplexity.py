@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import DialdownError
 from ..interventions import Intervention, Positions
 from ..models import LM, Protocol
+from ..reading import whole_text
 
 # The unit that is resampled for the interval of log-perplexity and KL. Windows are too few where the text is short, and
 # tokens depend on their neighbours.
@@ -46,6 +47,7 @@ def text_windows(lm: LM, text: str, *, protocol: Protocol, window: int, max_wind
             f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a smaller window."
         )
     # One very long text is what a tokenizer warns about; it is cut into windows right below.
+    whole_text(text, "The reference text")
     ids: list[int] = lm.tokenizer(text, add_special_tokens=protocol == "paper", verbose=False)["input_ids"]
     start = lm.bos if protocol == "strict" else []
     step = window - len(start)

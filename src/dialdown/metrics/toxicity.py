@@ -28,6 +28,7 @@ from ..assets import Progress, asset_version, cache_folder, fetch
 from ..data import LabelledTexts, Part, load_labelled
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
+from ..reading import whole_text
 
 log = logging.getLogger(__name__)
 
@@ -351,7 +352,7 @@ def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray
 def _of_text(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scores:
     """Scores of the texts that say something; a blank one is 0, as silence insults nobody."""
     result = np.zeros(len(texts))
-    rows = [row for row, text in enumerate(texts) if text.strip()]
+    rows = [row for row, text in enumerate(texts) if whole_text(text, f"Text {row}").strip()]
     if rows:
         result[rows] = score([texts[row] for row in rows])
     return result
