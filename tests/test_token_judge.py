@@ -489,7 +489,7 @@ def test_a_word_list_is_read_from_a_file(tmp_path):
 def test_a_useless_word_list_is_refused(tmp_path):
     empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
     empty.write_text("# nothing\n\n   \n", encoding="utf-8")
-    binary.write_bytes(b"\xff\xfe\x00a")
+    binary.write_bytes(b"\xff\xfa\x00a")
     for path, reason in (
         (empty, "has no words"),
         (binary, r"cannot be read .*utf-8"),
