@@ -267,7 +267,7 @@ def attribution(
         DialdownError: an unknown score, or `contrast` without a contrast and a model of the table's shape.
     """
     if score not in get_args(Score):
-        raise DialdownError(f"Unknown attribution score {score!r}: {nearest(score, get_args(Score))}.")
+        raise DialdownError(f"Unknown attribution score {score!r}: {nearest(score, get_args(Score))}")
     if score == "contrast":
         if contrast is None or lm is None:
             raise DialdownError(

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .config import Config, load_config, parse_assignments
+from .config import Config, load_config
 from .errors import DialdownError
+from .sources import parse_assignments
 
 if TYPE_CHECKING:
     from .interventions import Intervention

@@ -6,32 +6,33 @@ import dataclasses
 import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .dpo import DPOSettings
 from .edits import EditKind, Ordering
 from .errors import DialdownError, nearest
-from .files import disk_errors
 from .gains import GainSettings
 from .models import Protocol
 from .pairs import PairSettings
 from .search import SearchSettings
+from .sources import check_values, from_environment, merge, nested, read_toml
 
 PRESETS = ("smoke", "demo", "diff", "full", "detox")
-# Read by assets.py, not settings of a study.
-OTHER_VARIABLES = {"DIALDOWN_CACHE"}
 
+T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Family = Literal["steering", "patches", "edits"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# A flag or variable may name several without TOML's brackets: strict,paper.
+Several = Annotated[tuple[T, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class ProbeSettings:
     count: Count = 2000
     max_words: Count = 20
     max_tokens: Count = 128
-    positive: tuple[str, ...] = ("fuck", "shit", "crap", "damn", "asshole")
-    negative: tuple[str, ...] = ("hello", "thanks", "friend", "peace", "welcome")
+    positive: Several[str] = ("fuck", "shit", "crap", "damn", "asshole")
+    negative: Several[str] = ("hello", "thanks", "friend", "peace", "welcome")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class InterventionSettings:
     ordering: Ordering = "cosine"
     drop_top: Fraction = 0.0
     control_seeds: Annotated[int, Field(ge=1, le=3)] = 1
-    families: tuple[Family, ...] = get_args(Family)
+    families: Several[Family] = FAMILIES
 
     def beta(self, kind: EditKind) -> float:
         """The strength for one kind of edit."""
@@ -140,14 +141,14 @@ class FrontSettings:
     """
 
     count: Annotated[int, Field(ge=0)] = 0
-    steering: tuple[Strength, ...] = (0.05, 0.1, 0.2, 0.4)
-    patch: tuple[Strength, ...] = (0.5, 1.0, 2.0)
-    set: tuple[Strength, ...] = (0.05,)
-    shift: tuple[Strength, ...] = (0.1, 0.3, 0.6, 1.0)
-    scale: tuple[Strength, ...] = (0.1, 0.2, 0.3, 0.5)
-    alphas: tuple[Fraction, ...] = (0.4, 0.6, 0.8)
-    gains: tuple[Strength, ...] = (0.5, 1.0, 2.0, 3.0, 4.0)
-    kept: tuple[Fraction, ...] = (0.01, 0.03, 0.1, 0.3)
+    steering: Several[Strength] = (0.05, 0.1, 0.2, 0.4)
+    patch: Several[Strength] = (0.5, 1.0, 2.0)
+    set: Several[Strength] = (0.05,)
+    shift: Several[Strength] = (0.1, 0.3, 0.6, 1.0)
+    scale: Several[Strength] = (0.1, 0.2, 0.3, 0.5)
+    alphas: Several[Fraction] = (0.4, 0.6, 0.8)
+    gains: Several[Strength] = (0.5, 1.0, 2.0, 3.0, 4.0)
+    kept: Several[Fraction] = (0.01, 0.03, 0.1, 0.3)
     searched: Annotated[int, Field(ge=0)] = 4
 
 
@@ -184,7 +185,7 @@ class DetoxSettings:
         return self.max_kl
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """Everything a study needs; `dialdown run` writes it to run.json.
 
     Attributes:
@@ -202,7 +203,7 @@ class Config(BaseSettings):
         probe, pairs, dpo, interventions, evaluation, gains, search, front, detox: the stages' own settings.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DIALDOWN_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "embedded:smollm2-135m"
     tuned: str | None = None
@@ -212,7 +213,7 @@ class Config(BaseSettings):
     workers: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     training_prompts: str | None = None
-    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)] = ("strict", "paper")
+    protocols: Annotated[Several[Protocol], Field(min_length=1)] = ("strict", "paper")
     concept: str = "toxicity"
     token_judge: str = "embedded:ngram"
     probe: ProbeSettings = ProbeSettings()
@@ -238,62 +239,23 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
         DialdownError: an unknown preset, key or environment variable (the nearest known one is named), or a bad value.
     """
     if preset not in PRESETS:
-        raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}.")
+        raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}")
     packaged = resources.files("dialdown") / "presets" / f"{preset}.toml"
-    files = [tomllib.loads(packaged.read_text(encoding="utf-8"))]
-    if file is not None:
-        files.append(_read_toml(file))
-        _check_keys(files[-1], Config, str(file), "")
-    given = _nest(flags or {})
-    _check_keys(given, Config, "the command line", "")
-    for name in os.environ:
-        if name.startswith("DIALDOWN_") and name not in OTHER_VARIABLES:
-            _check_keys(
-                _nest({name.removeprefix("DIALDOWN_").lower().replace("__", "."): ""}),
-                Config,
-                f"environment variable {name}",
-                "",
-            )
-
-    class Layered(Config):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            *_: Any,
-            **__: Any,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, *(InitSettingsSource(settings_cls, layer) for layer in reversed(files))
-
+    merged = tomllib.loads(packaged.read_text(encoding="utf-8"))
+    layers = [] if file is None else [(str(file), read_toml(file))]
+    layers += [(f"environment variable {name}", nested(one)) for name, one in from_environment(os.environ)]
+    layers += [("the command line", nested(flags or {}))]
+    for where, given in layers:
+        _check_keys(given, Config, where, "")
+        merge(merged, given)
     try:
-        # A plain Config again: the class above exists here only, and worker processes could not be told of it.
-        return Config(**Layered(**given).model_dump())
+        config = Config(**merged)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DialdownError(f"The setting {key} = {first['input']!r} is not valid: {first['msg']}.") from error
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` flags as dotted keys; values are read as TOML, and as plain text where they are none.
-
-    Raises:
-        DialdownError: an assignment without `=`.
-    """
-    out: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise DialdownError(
-                f"{assignment!r} sets nothing: write --set KEY=VALUE, for example --set dpo.learning_rate=2e-5."
-            )
-        try:
-            out[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            out[key.strip()] = value
-    return out
+        raise DialdownError(f"The setting {key} = {first['input']!r:.100} is not valid: {first['msg']}.") from error
+    check_values(config.model_dump())
+    return config
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -308,29 +270,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return out
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        with disk_errors(file):
-            return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DialdownError(
-            f"The configuration {file} does not exist: pass a TOML file, or nothing for the embedded default."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DialdownError(f"The configuration {file} is not valid TOML ({error}): correct that line.") from error
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, last = key.split(".")
-        place = out
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return out
-
-
 def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) -> None:
     known = _fields(schema)
     for key, value in given.items():
@@ -339,7 +278,9 @@ def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) 
                 f"{prefix}seed in {where} would be ignored, because one seed serves all stages: set seed."
             )
         if key not in known:
-            raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, known)}.")
+            # An underscore that should be a dot, or a section that was left out, is found among the whole names.
+            full = known if prefix else [*known, *_dotted(schema)]
+            raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, full)}")
         inner = _fields(known[key])
         if inner and not isinstance(value, Mapping):
             raise DialdownError(
@@ -349,8 +290,12 @@ def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) 
             _check_keys(value, known[key], where, f"{prefix}{key}.")
 
 
+def _dotted(schema: Any) -> list[str]:
+    return [f"{section}.{key}" for section, inner in _fields(schema).items() for key in _fields(inner)]
+
+
 def _fields(schema: Any) -> dict[str, Any]:
-    if isinstance(schema, type) and issubclass(schema, BaseSettings):
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
         return {name: info.annotation for name, info in schema.model_fields.items()}
     if dataclasses.is_dataclass(schema):
         return {field.name: field.type for field in dataclasses.fields(schema)}

@@ -63,13 +63,11 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     """
     for key in notes:
         if key not in Notes.__annotations__:
-            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}.")
+            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}")
     for row in notes.get("rows", []):
         for key, value in row.items():
             if key not in MeasuredRow.__annotations__:
-                raise DialdownError(
-                    f"Unknown figure {key!r} in the notes: {nearest(key, MeasuredRow.__annotations__)}."
-                )
+                raise DialdownError(f"Unknown figure {key!r} in the notes: {nearest(key, MeasuredRow.__annotations__)}")
             if key != "name" and not (len(value) == 3 and all(map(math.isfinite, value))):
                 raise DialdownError(
                     f"The figure {key} of {row.get('name')!r} is {value!r}: pass its mean and the two ends of its interval, three finite numbers."

@@ -96,7 +96,7 @@ class DPOSettings:
         for name, known in choices.items():
             given = getattr(self, name)
             if given not in known:
-                raise DialdownError(f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}.")
+                raise DialdownError(f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}")
         sizes = ("batch_size", "accumulation", "epochs", "max_tokens", "eval_every", "eval_pairs", "patience")
         lowest = dict.fromkeys(sizes, 1) | {"warmup_steps": 0, "kl_weight": 0, "snapshots": 0, "seed": 0}
         for name, least in lowest.items():

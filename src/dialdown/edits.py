@@ -81,7 +81,7 @@ def edit(
             raise DialdownError(f"{what}={value} is no fraction: pass a number from 0 to 1.")
     for given, known in ((kind, get_args(EditKind)), (ordering, get_args(Ordering))):
         if given not in known:
-            raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}.")
+            raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")
     chosen = _choose(table, alpha, ordering, drop_top)
     sign = _sign(chosen)
     result = _moved(table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta)
@@ -160,10 +160,10 @@ def _check_soft(
     if not 0 <= alpha <= 1:
         raise DialdownError(f"alpha={alpha} is no fraction: pass a number from 0 to 1.")
     if kind not in get_args(EditKind):
-        raise DialdownError(f"Unknown edit option {kind!r}: {nearest(kind, get_args(EditKind))}.")
+        raise DialdownError(f"Unknown edit option {kind!r}: {nearest(kind, get_args(EditKind))}")
     for given in strengths:
         if given not in GROUPS:
-            raise DialdownError(f"Unknown group {given!r}: {nearest(given, GROUPS)}.")
+            raise DialdownError(f"Unknown group {given!r}: {nearest(given, GROUPS)}")
     for what, array, shape in (("attribution", a, table.shape), ("layers", by_layer, table.shape[:1])):
         if array.shape != shape:
             raise DialdownError(

@@ -11,7 +11,7 @@ class DialdownError(Exception):
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """The end of an error sentence about an unknown name: the closest known one, or all of them."""
+    """The end of an error sentence about an unknown name, its mark included: the closest known one, or all of them."""
     names = sorted(known)
     close = get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, names))}"
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, names))}."

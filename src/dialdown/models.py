@@ -364,7 +364,7 @@ def _check_device(device: str) -> None:
 def _dtype(name: str) -> Any:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
     if name not in known:
-        raise DialdownError(f"Unknown dtype {name!r}: {nearest(name, known)}.")
+        raise DialdownError(f"Unknown dtype {name!r}: {nearest(name, known)}")
     return known[name]
 
 

@@ -60,8 +60,8 @@ class NeuronTable:
         """
         if column not in self.arrow.column_names:
             raise DialdownError(
-                f"The neuron table has no column {column!r}: {nearest(column, self.arrow.column_names)}; "
-                "columns of the tuned model need a table from dd.compare, `judged` one with `with_judged`."
+                f"The neuron table has no column {column!r}: {nearest(column, self.arrow.column_names)} "
+                "Columns of the tuned model need a table from dd.compare, `judged` one with `with_judged`."
             )
         return np.asarray(self.arrow[column].to_numpy(), dtype=np.float64).reshape(self.shape)
 
@@ -102,7 +102,7 @@ class NeuronTable:
         for name in names:
             if name not in groups:
                 raise DialdownError(
-                    f"Unknown group {name!r} in {which!r}: {nearest(name, [*GROUPS, 'four_groups', 'increasing', 'toxic_256'])}."
+                    f"Unknown group {name!r} in {which!r}: {nearest(name, [*GROUPS, 'four_groups', 'increasing', 'toxic_256'])}"
                 )
         return np.asarray(np.logical_or.reduce([groups[name] for name in names]))
 

@@ -78,6 +78,8 @@ class PairSettings:
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise DialdownError(f"Pairs cannot be made with {name} = {getattr(self, name)}: pass {lowest} or more.")
+        if not math.isfinite(self.margin):
+            raise DialdownError(f"Pairs cannot be made with margin = {self.margin}: pass a finite number such as 0.3.")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise DialdownError(f"Pairs cannot be sampled at temperature {self.temperature}: pass a number above 0.")
         if self.unsteered + self.steered < 2:

@@ -116,7 +116,7 @@ def least_squares_scales(
 
 def _check_least(target: float, ridge: float, full: bool, of: str, texts: Texts | None) -> None:
     if of not in ("toxic", "difference"):
-        raise DialdownError(f"Unknown `of` {of!r}: {nearest(of, ('toxic', 'difference'))}.")
+        raise DialdownError(f"Unknown `of` {of!r}: {nearest(of, ('toxic', 'difference'))}")
     if not np.isfinite(target):
         raise DialdownError(
             f"A target of {target} cannot be reached: pass a finite number, in units of the residual stream."

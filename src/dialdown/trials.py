@@ -112,7 +112,7 @@ class Materials:
         for direction, score in self.attributions:
             if direction not in self.tables:
                 raise DialdownError(
-                    f"The attribution {score!r} is along {direction!r}, which has no neuron table: {nearest(direction, self.tables)}."
+                    f"The attribution {score!r} is along {direction!r}, which has no neuron table: {nearest(direction, self.tables)}"
                 )
 
         for direction, edit in self.least.items():
@@ -284,7 +284,7 @@ def build(parameters: Parameters, materials: Materials) -> Intervention:
         (parameters["direction"], materials.least) if least else (parameters["neurons"], materials.orderings)
     )
     if wanted not in known:
-        raise DialdownError(f"The edit was found with {wanted!r}, which the materials lack: {nearest(wanted, known)}.")
+        raise DialdownError(f"The edit was found with {wanted!r}, which the materials lack: {nearest(wanted, known)}")
     if least:
         edit = _sized(materials.least[wanted], parameters["size"], f"search_least_squares_{wanted}")
     else:

@@ -1,0 +1,94 @@
+"""Where settings come from and what none can be: files, flags, environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialdown.config import load_config
+from dialdown.errors import DialdownError
+from dialdown.pairs import PairSettings
+from dialdown.sources import parse_assignments
+
+
+def test_a_list_may_come_from_the_environment_with_or_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIALDOWN_PROTOCOLS", "strict")
+    monkeypatch.setenv("DIALDOWN_PROBE__POSITIVE", '["the", "a, b"]')
+    monkeypatch.setenv("DIALDOWN_FRONT__GAINS", "0.5, 2")
+    monkeypatch.setenv("dialdown_seed", "7")
+    config = load_config()
+    assert (config.protocols, config.probe.positive) == (("strict",), ("the", "a, b"))
+    assert (config.front.gains, config.seed) == ((0.5, 2.0), 7)
+
+
+@pytest.mark.parametrize("revision", ["1234567", "0123456", "1e10", "2024-01-01", "true"])
+def test_a_text_stays_a_text_whatever_it_looks_like(revision: str) -> None:
+    assert load_config(flags=parse_assignments([f"revision={revision}"])).revision == revision
+
+
+def test_a_flag_may_be_quoted_and_hold_an_equals_sign() -> None:
+    assert parse_assignments(['concept="a b"', "token_judge=a=b.txt"]) == {"concept": "a b", "token_judge": "a=b.txt"}
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("DIALDOWN_DPO_BETA", "dpo.beta"),
+        ("DIALDOWN_DPO__BETTA", "beta"),
+        ("dialdown_dpo__betta", "beta"),
+        ("DIALDOWN_DOP__BETA", "dpo"),
+        ("DIALDOWN__DPO__BETA", "dpo"),
+        ("DIALDOWN_LEARNING_RATE", "dpo.learning_rate"),
+    ],
+)
+def test_a_misspelt_variable_is_never_ignored(name: str, suggested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(DialdownError, match=f"environment variable {name}: did you mean '{suggested}"):
+        load_config()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_settings_may_begin_with_a_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "mine.toml").write_text("seed = 3\r\n[dpo]\r\nbeta = 0.2\r\n", encoding=encoding)
+    config = load_config(file=tmp_path / "mine.toml")
+    assert (config.seed, config.dpo.beta) == (3, 0.2)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["pairs.margin", "dpo.beta", "detox.max_kl", "front.gains", "interventions.alpha"])
+def test_no_number_is_infinite_or_none(key: str, number: str) -> None:
+    with pytest.raises(DialdownError):
+        load_config(flags={key: number})
+    if key == "pairs.margin":
+        with pytest.raises(DialdownError, match="margin"):
+            PairSettings(margin=float(number))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["dpo=1", "dpo.beta=2"], "dpo was given the value '1'"),
+        (["dpo.beta=2", "dpo=1"], "section"),
+        (["concept=a\nb"], "concept = 'a\\nb'"),
+        (["concept=\ud83d"], "half of a character"),
+        (["concept= "], "concept is blank"),
+        (["protocols=strict,strict"], "names 'strict' twice"),
+        (["seed=4294967296"], "out of range"),
+        (["evaluation.batch_size=1e30"], "batch_size"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(flags: list[str], words: str) -> None:
+    with pytest.raises(DialdownError) as error:
+        load_config(flags=parse_assignments(flags))
+    assert words in str(error.value)
+
+
+def test_a_suggestion_ends_with_one_mark() -> None:
+    for flags, preset in (({"sed": 1}, "demo"), ({"zzz": 1}, "demo"), ({}, "demmo")):
+        values: dict[str, Any] = {"preset": preset, "flags": flags}
+        with pytest.raises(DialdownError) as error:
+            load_config(**values)
+        assert str(error.value)[-1] in "?."
+        assert str(error.value)[-2] not in "?."
