@@ -259,6 +259,7 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
     # TRL turns it on, under the older of the two names that transformers has had for it.
     names = {field.name for field in dataclasses.fields(DPOConfig)}
     new, old = "activation_checkpointing", "gradient_checkpointing"
+    off: dict[str, Any] = {new if new in names else old: False}
     return DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
@@ -276,7 +277,7 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
         data_seed=settings.seed,
         # Weights and activations stay in the model's dtype, on the kind of device the model is on.
         bf16=False,
-        **{new if new in names else old: False},
+        **off,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
         eval_strategy="steps",
