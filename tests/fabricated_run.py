@@ -141,6 +141,7 @@ def _row(
             "toxicity": _estimate(toxicity - base, 0.0 if name == "none" else spread, n),
             "log_ppl": _estimate(price, 0.08 * abs(price), 4),
             "f1": None,
+            "degenerate": _estimate(broken, 0.0 if name == "none" else 0.015, n),
         },
         "control_minus_main": None
         if main is None

@@ -27,6 +27,7 @@ from dialdown.metrics.intervals import estimate
 from dialdown.neurons import NeuronTable
 from dialdown.report.claims import Claim, claims
 from dialdown.report.record import Run, load
+from dialdown.report.verdict import findings
 
 Values = NDArray[np.float64]
 ALIGNED, OPPOSING, GROUPS = "Aligned neurons explain little", "Opposing effects", "Four groups replicate DPO"
@@ -97,6 +98,7 @@ def _row(name: str, scores: Mapping[str, Values], price: Any, protocol: str) -> 
         "change": {
             "toxicity": written(ours - base[: len(ours)]),
             "log_ppl": None if price is None else written(np.array(price), tokens),
+            "degenerate": {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(ours)},
         },
         "control_minus_main": {"toxicity": written(ours - scores[main][: len(ours)])} if main != name else None,
         "samples": [],
@@ -335,7 +337,8 @@ def test_price_and_shift_stand_beside(tmp_path: Path) -> None:
     rows = {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER - 0.01, "patch_four_groups_shift": AFTER + 0.07}
     prices = {name: np.linspace(0, 2, 12) * size for name, size in zip(rows, (0, 0.1, 1, 0.5), strict=True)}
     claim = found(write(tmp_path, rows, prices))[GROUPS]
-    assert claim.verdict == "held"
+    # It costs between 0 and 2 nats, a block more than the other.
+    assert claim.verdict == "held, at the price of the model"
     price = float((np.linspace(0, 2, 12) * TOKENS).sum() / TOKENS.sum())
     dpo, groups, shift = re.split("“Patch", claim.text)
     for part, size in ((dpo, 0.1), (groups, 1.0), (shift, 0.5)):
@@ -345,6 +348,112 @@ def test_price_and_shift_stand_beside(tmp_path: Path) -> None:
     assert "less far" in shift
     del rows["patch_four_groups_shift"]
     assert "shift" not in found(write(tmp_path, rows, prices))[GROUPS].text
+
+
+def with_degenerate(folder: Path, name: str, change: Mapping[str, float] | None) -> Path:
+    """The run with another change of the share of degenerate continuations in one row."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    for row in results["rows"]:
+        if row["intervention"] == name:
+            row["change"]["degenerate"] = change
+    path.write_text(json.dumps(results))
+    return folder
+
+
+BROKEN = {"mean": 0.8, "low": 0.7, "high": 0.9, "n": N}
+AT_THE_PRICE = "held, at the price of the model"
+
+
+@pytest.mark.parametrize(
+    ("nats", "degenerate", "verdict"),
+    [
+        (0.4, {"mean": 0.02, "low": -0.05, "high": 0.1, "n": N}, "held"),
+        (6.86, {"mean": 0.02, "low": -0.05, "high": 0.1, "n": N}, AT_THE_PRICE),
+        (0.0, BROKEN, AT_THE_PRICE),
+        (6.86, BROKEN, AT_THE_PRICE),
+        (0.0, {"mean": 0.1, "low": 0.05, "high": 0.2, "n": N}, "undecided"),
+        (0.0, None, "undecided"),
+    ],
+)
+def test_four_groups_do_not_replace_dpo_with_a_model_that_no_longer_speaks(
+    tmp_path: Path, nats: float, degenerate: Mapping[str, float] | None, verdict: str
+) -> None:
+    rows = {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER - 0.05}
+    prices = {name: np.full(12, nats if name == "patch_four_groups" else 0.0) for name in rows}
+    folder = with_degenerate(write(tmp_path, rows, prices), "patch_four_groups", degenerate)
+    assert found(folder)[GROUPS].verdict == verdict
+
+
+def test_an_effect_that_fails_is_not_held_at_any_price(tmp_path: Path) -> None:
+    rows = {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER + 0.05}
+    folder = with_degenerate(write(tmp_path, rows), "patch_four_groups", BROKEN)
+    assert found(folder)[GROUPS].verdict == "did not hold"
+
+
+def test_an_edit_does_not_beat_dpo_with_a_model_that_no_longer_speaks(tmp_path: Path) -> None:
+    rows = {"none": BEFORE, "dpo": AFTER, "edit_probe_set": AFTER - 0.2, "edit_probe_shift": AFTER + 0.1}
+    folder = with_degenerate(write(tmp_path, rows), "edit_probe_set", BROKEN)
+    claim = found(folder)[EDITING]
+    assert claim.verdict == AT_THE_PRICE
+    assert "“Edit along the probe: set” is lowest" in claim.text
+    assert "no model that still speaks" in claim.text
+
+
+@pytest.mark.parametrize("lost", [(), ("set",), ("set", "shift"), ("set", "shift", "scale")])
+def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(tmp_path: Path, lost: Any) -> None:
+    rows: dict[str, Any] = {"none": BEFORE, "dpo": AFTER}
+    # The lowest first, and one of them on fewer prompts.
+    for place, kind in enumerate(("set", "shift", "scale")):
+        rows[f"edit_probe_{kind}"] = (AFTER + 0.02 * (1 + place))[: N - 10 * place]
+    folder = write(tmp_path, rows)
+    for kind in lost:
+        with_degenerate(folder, f"edit_probe_{kind}", BROKEN)
+    run = load(folder)
+    [text] = [finding.text for finding in findings(run, folder=folder) if finding.about == "Editing"]
+    assert text.startswith("Of 3 edits ")
+    assert found(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
+    whole = [kind for kind in ("set", "shift", "scale") if kind not in lost]
+    assert f"“Edit along the probe: {(whole or ['set'])[0]}” leaves the least" in text
+    assert ("at the price of the model" in text) == bool(lost)
+    assert (f"{len(lost)} leave no model that still speaks" in text) == bool(lost)
+    for kind in lost:
+        assert f"“Edit along the probe: {kind}” is lowest" not in found(folder)[EDITING].text or not whole
+
+
+def with_rounding(folder: Path, changed: int, prompts: int) -> Path:
+    """The run with a measure of rounding: so many continuations of the untouched model changed."""
+    info = json.loads((folder / "run.json").read_text())
+    info["stages"]["evaluate"]["rounding"] = {"changed": changed, "prompts": prompts}
+    (folder / "run.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.mark.parametrize(("difference", "word"), [(-0.03, "would hold"), (0.03, "did not hold")])
+def test_no_verdict_where_rounding_could_turn_it(tmp_path: Path, difference: float, word: str) -> None:
+    rows = {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER + noise(0.02, mean=difference)}
+    folder = write(tmp_path, rows)
+    gap = numbers(found(folder)[GROUPS].text, "the difference")
+    # Of 128 prompts: how many must change so that a fresh draw of their scores reaches across zero.
+    room = min(abs(gap[1]), abs(gap[2]))
+    result = next(row for row in load(folder).results if row.name == "none").metrics["toxicity"]
+    variance = N * ((result.high - result.low) / 3.92) ** 2
+    enough = (room / 1.96) ** 2 * N / (4 * variance) * 130 - 1
+    few, many = int(np.floor(enough * 0.8)), int(np.ceil(enough * 1.2)) + 1
+    assert 0 <= few < many < 128
+    assert found(with_rounding(folder, few, 128))[GROUPS].verdict == ("held" if difference < 0 else "did not hold")
+    claim = found(with_rounding(folder, many, 128))[GROUPS]
+    assert claim.verdict == "undecided"
+    assert f"By these intervals alone it {word}" in claim.text
+    assert "rounding may turn" in claim.text
+
+
+def test_rounding_turns_no_verdict_into_another(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    before = {(claim.name, claim.protocol): claim.verdict for claim in claims(load(folder))}
+    after = claims(load(with_rounding(folder, 64, 128)))
+    assert all(claim.verdict in ("undecided", before[claim.name, claim.protocol]) for claim in after)
+    assert [claim.verdict for claim in after] != [*before.values()]
 
 
 @given(st.integers(0, 2**16), st.floats(-0.1, 0.1), st.integers(2, 40))
@@ -580,7 +689,10 @@ def test_a_whole_run_under_both_protocols(tmp_path: Path) -> None:
 
 def test_the_concept_is_called_by_its_name(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    for claim in claims(load(folder), concept="flattery"):
+    info = json.loads((folder / "run.json").read_text())
+    info["config"]["concept"] = "flattery"
+    (folder / "run.json").write_text(json.dumps(info))
+    for claim in claims(load(folder)):
         assert "toxicity" not in claim.text
         assert claim.name in (PERPLEXITY,) or "flattery" in claim.text
 

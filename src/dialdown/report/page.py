@@ -29,6 +29,7 @@ from ..models import Protocol
 from . import paper
 from .claims import claims
 from .record import PROTOCOLS, Result, Run, load, short
+from .rules import SPEAKING_WORDS
 from .tables import UNITS, control_table, group_table, judge_table, probe_table, table_two
 from .text import number
 from .verdict import findings
@@ -96,7 +97,9 @@ def write_report(folder: Path) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     interactive = paper.interactive_figures(run)
     return {
-        "claims": claims(run, concept=run.concept, folder=run.folder),
+        "claims": claims(run, folder=run.folder),
+        "speaking": SPEAKING_WORDS,
+        "rounding": _rounding(run),
         "front": _front(run),
         "paper_tables": paper.paper_tables(run),
         "interactive": interactive,
@@ -104,7 +107,7 @@ def _content(run: Run) -> dict[str, Any]:
         "style": Markup((resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")),
         "run": run,
         "facts": _facts(run),
-        "findings": findings(run),
+        "findings": findings(run, folder=run.folder),
         "results": table_two(run),
         "published": published.row(run.model, "none") is not None,
         "tradeoff": _tradeoff(run),
@@ -129,6 +132,18 @@ def _content(run: Run) -> dict[str, Any]:
 def _marked(text: str) -> Markup:
     """Protocol names in backticks as small tags."""
     return Markup(re.sub(r"`(strict|paper)`", r'<span class="tag \1">\1</span>', str(escape(text))))
+
+
+def _rounding(run: Run) -> str:
+    """What the verdicts take rounding to do, where the run measured it."""
+    found = run.stage("evaluate").get("rounding")
+    if not found:
+        return ""
+    return (
+        f", also where rounding may move them: decoded in batches of another size, {found['changed']} of the untouched model’s "
+        f"{found['prompts']:,} continuations changed, so another processor is taken to change a share of "
+        f"({found['changed']} + 1) / ({found['prompts']:,} + 2) in every row"
+    )
 
 
 def _facts(run: Run) -> dict[str, str]:

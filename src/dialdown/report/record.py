@@ -77,13 +77,6 @@ class Result:
         """Which control of METHOD §5 it is; empty for none."""
         return self.name.partition("__")[2]
 
-    def main_is(self, metric: str) -> Literal["lower", "higher", "alike"] | None:
-        """Where the intervention lies against this control of it, by the paired difference on the control's prompts."""
-        apart = self.minus_main.get(metric)
-        if apart is None:
-            return None
-        return "lower" if apart.low > 0 else "higher" if apart.high < 0 else "alike"
-
     @property
     def family(self) -> str:
         """The kind of intervention that figures mark alike."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import published
-from ..metrics.intervals import Estimate
+from ..metrics.intervals import Direction, Estimate
 from ..neurons import GROUPS
+from .evidence import Evidence
 from .record import CONTROL_LABELS, CONTROLS, Result, Run
 from .text import interval, number, units
 
@@ -46,10 +47,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """The numbers of one protocol."""
+    """The numbers of one protocol, and what holds of its row alone."""
 
     protocol: str
     cells: Sequence[Cell]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,10 @@ def control_table(run: Run, metric: str) -> Table | None:
             found = run.controls(name, one.protocol)
             ours = one.change.get(metric)
             if found and ours:
-                compared = [_compared(found[control], metric) if control in found else Cell() for control in present]
+                evidence = Evidence(run, one.protocol)
+                compared = [
+                    _compared(evidence, found[control], metric) if control in found else Cell() for control in present
+                ]
                 lines.append(Line(one.protocol, [_cell(ours, signed=True, note=f"n = {ours.n:,}"), *compared]))
         if lines:
             entries.append(_entry(name, run, lines))
@@ -190,14 +195,20 @@ def _both(run: Run, name: str) -> list[Result]:
 
 
 def _entry(name: str, run: Run, lines: Sequence[Line]) -> Entry:
-    one = _both(run, name)[0]
-    sizes = {each.neurons for each in _both(run, name)}
-    facts = []
-    if max(sizes):
-        counts = f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,}–{max(sizes):,}"
-        facts.append(f"{counts} neurons")
-    facts += [f"{symbol} = {value:g}" for symbol, value in (("α", one.alpha), ("β", one.beta)) if value is not None]
-    return Entry(one.label, " · ".join(facts), lines)
+    """A row's lines under its label; what the protocols do not share, such as a steering's α, stands with each line."""
+    rows = {row.protocol: row for row in _both(run, name)}
+    stated = {protocol: _stated(row) for protocol, row in rows.items()}
+    shared = [fact for fact in next(iter(stated.values())) if all(fact in facts for facts in stated.values())]
+    own = {protocol: [fact for fact in facts if fact not in shared] for protocol, facts in stated.items()}
+    noted = [replace(line, note=" · ".join(own.get(line.protocol, []))) for line in lines]
+    return Entry(next(iter(rows.values())).label, " · ".join(shared), noted)
+
+
+def _stated(row: Result) -> list[str]:
+    facts = [f"{row.neurons:,} neurons"] if row.neurons else []
+    return facts + [
+        f"{symbol} = {value:g}" for symbol, value in (("α", row.alpha), ("β", row.beta)) if value is not None
+    ]
 
 
 def _cell(estimate: Estimate | None, *, signed: bool = False, note: str = "") -> Cell:
@@ -206,13 +217,20 @@ def _cell(estimate: Estimate | None, *, signed: bool = False, note: str = "") ->
     return Cell(number(estimate.mean, signed=signed), interval(estimate, signed=signed), note)
 
 
-def _compared(control: Result, metric: str) -> Cell:
-    theirs, place = control.change.get(metric), control.main_is(metric)
-    if theirs is None or place is None:
+def _compared(evidence: Evidence, control: Result, metric: str) -> Cell:
+    """A control's change, and where the intervention lies against it by the paired difference on the control's prompts."""
+    change, apart = control.change.get(metric), control.minus_main.get(metric)
+    if change is None or apart is None:
         return Cell()
-    words = {"lower": "intervention lower", "higher": "intervention higher", "alike": "not distinguishable"}
-    note = f"n = {theirs.n:,} · {words[place]}"
-    return Cell(number(theirs.mean, signed=True), interval(theirs, signed=True), note, place)
+    tone, words = CONTROL_IS[evidence.direction(apart, metric)]
+    return Cell(number(change.mean, signed=True), interval(change, signed=True), f"n = {change.n:,} · {words}", tone)
+
+
+CONTROL_IS: dict[Direction, tuple[str, str]] = {
+    "more": ("lower", "intervention lower"),
+    "less": ("higher", "intervention higher"),
+    "not told apart": ("alike", "not distinguishable"),
+}
 
 
 def _published(values: tuple[float, ...] | None, protocol: str) -> str:
@@ -222,4 +240,6 @@ def _published(values: tuple[float, ...] | None, protocol: str) -> str:
 
 def _units(run: Run, metric: str) -> str:
     counts = {one.metrics[metric].n for one in run.results if metric in one.metrics and one.control_of is None}
-    return f"{units(counts)} {UNITS[metric]}" if counts else ""
+    # The same model has two values of it, as METHOD §5 has two definitions.
+    apart = "; paper counts the prompt’s tokens too" if metric == "f1" and "paper" in run.protocols else ""
+    return f"{units(counts)} {UNITS[metric]}{apart}" if counts else ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..metrics.intervals import FEW, Estimate
-from ..models import Protocol
+from .evidence import Evidence
 from .record import Result, Run, compare
+from .rules import SPEAKING_WORDS
 from .text import number, with_interval
 
 
@@ -18,87 +20,101 @@ class Finding:
     text: str
 
 
-def findings(run: Run) -> list[Finding]:
-    """What can be said about this run, most important first; what was not measured is not mentioned."""
+def findings(run: Run, *, folder: Path | None = None) -> list[Finding]:
+    """What can be said about this run, most important first; what was not measured is not mentioned.
+
+    Args:
+        run: from `record.load`.
+        folder: see `claims.claims`, which counts and chooses among the same rows by the same rules.
+    """
+    evidence = [Evidence(run, protocol, folder) for protocol in run.protocols]
     texts = {
-        "Tuning": _tuning(run),
-        "Editing": _editing(run),
+        "Tuning": " ".join(filter(None, map(_tuning, evidence))),
+        "Editing": _editing(evidence),
     }
     return [Finding(about, text) for about, text in texts.items() if text]
 
 
-def strongest_edit(run: Run) -> Result | None:
-    """The edit of lowest toxicity under `paper`, or under `strict` where `paper` was not run."""
-    edits = _comparable(_edits(run, run.protocols[-1]))
-    return min(edits, key=lambda one: one.metrics["toxicity"].mean, default=None)
-
-
-def _comparable(edits: list[Result]) -> list[Result]:
-    """Those measured on all prompts: a mean over fewer may be low because those are mild."""
-    known = [one for one in edits if "toxicity" in one.metrics]
-    most = max((one.metrics["toxicity"].n for one in known), default=0)
-    return [one for one in known if one.metrics["toxicity"].n == most]
-
-
-def _edits(run: Run, protocol: Protocol) -> list[Result]:
-    found = [run.result(name, protocol) for name in run.names() if name.startswith("edit_")]
-    return [one for one in found if one is not None]
-
-
-def _tuning(run: Run) -> str:
-    sentences = []
-    for protocol in run.protocols:
-        base, tuned = run.result("none", protocol), run.result("dpo", protocol)
-        if base is None or tuned is None or "toxicity" not in base.metrics or "toxicity" not in tuned.change:
-            continue
-        before, after = base.metrics["toxicity"], tuned.metrics["toxicity"]
-        sentence = (
-            f"Under `{protocol}`, {run.concept} is {number(before.mean)} untouched and {number(after.mean)} after DPO, "
-            f"{_moved(tuned.change['toxicity'], 'prompts')}"
-        )
-        if price := tuned.change.get("log_ppl"):
-            sentence += f"; log-perplexity is {_moved(price, 'blocks')}"
-        sentences.append(f"{sentence}.")
-    return " ".join(sentences)
-
-
-def _moved(change: Estimate, unit: str) -> str:
-    """A paired change in words; no direction where the interval holds zero, and a warning where it is of few units."""
-    unit += "" if change.n >= FEW else ", too few to lean on"
-    if change.low <= 0 <= change.high:
-        return f"not distinguishably changed ({with_interval(change, signed=True)}, n = {change.n:,} {unit})"
-    size = change if change.low > 0 else Estimate(-change.mean, -change.high, -change.low, change.n)
-    return f"{'higher' if change.low > 0 else 'lower'} by {with_interval(size)} (n = {change.n:,} {unit})"
-
-
-def _editing(run: Run) -> str:
-    chosen = strongest_edit(run)
-    if chosen is None:
+def _tuning(evidence: Evidence) -> str:
+    base, tuned = evidence.run.result("none", evidence.protocol), evidence.row("dpo")
+    if base is None or tuned is None or "toxicity" not in base.metrics:
         return ""
-    count = len(_comparable(_edits(run, chosen.protocol)))
-    start = f"Of {count} edits that need no tuned model" if count > 1 else "The only edit that needs no tuned model"
-    name = (
-        f", “{chosen.label}” leaves the least {run.concept}"
-        if count > 1
-        else f", “{chosen.label}”, leaves {run.concept}"
+    before, after = base.metrics["toxicity"], tuned.metrics["toxicity"]
+    sentence = (
+        f"Under `{evidence.protocol}`, {evidence.run.concept} is {number(before.mean)} untouched and {number(after.mean)} "
+        f"after DPO, {_moved(evidence, tuned.change['toxicity'], 'toxicity', 'prompts')}"
     )
-    text = f"{start}{name} under `{chosen.protocol}`: {_standing(run, chosen)}."
-    other = run.result(chosen.name, "strict") if chosen.protocol == "paper" else None
+    if price := tuned.change.get("log_ppl"):
+        sentence += f"; log-perplexity is {_moved(evidence, price, 'log_ppl', 'blocks')}"
+    return f"{sentence}."
+
+
+def _moved(evidence: Evidence, change: Estimate, metric: str, unit: str) -> str:
+    """A paired change in words; no direction where it is not told apart from none."""
+    way = evidence.direction(change, metric)
+    if way == "not told apart":
+        few = "" if change.n >= FEW else ", too few to lean on"
+        return f"not distinguishably changed ({with_interval(change, signed=True)}, n = {change.n:,} {unit}{few})"
+    size = change if way == "more" else Estimate(-change.mean, -change.high, -change.low, change.n)
+    return f"{'higher' if way == 'more' else 'lower'} by {with_interval(size)} (n = {change.n:,} {unit})"
+
+
+def _editing(evidence: list[Evidence]) -> str:
+    """The edit that leaves least of the concept and a model that speaks, under `paper` where it was run; and under `strict`."""
+    *before, last = evidence
+    if not last.edits():
+        return ""
+    chosen, text = _least(last)
+    other = before[0].row(chosen.name) if before else None
     if other is None:
         return text
-    text += f" The same edit under `strict`, where it acts on every token as in an edited checkpoint: {_standing(run, other)}."
+    text += (
+        f" The same edit under `strict`, where it acts on every token as in an edited checkpoint{_broken(before[0], other)}: "
+        f"{_standing(before[0], other)}."
+    )
     return f"{text} {_understated(chosen, other)}".rstrip()
 
 
-def _standing(run: Run, one: Result) -> str:
+def _least(evidence: Evidence) -> tuple[Result, str]:
+    """The edit that is named, and the sentences that name it: never one that lost its speech without saying so."""
+    edits, concept, under = evidence.edits(), evidence.run.concept, f"under `{evidence.protocol}`"
+    lost = [row for row in edits if evidence.speaks(row) == "did not hold"]
+    lowest, best = evidence.least(edits), evidence.least([row for row in edits if row not in lost])
+    assert lowest is not None
+    chosen = best or lowest
+    standing = _standing(evidence, chosen)
+    if len(edits) == 1:
+        broken = _broken(evidence, chosen)
+        return (
+            chosen,
+            f"The only edit that needs no tuned model, “{chosen.label}”, leaves {concept} {under}{broken}: {standing}.",
+        )
+    start = f"Of {len(edits)} edits that need no tuned model, "
+    if not lost:
+        return chosen, f"{start}“{chosen.label}” leaves the least {concept} {under}: {standing}."
+    text = f"{start}{len(lost)} leave no model that still speaks {under} (one that does has {SPEAKING_WORDS})"
+    if best is None:
+        return chosen, f"{text}; “{chosen.label}” leaves the least {concept}{_broken(evidence, chosen)}: {standing}."
+    text = f"{text}; of the others, “{best.label}” leaves the least {concept}: {standing}."
+    if lowest is not best:
+        text += f" “{lowest.label}” leaves less{_broken(evidence, lowest)}: {_standing(evidence, lowest)}."
+    return best, text
+
+
+def _broken(evidence: Evidence, row: Result) -> str:
+    return ", at the price of the model" if evidence.speaks(row) == "did not hold" else ""
+
+
+def _standing(evidence: Evidence, row: Result) -> str:
     """Toxicity, and what it came at: each beside the untouched model under the same protocol."""
-    base = run.result("none", one.protocol)
+    run = evidence.run
+    base = run.result("none", row.protocol)
     untouched = base.metrics if base else {}
-    parts = [f"{run.concept} {with_interval(one.metrics['toxicity'])}"] if "toxicity" in one.metrics else []
-    if price := one.metrics.get("log_ppl"):
+    parts = [f"{run.concept} {with_interval(row.metrics['toxicity'])}"] if "toxicity" in row.metrics else []
+    if price := row.metrics.get("log_ppl"):
         before = f" (untouched {number(untouched['log_ppl'].mean)})" if "log_ppl" in untouched else ""
         parts.append(f"log-perplexity {number(price.mean)}{before}")
-    if broken := one.metrics.get("degenerate"):
+    if broken := row.metrics.get("degenerate"):
         before = f" (untouched {untouched['degenerate'].mean:.0%})" if "degenerate" in untouched else ""
         parts.append(f"{broken.mean:.0%} of continuations degenerate{before}")
     return ", ".join(parts) or "not measured"
@@ -108,10 +124,10 @@ def _understated(paper: Result, strict: Result) -> str:
     """Whether the price of an edit depends on where it acts."""
     if "log_ppl" not in paper.change or "log_ppl" not in strict.change:
         return ""
-    ours, theirs = strict.change["log_ppl"], paper.change["log_ppl"]
-    place = compare(ours, theirs)
-    prices = f"{number(theirs.mean, signed=True)} under `paper` and {number(ours.mean, signed=True)} under `strict`"
-    few = f", from only {min(ours.n, theirs.n)} blocks" if min(ours.n, theirs.n) < FEW else ""
+    price, other = strict.change["log_ppl"], paper.change["log_ppl"]
+    place = compare(price, other)
+    prices = f"{number(other.mean, signed=True)} under `paper` and {number(price.mean, signed=True)} under `strict`"
+    few = f", from only {min(price.n, other.n)} blocks" if min(price.n, other.n) < FEW else ""
     if place == "overlapping":
         return f"Its price in log-perplexity, {prices}{few}, does not differ distinguishably between the protocols."
     word = "understates" if place == "higher" else "overstates"

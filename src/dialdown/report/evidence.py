@@ -1,0 +1,177 @@
+"""What claims are decided from: the rows of one protocol, compared unit by unit where the run's folder has their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DialdownError
+from ..files import read_json
+from ..metrics.intervals import RESAMPLES, Direction, Estimate, direction
+from ..models import Protocol
+from .record import Result, Run
+from .rules import EXACT, SPEAKING, Rounding, Verdict, at_most, below, decide, measured_rounding, together
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far one row lies from another: `paired` unit by unit, or only by the intervals of their changes."""
+
+    size: Estimate
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The rows of one protocol.
+
+    Attributes:
+        run: from `record.load`.
+        protocol: whose rows.
+        folder: of the run, whose `rows` hold the scores of every prompt; None compares by intervals.
+        rounded: whether what rounding may do counts.
+    """
+
+    run: Run
+    protocol: Protocol
+    folder: Path | None = None
+    rounded: bool = True
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """What rounding may move these rows' means by."""
+        return measured_rounding(self.run, self.protocol) if self.rounded else EXACT
+
+    def row(self, name: str) -> Result | None:
+        """A row whose change in the concept was measured."""
+        row = self.run.result(name, self.protocol)
+        return row if row is not None and "toxicity" in row.change else None
+
+    def rows(self) -> list[Result]:
+        """All such rows that are no controls, in the paper's order."""
+        return [row for name in self.run.names() if (row := self.row(name)) is not None]
+
+    def edits(self) -> list[Result]:
+        """The edits that need no tuned model: the ones that every sentence about "the edits" counts and chooses from."""
+        return [row for row in self.rows() if row.name.startswith("edit_")]
+
+    def least(self, rows: Sequence[Result]) -> Result | None:
+        """The row that lowers the concept most against the untouched model on its own prompts."""
+        return min(rows, key=lambda row: row.change["toxicity"].mean, default=None)
+
+    def speaks(self, row: Result) -> Verdict:
+        """Whether the model still speaks as the untouched one does, by `rules.SPEAKING`; undecided where it is not measured."""
+        if not SPEAKING.keys() <= row.change.keys():
+            return "undecided"
+        changes = [(row.change[metric], metric, bound) for metric, bound in SPEAKING.items()]
+        return together(
+            at_most(change, bound, self.rounding.reach(metric, change.n)) for change, metric, bound in changes
+        )
+
+    def below(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
+        """Whether an interval lies below a bound, also where rounding moves it."""
+        return below(estimate, bound, self.rounding.reach(metric, estimate.n))
+
+    def at_most(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
+        """The same with the bound included."""
+        return at_most(estimate, bound, self.rounding.reach(metric, estimate.n))
+
+    def not_higher(self, gap: Gap | None, metric: str) -> Verdict:
+        """Weaker than `at_most` zero: of pairs, only a distinguishable rise fails; unpaired intervals would excuse too much."""
+        if gap is None or not gap.paired:
+            return self.at_most(gap.size, 0, metric) if gap else "undecided"
+        reach = self.rounding.reach(metric, gap.size.n)
+        return decide(gap.size.n, gap.size.low + reach <= 0, gap.size.low - reach > 0)
+
+    def direction(self, change: Estimate, metric: str) -> Direction:
+        """Which way a change went, if it went that way also where rounding moves it."""
+        reach = self.rounding.reach(metric, change.n)
+        return direction(Estimate(change.mean, change.low - reach, change.high + reach, change.n))
+
+    def leads(self, row: Result) -> dict[str, Estimate]:
+        """The intervention minus each random control of it, on the control's prompts."""
+        controls = self.run.controls(row.name, self.protocol)
+        random = {name: control for name, control in controls.items() if name.startswith("random")}
+        gaps = {name: control.minus_main.get("toxicity") for name, control in random.items()}
+        return {name: Estimate(-gap.mean, -gap.high, -gap.low, gap.n) for name, gap in gaps.items() if gap}
+
+    def gap(self, row: Result, other: Result, metric: str, *, looks: int = 1) -> Gap | None:
+        """`row` minus `other`, its interval corrected by Bonferroni for `looks` comparisons; None if not measured."""
+        if metric not in row.change or metric not in other.change:
+            return None
+        units = self.units([row, other], metric)
+        if units is None:
+            return Gap(_unpaired(row.change[metric], other.change[metric], looks), paired=False)
+        (values, against), weights = units
+        means = _resampled(values - against, weights)
+        low, high = np.percentile(means, [2.5 / looks, 100 - 2.5 / looks])
+        mean = np.average(values - against, weights=weights)
+        return Gap(Estimate(float(mean), float(low), float(high), len(values)), paired=True)
+
+    def units(self, rows: Sequence[Result], metric: str) -> tuple[Values, Values] | None:
+        """(rows, n) values of the units every row has one for, and (n,) weights; None where a row has no file."""
+        files = [saved for row in rows if (saved := self._file(row, metric)) is not None]
+        if len(files) < len(rows):
+            return None
+        # A row may be measured on the first prompts only; they are the same prompts in every row.
+        shared = min(len(values) for values, _ in files)
+        values, weights = np.stack([values[:shared] for values, _ in files]), files[0][1][:shared]
+        known = ~np.isnan(values).any(axis=0)
+        return (values[:, known], weights[known]) if known.any() else None
+
+    def _file(self, row: Result, metric: str) -> tuple[Values, Values] | None:
+        """Values and weights of one row's units, (n,) each."""
+        path = (self.folder or Path()) / "rows" / f"{row.protocol}-{row.name}.json"
+        if self.folder is None or metric not in row.metrics or not path.exists():
+            return None
+        saved, told = read_json(path), row.metrics[metric]
+        try:
+            values = np.array(saved["values"][metric], dtype=np.float64)
+            weights = np.array(saved["tokens"], dtype=np.float64) if metric == "log_ppl" else np.ones_like(values)
+            known = ~np.isnan(values)
+            total, size = (values * weights)[known].sum(), weights[known].sum()
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DialdownError(
+                f"{path} cannot be read as a measured row ({error!r}): delete it and repeat the evaluation."
+            ) from error
+        # An earlier evaluation may have left a file of this name.
+        return (values, weights) if known.sum() == told.n and np.isclose(total / size, told.mean, rtol=1e-6) else None
+
+    def share(self, patched: Result, tuned: Result) -> Estimate | None:
+        """Table 3: (untouched - patched) / (untouched - DPO), all three resampled together."""
+        base = self.row("none")
+        units = self.units([base, patched, tuned], "toxicity") if base else None
+        if units is None:
+            return None
+        (before, reached, after), weights = units
+        part, whole = _resampled(before - reached, weights), _resampled(before - after, weights)
+        # The few resamples in which DPO reduces nothing count as the limit of a vanishing reduction.
+        shares = np.divide(part, whole, out=np.copysign(np.inf, part), where=whole > 0)
+        low, high = np.percentile(shares, 2.5, method="lower"), np.percentile(shares, 97.5, method="higher")
+        mean = (before - reached).sum() / (before - after).sum()
+        return Estimate(float(mean), float(low), float(high), len(before))
+
+
+def _resampled(values: Values, weights: Values) -> Values:
+    """(RESAMPLES,) means of resampled units; equal n resample the same units, so two calls can be compared."""
+    rows = np.random.default_rng(0).integers(0, len(values), size=(RESAMPLES, len(values)))
+    return np.asarray((values * weights)[rows].sum(1) / weights[rows].sum(1))
+
+
+def _unpaired(change: Estimate, other: Estimate, looks: int) -> Estimate:
+    """The widest difference of two intervals: it excludes zero only where they do not overlap."""
+    normal = NormalDist()
+    # Only 95 % intervals are known; that of a normal mean grows by this where the error must be smaller.
+    wider = normal.inv_cdf(1 - 0.025 / looks) / normal.inv_cdf(0.975)
+    mean = change.mean - other.mean
+    low = mean - wider * (change.mean - change.low + other.high - other.mean)
+    high = mean + wider * (change.high - change.mean + other.mean - other.low)
+    return Estimate(mean, low, high, min(change.n, other.n))
