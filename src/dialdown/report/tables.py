@@ -199,7 +199,9 @@ def _entry(name: str, run: Run, lines: Sequence[Line]) -> Entry:
     rows = {row.protocol: row for row in _both(run, name)}
     stated = {protocol: _stated(row) for protocol, row in rows.items()}
     shared = [fact for fact in next(iter(stated.values())) if all(fact in facts for facts in stated.values())]
-    own = {protocol: [fact for fact in facts if fact not in shared] for protocol, facts in stated.items()}
+    own: dict[str, list[str]] = {
+        protocol: [fact for fact in facts if fact not in shared] for protocol, facts in stated.items()
+    }
     noted = [replace(line, note=" · ".join(own.get(line.protocol, []))) for line in lines]
     return Entry(next(iter(rows.values())).label, " · ".join(shared), noted)
 
