@@ -62,6 +62,8 @@ def made(shape: tuple[int, int] = (4, 50), *, kind: str = "plain", protocol: str
         cosine = np.abs(cosine)
     if kind == "sparse":
         base[:, ::3] = 0.0
+    if kind == "silent":
+        base[:] = 0.0
     tuned = base if kind == "still" else base + rng.standard_t(3, shape) * 0.02
     columns = {
         "layer": np.indices(shape)[0],
@@ -90,8 +92,16 @@ def rows(table: NeuronTable) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = table.arrow.to_pylist()
     for row in listed:
         row["group"] = group_of(row["cosine"], row["mean_base"]) if row["projection_change"] < 0 else None
-        row["shift"] = row["mean_tuned"] - row["mean_base"]
+        base = row["mean_base"]
+        row["percent"] = 100 * (base - row["mean_tuned"]) / base if base else None
     return listed
+
+
+def between_tenths(percents: list[Any]) -> list[float]:
+    """Section 5.1: those between the 10th and 90th percentile of all of them."""
+    known = [percent for percent in percents if percent is not None]
+    low, *_, high = statistics.quantiles(known, n=10, method="inclusive")
+    return [percent for percent in known if low <= percent <= high]
 
 
 def falling(table: NeuronTable) -> list[dict[str, Any]]:
@@ -166,9 +176,10 @@ def test_ranked_shares_count_the_groups_among_the_top_k() -> None:
 def test_group_shifts_show_percentiles_median_and_mean() -> None:
     table = made()
     (axes,) = panels(figure_2c_group_shift(table))
+    kept = {*between_tenths([row["percent"] for row in rows(table)])}
     segments = [one.get_segments()[0] for one in axes.collections]
     for place, name in enumerate(GROUPS):
-        shifts = [row["shift"] for row in rows(table) if row["group"] == name]
+        shifts = [row["percent"] for row in rows(table) if row["group"] == name and row["percent"] in kept]
         tenths, quarters = (statistics.quantiles(shifts, n=n, method="inclusive") for n in (10, 4))
         wide, narrow, middle = segments[3 * place : 3 * place + 3]
         assert wide[:, 0] == pytest.approx([tenths[0], tenths[-1]])
@@ -177,36 +188,42 @@ def test_group_shifts_show_percentiles_median_and_mean() -> None:
         assert axes.lines[place].get_xydata()[0] == pytest.approx([statistics.fmean(shifts), place])
 
 
-@pytest.mark.parametrize(("quantity", "columns"), [("projection", "projection"), ("activation", "mean")])
-def test_top_aligned_neurons_before_and_after(quantity: Any, columns: str) -> None:
+def test_the_most_aligned_neurons_are_drawn_by_their_mean_activations() -> None:
     table = made()
     top = sorted(rows(table), key=lambda row: -row["cosine"])[:30]
-    axes, change = panels(figure_3_top_aligned(table, quantity=quantity, count=30))
-    before, after = ([row[f"{columns}_{when}"] for row in top] for when in ("base", "tuned"))
+    axes, change = panels(figure_3_top_aligned(table, count=30))
+    before, after = ([row[f"mean_{when}"] for row in top] for when in ("base", "tuned"))
     assert line(axes, "base")[:, 1] == pytest.approx(before)
     assert line(axes, "tuned")[:, 1] == pytest.approx(after)
     moved = np.sum([heights(container) for container in change.containers], axis=0)
     assert moved == pytest.approx(np.subtract(after, before))
 
 
-def test_shift_distribution_counts_every_neuron_once() -> None:
-    table = made()
-    shifts = [row["shift"] for row in rows(table)]
+@pytest.mark.parametrize("kind", ["plain", "sparse"])
+def test_shift_distribution_counts_the_percentages_between_the_tenths_once(kind: str) -> None:
+    table = made(kind=kind)
+    kept = between_tenths([row["percent"] for row in rows(table)])
     axes, layers = panels(figure_4_shift_distribution(table))
-    counts, _, _ = axes.patches[0].get_data()
-    assert counts.sum() == len(shifts)
-    tenths = statistics.quantiles(shifts, n=10, method="inclusive")
-    assert axes.patches[1].get_x() == pytest.approx(tenths[0])
-    assert axes.patches[1].get_width() == pytest.approx(tenths[-1] - tenths[0])
-    mean, deviation = statistics.fmean(shifts), statistics.pstdev(shifts)
+    counts, edges, _ = axes.patches[0].get_data()
+    assert counts.sum() == len(kept)
+    assert (edges[0], edges[-1]) == pytest.approx((min(kept), max(kept)))
+    # The highest bin is inside the axes, not cut at their edge.
+    assert axes.get_ylim()[1] > counts.max()
+    mean, deviation = statistics.fmean(kept), statistics.pstdev(kept)
     drawn = [one.get_xdata()[0] for one in axes.lines]
     assert drawn == pytest.approx([mean, mean - deviation, mean + deviation])
-    for layer, (bar, segment) in enumerate(zip(layers.patches, layers.collections[0].get_segments(), strict=True)):
-        ours = [row["shift"] for row in rows(table) if row["layer"] == layer]
-        tenths = statistics.quantiles(ours, n=10, method="inclusive")
-        assert [bar.get_y(), bar.get_y() + bar.get_height()] == pytest.approx([tenths[0], tenths[-1]])
+    segments = [one.get_segments()[0] for one in layers.collections]
+    for layer, (bar, segment) in enumerate(zip(layers.patches, segments, strict=True)):
+        ours = between_tenths([row["percent"] for row in rows(table) if row["layer"] == layer])
+        assert [bar.get_y(), bar.get_y() + bar.get_height()] == pytest.approx([min(ours), max(ours)])
         mean, deviation = statistics.fmean(ours), statistics.pstdev(ours)
         assert segment[:, 1] == pytest.approx([mean - deviation, mean + deviation])
+
+
+def test_a_model_without_any_activation_has_no_percentages_to_draw() -> None:
+    table = made((2, 7), kind="silent")
+    for draw in (figure_2c_group_shift, figure_4_shift_distribution):
+        assert_fits(draw(table))
 
 
 def test_reduction_by_rank_and_the_ranks_of_half_and_most_of_it() -> None:
@@ -295,11 +312,6 @@ def test_a_table_without_a_tuned_model_is_refused(draw: Any) -> None:
     alone = NeuronTable(table.arrow.select(["cosine", "mean_base", "projection_base"]), table.shape, table.record)
     with pytest.raises(DialdownError, match=r"dd\.compare"):
         draw(alone)
-
-
-def test_an_unknown_quantity_is_refused() -> None:
-    with pytest.raises(DialdownError, match="did you mean 'projection'"):
-        figure_3_top_aligned(made(), quantity="projektion")  # type: ignore[arg-type]  # the mistake under test
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, median, pstdev, quantiles
 from typing import Any
 
 import numpy as np
@@ -157,12 +158,25 @@ def test_correlations_are_pearsons() -> None:
     cosine, base, tuned = (table.grid(name).ravel() for name in ("cosine", "mean_base", "mean_tuned"))
     found = statistics.correlations(table)
     for name, other in (("shift_vs_cosine", cosine), ("shift_vs_activation", base)):
-        x, y = tuned - base - (tuned - base).mean(), other - other.mean()
+        x, y = base - tuned - (base - tuned).mean(), other - other.mean()
         r = sum(a * b for a, b in zip(x, y, strict=True)) / np.sqrt(sum(x**2) * sum(y**2))
         # The p of Pearson's r by its t distribution, which scipy computes by a beta distribution.
         p = 2 * scipy.stats.t.sf(abs(r) * np.sqrt((600 - 2) / (1 - r**2)), 600 - 2)
         assert (found[name].r, found[name].p) == (pytest.approx(r, rel=1e-9), pytest.approx(p, rel=1e-6))
         assert found[name].n == 600
+
+
+def test_a_shift_has_the_sign_of_the_published_one() -> None:
+    rng = np.random.default_rng(3)
+    cosine, base = rng.standard_normal((2, 4, 50))
+    # Every mean moves towards zero, as published: 3.11 to 16.71 % of itself on average, with r = .033 to .347.
+    table = table_of(cosine, base, 0.9 * base, -np.ones_like(base), protocol="paper", model="gpt2-medium")
+    beside = tables.table_17_correlations(table).filter(pl.col("pair") == "shift_vs_activation").row(0, named=True)
+    assert beside["r"] == pytest.approx(1)
+    assert beside["published_r"] == 0.263
+    overall = tables.section_5_1_shifts(table).row(-1, named=True)
+    assert overall["percent"] == pytest.approx(10)
+    assert overall["published_percent"] == 3.11
 
 
 def test_a_model_that_did_not_change_has_no_shares_and_no_warnings() -> None:
@@ -180,32 +194,50 @@ def test_a_model_that_did_not_change_has_no_shares_and_no_warnings() -> None:
         assert statistics.shifts(silent)["percent_median"].null_count() == 4
 
 
-def test_shifts_by_layer_and_over_all() -> None:
-    table = random_table()
+def trimmed_percents(base: Any, tuned: Any) -> list[float]:
+    """Section 5.1, one neuron at a time: signed, of the base's own mean, between the 10th and the 90th percentile."""
+    percents = [100 * (a - b) / a for a, b in zip(base, tuned, strict=True) if a]
+    low, *_, high = quantiles(percents, n=10, method="inclusive")
+    return [percent for percent in percents if low <= percent <= high]
+
+
+def check_shifts(table: NeuronTable) -> None:
     frame = statistics.shifts(table)
-    assert frame["layer"].to_list() == [0, 1, 2, 3, None]
-    for found in frame.iter_rows(named=True):
-        part = slice(None) if found["layer"] is None else slice(found["layer"], found["layer"] + 1)
+    assert frame["layer"].to_list() == [*range(table.shape[0]), None]
+    for row in frame.iter_rows(named=True):
+        part = slice(None) if row["layer"] is None else slice(row["layer"], row["layer"] + 1)
         base, tuned, cosine = (table.grid(n)[part].ravel() for n in ("mean_base", "mean_tuned", "value_cosine"))
         shift = [abs(b - a) for a, b in zip(base, tuned, strict=True)]
-        percents = [100 * s / abs(a) for s, a in zip(shift, base, strict=True) if a]
-        assert found == {
-            "layer": found["layer"],
+        percents = trimmed_percents(base, tuned)
+        assert row == {
+            "layer": row["layer"],
             "value_cosine_mean": pytest.approx(sum(cosine) / len(cosine)),
             "value_cosine_min": min(cosine),
             "shift_mean": pytest.approx(sum(shift) / len(shift)),
             "shift_median": pytest.approx(np.median(shift)),
-            "percent": pytest.approx(100 * sum(shift) / sum(abs(a) for a in base)),
-            "percent_median": pytest.approx(np.median(percents)),
+            "percent": pytest.approx(fmean(percents)),
+            "percent_sd": pytest.approx(pstdev(percents)),
+            "percent_median": pytest.approx(median(100 * (a - b) / a for a, b in zip(base, tuned, strict=True) if a)),
         }
+
+
+def test_shifts_by_layer_and_over_all() -> None:
+    check_shifts(random_table())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_percent_of_a_model_is_the_signed_mean_between_its_own_tenths(name: str, protocol: Any) -> None:
+    check_shifts(compared(tiny.lm(name), protocol))
 
 
 def test_a_neuron_near_zero_does_not_decide_the_percentage() -> None:
     base, one = np.full((1, 100), 2.0), np.ones((1, 100))
-    tuned = base * 1.01
-    base[0, 0], tuned[0, 0] = 1e-12, 0.02
+    tuned = base * 0.99
+    base[0, 0], tuned[0, 0] = 1e-12, -0.02
     [layer, overall] = statistics.shifts(table_of(one, base, tuned, one)).to_dicts()
-    assert layer["percent"] == pytest.approx(1.0, rel=0.02)
+    assert layer["percent"] == pytest.approx(1.0)
+    assert layer["percent_sd"] == pytest.approx(0.0, abs=1e-9)
     assert layer["percent_median"] == pytest.approx(1.0)
     assert overall == {**layer, "layer": None}
 

@@ -10,7 +10,7 @@ hatch, marker and line besides colour, and so do the families of the front, so t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,21 +33,15 @@ from .drawing import (
     spread_keys,
     zero_line,
 )
-from .errors import DialdownError, nearest
+from .errors import DialdownError
 from .figures import COLOURS, WIDTH, style
 from .neurons import GROUPS, NeuronTable
 from .ranks import Floats, Ranking, layer_effects, ranking
+from .statistics import percent_shifts, without_tails
 
-Quantity = Literal["projection", "activation"]
-
-
-COLUMNS: dict[Quantity, tuple[str, str]] = {
-    "projection": ("projection_base", "projection_tuned"),
-    "activation": ("mean_base", "mean_tuned"),
-}
-UNITS: dict[Quantity, str] = {"projection": "projection p (residual units)", "activation": "mean activation"}
 # A neuron that brings less than this share of the whole reduction is drawn as one of the tail.
 NEGLIGIBLE = 1e-4
+PERCENT = "shift of the mean activation, (base − tuned) / base in %"
 
 
 def figure_1_layer_effects(table: NeuronTable) -> Figure:
@@ -123,45 +117,44 @@ def figure_2b_ranked_share(table: NeuronTable) -> Figure:
 
 
 def figure_2c_group_shift(table: NeuronTable) -> Figure:
-    """How the mean activations of each group moved: percentiles, median and mean of tuned − base (figure 6c).
+    """How the mean activations of each group moved, in % of the base's mean: percentiles, median and mean (figure 6c).
 
-    Only neurons whose projection fell are in a group, so the side follows from the group, and only the size is a finding.
+    Drawn are `percent_shifts` between the 10th and 90th percentile of all neurons, positive towards zero. Only neurons whose
+    projection fell are in a group, so the side follows from the group, and only the size is a finding.
     """
-    shift = table.grid("mean_tuned") - table.grid("mean_base")
+    shift = without_tails(percent_shifts(table))
     with style():
         figure, (axes,) = _sheet(3.3, "Shift of mean activations by group", table)
         labels = []
         for place, (name, mask) in enumerate(table.groups().items()):
-            labels.append(f"{name}\n{mask.sum():,} neurons")
-            if mask.any():
-                _spread(axes, place, shift[mask], LOOKS[name])
+            inside = shift[mask & ~np.isnan(shift)]
+            labels.append(f"{name}\n{inside.size:,} neurons")
+            if inside.size:
+                _spread(axes, place, inside, LOOKS[name])
         zero_line(axes, vertical=True)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set_xlabel("mean activation, tuned − base\n(neurons whose projection falls)")
+        axes.set_xlabel(f"{PERCENT}\n(where the projection falls; 10th to 90th percentile of all)")
         figure.legend(handles=spread_keys(), loc="outside lower center", ncols=4, columnspacing=1.2, handletextpad=0.5)
     return figure
 
 
-def figure_3_top_aligned(table: NeuronTable, *, quantity: Quantity = "projection", count: int = 100) -> Figure:
-    """The neurons of highest cosine with the direction, before and after tuning (figure 3).
+def figure_3_top_aligned(table: NeuronTable, *, count: int = 100) -> Figure:
+    """The mean activations of the neurons of highest cosine with the direction, before and after tuning (figure 3).
 
     Args:
         table: a compared neuron table.
-        quantity: what is drawn of them, `projection` or `activation`.
         count: how many; all, where the model has fewer.
 
     Raises:
-        DialdownError: an unknown quantity, or no tuned model was compared.
+        DialdownError: no tuned model was compared.
     """
-    if quantity not in COLUMNS:
-        raise DialdownError(f"There is no quantity {quantity!r} of a neuron to draw: {nearest(quantity, COLUMNS)}")
     cosine = table.grid("cosine").ravel()
     top = np.argsort(-cosine, kind="stable")[:count]
-    before, after = (table.grid(column).ravel()[top] for column in COLUMNS[quantity])
+    before, after = (table.grid(column).ravel()[top] for column in ("mean_base", "mean_tuned"))
     moved, ranks = after - before, np.arange(1, len(top) + 1)
     falls, rises = (f"{word} ({count})" for word, count in (("falls", (moved < 0).sum()), ("rises", (moved > 0).sum())))
     hollow: dict[str, Any] = {"color": COLOURS["ink"], "markerfacecolor": COLOURS["ground"], "markersize": 4}
@@ -172,10 +165,10 @@ def figure_3_top_aligned(table: NeuronTable, *, quantity: Quantity = "projection
         axes.plot(ranks, after, "D", color=COLOURS["blue"], markersize=2.8, label="tuned")
         bars(change, ranks, np.minimum(moved, 0), "blue", "", label=falls)
         bars(change, ranks, np.maximum(moved, 0), "vermillion", "////", label=rises)
-        for one, values in ((axes, np.concatenate([before, after])), (change, moved)):
-            zero_line(one)
-            readable(one, values)
-        axes.set_ylabel(UNITS[quantity])
+        for panel, values in ((axes, np.concatenate([before, after])), (change, moved)):
+            zero_line(panel)
+            readable(panel, values)
+        axes.set_ylabel("mean activation")
         change.set_ylabel("tuned − base")
         change.set_xlabel(f"rank by cosine ({cosine[top[0]]:.2f} to {cosine[top[-1]]:.2f})")
         change.set_xlim(0, len(top) + 1)
@@ -185,28 +178,25 @@ def figure_3_top_aligned(table: NeuronTable, *, quantity: Quantity = "projection
 
 
 def figure_4_shift_distribution(table: NeuronTable) -> Figure:
-    """Distribution of the shift of mean activations, of all neurons and layer by layer (figure 4).
+    """Distribution of the shifts of mean activations in % of the base's mean, of all neurons and layer by layer (figure 4).
 
-    The 10th to 90th percentile is shaded, the mean ± one standard deviation drawn beside it.
+    Above, `percent_shifts` between their 10th and 90th percentile, with their mean ± one standard deviation; below, the same
+    of each layer between percentiles of its own, as in `statistics.shifts`.
     """
-    shift = table.grid("mean_tuned") - table.grid("mean_base")
-    low, high = np.percentile(shift, [10, 90])
-    mean, deviation = float(shift.mean()), float(shift.std())
-    reach = max(4 * deviation, 1e-12)
+    percents = percent_shifts(table)
+    kept = without_tails(percents)
+    inside = kept[~np.isnan(kept)]
     with style():
         figure, (axes, layers) = _sheet(5.4, "Shift of mean activations", table, rows=2, shared=False)
-        # Beyond four standard deviations the few neurons left are counted in the outermost bins.
-        heights, edges = np.histogram(np.clip(shift - mean, -reach, reach), bins=81, range=(-reach, reach))
-        axes.stairs(heights, edges + mean, color=COLOURS["ink"], linewidth=1.0)
-        axes.axvspan(low, high, color=COLOURS["blue"], alpha=0.22, linewidth=0, label="10th–90th percentile")
-        _mean_lines(axes, mean, deviation)
-        axes.set_yscale("symlog", linthresh=1, linscale=0.3)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_minor_locator(NullLocator())
+        if inside.size:
+            heights, edges = np.histogram(inside, bins=81)
+            axes.stairs(heights, edges, color=COLOURS["ink"], linewidth=1.0)
+            _mean_lines(axes, float(inside.mean()), float(inside.std()))
+            axes.set_ylim(0, 1.08 * heights.max())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
         axes.set_ylabel("neurons")
-        axes.set_xlabel("mean activation, tuned − base (outermost bins: all beyond)")
-        _layer_spread(layers, shift)
+        axes.set_xlabel(f"{PERCENT}\n(10th to 90th percentile)")
+        _layer_spread(layers, percents)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -320,18 +310,22 @@ def _mean_lines(axes: Axes, mean: float, deviation: float) -> None:
         axes.axvline(mean + side * deviation, color=COLOURS["ink"], linewidth=1.0, linestyle="--", label=label)
 
 
-def _layer_spread(axes: Axes, shift: Floats) -> None:
-    layers = np.arange(len(shift))
-    low, high = np.percentile(shift, [10, 90], axis=1)
+def _layer_spread(axes: Axes, percents: Floats) -> None:
     # Bars would otherwise end at the edge of the axes, as if cut off.
     axes.use_sticky_edges = False
-    axes.bar(layers, high - low, 0.8, bottom=low, color=COLOURS["blue"], alpha=0.22, linewidth=0)
-    mean, deviation = shift.mean(1), shift.std(1)
-    axes.vlines(layers, mean - deviation, mean + deviation, color=COLOURS["ink"], linewidth=1.0, linestyle="--")
-    axes.plot(layers, mean, "o", color=COLOURS["ink"], markersize=3.5)
+    ends = [0.0]
+    for layer, values in enumerate(without_tails(row) for row in percents):
+        kept = values[~np.isnan(values)]
+        if not kept.size:
+            continue
+        low, high, mean, deviation = (float(each) for each in (kept.min(), kept.max(), kept.mean(), kept.std()))
+        axes.bar(layer, high - low, 0.8, bottom=low, color=COLOURS["blue"], alpha=0.22, linewidth=0)
+        axes.vlines(layer, mean - deviation, mean + deviation, color=COLOURS["ink"], linewidth=1.0, linestyle="--")
+        axes.plot(layer, mean, "o", color=COLOURS["ink"], markersize=3.5)
+        ends += [low, high, mean - deviation, mean + deviation]
     zero_line(axes)
-    readable(axes, np.concatenate([low, high, mean - deviation, mean + deviation]))
-    axes.set_ylabel("tuned − base")
+    readable(axes, np.array(ends))
+    axes.set_ylabel("in %, by layer")
     layer_axis(axes)
 
 

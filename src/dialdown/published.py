@@ -72,7 +72,7 @@ def figure(model: str | None, quantity: Quantity) -> Any:
         `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`; `kl_weight` (table 10);
         `probe_accuracy` and `steering_alpha` (table 11); `steering` (table 12) one dict per alpha; `negative_share`
         (table 13) of the base model; `correlations` (table 17) `r`, and `p` as printed; `reducing_share` (table 18);
-        `sign_conflicts` (appendix G); `shifts` (section 5.1) `value_cosine` and, for two models, `percent`.
+        `sign_conflicts` (appendix G); `shifts` (section 5.1, figure 4) `value_cosine` and `percent`. A shift is before - after.
     """
     return _figures()[quantity].get(MODELS.get((model or "").lower()))
 

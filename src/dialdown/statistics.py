@@ -91,6 +91,8 @@ def negative_shares(table: NeuronTable) -> dict[str, float]:
 def correlations(table: NeuronTable) -> dict[str, Correlation]:
     """Does the shift of the mean activation follow from c_i, or from the base model's mean activation? (table 17)
 
+    A shift is before - after, as in the published table: r with the activation is positive where means move towards zero.
+
     Returns:
         `shift_vs_cosine` and `shift_vs_activation`, over all neurons.
 
@@ -98,7 +100,7 @@ def correlations(table: NeuronTable) -> dict[str, Correlation]:
         DialdownError: no tuned model was compared.
     """
     base = table.grid("mean_base").ravel()
-    shift = table.grid("mean_tuned").ravel() - base
+    shift = base - table.grid("mean_tuned").ravel()
     return {
         "shift_vs_cosine": _pearson(shift, table.grid("cosine").ravel()),
         "shift_vs_activation": _pearson(shift, base),
@@ -114,26 +116,50 @@ def reducing_share(table: NeuronTable) -> float:
     return float((table.grid("projection_change") < 0).mean())
 
 
-def shifts(table: NeuronTable) -> pl.DataFrame:
-    """How little each neuron moved: value vectors and mean activations, base to tuned (section 5.1).
-
-    A neuron whose base mean is near zero has an enormous shift in %, and one such neuron would decide a plain mean. So
-    `percent` is 100 * mean |shift| / mean |mean_base|, the mean of the neurons' percentages weighted by |mean_base|;
-    `percent_median` is the plain median of these percentages, over the neurons whose base mean is not exactly zero.
+def percent_shifts(table: NeuronTable) -> NDArray[np.float64]:
+    """By how much of itself each mean activation fell in tuning, 100 * (before - after) / before (section 5.1).
 
     Returns:
-        One row per layer and a last one over all, whose `layer` is null: `layer`, `value_cosine_mean`,
-        `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`, `percent`, `percent_median`.
+        (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100 beyond zero; NaN where the
+        base mean is exactly zero.
 
     Raises:
         DialdownError: no tuned model was compared.
     """
-    cosine, base = table.grid("value_cosine"), np.abs(table.grid("mean_base"))
-    shift = np.abs(table.grid("mean_tuned") - table.grid("mean_base"))
+    base = table.grid("mean_base")
+    moved = base - table.grid("mean_tuned")
+    return np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0)
+
+
+def without_tails(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same array with NaN below its 10th and above its 90th percentile, as section 5.1 and figures 4 and 2c leave it."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return values
+    low, high = np.percentile(known, [10, 90])
+    return np.where((values >= low) & (values <= high), values, np.nan)
+
+
+def shifts(table: NeuronTable) -> pl.DataFrame:
+    """How little each neuron moved: value vectors and mean activations, base to tuned (section 5.1).
+
+    A neuron whose base mean is near zero has an enormous shift in %, and one such neuron would decide a plain mean. So, as in
+    the paper, `percent` is the mean of `percent_shifts` between their own 10th and 90th percentile, and `percent_sd` the
+    standard deviation of these. Both are signed, so that shifts towards zero and away from it cancel.
+
+    Returns:
+        One row per layer and a last one over all, whose `layer` is null: `layer`, `value_cosine_mean`,
+        `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`, `percent`, `percent_sd`, `percent_median`.
+
+    Raises:
+        DialdownError: no tuned model was compared.
+    """
+    cosine, percents = table.grid("value_cosine"), percent_shifts(table)
+    shift = np.abs(table.grid("mean_base") - table.grid("mean_tuned"))
     rows = []
     for layer, part in _layers_and_all(table):
-        moved, size = shift[part].ravel(), base[part].ravel()
-        known = size > 0
+        moved, kept = shift[part].ravel(), without_tails(percents[part])
+        kept = kept[~np.isnan(kept)]
         rows.append(
             {
                 "layer": layer,
@@ -141,8 +167,9 @@ def shifts(table: NeuronTable) -> pl.DataFrame:
                 "value_cosine_min": float(cosine[part].min()),
                 "shift_mean": float(moved.mean()),
                 "shift_median": float(np.median(moved)),
-                "percent": _share(100 * float(moved.sum()), float(size.sum())),
-                "percent_median": float(np.median(100 * moved[known] / size[known])) if known.any() else None,
+                "percent": float(kept.mean()) if kept.size else None,
+                "percent_sd": float(kept.std()) if kept.size else None,
+                "percent_median": float(np.nanmedian(percents[part])) if kept.size else None,
             }
         )
     return _by_layer(rows)

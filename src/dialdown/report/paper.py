@@ -177,15 +177,19 @@ def of_table(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iter
         "Figures 2b and 6b: share of each group among the neurons that reduce most",
         ours.figure_2b_ranked_share(table),
     )
-    yield "figure-2c-group-shift", "Figures 2c and 6c: activation shift by group", ours.figure_2c_group_shift(table)
+    yield (
+        "figure-2c-group-shift",
+        "Figures 2c and 6c: activation shift by group, in % of the activation before tuning",
+        ours.figure_2c_group_shift(table),
+    )
     yield (
         "figure-3-top-aligned",
-        "Figure 3: the neurons most aligned with the direction, before and after tuning",
+        "Figure 3: mean activations of the neurons most aligned with the direction, before and after tuning",
         ours.figure_3_top_aligned(table, count=min(100, table.arrow.num_rows)),
     )
     yield (
         "figure-4-shift-distribution",
-        "Figure 4: distribution of the activation shifts",
+        "Figure 4: distribution of the activation shifts, in % of the activation before tuning",
         ours.figure_4_shift_distribution(table),
     )
     yield (
