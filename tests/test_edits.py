@@ -192,6 +192,43 @@ def test_a_patch_control_takes_as_many_random_neurons(table: NeuronTable) -> Non
         assert control.key != dd.patch_control(table, patch, seed=1).key
 
 
+def by_group(table: NeuronTable, selected: Any) -> list[int]:
+    """How many of the selected neurons are in TP, TN, AP, AN and in none, one neuron at a time (METHOD §3)."""
+    counts = [0] * 5
+    grids = (table.grid("cosine"), table.grid("mean_base"), selected)
+    for c, m, chosen in zip(*(grid.ravel() for grid in grids), strict=True):
+        place = 4 if c == 0 or m == 0 else 2 * (c < 0) + (m < 0)
+        counts[place] += int(chosen)
+    return counts
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2"])
+def test_random_neurons_are_as_many_in_each_group(name: str) -> None:
+    lm = tiny.lm(name)
+    base, tuned = means(), means(seed=1)
+    table = dd.compare(lm, tuned_of(lm), direction(), base, tuned)
+    noise = dd.neuron_table(lm, direction(9), base)
+    for which in ("toxic_9", "TP+AN", "four_groups", "increasing"):
+        patch = dd.patch(table, which)
+        control = dd.patch_control(table, patch, seed=2)
+        assert by_group(table, control.selected) == by_group(table, patch.selected)
+        assert not np.array_equal(control.selected, patch.selected)
+    edit = dd.edit(table, alpha=0.4, beta=0.1, ordering="notebook", drop_top=0.2)
+    control = dd.edit_controls(table, noise, edit, seed=2)[0]
+    assert by_group(table, control.selected) == by_group(table, edit.selected)
+    # What an edit may not choose, its control may not either.
+    mean = table.grid("mean_base")
+    assert mean[control.selected].max() <= np.sort(mean.ravel())[mean.size - round(0.2 * mean.size) - 1]
+    # By their groups' own rule random neurons would be an edit of the concept, only in another order.
+    assert (control.gain[control.selected] != edit_rule(table, 0.1)[control.selected]).any()
+    assert sorted(control.gain[control.selected]) == sorted(edit.gain[edit.selected])
+
+
+def edit_rule(table: NeuronTable, beta: float) -> Any:
+    """The factor that METHOD §4 gives every neuron of a group."""
+    return 1 - beta * np.sign(table.grid("cosine") * table.grid("mean_base"))
+
+
 @pytest.mark.parametrize("kind", ["set", "shift", "scale"])
 def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, kind: Any) -> None:
     edit = dd.edit(table, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1, name="it")

@@ -117,6 +117,19 @@ def test_every_intervention_has_both_protocols_and_every_metric(finished: Path) 
     assert all(len(row["samples"]) == 8 for row in rows)
 
 
+def test_every_row_has_a_file_of_its_own_with_its_values(finished: Path) -> None:
+    rows = rows_of(finished)
+    assert {path.name for path in (finished / "rows").iterdir()} == {
+        f"{row['protocol']}-{row['intervention']}.json" for row in rows
+    }
+    for row in rows:
+        saved = json.loads((finished / "rows" / f"{row['protocol']}-{row['intervention']}.json").read_text())
+        assert np.mean(saved["values"]["toxicity"]) == pytest.approx(row["toxicity"]["mean"])
+    # An edit along the probe and one along the contrast have one random direction: measured once, in a file of either.
+    effects = [json.loads(path.read_text())["effect"] for path in (finished / "rows").iterdir()]
+    assert len(set(effects)) < len(effects)
+
+
 def test_every_edit_has_its_controls(finished: Path) -> None:
     rows = rows_of(finished)
     for protocol in ("strict", "paper"):

@@ -227,9 +227,8 @@ def steering_alpha(direction: Direction, strength: float) -> float:
 
 
 def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> Intervention:
-    """The same patch on as many random neurons (METHOD §5)."""
-    rng = np.random.default_rng(seed)
-    selected = rng.permutation(patched.selected.ravel()).reshape(table.shape)
+    """The same patch on random neurons, as many in each tuning-free group as it patches there (METHOD §5)."""
+    selected = _drawn(table, patched.selected, np.random.default_rng(seed))
     tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
     values = tuned if patched.kind == "set" else tuned - base
     result = _build(table, f"{patched.name}__random_neurons", patched.kind, selected, values)
@@ -248,7 +247,8 @@ def edit_controls(
         seed: of the random neurons.
 
     Returns:
-        `__random_neurons` (as many, moved the same way), `__beta_zero` (a pure clamp; only a `set` edit has one: for the
+        `__random_neurons` (as many in each tuning-free group, from those that `drop_top` leaves; which of them go down and which
+        up is drawn too, as many of each), `__beta_zero` (a pure clamp; only a `set` edit has one: for the
         other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same rule along it).
     """
     kind, alpha, beta = edited.kind, edited.alpha, edited.beta
@@ -262,8 +262,12 @@ def edit_controls(
         "ordering": edited.record["ordering"],
         "drop_top": edited.record["drop_top"],
     }
+    rng = np.random.default_rng(seed)
     sign = _sign(_choose(table, alpha, options["ordering"], options["drop_top"]))
-    shuffled = np.random.default_rng(seed).permutation(sign.ravel()).reshape(table.shape)
+    drawn = _drawn(table, sign != 0, rng, among=_without_top(table, options["drop_top"]))
+    shuffled = np.zeros(table.shape)
+    # By their own group's rule, random neurons would write less of the concept too.
+    shuffled[drawn] = rng.permutation(sign[sign != 0])
     controls = [
         replace(_moved(table, f"{edited.name}__random_neurons", kind, shuffled, beta), alpha=alpha, beta=beta),
         edit(table, **options, beta=-beta, name=f"{edited.name}__beta_reversed"),
@@ -274,10 +278,27 @@ def edit_controls(
     return [replace(one, control_of=edited.name, record={**one.record, "seed": seed}) for one in controls]
 
 
-def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) -> dict[str, Mask]:
-    cosine, mean = np.abs(table.grid("cosine")).ravel(), table.grid("mean_base").ravel()
+def _drawn(table: NeuronTable, selected: Mask, rng: np.random.Generator, *, among: Mask | None = None) -> Mask:
+    """Random neurons, as many in each tuning-free group, and in none, as `selected` has there."""
+    groups = [*table.groups(changed=False).values()]
+    drawn = selected.copy()
+    for mask in (*groups, ~np.logical_or.reduce(groups)):
+        pool = mask if among is None else mask & among
+        drawn[pool] = rng.permutation(selected[pool])
+    return drawn
+
+
+def _without_top(table: NeuronTable, drop_top: float) -> Mask:
+    """All but the fraction `drop_top` of highest mean activation."""
+    mean = table.grid("mean_base").ravel()
     kept = np.ones(mean.size, dtype=bool)
     kept[np.argsort(-mean, kind="stable")[: round(drop_top * mean.size)]] = False
+    return kept.reshape(table.shape)
+
+
+def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) -> dict[str, Mask]:
+    cosine, mean = np.abs(table.grid("cosine")).ravel(), table.grid("mean_base").ravel()
+    kept = _without_top(table, drop_top).ravel()
     chosen = {}
     for name, mask in table.groups(changed=False).items():
         rows = np.flatnonzero(mask.ravel() & kept)

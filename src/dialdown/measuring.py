@@ -41,6 +41,9 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned]) -> lis
     for one in planned:
         measured = files.read(first[files.effect(one)])
         assert measured is not None
+        # A row that is the same effect as another has its own file all the same, under its own name.
+        if first[files.effect(one)] is not one and files.read(one) is None:
+            files.write(one, measured)
         rows.append(as_row(one.intervention, one.protocol, measured))
     return rows
 

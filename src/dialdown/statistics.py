@@ -128,7 +128,7 @@ def percent_shifts(table: NeuronTable) -> NDArray[np.float64]:
     """
     base = table.grid("mean_base")
     moved = base - table.grid("mean_tuned")
-    return np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0)
+    return np.asarray(np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0))
 
 
 def without_tails(values: NDArray[np.float64]) -> NDArray[np.float64]:
