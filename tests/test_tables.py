@@ -34,6 +34,7 @@ from dialdown.errors import DialdownError
 from dialdown.files import read_json
 from dialdown.models import LM
 from dialdown.neurons import GROUPS, NeuronTable
+from dialdown.table_files import write_csv
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAPERS = "gpt2-medium"
@@ -680,7 +681,7 @@ def test_csv_files_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None
         "table-2-interventions": tables.table_2_interventions(rows, model=PAPERS),
         "table-1-directions": pl.DataFrame({"token": ["\n", ' "a", b', ""], "logit": [1.0, 0.1 + 0.2, None]}),
     }
-    tables.write_csv(frames, tmp_path / "tables")
+    write_csv(frames, tmp_path / "tables")
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {f"{name}.csv" for name in frames}
     with (tmp_path / "tables/table-1-directions.csv").open(newline="", encoding="utf-8") as file:
         assert [*csv.reader(file)] == [["token", "logit"], ["\n", "1.0"], [' "a", b', repr(0.1 + 0.2)], ["", ""]]
@@ -688,4 +689,4 @@ def test_csv_files_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None
     assert results["toxicity"].to_list() == frames["table-2-interventions"]["toxicity"].to_list()
     assert {"0.545", "0.123 / 0.159 / 0.203"} <= {*results["published_toxicity"]}
     with pytest.raises(DialdownError, match="cannot be written"):
-        tables.write_csv(frames, tmp_path / "tables/table-1-directions.csv")
+        write_csv(frames, tmp_path / "tables/table-1-directions.csv")

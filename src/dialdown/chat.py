@@ -7,21 +7,23 @@ would say. Each side answers to its own earlier replies.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .errors import DialdownError, nearest
+from .errors import DialdownError, enough_memory, nearest
 from .interventions import Intervention
 from .models import LM
+from .reading import whole_text
+from .terminal import Terminal, printable
 
 COMMANDS = {
     "/strength": "the dial: 0 is the base model, 1 the whole edit",
@@ -93,10 +95,14 @@ def chat(
         read: asks for a line with a prompt; EOFError and KeyboardInterrupt leave the chat.
     """
     settings = settings or ChatSettings()
-    console = console or Console()
+    console = console or Terminal()
     base: Turns = []
     edited: Turns = []
-    console.print(f"{lm.name}, and the same under {edit.name}. /help lists the commands.", markup=False)
+    console.print(
+        printable(f"{lm.name}, and the same under {edit.name}. /help lists the commands."),
+        markup=False,
+        highlight=False,
+    )
     try:
         while True:
             line = read(f"{settings.strength:g}> ").strip()
@@ -112,14 +118,14 @@ def chat(
                     settings, said = _obey(settings, command, line.removeprefix(command).strip())
                     console.print(said, markup=False, highlight=False)
                 elif line:
-                    with console.status("replying ..."):
+                    with console.status("replying ...", spinner="line"), enough_memory("lower /tokens, or /reset"):
                         left = reply(lm, base, line, settings)
                         right = reply(lm, edited, line, settings, edit.at(settings.strength))
                     base.append((line, left))
                     edited.append((line, right))
                     console.print(_columns(left, right, settings.strength))
             except DialdownError as error:
-                console.print(str(error), style="red", markup=False, highlight=False)
+                console.print(printable(str(error)), style="red", markup=False, highlight=False)
     except (EOFError, KeyboardInterrupt):
         console.print()
     console.print("Goodbye.")
@@ -140,7 +146,9 @@ def reply(lm: LM, turns: Turns, message: str, settings: ChatSettings, edit: Inte
     Raises:
         DialdownError: the conversation has grown out of the model's context, or the edit is of another model.
     """
-    ids = _encode(lm.tokenizer, turns, message).to(lm.device)
+    ids = _encode(lm.tokenizer, turns, whole_text(message, "The message")).to(lm.device)
+    if not ids.shape[1]:
+        raise DialdownError(f"The tokenizer of {lm.name} makes no tokens of the message: write another one.")
     if ids.shape[1] + settings.tokens > lm.context:
         raise DialdownError(
             f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones exceed the context of "
@@ -163,11 +171,30 @@ def _encode(tokenizer: Any, turns: Turns, message: str) -> Tensor:
         roles = ("user", "assistant")
         messages = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
         messages.append({"role": "user", "content": message})
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        encoded = _templated(tokenizer, messages)
     ids: Tensor = encoded["input_ids"]
     return ids
+
+
+def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
+    """What the chat template makes of a conversation; a template is a program of the model's maker, and may fail like one."""
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DialdownError(
+            f"The chat template of the tokenizer cannot be used ({reason}): mend chat_template in the base's folder, or remove it to go on with plain text."
+        ) from error
 
 
 def _generate(lm: LM, ids: Tensor, settings: ChatSettings, *, turn: int) -> Tensor:
@@ -194,13 +221,8 @@ def _columns(left: str, right: str, strength: float) -> Table:
     table = Table("base", f"edited, strength {strength:g}", expand=True)
     for column in table.columns:
         column.ratio = 1
-    table.add_row(*(Text(_printable(said)) for said in (left, right)))
+    table.add_row(*(Text(printable(said)) for said in (left, right)))
     return table
-
-
-def _printable(said: str) -> str:
-    """A reply without the control characters that would act on the terminal."""
-    return "".join(letter for letter in said if letter in "\n\t" or unicodedata.category(letter) != "Cc")
 
 
 def _obey(settings: ChatSettings, command: str, value: str) -> tuple[ChatSettings, str]:

@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .config import Config, load_config
-from .errors import DialdownError
+from .errors import DialdownError, enough_memory
 from .sources import parse_assignments
+from .terminal import Terminal, take_any_text
 
 if TYPE_CHECKING:
     from .interventions import Intervention
     from .models import LM
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-out = Console()
-err = Console(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; without one, the preset alone.")]
 Out = Annotated[
@@ -353,21 +353,11 @@ def doctor() -> None:
 
 def main() -> None:
     """The entry point: a user's mistake is one sentence on standard error and exit status 1; Ctrl-C is 130."""
+    take_any_text()
     try:
-        app()
+        with enough_memory("use a smaller model or a machine with more memory"):
+            app()
     except DialdownError as error:
-        _say(str(error))
-    except (MemoryError, RuntimeError) as error:
-        # torch has one exception for a GPU and only a message for the processor; an illegal memory access is neither.
-        short = any(words in str(error) for words in ("out of memory", "allocate memory", "not enough memory"))
-        if not (isinstance(error, MemoryError) or short):
-            raise
-        _say(
-            f"There is not enough memory ({' '.join(str(error).split())[:160]}): pass --set workers=1 or a smaller "
-            "--set evaluation.batch_size; what is finished is kept."
-        )
-
-
-def _say(sentence: str) -> NoReturn:
-    err.print("dialdown:", sentence, style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(1)
+        # What was given is quoted, and may have had several lines.
+        err.print("dialdown:", " ".join(str(error).split()), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)

@@ -30,7 +30,7 @@ from .neurons import NeuronTable, neuron_table
 from .pairs import PairSet
 from .scales import least_squares_scales
 from .search import Materials, Objective, SearchSettings, build, remaining, run_trial, search_result
-from .tables import write_csv
+from .table_files import write_csv
 from .workspace import Workspace
 
 TOP = 20

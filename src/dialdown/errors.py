@@ -1,8 +1,9 @@
-"""The one exception a user's mistake raises, and the helper that names the nearest known word."""
+"""The one exception a user's mistake raises, what names the nearest known word, and what to do where memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -15,3 +16,27 @@ def nearest(given: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(given, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, names))}."
+
+
+def memory_is_short(error: Exception) -> bool:
+    """Whether memory ran out: torch has one exception for a GPU and only a message for the processor."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Say what to do where memory runs out within; the innermost such block speaks, so it names what governs its work.
+
+    Args:
+        advice: what to pass instead, as the end of a sentence: "lower evaluation.batch_size".
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not memory_is_short(error):
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise DialdownError(f"There is not enough memory ({reason}): {advice}; what is finished is kept.") from error

@@ -34,7 +34,8 @@ from .measuring import measure_rows, write_results
 from .models import LM
 from .neurons import NeuronTable, compare
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
-from .tables import judged_toxic, write_csv
+from .table_files import write_csv
+from .tables import judged_toxic
 from .token_judge import load_token_judge
 from .workspace import Workspace, silent
 

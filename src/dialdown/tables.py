@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -22,7 +21,6 @@ from .directions import NON_TOXIC_WORDS, TOXIC_WORDS, Direction
 from .edits import Ordering
 from .errors import DialdownError
 from .evaluation import METRICS
-from .files import write_atomic
 from .models import LM
 from .neurons import Mask, NeuronTable
 
@@ -311,24 +309,6 @@ def appendix_g_sign_conflicts(
     theirs = _paper(base.protocol, lm.name, "sign_conflicts") or {}
     rows = [(base.protocol, name, getattr(found, name), theirs.get(name)) for name in ("cosine", "projection_change")]
     return _frame(rows, protocol=_TEXT, quantity=_TEXT, conflict_share=_NUMBER, published=_NUMBER)
-
-
-def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
-    """Write each frame to `folder/NAME.csv`, atomically; several published values share a cell, between ` / `.
-
-    Raises:
-        DialdownError: the disk is full or the folder cannot be written.
-    """
-    for name, frame in frames.items():
-        lists = pl.selectors.by_dtype(pl.List(pl.Float64))
-        flat = frame.with_columns(lists.cast(pl.List(pl.String)).list.join(" / "))
-        write_atomic(folder / f"{name}.csv", flat.write_csv)
-
-
-def read_csv(path: Path) -> pl.DataFrame:
-    """A table that `write_csv` wrote. Tokens may look like numbers, or like nothing; they are text."""
-    # A path is no pattern, whatever brackets a folder's name has.
-    return pl.read_csv(path, infer_schema_length=None, schema_overrides={"token": pl.String}, glob=False)
 
 
 def _interventions(rows: Rows, model: str) -> pl.DataFrame:

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..files import read_json
-from ..tables import TITLES, read_csv
+from ..table_files import read_csv
+from ..tables import TITLES
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
@@ -102,7 +103,7 @@ def show_neurons(folder: Path, out: Console) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for place, column in enumerate(columns):
-        table.add_column(column, no_wrap=place == 0)
+        table.add_column(escape(column), no_wrap=place == 0)
     return table
 
 

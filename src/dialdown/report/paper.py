@@ -21,7 +21,8 @@ from ..front import FrontPoint
 from ..metrics.agreement import agreement
 from ..metrics.intervals import Estimate
 from ..neurons import NeuronTable
-from ..tables import TITLES, read_csv, write_csv
+from ..table_files import read_csv, write_csv
+from ..tables import TITLES
 from .record import Run
 from .text import number
 
