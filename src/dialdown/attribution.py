@@ -125,7 +125,7 @@ def encode_continuations(lm: LM, pairs: Sequence[Pair], texts: Sequence[str]) ->
         raise DialdownError("There are no pairs to read: pass at least one with a prompt and two continuations.")
     encoded = []
     for number, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
-        start: list[int] = lm.tokenizer(pair.prompt)["input_ids"]
+        start = lm.encode([pair.prompt])[0]
         continuation = continuation_ids(lm.tokenizer, pair.prompt, text)
         if not start or not continuation:
             raise DialdownError(

@@ -24,6 +24,7 @@ from .interventions import Intervention
 from .models import LM
 from .reading import whole_text
 from .terminal import Terminal, printable
+from .tokens import encode
 
 COMMANDS = {
     "/strength": "the dial: 0 is the base model, 1 the whole edit",
@@ -166,12 +167,11 @@ def _encode(tokenizer: Any, turns: Turns, message: str) -> Tensor:
     """(1, n) token ids of everything said so far and `message`."""
     if tokenizer.chat_template is None:
         text = "\n".join([*(said + answered for said, answered in turns), message])
-        encoded = tokenizer(text, return_tensors="pt")
-    else:
-        roles = ("user", "assistant")
-        messages = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
-        messages.append({"role": "user", "content": message})
-        encoded = _templated(tokenizer, messages)
+        return torch.tensor(encode(tokenizer, [text]))
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+    messages.append({"role": "user", "content": message})
+    encoded = _templated(tokenizer, messages)
     ids: Tensor = encoded["input_ids"]
     return ids
 

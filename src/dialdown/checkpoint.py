@@ -25,11 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from .assets import Progress, fetch
 from .errors import DialdownError
-from .files import read_json
+from .loading import INDEX, WEIGHTS, read_object, refuse_quantised, weight_files
 from .models import LM, MLPView
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DOWNLOADED = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "LICENSE*", "NOTICE*", "README.md"]
 # The authors' own formats beside the transformers one, and folders of conversions.
@@ -188,8 +186,8 @@ def open_checkpoint(
         raise DialdownError(
             f"{source} has no config.json, so it holds no transformers model: pass a hub id or a folder written by save_pretrained."
         )
-    config = read_json(folder / "config.json")
-    _refuse_quantised(source, config)
+    config = read_object(folder / "config.json")
+    refuse_quantised(source, config)
     tensors, metadata = _read_headers(source, folder)
     skeleton = build_skeleton(folder, name)
     prefix = skeleton.model.base_model_prefix
@@ -216,7 +214,7 @@ def build_skeleton(folder: Path, name: str) -> LM:
         raise DialdownError(
             f"The config of {name} is not one of a causal LM that transformers can build ({reason}): pass a decoder-only causal LM."
         ) from error
-    return LM(model, None, MLPView.find(model), name)
+    return LM(model, None, MLPView.find(model, skeleton=True), name)
 
 
 def _locate(source: str, revision: str | None, progress: Progress | None) -> tuple[Path, str, str | None]:
@@ -239,16 +237,6 @@ def _locate(source: str, revision: str | None, progress: Progress | None) -> tup
     return Path(downloaded), source, Path(downloaded).name
 
 
-def _refuse_quantised(source: str, config: Mapping[str, Any]) -> None:
-    nested = config.get("text_config") or {}
-    found = config.get("quantization_config") or nested.get("quantization_config")
-    if found:
-        raise DialdownError(
-            f"The checkpoint {source} is quantised ({found.get('quant_method', 'unnamed method')}), so a column of its down projections cannot be changed alone: "
-            "pass the float32, bfloat16 or float16 checkpoint it was made from, and quantise the export again."
-        )
-
-
 def _check_matrix(source: str, stored: Stored, shape: tuple[int, ...]) -> None:
     if stored.dtype not in DTYPES:
         raise DialdownError(
@@ -267,7 +255,7 @@ def _read_headers(source: str, folder: Path) -> tuple[dict[str, Stored], dict[st
     if (folder / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (folder / INDEX).is_file():
-        files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        files = weight_files(folder / INDEX)
     else:
         raise DialdownError(
             f"{source} has no {WEIGHTS} and no {INDEX}, the only format that can be read without running code: "

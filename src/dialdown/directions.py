@@ -146,7 +146,7 @@ def probe_features(
     Raises:
         DialdownError: a text has no tokens, max_tokens exceeds the context, or an activation is not a finite number.
     """
-    encoded = [ids[:max_tokens] for ids in lm.tokenizer(list(texts))["input_ids"]]
+    encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")
     longest = max_tokens if "paper" in protocols else max(map(len, encoded), default=0)

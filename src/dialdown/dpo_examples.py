@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import DialdownError
 from .pairs import Pair
+from .tokens import encode as token_ids
 
 Example = dict[str, list[int]]
 """The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
@@ -21,7 +22,7 @@ def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int
     """
     examples = []
     for pair in pairs:
-        prompt = tokenizer(pair.prompt)["input_ids"]
+        (prompt,) = token_ids(tokenizer, [pair.prompt])
         chosen = continuation_ids(tokenizer, pair.prompt, pair.chosen)
         rejected = continuation_ids(tokenizer, pair.prompt, pair.rejected)
         examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
@@ -54,7 +55,7 @@ def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
     because a SentencePiece tokenizer would put a space before it alone.
     """
     for before in (prompt, "\n", ""):
-        head, whole = tokenizer(before)["input_ids"], tokenizer(before + text)["input_ids"]
+        head, whole = token_ids(tokenizer, [before, before + text])
         if whole[: len(head)] == head:
             return list(whole[len(head) :])
     raise DialdownError(

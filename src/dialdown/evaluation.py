@@ -249,7 +249,7 @@ class Evaluator:
         for given, prompt, (start, gold) in zip(tokens, prompts, self.suite.pairs, strict=True):
             spaced = gold if gold[:1].isspace() else f" {gold}"
             # What follows the prompt's own tokens is the true continuation, also of a prompt that was cut.
-            true = self.lm.tokenizer(start + spaced)["input_ids"][len(prompt) :][: self.suite.max_new_tokens]
+            true = self.lm.encode([start + spaced])[0][len(prompt) :][: self.suite.max_new_tokens]
             before = prompt if protocol == "paper" else []
             scores.append(token_f1([*before, *given], [*before, *true]))
         return scores

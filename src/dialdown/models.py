@@ -1,184 +1,29 @@
-"""Load a causal LM as its users run it, and find the value vectors inside it (METHOD §1).
+"""Load a causal LM as its users run it, whole or not at all.
 
 An `LM` is a plain transformers model and tokenizer with one extra, the `MLPView`: which module of each layer is the
-MLP's down projection. Everything the project does to a neuron happens at that module: its input is the activation m,
-its input columns are the value vectors v_i, and equation 1 of the paper is its forward. Nothing is re-implemented.
+MLP's down projection.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
-from transformers.utils.peft_utils import find_adapter_config_file
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from . import assets
-from .errors import DialdownError, nearest
+from . import adapters, assets, loading, tokens
+from .errors import DialdownError
 from .files import fingerprint
+from .view import MLPLayer, MLPView, Protocol, check_axes
 
-Protocol = Literal["paper", "strict"]
-
-# Where the down projection sits inside a decoder layer: transformers' own names, one per family of MLP classes.
-DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
-# Norms that Gemma-2/3, OLMo-2 and GLM-4 put between the MLP's output and the residual stream.
-POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
-EXPERTS = ("experts", "block_sparse_moe", "shared_expert", "router")
-FUSED = ("gate_up_proj", "dense_h_to_4h_gate", "fc1_gate")
-
-
-@dataclass(frozen=True)
-class MLPLayer:
-    """One MLP layer: the module that writes its neurons' value vectors to the residual stream.
-
-    Attributes:
-        path: dotted name of the down projection inside the model.
-        down: the down projection (`nn.Linear`, or GPT-2's `Conv1D`).
-        post_norm: the norm between the MLP's output and the residual stream (Gemma-2/3), or None.
-    """
-
-    path: str
-    down: nn.Linear | Conv1D
-    post_norm: nn.Module | None = None
-
-    @property
-    def columns(self) -> Tensor:
-        """A (d, F) view of the weight, one value vector per column, whatever the module's own layout; shares memory."""
-        return self.down.weight.data.T if isinstance(self.down, Conv1D) else self.down.weight.data
-
-    def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
-        """What each neuron writes: (F, d) float32. `strict` includes the weight of a norm after the MLP (METHOD §1)."""
-        vectors = self.columns.T.detach().float()
-        gain = self.post_norm_gain()
-        return vectors if protocol == "paper" or gain is None else vectors * gain
-
-    def post_norm_gain(self) -> Tensor | None:
-        """The (d,) weight of the norm after the MLP as it acts, or None where there is none."""
-        if self.post_norm is None:
-            return None
-        # Some families store the weight and some store weight - 1; what an RMS norm makes of all-ones is the effective one.
-        with torch.no_grad():
-            ones = torch.ones(self.columns.shape[0], device=self.columns.device)
-            gain: Tensor = self.post_norm(ones).float()
-            return gain
-
-
-def check_axes(activations: Tensor, path: str) -> None:
-    """Refuse activations without a batch and a position axis (OPT flattens the two), where "last" would be a neuron.
-
-    Raises:
-        DialdownError: the activations are not (batch, positions, neurons).
-    """
-    if activations.dim() != 3:
-        raise DialdownError(
-            f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, positions, neurons), so their positions cannot be told apart: "
-            "this architecture is not supported."
-        )
-
-
-@dataclass(frozen=True)
-class MLPView:
-    """The down projections of a model, first layer to last, and what comes after them.
-
-    Attributes:
-        layers: one `MLPLayer` per decoder layer.
-        final_norm: the norm before the unembedding; its *input* is the final-layer residual stream x^L.
-        unembedding: the output embedding, weight (V, d).
-    """
-
-    layers: tuple[MLPLayer, ...]
-    final_norm: nn.Module
-    unembedding: nn.Linear
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def n_neurons(self) -> int:
-        """Neurons per layer, F."""
-        return int(self.layers[0].columns.shape[1])
-
-    @property
-    def d_model(self) -> int:
-        """Residual width, d."""
-        return int(self.layers[0].columns.shape[0])
-
-    @classmethod
-    def find(cls, model: nn.Module, *, down: str | None = None) -> MLPView:
-        """Find the down projections of `model` by the names transformers gives them.
-
-        Args:
-            model: a transformers causal LM.
-            down: the dotted path from a decoder layer to its down projection, for a model whose MLP is not recognised.
-
-        Raises:
-            DialdownError: no decoder layers, an expert or fused MLP, or a down projection that is no plain matrix.
-        """
-        name = type(model).__name__
-        decoder, stack = _decoder_stack(model)
-        layers = tuple(_mlp_layer(name, model, layer, down) for layer in stack)
-        widths = {tuple(layer.columns.shape) for layer in layers}
-        if len(widths) > 1:
-            raise DialdownError(
-                f"{name} has MLPs of different widths {sorted(widths)}: one neuron table needs one width, so this model is not supported."
-            )
-        final_norm = next((getattr(decoder, norm) for norm in FINAL_NORMS if hasattr(decoder, norm)), None)
-        unembedding = getattr(model, "get_output_embeddings", lambda: None)()
-        if final_norm is None or unembedding is None:
-            missing = "final norm" if final_norm is None else "unembedding"
-            raise DialdownError(f"{name} has no {missing} that dialdown recognises: pass a decoder-only causal LM.")
-        return cls(layers, final_norm, unembedding)
-
-
-def _decoder_stack(model: nn.Module) -> tuple[nn.Module, Sequence[nn.Module]]:
-    decoder: Any = getattr(model, getattr(model, "base_model_prefix", ""), model)
-    for wrapper in ("decoder", "language_model", "text_model"):
-        decoder = getattr(decoder, wrapper, decoder)
-    for name in ("layers", "h", "blocks"):
-        stack = getattr(decoder, name, None)
-        if isinstance(stack, nn.ModuleList) and len(stack):
-            return decoder, list(stack)
-    raise DialdownError(
-        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks): pass a decoder-only causal LM."
-    )
-
-
-def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) -> MLPLayer:
-    modules = dict(layer.named_modules())
-    if down is None:
-        parts = {part for path in modules for part in path.split(".")}
-        if found := parts.intersection(EXPERTS):
-            raise DialdownError(
-                f"{name} routes tokens to experts ({min(found)}), so a neuron has no single mean activation: pass a model with a dense MLP."
-            )
-        if found := parts.intersection(FUSED):
-            raise DialdownError(
-                f"{name} has a fused MLP ({min(found)}), which dialdown does not take apart by itself: "
-                f"name its down projection with load(..., down='mlp.down_proj') if its input is the activation of METHOD §1."
-            )
-    path = down or next((known for known in DOWN_PROJECTIONS if known in modules), None)
-    if path is None or path not in modules:
-        raise DialdownError(
-            f"{name} has no MLP that dialdown knows (looked for {down or ', '.join(DOWN_PROJECTIONS)} in {type(layer).__name__}): "
-            "pass load(..., down='path.in.layer') with the path of the down projection."
-        )
-    module = modules[path]
-    if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
-        raise DialdownError(
-            f"The down projection {path} of {name} is a {type(module).__name__}, not a plain matrix: load the model unquantised in float32, bfloat16 or float16."
-        )
-    paths = {id(m): n for n, m in model.named_modules()}
-    post = next((modules[norm] for norm in POST_NORMS if norm in modules), None)
-    return MLPLayer(paths[id(module)], module, post)
+__all__ = ["LM", "MLPLayer", "MLPView", "Protocol", "check_axes", "check_pair", "load", "load_tuned", "same_weights"]
 
 
 @dataclass(frozen=True)
@@ -202,9 +47,13 @@ class LM:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, name: str | None = None, down: str | None = None) -> LM:
         """Wrap a model and tokenizer that are already in memory (see `load` for the errors)."""
+        name = name or type(model).__name__
+        view = MLPView.find(model, down=down)
+        check_weights(model, view, name)
+        tokens.check_tokenizer(tokenizer, name, len(model.get_input_embeddings().weight))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(model.eval(), tokenizer, MLPView.find(model, down=down), name or type(model).__name__)
+        return cls(model.eval(), tokenizer, view, name)
 
     @property
     def device(self) -> torch.device:
@@ -219,7 +68,7 @@ class LM:
     @property
     def bos(self) -> list[int]:
         """The token ids the tokenizer itself puts before a text: one BOS, or nothing."""
-        ids = self.tokenizer("a")["input_ids"]
+        ids = self.encode(["a"])[0]
         return [ids[0]] if ids and ids[0] == self.tokenizer.bos_token_id else []
 
     @property
@@ -228,6 +77,16 @@ class LM:
         ids = self.model.generation_config.eos_token_id
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text as the model reads it: see `tokens.encode`."""
+        return tokens.encode(self.tokenizer, texts)
+
+    def going_on(self, cache: Any) -> dict[str, Any]:
+        """The argument that lets a forward pass go on from the keys and values of an earlier one, under the model's name for it."""
+        # transformers 5.24 renamed it, and takes the old name with a warning until 5.40.
+        renamed = "cache" in inspect.signature(self.model.forward).parameters
+        return {"cache" if renamed else "past_key_values": cache}
 
     def twin(self) -> LM:
         """The same model with weights of its own: changing one leaves the other alone."""
@@ -278,26 +137,31 @@ def load(
         progress: called while an embedded model is downloaded and converted, the first time it is used.
 
     Raises:
-        DialdownError: the model does not exist, cannot be reached, has no known MLP, or the dtype or device is unknown.
+        DialdownError: the model does not exist, cannot be reached, is not whole (a weight is missing, unknown or of another
+            size), quantised, damaged or an adapter, has no known MLP, or the dtype or device is unknown.
     """
     name = os.fspath(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
-    torch_dtype = _dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
+    loading.check_device(device)
+    torch_dtype = loading.named_dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
     source = str(assets.fetch(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
-    if Path(source).is_dir() and not (Path(source) / "config.json").exists():
+    if Path(source).is_dir():
+        loading.check_folder(Path(source))
+    if loading.is_adapter(source, revision):
         raise DialdownError(
-            f"The folder {source} has no config.json, so it holds no transformers model: pass a folder written by save_pretrained."
+            f"{name} is an adapter, which is no model without its base: pass the base as the model and {name} as the tuned one."
         )
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, config=config, dtype=torch_dtype)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DialdownError(
-            f"The model {name!r} could not be loaded ({reason}): pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m."
-        ) from error
+    config = loading.read_config(source, name=name, revision=revision)
+    tokenizer = loading.read_tokenizer(source, name=name, revision=revision)
+    model = loading.read_weights(
+        AutoModelForCausalLM,
+        source,
+        name=name,
+        instead="pass a causal LM as save_pretrained writes it, config and weights of one model",
+        revision=revision,
+        config=config,
+        dtype=torch_dtype,
+    )
     lm = LM.of(model.to(device), tokenizer, name=name, down=down)
     return replace(lm, revision=revision)
 
@@ -315,7 +179,9 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Pro
         DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT is not installed.
     """
     source = os.fspath(source)
-    if not source.startswith("embedded:") and _is_adapter(source):
+    if Path(source).is_dir():
+        loading.check_folder(Path(source))
+    if not source.startswith("embedded:") and loading.is_adapter(source):
         return _merged(base, source)
     dtype = str(base.model.dtype).removeprefix("torch.")
     tuned = load(source, dtype=dtype, device=str(base.device), progress=progress)
@@ -323,64 +189,57 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Pro
     return tuned
 
 
-def _is_adapter(source: str) -> bool:
-    try:
-        return find_adapter_config_file(source) is not None
-    except (OSError, ValueError):
-        # Not a name that can be looked up; `load` says what is wrong with it.
-        return False
-
-
 def _merged(base: LM, adapter: str) -> LM:
-    try:
-        from peft import PeftModel
-    except ModuleNotFoundError as error:
+    folder = adapters.fetched(adapter)
+    model = adapters.merged(base.twin().model, adapter, folder, base=base.name)
+    tuned = replace(LM.of(model, base.tokenizer, name=adapter), revision=None)
+    if (folder / "tokenizer_config.json").exists():
+        # What the adapter was trained on; the base's own is what both are measured with.
+        check_pair(base, replace(tuned, tokenizer=loading.read_tokenizer(str(folder), name=adapter)))
+    return tuned
+
+
+def same_weights(base: LM, tuned: LM) -> bool:
+    """Whether two models are one and the same, weight for weight, so that nothing was tuned."""
+    others = dict(tuned.model.named_parameters())
+    return all(
+        name in others and torch.equal(weight, others[name].to(weight))
+        for name, weight in base.model.named_parameters()
+    )
+
+
+def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
+    """Refuse weights that are no numbers, or with which no neuron writes anything.
+
+    Raises:
+        DialdownError: a weight is not finite, or all down projections or the whole unembedding are zero.
+    """
+    broken = [key for key, weight in model.named_parameters() if not all(end.isfinite() for end in weight.aminmax())]
+    if broken:
         raise DialdownError(
-            f'{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: run pip install "dialdown[train]".'
-        ) from error
-    try:
-        model: Any = PeftModel.from_pretrained(base.twin().model, adapter).merge_and_unload()
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+            f"The weights of {name} are not finite numbers, in {loading.named_keys(broken)}: nothing can be measured on it; pass a model that was saved before its training broke down."
+        )
+    if not any(layer.columns.any() for layer in view.layers) or not view.unembedding.weight.any():
         raise DialdownError(
-            f"The adapter {adapter} does not fit {base.name} ({reason}): pass the base model it was trained on."
-        ) from error
-    return replace(LM.of(model, base.tokenizer, name=adapter), revision=None)
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DialdownError(
-            f"The device {device!r} cannot be used ({reason}): pass device='cpu', or a GPU torch sees."
-        ) from error
-    if kind == "mps":
-        raise DialdownError("The device 'mps' has no float64, in which every mean is summed here: pass device='cpu'.")
-
-
-def _dtype(name: str) -> Any:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-    if name not in known:
-        raise DialdownError(f"Unknown dtype {name!r}: {nearest(name, known)}")
-    return known[name]
+            f"The weights of {name} are zero (all of its down projections, or its unembedding), so no neuron changes what it says: pass a trained model."
+        )
 
 
 def check_pair(base: LM, tuned: LM) -> None:
     """Refuse a tuned model whose neurons or tokens do not correspond one to one to the base model's.
 
     Raises:
-        DialdownError: the two differ in layers, neurons, width, vocabulary or tokenization.
+        DialdownError: the two differ in layers, neurons, width, or in what their tokenizers make of texts.
     """
     for what in ("n_layers", "n_neurons", "d_model"):
-        ours, theirs = getattr(base.view, what), getattr(tuned.view, what)
-        if ours != theirs:
+        size, other = getattr(base.view, what), getattr(tuned.view, what)
+        if size != other:
             raise DialdownError(
-                f"{tuned.name} has {what} {theirs} where {base.name} has {ours}, so their neurons do not correspond: pass a model tuned from this base."
+                f"{tuned.name} has {what} {other} where {base.name} has {size}, so their neurons do not correspond: pass a model tuned from this base."
             )
-    if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
+    if apart := tokens.difference(base.tokenizer, tuned.tokenizer):
         raise DialdownError(
-            f"{tuned.name} has another tokenizer than {base.name}, so their continuations cannot be compared token by token: pass a model tuned from this base."
+            f"{tuned.name} has another tokenizer than {base.name}, with {apart}, so their continuations cannot be compared token by token: "
+            "pass a model tuned from this base with its tokenizer as it is, or as the base the one saved with the tuned model's tokenizer "
+            "(after resize_token_embeddings, where it has more tokens)."
         )

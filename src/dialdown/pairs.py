@@ -273,7 +273,7 @@ def choose_pairs(batches: Sequence[Candidates], settings: PairSettings, record: 
 
 def _cut(lm: LM, prompt: str, max_tokens: int) -> str:
     """The part of a prompt that its continuations follow."""
-    ids = lm.tokenizer(prompt)["input_ids"]
+    ids = lm.encode([prompt])[0]
     return prompt if len(ids) <= max_tokens else str(lm.tokenizer.decode(ids[:max_tokens], skip_special_tokens=True))
 
 

@@ -31,7 +31,7 @@ from .errors import DialdownError
 from .files import fingerprint, read_json
 from .ledger import file_states
 from .measuring import measure_rows, write_results
-from .models import LM
+from .models import LM, same_weights
 from .neurons import NeuronTable, compare
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
 from .table_files import write_csv
@@ -41,6 +41,9 @@ from .workspace import Workspace, silent
 
 Facts = dict[str, Any]
 Stages = Mapping[str, Callable[[Workspace], Facts]]
+
+# What is said of a study whose tuned model is its base.
+EQUAL = "The tuned model is the base model, weight for weight: nothing was tuned, so every change from tuning below is zero."
 
 
 @dataclass
@@ -230,6 +233,8 @@ def make_tables(work: Workspace) -> Facts:
     frames = analysis.of_neurons(work.lm, work.tuned, found, probes, [work.contrast], means, judge.judge)
     write_csv(frames, work.folder / "tables")
     facts: Facts = {table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()} for table in found}
+    if same_weights(work.lm, work.tuned):
+        facts["equal"] = EQUAL
     return {**facts, "token_judge": {"name": judge.name, "missing": judge.missing, "caveat": judge.caveat}}
 
 

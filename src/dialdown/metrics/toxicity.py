@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
+from .. import loading
 from ..assets import Progress, asset_version, cache_folder, fetch
 from ..data import LabelledTexts, Part, load_labelled
 from ..errors import DialdownError, nearest
@@ -227,10 +228,12 @@ class MiniLMFeatures:
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> MiniLMFeatures:
         """Load the encoder of a folder (safetensors only)."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return cls(encoder.to(device).eval(), AutoTokenizer.from_pretrained(folder))
+        name = "embedded:minilm"
+        instead = f"remove {folder}, and it is fetched again"
+        encoder = loading.read_weights(AutoModel, str(folder), name=name, instead=instead, dtype=torch.float32)
+        return cls(encoder.to(device).eval(), loading.read_tokenizer(str(folder), name=name))
 
     def untrained(self, seed: int) -> Any:
         """A weaker penalty gains no AUC and triples the false alarms on encyclopedic text."""
@@ -270,24 +273,21 @@ class ClassifierScorer:
         Raises:
             DialdownError: it cannot be loaded, has no trained classification head, or lacks the label.
         """
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        instead = "pass a sequence classifier with a trained classification head such as 'unitary/toxic-bert', or 'embedded:ngram', which needs no hub"
+        loading.read_config(source, name=source, instead=instead)
+        model = loading.read_weights(AutoModelForSequenceClassification, source, name=source, instead=instead)
+        tokenizer = loading.read_tokenizer(source, name=source)
+        pad, rows = tokenizer.pad_token_id, len(model.get_input_embeddings().weight)
+        if pad is None or pad >= rows:
             raise DialdownError(
-                f"The toxicity scorer {source!r} cannot be loaded ({reason}): check the name and the network, or use "
-                "'embedded:ngram', which needs no hub."
-            ) from error
-        if report["missing_keys"]:
-            raise DialdownError(
-                f"{source!r} has no trained classification head (missing {sorted(report['missing_keys'])[0]}): pass a "
-                "sequence classifier such as 'unitary/toxic-bert', or 'embedded:ngram'."
+                f"The tokenizer of {source!r} has no pad token that the classifier's embedding of {rows} rows knows, so texts cannot share a batch: "
+                "set tokenizer.pad_token and model.config.pad_token_id, save both and pass that folder."
             )
+        if model.config.pad_token_id is None:
+            # A classifier on a decoder reads the last token that is no padding.
+            model.config.pad_token_id = pad
         return cls(source, _find_label(source, model.config.id2label, label), model.to(device).eval(), tokenizer)
 
     @property

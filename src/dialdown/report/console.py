@@ -39,6 +39,7 @@ def show_rows(folder: Path, out: Console) -> None:
         "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
     )
     out.print(f"  {folder / 'report.html'}", soft_wrap=True, markup=False)
+    _say_if_equal(folder, out)
 
 
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
@@ -98,6 +99,13 @@ def show_neurons(folder: Path, out: Console) -> None:
         out.print(f"\n{TITLES[stem]}", style="bold")
         out.print(table)
     out.print(f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True, markup=False)
+    _say_if_equal(folder, out)
+
+
+def _say_if_equal(folder: Path, out: Console) -> None:
+    """Say where the tuned model of a study is its base model."""
+    if said := read_json(folder / "run.json")["stages"].get("neurons", {}).get("equal"):
+        out.print(said, style="bold red", markup=False)
 
 
 def _table(*columns: str) -> Table:
