@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dialdown.decoding import Decoder, Step, batches, sampler
 from dialdown.errors import DialdownError
+from dialdown.fisher import own_text
 from dialdown.interventions import Intervention
 from dialdown.models import LM
 
@@ -49,6 +51,19 @@ def test_batched_is_one_by_one_is_transformers_generate(lm: LM) -> None:
     assert decode(lm) == expected
     assert decode(lm, batch_size=3) == expected
     assert [decode(lm, [prompt])[0] for prompt in PROMPTS] == expected
+
+
+def test_decoding_uses_nothing_that_transformers_will_remove(lm: LM) -> None:
+    """The keys and values have another name from 5.24 on, and the old one goes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode(lm, share_prefixes=True)
+        own_text(lm, texts=1, tokens=3)
+
+
+def test_a_model_that_names_its_cache_the_old_way_is_given_it(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama.model, "forward", lambda input_ids=None, past_key_values=None: None)
+    assert llama.going_on("kept") == {"past_key_values": "kept"}
 
 
 def test_the_tiny_models_say_different_things(named: LM) -> None:

@@ -68,7 +68,7 @@ def encode_prompts(lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, ma
     empty = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
     if empty:
         raise DialdownError(f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it.")
-    encoded = [ids[:max_prompt_tokens] for ids in lm.tokenizer(list(prompts))["input_ids"]]
+    encoded = [ids[:max_prompt_tokens] for ids in lm.encode(prompts)]
     if short := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(
             f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: remove it, or raise max_prompt_tokens."
@@ -152,15 +152,15 @@ class Decoder:
         share = self.share_prefixes and shareable and not acting_on(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
         with torch.inference_mode():
-            for number, batch in enumerate(self.batches):
-                cache = self._prefix(number) if share else None
-                context = intervention.applied(self.lm, positions=positions) if intervention else nullcontext()
-                with context:
-                    tokens = self._decode(batch, cache, observe, extra_step, pick or greedy)
-                for row, ids in zip(batch.rows, tokens, strict=True):
-                    out[row] = ids
-                if progress:
-                    progress("decoding", number + 1, len(self.batches))
+            prefixes = [self._prefix(number) if share else None for number in range(len(self.batches))]
+            with intervention.measured(self.lm, positions=positions) if intervention else nullcontext():
+                for number, (batch, prefix) in enumerate(zip(self.batches, prefixes, strict=True)):
+                    # Decoding writes to the keys and values that it goes on from.
+                    tokens = self._decode(batch, copy.deepcopy(prefix), observe, extra_step, pick or greedy)
+                    for row, ids in zip(batch.rows, tokens, strict=True):
+                        out[row] = ids
+                    if progress:
+                        progress("decoding", number + 1, len(self.batches))
         return out
 
     def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
@@ -186,7 +186,7 @@ class Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             ).past_key_values
-        return copy.deepcopy(self._prefixes[number])
+        return self._prefixes[number]
 
     def _decode(
         self, batch: Batch, cache: Any, observe: Observer | None, extra_step: bool, pick: Callable[[Tensor], Tensor]
@@ -205,9 +205,9 @@ class Decoder:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **self.lm.going_on(cache),
             )
             cache = output.past_key_values
             token = pick(output.logits[:, -1].float())

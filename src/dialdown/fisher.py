@@ -61,7 +61,7 @@ def own_text(
     with torch.inference_mode():
         further = min(tokens, lm.context) - 1
         for done in range(further):
-            out = lm.model(input_ids=written[-1], past_key_values=cache, use_cache=True)
+            out = lm.model(input_ids=written[-1], use_cache=True, **lm.going_on(cache))
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
             _check(lm, logits)
