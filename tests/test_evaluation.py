@@ -277,6 +277,15 @@ def test_a_perplexity_that_is_not_finite_names_the_intervention(llama: LM) -> No
         TextProbe(llama, windows, kl_windows=0).measure(llama, broken)
 
 
+def test_predictions_of_the_base_that_are_not_finite_are_said_of_the_base(llama: LM) -> None:
+    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=1)
+    overflowing = llama.twin()
+    overflowing.view.final_norm.weight.data[0] = float("inf")
+    probe = TextProbe(llama, windows, kl_windows=0)
+    with pytest.raises(DialdownError, match=r"log-perplexity of tiny-llama is not finite.* float32 or bfloat16\.$"):
+        probe.measure(overflowing, make(llama, "scale"))
+
+
 # ---- the evaluator
 
 

@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dialdown as dd
+from dialdown.bias import holds_bias
+from dialdown.decoding import Decoder
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention, holds_bias, untouched
+from dialdown.interventions import Intervention, untouched
+from dialdown.metrics.perplexity import TextProbe
 from dialdown.models import LM
 
 KINDS = ("set", "shift", "scale", "steer")
@@ -176,6 +179,65 @@ def test_fold_in_bfloat16_rounds_once(kind: str) -> None:
         assert torch.equal(ours.columns, exact.columns.to(torch.bfloat16))
         if kind != "scale":
             assert torch.equal(ours.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
+
+
+def half(name: str) -> LM:
+    return LM.of(tiny.model(name).to(torch.bfloat16), tiny.tokenizer())
+
+
+def small_gains(lm: LM) -> Intervention:
+    """Gains as they are trained: a tenth around 1, of which bfloat16 keeps two digits."""
+    gain = 1 + 0.1 * np.random.default_rng(3).standard_normal((lm.view.n_layers, lm.view.n_neurons))
+    return Intervention("gains", "scale", gain, np.zeros_like(gain), gain != 1)
+
+
+@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_in_16_bits_what_is_measured_is_what_is_exported(name: str, kind: str) -> None:
+    lm = half(name)
+    edit = small_gains(lm) if kind == "scale" else make(lm, kind)
+    with unchanged(lm), edit.measured(lm):
+        measured = tiny.logits(lm, IDS)
+    assert torch.equal(measured, tiny.logits(edit.fold(lm), IDS))
+    assert not torch.equal(measured, tiny.logits(lm, IDS))
+
+
+def test_decoding_and_reading_in_16_bits_run_the_exported_model() -> None:
+    lm = half("llama")
+    edit = small_gains(lm).at(3.0)
+    folded = edit.fold(lm)
+    prompts = ["the cat", "a b", "Hello"]
+    assert Decoder(lm, prompts, max_new_tokens=12).run(edit) == Decoder(folded, prompts, max_new_tokens=12).run()
+    probe = TextProbe(lm, IDS.tolist(), kl_windows=2)
+    measured, exported = probe.measure(lm, edit), probe.measure(folded)
+    assert (measured.kl == exported.kl).all()
+    assert (measured.nll == exported.nll).all()
+    assert (measured.kl > 0).all()
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_gains_are_not_rounded_to_16_bits_before_they_act(positions: str) -> None:
+    lm = half("llama")
+    edit = small_gains(lm)
+    layer = lm.view.layers[0]
+    ones = torch.ones(1, 3, lm.view.n_neurons, dtype=torch.bfloat16) * 64
+    seen = []
+    with edit.applied(lm, positions=positions), torch.inference_mode():
+        hook = layer.down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        tiny.logits(lm, IDS)
+        layer.down(ones)
+        hook.remove()
+    assert torch.equal(seen[-1][0, -1], (64 * torch.from_numpy(edit.gain[0]).float()).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("outer", ["scale", "shift"])
+def test_an_edit_measured_inside_another_comes_second_in_16_bits_too(outer: str) -> None:
+    lm = half("llama")
+    first, second = make(lm, outer, seed=1, strength=0.3), make(lm, "shift", seed=2, strength=0.3)
+    with first.applied(lm), second.measured(lm):
+        both = tiny.logits(lm, IDS)
+    together = Intervention("both", "shift", first.gain, first.offset + second.offset, first.selected | second.selected)
+    torch.testing.assert_close(both, hooked(lm, together), atol=0.2, rtol=0.1)
 
 
 def fail_under(edit: Intervention, lm: LM) -> None:

@@ -21,11 +21,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
+from .bias import holds_bias
 from .directions import Direction, logit_lens
 from .files import fingerprint, read_arrays, write_arrays
 from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
-from .interventions import Intervention, holds_bias
+from .interventions import Intervention
 from .neurons import NeuronTable, neuron_table
 from .pairs import PairSet
 from .scales import least_squares_scales

@@ -24,18 +24,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .bias import ensure_bias
 from .errors import DialdownError, nearest
 from .files import fingerprint, read_arrays, write_arrays
-from .models import LM, MLPLayer, check_axes
+from .models import LM
+from .view import MLPLayer, check_axes, check_in_place
 
 Kind = Literal["none", "set", "shift", "scale", "steer"]
 Positions = Literal["all", "last", "first"]
 
 ROWS = 128  # of a down projection that are held in float64 at a time
 
-_acting: Counter[int] = (
-    Counter()
-)  # by id of the model: how many `applied` or `folded_into` contexts that move neurons are open
+# By id of the model: how many `applied` or `folded_into` contexts that move neurons are open.
+_acting: Counter[int] = Counter()
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +170,7 @@ class Intervention:
                 counts["final norm"] = 0
                 stack.callback(lm.view.final_norm.register_forward_pre_hook(self._steer_hook(counts)).remove)
             yield
-        silent = [path for path, count in counts.items() if count == 0]
-        if silent:
+        if silent := [path for path, count in counts.items() if count == 0]:
             raise DialdownError(
                 f"{self.name} was applied to {lm.name} but {silent[0]} never ran: run a forward pass of lm.model inside the context."
             )
@@ -185,6 +185,7 @@ class Intervention:
             DialdownError: the architecture has no MLP bias, the model has another shape, or an intervention acts on it.
         """
         self.check_foldable(lm)
+        check_in_place(lm.model)
         folded = lm.twin()
         if self.needs_bias:
             ensure_bias(folded, self.name)
@@ -197,14 +198,14 @@ class Intervention:
     def folded_into(self, lm: LM) -> Iterator[None]:
         """Be folded into the weights of `lm` itself inside the context, and leave it bit-identical afterwards.
 
-        Unlike `applied` it costs a forward pass nothing, and unlike `fold` no second model: of the layers it touches, the
-        columns are kept. It is how many edits are tried on one model. A bias that the architecture has no place for is there
-        inside the context only, so whether `fold` can keep it is another question (see `holds_bias`).
+        Unlike hooks it costs a forward pass nothing, and unlike `fold` no second model: of the layers it touches, the columns
+        are kept. A bias that the architecture has no place for is there inside the context only (see `holds_bias`).
 
         Raises:
             DialdownError: see `check_foldable`; or it steers, which is no edit of neurons.
         """
         self.check_foldable(lm)
+        check_in_place(lm.model)
         if self.vector is not None:
             raise DialdownError(f"{self.name} steers, so no neuron's weights can hold it: use `applied`, or `fold`.")
         touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
@@ -228,6 +229,24 @@ class Intervention:
                         layer.down.bias = None
                     else:
                         layer.down.bias.copy_(bias)
+
+    @contextmanager
+    def measured(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
+        """Act on `lm` as it is measured: like `applied`, and in 16 bits by the very weights that `fold` would save.
+
+        Activations of 16 bits that are edited round to others than what edited weights of 16 bits make of them, and what is
+        dialled, checked and exported must be one model.
+
+        Raises:
+            DialdownError: see `applied`.
+        """
+        wide = lm.view.layers[0].columns.itemsize > 2
+        if wide or positions != "all" or not self.moves_neurons or self.vector is not None:
+            by_weights = False
+        else:
+            by_weights = not (acting_on(lm) or _shared(lm))
+        with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
+            yield
 
     @property
     def needs_bias(self) -> bool:
@@ -272,10 +291,7 @@ class Intervention:
             raise DialdownError(
                 f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
             )
-        # Two names for one matrix: folding would edit it twice, or change what else it is used for.
-        uses = Counter(_storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False))
-        shared = [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
-        if shared:
+        if shared := _shared(lm):
             raise DialdownError(
                 f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit would change too: "
                 "untie the weights first, or apply the edit while generating."
@@ -294,13 +310,12 @@ class Intervention:
 
     def check(self, lm: LM) -> None:
         """Refuse a model of another shape than the one the intervention was built for (DialdownError)."""
-        shape = (lm.view.n_layers, lm.view.n_neurons)
         if self.vector is not None and self.vector.shape != (lm.view.d_model,):
             raise DialdownError(
                 f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual stream of {lm.name} has "
                 f"{lm.view.d_model}: build it from a direction of this model."
             )
-        if self.gain.size and self.gain.shape != shape:
+        if self.gain.size and self.gain.shape != (shape := (lm.view.n_layers, lm.view.n_neurons)):
             raise DialdownError(
                 f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons and {lm.name} has "
                 f"{shape[0]} x {shape[1]}: build it from this model's own table."
@@ -309,19 +324,21 @@ class Intervention:
     def _hook(
         self, index: int, layer: MLPLayer, positions: Positions, counts: dict[str, int]
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        weight = layer.columns
-        gain = torch.as_tensor(self.gain[index]).to(weight)
-        offset = torch.as_tensor(self.offset[index]).to(weight)
+        # In 16 bits a gain near 1 has two digits, so the edit is computed in float32 and rounded once.
+        numbers = torch.promote_types(layer.columns.dtype, torch.float32)
+        gain, offset = (
+            torch.as_tensor(array[index]).to(layer.columns.device, numbers) for array in (self.gain, self.offset)
+        )
 
         def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             counts[layer.path] += 1
             m = args[0]
             check_axes(m, layer.path)
             if positions == "all":
-                return (torch.addcmul(offset, m, gain), *args[1:])
+                return (torch.addcmul(offset, m.to(numbers), gain).to(m), *args[1:])
             where = -1 if positions == "last" else 0
             edited = m.clone()
-            edited[:, where] = m[:, where] * gain + offset
+            edited[:, where] = m[:, where].to(numbers) * gain + offset
             return (edited, *args[1:])
 
         return act
@@ -346,41 +363,12 @@ def untouched(name: str = "none") -> Intervention:
     return Intervention(name, "none")
 
 
+def _shared(lm: LM) -> list[str]:
+    """Down projections that are one matrix with another module: folding would edit it twice, or change what else it is used for."""
+    uses = Counter(_storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False))
+    return [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
+
+
 def _storage(parameter: Tensor) -> int:
     """Equal for two names of one matrix; on the meta device, where nothing is stored, for two names of one parameter."""
     return id(parameter) if parameter.is_meta else parameter.data_ptr()
-
-
-def holds_bias(lm: LM) -> bool:
-    """Whether the architecture has a bias on the down projection, or an option of its config for one: whether `shift` and `set` fold."""
-    if any(layer.post_norm is not None for layer in lm.view.layers):
-        return False
-    has = all(layer.down.bias is not None for layer in lm.view.layers)
-    return has or hasattr(lm.model.config.get_text_config(), "mlp_bias")
-
-
-def ensure_bias(lm: LM, what: str) -> None:
-    """Give the down projections of `lm` a bias, by the `mlp_bias` of its own config where it has none.
-
-    Args:
-        lm: the model that is changed; it may lie on the meta device.
-        what: whose name the refusal starts with.
-
-    Raises:
-        DialdownError: the architecture has no MLP bias.
-    """
-    if not holds_bias(lm):
-        held = "steering" if any(layer.post_norm is not None for layer in lm.view.layers) else "a shift or steering"
-        raise DialdownError(
-            f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has none to fold it into: "
-            f"use kind='scale', which needs no bias, or a control vector while generating, which can hold {held}."
-        )
-    if all(layer.down.bias is not None for layer in lm.view.layers):
-        return
-    lm.model.config.get_text_config().mlp_bias = True
-    for layer in lm.view.layers:
-        parent = lm.model.get_submodule(layer.path.rpartition(".")[0])
-        # A checkpoint with mlp_bias has a bias on all three projections, so the untouched two get zeros.
-        for linear in parent.children():
-            if isinstance(linear, nn.Linear) and linear.bias is None:
-                linear.bias = nn.Parameter(torch.zeros(linear.out_features).to(linear.weight))

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .assets import Progress
-from .checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint, Stored
+from .bias import ensure_bias
+from .checkpoint import DTYPES, Checkpoint, Stored
 from .errors import DialdownError
 from .files import write_atomic, write_json
-from .interventions import Intervention, ensure_bias
+from .interventions import Intervention
+from .loading import INDEX, WEIGHTS
 from .models import LM
 
 SHARD_BYTES = 5_000_000_000

@@ -79,7 +79,7 @@ class TextProbe:
         nll: list[float] = []
         tokens: list[int] = []
         kl: list[float] = []
-        context = intervention.applied(lm, positions=positions) if intervention else nullcontext()
+        context = intervention.measured(lm, positions=positions) if intervention else nullcontext()
         with context:
             for index, ids in enumerate(self.windows):
                 logits = self._logits(lm, ids)
@@ -94,10 +94,11 @@ class TextProbe:
                     if base is not None:
                         kl.append(float(kl_per_position(base[block], log_probs).mean()))
         if not np.isfinite(nll).all():
-            name = f"{lm.name} under {intervention.name}" if intervention else lm.name
-            raise DialdownError(
-                f"The log-perplexity of {name} is not finite: the activations overflow; load the model in float32 or bfloat16, or use a weaker edit."
-            )
+            # An edit is blamed only where the model without it is sound.
+            edited = intervention is not None and all(self._logits(lm, ids).isfinite().all() for ids in self.windows)
+            name = f"{lm.name} under {intervention.name}" if intervention and edited else lm.name
+            way_out = "load the model in float32 or bfloat16" + (", or use a weaker edit" if edited else "")
+            raise DialdownError(f"The log-perplexity of {name} is not finite: the activations overflow; {way_out}.")
         return TextMeasure(np.array(nll), np.array(tokens), np.array(kl))
 
     @staticmethod
