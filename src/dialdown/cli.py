@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -121,12 +122,21 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C says that nothing is lost."""
+    """Ctrl-C, and being asked to end, say that nothing is lost."""
+    asked: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     except KeyboardInterrupt:
         err.print("Interrupted: what is done stays done, and the same command goes on from there.")
-        sys.exit(130)
+        sys.exit(128 + (asked or [signal.SIGINT])[0])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 STAGE_HELP = {
@@ -324,9 +334,9 @@ def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluated study.")]) -> None:
     """Write report.html again from what a study saved."""
-    from .report.page import write_report
+    from .ledger import report_again
 
-    out.print(f"Wrote {write_report(folder)}", soft_wrap=True, markup=False)
+    out.print(f"Wrote {report_again(folder)}", soft_wrap=True, markup=False)
 
 
 @app.command()

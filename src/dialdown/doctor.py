@@ -11,7 +11,8 @@ from importlib.util import find_spec
 import psutil
 import torch
 
-from .assets import ASSETS, cache_folder
+from .assets import cache_folder
+from .catalogue import ASSETS
 
 EXTRAS = {
     "train": ("trl", "datasets", "accelerate", "peft"),

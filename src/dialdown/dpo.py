@@ -296,11 +296,20 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
         return None
     if not (out / RECORD).is_file():
         raise DialdownError(f"{out} exists and was not written by DPO training: pass a new folder, or empty it.")
-    record = read_json(out / RECORD)
+    record = _read(out / RECORD)
     if record.get("inputs") != inputs:
         return None
     log: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in record["log"].items()}
     return TrainingLog(**log)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record of ours; empty where it is missing or damaged, so that what it is of is made again."""
+    try:
+        record = read_json(path)
+    except DialdownError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) -> None:
@@ -309,7 +318,7 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
     # transformers records the path of the best checkpoint, so a run that was moved cannot be resumed.
     ours = {"inputs": inputs, "folder": str(work)}
     with disk_errors(work):
-        if work.exists() and not (claim.is_file() and read_json(claim) == ours):
+        if work.exists() and _read(claim) != ours:
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
     write_json(claim, ours)

@@ -35,6 +35,7 @@ from .dpo import OPTIMIZERS, DPOSettings, TrainingLog
 from .dpo_examples import Example
 from .dpo_loss import IGNORED, Elsewhere, KLDirection, KLPositions, LossParts, divergence, kl_dpo_loss
 from .errors import DialdownError
+from .outputs import damaged, seal
 
 SAVE_SHARE = 0.05
 SAVE_EVERY_SECONDS = 60.0
@@ -183,6 +184,7 @@ class Pace(TrainerCallback):
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.saved = time.perf_counter()
         self.wait = max(SAVE_EVERY_SECONDS, (self.saved - self.began_saving) / SAVE_SHARE)
 
@@ -312,16 +314,25 @@ def _run(trainer: KLDPOTrainer, work: Path) -> None:
 
 
 def _last_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(checkpoint)
-        else:
+    """The newest checkpoint that is as it was written, as is the best one so far; others are removed."""
+    checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    best = {checkpoint: _best(checkpoint) for checkpoint in checkpoints}
+    for checkpoint, best_then in best.items():
+        if best_then is not None and best.get(best_then) is not None:
             return checkpoint
+        shutil.rmtree(checkpoint)
     return None
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best one when this was written, or this itself; None where this is not whole."""
+    if damaged(checkpoint):
+        return None
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return Path(state["best_model_checkpoint"] or checkpoint)
 
 
 def _training_log(state: Any, train_pairs: int, eval_pairs: int) -> TrainingLog:

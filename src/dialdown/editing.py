@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from .bias import holds_bias
 from .directions import Direction, logit_lens
-from .files import fingerprint, read_arrays, write_arrays
+from .files import fingerprint, kept_arrays, write_arrays
 from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
 from .interventions import Intervention
@@ -82,10 +82,9 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
     """What was made from the model once, kept because training goes on only from the very same, and no two machines round alike."""
     path = work.folder / GAINS_FROM.format(kind)
     ours = {"base": work.lm.describe(), "weights": work.lm.weights_fingerprint(), "seed": work.config.seed}
-    if path.exists():
-        arrays, record = read_arrays(path, kind)
-        if {name: record.get(name) for name in ours} == ours:
-            return arrays[kind]
+    kept = kept_arrays(path, kind)
+    if kept is not None and {name: kept[1].get(name) for name in ours} == ours:
+        return kept[0][kind]
     made = make()
     write_arrays(path, kind, {kind: made}, ours)
     return made

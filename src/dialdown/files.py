@@ -2,7 +2,8 @@
 
 A file is written under a temporary name in the same folder, synced to disk and renamed, so a killed run never leaves
 half a file under a name that a later run would trust. Tensors travel as safetensors with one JSON record in the
-header (schema version, model, protocol, ...); nothing here can execute code on loading.
+header (schema version, model, protocol, ...); nothing here can execute code on loading. Both formats can carry a check of
+their content, so that a byte that changed on the disk is noticed where the file is read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,33 @@ from safetensors.numpy import save
 from .errors import DialdownError
 
 SCHEMA = 2
+# The first lines of a sealed JSON file: the sha256 of every byte after them.
+SEAL = '{{\n "sha256": "{}",\n'
+# What a path may be that names no file to read.
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNFIT = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.ENOTEMPTY, errno.EILSEQ,
+}  # fmt: skip
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence that names the path."""
+    """Turn a full or read-only disk, or a path that no file can have, into one sentence that names the path."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         number, reason = _os_error(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in FULL:
             raise DialdownError(
                 f"The disk is full while writing {path}: what was done before is kept; free some space and repeat the same command."
             ) from error
-        if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if number == errno.EFBIG:
+            raise DialdownError(
+                f"{path} would be larger than this disk or your limits (ulimit -f) allow: what was done before is kept; raise the limit or pass a folder on another disk."
+            ) from error
+        if number in UNFIT:
             raise DialdownError(f"{path} cannot be written ({reason}): pass a folder you may write to.") from error
         raise
 
@@ -66,7 +80,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(handle.fileno())
             partial.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            # Where the name is too long there is no such file either, and the first error says so.
+            with suppress(OSError):
+                partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,6 +99,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, not empty, that begins with the sha256 of everything after it, atomically."""
+    body = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).removeprefix("{\n") + "\n"
+    write_text(path, SEAL.format(hashlib.sha256(body.encode()).hexdigest()) + body)
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote; None where there is no such file, or a byte of it has changed."""
+    try:
+        content = path.read_bytes()
+    except NO_FILE:
+        return None
+    body = content[len(SEAL.format("0" * 64)) :]
+    if content != SEAL.format(hashlib.sha256(body).hexdigest()).encode() + body:
+        return None
+    value: dict[str, Any] = json.loads(content)
+    del value["sha256"]
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -91,17 +127,18 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except NO_FILE as error:
         raise DialdownError(f"{path} does not exist: run the stage that writes it first.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DialdownError(
-            f"{path} is not valid JSON ({error}): delete it and repeat the stage that writes it."
+            f"{path} is not valid JSON ({error}): repeat the command that writes it, which makes it again."
         ) from error
 
 
 def write_arrays(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
-    """Write named arrays as safetensors with `record` as JSON in the header, atomically."""
-    header = {"dialdown": json.dumps({"schema": SCHEMA, "kind": kind, **record}, allow_nan=False)}
+    """Write named arrays as safetensors with `record`, and a check of both, as JSON in the header, atomically."""
+    written = {"schema": SCHEMA, "kind": kind, **record}
+    header = {"dialdown": json.dumps({"check": _check(written, arrays), **written}, allow_nan=False)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def write(partial: Path) -> None:
@@ -123,14 +160,33 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
             arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except FileNotFoundError as error:
         raise DialdownError(f"{path} does not exist: pass the file a dialdown {kind} was saved to.") from error
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise DialdownError(f"{path} is damaged or no safetensors file ({error}): write it again.") from error
+    if not isinstance(record, dict):
+        record = {}
     if record.get("kind") != kind or record.get("schema") != SCHEMA:
         found = f"{record.get('kind', 'something else')!r} (schema {record.get('schema')})"
         raise DialdownError(
             f"{path} holds {found}, not a dialdown {kind} of schema {SCHEMA}: pass another file or write it again."
         )
+    # Files of earlier versions have none and begin with their schema.
+    if next(iter(record)) != "schema" and record.pop("check", None) != _check(record, arrays):
+        raise DialdownError(f"{path} is damaged (its content is not what was written): write it again.")
     return arrays, record
+
+
+def _check(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    return fingerprint(
+        json.loads(json.dumps(record)), *(part for name in sorted(arrays) for part in (name, arrays[name]))
+    )
+
+
+def kept_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+    """What `read_arrays` reads; None where the file is missing or damaged, so that it is made again."""
+    try:
+        return read_arrays(path, kind)
+    except DialdownError:
+        return None
 
 
 def fingerprint(*parts: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from .assets import ASSETS
+from .catalogue import ASSETS
 from .delta import Delta, Interval
 from .verification import Verification
 from .vllm_check import VllmCheck

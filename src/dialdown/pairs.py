@@ -15,7 +15,7 @@ from .decoding import Decoder, Progress, sampler
 from .directions import Direction
 from .edits import steer, steering_alpha
 from .errors import DialdownError
-from .files import fingerprint, read_json, write_json, write_text
+from .files import fingerprint, read_sealed, write_sealed, write_text
 from .interventions import Intervention
 from .metrics.toxicity import Scorer
 from .models import LM
@@ -123,14 +123,13 @@ class CandidateFiles:
     settings: PairSettings
 
     def read(self, start: int) -> Candidates | None:
-        """The batch from prompt number `start` on; None if it was not sampled, or from something else."""
-        path = self._path(start)
-        saved = read_json(path) if path.exists() else {}
+        """The batch from prompt number `start` on; None if it was not sampled, or from something else, or is damaged."""
+        saved = read_sealed(self._path(start)) or {}
         return Candidates(**saved) if saved.pop("inputs", None) == self._key else None
 
     def write(self, start: int, batch: Candidates) -> None:
         """Keep a batch."""
-        write_json(self._path(start), {"inputs": self._key, **asdict(batch)})
+        write_sealed(self._path(start), {"inputs": self._key, **asdict(batch)})
 
     @property
     def _key(self) -> str:

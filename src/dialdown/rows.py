@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .evaluation import Measured
-from .files import fingerprint, read_json, write_json
+from .files import fingerprint, read_sealed, write_sealed
 from .plan import Planned
 
 
@@ -32,9 +32,8 @@ class RowFiles:
         return fingerprint(self.evaluation, planned.protocol, planned.model, planned.prompts, one.key)
 
     def read(self, planned: Planned) -> Measured | None:
-        """What was measured; None if it was not, or of something else."""
-        path = self._path(planned)
-        saved = read_json(path) if path.exists() else {}
+        """What was measured; None if it was not, or of something else, or the file was damaged since."""
+        saved = read_sealed(self._path(planned)) or {}
         if saved.pop("effect", None) != self.effect(planned):
             return None
         columns = saved.pop("values").items()
@@ -44,7 +43,7 @@ class RowFiles:
     def write(self, planned: Planned, measured: Measured) -> None:
         """Keep a row; JSON has no NaN, so a unit without a value is null."""
         values = {name: [None if math.isnan(x) else x for x in column] for name, column in measured.values.items()}
-        write_json(self._path(planned), {"effect": self.effect(planned), **asdict(measured), "values": values})
+        write_sealed(self._path(planned), {"effect": self.effect(planned), **asdict(measured), "values": values})
 
     def _path(self, planned: Planned) -> Path:
         return self.folder / f"{planned.name}.json"

@@ -37,6 +37,7 @@ from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates
 from .table_files import write_csv
 from .tables import judged_toxic
 from .token_judge import load_token_judge
+from .workers import check_main_guard
 from .workspace import Workspace, silent
 
 Facts = dict[str, Any]
@@ -83,19 +84,26 @@ class Study:
             raise DialdownError(
                 "The probe judges by its strict form, which a study of the paper protocol alone does not make: add strict to protocols, or set another evaluation.judge."
             )
-        ledger = self.work.ledger
-        ledger.claim()
+        check_main_guard()
         names = [*self.stages]
-        for stage in names if until is None else names[: names.index(until) + 1]:
-            if ledger.finished(stage):
-                self.announce(f"{stage}: done before")
-                continue
-            self.announce(f"{stage} ...")
-            start = time.perf_counter()
-            facts = self.stages[stage](self.work)
-            seconds = time.perf_counter() - start
-            ledger.record(stage, seconds, facts, self.work.peak_together)
-            self.announce(f"{stage}: {seconds:.0f} s")
+        with self.work.ledger.claim(self.announce):
+            for stage in names if until is None else names[: names.index(until) + 1]:
+                self._do(stage)
+
+    def _do(self, stage: str) -> None:
+        ledger = self.work.ledger
+        if lost := ledger.drop_damaged(stage):
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            self.announce(f"{stage}: {lost[0]}{more} is gone or was damaged after it was written, and is made again")
+        if ledger.finished(stage):
+            self.announce(f"{stage}: done before")
+            return
+        self.announce(f"{stage} ...")
+        start = time.perf_counter()
+        facts = self.stages[stage](self.work)
+        seconds = time.perf_counter() - start
+        ledger.record(stage, seconds, facts, self.work.peak_together)
+        self.announce(f"{stage}: {seconds:.0f} s")
 
 
 def find_directions(work: Workspace) -> Facts:
@@ -156,7 +164,7 @@ def candidate_files(work: Workspace) -> CandidateFiles:
     # The prompts themselves, and the scorer's files: either may have changed under the same name.
     sampled_from = (work.prompts.training, ours.max_prompt_tokens, config.concept, config.probe.texts)
     scorer = (ours.pair_scorer, file_states({"scorer": ours.pair_scorer}))
-    inputs = fingerprint(work.ledger.inputs("probe"), sampled_from, scorer)
+    inputs = fingerprint(work.ledger.inputs("probe"), work.ledger.outputs("probe"), sampled_from, scorer)
     return CandidateFiles(work.folder / "pairs", inputs, _pair_settings(work))
 
 

@@ -19,8 +19,10 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -30,6 +32,8 @@ from .errors import DialdownError
 
 # What a worker holds besides: libraries and the activations of one forward pass.
 WORKER_BYTES = 1 << 30
+# The exit status of a worker that a script without a `__main__` guard would have start everything again.
+UNGUARDED = 97
 
 
 @dataclass(frozen=True)
@@ -71,29 +75,60 @@ def do_all(prepare: Callable[[], Callable[[Any], None]], pieces: Sequence[Any], 
     Raises:
         DialdownError: a piece could not be done.
     """
+    check_main_guard()
     # A forked process may not use OpenMP after its parent did, so the workers start afresh.
     pool = ProcessPoolExecutor(min(workers, len(pieces)), get_context("spawn"), _start, (prepare,))
+    processes: list[BaseProcess] = []
     try:
-        for future in as_completed([pool.submit(_one, piece) for piece in pieces]):
+        futures = [pool.submit(_one, piece) for piece in pieces]
+        processes = list((pool._processes or {}).values())
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
-        raise DialdownError(
-            "A worker process was killed, most likely for memory: repeat the same command with --set workers=1; what is finished is kept."
-        ) from error
+        raise DialdownError(_why_ended(processes)) from error
     finally:
         # Pieces still in work would otherwise be waited for, also after Ctrl-C.
-        for process in list((pool._processes or {}).values()):
+        for process in processes:
             process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
+def _why_ended(processes: Sequence[BaseProcess]) -> str:
+    """What to say of workers of which one ended by itself; the pool then ends the others, by SIGTERM."""
+    for process in processes:
+        process.join(5)
+    codes = {process.exitcode or 0 for process in processes}
+    if UNGUARDED in codes:
+        return 'This script calls dialdown outside `if __name__ == "__main__":`, so each of the processes that measure would start it all again: put the call under that line, or set workers=1.'
+    signals = sorted(-code for code in codes if code < 0 and -code != signal.SIGTERM)
+    if not signals or signals == [signal.SIGKILL]:
+        return "A worker process was killed, most likely for memory: repeat the same command with --set workers=1; what is finished is kept."
+    return f"A worker process was ended by {signal.strsignal(signals[0]) or signals[0]}: repeat the same command with --set workers=1; what is finished is kept."
+
+
+def check_main_guard() -> None:
+    """End a worker that was about to do its parent's work: it reads the script that started it, and that has no `__main__` guard."""
+    # What multiprocessing itself asks before it would say so, in thirty lines.
+    if getattr(current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+
+
 def _start(prepare: Callable[[], Callable[[Any], None]]) -> None:
     global _do  # noqa: PLW0603  (a pool's initialiser has nowhere else to leave what its tasks need)
+    Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group; the main process answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     quiet_libraries()
     _do = prepare()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can't end its workers."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _one(piece: Any) -> Done:
