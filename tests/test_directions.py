@@ -17,6 +17,7 @@ from dialdown.directions import Direction, fit_probe, probe_features
 from dialdown.errors import DialdownError
 from dialdown.models import LM
 
+PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
 TEXTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "what is it to you, then")
 
 
@@ -77,24 +78,25 @@ def test_another_seed_is_another_split(llama: LM, probe: Direction) -> None:
 
 
 def naive_features(lm: LM, text: str, protocol: str, max_tokens: int) -> np.ndarray:
-    """One text at a time, unpadded in float64 for `strict`."""
-    model = copy.deepcopy(lm.model)
-    if protocol == "strict":
-        model = model.double()
-    norm = model.get_submodule(next(name for name, m in lm.model.named_modules() if m is lm.view.final_norm))
-    seen: dict[str, torch.Tensor] = {}
-    norm.register_forward_hook(lambda m, args, out: seen.update(before=args[0], after=out))
+    """One text at a time: unpadded in float64 for `strict`, under `paper` after padding in front of it."""
     ids = lm.tokenizer(text)["input_ids"][:max_tokens]
-    mask = [1] * len(ids)
     if protocol == "paper":
-        mask += [0] * (max_tokens - len(ids))
-        ids += [lm.tokenizer.pad_token_id] * (max_tokens - len(ids))
+        padding = max_tokens - len(ids)
+        given = {
+            "input_ids": torch.tensor([[lm.tokenizer.eos_token_id] * padding + ids]),
+            "attention_mask": torch.tensor([[0] * padding + [1] * len(ids)]),
+        }
+        with torch.inference_mode():
+            last = copy.deepcopy(lm.model)(**given, output_hidden_states=True).hidden_states[-1]
+        assert last.shape == (1, max_tokens, lm.view.d_model)
+        return last[0].mean(0).numpy()
+    model = copy.deepcopy(lm.model).double()
+    norm = model.get_submodule(next(name for name, m in lm.model.named_modules() if m is lm.view.final_norm))
+    seen: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     with torch.inference_mode():
-        model(input_ids=torch.tensor([ids]), attention_mask=torch.tensor([mask]), use_cache=False)
-    if protocol == "paper":
-        assert seen["after"].shape[1] == max_tokens
-        return seen["after"][0].mean(0).numpy()
-    return seen["before"][0].mean(0).numpy()
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    return seen[0][0].mean(0).numpy()
 
 
 @pytest.mark.parametrize("max_tokens", [12, 40])
@@ -109,12 +111,76 @@ def test_features_are_those_of_each_text_alone(named: LM, max_tokens: int) -> No
     assert np.abs(got["strict"] - got["paper"]).max() > 0.1
 
 
-def test_what_the_padding_token_is_matters_to_the_paper_only(llama: LM) -> None:
+@pytest.mark.parametrize("name", PAPER_MODELS)
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_paper_probe_pads_left_with_the_end_of_text_token(name: str, bos: bool) -> None:
+    """METHOD §5: to the maximal length, and the mean of what leaves the final norm is over all positions."""
+    lm = tiny.lm(name, bos=bos)
+    got = probe_features(lm, TEXTS, protocols=("paper",), max_tokens=20, batch_size=3)["paper"]
+    expected = np.stack([naive_features(lm, text, "paper", 20) for text in TEXTS])
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+    # The text that fills all positions has no padding to tell apart.
+    full = LM.of(lm.model, tiny.tokenizer(bos=bos), name=lm.name)
+    full.tokenizer.eos_token = "z"
+    other = probe_features(full, TEXTS, protocols=("paper",), max_tokens=20)["paper"]
+    padded = np.array([len(lm.tokenizer(text)["input_ids"]) < 20 for text in TEXTS])
+    assert 0 < padded.sum() < len(TEXTS)
+    np.testing.assert_allclose(other[~padded], got[~padded], atol=1e-5)
+    assert np.abs(other - got)[padded].max(1).min() > 1e-2
+
+
+def test_the_tokenizers_own_padding_token_changes_no_features(llama: LM) -> None:
     other = LM.of(llama.model, tiny.tokenizer(), name="tiny-llama")
     other.tokenizer.pad_token = "z"
-    ours, theirs = (probe_features(lm, TEXTS, max_tokens=40) for lm in (llama, other))
-    np.testing.assert_allclose(ours["strict"], theirs["strict"], atol=1e-5)
-    assert np.abs(ours["paper"] - theirs["paper"]).max() > 0.1
+    features = [probe_features(lm, TEXTS, max_tokens=40) for lm in (llama, other)]
+    for protocol in ("strict", "paper"):
+        np.testing.assert_allclose(features[0][protocol], features[1][protocol], atol=1e-5)
+
+
+def test_a_tokenizer_without_an_end_of_text_token_has_no_paper_features() -> None:
+    lm = tiny.lm("llama")
+    lm.tokenizer.eos_token = None
+    with pytest.raises(DialdownError, match=r"tiny-llama has no end-of-text token.*strict protocol"):
+        probe_features(lm, TEXTS, max_tokens=40)
+    assert probe_features(lm, TEXTS, protocols=("strict",), max_tokens=40)["strict"].shape == (7, tiny.WIDTH)
+
+
+def newton(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logistic regression with the penalty |w|^2 / 2 on the weights alone, to the minimum."""
+    x1 = np.hstack([x, np.ones((len(x), 1))])
+    penalty = np.diag([1.0] * x.shape[1] + [0.0])
+    w = np.zeros(x1.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x1 @ w))
+        w -= np.linalg.solve((x1.T * (p * (1 - p))) @ x1 + penalty, x1.T @ (p - y) + penalty @ w)
+    return w[:-1], float(w[-1])
+
+
+def test_the_paper_probe_is_a_plain_regression_on_features_as_they_are(llama: LM) -> None:
+    """METHOD §5: C = 1, no scaling, a split by seed 42 that does not look at the labels, whatever the study's seed."""
+    x, y, _ = planted()
+    x = x / 40
+    order = np.random.RandomState(42).permutation(len(y))
+    held, train = order[:30], order[30:]
+    w, b = newton(x[train], y[train])
+    probe = fit_probe(llama, x, y, protocol="paper", seed=5)
+    np.testing.assert_allclose(probe.vector, w, rtol=2e-3, atol=2e-3)
+    assert probe.record["intercept"] == pytest.approx(b, rel=2e-3, abs=2e-3)
+    assert probe.accuracy == pytest.approx(np.mean((x[held] @ w + b > 0) == y[held]))
+    assert (probe.record["C"], probe.record["seed"], probe.site) == (1.0, 42, "after_norm")
+    assert (probe.record["train"], probe.record["validation"]) == (270, 30)
+    np.testing.assert_array_equal(fit_probe(llama, x, y, protocol="paper").vector, probe.vector)
+    # Unscaled: in other units it is another regression, where `strict` finds the same one.
+    assert cosine(fit_probe(llama, x / 100, y, protocol="paper").vector, probe.vector) < 0.999
+
+
+def test_held_out_texts_of_one_label_have_no_auc(llama: LM) -> None:
+    x = np.random.default_rng(0).standard_normal((200, 4))
+    y = np.zeros(200, dtype=int)
+    y[np.random.RandomState(42).permutation(200)[20:35]] = 1
+    probe = fit_probe(llama, x, y, protocol="paper")
+    assert probe.record["auc"] is None
+    assert 0 <= probe.accuracy <= 1
 
 
 def labelled() -> tuple[list[str], np.ndarray]:
@@ -148,7 +214,8 @@ def test_train_probe(llama: LM, protocol: Any) -> None:
     assert (probe.record["protocol"], probe.record["max_tokens"]) == (protocol, 24)
     residual = probe_features(llama, texts, protocols=("strict",), max_tokens=24)["strict"]
     assert probe.record["residual_norm"] == pytest.approx(np.mean([np.linalg.norm(x) for x in residual]), rel=1e-5)
-    assert calls[-1] == ("reading labelled texts", 4, 4)
+    count = 4 if protocol == "strict" else 8
+    assert calls == [("reading labelled texts", done, count) for done in range(1, count + 1)]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +265,17 @@ def test_token_contrast_averages_sub_tokens_then_words(named: LM) -> None:
     np.testing.assert_allclose(dd.token_contrast(named, ["the", "to"], ["cat", "ox"]).vector, -contrast.vector)
 
 
+@pytest.mark.parametrize("name", PAPER_MODELS)
+def test_the_papers_seed_words_have_no_leading_space(name: str) -> None:
+    lm = tiny.lm(name)
+    e = lm.model.get_output_embeddings().weight.detach().double().numpy()
+    v = tiny.VOCABULARY
+    the = (e[v["t"]] + e[v["he"]]) / 2
+    contrast = dd.token_contrast(lm, ["cat", " he "], ["the"], protocol="paper")
+    np.testing.assert_allclose(contrast.vector, (e[v["cat"]] + e[v["he"]]) / 2 - the, rtol=1e-12, atol=1e-12)
+    assert contrast.record["protocol"] == "paper"
+
+
 @pytest.mark.parametrize(
     ("positive", "negative", "message"),
     [
@@ -207,9 +285,12 @@ def test_token_contrast_averages_sub_tokens_then_words(named: LM) -> None:
         (["a"], [" "], "' ' has no tokens"),
     ],
 )
-def test_words_that_make_no_contrast(llama: LM, positive: list[str], negative: list[str], message: str) -> None:
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_words_that_make_no_contrast(
+    llama: LM, positive: list[str], negative: list[str], message: str, protocol: Any
+) -> None:
     with pytest.raises(DialdownError, match=message):
-        dd.token_contrast(llama, positive, negative)
+        dd.token_contrast(llama, positive, negative, protocol=protocol)
 
 
 def test_the_random_direction_is_seeded_and_has_no_preferred_axis(llama: LM) -> None:

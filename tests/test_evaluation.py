@@ -29,6 +29,7 @@ from dialdown.metrics.repetition import is_degenerate, repetition
 from dialdown.models import LM
 
 TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
+PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
 PAIRS = (("the cat", " sat on"), ("the zebra", "said no"), ("a", "b"))
 NEW = 6
 
@@ -95,6 +96,12 @@ def test_repetition_is_the_share_of_two_grams_seen_before(
 ) -> None:
     assert repetition(tokens) == (None if expected is None else pytest.approx(expected))
     assert is_degenerate(tokens) is degenerate
+
+
+@pytest.mark.parametrize("tokens", [[1, 2], [1, 1, 1, 1], [3, 1, 2, 3, 1, 2, 3], [5, 4, 3, 2, 1]])
+def test_repetition_is_one_minus_distinct_2(tokens: list[int]) -> None:
+    distinct = {(tokens[place], tokens[place + 1]) for place in range(len(tokens) - 1)}
+    assert repetition(tokens) == pytest.approx(1 - len(distinct) / (len(tokens) - 1))
 
 
 # ---- intervals
@@ -332,22 +339,68 @@ def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> Non
         del other
 
 
-def test_paper_rows_remove_the_prompt_string_and_count_it_in_f1(llama: LM) -> None:
-    """METHOD §5: every occurrence of the prompt string goes, wherever it stands; prompt tokens count on both sides."""
+def test_paper_rows_remove_the_prompt_string(llama: LM) -> None:
+    """METHOD §5: every occurrence of the prompt string goes, wherever it stands."""
     given = suite(prompts=["a", "the cat"])
-    row = Evaluator(llama, given).row(untouched(), "paper")
+    Evaluator(llama, given).row(untouched(), "paper")
     for place, prompt in enumerate(given.prompts):
         new = generate(llama, prompt, max_new_tokens=NEW)
         whole = llama.tokenizer.decode([*llama.tokenizer(prompt)["input_ids"], *new], skip_special_tokens=True)
         assert given.scorers[0].seen[0][place] == whole.replace(prompt, "")
-    f1 = []
-    for prompt, gold in PAIRS:
-        before = llama.tokenizer(prompt)["input_ids"]
-        true = llama.tokenizer(gold if gold.startswith(" ") else f" {gold}")["input_ids"][:NEW]
-        f1.append(token_f1(before + generate(llama, prompt, max_new_tokens=NEW), before + true))
-    assert row.measured.values["f1"] == pytest.approx(f1)
-    strict = Evaluator(llama, given).row(untouched(), "strict")
-    assert row.metric("f1").mean > strict.metric("f1").mean
+
+
+@pytest.mark.parametrize("name", PAPER_MODELS)
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_papers_f1_is_of_prompt_and_continuation_against_the_true_continuation_alone(name: str, bos: bool) -> None:
+    """METHOD §5: the truth as it is given, cut where prompt and continuation end; end-of-text, the padding, not counted."""
+    lm = tiny.lm(name, bos=bos)
+    pairs = (*PAIRS, ("a cat", "the cat <eos> sat on the mat and on and on"), ("and then the", " cat"))
+    row = Evaluator(lm, suite(pairs=pairs, max_prompt_tokens=5)).row(untouched(), "paper")
+    assert len(lm.tokenizer(pairs[3][1])["input_ids"]) > 5 + NEW
+    expected = []
+    for prompt, gold in pairs:
+        cut = lm.tokenizer(prompt)["input_ids"][:5]
+        output = lm.model.generate(
+            torch.tensor([cut]), attention_mask=torch.ones(1, len(cut), dtype=torch.long), max_new_tokens=NEW,
+            do_sample=False, pad_token_id=2,
+        )[0].tolist()  # fmt: skip
+        written = [token for token in output if token != 2]
+        true = [token for token in lm.tokenizer(gold)["input_ids"][: 5 + NEW] if token != 2]
+        shared = sum(min(written.count(token), true.count(token)) for token in {*true})
+        precision, recall = shared / len(written), shared / len(true)
+        expected.append(2 * precision * recall / (precision + recall) if shared else 0.0)
+    assert row.measured.values["f1"] == pytest.approx(expected)
+    assert len({*expected}) > 3
+    strict = Evaluator(lm, suite(pairs=pairs, max_prompt_tokens=5)).row(untouched(), "strict")
+    assert strict.measured.values["f1"] != pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", PAPER_MODELS)
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_papers_log_perplexity_divides_by_every_token(name: str, bos: bool) -> None:
+    """METHOD §5: also by the first of each window, which is not predicted, and by a last window of one token."""
+    lm = tiny.lm(name, bos=bos)
+    text = next(t for n in range(20) if len(lm.tokenizer(t := TEXT + "x" * n)["input_ids"]) % 20 == 1)
+    ids = lm.tokenizer(text)["input_ids"]
+    windows = [ids[at : at + 20] for at in range(0, len(ids), 20)]
+    assert len(windows[-1]) == 1
+    summed = sum(naive_nll(lm, window) * (len(window) - 1) for window in windows[:-1])
+    evaluator = Evaluator(lm, suite(text=text))
+    paper = evaluator.row(untouched(), "paper")
+    assert paper.metric("log_ppl").mean == pytest.approx(summed / len(ids), rel=1e-4)
+    # The interval is of the same mean: it scales with it, and a paired difference to the same row is none.
+    predicted = sum(len(window) - 1 for window in windows)
+    nll = [naive_nll(lm, window) for window in windows[:-1]]
+    plain = estimate(nll, weights=[19] * len(nll))
+    got = paper.metric("log_ppl")
+    for end in ("low", "high"):
+        assert getattr(got, end) == pytest.approx(getattr(plain, end) * predicted / len(ids), rel=1e-3)
+    assert paper.change("log_ppl", paper).high == 0
+    # KL is ours, and over predicted tokens under both protocols.
+    assert paper.metric("kl").mean == pytest.approx(0, abs=1e-6)
+    if not bos:
+        strict = evaluator.row(untouched(), "strict")
+        assert strict.metric("log_ppl").mean == pytest.approx(summed / predicted, rel=1e-4)
 
 
 def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(
@@ -376,7 +429,8 @@ def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
     assert paper.texts != strict.texts
     windows = text_windows(llama, TEXT, protocol="paper", window=20, max_windows=64)
     first = TextProbe(llama, windows, kl_windows=2).measure(llama, edit, positions="first")
-    assert paper.values["log_ppl"] == pytest.approx(first.nll.tolist())
+    share = first.tokens.sum() / sum(map(len, windows))
+    assert paper.values["log_ppl"] == pytest.approx((first.nll * share).tolist())
     assert paper.values["kl"] == pytest.approx(first.kl.tolist())
 
 

@@ -67,6 +67,7 @@ def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
         "direction-probe.safetensors",
         "direction-probe-paper.safetensors",
         "direction-contrast.safetensors",
+        "direction-contrast-paper.safetensors",
         "pairs.jsonl",
         "tuned/model.safetensors",
         "interventions/strict-edit_probe_scale.safetensors",

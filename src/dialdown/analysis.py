@@ -24,7 +24,7 @@ def of_neurons(
     tuned: LM,
     found: Sequence[NeuronTable],
     probes: Sequence[Direction],
-    others: Sequence[Direction],
+    contrasts: Sequence[Direction],
     means: Mapping[Protocol, tuple[NeuronMeans, NeuronMeans]],
     judge: tables.Judge,
 ) -> Frames:
@@ -35,7 +35,7 @@ def of_neurons(
         tuned: the tuned model.
         found: compared neuron tables, one per protocol.
         probes: the probe of each protocol, in the same order.
-        others: directions that depend on no protocol, such as the token contrast.
+        contrasts: the token contrast of each protocol, likewise.
         means: base and tuned mean activations by protocol.
         judge: says which logit-lens tokens are of the concept.
 
@@ -61,7 +61,7 @@ def of_neurons(
         "figure-1-opposing-effects": tables.figure_1_opposing_effects,
     }
     return {
-        "table-1-directions": tables.table_1_directions(lm, [*probes, *others], judge=judge),
+        "table-1-directions": tables.table_1_directions(lm, [*probes, *contrasts], judge=judge),
         "table-8-mlp": tables.table_8_mlp(lm),
         "table-16-svd-directions": pl.concat(
             [tables.table_16_svd_directions(lm, space, judge=judge) for space in spaces]

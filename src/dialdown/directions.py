@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ import numpy as np
 import sklearn
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -28,6 +30,8 @@ Site = Literal["residual", "after_norm", "unembedding", "random"]
 
 TOXIC_WORDS = ("fuck", "shit", "crap", "damn", "asshole")
 NON_TOXIC_WORDS = ("hello", "thanks", "friend", "peace", "welcome")
+PAPER_SEED = 42
+"""Of the split under `paper`, whatever the study's seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +94,17 @@ def train_probe(
         lm: the model.
         texts: the labelled texts.
         labels: 1 where a text has the concept, else 0.
-        protocol: `strict` averages x^L over real tokens before the final norm; `paper` averages what leaves the final
-            norm over all `max_tokens` positions, padding included.
+        protocol: which features and which regression (see `probe_features` and `fit_probe`).
         max_tokens: texts are cut here, and under `paper` padded to here.
         batch_size: texts per forward pass.
-        seed: of the split and of the cross-validation that sets the regularisation.
+        seed: of the split and of the cross-validation that sets the regularisation; `paper` has its own.
         progress: called after each batch.
 
     Raises:
-        DialdownError: texts and labels differ in number, a class is missing or too small, or activations are not finite.
+        DialdownError: texts and labels differ in number, a class is missing or too small, or see `probe_features`.
     """
     check_labels(texts, labels)
-    # Only the paper's mean needs every batch padded to max_tokens.
+    # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
     protocols: tuple[Protocol, ...] = ("strict",) if protocol == "strict" else ("strict", "paper")
     features = probe_features(
         lm, texts, protocols=protocols, max_tokens=max_tokens, batch_size=batch_size, progress=progress
@@ -141,10 +144,14 @@ def probe_features(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> dict[Protocol, NDArray[np.float64]]:
-    """Mean final-layer residual of each text under each protocol, in one forward pass per batch: (n, d) float64 each.
+    """Mean final-layer residual of each text under each protocol: (n, d) float64 each (METHOD §2, §5).
+
+    `strict` averages x^L over real tokens before the final norm. `paper` pads each text on the left with end-of-text
+    tokens to `max_tokens` positions and averages what leaves the final norm over all of them.
 
     Raises:
-        DialdownError: a text has no tokens, max_tokens exceeds the context, or an activation is not a finite number.
+        DialdownError: a text has no tokens, max_tokens exceeds the context, an activation is not a finite number, or
+            under `paper` the tokenizer has no end-of-text token.
     """
     encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
@@ -154,25 +161,22 @@ def probe_features(
         raise DialdownError(
             f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}): pass a smaller max_tokens."
         )
+    if "paper" in protocols and lm.tokenizer.eos_token_id is None:
+        raise DialdownError(
+            f"The tokenizer of {lm.name} has no end-of-text token, with which the paper protocol pads labelled texts: "
+            "set its eos_token, or run the strict protocol alone (--set protocols='[\"strict\"]')."
+        )
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     out = {protocol: np.zeros((len(texts), lm.view.d_model)) for protocol in protocols}
-    padded_to = max_tokens if "paper" in protocols else None
-    starts = range(0, len(order), batch_size)
-    for done, start in enumerate(starts):
-        rows = order[start : start + batch_size]
-        ids, mask = _pad_right(lm, [encoded[row] for row in rows], padded_to)
-        with torch.inference_mode(), _around_final_norm(lm) as seen:
-            lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-        weights = mask.to(seen["before"].device)[..., None]
-        for protocol in protocols:
-            if protocol == "strict":
-                mean = (seen["before"].float() * weights).sum(1, dtype=torch.float32) / weights.sum(1)
-            else:
-                mean = seen["after"].float().mean(1)
-            out[protocol][rows] = mean.double().cpu().numpy()
-        if progress:
-            progress("reading labelled texts", done + 1, len(starts))
-    for protocol in protocols:
+    for number, protocol in enumerate(protocols):
+        for done, rows in enumerate(batches, number * len(batches) + 1):
+            ids, mask = _pad(lm, [encoded[row] for row in rows], protocol, max_tokens)
+            with torch.inference_mode(), _around_final_norm(lm) as seen:
+                lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            out[protocol][rows] = _mean(seen, mask, protocol).double().cpu().numpy()
+            if progress:
+                progress("reading labelled texts", done, len(protocols) * len(batches))
         if not np.isfinite(out[protocol]).all():
             raise DialdownError(
                 f"The final-layer residual of {lm.name} is not finite while reading labelled texts: load it in float32 or bfloat16."
@@ -180,14 +184,25 @@ def probe_features(
     return out
 
 
-def _pad_right(lm: LM, encoded: Sequence[Sequence[int]], width: int | None) -> tuple[Tensor, Tensor]:
-    width = width or max(len(ids) for ids in encoded)
-    ids = torch.full((len(encoded), width), lm.tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(encoded):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return ids.to(lm.device), mask.to(lm.device)
+def _pad(lm: LM, encoded: Sequence[Sequence[int]], protocol: Protocol, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask: `strict` pads on the right to the longest text, `paper` on the left to the maximal length."""
+    left = protocol == "paper"
+    token = lm.tokenizer.eos_token_id if left else lm.tokenizer.pad_token_id
+    width = max_tokens if left else max(len(ids) for ids in encoded)
+    padded = torch.full((len(encoded), width), token, dtype=torch.long)
+    mask = torch.zeros_like(padded)
+    for row, ids in enumerate(encoded):
+        place = slice(width - len(ids), None) if left else slice(len(ids))
+        padded[row, place] = torch.tensor(ids)
+        mask[row, place] = 1
+    return padded.to(lm.device), mask.to(lm.device)
+
+
+def _mean(seen: dict[str, Tensor], mask: Tensor, protocol: Protocol) -> Tensor:
+    if protocol == "paper":
+        return seen["after"].float().mean(1)
+    weights = mask.to(seen["before"].device)[..., None]
+    return (seen["before"].float() * weights).sum(1, dtype=torch.float32) / weights.sum(1)
 
 
 @contextmanager
@@ -211,16 +226,49 @@ def fit_probe(
     seed: int = 0,
     record: dict[str, Any] | None = None,
 ) -> Direction:
-    """The probe itself: fit on 90 % of the (n, d) features, accuracy and AUC on the other 10 %.
+    """The probe itself: fit on 90 % of the (n, d) features, accuracy and AUC on the other 10 % (METHOD §2, §5).
 
-    The features are divided by one number, their root mean square, and not standardised by dimension: W stays a direction
-    of the residual stream itself. The L2 strength is chosen by 5-fold cross-validation inside the training part.
-    The probability of the concept is sigma(W x + b) of the features as they are given; b is `record["intercept"]`.
+    `strict` divides the features by one number, their root mean square, and does not standardise them by dimension: W
+    stays a direction of the residual stream itself. Its L2 strength is chosen by 5-fold cross-validation inside the
+    training part. `paper` takes the features as they are, C = 1, at most 500 steps, and a split that does not look at
+    the labels. The probability of the concept is sigma(W x + b) of the features as they are given; b is
+    `record["intercept"]`. `record["auc"]` is None where all held-out texts have one label.
     """
     y = np.asarray(labels)
-    train, held = train_test_split(np.arange(len(y)), test_size=0.1, stratify=y, random_state=seed)
-    scale = float(np.sqrt(np.mean(features[train] ** 2)))
-    model = LogisticRegressionCV(
+    paper = protocol == "paper"
+    seed = PAPER_SEED if paper else seed
+    train, held = train_test_split(np.arange(len(y)), test_size=0.1, stratify=None if paper else y, random_state=seed)
+    scale = 1.0 if paper else float(np.sqrt(np.mean(features[train] ** 2)))
+    model = _regression(protocol, seed)
+    with warnings.catch_warnings():
+        # Under `paper` the weights are those after 500 steps, converged or not.
+        warnings.simplefilter("ignore" if paper else "default", ConvergenceWarning)
+        model.fit(features[train] / scale, y[train])
+    score = model.decision_function(features[held] / scale)
+    return Direction(
+        "probe",
+        np.asarray(model.coef_[0] / scale, dtype=np.float64),
+        "after_norm" if paper else "residual",
+        {
+            **lm.describe(),
+            **(record or {}),
+            "protocol": protocol,
+            "accuracy": float(np.mean((score > 0) == (y[held] == 1))),
+            "auc": float(roc_auc_score(y[held], score)) if len(np.unique(y[held])) > 1 else None,
+            "intercept": float(model.intercept_[0]),
+            "train": len(train),
+            "validation": len(held),
+            "C": 1.0 if paper else float(np.ravel(model.C_)[0]),
+            "seed": seed,
+            "sklearn": sklearn.__version__,
+        },
+    )
+
+
+def _regression(protocol: Protocol, seed: int) -> LogisticRegression | LogisticRegressionCV:
+    if protocol == "paper":
+        return LogisticRegression(C=1.0, max_iter=500)
+    return LogisticRegressionCV(
         Cs=np.logspace(-4, 2, 7),
         cv=5,
         scoring="neg_log_loss",
@@ -229,34 +277,19 @@ def fit_probe(
         random_state=seed,
         use_legacy_attributes=False,
     )
-    model.fit(features[train] / scale, y[train])
-    score = model.decision_function(features[held] / scale)
-    return Direction(
-        "probe",
-        np.asarray(model.coef_[0] / scale, dtype=np.float64),
-        "residual" if protocol == "strict" else "after_norm",
-        {
-            **lm.describe(),
-            **(record or {}),
-            "protocol": protocol,
-            "accuracy": float(np.mean((score > 0) == (y[held] == 1))),
-            "auc": float(roc_auc_score(y[held], score)),
-            "intercept": float(model.intercept_[0]),
-            "train": len(train),
-            "validation": len(held),
-            "C": float(np.ravel(model.C_)[0]),
-            "seed": seed,
-            "sklearn": sklearn.__version__,
-        },
-    )
 
 
 def token_contrast(
-    lm: LM, positive: Sequence[str] = TOXIC_WORDS, negative: Sequence[str] = NON_TOXIC_WORDS
+    lm: LM,
+    positive: Sequence[str] = TOXIC_WORDS,
+    negative: Sequence[str] = NON_TOXIC_WORDS,
+    *,
+    protocol: Protocol = "strict",
 ) -> Direction:
-    """Mean unembedding of the positive words minus that of the negative words (METHOD §2, probe-free).
+    """Mean unembedding of the positive words minus that of the negative words (METHOD §2, §5, probe-free).
 
-    Each word is tokenized as it stands inside a sentence (after a space); its sub-tokens are averaged first, then words.
+    `strict` tokenizes each word as it stands inside a sentence (after a space), `paper` as it stands alone; its
+    sub-tokens are averaged first, then words.
 
     Raises:
         DialdownError: a list is empty, a word is in both lists (whatever its case), or a word has no tokens.
@@ -269,22 +302,23 @@ def token_contrast(
         raise DialdownError(
             f"The word {min(both)!r} is on both sides of the contrast, case and spaces aside, where it cancels: remove it from one."
         )
-    vector = _mean_word(lm, positive) - _mean_word(lm, negative)
-    record = {**lm.describe(), "positive": list(positive), "negative": list(negative)}
+    vector = _mean_word(lm, positive, protocol) - _mean_word(lm, negative, protocol)
+    record = {**lm.describe(), "protocol": protocol, "positive": list(positive), "negative": list(negative)}
     return Direction("contrast", vector, "unembedding", record)
 
 
-def _mean_word(lm: LM, words: Sequence[str]) -> NDArray[np.float64]:
+def _mean_word(lm: LM, words: Sequence[str], protocol: Protocol) -> NDArray[np.float64]:
     rows = []
+    space = "" if protocol == "paper" else " "
     for word in words:
         whole_text(word, "A word of the contrast")
-        ids = lm.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+        ids = lm.tokenizer(f"{space}{word.strip()}", add_special_tokens=False)["input_ids"]
         # SentencePiece tokenizers may write the space as a token of its own, which is no part of the word; and the
         # token for what is unknown says nothing of it.
-        ids = [token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()]
-        if not ids:
+        said = [token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()]
+        if not said:
             raise DialdownError(f"The word {word!r} has no tokens in the vocabulary of {lm.name}: pass another word.")
-        rows.append(lm.view.unembedding.weight.detach()[ids].double().mean(0))
+        rows.append(lm.view.unembedding.weight.detach()[ids if protocol == "paper" else said].double().mean(0))
     return np.asarray(torch.stack(rows).mean(0).cpu().numpy())
 
 

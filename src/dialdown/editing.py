@@ -206,7 +206,10 @@ def _prepare(work: Workspace) -> None:
 def _tables(work: Workspace) -> dict[str, NeuronTable]:
     base = work.training_means
     difference = Direction.load(_made(work) / DIFFERENCE)
-    return {one.name: neuron_table(work.lm, one, base) for one in (work.probe("strict"), difference, work.contrast)}
+    return {
+        one.name: neuron_table(work.lm, one, base)
+        for one in (work.probe("strict"), difference, work.contrast("strict"))
+    }
 
 
 def materials(work: Workspace) -> Materials:

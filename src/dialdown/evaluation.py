@@ -198,14 +198,17 @@ class Evaluator:
     def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
         decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
         tokens = self._tokens(decoder, intervention, GENERATING[protocol])
-        text = self._text(protocol).measure(lm, intervention, positions=READING[protocol])
+        probe = self._text(protocol)
+        text = probe.measure(lm, intervention, positions=READING[protocol])
+        # METHOD §5, `paper`: the sum is over predicted tokens, and it is divided by all, a window's first among them.
+        share = 1.0 if protocol == "strict" else text.tokens.sum() / sum(ids.numel() for ids in probe.windows)
         count = len(self.suite.prompts)
         texts = decoder.texts(tokens[:count])
         judged = texts if protocol == "strict" else self._without_prompt(tokens[:count], decoder)
         judges = {scorer.name: scorer.score(judged).tolist() for scorer in self.suite.scorers}
         values = {
             "toxicity": judges[self.suite.scorers[0].name],
-            "log_ppl": text.nll.tolist(),
+            "log_ppl": (text.nll * share).tolist(),
             "f1": self._f1(tokens[count:], decoder.encoded[count:], protocol),
             "kl": text.kl.tolist(),
             "repetition": [float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]],
@@ -245,14 +248,25 @@ class Evaluator:
         return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
 
     def _f1(self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol) -> list[float]:
-        scores = []
-        for given, prompt, (start, gold) in zip(tokens, prompts, self.suite.pairs, strict=True):
-            spaced = gold if gold[:1].isspace() else f" {gold}"
-            # What follows the prompt's own tokens is the true continuation, also of a prompt that was cut.
-            true = self.lm.encode([start + spaced])[0][len(prompt) :][: self.suite.max_new_tokens]
-            before = prompt if protocol == "paper" else []
-            scores.append(token_f1([*before, *given], [*before, *true]))
-        return scores
+        score = self._paper_f1 if protocol == "paper" else self._strict_f1
+        return [score(*of) for of in zip(tokens, prompts, self.suite.pairs, strict=True)]
+
+    def _strict_f1(self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]) -> float:
+        start, gold = pair
+        spaced = gold if gold[:1].isspace() else f" {gold}"
+        # What follows the prompt's own tokens is the true continuation, also of a prompt that was cut.
+        true = self.lm.encode([start + spaced])[0][len(prompt) :]
+        return token_f1(given, true[: self.suite.max_new_tokens])
+
+    def _paper_f1(self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]) -> float:
+        """METHOD §5, `paper`: prompt and continuation against the true continuation alone, cut at the length of both."""
+        longest = self.suite.max_prompt_tokens + self.suite.max_new_tokens
+        true = self.lm.encode([pair[1]])[0][:longest]
+        # End-of-text is the padding token there, and padding is not counted.
+        written, gold = (
+            [token for token in ids if token != self.lm.tokenizer.eos_token_id] for ids in ((*prompt, *given), true)
+        )
+        return token_f1(written, gold)
 
 
 def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:

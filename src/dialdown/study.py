@@ -107,13 +107,17 @@ class Study:
 
 
 def find_directions(work: Workspace) -> Facts:
-    """The probe of each protocol, the token contrast, and a random direction (METHOD §2)."""
+    """The probe and the token contrast of each protocol, and a random direction (METHOD §2)."""
     ours, seed = work.config.probe, work.config.seed
     # Only the embedded texts also train scorers; a user's own are all the probe's.
     part: data.Part | None = "probe" if ours.texts.startswith("embedded:") else None
     labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part=part, max_words=ours.max_words)
     check_labels(labelled.texts, labelled.labels)
-    features = probe_features(work.lm, labelled.texts, max_tokens=ours.max_tokens, progress=work.progress)
+    # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
+    protocols = tuple(dict.fromkeys(("strict", *work.config.protocols)))
+    features = probe_features(
+        work.lm, labelled.texts, protocols=protocols, max_tokens=ours.max_tokens, progress=work.progress
+    )
     record = {
         "texts": ours.texts,
         "max_tokens": ours.max_tokens,
@@ -124,7 +128,8 @@ def find_directions(work: Workspace) -> Facts:
         probe = fit_probe(work.lm, features[protocol], labelled.labels, protocol=protocol, seed=seed, record=record)
         probe.save(work.path("direction-probe.safetensors", protocol))
         facts[protocol] = {name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")}
-    token_contrast(work.lm, ours.positive, ours.negative).save(work.folder / "direction-contrast.safetensors")
+        contrast = token_contrast(work.lm, ours.positive, ours.negative, protocol=protocol)
+        contrast.save(work.path("direction-contrast.safetensors", protocol))
     random_direction(work.lm, seed=seed).save(work.folder / "direction-random.safetensors")
     return facts
 
@@ -238,7 +243,8 @@ def make_tables(work: Workspace) -> Facts:
         # A judge that could not answer, or finds nothing, gives no set of toxic neurons to patch.
         found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
         found[-1].to_parquet(work.path("neurons.parquet", protocol))
-    frames = analysis.of_neurons(work.lm, work.tuned, found, probes, [work.contrast], means, judge.judge)
+    contrasts = [work.contrast(protocol) for protocol in protocols]
+    frames = analysis.of_neurons(work.lm, work.tuned, found, probes, contrasts, means, judge.judge)
     write_csv(frames, work.folder / "tables")
     facts: Facts = {table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()} for table in found}
     if same_weights(work.lm, work.tuned):

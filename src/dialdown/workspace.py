@@ -170,10 +170,9 @@ class Workspace:
         """The probe of one protocol."""
         return Direction.load(self.path("direction-probe.safetensors", protocol))
 
-    @property
-    def contrast(self) -> Direction:
-        """The token contrast."""
-        return Direction.load(self.folder / "direction-contrast.safetensors")
+    def contrast(self, protocol: Protocol) -> Direction:
+        """The token contrast of one protocol."""
+        return Direction.load(self.path("direction-contrast.safetensors", protocol))
 
     def means(self, protocol: Protocol) -> tuple[NeuronMeans, NeuronMeans]:
         """Mean activations of the base and the tuned model."""
@@ -194,7 +193,7 @@ class Workspace:
         base = NeuronMeans.load(self.path("means-base.safetensors", protocol))
         return Tables(
             NeuronTable.load(self.path("neurons.parquet", protocol)),
-            neuron_table(self.lm, self.contrast, base),
+            neuron_table(self.lm, self.contrast(protocol), base),
             neuron_table(self.lm, noise, base),
             probe,
             noise,

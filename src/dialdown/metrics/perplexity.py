@@ -52,7 +52,9 @@ def text_windows(lm: LM, text: str, *, protocol: Protocol, window: int, max_wind
     start = lm.bos if protocol == "strict" else []
     step = window - len(start)
     windows = [[*start, *ids[at : at + step]] for at in range(0, len(ids), step)][:max_windows]
-    windows = [ids for ids in windows if len(ids) > 1]
+    if protocol == "strict" or len(windows) == 1:
+        # A last window of one token predicts nothing; under `paper` that token is among those the sum is divided by.
+        windows = [ids for ids in windows if len(ids) > 1]
     if not windows:
         raise DialdownError(
             "The reference text has fewer than two tokens, so it has no perplexity: pass a longer text."
