@@ -31,7 +31,7 @@ from .errors import DialdownError
 from .files import fingerprint, read_json
 from .ledger import file_states
 from .measuring import measure_rows, write_results
-from .models import LM, same_weights
+from .models import LM, Protocol, same_weights
 from .neurons import NeuronTable, compare
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
 from .table_files import write_csv
@@ -114,7 +114,7 @@ def find_directions(work: Workspace) -> Facts:
     labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part=part, max_words=ours.max_words)
     check_labels(labelled.texts, labelled.labels)
     # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
-    protocols = tuple(dict.fromkeys(("strict", *work.config.protocols)))
+    protocols: tuple[Protocol, ...] = ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
     features = probe_features(
         work.lm, labelled.texts, protocols=protocols, max_tokens=ours.max_tokens, progress=work.progress
     )
