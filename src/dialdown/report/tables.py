@@ -162,7 +162,7 @@ def probe_table(run: Run) -> Table | None:
     for protocol in run.protocols:
         fact = facts.get(protocol)
         if fact:
-            cells = [Cell(number(fact[key])) if key in fact else Cell() for key in ("accuracy", "auc")]
+            cells = [Cell() if fact.get(key) is None else Cell(number(fact[key])) for key in ("accuracy", "auc")]
             cells += [Cell(f"{fact[key]:,}") if key in fact else Cell() for key in ("train", "validation")]
             cells += [Cell(number(known)) if protocol == "paper" else Cell()] if known else []
             lines.append(Line(protocol, cells))
