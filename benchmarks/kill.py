@@ -124,9 +124,9 @@ def kill_all(root: Path, wanted: Mapping[str, Mapping[str, str]], seconds: Mappi
         root.mkdir()
         for command in COMMANDS:
             here = 0
-            share = max(2, round(kills * seconds[command.name] / sum(seconds.values())))
-            longest = 3 * seconds[command.name] / share
-            while run < kills and here < 2 * share and killed(command, root, chance.uniform(0, longest)):
+            share = max(1, round(kills * seconds[command.name] / sum(seconds.values())))
+            longest = 2.5 * seconds[command.name] / share
+            while run < kills and here < share and killed(command, root, chance.uniform(0, longest)):
                 here, run = here + 1, run + 1
             finish(command, root)
             wrong = differing(left(root, command), wanted[command.name])

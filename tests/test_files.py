@@ -94,6 +94,8 @@ def test_the_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch:
         (errno.EDQUOT, "The disk is full while writing .*repeat the same command"),
         (errno.EACCES, "cannot be written .*pass a folder you may write to"),
         (errno.EROFS, "cannot be written"),
+        (errno.EPERM, "cannot be written"),
+        (errno.EFBIG, "would be larger than this disk or your limits .* allow"),
     ],
 )
 def test_a_disk_that_takes_no_more_is_one_sentence(
@@ -168,6 +170,26 @@ def test_a_folder_that_is_a_file(tmp_path: Path, below: str) -> None:
     with pytest.raises(DialdownError, match="cannot be written"):
         write_text(tmp_path / "file" / below, "y")
     assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("kind", ["a folder", "too long a name", "a folder that went away", "a loop of links"])
+def test_a_path_that_no_file_can_have_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / {"too long a name": "a" * 300}.get(kind, "a")
+    if kind == "a folder":
+        (path / "inner").mkdir(parents=True)
+    if kind == "a loop of links":
+        path.symlink_to(path)
+        path = path / "b"
+
+    def write(partial: Path) -> None:
+        if kind == "a folder that went away":
+            partial.parent.rmdir()
+        partial.write_text("x")
+
+    with pytest.raises(DialdownError, match="cannot be written") as caught:
+        write_atomic(path, write)
+    assert "\n" not in str(caught.value)
+    assert not [left for left in tmp_path.rglob("*.partial")]
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
