@@ -300,16 +300,16 @@ def test_interrupted_sampling_goes_on_where_it_stopped(
 
 def test_too_few_pairs_lose_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
-    result = invoke("pairs", config, "--out", folder, "--set", "pairs.count=1000")
+    result = invoke("pairs", config, "--out", folder, "--set", "pairs.margin=0.999")
     assert isinstance(result.exception, DialdownError)
-    assert "of 1000 pairs" in str(result.exception)
+    assert "of 12 pairs differ by 0.999" in str(result.exception)
     monkeypatch.setattr(study, "candidates", None)
     # Neither the probe nor a single continuation is made again.
     result = invoke("pairs", config, "--out", folder)
     assert result.exit_code == 0, result.exception
     assert "probe: done before" in result.output
     assert len(dd.PairSet.load(folder / "pairs.jsonl").pairs) == 12
-    assert json.loads((folder / "run.json").read_text())["config"]["pairs"]["count"] == 12
+    assert json.loads((folder / "run.json").read_text())["config"]["pairs"]["margin"] == 0
 
 
 def test_a_stage_command_stops_after_its_stage(config: Path, tmp_path: Path) -> None:

@@ -132,16 +132,24 @@ def load_prompts(
     return _pick(prompts, n, seed, what, asked)
 
 
-def split_prompts(source: str, *, evaluation: int, training: int | None, seed: int) -> PromptSplit:
-    """Two sets of prompts of one source, neither holding a prompt, or the start of one, of the other (METHOD §8).
+def split_prompts(
+    source: str,
+    *,
+    evaluation: int,
+    training: int | None,
+    seed: int,
+    training_source: str | None = None,
+    asked: tuple[Asked | None, Asked | None] = (None, None),
+) -> PromptSplit:
+    """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of the other (METHOD §8).
 
     None for `training` takes all that are left.
 
     Raises:
         DialdownError: as `load_prompts`.
     """
-    judged = load_prompts(source, evaluation, seed=seed)
-    trained = load_prompts(source, training, seed=seed, exclude=judged)
+    judged = load_prompts(source, evaluation, seed=seed, asked=asked[0])
+    trained = load_prompts(training_source or source, training, seed=seed, exclude=judged, asked=asked[1])
     return PromptSplit(tuple(judged), tuple(trained))
 
 

@@ -20,23 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import analysis, data, plan
+from . import analysis, plan
 from .activations import decode_with_means
 from .config import Config
 from .decoding import Decoder, Progress
 from .directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
 from .dpo import RECORD, train_dpo
 from .editing import explain, found_any, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
-from .errors import DialdownError
+from .errors import enough_memory
 from .files import fingerprint, read_json
 from .ledger import file_states
 from .measuring import measure_rows, write_results
 from .models import LM, Protocol, same_weights
 from .neurons import NeuronTable, compare
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
+from .preflight import check_inputs, check_settings
 from .table_files import write_csv
 from .tables import judged_toxic
-from .token_judge import load_token_judge
 from .workers import check_main_guard
 from .workspace import Workspace, silent
 
@@ -45,6 +45,20 @@ Stages = Mapping[str, Callable[[Workspace], Facts]]
 
 # What is said of a study whose tuned model is its base.
 EQUAL = "The tuned model is the base model, weight for weight: nothing was tuned, so every change from tuning below is zero."
+
+# The settings that govern how much memory a stage takes.
+_MEASURING = "workers, evaluation.batch_size or evaluation.window"
+MEMORY = {
+    "probe": "probe.max_tokens",
+    "pairs": "workers or pairs.batch_size",
+    "train": "dpo.batch_size (and raise dpo.accumulation as much)",
+    "means": "evaluation.batch_size",
+    "activations": "evaluation.batch_size",
+    "neurons": "the precision: set dtype to bfloat16",
+    "gains": "gains.batch_size",
+    "dial": "evaluation.window",
+    **dict.fromkeys(("evaluate", "search", "front", "check"), _MEASURING),
+}
 
 
 @dataclass
@@ -76,18 +90,18 @@ class Study:
         Raises:
             DialdownError: the folder holds a study with other settings, or a stage cannot do its work.
         """
-        if self.config.tuned is None and self.config.evaluation.judge == self.config.evaluation.pair_scorer:
-            raise DialdownError(
-                f"{self.config.evaluation.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge or evaluation.pair_scorer."
-            )
-        if self.config.evaluation.judge == "probe" and "strict" not in self.config.protocols:
-            raise DialdownError(
-                "The probe judges by its strict form, which a study of the paper protocol alone does not make: add strict to protocols, or set another evaluation.judge."
-            )
+        check_settings(self.config)
         check_main_guard()
-        names = [*self.stages]
-        with self.work.ledger.claim(self.announce):
-            for stage in names if until is None else names[: names.index(until) + 1]:
+        ledger, names = self.work.ledger, [*self.stages]
+        names = names if until is None else names[: names.index(until) + 1]
+        new = not (self.folder.is_dir() and any(self.folder.iterdir()))
+        if new:
+            # What cannot work leaves no folder.
+            check_inputs(self.work, names)
+        with ledger.claim(self.announce):
+            if not new:
+                check_inputs(self.work, [stage for stage in names if not ledger.finished(stage)])
+            for stage in names:
                 self._do(stage)
 
     def _do(self, stage: str) -> None:
@@ -100,7 +114,8 @@ class Study:
             return
         self.announce(f"{stage} ...")
         start = time.perf_counter()
-        facts = self.stages[stage](self.work)
+        with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
+            facts = self.stages[stage](self.work)
         seconds = time.perf_counter() - start
         ledger.record(stage, seconds, facts, self.work.peak_together)
         self.announce(f"{stage}: {seconds:.0f} s")
@@ -109,9 +124,7 @@ class Study:
 def find_directions(work: Workspace) -> Facts:
     """The probe and the token contrast of each protocol, and a random direction (METHOD §2)."""
     ours, seed = work.config.probe, work.config.seed
-    # Only the embedded texts also train scorers; a user's own are all the probe's.
-    part: data.Part | None = "probe" if ours.texts.startswith("embedded:") else None
-    labelled = data.load_labelled(ours.texts, ours.count, seed=seed, part=part, max_words=ours.max_words)
+    labelled = work.labelled
     check_labels(labelled.texts, labelled.labels)
     # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
     protocols: tuple[Protocol, ...] = ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
@@ -230,9 +243,7 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
 def make_tables(work: Workspace) -> Facts:
     """The neuron table of each protocol, with the toxic neurons a judge finds, and the paper's tables of them (METHOD §3, §9)."""
     config, protocols = work.config, work.config.protocols
-    # The judge is asked whether "the token is ...".
-    concept = "toxic" if config.concept == "toxicity" else f"an expression of {config.concept}"
-    judge = load_token_judge(config.token_judge, concept=concept, progress=work.progress)
+    judge = work.token_judge
     means = {protocol: work.means(protocol) for protocol in protocols}
     probes = [work.probe(protocol) for protocol in protocols]
     found: list[NeuronTable] = []

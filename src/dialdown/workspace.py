@@ -29,7 +29,14 @@ from .neurons import NeuronTable, neuron_table
 from .pairs import PairSet
 from .plan import Tables
 from .search import Objective
+from .token_judge import TokenJudge, load_token_judge
 from .workers import default_workers, do_all, return_free_memory
+
+# What asks for which texts.
+EVALUATED = data.Asked("evaluation.prompts", "evaluation.count")
+TRAINED = data.Asked("training_prompts, or lower evaluation.count", "evaluation.count")
+PROBED = data.Asked("probe.texts", "probe.count")
+F1_PAIRS = data.Asked("evaluation.pairs", "evaluation.pairs_count")
 
 Job = Callable[["Workspace", Any], None]
 """A function of a module that does one piece of work and leaves its result in the folder."""
@@ -90,13 +97,37 @@ class Workspace:
     @cached_property
     def prompts(self) -> data.PromptSplit:
         """Evaluation prompts, and training prompts disjoint from them."""
-        ours, seed, other = self.config.evaluation, self.config.seed, self.config.training_prompts
+        ours, seed = self.config.evaluation, self.config.seed
+        if self.config.tuned is not None:
+            # Nothing is trained, so no prompts need be left for it.
+            return data.PromptSplit(tuple(data.load_prompts(ours.prompts, ours.count, seed=seed, asked=EVALUATED)), ())
         # Pairs are looked for until there are enough, so every prompt that is not for evaluation may be used.
-        split = data.split_prompts(ours.prompts, evaluation=ours.count, training=None, seed=seed)
-        if other is None:
-            return split
-        training = data.load_prompts(other, None, seed=seed, exclude=split.evaluation)
-        return data.PromptSplit(split.evaluation, tuple(training))
+        return data.split_prompts(
+            ours.prompts,
+            evaluation=ours.count,
+            training=None,
+            training_source=self.config.training_prompts,
+            seed=seed,
+            asked=(EVALUATED, TRAINED),
+        )
+
+    @cached_property
+    def labelled(self) -> data.LabelledTexts:
+        """The labelled texts that the probe is trained on."""
+        ours = self.config.probe
+        # Only the embedded texts also train scorers; a user's own are all the probe's.
+        part: data.Part | None = "probe" if ours.texts.startswith("embedded:") else None
+        return data.load_labelled(
+            ours.texts, ours.count, seed=self.config.seed, part=part, max_words=ours.max_words, asked=PROBED
+        )
+
+    @cached_property
+    def token_judge(self) -> TokenJudge:
+        """What says which logit-lens tokens are of the concept."""
+        config = self.config
+        # The judge is asked whether "the token is ...".
+        concept = "toxic" if config.concept == "toxicity" else f"an expression of {config.concept}"
+        return load_token_judge(config.token_judge, concept=concept, progress=self.progress)
 
     @property
     def search_prompts(self) -> tuple[str, ...]:
@@ -210,7 +241,7 @@ class Workspace:
         pairs = min(ours.pairs_count, max(8, ours.pairs_count * count // ours.count))
         return Suite(
             self.prompts.evaluation[:count],
-            data.load_wiki_pairs(ours.pairs, pairs, seed=seed),
+            data.load_wiki_pairs(ours.pairs, pairs, seed=seed, asked=F1_PAIRS),
             data.load_reference_text(ours.text),
             (self.judge, self.pair_scorer),
             seed=seed,

@@ -1,0 +1,106 @@
+"""What a run needs is checked before its first stage: the sentence names the setting, and no folder is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from study_files import write_study
+
+from dialdown.config import Config, load_config
+from dialdown.errors import DialdownError
+from dialdown.preflight import check_inputs
+from dialdown.study import DO, Study
+from dialdown.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    tiny.model("llama", seed=1).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def settings(file: Path, **flags: Any) -> Config:
+    return load_config(file=file, flags={key.replace("__", "."): value for key, value in flags.items()})
+
+
+def test_a_study_that_can_run_passes(file: Path, tmp_path: Path) -> None:
+    work = Workspace(settings(file), tmp_path / "run")
+    check_inputs(work, [*DO])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"evaluation__count": 15}, "15 were asked for but there are 14 prompts .*: lower evaluation.count"),
+        ({"pairs__count": 61}, "61 pairs .*: lower pairs.count or evaluation.count, or set training_prompts"),
+        ({"probe__count": 62}, "31 were asked for but there are 30 texts labelled 1 .*: lower probe.count"),
+        ({"probe__count": 12}, "probe.texts: The classes have 6 and 6 texts, too few"),
+        ({"evaluation__pairs_count": 5}, "lower evaluation.pairs_count"),
+        ({"evaluation__window": 97}, "set evaluation.window to 96 or less"),
+        (
+            {"evaluation__window": 90, "evaluation__kl_windows": 9, "evaluation__max_windows": 9},
+            "evaluation.kl_windows",
+        ),
+        ({"evaluation__max_new_tokens": 92}, "evaluation.max_new_tokens"),
+        ({"pairs__max_new_tokens": 92}, "pairs.max_new_tokens"),
+        ({"probe__max_tokens": 97}, "lower probe.max_tokens"),
+        ({"probe__positive": ["the"], "probe__negative": ["The"]}, "probe.positive and probe.negative: The word 'the'"),
+        ({"token_judge": "none.txt"}, "token_judge: none.txt does not exist"),
+        ({"token_judge": "openai:"}, "names no model"),
+        ({"evaluation__judge": "none"}, "evaluation.judge: There is no toxicity scorer"),
+        ({"evaluation__pair_scorer": "none"}, "evaluation.pair_scorer: There is no toxicity scorer"),
+        ({"evaluation__text": "none.txt"}, "evaluation.text: none.txt does not exist"),
+        ({"evaluation__pairs": "none.csv"}, "evaluation.pairs: none.csv does not exist"),
+        ({"training_prompts": "none.txt"}, "none.txt does not exist"),
+        ({"tuned": "/none/at/all"}, "tuned: "),
+        ({"model": "/none/at/all"}, "The model '/none/at/all'"),
+        ({"front__count": 11}, "lower front.count"),
+    ],
+)
+def test_what_is_missing_is_named_by_its_setting_before_the_first_stage(
+    flags: dict[str, Any], words: str, file: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(DialdownError, match=words):
+        Study(settings(file, **flags), tmp_path / "runs" / "run", announce=said.append).run()
+    assert said == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_given_tuned_model_needs_no_prompts_to_train_on(file: Path, tuned: Path, tmp_path: Path) -> None:
+    config = settings(file, tuned=str(tuned), evaluation__count=14)
+    assert config.training_prompts is not None
+    alone = config.model_copy(update={"training_prompts": None})
+    work = Workspace(alone, tmp_path / "run")
+    check_inputs(work, [*DO])
+    assert len(work.prompts.evaluation) == 14
+    assert work.prompts.training == ()
+
+
+def test_a_stage_alone_needs_no_more_than_it_reads(file: Path, tmp_path: Path) -> None:
+    config = settings(file, evaluation__text="none.txt", token_judge="none.txt", evaluation__judge="none")
+    check_inputs(Workspace(config, tmp_path / "run"), ["probe", "pairs"])
+    check_inputs(Workspace(settings(file, model="/none"), tmp_path / "run"), ["report"])
+
+
+def test_a_study_that_goes_on_is_checked_for_what_is_left(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    Study(settings(file), folder).run(until="probe")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
+    with pytest.raises(DialdownError, match=r"token_judge: none\.txt"):
+        Study(settings(file, token_judge="none.txt"), folder).run()
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
+    assert before == after
+    assert set(json.loads((folder / "run.json").read_text())["stages"]) == {"probe"}
