@@ -98,6 +98,14 @@ def _make(name: str, asset: Asset, folder: Path, progress: Progress | None) -> N
         raise DialdownError(f"{folder} {harm}, and it cannot be made again. {error}") from error
 
 
+def fetch_model(name: str, progress: Progress | None = None) -> Path:
+    """The folder of an embedded model, see `fetch`; what is no model is refused (DialdownError)."""
+    models = [known for known, asset in ASSETS.items() if asset.gguf is not None]
+    if name not in models:
+        raise DialdownError(f"There is no embedded model {name!r}: {nearest(name, models)}")
+    return fetch(name, progress)
+
+
 @cache
 def _point_to_terms(terms: str) -> None:
     """Once in a process."""

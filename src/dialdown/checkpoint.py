@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .assets import Progress, fetch
+from .assets import Progress, fetch_model
 from .errors import DialdownError
 from .loading import INDEX, WEIGHTS, read_object, refuse_quantised, weight_files
 from .models import LM, MLPView
@@ -220,7 +220,7 @@ def build_skeleton(folder: Path, name: str) -> LM:
 def _locate(source: str, revision: str | None, progress: Progress | None) -> tuple[Path, str, str | None]:
     """Folder, name and revision of a base model."""
     if source.startswith("embedded:"):
-        return fetch(source.removeprefix("embedded:"), progress), source, None
+        return fetch_model(source.removeprefix("embedded:"), progress), source, None
     if Path(source).is_dir():
         return Path(source), Path(source).resolve().name, None
     try:

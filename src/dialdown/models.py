@@ -144,7 +144,7 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loading.check_device(device)
     torch_dtype = loading.named_dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
-    source = str(assets.fetch(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
+    source = str(assets.fetch_model(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
     if Path(source).is_dir():
         loading.check_folder(Path(source))
     if loading.is_adapter(source, revision):

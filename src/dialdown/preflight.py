@@ -105,7 +105,7 @@ def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: s
     limit, context = work.config.evaluation.max_prompt_tokens, work.lm.context
     if not prompts or limit + new <= context:
         return
-    longest = max(len(ids[:limit]) for ids in work.lm.tokenizer(list(prompts))["input_ids"])
+    longest = max(len(ids[:limit]) for ids in work.lm.encode(prompts))
     if longest + new > context:
         raise DialdownError(
             f"A prompt has {longest} tokens, which with {new} new ones ({setting}) exceed the context of {work.lm.name} ({context}): lower {setting} or evaluation.max_prompt_tokens."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import DialdownError
+from .reading import whole_text
 
 # Texts on which tokenizers of one vocabulary part: case, spaces, line breaks, accents and their two spellings, digits,
 # scripts and signs beyond the vocabulary's merges.
@@ -24,7 +25,8 @@ PROBES = (
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, with the BOS that the tokenizer puts before it: one, also where the text begins with its own."""
     bos = tokenizer.bos_token_id
-    rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+    whole = [whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)]
+    rows: list[list[int]] = tokenizer(whole, verbose=False)["input_ids"]
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
 
 
