@@ -28,7 +28,7 @@ from .directions import check_labels, fit_probe, probe_features, random_directio
 from .dpo import RECORD, train_dpo
 from .editing import explain, found_any, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
 from .errors import enough_memory
-from .files import fingerprint, read_json
+from .files import disk_errors, fingerprint, read_json
 from .ledger import file_states
 from .measuring import measure_rows, write_results
 from .models import LM, Protocol, same_weights
@@ -94,7 +94,8 @@ class Study:
         check_main_guard()
         ledger, names = self.work.ledger, [*self.stages]
         names = names if until is None else names[: names.index(until) + 1]
-        new = not (self.folder.is_dir() and any(self.folder.iterdir()))
+        with disk_errors(self.folder):
+            new = not (self.folder.is_dir() and any(self.folder.iterdir()))
         if new:
             # What cannot work leaves no folder.
             check_inputs(self.work, names)
