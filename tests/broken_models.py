@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 Build = Callable[[Path], object]
 Weights = dict[str, torch.Tensor]
@@ -378,6 +378,21 @@ def no_decoder_prefix(folder: Path) -> None:
     renamed(lambda key: key.removeprefix("model."))(folder)
 
 
+def with_vision(folder: Path) -> None:
+    """A class of two modalities, whose saved names of the decoder's weights are not its own."""
+    settings = {**tiny.ARCHITECTURES["gemma3"][1], "vocab_size": len(tiny.VOCABULARY)}
+    eyes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**settings, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={**eyes, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        boi_token_index=3,
+        eoi_token_index=4,
+        image_token_index=5,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+
+
 def one_zero_layer(folder: Path) -> None:
     """A layer that writes nothing, as models that were made deeper have them."""
     weights(lambda tensors: {**tensors, DOWN: torch.zeros_like(tensors[DOWN])})(folder)
@@ -395,6 +410,7 @@ GOOD: dict[str, Build] = {
     "tied": tied,
     "tied, both names stored": tied_twice,
     "keys without the prefix": no_decoder_prefix,
+    "text and images": with_vision,
     "a layer of zeros": one_zero_layer,
     "half precision": weights(lambda tensors: {key: value.bfloat16() for key, value in tensors.items()}),
     "a pickle beside": lambda folder: torch.save({}, folder / "pytorch_model.bin"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import broken_models as broken
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -23,6 +24,7 @@ from dialdown import tokens
 from dialdown.config import load_config
 from dialdown.decoding import Decoder
 from dialdown.errors import DialdownError
+from dialdown.export import export
 from dialdown.files import read_json
 from dialdown.models import LM, check_pair, load_tuned, same_weights
 from dialdown.report.console import show_neurons, show_rows
@@ -100,6 +102,16 @@ def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
         warnings.simplefilter("error")
         lm = dd.load(folder, device="cpu")
     assert torch.equal(tiny.logits(lm, tiny.random_ids(1, 5)), tiny.logits(dd.load(folder), tiny.random_ids(1, 5)))
+
+
+def test_a_decoder_inside_a_model_of_two_modalities_is_exported(whole: Path, tmp_path: Path) -> None:
+    folder = made(whole, tmp_path / "base", broken.with_vision)
+    gain = np.full((tiny.LAYERS, tiny.NEURONS), 1.5)
+    edit = dd.Intervention("x", "scale", gain, 0 * gain, gain > 0)
+    lm = dd.load(folder, device="cpu")
+    done = export(folder, edit, tmp_path / "out")
+    expected = tiny.logits(edit.fold(lm), tiny.random_ids(1, 5))
+    torch.testing.assert_close(tiny.logits(dd.load(done.folder, device="cpu"), tiny.random_ids(1, 5)), expected)
 
 
 @cases(tiny.ARCHITECTURES)

@@ -295,10 +295,15 @@ def _read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 def _stored_name(source: str, tensors: Mapping[str, Stored], prefix: str, parameter: str) -> str:
     bare = parameter.removeprefix(f"{prefix}.")
     candidates = dict.fromkeys([parameter, bare, f"{prefix}.{parameter}"])
-    found = [name for name in candidates if name in tensors]
-    if not found:
-        raise DialdownError(
-            f"The checkpoint {source} has no tensor {parameter} (looked for {', '.join(candidates)}), because it shares it with another layer or names it otherwise: "
-            "untie the weights, or load the model with transformers, save it with save_pretrained, and pass that folder."
-        )
-    return found[0]
+    if known := [name for name in candidates if name in tensors]:
+        return known[0]
+    # Classes with more than one modality (Gemma-3) name the way to the decoder otherwise when they are saved.
+    parts = parameter.split(".")
+    inside = ".".join(parts[next(place for place, part in enumerate(parts) if part.isdigit()) - 1 :])
+    alike = [name for name in tensors if name.endswith(f".{inside}")]
+    if len(alike) == 1:
+        return alike[0]
+    raise DialdownError(
+        f"The checkpoint {source} has {len(alike) or 'no'} tensors {inside} where the model reads {parameter}, because layers share it or its names are of another class: "
+        "untie the weights, or pass a folder that save_pretrained wrote of the causal LM alone."
+    )

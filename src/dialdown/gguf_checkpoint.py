@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_json
+from .loading import read_weights
 
 
 def convert_gguf(file: Path) -> None:
@@ -17,7 +18,10 @@ def convert_gguf(file: Path) -> None:
 
     folder = file.parent
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    instead = "pass another model, or a file that is whole"
+    model = read_weights(
+        AutoModelForCausalLM, str(folder), name=file.name, instead=instead, gguf_file=file.name, dtype=torch.float32
+    )
     # transformers still calls the de-quantised model "quantized with gguf" and would refuse to save it.
     model.hf_quantizer = None
     del model.config.quantization_config
