@@ -155,7 +155,7 @@ def reply(lm: LM, turns: Turns, message: str, settings: ChatSettings, edit: Inte
             f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones exceed the context of "
             f"{lm.name} ({lm.context}): start again with /reset, or lower /tokens."
         )
-    with edit.applied(lm) if edit else nullcontext():
+    with edit.measured(lm) if edit else nullcontext():
         new = _generate(lm, ids, settings, turn=len(turns))
     # SentencePiece tokenizers drop the space a text starts with, so a reply is decoded after what it continues.
     parts = (ids[0], torch.cat([ids[0], new]), new)
