@@ -202,8 +202,11 @@ MODELS: dict[str, tuple[Build, str]] = {
     "an unknown activation": (config(hidden_act="gelux"), "'gelux'"),
     "0 heads": (config(num_attention_heads=0), "could not be loaded"),
     "0 layers": (config(num_hidden_layers=0), "no place for"),
-    "heads that do not divide": (config(num_attention_heads=3), "multiple of the number of attention heads"),
-    "layers in words": (config(num_hidden_layers="three"), "expected int"),
+    "heads that do not divide": (
+        config(num_attention_heads=3),
+        "multiple of the number of attention heads|another size",
+    ),
+    "layers in words": (config(num_hidden_layers="three"), "could not be loaded"),
     "a negative vocabulary": (config(vocab_size=-1), "could not be loaded"),
     "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
     "AWQ": (config(quantization_config={"quant_method": "awq", "bits": 4}), r"quantised \(awq\)"),
@@ -265,7 +268,7 @@ def without_ends(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 TOKENIZERS: dict[str, tuple[Build, str]] = {
-    "none": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer of .* could not be loaded"),
+    "none": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer of .* (could not be loaded|no tokens)"),
     "an empty file": (written("tokenizer.json", ""), "tokenizer of .* could not be loaded"),
     "null": (written("tokenizer.json", "null"), "tokenizer of .* could not be loaded"),
     "an empty object": (written("tokenizer.json", "{}"), "tokenizer of .* could not be loaded"),

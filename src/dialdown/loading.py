@@ -29,6 +29,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Masks and frequencies that older classes stored beside the weights, and that a model makes for itself.
 BUFFERS = re.compile(r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids|(attn|attention)\.bias)$")
+NORM_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 SHOWN = 3  # keys of a loading report that a sentence names
 
 # What a broken file makes Python, torch and the libraries under transformers raise; classes of theirs derive from these.
@@ -96,7 +97,13 @@ def read_config(source: str, *, name: str, instead: str | None = None, revision:
     instead = instead or (whole if Path(source).is_dir() else other)
     with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."):
         config = AutoConfig.from_pretrained(source, revision=revision)
-    refuse_quantised(name, config.to_dict())
+    settings = config.to_dict()
+    refuse_quantised(name, settings)
+    # Not every version of transformers checks it, and a norm of a silent position then divides by 0.
+    if zero := [key for key in NORM_EPSILONS if isinstance(settings.get(key), int | float) and settings[key] <= 0]:
+        raise DialdownError(
+            f"The model {name!r} could not be loaded ('{zero[0]}' of its config.json is {settings[zero[0]]}): {instead}."
+        )
     return config
 
 
