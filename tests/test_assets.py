@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dialdown import assets, gguf_checkpoint
+from dialdown import assets
 from dialdown.assets import Archive, Asset, fetch
 from dialdown.errors import DialdownError
 
@@ -290,16 +290,6 @@ def test_a_conversion_that_fails_gives_its_reason_and_leaves_nothing(cache, whee
     with pytest.raises(DialdownError, match="could not be converted from GGUF"):
         fetch("broken")
     assert not (cache / "broken").exists()
-
-
-def test_configs_carry_what_transformers_4_reads():
-    llama = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}
-    gguf_checkpoint._readable_by_transformers_4(llama)
-    assert llama["rope_theta"] == 1e5
-    bases = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
-    gemma = {"rope_parameters": bases, "_model_name_or_path": "x"}
-    gguf_checkpoint._readable_by_transformers_4(gemma)
-    assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1e6, 1e4)
 
 
 def test_every_pinned_asset_is_well_formed():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +15,19 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from test_export import FEW, exact, saved, stored
 from test_interventions import KINDS, make
 
-from dialdown.delta import load_delta, rounded, save_delta
+from dialdown.delta import check_notes, load_delta, rounded, save_delta
 from dialdown.errors import DialdownError
 from dialdown.export import apply_delta, export
+from dialdown.files import file_sha256
 from dialdown.interventions import Intervention
+from dialdown.local_paths import without_paths
 from dialdown.models import LM
 
 NOTES = {"why": "to see it again"}
@@ -120,6 +129,189 @@ def test_a_damaged_delta_is_refused(llama: LM, tmp_path: Path) -> None:
         load_delta(tmp_path / "delta")
     with pytest.raises(DialdownError, match="did you mean 'why'"):
         save_delta(make(llama, "scale"), base, tmp_path / "other", notes={"wy": ""})
+
+
+# What is put in the place of a field of edit.json, or of the header of edit.safetensors.
+WRONG: tuple[Any, ...] = (..., None, {}, [], "", "x", 0.5, -1, True, float("nan"), 1e400, 10**30, ["x"], {"x": 1})
+HUGE = "9" * 5000
+
+
+def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every field of a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from fields(item, (*path, key))
+
+
+def with_field(value: Any, path: tuple[Any, ...], other: Any) -> Any:
+    """A copy of a JSON value with one field replaced, or dropped where the other value is `...`."""
+    changed = copy.deepcopy(value)
+    holder = changed
+    for key in path[:-1]:
+        holder = holder[key]
+    if other is ...:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = other
+    return changed
+
+
+def refusal(folder: Path) -> str | None:
+    """The sentence that a delta is refused with, or None."""
+    try:
+        load_delta(folder)
+    except DialdownError as error:
+        return str(error)
+    return None
+
+
+FULL = {
+    "why": "to see it again",
+    "rows": [{"name": "base", "toxicity": [0.2, 0.1, 0.3], "log_perplexity": [3.0, 2.0, 4.0], "kl": [0.0, 0.0, 0.0]}],
+    "judge": "a scorer",
+    "caveat": "one judge",
+    "text": "a text",
+}
+
+
+def test_no_field_of_a_record_is_taken_as_it_comes(llama: LM, tmp_path: Path) -> None:
+    """Every field dropped, and replaced by each wrong value: an edit of the same record, or a sentence."""
+    folder = tmp_path / "delta"
+    wrote = save_delta(make(llama, "scale"), saved(llama, tmp_path / "base"), folder, notes=FULL)
+    path, refused = folder / "edit.json", 0
+    texts = [json.dumps(with_field(wrote.record, field, other)) for field in fields(wrote.record) for other in WRONG]
+    texts += [json.dumps({**wrote.record, "further": 1}), json.dumps([wrote.record]), "null", "", "{", "[" * 100_000]
+    texts += [json.dumps(wrote.record).replace('"schema": 2', f'"schema": {HUGE}'), '"\\ud83d"']
+    for text in texts:
+        path.write_text(text)
+        refused += (sentence := refusal(folder)) is not None
+        if sentence is None:
+            # What is left is notes that are optional, names, and numbers that a figure may have.
+            again = load_delta(folder)
+            assert again.edit.key == wrote.edit.key
+            check_notes(again.record["notes"])
+        else:
+            assert "edit." in sentence
+            assert len(sentence) < 500
+    path.write_bytes(json.dumps(wrote.record).encode("utf-16"))
+    with pytest.raises(DialdownError):
+        load_delta(folder)
+    assert refused > 250
+    for field in fields(wrote.record):
+        if "notes" not in field[:1]:
+            path.write_text(json.dumps(with_field(wrote.record, field, ...)))
+            with pytest.raises(DialdownError, match=str(field[-1])):
+                load_delta(folder)
+
+
+def signed(folder: Path, arrays: dict[str, Any], header: Any) -> None:
+    """Write an edit's file that the record beside it vouches for."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    save_arrays(arrays, folder / "edit.safetensors", metadata={"dialdown": text})
+    record = json.loads((folder / "edit.json").read_text())
+    record["edit"]["sha256"] = file_sha256(folder / "edit.safetensors")
+    (folder / "edit.json").write_text(json.dumps(record))
+
+
+def test_no_field_of_an_edit_s_header_is_taken_as_it_comes(llama: LM, tmp_path: Path) -> None:
+    folder = tmp_path / "delta"
+    wrote = save_delta(make(llama, "set"), saved(llama, tmp_path / "base"), folder)
+    with safe_open(folder / "edit.safetensors", framework="numpy") as handle:
+        header = json.loads(handle.metadata()["dialdown"])
+    header.pop("check", None)
+    arrays, refused = load_arrays(folder / "edit.safetensors"), 0
+    changed = [with_field(header, field, other) for field in fields(header) for other in WRONG]
+    changed += [{**header, "record": {"strength": value}} for value in (None, "x", float("inf"), [], 2.0)]
+    changed += [{**header, "record": {"x": float("nan")}}, [], None, "x", "{", "[" * 100_000, HUGE]
+    for other in changed:
+        signed(folder, arrays, other)
+        refused += (sentence := refusal(folder)) is not None
+        if sentence is None:
+            again = load_delta(folder)
+            assert again.edit.key == wrote.edit.key
+            save_delta(again.edit, tmp_path / "base", tmp_path / "copy")
+        else:
+            assert "edit." in sentence
+    assert refused > 79
+
+
+@pytest.mark.parametrize("kind", ["scale", "set", "steer"])
+def test_no_tensor_of_an_edit_is_taken_as_it_comes(llama: LM, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "delta"
+    save_delta(make(llama, kind), saved(llama, tmp_path / "base"), folder)
+    with safe_open(folder / "edit.safetensors", framework="numpy") as handle:
+        header = json.loads(handle.metadata()["dialdown"])
+    header.pop("check", None)
+    arrays = load_arrays(folder / "edit.safetensors")
+    gain, refused = arrays["gain"], 0
+    ways: dict[str, Callable[[Any], Any]] = {
+        "dropped": lambda array: None,
+        "integers": lambda array: np.zeros(array.shape, dtype=np.int64),
+        "the other kind": lambda array: array.astype(np.float32 if array.dtype == bool else bool),
+        "one axis more": lambda array: array[None],
+        "flat": lambda array: array.reshape(-1)[: max(1, array.size - 1)],
+        "no axis": lambda array: np.zeros((), dtype=array.dtype),
+        "one row more": lambda array: np.concatenate([array, array[:1]]) if array.ndim == 2 else None,
+        "huge": lambda array: np.zeros((2, *array.shape), dtype=array.dtype),
+        "nan": lambda array: np.full(array.shape, np.nan),
+        "infinite": lambda array: np.full(array.shape, np.inf),
+    }
+    for name in arrays:
+        for way, change in ways.items():
+            if (name, way) in (("vector", "flat"), ("offset", "dropped")):
+                continue  # a vector that only a model can refuse, and an edit whose offsets are zero
+            if not arrays[name].size and way in ("nan", "infinite", "one row more"):
+                continue  # a steering moves no neuron, so there is nothing to be wrong
+            others = {**arrays, name: change(arrays[name])}
+            signed(folder, {key: value for key, value in others.items() if value is not None}, header)
+            with pytest.raises(DialdownError, match=r"edit\.(safetensors|json)"):
+                load_delta(folder)
+            refused += 1
+    extra = {"vector": np.ones(4)} if kind != "steer" else {}
+    for others in (
+        {**arrays, "further": gain},
+        {**arrays, **extra, "offset": np.ones((1, 2))},
+        extra and {**arrays, **extra},
+    ):
+        if others:
+            signed(folder, others, header)
+            with pytest.raises(DialdownError, match=r"edit\.safetensors"):
+                load_delta(folder)
+    assert refused >= 17
+    save_file({"gain": torch.zeros(2, 2, dtype=torch.bfloat16)}, folder / "edit.safetensors")
+    with pytest.raises(DialdownError):
+        Intervention.load(folder / "edit.safetensors")
+
+
+def test_a_delta_with_one_file_is_refused(llama: LM, tmp_path: Path) -> None:
+    save_delta(make(llama, "scale"), saved(llama, tmp_path / "base"), tmp_path / "delta")
+    (tmp_path / "delta" / "edit.safetensors").unlink()
+    with pytest.raises(DialdownError, match=r"edit\.json and no edit\.safetensors"):
+        load_delta(tmp_path / "delta")
+
+
+def test_no_folder_of_one_s_own_is_in_what_is_published(llama: LM, tmp_path: Path) -> None:
+    base = saved(llama, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/models/base"}))
+    home = str(tmp_path)
+    record = {"base": {"model": str(base)}, "texts": [f"{home}/texts.jsonl"], "windows": "C:\\Users\\me\\x"}
+    edit = replace(make(llama, "scale"), record=record)
+    notes = {"why": f"Judged by {home}/judge (of '/home/me/x').", "judge": f"{home}/judge", "rows": [{"name": home}]}
+    done = export(base, edit, tmp_path / "out", notes=notes, verify=False)
+    for path in done.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert home.encode() not in content, path
+            assert b"/home/me" not in content, path
+            assert b"Users" not in content, path
+    assert load_delta(done.folder).record["notes"]["why"] == "Judged by judge (of 'x')."
+    assert without_paths({"hub": "org/name", "text": "and/or, 1/2", "n": 1}) == {
+        "hub": "org/name",
+        "text": "and/or, 1/2",
+        "n": 1,
+    }
 
 
 def test_a_delta_is_small(tmp_path: Path) -> None:

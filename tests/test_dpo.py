@@ -320,6 +320,23 @@ def test_snapshots_are_the_models_along_the_way(tokenizer, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "tuned-steps" / "4")
 
 
+def test_what_training_leaves_has_the_files_of_its_base_and_is_readable_by_all(tokenizer, tmp_path):
+    model, base = tiny("llama"), tmp_path / "base"
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    (base / "LICENSE").write_text("the licence")
+    train_dpo(model, tokenizer, PAIRS, replace(QUICK, snapshots=1), tmp_path / "tuned", base=base)
+    for folder in (tmp_path / "tuned", tmp_path / "tuned-steps" / "3"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["rope_theta"] == model.config.rope_parameters["rope_theta"]
+        tokens = json.loads((folder / "tokenizer_config.json").read_text())
+        assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert (folder / "LICENSE").read_text() == "the licence"
+        assert (folder / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+        modes = {path.stat().st_mode for path in folder.iterdir()}
+        assert modes == {(folder / "config.json").stat().st_mode}
+
+
 def test_a_finished_run_returns_its_log_and_other_settings_replace_it(tokenizer, tmp_path):
     model, out = tiny("llama"), tmp_path / "tuned"
     log = train_dpo(model, tokenizer, PAIRS, QUICK, out)

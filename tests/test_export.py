@@ -30,6 +30,7 @@ from dialdown.errors import DialdownError
 from dialdown.export import export
 from dialdown.files import file_sha256
 from dialdown.interventions import Intervention
+from dialdown.model_files import copy_files
 from dialdown.models import LM
 from dialdown.verification import PROMPTS
 
@@ -313,13 +314,13 @@ def test_a_wrong_column_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_another_tokenizer_is_caught(llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(llama, tmp_path / "base")
-    copy = export_module._copy_files
 
-    def other(*args: Any) -> None:
-        copy(*args)
-        tiny.tokenizer(bos=True).save_pretrained(args[2])
+    def other(base: Path, folder: Path) -> tuple[str, ...]:
+        left_out = copy_files(base, folder)
+        tiny.tokenizer(bos=True).save_pretrained(folder)
+        return left_out
 
-    monkeypatch.setattr(export_module, "_copy_files", other)
+    monkeypatch.setattr(export_module, "copy_files", other)
     with pytest.raises(DialdownError, match="other ids"):
         export(base, make(llama, "scale"), tmp_path / "out", prompts=FEW)
     assert not (tmp_path / "out").exists()

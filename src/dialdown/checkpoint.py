@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from .assets import Progress, fetch_model
 from .errors import DialdownError
 from .loading import INDEX, WEIGHTS, read_object, refuse_quantised, weight_files
+from .model_files import CONFIG, COPIED, own_file
 from .models import LM, MLPView
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-DOWNLOADED = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "LICENSE*", "NOTICE*", "README.md"]
+DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "LICENSE*", "NOTICE*", "README.md")
 # The authors' own formats beside the transformers one, and folders of conversions.
 NOT_DOWNLOADED = ["consolidated*", "*/*"]
 CHUNK = 1 << 20
@@ -181,12 +182,12 @@ def open_checkpoint(
             architecture without a plain MLP (see `MLPView.find`).
     """
     source = os.fspath(source)
-    folder, name, revision = _locate(source, revision, progress)
-    if not (folder / "config.json").is_file():
+    folder, name, revision = locate(source, revision, patterns=DOWNLOADED, progress=progress)
+    if not own_file(folder, CONFIG).is_file():
         raise DialdownError(
             f"{source} has no config.json, so it holds no transformers model: pass a hub id or a folder written by save_pretrained."
         )
-    config = read_object(folder / "config.json")
+    config = read_object(folder / CONFIG)
     refuse_quantised(source, config)
     tensors, metadata = _read_headers(source, folder)
     skeleton = build_skeleton(folder, name)
@@ -217,15 +218,35 @@ def build_skeleton(folder: Path, name: str) -> LM:
     return LM(model, None, MLPView.find(model, skeleton=True), name)
 
 
-def _locate(source: str, revision: str | None, progress: Progress | None) -> tuple[Path, str, str | None]:
-    """Folder, name and revision of a base model."""
+def locate(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    patterns: Sequence[str] = (CONFIG, *COPIED),
+    progress: Progress | None = None,
+) -> tuple[Path, str, str | None]:
+    """The folder of a model, its name as others know it, and its revision.
+
+    Args:
+        source: a local folder, `embedded:NAME`, or a hub id.
+        revision: a hub branch, tag or commit.
+        patterns: the files that are needed of a hub id.
+        progress: called while an embedded model is downloaded and converted.
+
+    Returns:
+        the folder; a hub id, `embedded:NAME` or the last part of a local folder's path; the commit of a hub id, or None.
+
+    Raises:
+        DialdownError: it is no folder here and cannot be fetched.
+    """
+    source = os.fspath(source)
     if source.startswith("embedded:"):
         return fetch_model(source.removeprefix("embedded:"), progress), source, None
     if Path(source).is_dir():
         return Path(source), Path(source).resolve().name, None
     try:
         downloaded = snapshot_download(
-            source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED
+            source, revision=revision, allow_patterns=[*patterns], ignore_patterns=NOT_DOWNLOADED
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -255,7 +276,7 @@ def _read_headers(source: str, folder: Path) -> tuple[dict[str, Stored], dict[st
     if (folder / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (folder / INDEX).is_file():
-        files = weight_files(folder / INDEX)
+        files = weight_files(own_file(folder, INDEX))
     else:
         raise DialdownError(
             f"{source} has no {WEIGHTS} and no {INDEX}, the only format that can be read without running code: "
@@ -264,7 +285,7 @@ def _read_headers(source: str, folder: Path) -> tuple[dict[str, Stored], dict[st
     tensors: dict[str, Stored] = {}
     first: dict[str, str] = {}
     for file in files:
-        entries, metadata = _read_header(folder / file)
+        entries, metadata = _read_header(own_file(folder, file))
         tensors.update(entries)
         first = first or metadata
     return tensors, first

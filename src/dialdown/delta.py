@@ -7,31 +7,45 @@ in its `dialdown` folder.
 
 from __future__ import annotations
 
-import math
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from .assets import Progress
 from .checkpoint import Checkpoint, open_checkpoint
+from .edit_file import Kind, damaged, first_problem
 from .errors import DialdownError, nearest
-from .files import SCHEMA, file_sha256, read_json, write_json
+from .files import SCHEMA, file_sha256, write_json
 from .interventions import Intervention
+from .local_paths import without_paths
 
 FOLDER = "dialdown"
 EDIT = "edit.safetensors"
 RECORD = "edit.json"
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-
-Interval = tuple[float, float, float]
+Interval = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 """A mean and the two ends of its 95 % interval."""
 
 
+@with_config(ConfigDict(extra="forbid"))
 class MeasuredRow(TypedDict, total=False):
     """One row of the table of what was measured: a model or a control (METHOD §6)."""
 
@@ -41,6 +55,7 @@ class MeasuredRow(TypedDict, total=False):
     kl: Interval
 
 
+@with_config(ConfigDict(extra="forbid"))
 class Notes(TypedDict, total=False):
     """What a caller adds to the card and to edit.json, all of it optional.
 
@@ -55,6 +70,36 @@ class Notes(TypedDict, total=False):
     text: str
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Base(_Strict):
+    name: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    local: bool
+    sha256: Sha256
+
+
+class _Edit(_Strict):
+    name: str
+    kind: Kind
+    neurons: NonNegativeInt
+    sha256: Sha256
+
+
+class _Record(_Strict):
+    """All of edit.json."""
+
+    version: Literal[SCHEMA] = Field(alias="schema")  # type: ignore[valid-type]
+    kind: Literal["delta"]
+    base: _Base
+    edit: _Edit
+    strength: FiniteFloat
+    dialdown: str
+    notes: Notes
+
+
 def check_notes(notes: Mapping[str, Any]) -> None:
     """Refuse notes the card would not show.
 
@@ -63,15 +108,14 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     """
     for key in notes:
         if key not in Notes.__annotations__:
-            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}")
-    for row in notes.get("rows", []):
-        for key, value in row.items():
-            if key not in MeasuredRow.__annotations__:
-                raise DialdownError(f"Unknown figure {key!r} in the notes: {nearest(key, MeasuredRow.__annotations__)}")
-            if key != "name" and not (len(value) == 3 and all(map(math.isfinite, value))):
-                raise DialdownError(
-                    f"The figure {key} of {row.get('name')!r} is {value!r}: pass its mean and the two ends of its interval, three finite numbers."
-                )
+            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}.")
+    try:
+        TypeAdapter(Notes).validate_python(dict(notes))
+    except ValidationError as error:
+        raise DialdownError(
+            f"The notes cannot be shown on a model card ({first_problem(error)}): pass texts, and rows of a name, toxicity, log_perplexity and kl, "
+            "each figure its mean and the two ends of its interval, three finite numbers."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +182,7 @@ def write_delta(
     folder: Path, edit: Intervention, base: Checkpoint, sha256: str, notes: Mapping[str, Any] | None
 ) -> Delta:
     """Write the two files of a delta whose base is open and hashed."""
-    edit = rounded(edit)
+    edit = rounded(replace(edit, name=without_paths(edit.name), record=without_paths(edit.record)))
     edit.save(folder / EDIT)
     record = {
         "schema": SCHEMA,
@@ -147,7 +191,7 @@ def write_delta(
         "edit": {"name": edit.name, "kind": edit.kind, "neurons": edit.neurons, "sha256": file_sha256(folder / EDIT)},
         "strength": edit.record.get("strength", 1.0),
         "dialdown": version("dialdown"),
-        "notes": dict(notes or {}),
+        "notes": without_paths(dict(notes or {})),
     }
     write_json(folder / RECORD, record)
     return Delta(edit, base.name, base.revision, sha256, record)
@@ -166,30 +210,43 @@ def load_delta(folder: str | Path) -> Delta:
         raise DialdownError(
             f"{folder.parent} holds no delta ({RECORD} and {EDIT}): pass the folder of a delta, or a folder dialdown exported."
         )
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or record.get("kind") != "delta" or record.get("schema") != SCHEMA:
+    try:
+        text = (folder / RECORD).read_bytes()
+        checked = _Record.model_validate_json(text)
+    except OSError as error:
         raise DialdownError(
-            f"{folder / RECORD} is not a delta of schema {SCHEMA}: write it again with this version of dialdown."
-        )
-    if not ({"name", "revision", "sha256"} <= set(record.get("base", ())) and "sha256" in record.get("edit", ())):
-        raise DialdownError(f"{folder / RECORD} does not say which base and edit it is of: fetch the delta again.")
-    edit = Intervention.load(folder / EDIT)
-    if file_sha256(folder / EDIT) != record["edit"]["sha256"]:
+            f"{folder / RECORD} cannot be read ({error.strerror}): pass a delta you may read."
+        ) from error
+    except ValidationError as error:
+        raise damaged(folder / RECORD, first_problem(error)) from error
+    if not (folder / EDIT).is_file():
+        raise DialdownError(f"{folder} has {RECORD} and no {EDIT}: fetch the delta again, both of its files.")
+    if file_sha256(folder / EDIT) != checked.edit.sha256:
         raise DialdownError(
             f"{folder / EDIT} is not the file that {RECORD} describes (its sha256 differs): fetch the delta again."
         )
-    base = record["base"]
-    return Delta(edit, base["name"], base["revision"], base["sha256"], record)
+    edit = Intervention.load(folder / EDIT)
+    said = (checked.edit.name, checked.edit.kind, checked.edit.neurons, checked.strength)
+    if said != (edit.name, edit.kind, edit.neurons, edit.record.get("strength", 1.0)):
+        raise DialdownError(
+            f"{folder / RECORD} does not describe the edit beside it ({', '.join(map(str, said))}): fetch the delta again."
+        )
+    return Delta(edit, checked.base.name, checked.base.revision, checked.base.sha256, json.loads(text))
 
 
 def base_of(
-    delta: Delta, given: str | os.PathLike[str] | None = None, *, progress: Progress | None = None
+    delta: Delta,
+    given: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Open the base of a delta, or another copy of it, and check that it is the same one.
 
     Args:
         delta: the delta.
         given: where the base is; by default where the delta says, which only a hub id or an embedded name can.
+        revision: of the base that is given.
         progress: called while an embedded model is downloaded and converted.
 
     Raises:
@@ -201,7 +258,7 @@ def base_of(
         )
     # The recorded revision belongs to the recorded name; another name has its own.
     base = open_checkpoint(delta.base, revision=delta.revision, progress=progress) if given is None else None
-    base = base or open_checkpoint(given or delta.base, progress=progress)
+    base = base or open_checkpoint(given or delta.base, revision=revision, progress=progress)
     found = base.read_sha256()
     if found != delta.sha256:
         raise DialdownError(

@@ -29,6 +29,7 @@ from .dpo_examples import encode, split
 from .dpo_loss import Elsewhere, KLDirection, KLPositions
 from .errors import DialdownError, nearest
 from .files import disk_errors, fingerprint, read_json, write_json
+from .model_files import write_model
 from .models import weight_fingerprints
 from .pairs import Pair
 
@@ -160,6 +161,7 @@ def train_dpo(
     out: Path,
     *,
     elsewhere: Elsewhere | None = None,
+    base: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingLog:
     """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder `out`.
@@ -176,6 +178,7 @@ def train_dpo(
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
         elsewhere: text on which the policy is held near `model` too, as gains are; the paper has none.
+        base: the folder that `model` was loaded from, whose tokenizer and other files are copied beside the weights.
         progress: called with "training", the steps done and the steps in all.
 
     Raises:
@@ -187,8 +190,7 @@ def train_dpo(
         # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.
         theirs = policy.config, policy.generation_config
         policy.config, policy.generation_config = copy.deepcopy((model.config, model.generation_config))
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_model(policy, tokenizer, folder, base)
         policy.config, policy.generation_config = theirs
 
     return tune(

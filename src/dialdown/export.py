@@ -23,17 +23,12 @@ from .delta import FOLDER, base_of, check_notes, load_delta, rounded, write_delt
 from .errors import DialdownError
 from .files import disk_errors, file_sha256, write_json
 from .interventions import Intervention
-from .model_card import write_card
+from .local_paths import is_local_path
+from .model_card import CARD, write_card
+from .model_files import CONFIG, copy_files, own_file
 from .rewriting import SHARD_BYTES, Plan, plan_edit, write_tensors
 from .verification import PROMPTS, Verification, verify_export
 from .workers import return_free_memory
-
-# What a folder of transformers consists of beside weights and config.
-COPIED = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "*.model", "*.jinja", "chat_template*", "preprocessor_config.json", "processor_config.json",
-    "LICENSE*", "NOTICE*",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,6 +130,50 @@ def apply_delta(
     return _export(found, edit, Path(out), force, verify, prompts, False, shard_bytes, notes, progress)
 
 
+def exported_before(
+    source: str | os.PathLike[str],
+    edit: Intervention,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    verify: bool = True,
+    prompts: Sequence[str] = PROMPTS,
+    progress: Progress | None = None,
+) -> Exported | None:
+    """What is in `out`, where that is the whole export of this edit on this base; else None.
+
+    A command that was killed after its export took its place finds it so, and need not write it again.
+
+    Args:
+        source: see `export`.
+        edit: see `export`.
+        out: see `export`.
+        revision: see `export`.
+        verify: compare its logits again; an export that is not what the edit does is none.
+        prompts: see `export`.
+        progress: see `export`.
+    """
+    out = Path(out)
+    if not (out / CARD).is_file():
+        return None
+    try:
+        delta = load_delta(out)
+        if delta.edit.key != rounded(edit).key:
+            return None
+        base = base_of(delta, source, revision=revision, progress=progress)
+        open_checkpoint(out)
+        verified = _verify(base, edit, out, prompts, out, progress) if verify else None
+    except DialdownError:
+        return None
+    return Exported(out, _digests(out), verified, 0, delta.sha256)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file but the card, by its path in the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CARD)
+    return {str(path.relative_to(folder)): file_sha256(path) for path in paths}
+
+
 def _export(
     base: Checkpoint,
     edit: Intervention,
@@ -169,12 +208,13 @@ def _export(
                 shard_bytes=shard_bytes,
                 progress=progress,
             )
-            _copy_files(base, plan, work)
+            left_out = copy_files(base.folder, work)
+            _write_config(base, plan, work)
             sha256 = base.base_sha256(digests)
             delta = write_delta(work / FOLDER, edit, base, sha256, notes)
             verified = _verify(base, edit, work, prompts, out, progress) if verify else None
-            files = {str(path.relative_to(work)): file_sha256(path) for path in work.rglob("*") if path.is_file()}
-            write_card(work, delta, base.folder, files, verified, plan.dropped)
+            files = _digests(work)
+            write_card(work, delta, base.folder, files, verified, plan.dropped, left_out if base.local else ())
             _replace(work, out, force)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -264,14 +304,15 @@ def _check_space(size: int, out: Path) -> None:
         )
 
 
-def _copy_files(base: Checkpoint, plan: Plan, work: Path) -> None:
-    """Config, tokenizer, generation config, chat template and licence; nothing of the base that is none of these."""
-    for path in sorted({path for pattern in COPIED for path in base.folder.glob(pattern) if path.is_file()}):
-        shutil.copyfile(path, work / path.name)
-    if plan.config is None:
-        shutil.copyfile(base.folder / "config.json", work / "config.json")
+def _write_config(base: Checkpoint, plan: Plan, work: Path) -> None:
+    """The base's own file, unless the edit changed it or it names a folder of the machine that wrote it."""
+    config = plan.config or base.config
+    if is_local_path(str(config.get("_name_or_path", ""))):
+        write_json(work / CONFIG, {key: value for key, value in config.items() if key != "_name_or_path"})
+    elif plan.config is None:
+        shutil.copyfile(own_file(base.folder, CONFIG), work / CONFIG)
     else:
-        write_json(work / "config.json", plan.config)
+        write_json(work / CONFIG, config)
 
 
 def _verify(

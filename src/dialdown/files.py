@@ -160,7 +160,8 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
             arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except FileNotFoundError as error:
         raise DialdownError(f"{path} does not exist: pass the file a dialdown {kind} was saved to.") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+        # A TypeError is of a number format that numpy does not have.
         raise DialdownError(f"{path} is damaged or no safetensors file ({error}): write it again.") from error
     if not isinstance(record, dict):
         record = {}

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .bias import ensure_bias
+from .edit_file import Kind, check_edit
 from .errors import DialdownError, nearest
 from .files import fingerprint, read_arrays, write_arrays
 from .models import LM
 from .view import MLPLayer, check_axes, check_in_place
 
-Kind = Literal["none", "set", "shift", "scale", "steer"]
 Positions = Literal["all", "last", "first"]
 
 ROWS = 128  # of a down projection that are held in float64 at a time
@@ -126,18 +126,19 @@ class Intervention:
             DialdownError: the file is missing, damaged or no intervention.
         """
         arrays, record = read_arrays(Path(path), "intervention")
-        gain = arrays["gain"].astype(np.float64)
+        header = check_edit(Path(path), arrays, record)
+        wide = {name: arrays[name].astype(np.float64) for name in ("gain", "offset", "vector") if name in arrays}
         return cls(
-            record["name"],
-            record["effect"],
-            gain,
-            arrays.get("offset", np.zeros_like(gain)),
+            header.name,
+            header.effect,
+            wide["gain"],
+            wide.get("offset", np.zeros_like(wide["gain"])),
             arrays["selected"],
-            vector=arrays.get("vector"),
-            alpha=record["alpha"],
-            beta=record["beta"],
-            control_of=record["control_of"],
-            record=record["record"],
+            vector=wide.get("vector"),
+            alpha=header.alpha,
+            beta=header.beta,
+            control_of=header.control_of,
+            record=header.record,
         )
 
     @contextmanager

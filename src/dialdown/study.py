@@ -22,6 +22,7 @@ import torch
 
 from . import analysis, plan
 from .activations import decode_with_means
+from .checkpoint import locate
 from .config import Config
 from .decoding import Decoder, Progress
 from .directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
@@ -209,7 +210,8 @@ def tune(work: Workspace) -> Facts:
     settings = dataclasses.replace(work.config.dpo, seed=work.config.seed)
     # In 16 bits most of DPO's small steps would round to nothing.
     model = work.lm.model if work.lm.model.dtype == torch.float32 else work.lm.twin().model.float()
-    log = train_dpo(model, work.lm.tokenizer, pairs, settings, work.folder / "tuned", progress=work.progress)
+    base, _, _ = locate(work.config.model, work.config.revision)
+    log = train_dpo(model, work.lm.tokenizer, pairs, settings, work.folder / "tuned", base=base, progress=work.progress)
     return asdict(log)
 
 
