@@ -22,6 +22,7 @@ from dialdown.config import Config, DetoxSettings, load_config
 from dialdown.detox import EDIT, dialled, greatest_strength, search_stages
 from dialdown.editing import gain_prices, run_one_trial
 from dialdown.errors import DialdownError
+from dialdown.export import exported_before
 from dialdown.gains import FILE, shuffled
 from dialdown.metrics.perplexity import TextProbe
 from dialdown.workspace import Workspace
@@ -87,13 +88,50 @@ def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Resu
     assert "sha256" in card
 
 
-def test_the_same_command_repeats_nothing_and_needs_force(done: tuple[Path, Result], config: Path) -> None:
-    out, _ = done
-    refused = detox(config, out)
-    assert refused.exit_code == 1
-    assert "--force" in str(refused.exception)
+def written(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_command_does_not_ask_for_force_to_end_what_it_had_written(
+    done: tuple[Path, Result], config: Path
+) -> None:
+    """As where it was killed after the last rename: the export is whole, only its last lines are missing."""
+    out, first = done
+    before = written(out)
+    again = detox(config, out)
+    assert again.exit_code == first.exit_code, again.exception
+    assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
+    assert written(out) == before
+
+
+@pytest.mark.parametrize("harm", ["another edit", "another base", "damaged", "no card"])
+def test_an_export_that_is_not_the_command_s_own_needs_force(
+    done: tuple[Path, Result], config: Path, tmp_path: Path, harm: str
+) -> None:
+    out, model = tmp_path / "calm", config.parent / "model"
+    shutil.copytree(done[0], out)
+    edit = dd.Intervention.load(work_of(done[0]) / EDIT)
+    if harm == "another edit":
+        edit = edit.at(0.5)
+    elif harm == "another base":
+        lm = dd.load(model)
+        lm.model.model.embed_tokens.weight.data[5] += 1
+        model = tmp_path / "other"
+        lm.model.save_pretrained(model)
+        lm.tokenizer.save_pretrained(model)
+    elif harm == "damaged":
+        data = bytearray((out / "model.safetensors").read_bytes())
+        data[-2000:] = bytes(2000)
+        (out / "model.safetensors").write_bytes(data)
+    else:
+        (out / "README.md").unlink()
+    assert exported_before(model, edit, out) is None
+
+
+def test_force_repeats_the_export_alone(done: tuple[Path, Result], config: Path) -> None:
+    out, first = done
     again = detox(config, out, "--force")
-    assert again.exit_code == 0, again.exception
+    assert again.exit_code == first.exit_code, again.exception
     assert again.output.count("done before") == len(stages(out))
 
 

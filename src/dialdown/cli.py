@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -231,30 +231,26 @@ def detox(
         )
     flags = {key: value for key, value in named.items() if value is not None}
     settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
-    from .detox import check_dials, find_edit, notes
-    from .export import check_base, check_out, export
+    from .detox import check_dials, find_edit, finished_edit, notes
+    from .export import check_base, check_out, export, exported_before
     from .report.console import show_check
     from .workers import quiet_libraries
 
     quiet_libraries()
     out_folder = out_folder.absolute()
     check_dials(settings, training)
-    check_out(out_folder, force)
     work = out_folder.with_name(f"{out_folder.name}-work")
     display = Display()
+    source: dict[str, Any] = {"revision": settings.revision, "verify": verify, "progress": display.progress}
     with display.bar, _interruptible():
-        check_base(settings.model, out_folder, verify=verify, revision=settings.revision, progress=display.progress)
-        edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
-        done = export(
-            settings.model,
-            edit,
-            out_folder,
-            revision=settings.revision,
-            force=force,
-            verify=verify,
-            notes=notes(work),
-            progress=display.progress,
-        )
+        edit = None if force else finished_edit(settings, work, training=training)
+        # Killed in its last lines, the same command finds its own export whole.
+        done = None if edit is None else exported_before(settings.model, edit, out_folder, **source)
+        if done is None:
+            check_out(out_folder, force)
+            check_base(settings.model, out_folder, **source)
+            edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
+            done = export(settings.model, edit, out_folder, force=force, notes=notes(work), **source)
     show_check(work, out)
     found = done.verification or "not verified"
     out.print(f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.", soft_wrap=True, markup=False)

@@ -24,6 +24,7 @@ from .errors import DialdownError
 from .files import read_json
 from .gains import shuffled
 from .interventions import Intervention, untouched
+from .ledger import Ledger
 from .measuring import measure_rows, write_results
 from .metrics.perplexity import TextProbe
 from .models import LM
@@ -166,6 +167,19 @@ def find_edit(
     stages = train_stages() if training else search_stages()
     Study(config, folder, progress, announce, stages).run()
     return Intervention.load(folder / EDIT)
+
+
+def finished_edit(config: Config, folder: Path, *, training: bool) -> Intervention | None:
+    """The edit that the same call of `find_edit` left in `folder`; None where one of its stages is not done."""
+    stages = (*(train_stages() if training else search_stages()),)
+    ledger = Ledger(config, folder, stages)
+    if not ((folder / "run.json").is_file() and all(map(ledger.finished, stages))):
+        return None
+    try:
+        return Intervention.load(folder / EDIT)
+    except DialdownError:
+        # The stage that left it makes it again.
+        return None
 
 
 def check_dials(config: Config, training: bool) -> None:
