@@ -20,6 +20,7 @@ from dialdown.activations import NeuronMeans
 from dialdown.config import load_config
 from dialdown.errors import DialdownError
 from dialdown.evaluation import Evaluator
+from dialdown.ledger import records
 from dialdown.plan import plan
 from dialdown.tables import TITLES
 from dialdown.workspace import Workspace
@@ -225,6 +226,15 @@ def test_the_same_command_finds_everything_done(finished: Path, config: Path) ->
     assert result.exit_code == 0
     assert result.output.count("done before") == len(study.DO)
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_every_file_of_a_study_is_in_the_record_of_the_stage_that_wrote_it(finished: Path) -> None:
+    recorded = {place for record in records(finished).values() for place in record["files"]}
+    there = {path.relative_to(finished) for path in finished.rglob("*") if path.is_file()}
+    shown = {
+        place for place in there if not place.name.startswith(".") and place.parts[0] not in ("run.json", "stages")
+    }
+    assert {place.as_posix() for place in shown} == recorded
 
 
 def test_interrupted_evaluation_goes_on_where_it_stopped(

@@ -32,6 +32,7 @@ WRITTEN_BY = {
     "tables/gains-*.csv": ("dial", "gains"),
     "front.json": ("front",),
     "rows-front/*.json": ("front",),
+    "figures/*": ("report",),
     "report.html": ("report",),
 }
 # Tables are made from the neurons and from the rows; whichever stage wrote one has it in its record.
