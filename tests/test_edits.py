@@ -172,7 +172,7 @@ def test_a_patch_gives_the_tuned_means(table: NeuronTable, which: str) -> None:
 def test_patches_that_cannot_be(table: NeuronTable, along_noise: NeuronTable) -> None:
     with pytest.raises(DialdownError, match="divide by mean activations near zero"):
         dd.patch(table, "TP", kind="scale")  # type: ignore[arg-type]
-    with pytest.raises(DialdownError, match=r"columns of the tuned model need a table from dd\.compare"):
+    with pytest.raises(DialdownError, match=r"Columns of the tuned model need a table from dd\.compare"):
         dd.patch(along_noise, "TP")
     with pytest.raises(DialdownError, match="did you mean 'four_groups'"):
         dd.patch(table, "fourgroups")
