@@ -22,6 +22,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
 )
 from trl.trainer.dpo_config import DPOConfig
@@ -89,6 +90,7 @@ def tiny(architecture: str, vocabulary: int = 340) -> Any:
             vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
         ),
         "llama": lambda: LlamaConfig(**sizes),
+        "mistral": lambda: MistralConfig(**sizes, sliding_window=4),
         "gemma2": lambda: Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=3.0),
     }[architecture]()
     return AutoModelForCausalLM.from_config(config).eval()
@@ -137,23 +139,26 @@ def kl_trainer(policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl
 
 
 def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, positions: str) -> tuple[float, Any]:
-    """METHOD §8 and its gradient in float64, one sequence at a time; "all" pads each to the longest of the batch."""
-    policy, reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
+    """METHOD §8 and its gradient in float64, one sequence at a time; "all" pads as the authors do, prompts on the left."""
+    # Gemma-2's attention takes its softmax in float32, where a row of padding under float64's mask is no number.
+    exact = torch.float32 if positions == "all" and policy.config.model_type == "gemma2" else torch.float64
+    policy, reference = copy.deepcopy(policy).to(exact), copy.deepcopy(reference).to(exact)
     sequences = {
         key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES] for key in ("chosen", "rejected")
     }
-    longest = max(len(prompt) + len(text) for pairs in sequences.values() for prompt, text in pairs)
+    widths = [max(len(part[place]) for pairs in sequences.values() for part in pairs) for place in (0, 1)]
     ratios: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     kl: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     for key, pairs in sequences.items():
         for prompt, text in pairs:
-            padding = longest - len(prompt) - len(text) if positions == "all" else 0
-            ids = torch.tensor([prompt + text + [0] * padding])
-            mask = torch.tensor([[1] * (len(prompt) + len(text)) + [0] * padding])
+            padded = positions == "all"
+            left, right = (widths[0] - len(prompt), widths[1] - len(text)) if padded else (0, 0)
+            ids = torch.tensor([[0] * left + prompt + text + [0] * right])
+            mask = torch.tensor([[0] * left + [1] * (len(prompt) + len(text)) + [0] * right])
             p, q = (m(ids, attention_mask=mask).logits[0].log_softmax(-1) for m in (policy, reference))
-            where = range(len(prompt) - 1, len(prompt) + len(text) - 1)
+            where = range(left + len(prompt) - 1, left + len(prompt) + len(text) - 1)
             ratios[key].append(sum(p[t, ids[0, t + 1]] - q[t, ids[0, t + 1]] for t in where))
-            over = where if positions == "completion" else range(longest)
+            over = range(sum(widths)) if padded else where
             one, other = (q, p) if direction == "reference_policy" else (p, q)
             kl[key].append(sum((one[t].exp() * (one[t] - other[t])).sum() for t in over) / len(over))
     pairs = zip(ratios["chosen"], ratios["rejected"], strict=True)
@@ -163,7 +168,7 @@ def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, pos
     return loss.item(), [weight.grad for weight in policy.parameters()]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("positions", ["completion", "all"])
 @pytest.mark.parametrize("direction", ["reference_policy", "policy_reference"])
 def test_loss_is_that_of_the_method(architecture, positions, direction, tokenizer, tmp_path):
@@ -175,9 +180,31 @@ def test_loss_is_that_of_the_method(architecture, positions, direction, tokenize
     assert loss.item() == pytest.approx(expected, rel=2e-5)
     loss.backward()
     for weight, other in zip(policy.parameters(), gradient, strict=True):
-        torch.testing.assert_close(weight.grad.double(), other, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(weight.grad.double(), other.double(), rtol=1e-3, atol=2e-5)
     assert trainer._metrics["eval"]["kl/chosen"][0] > 0
     assert trainer._metrics["eval"]["kl/rejected"][0] > 0
+
+
+def test_prompts_are_padded_on_the_left_and_continuations_on_the_right_where_all_positions_count(tokenizer, tmp_path):
+    """The authors' layout, so that the mean is over as many positions as theirs: longest prompt + longest continuation."""
+    batch = kl_trainer(tiny("gpt2"), tiny("gpt2"), tokenizer, tmp_path, kl_positions="all").data_collator(EXAMPLES)
+    e = tokenizer.eos_token_id
+    assert batch["input_ids"].tolist() == [
+        [e, e, 5, 6, 7, 8, 9, e, e], [20, 21, 22, 23, 24, 25, e, e, e], [e, e, e, e, 30, 31, 32, 33, e],
+        [e, e, 5, 6, 7, 10, 11, 12, 13], [20, 21, 22, 23, 24, 26, 27, e, e], [e, e, e, e, 30, 34, e, e, e],
+    ]  # fmt: skip
+    assert batch["attention_mask"].tolist() == (batch["input_ids"] != e).int().tolist()
+    assert batch["completion_mask"].sum(1).tolist() == [2, 1, 3, 4, 2, 1]
+    assert not batch["completion_mask"][:, :5].any()
+
+
+def test_a_tuned_folder_says_over_which_positions_its_kl_was(tokenizer, tmp_path):
+    for positions in ("completion", "all"):
+        train_dpo(
+            tiny("llama"), tokenizer, PAIRS, replace(QUICK, kl_positions=positions, max_steps=1), tmp_path / positions
+        )
+        record = json.loads((tmp_path / positions / dpo.RECORD).read_text())
+        assert record["settings"]["kl_positions"] == positions
 
 
 def test_loss_does_not_depend_on_how_pairs_are_batched(tokenizer, tmp_path):

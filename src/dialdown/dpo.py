@@ -41,26 +41,31 @@ OPTIMIZERS = {"rmsprop": ("rmsprop", 1), "adamw": ("adamw_torch", 2), "natural":
 
 @dataclass(frozen=True)
 class DPOSettings:
-    """How to train; the defaults are the paper's (METHOD §8), with its γ for Gemma-2 and Mistral.
+    """How to train; the defaults are the published program's (METHOD §8), with its γ for Gemma-2 and Mistral, but for `kl_positions`.
+
+    An update is one step of the optimiser, on `batch_size` * `accumulation` pairs; the authors' "batch 4, accumulation 4" is an
+    update on 4 pairs, which their program cuts into 4 forward passes.
 
     Attributes:
         beta: β, how strongly preferences count against distance from the reference.
         kl_weight: γ; 0 is plain DPO.
         kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
-        kl_positions: "completion", or "all" to include prompt and padding as the authors' code does
-            (METHOD §5).
+        kl_positions: "completion", or "all" to include prompt and padding as the authors' code does, whose layout of a batch
+            each forward pass then has (METHOD §8).
         optimizer: "rmsprop" or "adamw"; "natural" is for neuron gains (see `GainSettings`).
         learning_rate: reached after `warmup_steps` linear steps, then constant.
-        warmup_steps: in optimiser steps.
-        batch_size: pairs per forward pass.
-        accumulation: forward passes per optimiser step.
-        epochs: passes over the training pairs.
-        max_steps: optimiser steps; -1 leaves it to `epochs`.
+        warmup_steps: in updates.
+        batch_size: pairs in a forward pass.
+        accumulation: forward passes in an update.
+        epochs: passes over the training pairs; the authors' program makes one, whatever its own setting says.
+        max_steps: updates; -1 leaves it to `epochs`.
         max_grad_norm: the gradient is scaled down to this norm.
         max_tokens: the longest prompt plus continuation.
-        eval_every: optimiser steps between validations; there is always one at the end.
+        eval_every: updates (not pairs) between validations, 25 of 4 pairs for the published 100 pairs; there is always one at
+            the end.
         eval_pairs: pairs held out, at most a quarter of those given.
-        patience: validations without improvement before training stops.
+        patience: validations (not updates, and not pairs) in a row without improvement before training stops: 30, at 25 updates
+            of 4 pairs each, are the published 3,000 pairs.
         snapshots: models kept along the way, evenly spaced, beside the result in a folder `OUT-steps/STEP` each.
         seed: of the split and of the order of the pairs.
 
@@ -76,12 +81,12 @@ class DPOSettings:
     learning_rate: float = 1e-5
     warmup_steps: int = 150
     batch_size: int = 4
-    accumulation: int = 4
-    epochs: int = 5
+    accumulation: int = 1
+    epochs: int = 1
     max_steps: int = -1
     max_grad_norm: float = 10.0
     max_tokens: int = 256
-    eval_every: int = 100
+    eval_every: int = 25
     eval_pairs: int = 64
     patience: int = 30
     snapshots: int = 0

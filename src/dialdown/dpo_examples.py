@@ -6,6 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .errors import DialdownError
 from .pairs import Pair
 from .tokens import encode as token_ids
@@ -90,3 +93,28 @@ def split(
             "split into training and validation: pass at least 4 pairs with different prompts."
         )
     return train, held_out
+
+
+def padded_as_published(examples: Sequence[Example], *, pad: int) -> dict[str, Tensor]:
+    """A batch as the authors lay it out: prompts padded on the left, continuations of both kinds on the right (METHOD §8).
+
+    As with them, no position ids go with it, so that a model of learned positions counts the padding before a prompt too.
+
+    Args:
+        examples: B pairs.
+        pad: the id that fills up.
+
+    Returns:
+        `input_ids`, `attention_mask` and `completion_mask`, (2B, longest prompt + longest continuation), chosen first.
+    """
+    longest = max(len(example["prompt_ids"]) for example in examples)
+    longest_text = max(len(example[key]) for example in examples for key in ("chosen_ids", "rejected_ids"))
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "completion_mask": []}
+    for key in ("chosen_ids", "rejected_ids"):
+        for example in examples:
+            prompt, text = example["prompt_ids"], example[key]
+            left, right = longest - len(prompt), longest_text - len(text)
+            columns["input_ids"].append([pad] * left + prompt + text + [pad] * right)
+            columns["attention_mask"].append([0] * left + [1] * (len(prompt) + len(text)) + [0] * right)
+            columns["completion_mask"].append([0] * longest + [1] * len(text) + [0] * right)
+    return {name: torch.tensor(rows) for name, rows in columns.items()}

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from .dpo import OPTIMIZERS, DPOSettings, TrainingLog
-from .dpo_examples import Example
+from .dpo_examples import Example, padded_as_published
 from .dpo_loss import IGNORED, Elsewhere, KLDirection, KLPositions, LossParts, divergence, kl_dpo_loss
 from .errors import DialdownError
 from .outputs import damaged, seal
@@ -69,6 +70,11 @@ class KLDPOTrainer(DPOTrainer):
         self.kl_positions: KLPositions = kl_positions
         self.elsewhere = elsewhere
         self._clock = time.perf_counter()
+        if kl_positions == "all":
+            # The mean then depends on how much padding there is.
+            tokenizer = trl_arguments["processing_class"]
+            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            trl_arguments["data_collator"] = partial(padded_as_published, pad=pad)
         super().__init__(**trl_arguments)
         policy: Any = self.model
         base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
