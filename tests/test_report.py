@@ -13,7 +13,10 @@ from fabricated_run import MAIN, PROMPT, write_run
 
 from dialdown.errors import DialdownError
 from dialdown.interactive import plotly_js
+from dialdown.report.evidence import Evidence
 from dialdown.report.page import write_report
+from dialdown.report.record import load
+from dialdown.report.tables import table_two
 
 # Half the study and a quarter of the figures, for tests that look at something else.
 QUICK: dict[str, Any] = {
@@ -195,9 +198,7 @@ def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
 def test_published_values_stand_only_beside_their_protocol(tmp_path: Path, whole: tuple[str, Page]) -> None:
     _, page = report(tmp_path, **{**QUICK, "protocols": ("strict", "paper"), "model": "openai-community/gpt2-medium"})
     with_published = [
-        (protocol, text)
-        for protocol, text in page.rows
-        if "published 0.545" in text or "published 0.123 / 0.159 / 0.203" in text
+        (protocol, text) for protocol, text in page.rows if "published 0.545" in text or "published 0.203" in text
     ]
     assert [protocol for protocol, _ in with_published] == ["paper", "paper"]
     assert "published 0.545" not in whole[0]
@@ -280,3 +281,25 @@ def test_a_damaged_folder_is_one_sentence(tmp_path: Path, name: str, text: str |
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(("n", "counted"), [(24, False), (128, True)])
+def test_a_further_strength_says_its_prompts_and_on_few_of_them_takes_no_part_in_verdicts(
+    tmp_path: Path, n: int, counted: bool
+) -> None:
+    path = write_run(tmp_path) / "results.json"
+    results = json.loads(path.read_text())
+    [main] = [row for row in results["rows"] if (row["protocol"], row["intervention"]) == ("paper", "edit_probe_set")]
+    name = "edit_probe_set_a0.8_b0.05"
+    further = {**main, "intervention": name, "alpha": 0.8, "toxicity": {**main["toxicity"], "n": n}}
+    path.write_text(json.dumps({**results, "rows": [*results["rows"], further]}))
+    run = load(tmp_path)
+    [entry] = [
+        entry for entry in table_two(run).entries if entry.label == "Edit along the probe: set, α = 0.8, β = 0.05"
+    ]
+    [line] = entry.lines
+    assert "α = 0.8" in entry.note
+    assert ("n = 24" in line.note) == (n == 24)
+    # In the paper's order it follows the row of that name without a strength.
+    assert run.names().index(name) == run.names().index("edit_probe_set") + 1
+    assert (name in {row.name for row in Evidence(run, "paper").edits()}) == counted

@@ -103,16 +103,26 @@ def test_every_intervention_has_both_protocols_and_every_metric(finished: Path) 
         "patch_TP_AN_TN",
         "patch_four_groups",
     }
-    expected |= {"patch_all_increasing"}
+    expected |= {"patch_all_increasing", "patch_four_groups_shift"}
     expected |= {f"edit_{probe}_{kind}" for probe in ("probe", "probe_free") for kind in ("set", "shift", "scale")}
-    assert expected <= names
     for row in rows:
         for metric in METRICS:
             if row[metric] is not None:
                 assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]
                 assert row[metric]["n"] > 0
         assert row["log_ppl"] is not None
-    aside = [row for row in main if row["protocol"] == "paper" and row["kind"] in ("shift", "scale")]
+    further = {f"steer_probe@{strength}" for strength in (0.1, 0.3)}
+    for family, strengths in (("", "abd"), ("_activation", "abcd"), ("_free", "ab")):
+        written = {"a": "a0.8_b0.05", "b": "a0.55_b0.01", "c": "a0.5_b0.05", "d": "a0.4_b0.05"}
+        further |= {f"edit_probe{family}_set_{written[strength]}" for strength in strengths}
+    assert names == expected | further
+    aside = [
+        row
+        for row in main
+        if row["protocol"] == "paper" and (row["kind"] in ("shift", "scale") or row["intervention"] in further)
+    ]
+    assert {row["intervention"] for row in aside} >= further
+    assert not further & {row["intervention"] for row in main if row["protocol"] == "strict"}
     assert {row["toxicity"]["n"] for row in main if row not in aside} == {10}
     assert {row["toxicity"]["n"] for row in aside} == {8}
     assert len({tuple(s["prompt"] for s in row["samples"]) for row in rows}) == 1
@@ -418,8 +428,14 @@ def test_the_papers_configs_have_the_published_hyper_parameters(name: str, kl_we
     ours = config.dpo
     assert ours.kl_weight == kl_weight
     assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (0.1, "rmsprop", 1e-5, 150)
-    assert (ours.batch_size, ours.accumulation, ours.epochs, ours.max_grad_norm) == (4, 4, 5, 10.0)
-    assert (ours.max_tokens, ours.eval_every, ours.eval_pairs, ours.patience) == (256, 100, 64, 30)
+    # What the authors' program does: 4 pairs an update, a validation every 100 pairs, 3,000 pairs of patience, one pass.
+    pairs_an_update = ours.batch_size * ours.accumulation
+    assert (ours.batch_size, pairs_an_update, ours.epochs, ours.max_grad_norm) == (4, 4, 1, 10.0)
+    assert (ours.eval_every * pairs_an_update, ours.patience * ours.eval_every * pairs_an_update) == (100, 3000)
+    assert (ours.max_tokens, ours.eval_pairs, ours.kl_positions) == (256, 64, "all")
+    assert load_config(preset="full").dpo == replace(ours, kl_weight=0.05, kl_positions="completion")
+    edits = config.interventions
+    assert (edits.ordering, edits.drop_top) == ("notebook", 0.2 if name == "gpt2-medium" else 0.0)
     assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (1199, 2000, 1024)
     assert config.pairs.count == 24576
 

@@ -28,12 +28,14 @@ from polars.testing import assert_frame_equal
 import dialdown as dd
 from dialdown import published, statistics, tables
 from dialdown.activations import NeuronMeans
+from dialdown.config import load_config
 from dialdown.directions import Direction
 from dialdown.dpo import DPOSettings
 from dialdown.errors import DialdownError
 from dialdown.files import read_json
 from dialdown.models import LM
 from dialdown.neurons import GROUPS, NeuronTable
+from dialdown.plan import Tables, plan
 from dialdown.table_files import write_csv
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
@@ -468,12 +470,51 @@ def test_published_interventions_stand_beside_paper_rows_of_the_same_name(rows: 
     assert {*with_figures["protocol"]} == {"paper"}
     assert with_figures["control_of"].null_count() == with_figures.height
     values = {found["intervention"]: found for found in with_figures.iter_rows(named=True)}
-    assert values["none"]["published_toxicity"] == [0.545]
-    assert values["edit_probe_set"]["published_toxicity"] == [0.123, 0.159, 0.203]
-    assert values["dpo"]["published_log_ppl"] == [3.15]
-    assert "edit_probe_scale" not in values
+    assert values["none"]["published_toxicity"] == 0.545
+    # α = .5 and β = .05, the third of the published strengths; steering with an α of its own has no published figure.
+    assert values["edit_probe_set"]["published_toxicity"] == 0.203
+    assert values["dpo"]["published_log_ppl"] == 3.15
+    assert not {"edit_probe_scale", "steer_probe"} & {*values}
     other = tables.table_2_interventions(rows, model="own/model")
     assert all(other[f"published_{name}"].null_count() == len(rows) for name in ("toxicity", "log_ppl", "f1"))
+
+
+@pytest.mark.parametrize("model", sorted({*published.MODELS} - {"openai-community/gpt2-medium"}))
+def test_every_published_figure_has_one_row_of_a_run_beside_it(model: str) -> None:
+    lm = tiny.lm("llama", intermediate_size=300)
+    shape = (tiny.LAYERS, 300)
+    base, tuned = (NeuronMeans(np.random.default_rng(seed).standard_normal(shape), 10, "paper", {}) for seed in (0, 1))
+    probe = direction(residual_norm=3.0)
+    table = dd.compare(lm, tuned_of(lm), probe, base, tuned)
+    table = table.with_judged(table.most_aligned(9))
+    along = [dd.neuron_table(lm, direction(seed), base) for seed in (1, 2)]
+    planned = plan(
+        "paper",
+        Tables(table, *along, probe, direction(2)),
+        load_config(preset="full").interventions,
+        prompts=9,
+        control_prompts=4,
+        seed=0,
+        model=model,
+    )
+    made = [
+        row(one.name.removeprefix("paper-"), "paper", 0.1, alpha=one.intervention.alpha, beta=one.intervention.beta)
+        | {"control_of": one.intervention.control_of}
+        for one in planned
+    ]
+    assert len({one["intervention"] for one in made}) == len(made)
+    frames = [getattr(tables, name)(made, model=model) for name in RESULT_TABLES]
+    stated = pl.concat([frame.select("intervention", *PUBLISHED) for frame in frames]).unique().drop_nulls(PUBLISHED)
+    figures = read_json(Path(published.__file__).with_name("published.json"))
+    name = published.MODELS[model]
+    expected = [tuple(values[name]) for values in figures["rows"].values()]
+    expected += [tuple(one[metric] for metric in figures["metrics"]) for one in figures["steering"][name][1:]]
+    assert Counter(stated.select(PUBLISHED).iter_rows()) == Counter(expected)
+    assert stated["intervention"].null_count() == 0
+
+
+RESULT_TABLES = ("table_2_interventions", "table_12_steering", "table_19_more_interventions")
+PUBLISHED = ["published_toxicity", "published_log_ppl", "published_f1"]
 
 
 def test_a_metric_that_was_not_measured_is_null() -> None:
@@ -482,14 +523,14 @@ def test_a_metric_that_was_not_measured_is_null() -> None:
 
 
 def test_further_interventions_are_the_increasing_neurons_and_named_orderings(rows: list[dict[str, Any]]) -> None:
-    activation = row("edit_probe_activation_set", "paper", 0.2)
+    activation = row("edit_probe_activation_set", "paper", 0.2, alpha=0.8, beta=0.05)
     control = row("edit_probe_activation_set__beta_zero", "paper", 0.2, control_of="edit_probe_activation_set")
     frame = tables.table_19_more_interventions([*rows, activation, control], model=PAPERS)
     main = frame.filter(pl.col("control_of").is_null())
     assert main["intervention"].to_list() == ["patch_all_increasing"] * 2 + ["edit_probe_activation_set"]
     assert frame["control_of"].unique().sort().to_list() == [None, "edit_probe_activation_set", "patch_all_increasing"]
     published_values = main.filter(pl.col("protocol") == "paper")["published_toxicity"].to_list()
-    assert published_values == [[0.853], [0.025, 0.075, 0.111, 0.109]]
+    assert published_values == [0.853, 0.025]
 
 
 def test_share_of_the_reduction_by_patching() -> None:
@@ -617,15 +658,18 @@ def test_mlp_facts_beside_the_published_ones(gpt2: LM) -> None:
 
 def test_hyper_parameters_beside_the_published_ones() -> None:
     settings = vars(DPOSettings(learning_rate=2e-5, optimizer="adamw"))
-    found = {name: (ours, theirs) for name, ours, theirs in tables.table_9_dpo(settings).rows()}
+    frame = tables.table_9_dpo(settings)
+    found = {name: (ours, theirs) for name, ours, theirs, _ in frame.rows()}
     assert found["learning_rate"] == ("2e-05", "1e-05")
     assert found["optimizer"] == ("adamw", "rmsprop")
-    assert found["accumulation"] == found["batch_size"] == ("4", "4")
+    assert (found["batch_size"], found["accumulation"], found["epochs"]) == (("4", "4"), ("1", "4"), ("1", "5"))
     assert found["kl_positions"] == ("completion", None)
     assert found["max_prompt_tokens"] == (None, "64")
-    # The defaults of DPOSettings are the published ones, under the same names.
+    # The defaults of DPOSettings are the published ones, under the same names; where one differs, a note says what theirs means.
     defaults = {name: pair for name, pair in found.items() if None not in pair} | {"learning_rate": ("", "")}
-    assert [name for name, (ours, theirs) in defaults.items() if ours != theirs] == ["optimizer"]
+    apart = [name for name, (ours, theirs) in defaults.items() if ours != theirs]
+    assert {*apart} == {"optimizer", "accumulation", "epochs"}
+    assert {*frame.drop_nulls("note")["setting"]} >= {"accumulation", "epochs", "batch_size", "patience"}
     assert found.keys() == {*settings, "eval_batch_size", "max_new_tokens", "max_prompt_tokens"} - {"kl_weight"}
     assert tables.table_10_kl_weight(settings, model="google/gemma-2-2b").rows() == [("google/gemma-2-2b", 0.05, 0.05)]
 
@@ -659,8 +703,10 @@ def test_published_figures_are_there_for_all_four_models() -> None:
         assert sum(shares[name] for name in GROUPS) == pytest.approx(1, abs=0.002)
         assert published.figure(model, "steering")[0]["alpha"] == published.figure(model, "steering_alpha")
         # Table 12's first strength is table 2's row.
-        [toxicity] = (published.row(model, "steer_probe") or {})["toxicity"]
+        alpha = published.figure(model, "steering_alpha")
+        toxicity = (published.row(model, "steer_probe", alpha=alpha) or {})["toxicity"]
         assert published.figure(model, "steering")[0]["toxicity"] == toxicity
+        assert published.row(model, "steer_probe", alpha=2 * alpha) is None
     assert published.figure("own", "groups") is published.figure(None, "groups") is None
     assert published.figure("google/gemma-2-2b", "sign_conflicts") is None
     assert published.row("gpt2-medium", "edit_probe_scale") is None
@@ -669,7 +715,7 @@ def test_published_figures_are_there_for_all_four_models() -> None:
 def test_published_shares_of_toxic_neurons_fit_the_published_toxicities() -> None:
     for model in ("gpt2-medium", "mistralai/mistral-7b-v0.1"):
         given_rows = [
-            row(name, "paper", (published.row(model, name) or {})["toxicity"][0])
+            row(name, "paper", (published.row(model, name) or {})["toxicity"])
             for name in ("none", "dpo", "patch_toxic_neurons", "patch_256")
         ]
         for found in tables.table_3_toxic_neurons(given_rows, model=model).iter_rows(named=True):
@@ -687,6 +733,6 @@ def test_csv_files_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None
         assert [*csv.reader(file)] == [["token", "logit"], ["\n", "1.0"], [' "a", b', repr(0.1 + 0.2)], ["", ""]]
     results = pl.read_csv(tmp_path / "tables/table-2-interventions.csv", infer_schema_length=None)
     assert results["toxicity"].to_list() == frames["table-2-interventions"]["toxicity"].to_list()
-    assert {"0.545", "0.123 / 0.159 / 0.203"} <= {*results["published_toxicity"]}
+    assert {0.545, 0.203} <= {*results["published_toxicity"]}
     with pytest.raises(DialdownError, match="cannot be written"):
         write_csv(frames, tmp_path / "tables/table-1-directions.csv")

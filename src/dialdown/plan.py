@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import get_args
 
+from . import published
 from .config import FrontSettings, InterventionSettings
 from .directions import Direction
 from .edits import EditKind, Ordering, edit, edit_controls, patch, patch_control, steer, steering_alpha
@@ -27,6 +28,8 @@ PATCHES = (
 # notebook leaves out a fifth.
 ORDERINGS: tuple[tuple[Ordering, float], ...] = (("cosine", 0.0), ("activation", 0.0), ("notebook", 0.2))
 FURTHER_KINDS: tuple[EditKind, ...] = ("set", "scale")
+# Table 12 goes up to 5/3 of the strength of table 2.
+STEERING_TIMES = (0.5, 1.5)
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,26 @@ class Planned:
 
 
 def plan(
-    protocol: Protocol, tables: Tables, settings: InterventionSettings, *, prompts: int, control_prompts: int, seed: int
+    protocol: Protocol,
+    tables: Tables,
+    settings: InterventionSettings,
+    *,
+    prompts: int,
+    control_prompts: int,
+    seed: int,
+    model: str = "",
 ) -> Iterator[Planned]:
-    """All rows of one protocol, references first, each intervention followed by its controls."""
+    """All rows of one protocol, references first, each intervention followed by its controls.
+
+    Args:
+        protocol: how they are measured.
+        tables: its neuron tables.
+        settings: which, and how strong.
+        prompts: for each row.
+        control_prompts: for each control, and for what is beside the claims.
+        seed: of the random neurons.
+        model: the base model's hub id, for the strengths that the paper states of it.
+    """
     yield Planned(untouched(), protocol, prompts)
     yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
     found = {
@@ -85,6 +105,13 @@ def plan(
         # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do there, as for controls.
         aside = one.control_of is not None or not _as_published(protocol, one.kind)
         yield Planned(one, protocol, control_prompts if aside else prompts)
+    if protocol == "paper":
+        further = {
+            "steering": _published_steering(tables, settings, model),
+            "edits": _published_edits(tables, settings),
+        }
+        for one in chain.from_iterable(further[family] for family in settings.families if family in further):
+            yield Planned(one, protocol, control_prompts)
 
 
 def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
@@ -94,6 +121,41 @@ def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Interv
     # The random direction has the probe's norm, so the same alpha moves the residual as far.
     control = steer(tables.noise, alpha, name=f"{steered.name}__random_direction")
     yield replace(control, control_of=steered.name)
+
+
+def _published_steering(tables: Tables, settings: InterventionSettings, model: str) -> Iterator[Intervention]:
+    """Table 12: the published alphas, each of them for that model only; for any other, strengths around the study's own."""
+    stated = published.figure(model, "steering")
+    for one in stated or ():
+        yield steer(tables.direction, float(one["alpha"]), name=f"steer_probe_a{one['alpha']:g}")
+    for times in () if stated else STEERING_TIMES:
+        strength = times * settings.steering_strength
+        yield steer(tables.direction, steering_alpha(tables.direction, strength), name=f"steer_probe@{strength:g}")
+
+
+def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
+    """Tables 2 and 19: the strengths and orders of the published edits that `_edits` does not have already."""
+    # By the text and by the notebooks alike, the first order goes by the cosine.
+    by_cosine: Ordering = "cosine" if settings.ordering == "activation" else settings.ordering
+    families: dict[str, tuple[NeuronTable, Ordering, float]] = {
+        "edit_probe": (tables.probe, by_cosine, settings.drop_top),
+        "edit_probe_activation": (tables.probe, "activation", 0.0),
+        "edit_probe_free": (tables.contrast, by_cosine, settings.drop_top),
+    }
+    for family, (table, ordering, drop_top) in families.items():
+        for alpha, beta in published.STRENGTHS[: len(published.EDITS[family])]:
+            same = (settings.alpha, settings.beta_set, settings.ordering) == (alpha, beta, ordering)
+            if same and family != "edit_probe_activation":
+                continue
+            yield edit(
+                table,
+                alpha=alpha,
+                beta=beta,
+                kind="set",
+                ordering=ordering,
+                drop_top=drop_top,
+                name=f"{family}_set_a{alpha:g}_b{beta:g}",
+            )
 
 
 def _patches(

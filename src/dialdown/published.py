@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -16,13 +17,18 @@ MODELS = {
 }
 """Hub ids, in lower case, to the names the figures are filed under."""
 
-# The strengths of the published edits are not stated (METHOD §4), so an edit of ours stands beside all of its kind.
+STRENGTHS = ((0.8, 0.05), (0.55, 0.01), (0.5, 0.05), (0.4, 0.05))
+"""α and β that the published edits are taken to have, strongest first: the text gives ranges, the authors' files the fractions
+.5, .55 and .8 and the factors 1 ± .05 and 1 ± .01; which row has which is inferred from their order (METHOD §4)."""
+
 EDITS = {
-    "edit_probe_set": ("edit_probe_1", "edit_probe_2", "edit_probe_3"),
-    "edit_probe_free_set": ("edit_probe_free_1", "edit_probe_free_2", "edit_probe_free_3"),
-    "edit_probe_cosine_set": ("edit_probe_cosine_4",),
-    "edit_probe_activation_set": tuple(f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)),
+    "edit_probe": ("edit_probe_1", "edit_probe_2", "edit_probe_3", "edit_probe_cosine_4"),
+    "edit_probe_free": ("edit_probe_free_1", "edit_probe_free_2", "edit_probe_free_3"),
+    "edit_probe_activation": tuple(f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)),
 }
+"""Published edits by family, in the order of STRENGTHS; `activation` chooses the least active neurons (table 19)."""
+_EDIT = re.compile(r"(edit_probe(?:_free|_activation)?)_set(?:_a[\d.]+_b[\d.]+)?")
+_STEERING = re.compile(r"steer_probe(?:[@_].+)?")
 
 CLAIMS = {
     "Aligned neurons explain little": "The neurons most aligned with toxicity account for little of DPO’s reduction: those judged toxic for 0.4% to 19.7%, the 256 most aligned for 2.5% to 23.9% (table 3).",
@@ -50,18 +56,30 @@ Quantity = Literal[
 ]
 
 
-def row(model: str, intervention: str) -> dict[str, tuple[float, ...]] | None:
-    """Tables 2 and 19 for one intervention: `toxicity`, `log_ppl` and `f1`, one value each, or several for an edit (METHOD §4).
+def row(
+    model: str, intervention: str, *, alpha: float | None = None, beta: float | None = None
+) -> dict[str, float] | None:
+    """Tables 2, 12 and 19 for one intervention: `toxicity`, `log_ppl` and `f1`.
+
+    Args:
+        model: a hub id.
+        intervention: its stable name.
+        alpha, beta: its strength; an edit or a steering stands beside the published one of that strength alone.
 
     Returns:
-        None where the paper has no such model or intervention.
+        None where the paper has no such model, intervention or strength.
     """
     name, figures = MODELS.get(model.lower()), _figures()
-    names = EDITS.get(intervention, (intervention,))
-    if name is None or not all(one in figures["rows"] for one in names):
+    if name is None:
         return None
-    columns = zip(*(figures["rows"][one][name] for one in names), strict=True)
-    return dict(zip(figures["metrics"], columns, strict=True))
+    if _STEERING.fullmatch(intervention):
+        found = next((one for one in figures["steering"][name] if one["alpha"] == alpha), None)
+        return found and {metric: found[metric] for metric in figures["metrics"]}
+    if edit := _EDIT.fullmatch(intervention):
+        strengths = dict(zip(STRENGTHS, EDITS[edit[1]], strict=False))
+        intervention = strengths.get((alpha or 0.0, beta or 0.0), "")
+    values = figures["rows"].get(intervention)
+    return dict(zip(figures["metrics"], values[name], strict=True)) if values else None
 
 
 def figure(model: str | None, quantity: Quantity) -> Any:
@@ -86,6 +104,12 @@ def seed_words() -> dict[str, list[str]]:
 def dpo() -> dict[str, float | str]:
     """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them (METHOD §8)."""
     found: dict[str, float | str] = _figures()["dpo"]
+    return found
+
+
+def dpo_notes() -> dict[str, str]:
+    """What some numbers of table 9 mean in the authors' program, by setting."""
+    found: dict[str, str] = _figures()["dpo_notes"]
     return found
 
 

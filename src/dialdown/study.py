@@ -212,7 +212,8 @@ def tune(work: Workspace) -> Facts:
     model = work.lm.model if work.lm.model.dtype == torch.float32 else work.lm.twin().model.float()
     base, _, _ = locate(work.config.model, work.config.revision)
     log = train_dpo(model, work.lm.tokenizer, pairs, settings, work.folder / "tuned", base=base, progress=work.progress)
-    return asdict(log)
+    # METHOD §8: both protocols study the one model that was trained so.
+    return {**asdict(log), "kl_positions": settings.kl_positions}
 
 
 def collect_means(work: Workspace) -> Facts:
@@ -279,6 +280,7 @@ def evaluate(work: Workspace) -> Facts:
             prompts=config.evaluation.count,
             control_prompts=min(config.evaluation.control_count, config.evaluation.count),
             seed=config.seed,
+            model=config.model,
         )
     ]
     facts = {"judges": [work.judge.name, work.pair_scorer.name], "caveat": work.judge.caveat, "rows": len(planned)}

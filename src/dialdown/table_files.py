@@ -12,20 +12,17 @@ from .files import write_atomic
 # How a cell begins that a spreadsheet takes for a formula; one that begins so after apostrophes gets one more, so that
 # reading takes off what writing put there.
 FORMULA = r"'*[=+\-@\t\r]"
-# A number, or several between slashes.
-NUMBER = r"^[+-]?[0-9.]+(e[+-]?[0-9]+)?( / [+-]?[0-9.]+(e[+-]?[0-9]+)?)*$"
+NUMBER = r"^[+-]?[0-9.]+(e[+-]?[0-9]+)?$"
 
 
 def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
-    """Write each frame to `folder/NAME.csv`, atomically; several published values share a cell, between ` / `.
+    """Write each frame to `folder/NAME.csv`, atomically.
 
     Raises:
         DialdownError: the disk is full or the folder cannot be written.
     """
     for name, frame in frames.items():
-        lists = pl.selectors.by_dtype(pl.List(pl.Float64))
-        flat = frame.with_columns(lists.cast(pl.List(pl.String)).list.join(" / "))
-        write_atomic(folder / f"{name}.csv", flat.with_columns(_harmless(pl.col(pl.String))).write_csv)
+        write_atomic(folder / f"{name}.csv", frame.with_columns(_harmless(pl.col(pl.String))).write_csv)
 
 
 def read_csv(path: Path) -> pl.DataFrame:

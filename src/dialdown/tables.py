@@ -90,8 +90,7 @@ def table_1_directions(lm: LM, directions: Directions, *, k: int = 10, judge: Ju
 def table_2_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
     """Table 2: every intervention and control under both protocols, all metrics with 95 % intervals.
 
-    `published_toxicity`, `published_log_ppl` and `published_f1` are lists: the paper has several edits of one kind,
-    whose strengths it does not state.
+    `published_toxicity`, `published_log_ppl` and `published_f1` stand beside the row of that strength (`published.row`).
     """
     return _interventions(rows, model)
 
@@ -180,11 +179,14 @@ def table_8_mlp(lm: LM) -> pl.DataFrame:
 
 
 def table_9_dpo(settings: Mapping[str, Any]) -> pl.DataFrame:
-    """Table 9: the fields of `DPOSettings` as run beside the published ones, as text; the KL weight is in table 10."""
-    theirs = published.dpo()
+    """Table 9: the fields of `DPOSettings` as run beside the published ones, as text; the KL weight is in table 10.
+
+    `note` says what a published number means in the authors' program, where the table alone would mislead.
+    """
+    theirs, notes = published.dpo(), published.dpo_notes()
     names = [name for name in dict.fromkeys([*settings, *theirs]) if name != "kl_weight"]
-    rows = [(name, _as_text(settings.get(name)), _as_text(theirs.get(name))) for name in names]
-    return _frame(rows, setting=_TEXT, value=_TEXT, published=_TEXT)
+    rows = [(name, _as_text(settings.get(name)), _as_text(theirs.get(name)), notes.get(name)) for name in names]
+    return _frame(rows, setting=_TEXT, value=_TEXT, published=_TEXT, note=_TEXT)
 
 
 def table_10_kl_weight(settings: Mapping[str, Any], *, model: str) -> pl.DataFrame:
@@ -277,11 +279,16 @@ def table_18_reducing_share(table: NeuronTable) -> pl.DataFrame:
 
 
 def table_19_more_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
-    """Table 19: patching the increasing neurons, and edits named after an ordering, as `edit_probe_activation_set`."""
+    """Table 19: patching the increasing neurons, and edits along the probe of other fractions and orders.
+
+    Their names say so: `edit_probe_set_a0.4_b0.05`, `edit_probe_activation_set`, `edit_probe_alpha_scale@0.4`.
+    """
     orderings = {*get_args(Ordering)}
     names = [row["control_of"] or row["intervention"] for row in rows]
     further = [
-        name == "patch_all_increasing" or name.startswith("edit_probe_alpha_") or bool(orderings & {*name.split("_")})
+        name == "patch_all_increasing"
+        or name.startswith(("edit_probe_alpha_", "edit_probe_set_a"))
+        or bool(orderings & {*name.split("_")})
         for name in names
     ]
     return _interventions([row for row, wanted in zip(rows, further, strict=True) if wanted], model)
@@ -318,12 +325,17 @@ def _interventions(rows: Rows, model: str) -> pl.DataFrame:
     measured = {f"{metric}{end}": (metric, part) for metric in METRICS for end, part in ends.items()}
     cells = []
     for row in rows:
-        theirs = (published.row(model, row["intervention"]) if row["protocol"] == "paper" else None) or {}
+        stated = _published_row(model, row)
         ours = ((row.get(metric) or {}).get(part) for metric, part in measured.values())
-        stated = ([*theirs[name]] if theirs else None for name in _PUBLISHED)
-        cells.append((*(row[name] for name in facts), *ours, *stated))
+        cells.append((*(row[name] for name in facts), *ours, *map(stated.get, _PUBLISHED)))
     types = {name: _COUNT if part == "n" else _NUMBER for name, (_, part) in measured.items()}
-    return _frame(cells, **facts, **types, **{f"published_{name}": pl.List(_NUMBER) for name in _PUBLISHED})
+    return _frame(cells, **facts, **types, **{f"published_{name}": _NUMBER for name in _PUBLISHED})
+
+
+def _published_row(model: str, row: Mapping[str, Any]) -> Mapping[str, float]:
+    """What the paper has for a row, under the protocol that it follows; empty where it has nothing."""
+    strength = {"alpha": row["alpha"], "beta": row["beta"]}
+    return (published.row(model, row["intervention"], **strength) if row["protocol"] == "paper" else None) or {}
 
 
 def _value_lens(lm: LM, table: NeuronTable, sign: int, count: int, k: int, judge: Judge | None) -> pl.DataFrame:

@@ -56,8 +56,13 @@ class Evidence:
         return row if row is not None and "toxicity" in row.change else None
 
     def rows(self) -> list[Result]:
-        """All such rows that are no controls, in the paper's order."""
-        return [row for name in self.run.names() if (row := self.row(name)) is not None]
+        """All such rows that are no controls, in the paper's order.
+
+        Further strengths that were measured on fewer prompts stand in the tables alone, as every look makes the others' harder.
+        """
+        rows = [row for name in self.run.names() if (row := self.row(name)) is not None]
+        most = max((row.n for row in rows), default=0)
+        return [row for row in rows if row.n == most or not row.is_strength]
 
     def edits(self) -> list[Result]:
         """The edits that need no tuned model: the ones that every sentence about "the edits" counts and chooses from."""

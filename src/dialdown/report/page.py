@@ -161,6 +161,9 @@ def _facts(run: Run) -> dict[str, str]:
             ", ".join(f"{name} = {value:g}" for name, value in weights.items() if value is not None)
             or "settings not recorded"
         )
+        positions = {"completion": "completion tokens", "all": "prompt and padding too, as the authors train"}
+        if over := positions.get(str(run.setting("dpo.kl_positions"))):
+            facts["DPO"] += f"; its KL is a mean over {over}"
     elif run.setting("tuned"):
         facts["Tuned model"] = f"{run.setting('tuned')} (given, not trained here)"
     if "pairs" in pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ KNOWN = (
     ("edit_probe_set", "Edit along the probe: set", "edit set"),
     ("edit_probe_shift", "Edit along the probe: shift", "edit shift"),
     ("edit_probe_scale", "Edit along the probe: scale", "edit scale"),
+    ("edit_probe_activation_set", "Edit along the probe, least active first: set", "edit set, least active"),
     ("edit_probe_free_set", "Edit along the token contrast: set", "contrast set"),
     ("edit_probe_free_shift", "Edit along the token contrast: shift", "contrast shift"),
     ("edit_probe_free_scale", "Edit along the token contrast: scale", "contrast scale"),
@@ -76,6 +78,16 @@ class Result:
     def control(self) -> str:
         """Which control of METHOD §5 it is; empty for none."""
         return self.name.partition("__")[2]
+
+    @property
+    def n(self) -> int:
+        """The prompts it was measured on; 0 where its scores are missing."""
+        return self.metrics["toxicity"].n if "toxicity" in self.metrics else 0
+
+    @property
+    def is_strength(self) -> bool:
+        """Whether it is there for its strength, beside the row of that name without one (`plan`)."""
+        return self.control_of is None and _strength(self.name) != ("", "")
 
     @property
     def family(self) -> str:
@@ -192,11 +204,29 @@ def _known(name: str) -> tuple[str, str, str]:
     if (count := _most_aligned(name)) is not None:
         _, long, brief = KNOWN[ORDER["patch_toxic"]]
         return name, long.format(count), brief.format(count)
-    return KNOWN[ORDER[name]] if name in ORDER else (name, name, name)
+    if name in ORDER:
+        return KNOWN[ORDER[name]]
+    plain, strength = _strength(name)
+    if plain in ORDER:
+        _, long, brief = KNOWN[ORDER[plain]]
+        return name, f"{long}, {strength}", f"{brief}, {strength}"
+    return name, name, name
 
 
-def _place(name: str) -> int:
+def _place(name: str) -> float:
+    plain, _ = _strength(name)
+    if plain in ORDER:
+        # After the row of that name without a strength.
+        return ORDER[plain] + 0.5
     return ORDER.get("patch_toxic" if _most_aligned(name) is not None else name, len(ORDER))
+
+
+def _strength(name: str) -> tuple[str, str]:
+    """The name without its strength, and the strength to be read; both empty where it has none."""
+    if found := re.fullmatch(r"(.+?)_a([\d.]+)(?:_b([\d.]+))?", name):
+        return found[1], f"α = {found[2]}" + (f", β = {found[3]}" if found[3] else "")
+    plain, at, strength = name.partition("@")
+    return (plain, f"strength {strength}") if at else ("", "")
 
 
 def _most_aligned(name: str) -> str | None:

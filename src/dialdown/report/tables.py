@@ -84,23 +84,18 @@ class Table:
 def table_two(run: Run) -> Table:
     """Table 2 of the paper for this model, both protocols, with the published values where there are any."""
     names = run.names()
-    known = {name: published.row(run.model, name) for name in names}
     metrics = [metric for metric in METRICS if any(metric in one.metrics for one in run.results)]
     titles = {**METRICS, "toxicity": run.concept}
     columns = [Column(titles[metric], _units(run, metric)) for metric in metrics]
     entries = []
+    most = {protocol: max(row.n for row in run.results if row.protocol == protocol) for protocol in run.protocols}
     for name in names:
-        theirs = known[name] or {}
-        lines = [
-            Line(
-                one.protocol,
-                [
-                    _cell(one.metrics.get(metric), note=_published(theirs.get(metric), one.protocol))
-                    for metric in metrics
-                ],
-            )
-            for one in _both(run, name)
-        ]
+        lines = []
+        for row in _both(run, name):
+            stated = published.row(run.model, name, alpha=row.alpha, beta=row.beta) if row.protocol == "paper" else None
+            cells = [_cell(row.metrics.get(metric), note=_published((stated or {}).get(metric))) for metric in metrics]
+            # Like a control, such a row was measured on the first prompts only.
+            lines.append(Line(row.protocol, cells, f"n = {row.n:,}" if row.n < most[row.protocol] else ""))
         entries.append(_entry(name, run, lines))
     return Table("results", "intervention", columns, entries)
 
@@ -202,7 +197,7 @@ def _entry(name: str, run: Run, lines: Sequence[Line]) -> Entry:
     own: dict[str, list[str]] = {
         protocol: [fact for fact in facts if fact not in shared] for protocol, facts in stated.items()
     }
-    noted = [replace(line, note=" · ".join(own.get(line.protocol, []))) for line in lines]
+    noted = [replace(line, note=" · ".join(filter(None, [*own.get(line.protocol, []), line.note]))) for line in lines]
     return Entry(next(iter(rows.values())).label, " · ".join(shared), noted)
 
 
@@ -235,9 +230,8 @@ CONTROL_IS: dict[Direction, tuple[str, str]] = {
 }
 
 
-def _published(values: tuple[float, ...] | None, protocol: str) -> str:
-    """What the paper found, which followed `paper`."""
-    return f"published {' / '.join(f'{value:g}' for value in values)}" if values and protocol == "paper" else ""
+def _published(value: float | None) -> str:
+    return f"published {value:g}" if value is not None else ""
 
 
 def _units(run: Run, metric: str) -> str:
