@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from broken_models import ADAPTERS, APART, MODELS, TOKENIZERS, Build, adapter, whole
+
 Arguments = list[str]
 
 
@@ -595,6 +597,27 @@ def damaged(file: str, content: bytes | None) -> Callable[[Inputs], Arguments]:
     return build
 
 
+def models() -> Iterator[Case]:
+    """Models, tokenizers and adapters that are not what they should be (see `broken_models`)."""
+
+    def broken(change: Build, words: str, option: str, name: str, start: Build) -> Case:
+        def build(inputs: Inputs) -> Arguments:
+            folder = inputs.root / "broken"
+            folder.mkdir()
+            start(folder)
+            change(folder)
+            return [*inputs.command(), option, str(folder)]
+
+        return Case(name, build, words)
+
+    for name, (change, words) in {**MODELS, **TOKENIZERS}.items():
+        yield broken(change, words, "--model", f"--model, {name}", whole)
+    for name, (change, words) in APART.items():
+        yield broken(change, words, "--tuned", f"--tuned, {name}", whole)
+    for name, (change, words) in ADAPTERS.items():
+        yield broken(change, words, "--tuned", f"--tuned, an adapter: {name}", adapter)
+
+
 CASES: tuple[Case, ...] = (
     *file_cases(),
     *source_cases(),
@@ -605,4 +628,5 @@ CASES: tuple[Case, ...] = (
     *folders(),
     *deltas(),
     *runs(),
+    *models(),
 )

@@ -65,6 +65,7 @@ def test_a_bad_input_is_one_sentence_and_writes_nothing(
     monkeypatch.setattr(sys, "argv", ["dialdown", *arguments])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(case.typed), encoding="utf-8"))
     before = state(tmp_path, given.root)
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         cli.main()
     said = capsys.readouterr()
