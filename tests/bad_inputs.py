@@ -263,7 +263,7 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("evaluation.judge=zzz", "no toxicity scorer 'zzz'"),
     ("evaluation.judge=embedded:ngrm", "did you mean 'embedded:ngram'"),
     ("evaluation.pair_scorer=embedded:zzz", "no toxicity scorer"),
-    ("evaluation.judge=/none/here#toxic", "cannot be loaded"),
+    ("evaluation.judge=/none/here#toxic", "evaluation.judge: .*could not be loaded"),
     ("evaluation.judge=embedded:ngram|evaluation.pair_scorer=embedded:ngram", "would judge the pairs it made"),
     ("evaluation.judge=probe|protocols=paper", "add strict to protocols"),
     ("interventions.alpha=1.5", "interventions.alpha"),
@@ -498,7 +498,16 @@ DELTAS: tuple[tuple[str, Callable[[Path], None], str], ...] = (
     ("another sha256", field("edit", "sha256", value="0" * 64), "sha256"),
     ("a sha256 of null", field("edit", "sha256", value=None), "sha256|edit.json"),
     ("another base", field("base", "sha256", value="0" * 64), "not the base"),
-    ("an unknown note", field("notes", value={"whi": "x"}), "did you mean 'why'"),
+    ("a base of null", field("base", value=None), "edit.json"),
+    ("a base of a list", field("base", value=["name", "revision", "sha256"]), "edit.json"),
+    ("an edit of null", field("edit", value=None), "edit.json"),
+    ("an edit of text", field("edit", value="sha256"), "edit.json|sha256"),
+    ("a base sha256 of a number", field("base", "sha256", value=3), "base|edit.json"),
+    ("a strength in words", field("strength", value="much"), "strength|edit.json"),
+    ("a strength of null", field("strength", value=None), "strength|edit.json"),
+    ("notes of text", field("notes", value="none"), "notes|edit.json"),
+    ("rows of numbers", field("notes", value={"rows": [3]}), "notes|edit.json|rows"),
+    ("an unknown note", field("notes", value={"whi": "x"}), "notes.whi"),
 )
 
 

@@ -17,6 +17,7 @@ from study_files import write_study
 
 import dialdown as dd
 from dialdown import cli
+from dialdown.holding import LOCK
 from dialdown.workers import quiet_libraries
 
 SECONDS = 90  # of one processor, whatever else it does meanwhile
@@ -48,8 +49,8 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def state(*folders: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of everything below some folders."""
-    paths = [path for folder in folders for path in folder.rglob("*")]
+    """Size and time of everything below some folders, but for the lock that says who is at work in a run."""
+    paths = [path for folder in folders for path in folder.rglob("*") if path.name != LOCK]
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()} | {
         path: (0, 0) for path in paths if path.is_dir()
     }
