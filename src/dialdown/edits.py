@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .directions import Direction
+from .edit_file import Kind
 from .errors import DialdownError, nearest
-from .interventions import Intervention, Kind
+from .interventions import Intervention
 from .neurons import GROUPS, Mask, NeuronTable
 
 Ordering = Literal["cosine", "activation", "notebook"]

@@ -10,8 +10,9 @@ from typing import get_args
 from . import published
 from .config import FrontSettings, InterventionSettings
 from .directions import Direction
+from .edit_file import Kind
 from .edits import EditKind, Ordering, edit, edit_controls, patch, patch_control, steer, steering_alpha
-from .interventions import Intervention, Kind, untouched
+from .interventions import Intervention, untouched
 from .models import Protocol
 from .neurons import NeuronTable
 
