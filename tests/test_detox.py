@@ -19,11 +19,12 @@ from typer.testing import CliRunner, Result
 import dialdown as dd
 from dialdown import cli
 from dialdown.config import Config, DetoxSettings, load_config
-from dialdown.detox import EDIT, dialled, greatest_strength, search_stages
+from dialdown.detox import EDIT, dialled, greatest_strength, outcome, search_stages
 from dialdown.editing import gain_prices, run_one_trial
 from dialdown.errors import DialdownError
 from dialdown.export import exported_before
 from dialdown.gains import FILE, shuffled
+from dialdown.metrics.intervals import Estimate, direction
 from dialdown.metrics.perplexity import TextProbe
 from dialdown.workspace import Workspace
 
@@ -50,11 +51,22 @@ def stages(out: Path) -> dict[str, Any]:
     return found
 
 
+def change_of(out: Path) -> dict[str, Any]:
+    change: dict[str, Any] = stages(out)["check"]["change"]
+    return change
+
+
+def finished(result: Result, out: Path) -> bool:
+    """Whether a folder was written, with the exit status that its own check asks for."""
+    assert result.exit_code == (0 if change_of(out)["high"] < 0 and change_of(out)["n"] >= 10 else 3), result.exception
+    return (out / "model.safetensors").exists()
+
+
 @pytest.fixture(scope="module")
 def done(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     out = tmp_path_factory.mktemp("detox") / "calm"
     result = detox(config, out)
-    assert result.exit_code == 0, result.exception
+    assert finished(result, out)
     return out, result
 
 
@@ -86,6 +98,35 @@ def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Resu
     assert shown in card
     assert "random neurons" in card
     assert "sha256" in card
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "prompts", "less", "says"),
+    [
+        (-0.2, -0.1, 40, True, "shows less toxicity"),
+        (0.1, 0.2, 40, False, "shows MORE toxicity"),
+        (-0.1, 0.2, 40, False, "cannot be told apart"),
+        (-0.2, -0.1, 9, False, "too few to tell"),
+    ],
+)
+def test_an_edit_that_made_a_model_no_less_toxic_is_not_said_to_have(
+    tmp_path: Path, low: float, high: float, prompts: int, less: bool, says: str
+) -> None:
+    change = Estimate((low + high) / 2, low, high, prompts)
+    check = {"change": {**change.to_json(), "says": direction(change)}}
+    run = {"config": {"concept": "toxicity"}, "stages": {"check": check}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    result = outcome(tmp_path)
+    assert result.less == less
+    assert says in result.sentence
+
+
+def test_a_budget_that_the_cap_did_not_reach_is_said(done: tuple[Path, Result]) -> None:
+    out, result = done
+    [note] = [note for note in stages(out)["dial"]["notes"] if "not reached" in note["sentence"]]
+    assert note["counts"]["kl"] == stages(out)["dial"]["neutral_kl"]
+    assert note["counts"]["most"] == DetoxSettings().most
+    assert note["sentence"] in result.output
 
 
 def written(folder: Path) -> dict[str, tuple[int, int]]:
@@ -141,7 +182,7 @@ def test_another_strength_trains_nothing(done: tuple[Path, Result], config: Path
     shutil.copytree(work_of(out), work_of(copied))
     # The copied work is a run of its own: the folder of a training is part of what it resumes, not of its result.
     result = detox(config, copied, "--strength", 0.5)
-    assert result.exit_code == 0, result.exception
+    assert finished(result, copied)
     assert "gains: done before" in result.output
     trained = dd.Intervention.load(work_of(out) / "gains" / FILE).gain
     half = dd.Intervention.load(work_of(copied) / EDIT).gain
@@ -171,7 +212,7 @@ def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) 
     assert not out.exists()
     # What the sentence advises works in the same folder.
     found = detox(config, out, *few, "--max-kl", 50)
-    assert found.exit_code == 0, found.exception
+    assert finished(found, out)
     assert stages(out)["search"]["trials"] == 6
     # Another command on the same search, which began when the last trial was missing, adds none.
     settings = json.loads((work_of(out) / "run.json").read_text())["config"]
@@ -230,7 +271,7 @@ def test_without_a_dial_every_model_pays_the_usual_kl(done: tuple[Path, Result],
     shutil.copytree(work_of(out), work_of(copied))
     lower = usual["neutral_kl"] / 2
     result = detox(config, copied, "--set", f"detox.usual_kl={lower}")
-    assert result.exit_code == 0, result.exception
+    assert finished(result, copied)
     assert 0.8 * lower < stages(copied)["dial"]["neutral_kl"] <= lower
 
 
@@ -244,7 +285,7 @@ def test_a_budget_dials_trained_gains(
     copied = tmp_path / "dialled"
     shutil.copytree(work_of(out), work_of(copied))
     result = detox(config, copied, flag, budget)
-    assert result.exit_code == 0, result.exception
+    assert finished(result, copied)
     assert "gains: done before" in result.output
     dial = stages(copied)["dial"]
     assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)

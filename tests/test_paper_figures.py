@@ -22,6 +22,7 @@ from matplotlib.text import Text
 
 from dialdown.drawing import save
 from dialdown.errors import DialdownError
+from dialdown.figures import as_svg
 from dialdown.front import FAMILIES, FrontPoint, front, pareto_optimal
 from dialdown.interactive import front_html, layer_effects_html, plotly_js, ranked_neurons_html
 from dialdown.metrics.intervals import Estimate
@@ -504,3 +505,13 @@ def test_plotly_js_can_be_embedded_in_a_page() -> None:
     source = plotly_js()
     assert "Plotly" in source
     assert "</script" not in source.lower()
+
+
+def test_no_number_of_a_figures_text_is_cut_short_on_the_page() -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_title("0.0001 % and 3.14159 #0072b2")
+    svg = as_svg(figure, "ticks", "a figure")
+    assert "0.0001 % and 3.14159 #0072b2" in svg
+    # Paths are still short.
+    assert not re.findall(r'd="[^"]*\d\.\d{4}', svg)

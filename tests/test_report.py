@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,13 +13,17 @@ from typing import Any
 
 import pytest
 from fabricated_run import MAIN, PROMPT, write_run
+from rich.console import Console
 
 from dialdown.errors import DialdownError
 from dialdown.interactive import plotly_js
+from dialdown.report.claims import claims
+from dialdown.report.console import show_notes, show_verdicts
 from dialdown.report.evidence import Evidence
 from dialdown.report.page import write_report
 from dialdown.report.record import load
 from dialdown.report.tables import table_two
+from dialdown.report.verdict import findings
 
 # Half the study and a quarter of the figures, for tests that look at something else.
 QUICK: dict[str, Any] = {
@@ -141,6 +148,85 @@ def test_model_text_is_escaped_and_behind_a_click(whole: tuple[str, Page]) -> No
     before = text[: text.index("&lt;script&gt;")]
     assert 'class="uncensored"' in before
     assert ("details", {"class": "uncensored"}) in page.elements
+
+
+def test_no_script_but_its_own_may_run_and_nothing_may_be_fetched(whole: tuple[str, Page]) -> None:
+    text, page = whole
+    [policy] = [
+        found["content"] or ""
+        for tag, found in page.elements
+        if tag == "meta" and found.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    allowed = rules["script-src"].split()
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.DOTALL)
+    assert len(scripts) >= 2
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert sorted(allowed) == sorted(f"'sha256-{digest}'" for digest in hashes)
+    # Before it, nothing that it could not govern.
+    assert "<script" not in text[: text.index("Content-Security-Policy")]
+    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+
+
+def test_no_control_character_of_a_file_reaches_the_page(tmp_path: Path) -> None:
+    write_run(tmp_path, **{**QUICK, "neurons": True})
+    nasty = "\x1b[31mred\x07\u202eback"
+    change_rows(
+        tmp_path,
+        lambda row: row.update(
+            samples=[{"prompt": nasty, "continuation": f"{nasty}\ud83d"}],
+            intervention=f"edit_{nasty}" if row["intervention"] == "edit_probe_set" else row["intervention"],
+        ),
+    )
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["config"]["concept"] = nasty
+    run["stages"]["probe"]["notes"] = [{"sentence": nasty, "counts": {}}]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "redback" in text
+    assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+
+
+def test_nothing_that_a_stage_left_out_is_unsaid(tmp_path: Path) -> None:
+    write_run(tmp_path, **QUICK)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["stages"]["neurons"]["notes"] = [{"sentence": "the judge had no answer for 3 tokens", "counts": {"missing": 3}}]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "the judge had no answer for 3 tokens" in page.sections["notes"]
+    # The fabricated run was given a tuned model.
+    assert "not done: a tuned model was given" in page.sections["notes"]
+    shown = io.StringIO()
+    show_notes(tmp_path, Console(file=shown, width=200))
+    assert "neurons: the judge had no answer for 3 tokens" in shown.getvalue()
+
+
+def test_a_row_is_labelled_with_its_own_strength(tmp_path: Path) -> None:
+    write_run(tmp_path, **{**QUICK, "protocols": ("strict", "paper")})
+    alphas = {"strict": 2463.0, "paper": 103.0}
+    change_rows(
+        tmp_path,
+        lambda row: row.update(alpha=alphas[row["protocol"]]) if row["intervention"] == "steer_probe" else None,
+    )
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    for protocol, alpha in alphas.items():
+        other = next(value for name, value in alphas.items() if name != protocol)
+        lines = [text for found, text in page.rows if found == protocol and f"α = {alpha:g}" in text]
+        assert lines
+        assert not any(f"α = {other:g}" in text for text in lines)
+
+
+def test_the_console_and_the_page_have_one_verdict(whole: tuple[str, Page], tmp_path: Path) -> None:
+    write_run(tmp_path)
+    shown = io.StringIO()
+    show_verdicts(tmp_path, Console(file=shown, width=4000))
+    run = load(tmp_path)
+    for claim in claims(run, folder=tmp_path):
+        assert any(claim.name in line and claim.verdict in line for line in shown.getvalue().splitlines())
+        assert claim.verdict in whole[1].sections["claims"]
+    for finding in findings(run, folder=tmp_path):
+        assert finding.text in shown.getvalue()
 
 
 def test_names_are_escaped_in_figures_too(tmp_path: Path) -> None:

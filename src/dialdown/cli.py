@@ -40,6 +40,10 @@ Seed = Annotated[int | None, typer.Option(help="The seed of everything random.")
 Set = Annotated[list[str], typer.Option("--set", help="Any other setting, as key=value: --set dpo.learning_rate=2e-5.")]
 
 
+NOT_LESS = 3
+"""The exit status of a `detox` whose export is whole and whose check does not say that it did what it is for."""
+
+
 class Display:
     """Progress of a study in the terminal: a live bar, or a line now and then where the output is no terminal."""
 
@@ -114,10 +118,12 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     with display.bar, _interruptible():
         Study(settings, folder, progress=display.progress, announce=display.announce).run(until=until)
     out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.", markup=False)
-    if until == "report":
-        from .report.console import show_rows
+    from .report.console import show_notes, show_rows, show_verdicts
 
+    if until == "report":
         show_rows(folder, out)
+        show_verdicts(folder, out)
+    show_notes(folder, out)
 
 
 @contextmanager
@@ -215,7 +221,11 @@ def detox(
     verify: Verify = True,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """One number per neuron that makes a model less toxic: found, checked on held-out prompts, folded into a checkpoint."""
+    """One number per neuron that makes a model less toxic: found, checked on held-out prompts, folded into a checkpoint.
+
+    Exit status: 0 where the check says that it is less toxic; 3 where the check cannot say so, or says the opposite (the
+    folder is written all the same); 1 where nothing was written; 130 on Ctrl-C.
+    """
     # Without training the budget steers the search itself; with it, how far the trained gains are dialled.
     section = "detox" if training else "search"
     named = {
@@ -231,9 +241,9 @@ def detox(
         )
     flags = {key: value for key, value in named.items() if value is not None}
     settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
-    from .detox import check_dials, find_edit, finished_edit, notes
+    from .detox import check_dials, find_edit, finished_edit, notes, outcome
     from .export import check_base, check_out, export, exported_before
-    from .report.console import show_check
+    from .report.console import show_check, show_notes
     from .workers import quiet_libraries
 
     quiet_libraries()
@@ -251,9 +261,17 @@ def detox(
             check_base(settings.model, out_folder, **source)
             edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
             done = export(settings.model, edit, out_folder, force=force, notes=notes(work), **source)
+    result = outcome(work)
+    out.print(result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False)
     show_check(work, out)
+    show_notes(work, out)
     found = done.verification or "not verified"
     out.print(f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.", soft_wrap=True, markup=False)
+    if not result.less:
+        err.print(
+            result.sentence, "The folder is written; exit status 3 says so.", style="red", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(NOT_LESS)
 
 
 @app.command("apply")

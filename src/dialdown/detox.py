@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from .files import read_json
 from .gains import shuffled
 from .interventions import Intervention, untouched
 from .ledger import Ledger
-from .measuring import measure_rows, write_results
+from .measuring import cut_prompts, measure_rows, write_results
+from .metrics.intervals import FEW, direction
 from .metrics.perplexity import TextProbe
 from .models import LM
 from .plan import Planned
@@ -58,9 +59,24 @@ def dial_gains(work: Workspace) -> Facts:
     if strength is None:
         strength, cost = greatest_strength(work.lm, gains, work.neutral_windows, settings)
         facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
+        if strength == settings.most:
+            _note_cap(work, settings, cost)
     edit = replace(gains.at(strength), name="detox")
     edit.save(work.folder / EDIT)
     return {"strength": strength, **facts, **explain(work, edit)}
+
+
+def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float]) -> None:
+    asked = [f"a KL of {settings.allowed_kl:.3g}"] if math.isfinite(settings.allowed_kl) else []
+    if settings.max_ppl_increase is not None:
+        asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
+    work.notes.add(
+        f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times what was trained, where the edit "
+        "costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
+        most=settings.most,
+        kl=cost[0],
+        perplexity=math.expm1(cost[1]),
+    )
 
 
 def greatest_strength(
@@ -132,8 +148,40 @@ def check(work: Workspace) -> Facts:
     edit = Intervention.load(work.folder / EDIT)
     count = work.config.evaluation.count
     planned = [Planned(one, "strict", count) for one in (untouched(), edit, shuffled(edit, seed=work.config.seed))]
-    write_results(work, "results.json", measure_rows(work, "check", planned))
-    return {"judges": [work.judge.name, work.pair_scorer.name], "caveat": work.judge.caveat}
+    cut_prompts(work, "prompts", work.prompts.evaluation)
+    rows = measure_rows(work, "check", planned)
+    write_results(work, "results.json", rows)
+    change = rows[1].change("toxicity", rows[0])
+    return {
+        "judges": [work.judge.name, work.pair_scorer.name],
+        "caveat": work.judge.caveat,
+        "change": change and {**change.to_json(), "says": direction(change)},
+    }
+
+
+class Outcome(NamedTuple):
+    """Whether an edit did what it is for, on the held-out prompts, and the sentence that says so."""
+
+    less: bool
+    sentence: str
+
+
+def outcome(folder: Path) -> Outcome:
+    """What the check in a folder that `find_edit` left says of the edit (METHOD §6)."""
+    run = read_json(folder / "run.json")
+    change, concept = run["stages"]["check"]["change"], run["config"]["concept"]
+    if change is None:
+        return Outcome(
+            False, f"No held-out prompt has a score, so nothing can be said of the edited model's {concept}."
+        )
+    says = {
+        "less": f"The edited model shows less {concept} than the untouched one",
+        "more": f"The edited model shows MORE {concept} than the untouched one",
+        "not told apart": f"The edited model's {concept} cannot be told apart from the untouched one's",
+    }[change["says"]]
+    figures = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]".replace("-", "−")
+    few = "" if change["n"] >= FEW else ", too few to tell"
+    return Outcome(change["says"] == "less", f"{says}: {figures} on {change['n']:,} held-out prompts{few}.")
 
 
 def find_edit(
@@ -203,7 +251,7 @@ def notes(folder: Path) -> Notes:
     rows = read_json(folder / "results.json")["rows"]
     found, concept = run["stages"]["check"], run["config"]["concept"]
     return {
-        "why": f"To express less {concept}: one number per MLP neuron, found on continuations of the model's own.",
+        "why": f"Made to express less {concept}, by one number per MLP neuron, found on continuations of the model's own. {outcome(folder).sentence}",
         "rows": [_noted(row) for row in rows],
         "judge": found["judges"][0],
         "caveat": found["caveat"] or "",

@@ -28,6 +28,7 @@ from .fisher import fisher_information, natural_gradient, own_text, preference_g
 from .gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
 from .interventions import Intervention
 from .neurons import NeuronTable, neuron_table
+from .notes import note_training
 from .pairs import PairSet
 from .scales import least_squares_scales
 from .search import Materials, Objective, SearchSettings, build, remaining, run_trial, search_result
@@ -53,6 +54,7 @@ def tune_gains(work: Workspace) -> dict[str, Any]:
     _, log = train_gains(
         work.lm, pairs, settings, work.folder / "gains", information=prices, texts=texts, progress=work.progress
     )
+    note_training(work.notes, log, settings)
     return asdict(log)
 
 

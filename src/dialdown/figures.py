@@ -128,17 +128,24 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda match: f"{match[0]}{name}-", svg)
-    svg = re.sub(r"(\d+\.\d{3})\d+", r"\1", svg)
-    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
+    # Tags alone: a figure's text is what it says, such as a tick at 0.0001 %.
+    svg = re.sub(r"<[^<>]*>", lambda tag: _inline(tag[0], name), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
-    # A CSS variable belongs into a style; as the attribute of a hatch's ground it would depend on the browser.
-    svg = re.sub(r'fill="(#[0-9a-f]{6})"', r'style="fill: \1"', svg)
-    for colour, value in COLOURS.items():
-        svg = svg.replace(value, f"var(--fig-{colour})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+
+
+def _inline(tag: str, name: str) -> str:
+    """A tag of a figure as the page has it: ids that begin with the figure's name, short numbers, colours as variables."""
+    tag = re.sub(r' xmlns(:xlink)?="[^"]*"', "", tag)
+    tag = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda match: f"{match[0]}{name}-", tag)
+    tag = re.sub(r"(\d+\.\d{3})\d+", r"\1", tag)
+    tag = re.sub(r"font-family: [^;\"]*; ", "", tag)
+    # A CSS variable belongs into a style; as the attribute of a hatch's ground it would depend on the browser.
+    tag = re.sub(r'fill="(#[0-9a-f]{6})"', r'style="fill: \1"', tag)
+    for colour, value in COLOURS.items():
+        tag = tag.replace(value, f"var(--fig-{colour})")
+    return tag
 
 
 def tradeoff(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ def plotly_js() -> str:
     """The source of plotly.js, to be embedded once in a page; it needs no network."""
     from plotly.offline import get_plotlyjs
 
-    source: str = get_plotlyjs()
-    return source
+    # Its strings hold two control characters as they are, which a page should not; as escapes they are the same strings.
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f]", lambda raw: f"\\x{ord(raw[0]):02x}", get_plotlyjs())
 
 
 def layer_effects_html(table: NeuronTable) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ne
 from typing import Any
 
-from .evaluation import Row, as_row
+from .decoding import Decoder
+from .evaluation import METRICS, Row, as_row
 from .files import SCHEMA, write_json
 from .models import LM
 from .plan import Planned
@@ -45,7 +49,59 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned]) -> lis
         if first[files.effect(one)] is not one and files.read(one) is None:
             files.write(one, measured)
         rows.append(as_row(one.intervention, one.protocol, measured))
+    _note_rows(work, planned, rows, len(first))
     return rows
+
+
+def _note_rows(work: Workspace, planned: Sequence[Planned], rows: Sequence[Row], effects: int) -> None:
+    """What the rows' means leave out: prompts, effects that were measured already, and units without a value."""
+    counts, asked = Counter(one.prompts for one in planned), work.config.evaluation.count
+    for prompts, fewer in sorted(counts.items()):
+        if prompts < asked:
+            work.notes.add(
+                "{rows:,} rows are measured on the first {prompts:,} of {asked:,} prompts",
+                rows=fewer,
+                prompts=prompts,
+                asked=asked,
+            )
+    if effects < len(planned):
+        work.notes.add(
+            "{same:,} of {rows:,} rows do exactly what another row does, whose measurement they share",
+            same=len(planned) - effects,
+            rows=len(planned),
+        )
+    for metric in METRICS:
+        without = [sum(map(math.isnan, row.measured.values[metric])) for row in rows]
+        if any(without):
+            work.notes.add(
+                f"{metric} has no value for {{units:,}} units of {{rows:,}} rows, whose means leave them out",
+                units=sum(without),
+                rows=sum(map(bool, without)),
+            )
+
+
+def cut_prompts(work: Workspace, what: str, prompts: Sequence[str]) -> None:
+    """Note how many prompts are longer than what is used of them."""
+    work.notes.cut(what, work.lm.tokenizer(list(prompts))["input_ids"], work.config.evaluation.max_prompt_tokens)
+
+
+def rounded_otherwise(work: Workspace) -> list[str]:
+    """The untouched model's continuations, decoded in batches of about half the size: its sums are rounded otherwise."""
+    settings, prompts = work.config.evaluation, work.prompts.evaluation[: work.config.evaluation.count]
+    decoder = Decoder(
+        work.lm,
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        batch_size=max(1, min(settings.batch_size, len(prompts)) // 2),
+        share_prefixes=False,
+    )
+    return decoder.texts(decoder.run())
+
+
+def changed(texts: Sequence[str], otherwise: Sequence[str]) -> dict[str, int]:
+    """How many continuations of one model another rounding changed (METHOD §9)."""
+    return {"changed": sum(map(ne, texts, otherwise)), "prompts": len(texts)}
 
 
 def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:

@@ -41,6 +41,8 @@ from .statistics import percent_shifts, without_tails
 
 # A neuron that brings less than this share of the whole reduction is drawn as one of the tail.
 NEGLIGIBLE = 1e-4
+# Of the width of an axis of ranks: what a number beside a mark takes.
+NUMBER_WIDTH = 0.05
 PERCENT = "shift of the mean activation, (base − tuned) / base in %"
 
 
@@ -53,8 +55,9 @@ def figure_1_layer_effects(table: NeuronTable) -> Figure:
         bars(each, layers, up, "vermillion", "////", label="rising neurons (Δ > 0)")
         bars(each, layers, down, "blue", "", label="falling neurons (Δ < 0)")
         each.plot(layers, up + down, "-o", color=COLOURS["ink"], markersize=4, label="net")
-        total.plot(layers, np.cumsum(up), "--^", color=COLOURS["vermillion"], markersize=4)
-        total.plot(layers, np.cumsum(down), "-v", color=COLOURS["blue"], markersize=4)
+        summed: dict[str, Any] = {"markersize": 4}
+        total.plot(layers, np.cumsum(up), "--^", color=COLOURS["vermillion"], label="rising, summed", **summed)
+        total.plot(layers, np.cumsum(down), "-v", color=COLOURS["blue"], label="falling, summed", **summed)
         total.plot(layers, np.cumsum(up + down), "-o", color=COLOURS["ink"], markersize=4)
         for axes in (each, total):
             zero_line(axes)
@@ -62,7 +65,8 @@ def figure_1_layer_effects(table: NeuronTable) -> Figure:
         total.set_ylabel("ΣΔ up to the layer\n(residual units)")
         figure.align_ylabels()
         layer_axis(total)
-        figure.legend(*each.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        handles = [handle for axes in (each, total) for handle in axes.get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -223,8 +227,7 @@ def figure_7_lower_ranks(table: NeuronTable, *, decoded: Mapping[tuple[int, int]
         single.plot(places + 1, ranked.share[places], "-", color=COLOURS["blue"])
         if len(places):
             _mark_ranks(total, single, ranked)
-        for number, rank in enumerate(known, start=1):
-            _numbered(single, number, rank, ranked.share[rank - 1])
+        _number(single, {rank: ranked.share[rank - 1] for rank in known}, width=np.log10(max(10, len(ranked.order))))
         _rank_axis(single, ranked, "rank by reduction, largest first")
         total.set_ylim(0, 1.05)
         percent_axis(total, "first k together")
@@ -370,9 +373,15 @@ def _decoded_ranks(
     return dict(sorted(found.items()))
 
 
-def _numbered(axes: Axes, number: int, rank: int, share: float) -> None:
-    axes.plot(rank, share, "o", color=COLOURS["vermillion"], markeredgecolor=COLOURS["ground"])
-    axes.annotate(str(number), (rank, share), xytext=(3, 4), textcoords="offset points", fontsize=8)
+def _number(axes: Axes, shares: Mapping[int, float], *, width: float) -> None:
+    """Numbers beside the neurons at these ranks, in steps above each other where ranks lie too near for two of them."""
+    before, step = -np.inf, 0
+    for number, (rank, share) in enumerate(shares.items(), start=1):
+        step = step + 1 if np.log10(rank) - before < NUMBER_WIDTH * width else 0
+        before = np.log10(rank)
+        axes.plot(rank, share, "o", color=COLOURS["vermillion"], markeredgecolor=COLOURS["ground"])
+        place = (4, 5 + 10 * step)
+        axes.annotate(str(number), (rank, share), xytext=place, textcoords="offset points", fontsize=8)
 
 
 def _listed(known: Mapping[int, tuple[int, int, str]]) -> str:

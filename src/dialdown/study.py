@@ -31,9 +31,10 @@ from .editing import explain, found_any, found_edits, gain_sweep, search_edits, 
 from .errors import enough_memory
 from .files import disk_errors, fingerprint, read_json
 from .ledger import file_states
-from .measuring import measure_rows, write_results
+from .measuring import changed, cut_prompts, measure_rows, rounded_otherwise, write_results
 from .models import LM, Protocol, same_weights
 from .neurons import NeuronTable, compare
+from .notes import note_judged, note_training
 from .pairs import CandidateFiles, Candidates, PairSet, PairSettings, candidates, choose_pairs, count_pairs
 from .preflight import check_inputs, check_settings
 from .table_files import write_csv
@@ -110,7 +111,9 @@ class Study:
         ledger = self.work.ledger
         if lost := ledger.drop_damaged(stage):
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            self.announce(f"{stage}: {lost[0]}{more} is gone or was damaged after it was written, and is made again")
+            again = f"{lost[0]}{more} is gone or was damaged after it was written, and is made again"
+            self.work.notes.add(again)
+            self.announce(f"{stage}: {again}")
         if ledger.finished(stage):
             self.announce(f"{stage}: done before")
             return
@@ -118,6 +121,7 @@ class Study:
         start = time.perf_counter()
         with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
             facts = self.stages[stage](self.work)
+        facts["notes"] = self.work.notes.take()
         seconds = time.perf_counter() - start
         ledger.record(stage, seconds, facts, self.work.peak_together)
         self.announce(f"{stage}: {seconds:.0f} s")
@@ -128,6 +132,7 @@ def find_directions(work: Workspace) -> Facts:
     ours, seed = work.config.probe, work.config.seed
     labelled = work.labelled
     check_labels(labelled.texts, labelled.labels)
+    work.notes.cut("texts of the probe", work.lm.tokenizer(list(labelled.texts))["input_ids"], ours.max_tokens)
     # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
     protocols: tuple[Protocol, ...] = ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
     features = probe_features(
@@ -171,6 +176,15 @@ def find_pairs(work: Workspace) -> Facts:
             work.progress("making pairs", min(found, total), total)
     pairs = choose_pairs(batches, settings, record)
     pairs.save(work.folder / "pairs.jsonl")
+    used = pairs.record["prompts_used"]
+    cut_prompts(work, "prompts of the pairs", work.prompts.training[:used])
+    if found < used:
+        work.notes.add(
+            "{without:,} of {used:,} prompts gave no pair: no two of their continuations lie {margin:g} apart",
+            without=used - found,
+            used=used,
+            margin=settings.margin,
+        )
     return {"pairs": len(pairs.pairs), **{k: v for k, v in pairs.record.items() if isinstance(v, float | int)}}
 
 
@@ -212,6 +226,7 @@ def tune(work: Workspace) -> Facts:
     model = work.lm.model if work.lm.model.dtype == torch.float32 else work.lm.twin().model.float()
     base, _, _ = locate(work.config.model, work.config.revision)
     log = train_dpo(model, work.lm.tokenizer, pairs, settings, work.folder / "tuned", base=base, progress=work.progress)
+    note_training(work.notes, log, settings)
     # METHOD §8: both protocols study the one model that was trained so.
     return {**asdict(log), "kl_positions": settings.kl_positions}
 
@@ -238,9 +253,16 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         batch_size=ours.batch_size,
     )
     decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
+    work.notes.cut("prompts", work.lm.tokenizer(list(prompts))["input_ids"], ours.max_prompt_tokens)
     for protocol, means in decoded.means.items():
         means.save(work.path(f"means-{name}.safetensors", protocol))
         facts[f"{name}_positions_{protocol}"] = means.count
+        if means.count < len(prompts) * ours.max_new_tokens:
+            work.notes.add(
+                f"the {name} model's means ({protocol}) are over {{positions:,}} of {{most:,}} positions, since continuations ended early",
+                positions=means.count,
+                most=len(prompts) * ours.max_new_tokens,
+            )
     return facts
 
 
@@ -258,6 +280,7 @@ def make_tables(work: Workspace) -> Facts:
         # A judge that could not answer, or finds nothing, gives no set of toxic neurons to patch.
         found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
         found[-1].to_parquet(work.path("neurons.parquet", protocol))
+    note_judged(work.notes, judge.missing, found, config.interventions.toxic_neurons)
     contrasts = [work.contrast(protocol) for protocol in protocols]
     frames = analysis.of_neurons(work.lm, work.tuned, found, probes, contrasts, means, judge.judge)
     write_csv(frames, work.folder / "tables")
@@ -283,8 +306,17 @@ def evaluate(work: Workspace) -> Facts:
             model=config.model,
         )
     ]
-    facts = {"judges": [work.judge.name, work.pair_scorer.name], "caveat": work.judge.caveat, "rows": len(planned)}
-    write_results(work, "results.json", measure_rows(work, "evaluate", planned))
+    facts: Facts = {
+        "judges": [work.judge.name, work.pair_scorer.name],
+        "caveat": work.judge.caveat,
+        "rows": len(planned),
+    }
+    cut_prompts(work, "prompts", work.prompts.evaluation)
+    otherwise = rounded_otherwise(work)
+    rows = measure_rows(work, "evaluate", planned)
+    base = next(row for row in rows if row.intervention == "none")
+    facts["rounding"] = changed(base.measured.texts, otherwise)
+    write_results(work, "results.json", rows)
     for one in planned:
         if one.intervention.control_of is None and one.intervention.kind != "none":
             one.intervention.save(work.folder / "interventions" / f"{one.name}.safetensors")
@@ -319,7 +351,14 @@ def draw_front(work: Workspace) -> Facts:
         for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
             (work.folder / name).unlink(missing_ok=True)
         return {"skipped": "front.count is 0" if not settings.count else "the front is of the strict protocol"}
-    models = [*(f"tuned-steps/{step}" for step in _snapshots(work)), "tuned"]
+    steps = _snapshots(work)
+    if work.config.tuned is None and len(steps) < work.config.dpo.snapshots:
+        work.notes.add(
+            "DPO stands on the front at {kept} of {asked} earlier steps, those whose weights were kept",
+            kept=len(steps),
+            asked=work.config.dpo.snapshots,
+        )
+    models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
     ours = work.config.interventions
     own_pairs = work.config.tuned is None
     further = [

@@ -26,6 +26,7 @@ from .metrics.probe_scorer import ProbeScorer
 from .metrics.toxicity import Scorer, load_scorer
 from .models import LM, Protocol, load, load_tuned
 from .neurons import NeuronTable, neuron_table
+from .notes import StageNotes
 from .pairs import PairSet
 from .plan import Tables
 from .search import Objective
@@ -57,6 +58,7 @@ class Workspace:
         stages: what is done in the folder, in order.
         peak_together: the most memory that this process and its workers held together, in bytes; 0 without workers.
         objective: what a search measures its trials with, once it has begun.
+        notes: what the stage that is going on leaves out, cuts or does not reach.
     """
 
     config: Config
@@ -65,6 +67,7 @@ class Workspace:
     stages: tuple[str, ...] = STAGES
     peak_together: int = field(default=0, init=False)
     objective: Objective | None = field(default=None, init=False)
+    notes: StageNotes = field(default_factory=StageNotes, init=False)
     _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)
 
     @cached_property

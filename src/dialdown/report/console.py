@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 from rich.console import Console
@@ -11,8 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..files import read_json
+from ..notes import noted
 from ..table_files import read_csv
 from ..tables import TITLES
+from .claims import claims
+from .record import load
+from .rules import Verdict
+from .verdict import findings
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
@@ -40,6 +45,33 @@ def show_rows(folder: Path, out: Console) -> None:
     )
     out.print(f"  {folder / 'report.html'}", soft_wrap=True, markup=False)
     _say_if_equal(folder, out)
+
+
+def show_verdicts(folder: Path, out: Console) -> None:
+    """Print the page's first sentences and what of the published conclusions held, as the page has them."""
+    run = load(folder)
+    for finding in findings(run, folder=folder):
+        out.print(f"{finding.about}: {finding.text}", markup=False, highlight=False)
+    made = claims(run, folder=folder)
+    verdicts = {(claim.name, claim.protocol): claim.verdict for claim in made}
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("the paper's claim")
+    for protocol in run.protocols:
+        # A verdict that is cut is none.
+        table.add_column(protocol, min_width=max(map(len, get_args(Verdict))) // 2 + 1, overflow="fold")
+    for name in dict.fromkeys(claim.name for claim in made):
+        table.add_row(name, *(verdicts.get((name, protocol), "not measured") for protocol in run.protocols))
+    if made:
+        out.print(table)
+
+
+def show_notes(folder: Path, out: Console) -> None:
+    """Print what the stages replaced, left out, cut or did not reach."""
+    said = noted(read_json(folder / "run.json"))
+    if said:
+        out.print("Replaced, left out, cut or not reached:", style="bold")
+    for stage, sentence in said:
+        out.print(f"  {stage}: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}

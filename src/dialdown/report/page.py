@@ -7,9 +7,11 @@ A section whose numbers were not measured is left out.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from ..front import front
 from ..interactive import plotly_js
 from ..metrics.intervals import Estimate
 from ..models import Protocol
+from ..notes import noted
+from ..terminal import printable
 from . import paper
 from .claims import claims
 from .record import PROTOCOLS, Result, Run, load, short
@@ -86,7 +90,12 @@ def write_report(folder: Path) -> Path:
     paper.write_tables(run)
     loader = PackageLoader("dialdown", "report")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters["marked"] = _marked
     page = environment.get_template("page.html").render(_content(run))
@@ -94,16 +103,33 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def _shown(value: object) -> object:
+    """Everything the page says, as text on which nothing acts: a file's control characters end here."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A content security policy under which the page's own scripts run, by their hashes, and nothing is fetched."""
+    hashes = [base64.b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
+    sources = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
+    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
 def _content(run: Run) -> dict[str, Any]:
     interactive = paper.interactive_figures(run)
+    plotly = plotly_js() if interactive else ""
+    scripts = [plotly] if interactive else []
+    for _, fragment in interactive:
+        scripts += re.findall(r"<script[^>]*>(.*?)</script>", printable(fragment), flags=re.DOTALL)
     return {
+        "policy": _policy(scripts),
         "claims": claims(run, folder=run.folder),
         "speaking": SPEAKING_WORDS,
         "rounding": _rounding(run),
         "front": _front(run),
         "paper_tables": paper.paper_tables(run),
         "interactive": interactive,
-        "plotly": Markup(plotly_js()) if interactive else "",
+        "plotly": Markup(plotly),
         "style": Markup((resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")),
         "run": run,
         "facts": _facts(run),
@@ -118,6 +144,7 @@ def _content(run: Run) -> dict[str, Any]:
         "control_figures": [plate for protocol in run.protocols for plate in _controls(run, protocol)],
         "groups": group_table(run),
         "neuron_figures": _neurons(run),
+        "noted": noted(run.info),
         "samples": _samples(run),
         "probe": probe_table(run),
         "judges": judge_table(run),

@@ -1,0 +1,76 @@
+"""What a stage leaves out is said: in run.json, and from there on the page and in the last lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from study_files import write_study
+
+from dialdown.config import load_config
+from dialdown.dpo import DPOSettings, TrainingLog
+from dialdown.measuring import changed, rounded_otherwise
+from dialdown.notes import StageNotes, note_training, noted
+from dialdown.study import Study
+from dialdown.workspace import Workspace
+
+LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)
+SETTINGS = DPOSettings(batch_size=4, accumulation=2, epochs=1, eval_pairs=8)
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (LOG, []),
+        (replace(LOG, best_step=7), ["the weights of step 7 of 10 were kept"]),
+        (replace(LOG, steps=6, best_step=6), ["training stopped after 6 of 10 steps"]),
+        (replace(LOG, eval_pairs=5), ["5 pairs were held out for validation"]),
+    ],
+)
+def test_no_training_ends_early_or_goes_back_unsaid(log: TrainingLog, says: list[str]) -> None:
+    notes = StageNotes()
+    note_training(notes, log, SETTINGS)
+    sentences = [note["sentence"] for note in notes.take()]
+    assert len(sentences) == len(says)
+    assert all(sentence.startswith(start) for sentence, start in zip(sentences, says, strict=True))
+    assert notes.take() == []
+
+
+def test_no_text_is_cut_unsaid() -> None:
+    notes = StageNotes()
+    notes.cut("prompts", [[1, 2, 3], [1, 2], [1] * 9], 2)
+    notes.cut("short ones", [[1, 2]], 2)
+    [note] = notes.take()
+    assert note == {
+        "sentence": "2 of 3 prompts were cut to their first 2 tokens",
+        "counts": {"longer": 2, "texts": 3, "longest": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("noted")
+    settings = {"evaluation.max_prompt_tokens": 3, "probe.max_tokens": 4, "pairs.margin": 0.01, "pairs.count": 4}
+    config = load_config(preset="smoke", file=write_study(root), flags=settings)
+    study = Study(config, root / "run")
+    study.run(until="pairs")
+    return study.work
+
+
+def test_what_the_first_stages_cut_and_left_out_stands_in_run_json(work: Workspace) -> None:
+    run = json.loads((work.folder / "run.json").read_text())
+    sentences = {stage: [note["sentence"] for note in run["stages"][stage]["notes"]] for stage in ("probe", "pairs")}
+    assert sentences["probe"] == ["40 of 40 texts of the probe were cut to their first 4 tokens"]
+    used = json.loads((work.folder / "run.json").read_text())["stages"]["pairs"]["prompts_used"]
+    assert f"{used} of {used} prompts of the pairs were cut to their first 3 tokens" in sentences["pairs"]
+    assert [("probe", sentences["probe"][0]), ("pairs", sentences["pairs"][0])] == noted(run)[:2]
+
+
+def test_rounding_is_measured_on_every_evaluation_prompt(work: Workspace) -> None:
+    texts = work.evaluator(10).decoder.texts(work.evaluator(10).decoder.run()[:10])
+    otherwise = rounded_otherwise(work)
+    assert len(otherwise) == 10
+    # A tiny model has no near ties, so another rounding changes none of them.
+    assert changed(texts, otherwise) == {"changed": 0, "prompts": 10}
+    assert changed(texts, [*otherwise[:-2], "a", "b"]) == {"changed": 2, "prompts": 10}
