@@ -172,7 +172,7 @@ def load(folder: Path) -> Run:
                 f"{folder} has no {name}, so there is nothing to report: pass the folder of a study that was evaluated."
             )
     info, results = read_json(folder / "run.json"), read_json(folder / "results.json")
-    if not (isinstance(info, dict) and {"config", "stages"} <= info.keys()):
+    if not (isinstance(info, dict) and "config" in info and isinstance(info.get("stages", {}), dict)):
         raise DialdownError(
             f"{folder / 'run.json'} is no record of a study: repeat the command that made the folder, which makes it again."
         )
