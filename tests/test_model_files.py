@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,35 +184,3 @@ def test_a_base_reached_by_a_link_or_a_relative_path_is_the_same(
     monkeypatch.chdir(tmp_path)
     for source in (tmp_path / "link", Path("link"), Path("base"), Path("link/../base")):
         assert own_file(source, "config.json").is_file()
-
-
-@pytest.mark.parametrize(
-    "readme",
-    [
-        "---\nlicense: gr\xfcn\n---\n".encode("latin-1"),
-        b"---\nlicense: [\n---\n",
-        b"---\n- license\n---\n",
-        b"---\nlicense: {a: b}\n---\n",
-        b"---\nlicense: !!python/object:os.system x\n---\n",
-    ],
-)
-def test_a_readme_that_cannot_be_read_costs_its_licence_and_not_the_export(
-    llama: LM, tmp_path: Path, readme: bytes
-) -> None:
-    base = saved(llama, tmp_path / "base")
-    (base / "README.md").write_bytes(readme)
-    done = export(base, make(llama, "scale"), tmp_path / "out", verify=False)
-    assert "could not be read for its licence" in (done.folder / "README.md").read_text()
-
-
-def test_no_name_or_note_brings_markup_to_the_card(llama: LM, tmp_path: Path) -> None:
-    text = "kind\n\n# Heading\n<script>x</script> [a](b) | c `d` \x1b[2J"
-    notes = {"why": text, "judge": text, "caveat": text, "text": text, "rows": [{"name": text, "kl": [0.0, 0.0, 0.0]}]}
-    edit = replace(make(llama, "scale"), name=text)
-    base = saved(llama, tmp_path / "base")
-    card = (export(base, edit, tmp_path / "out", notes=notes, verify=False).folder / "README.md").read_text()
-    assert "\n# Heading" not in card
-    assert "\x1b" not in card
-    shown = card.replace("`kind # Heading <script>x</script> [a](b) | c 'd' [2J`", "")
-    for markup in ("<script>", "[a](b)", " | c "):
-        assert markup not in shown.replace("\\" + markup[0], ""), markup

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from .errors import DialdownError
+from .hub import reaching
 from .loading import ADAPTER_CONFIG, check_header, named_keys, told
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -24,7 +25,10 @@ def fetched(adapter: str) -> Path:
     folder = Path(adapter)
     if not folder.is_dir():
         instead = "pass the id of an adapter that can be reached from here, or a local folder"
-        with told(lambda reason: f"The adapter {adapter!r} could not be fetched ({reason}): {instead}."):
+        with (
+            told(lambda reason: f"The adapter {adapter!r} could not be fetched ({reason}): {instead}."),
+            reaching(adapter),
+        ):
             folder = Path(snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*"]))
     if (folder / ADAPTER_WEIGHTS).exists():
         check_header(folder / ADAPTER_WEIGHTS)

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from .assets import Progress, fetch_model
 from .errors import DialdownError
+from .hub import reaching
 from .loading import INDEX, WEIGHTS, read_object, refuse_quantised, weight_files
 from .model_files import CONFIG, COPIED, own_file
 from .models import LM, MLPView
@@ -245,10 +245,11 @@ def locate(
     if Path(source).is_dir():
         return Path(source), Path(source).resolve().name, None
     try:
-        downloaded = snapshot_download(
-            source, revision=revision, allow_patterns=[*patterns], ignore_patterns=NOT_DOWNLOADED
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        with reaching(source):
+            downloaded = snapshot_download(
+                source, revision=revision, allow_patterns=[*patterns], ignore_patterns=NOT_DOWNLOADED
+            )
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DialdownError(
             f"The model {source!r} is no folder here and could not be fetched from the hub ({reason}): "

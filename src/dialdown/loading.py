@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .errors import DialdownError, memory_is_short, nearest
+from .hub import reaching
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -95,7 +96,7 @@ def read_config(source: str, *, name: str, instead: str | None = None, revision:
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
     instead = instead or (whole if Path(source).is_dir() else other)
-    with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."):
+    with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."), reaching(name):
         config = AutoConfig.from_pretrained(source, revision=revision)
     settings = config.to_dict()
     refuse_quantised(name, settings)
@@ -117,7 +118,7 @@ def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> An
         "The tokenizer of {!r} could not be loaded ({}): pass a model whose folder holds its tokenizer too, "
         "as tokenizer.save_pretrained(folder) writes it."
     )
-    with told(lambda reason: say.format(name, reason)):
+    with told(lambda reason: say.format(name, reason)), reaching(name):
         return AutoTokenizer.from_pretrained(source, revision=revision)
 
 
@@ -136,7 +137,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
     """
     if Path(source).is_dir() and "gguf_file" not in options:
         _check_files(Path(source), name)
-    with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."):
+    with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."), reaching(name):
         # With sizes that differ it would end in an error that names none of them.
         model, report = classes.from_pretrained(
             source,
@@ -183,7 +184,8 @@ def refuse_quantised(name: str, config: Mapping[str, Any]) -> None:
 def is_adapter(source: str, revision: str | None = None) -> bool:
     """Whether a folder or hub id holds an adapter of PEFT."""
     try:
-        return find_adapter_config_file(source, revision=revision) is not None
+        with reaching(source):
+            return find_adapter_config_file(source, revision=revision) is not None
     except (OSError, ValueError):
         # Not a name that can be looked up; whoever loads it says what is wrong with it.
         return False

@@ -18,7 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
 from .errors import DialdownError, nearest
+from .hub import ADVICE, OFFLINE, RECONNECT, reaching, refusal
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for error sentences, and its fields
 
@@ -90,12 +94,21 @@ def _read_hub(source: str, split: str) -> Iterator[Row]:
         ) from error
     config = "wikitext-2-raw-v1" if source.endswith("/wikitext") else None
     try:
-        rows = datasets.load_dataset(source, config, split=split)
+        with reaching(source):
+            rows = datasets.load_dataset(source, config, split=split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        # The hub's own answer is lost on the way to it.
+        kind = GatedRepoError if "gated" in str(error) else RepositoryNotFoundError
+        raise refusal(source, ADVICE[kind]) from error
+    except ConnectionError as error:
+        raise refusal(
+            source, OFFLINE if constants.is_offline_mode() else f"the connection failed: {RECONNECT}"
+        ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DialdownError(
-            f"{source!r} is no file here and cannot be loaded from the hub ({reason}): "
-            "check the name and the network, or pass a file or an embedded source."
+            f"{source!r} is no file here, and what the hub has under that name cannot be read ({reason}): "
+            "pass a data set with a table of texts, a file or an embedded source."
         ) from error
     return ((f"row {number} of {source!r}", row) for number, row in enumerate(rows, 1))
 

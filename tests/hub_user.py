@@ -1,0 +1,94 @@
+"""A user's shell: runs `dialdown` commands, each in a process of its own with the variables this one was started with.
+
+One line of JSON in, commands to run at once, each its arguments and where its output goes; one line out, their exit
+statuses. torch and the rest are imported once and forked: a fresh interpreter would spend longer importing than downloading.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class User:
+    """The test's end: starts the shell and gives it commands."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        own = {"HF_HOME": str(self.home), "DIALDOWN_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+        unset = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "DIALDOWN_"))}
+        self._shell = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**unset, **own, **environment},
+        )
+
+    def dialdown(self, *arguments: object) -> Finished:
+        """Run a command to its end."""
+        return self.at_once([arguments])[0]
+
+    def at_once(self, commands: Sequence[Sequence[object]]) -> list[Finished]:
+        """Run commands at the same time, each to its end; the hub's client spends most of a failure waiting."""
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        said = [[str(self.folder / f"{number}.{end}") for end in ("out", "err")] for number in range(len(commands))]
+        lines = [[[str(word) for word in words], *paths] for words, paths in zip(commands, said, strict=True)]
+        self._shell.stdin.write(json.dumps(lines) + "\n")
+        self._shell.stdin.flush()
+        statuses = json.loads(self._shell.stdout.readline())
+        return [
+            Finished(status, *(Path(path).read_text() for path in paths))
+            for status, paths in zip(statuses, said, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the shell."""
+        self._shell.terminate()
+        self._shell.wait()
+
+
+def _run(arguments: list[str], output: str, errors: str) -> None:
+    from dialdown.cli import main
+
+    for path, stream in ((output, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    # The shell's own has been read from.
+    sys.stdin = io.StringIO()
+    sys.argv = ["dialdown", *arguments]
+    main()
+
+
+def _shell() -> None:
+    import dialdown.cli
+    import dialdown.study  # noqa: F401  (what every command imports)
+
+    for line in sys.stdin:
+        children = []
+        for command in json.loads(line):
+            if (child := os.fork()) == 0:
+                _run(*command)
+                sys.exit(0)
+            children.append(child)
+        print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
+
+
+if __name__ == "__main__":
+    _shell()
