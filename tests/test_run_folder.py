@@ -24,7 +24,7 @@ from dialdown.evaluation import Measured
 from dialdown.files import read_arrays, read_sealed, write_arrays, write_json, write_sealed, write_text
 from dialdown.holding import held
 from dialdown.interventions import untouched
-from dialdown.ledger import report_again
+from dialdown.ledger import file_states, report_again
 from dialdown.pairs import CandidateFiles, Candidates, PairSettings
 from dialdown.plan import Planned
 from dialdown.rows import RowFiles
@@ -155,6 +155,20 @@ def test_other_settings_are_refused_also_where_run_json_is_lost(made: Made) -> N
     study = Study(Config(seed=3), made.folder, stages={"probe": made.probe, "pairs": made.pairs, "train": made.train})
     with pytest.raises(DialdownError, match="seed: 0 -> 3"):
         study.run()
+
+
+def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path: Path) -> None:
+    """A run or an export beside a model's files, or a link that leads nowhere, is no other model; a concept is no file."""
+    model = tmp_path / "model"
+    write_text(model / "config.json", "{}")
+    settings = {"model": str(model), "concept": 300 * "a", "nested": {"text": "#1"}}
+    before = file_states(settings)
+    assert [Path(file).name for file, _, _ in before] == ["config.json"]
+    write_text(model / "runs" / "demo" / "run.json", "{}")
+    (model / "link").symlink_to(tmp_path / "nowhere")
+    assert file_states(settings) == before
+    write_text(model / "config.json", "{ }")
+    assert file_states(settings) != before
 
 
 def test_a_moved_folder_has_lost_nothing(made: Made, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ settings, for whoever reads the folder, and is made again where it is lost.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -261,13 +262,17 @@ def _has_content(folder: Path) -> bool:
 
 
 def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Size and time of every local file that a setting names, so that a changed file is not taken for the old one."""
+    """Size and time of every local file that a setting names, or that is in a folder it names: a changed file is another one.
+
+    Folders in a folder do not count: runs and exports may be written beside a model.
+    """
     found = []
     for value in settings.values():
         if isinstance(value, Mapping):
             found += file_states(value)
-        elif isinstance(value, str) and (path := Path(value.partition("#")[0])).exists():
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        elif isinstance(value, str) and os.path.exists(source := value.partition("#")[0]):
+            path = Path(source)
+            for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
                 stat = file.stat()
                 found.append((str(file), stat.st_size, stat.st_mtime_ns))
     return found
