@@ -108,7 +108,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     """
     for key in notes:
         if key not in Notes.__annotations__:
-            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}.")
+            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}")
     try:
         TypeAdapter(Notes).validate_python(dict(notes))
     except ValidationError as error:

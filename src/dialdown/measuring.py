@@ -82,7 +82,7 @@ def _note_rows(work: Workspace, planned: Sequence[Planned], rows: Sequence[Row],
 
 def cut_prompts(work: Workspace, what: str, prompts: Sequence[str]) -> None:
     """Note how many prompts are longer than what is used of them."""
-    work.notes.cut(what, work.lm.tokenizer(list(prompts))["input_ids"], work.config.evaluation.max_prompt_tokens)
+    work.notes.cut(what, work.lm.encode(prompts), work.config.evaluation.max_prompt_tokens)
 
 
 def rounded_otherwise(work: Workspace) -> list[str]:

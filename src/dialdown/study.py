@@ -132,7 +132,7 @@ def find_directions(work: Workspace) -> Facts:
     ours, seed = work.config.probe, work.config.seed
     labelled = work.labelled
     check_labels(labelled.texts, labelled.labels)
-    work.notes.cut("texts of the probe", work.lm.tokenizer(list(labelled.texts))["input_ids"], ours.max_tokens)
+    work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), ours.max_tokens)
     # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
     protocols: tuple[Protocol, ...] = ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
     features = probe_features(
@@ -253,7 +253,7 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         batch_size=ours.batch_size,
     )
     decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
-    work.notes.cut("prompts", work.lm.tokenizer(list(prompts))["input_ids"], ours.max_prompt_tokens)
+    work.notes.cut("prompts", work.lm.encode(prompts), ours.max_prompt_tokens)
     for protocol, means in decoded.means.items():
         means.save(work.path(f"means-{name}.safetensors", protocol))
         facts[f"{name}_positions_{protocol}"] = means.count

@@ -145,7 +145,7 @@ class Evidence:
             total, size = (values * weights)[known].sum(), weights[known].sum()
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DialdownError(
-                f"{path} cannot be read as a measured row ({error!r}): delete it and repeat the evaluation."
+                f"{path} cannot be read as a measured row ({error!r}): repeat the command that made this folder, which makes it again."
             ) from error
         # An earlier evaluation may have left a file of this name.
         return (values, weights) if known.sum() == told.n and np.isclose(total / size, told.mean, rtol=1e-6) else None
