@@ -363,7 +363,7 @@ def test_what_cannot_be_edited_is_refused(llama: LM, tmp_path: Path) -> None:
 
     cut = saved(llama, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-5])
-    refused(cut, "damaged")
+    refused(cut, "cut short")
 
     (tmp_path / "nothing").mkdir()
     refused(tmp_path / "nothing", "no config.json")

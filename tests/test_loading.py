@@ -21,6 +21,7 @@ from torch import nn
 
 import dialdown as dd
 from dialdown import tokens
+from dialdown.checkpoint import open_checkpoint
 from dialdown.config import load_config
 from dialdown.decoding import Decoder
 from dialdown.errors import DialdownError
@@ -71,6 +72,25 @@ def test_a_broken_model_is_refused_as_base_in_one_sentence(case: str, whole: Pat
     folder = made(whole, tmp_path / "broken", build)
     sentence = refusal(lambda: dd.load(folder, device="cpu"), folder)
     assert re.search(words, sentence), sentence
+
+
+@cases(broken.MODELS)
+def test_a_broken_model_is_refused_in_one_sentence_where_it_is_opened_to_be_exported(
+    case: str, whole: Path, tmp_path: Path
+) -> None:
+    """An export reads headers and config alone, before anything is loaded, so it meets what is broken first."""
+    folder = made(whole, tmp_path / "broken", broken.MODELS[case][0])
+    opened: list[object] = []
+    refusal(lambda: (opened.append(open_checkpoint(folder)), dd.load(folder, device="cpu")), folder)
+    if case in ("a leftover adapter config", "an adapter", "checkpoints alone", "git-lfs pointer", "rms_norm_eps 0"):
+        assert not opened
+        assert re.search(broken.MODELS[case][1], refusal(lambda: open_checkpoint(folder), folder))
+
+
+@pytest.mark.parametrize("attempt", [dd.load, open_checkpoint, lambda name: load_tuned(tiny.lm("llama"), name)])
+def test_a_name_that_no_file_can_have_is_refused_as_a_model(attempt: Callable[[str], Any], tmp_path: Path) -> None:
+    sentence = refusal(lambda: attempt(300 * "a"), tmp_path)
+    assert "local folder" in sentence
 
 
 @pytest.mark.parametrize("case", ["compiled keys", "lacks a matrix", "a pickle", "checkpoints alone", "not a number"])

@@ -18,14 +18,24 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from .assets import Progress, fetch_model
 from .errors import DialdownError
 from .hub import reaching
-from .loading import INDEX, WEIGHTS, read_object, refuse_quantised, weight_files
+from .loading import (
+    INDEX,
+    WEIGHTS,
+    check_folder,
+    check_header,
+    read_config,
+    read_object,
+    refuse_adapter,
+    refuse_quantised,
+    told,
+    weight_files,
+)
 from .model_files import CONFIG, COPIED, own_file
 from .models import LM, MLPView
 
@@ -183,11 +193,9 @@ def open_checkpoint(
     """
     source = os.fspath(source)
     folder, name, revision = locate(source, revision, patterns=DOWNLOADED, progress=progress)
-    if not own_file(folder, CONFIG).is_file():
-        raise DialdownError(
-            f"{source} has no config.json, so it holds no transformers model: pass a hub id or a folder written by save_pretrained."
-        )
-    config = read_object(folder / CONFIG)
+    check_folder(folder)
+    refuse_adapter(source, str(folder))
+    config = read_object(own_file(folder, CONFIG))
     refuse_quantised(source, config)
     tensors, metadata = _read_headers(source, folder)
     skeleton = build_skeleton(folder, name)
@@ -195,7 +203,7 @@ def open_checkpoint(
     downs = tuple(_stored_name(name, tensors, prefix, f"{layer.path}.weight") for layer in skeleton.view.layers)
     for layer, down in zip(skeleton.view.layers, downs, strict=True):
         _check_matrix(source, tensors[down], tuple(layer.down.weight.shape))
-    local = Path(source).is_dir()
+    local = os.path.isdir(source)
     return Checkpoint(folder, name, revision, local, config, tensors, metadata, skeleton, downs)
 
 
@@ -206,15 +214,10 @@ def build_skeleton(folder: Path, name: str) -> LM:
         DialdownError: transformers does not know the architecture, or `MLPView` does not.
     """
     classes: Any = AutoModelForCausalLM  # transformers leaves `from_config` untyped
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            model = classes.from_config(config)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DialdownError(
-            f"The config of {name} is not one of a causal LM that transformers can build ({reason}): pass a decoder-only causal LM."
-        ) from error
+    config = read_config(str(folder), name=name)
+    say = "The config of {} is not one of a causal LM that transformers can build ({}): pass a decoder-only causal LM."
+    with told(lambda reason: say.format(name, reason)), torch.device("meta"):
+        model = classes.from_config(config)
     return LM(model, None, MLPView.find(model, skeleton=True), name)
 
 
@@ -242,7 +245,7 @@ def locate(
     source = os.fspath(source)
     if source.startswith("embedded:"):
         return fetch_model(source.removeprefix("embedded:"), progress), source, None
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return Path(source), Path(source).resolve().name, None
     try:
         with reaching(source):
@@ -293,16 +296,8 @@ def _read_headers(source: str, folder: Path) -> tuple[dict[str, Stored], dict[st
 
 
 def _read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    try:
-        # The library checks what a header must be; it does not say where the bytes lie.
-        with safe_open(file, framework="pt"):
-            pass
-    except FileNotFoundError as error:
-        raise DialdownError(f"{file} is named by its index and is not there: fetch the checkpoint again.") from error
-    except (SafetensorError, OSError) as error:
-        raise DialdownError(
-            f"{file} is damaged or no safetensors file ({error}): fetch the checkpoint again."
-        ) from error
+    # The library checks what a header must be; it does not say where the bytes lie.
+    check_header(file)
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
@@ -325,7 +320,11 @@ def _stored_name(source: str, tensors: Mapping[str, Stored], prefix: str, parame
     alike = [name for name in tensors if name.endswith(f".{inside}")]
     if len(alike) == 1:
         return alike[0]
+    if not alike:
+        raise DialdownError(
+            f"The checkpoint {source} has no tensor {parameter}, which its config asks for: fetch or save it again, config and weights of one model."
+        )
     raise DialdownError(
-        f"The checkpoint {source} has {len(alike) or 'no'} tensors {inside} where the model reads {parameter}, because layers share it or its names are of another class: "
+        f"The checkpoint {source} has {len(alike)} tensors {inside} where the model reads {parameter}, because layers share it or its names are of another class: "
         "untie the weights, or pass a folder that save_pretrained wrote of the causal LM alone."
     )

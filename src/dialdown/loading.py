@@ -8,6 +8,7 @@ error deep inside a library would tell of. Base models, tuned ones, classifiers 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def read_config(source: str, *, name: str, instead: str | None = None, revision:
     """
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
-    instead = instead or (whole if Path(source).is_dir() else other)
+    instead = instead or (whole if os.path.isdir(source) else other)
     with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."), reaching(name):
         config = AutoConfig.from_pretrained(source, revision=revision)
     settings = config.to_dict()
@@ -135,7 +136,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
     Raises:
         DialdownError: the files are no safetensors, are damaged or belong to another config, or the model is not whole.
     """
-    if Path(source).is_dir() and "gguf_file" not in options:
+    if os.path.isdir(source) and "gguf_file" not in options:
         _check_files(Path(source), name)
     with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."), reaching(name):
         # With sizes that differ it would end in an error that names none of them.
@@ -189,6 +190,14 @@ def is_adapter(source: str, revision: str | None = None) -> bool:
     except (OSError, ValueError):
         # Not a name that can be looked up; whoever loads it says what is wrong with it.
         return False
+
+
+def refuse_adapter(name: str, source: str, revision: str | None = None) -> None:
+    """Refuse an adapter as a base model (DialdownError)."""
+    if is_adapter(source, revision):
+        raise DialdownError(
+            f"{name} is an adapter, which is no model without its base: pass the base as the model and {name} as the tuned one."
+        )
 
 
 def check_folder(folder: Path) -> None:

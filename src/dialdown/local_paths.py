@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 # A path of at least two parts inside a sentence, after a space, a bracket, a quote or a sign.
@@ -14,7 +14,7 @@ def is_local_path(text: str) -> bool:
     """Whether a text names a place on this machine, or on the machine that wrote it; a hub id does not."""
     if text.startswith(("/", "~/", "./", "../", "\\")) or re.match(r"[A-Za-z]:[/\\]", text):
         return True
-    return "/" in text and "\n" not in text and len(text) < 1000 and Path(text).exists()
+    return "/" in text and "\n" not in text and os.path.exists(text)
 
 
 def without_paths(value: Any) -> Any:

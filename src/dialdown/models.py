@@ -145,12 +145,9 @@ def load(
     loading.check_device(device)
     torch_dtype = loading.named_dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
     source = str(assets.fetch_model(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         loading.check_folder(Path(source))
-    if loading.is_adapter(source, revision):
-        raise DialdownError(
-            f"{name} is an adapter, which is no model without its base: pass the base as the model and {name} as the tuned one."
-        )
+    loading.refuse_adapter(name, source, revision)
     config = loading.read_config(source, name=name, revision=revision)
     tokenizer = loading.read_tokenizer(source, name=name, revision=revision)
     model = loading.read_weights(
@@ -179,7 +176,7 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Pro
         DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT is not installed.
     """
     source = os.fspath(source)
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         loading.check_folder(Path(source))
     if not source.startswith("embedded:") and loading.is_adapter(source):
         return _merged(base, source)

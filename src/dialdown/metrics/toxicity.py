@@ -8,6 +8,7 @@ the embedded comments, and cached. Anything else is a sequence classifier of tra
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def load_scorer(
         wanted = _Data("pair_scorer", None, 2 * SHORT, texts) if few else _Data("pair_scorer", 4_400, SHORT)
         return _embedded(features, wanted, progress)
     model, _, label = source.partition("#")
-    if model.startswith("embedded:") or ("/" not in model and not Path(model).exists()):
+    if model.startswith("embedded:") or ("/" not in model and not os.path.exists(model)):
         known = (NgramFeatures.name, MiniLMFeatures.name, "unitary/toxic-bert")
         raise DialdownError(f"There is no toxicity scorer {source!r}: {nearest(source, known)}")
     return ClassifierScorer.load(model, label or None, device=device)
