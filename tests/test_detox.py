@@ -19,10 +19,11 @@ from typer.testing import CliRunner, Result
 import dialdown as dd
 from dialdown import cli
 from dialdown.config import Config, DetoxSettings, load_config
-from dialdown.detox import EDIT, dialled, greatest_strength, outcome, search_stages
+from dialdown.detox import EDIT, dialled, finished_edit, greatest_strength, outcome, search_stages
 from dialdown.editing import gain_prices, run_one_trial
 from dialdown.errors import DialdownError
 from dialdown.export import exported_before
+from dialdown.files import read_sealed, write_sealed
 from dialdown.gains import FILE, shuffled
 from dialdown.metrics.intervals import Estimate, direction
 from dialdown.metrics.perplexity import TextProbe
@@ -167,6 +168,56 @@ def test_an_export_that_is_not_the_command_s_own_needs_force(
     else:
         (out / "README.md").unlink()
     assert exported_before(model, edit, out) is None
+
+
+def copied(done: Path, folder: Path) -> Path:
+    """An export and its work in another folder, where the same command finds both."""
+    for path in (done, work_of(done)):
+        shutil.copytree(path, folder / path.name)
+    return folder / done.name
+
+
+def test_an_edit_that_is_less_toxic_ends_with_status_0(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out = copied(done[0], tmp_path)
+    run = read_sealed(work_of(out) / "run.json")
+    assert run is not None
+    change = Estimate(-0.2, -0.3, -0.1, 40)
+    run["stages"]["check"]["change"] = {**change.to_json(), "says": direction(change)}
+    write_sealed(work_of(out) / "run.json", run)
+    result = detox(config, out)
+    assert result.exit_code == 0, result.exception
+    assert "shows less toxicity" in result.output
+    assert "exit status" not in result.output
+
+
+@pytest.mark.parametrize("name", ["run.json", "results.json", EDIT, "direction-probe.safetensors"])
+def test_no_damaged_file_of_the_work_is_taken_for_a_finished_edit(
+    done: tuple[Path, Result], config: Path, tmp_path: Path, name: str
+) -> None:
+    out = copied(done[0], tmp_path)
+    settings = load_config(preset="detox", file=config, flags={"model": str(config.parent / "model")})
+    assert finished_edit(settings, work_of(out), training=True) is not None
+    content = bytearray((work_of(out) / name).read_bytes())
+    content[-2] ^= 1
+    (work_of(out) / name).write_bytes(content)
+    assert finished_edit(settings, work_of(out), training=True) is None
+
+
+def test_an_output_inside_of_the_base_is_a_folder_like_any_other(config: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(config.parent / "model", model)
+    (model / "poem.txt").write_text("no part of a model")
+    result = invoke("detox", model, "--out", f"{model}/calm/", "--config", config)
+    assert finished(result, model / "calm")
+    assert "Not copied from the base's folder: calm-work/, poem.txt." in result.output
+
+
+def test_an_output_that_cannot_be_is_one_sentence(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = detox(config, tmp_path / "file" / "calm")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, DialdownError)
+    assert "pass a folder you may write to" in str(result.exception)
 
 
 def test_force_repeats_the_export_alone(done: tuple[Path, Result], config: Path) -> None:

@@ -352,6 +352,7 @@ def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
         ("run.json", None, "has no run.json"),
         ("results.json", '{"rows": []}', "has no rows"),
         ("results.json", '{"rows": [{}]}', "a row that cannot be read"),
+        ("results.json", '{"rows": [{"intervention": "\\ud83d", "control_of": null}]}', "half of a character"),
         ("results.json", "{", "not valid JSON"),
         ("neurons.parquet", "no parquet", "damaged or no Parquet"),
     ],

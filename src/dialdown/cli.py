@@ -19,6 +19,7 @@ from .sources import parse_assignments
 from .terminal import Terminal, take_any_text
 
 if TYPE_CHECKING:
+    from .export import Exported
     from .interventions import Intervention
     from .models import LM
 
@@ -265,6 +266,7 @@ def detox(
     out.print(result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False)
     show_check(work, out)
     show_notes(work, out)
+    _say_left_out(done)
     found = done.verification or "not verified"
     out.print(f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.", soft_wrap=True, markup=False)
     if not result.less:
@@ -293,7 +295,14 @@ def apply_edit(
         done = apply_delta(
             folder, out_folder, base=base, strength=strength, force=force, verify=verify, progress=display.progress
         )
+    _say_left_out(done)
     out.print(f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True, markup=False)
+
+
+def _say_left_out(done: Exported) -> None:
+    """Name what of the base's folder is not in an export."""
+    if done.left_out:
+        out.print(f"Not copied from the base's folder: {', '.join(done.left_out)}.", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -21,10 +21,10 @@ from .decoding import Progress
 from .delta import MeasuredRow, Notes
 from .editing import explain, found_edits, judged_again, search_edits, trained_gains, tune_gains
 from .errors import DialdownError
-from .files import read_json
+from .files import read_json, read_sealed
 from .gains import shuffled
 from .interventions import Intervention, untouched
-from .ledger import Ledger
+from .ledger import RUN, Ledger
 from .measuring import cut_prompts, measure_rows, write_results
 from .metrics.intervals import FEW, direction
 from .metrics.perplexity import TextProbe
@@ -218,16 +218,11 @@ def find_edit(
 
 
 def finished_edit(config: Config, folder: Path, *, training: bool) -> Intervention | None:
-    """The edit that the same call of `find_edit` left in `folder`; None where one of its stages is not done."""
+    """The edit that the same call of `find_edit` left in `folder`; None where a stage is not done, or a file of it not whole."""
     stages = (*(train_stages() if training else search_stages()),)
     ledger = Ledger(config, folder, stages)
-    if not ((folder / "run.json").is_file() and all(map(ledger.finished, stages))):
-        return None
-    try:
-        return Intervention.load(folder / EDIT)
-    except DialdownError:
-        # The stage that left it makes it again.
-        return None
+    whole = read_sealed(folder / RUN) is not None and all(map(ledger.whole, stages))
+    return Intervention.load(folder / EDIT) if whole else None
 
 
 def check_dials(config: Config, training: bool) -> None:

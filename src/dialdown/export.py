@@ -25,7 +25,7 @@ from .files import disk_errors, file_sha256, write_json
 from .interventions import Intervention
 from .local_paths import is_local_path
 from .model_card import CARD, write_card
-from .model_files import CONFIG, copy_files, own_file
+from .model_files import CONFIG, copy_files, left_out, own_file
 from .rewriting import SHARD_BYTES, Plan, plan_edit, write_tensors
 from .verification import PROMPTS, Verification, verify_export
 from .workers import return_free_memory
@@ -41,6 +41,7 @@ class Exported:
         verification: what verification measured, or None where it was left out.
         dropped: neurons removed from each layer by pruning.
         base_sha256: the identity of the base (see `Checkpoint.base_sha256`).
+        left_out: what a local base's folder has besides, and was not copied.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Exported:
     verification: Verification | None
     dropped: int
     base_sha256: str
+    left_out: tuple[str, ...]
 
 
 def export(
@@ -165,7 +167,7 @@ def exported_before(
         verified = _verify(base, edit, out, prompts, out, progress) if verify else None
     except DialdownError:
         return None
-    return Exported(out, _digests(out), verified, 0, delta.sha256)
+    return Exported(out, _digests(out), verified, 0, delta.sha256, left_out(base.folder) if base.local else ())
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -208,17 +210,18 @@ def _export(
                 shard_bytes=shard_bytes,
                 progress=progress,
             )
-            left_out = copy_files(base.folder, work)
+            copy_files(base.folder, work)
+            besides = left_out(base.folder) if base.local else ()
             _write_config(base, plan, work)
             sha256 = base.base_sha256(digests)
             delta = write_delta(work / FOLDER, edit, base, sha256, notes)
             verified = _verify(base, edit, work, prompts, out, progress) if verify else None
             files = _digests(work)
-            write_card(work, delta, base.folder, files, verified, plan.dropped, left_out if base.local else ())
+            write_card(work, delta, base.folder, files, verified, plan.dropped, besides)
             _replace(work, out, force)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return Exported(out, files, verified, plan.dropped, sha256)
+    return Exported(out, files, verified, plan.dropped, sha256, besides)
 
 
 def _beside(out: Path, what: Literal["partial", "old"]) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -34,7 +36,9 @@ ADVICE: Mapping[type[BaseException], str] = {
 }
 OFFLINE = "HF_HUB_OFFLINE is set and it is not whole in the cache: unset it for the first run, or pass a local path"
 RECONNECT = "check the network, the proxy and HF_ENDPOINT and repeat the command, which goes on from here"
-CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2")  # what the hub's own client sends requests with, by its version
+# The library that the hub's own client sends requests with is another one by its version, with the same names.
+CLIENT: Any = import_module(next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__)
+UNREACHED: tuple[type[Exception], ...] = (CLIENT.HTTPError, CLIENT.InvalidURL)
 
 
 @contextmanager
@@ -49,7 +53,7 @@ def reaching(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (OSError, ValueError, RuntimeError, *UNREACHED) as error:
         advice = next((advice for link in _chain(error) if (advice := _advice(link))), None)
         if advice is None:
             raise
@@ -76,7 +80,7 @@ def _advice(error: BaseException) -> str | None:
                 f"the hub answers {code}, which is its own trouble: repeat the command later, and it goes on from here"
             )
         return f"the hub answers {code}: check HF_TOKEN and HF_ENDPOINT"
-    if type(error).__module__.partition(".")[0] in CLIENTS:
+    if isinstance(error, UNREACHED):
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"the connection failed ({reason}): {RECONNECT}"
     return None

@@ -1,6 +1,6 @@
 """The files of a model's folder: what is copied from a base, and a model in memory written as one that others can read.
 
-    left_out = copy_files(base, folder)           # an export: beside the tensors that it rewrites itself
+    copy_files(base, folder)                      # an export: beside the tensors that it rewrites itself
     write_model(model, tokenizer, folder, base)   # a model trained or converted here, such as `tuned/`
 
 Both take tokenizer, generation config, chat template and licence from the base, byte for byte, and follow no link out
@@ -10,7 +10,7 @@ of the base's folder. What is written is for transformers 4 and 5 alike.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +57,32 @@ def own_file(folder: Path, name: str) -> Path:
     return path
 
 
-def copy_files(base: Path, folder: Path) -> tuple[str, ...]:
+def copy_files(base: Path, folder: Path) -> None:
     """Copy tokenizer, generation config, chat template and licence of a base; nothing that is none of these.
 
     Args:
         base: the base's folder.
         folder: where to; it exists.
-
-    Returns:
-        what was left out, each by its name and with the reason where it is not its kind.
     """
-    copied = {path for pattern in COPIED for path in base.glob(pattern) if path.is_file()}
-    for path in sorted(copied):
+    for path in sorted(_copied(base)):
         if is_own(path, base):
             shutil.copyfile(path, folder / path.name)
-    return tuple(_left_out(base, copied))
 
 
-def _left_out(base: Path, copied: set[Path]) -> Iterator[str]:
-    written = {path for pattern in WRITTEN for path in base.glob(pattern)}
+def _copied(base: Path) -> set[Path]:
+    return {path for pattern in COPIED for path in base.glob(pattern) if path.is_file()}
+
+
+def left_out(base: Path) -> tuple[str, ...]:
+    """What `copy_files` leaves out of a base's folder, each by its name and with the reason where it is not its kind."""
+    copied, written = _copied(base), {path for pattern in WRITTEN for path in base.glob(pattern)}
+    names = []
     for path in sorted(base.iterdir()):
         if path in copied and not is_own(path, base):
-            yield f"{path.name} (a link that leads out of the folder)"
+            names.append(f"{path.name} (a link that leads out of the folder)")
         elif path not in copied | written and not path.name.startswith("."):
-            yield f"{path.name}/" if path.is_dir() else path.name
+            names.append(f"{path.name}/" if path.is_dir() else path.name)
+    return tuple(names)
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, base: Path | None = None) -> None:

@@ -13,6 +13,7 @@ from ..files import read_json
 from ..metrics.intervals import Estimate
 from ..models import Protocol
 from ..neurons import NeuronTable
+from ..reading import whole_text
 
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "paper")
 TABLES: dict[Protocol, str] = {"strict": "neurons.parquet", "paper": "neurons-paper.parquet"}
@@ -243,6 +244,9 @@ def compare(ours: Estimate, other: Estimate) -> Literal["lower", "higher", "over
 
 def _result(row: Mapping[str, Any]) -> Result:
     metrics = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
+    names = [row["intervention"], *([] if row["control_of"] is None else [row["control_of"]])]
+    for name in names:
+        whole_text(name, "The name of a row of results.json")
     return Result(
         row["intervention"],
         row["kind"],
