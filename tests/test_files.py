@@ -296,4 +296,4 @@ def test_sha256(tmp_path: Path) -> None:
 
 def test_nearest() -> None:
     assert nearest("alhpa", ["alpha", "beta"]) == "did you mean 'alpha'?"
-    assert nearest("zzz", ["beta", "alpha"]) == "known are 'alpha', 'beta'"
+    assert nearest("zzz", ["beta", "alpha"]) == "known are 'alpha', 'beta'."
