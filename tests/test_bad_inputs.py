@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,6 @@ import dialdown as dd
 from dialdown import cli
 from dialdown.holding import LOCK
 from dialdown.workers import quiet_libraries
-
-SECONDS = 90  # of one processor, whatever else it does meanwhile
-spent: list[float] = []
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +31,13 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Nothing may be fetched for an input that cannot work.
     monkeypatch.setenv("DIALDOWN_CACHE", str(tmp_path / "cache"))
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     quiet_libraries()
-    start = time.process_time()
-    yield
-    spent.append(time.process_time() - start)
 
 
 def state(*folders: Path) -> dict[Path, tuple[int, int]]:
@@ -88,7 +80,3 @@ def test_a_bad_input_is_one_sentence_and_writes_nothing(
 def test_there_are_three_hundred_of_them_and_names_tell_them_apart() -> None:
     assert len(CASES) >= 300
     assert len({case.name for case in CASES}) == len(CASES)
-
-
-def test_all_of_them_together_take_less_than_their_time() -> None:
-    assert sum(spent) < SECONDS
