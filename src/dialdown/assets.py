@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -128,6 +128,16 @@ def _is_whole(name: str, folder: Path) -> bool:
             return False
         _whole[folder] = asset_version(name), states
     return True
+
+
+def found_whole() -> dict[Path, Any]:
+    """The assets that this process has read and found whole, for `take_as_whole` in a process that it starts."""
+    return dict(_whole)
+
+
+def take_as_whole(found: Mapping[Path, Any]) -> None:
+    """Take what another process found whole for whole here, while sizes and times are the same, and not read it again."""
+    _whole.update(found)
 
 
 def _harm(name: str, folder: Path) -> str | None:

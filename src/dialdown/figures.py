@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .metrics.intervals import Estimate
 from .models import Protocol
-from .neurons import GROUPS, NeuronTable
+from .neurons import NeuronTable
 
 # Okabe and Ito's colours, whose order of lightness also holds in grey.
 COLOURS = {
@@ -216,71 +216,6 @@ def controls(
     return figure
 
 
-def group_changes(tables: Mapping[Protocol, NeuronTable]) -> Figure:
-    """What each group contributes to the change of the projection on the direction (figures 2a, 6a)."""
-    with style():
-        figure, axes = _new(3.6, f"Projection change by group · {' and '.join(tables)}")
-        names = [*GROUPS, "increasing"]
-        height = 0.8 / len(tables)
-        for step, (protocol, table) in enumerate(tables.items()):
-            change = table.grid("projection_change")
-            colour, _, _, hatch = PROTOCOL_MARKS[protocol]
-            places = [place + (step - (len(tables) - 1) / 2) * height for place in range(len(names))]
-            totals = [float(change[table.select(name)].sum()) for name in names]
-            axes.barh(
-                places,
-                totals,
-                height * 0.9,
-                label=protocol,
-                facecolor=COLOURS["ground" if hatch else colour],
-                edgecolor=COLOURS[colour],
-                hatch=hatch,
-            )
-        axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
-        axes.set_yticks(range(len(names)), [*GROUPS, "increasing"])
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("sum of projection changes Δ, tuned − base (residual units)")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def layer_projection(table: NeuronTable) -> Figure:
-    """Projection change summed up to each layer: the decreasing neurons, the increasing ones, and both (figures 1, 5)."""
-    change = table.grid("projection_change")
-    down, up = np.cumsum(np.minimum(change, 0).sum(1)), np.cumsum(np.maximum(change, 0).sum(1))
-    with style():
-        figure, axes = _new(3.6, f"Up and down, cumulated over layers · {table.protocol}")
-        lines = (
-            ("increasing", up, "vermillion", "^", "--"),
-            ("decreasing", down, "blue", "v", "-"),
-            ("net", up + down, "ink", "o", "-"),
-        )
-        _layer_lines(axes, lines)
-        axes.axhline(0, color=COLOURS["muted"], linewidth=0.8)
-        axes.set_ylabel("cumulated Δ (residual units)")
-        figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-def activation_shift(tables: Mapping[Protocol, NeuronTable]) -> Figure:
-    """How far mean activations moved, layer by layer (section 5.1)."""
-    with style():
-        figure, axes = _new(3.6, f"Shift of mean activations · {' and '.join(tables)}")
-        lines = []
-        for protocol, table in tables.items():
-            base, tuned = table.grid("mean_base"), table.grid("mean_tuned")
-            colour, marker, line, _ = PROTOCOL_MARKS[protocol]
-            lines.append(
-                (f"{protocol}", 100 * _ratio(np.abs(tuned - base).sum(1), np.abs(base).sum(1)), colour, marker, line)
-            )
-        _layer_lines(axes, lines)
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel("mean |shift| / mean |activation| (%)")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
 def value_distance(table: NeuronTable) -> Figure | None:
     """How far value vectors turned, 1 − cosine before/after (section 5.1); None where none turned measurably."""
     distance = 1 - table.grid("value_cosine")
@@ -404,7 +339,3 @@ def _layer_lines(axes: Axes, lines: Sequence[tuple[str, NDArray[np.float64], str
         axes.plot(range(len(values)), values, line, marker=marker, markersize=4, color=COLOURS[colour], label=name)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

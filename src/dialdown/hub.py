@@ -39,6 +39,7 @@ RECONNECT = "check the network, the proxy and HF_ENDPOINT and repeat the command
 # The library that the hub's own client sends requests with is another one by its version, with the same names.
 CLIENT: Any = import_module(next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__)
 UNREACHED: tuple[type[Exception], ...] = (CLIENT.HTTPError, CLIENT.InvalidURL)
+FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *UNREACHED)  # and what libraries make of it
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def reaching(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, *UNREACHED) as error:
+    except FAILURES as error:
         advice = next((advice for link in _chain(error) if (advice := _advice(link))), None)
         if advice is None:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,6 +15,7 @@ import psutil
 
 from . import data
 from .activations import NeuronMeans
+from .assets import found_whole, take_as_whole
 from .config import Config
 from .decoding import Progress
 from .directions import Direction
@@ -274,7 +275,8 @@ class Workspace:
             self.__dict__.pop(name, None)
         self._forget()
         peaks: dict[int, int] = {}
-        with closing(do_all(partial(_worker, self.config, self.folder, self.stages, job), pieces, workers)) as work:
+        prepare = partial(_worker, self.config, self.folder, self.stages, job, found_whole())
+        with closing(do_all(prepare, pieces, workers)) as work:
             for finished in work:
                 peaks[finished.worker] = finished.peak
                 together = psutil.Process().memory_info().rss + sum(peaks.values())
@@ -299,6 +301,10 @@ class Workspace:
         return int(prefixes + evaluators * len(self.config.protocols) * distributions)
 
 
-def _worker(config: Config, folder: Path, stages: tuple[str, ...], job: Job) -> Callable[[Any], None]:
+def _worker(
+    config: Config, folder: Path, stages: tuple[str, ...], job: Job, whole: Mapping[Path, Any]
+) -> Callable[[Any], None]:
     """What a worker does pieces of a job with."""
+    # Every worker would otherwise read all of the cached assets through, each time that some are started.
+    take_as_whole(whole)
     return partial(job, Workspace(config, folder, stages=stages))
