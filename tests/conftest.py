@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +21,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class _Deprecations(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in (message := record.getMessage()):
+            warnings.warn(f"{record.name}: {message}", DeprecationWarning, stacklevel=2)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _what_transformers_logs_as_deprecated_is_a_warning() -> Iterator[None]:
+    """It says so in its log, once a process, where pytest's filters would not see it."""
+    handler = _Deprecations(logging.WARNING)
+    logging.getLogger("transformers").addHandler(handler)
+    yield
+    logging.getLogger("transformers").removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,7 @@ def test_decoding_uses_nothing_that_transformers_will_remove(lm: LM) -> None:
 def test_a_model_that_names_its_cache_the_old_way_is_given_it(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama.model, "forward", lambda input_ids=None, past_key_values=None: None)
     assert llama.going_on("kept") == {"past_key_values": "kept"}
+    assert llama.kept({"past_key_values": "kept"}) == "kept"
 
 
 def test_the_tiny_models_say_different_things(named: LM) -> None:

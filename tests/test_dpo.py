@@ -31,7 +31,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from dialdown import dpo, dpo_trainer
 from dialdown.dpo import DPOSettings, train_dpo
 from dialdown.dpo_loss import Elsewhere
-from dialdown.dpo_trainer import KLDPOTrainer
+from dialdown.dpo_trainer import KLDPOTrainer, no_checkpointing
 from dialdown.errors import DialdownError
 from dialdown.pairs import Pair
 
@@ -119,7 +119,7 @@ def config(tmp_path: Path) -> DPOConfig:
         beta=0.3,
         bf16=False,
         use_cpu=True,
-        activation_checkpointing=False,
+        **no_checkpointing(),
         report_to="none",
         max_length=None,
         per_device_train_batch_size=3,

@@ -145,7 +145,9 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path
     assert gains.kind == "scale"
     assert gains.gain.shape == (tiny.LAYERS, tiny.NEURONS)
     assert not gains.offset.any()
-    assert log.loss[-1] < log.loss[0]
+    # Batches differ among themselves; a whole epoch has the same pairs each time.
+    first, *_, last = np.split(np.array(log.loss), 4)
+    assert last.mean() < first.mean()
     assert log.dpo_loss[0] == pytest.approx(np.log(2), abs=1e-6)
 
     def margin(model: torch.nn.Module) -> float:

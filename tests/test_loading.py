@@ -115,6 +115,12 @@ def test_a_broken_adapter_is_refused(case: str, llama: LM, adapter: Path, tmp_pa
     assert re.search(words, sentence), sentence
 
 
+def test_an_adapter_is_read_without_a_warning(llama: LM, adapter: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_tuned(llama, adapter)
+
+
 @cases(broken.GOOD)
 def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
     folder = made(whole, tmp_path / "good", broken.GOOD[case])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,13 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             "the base's: pass a LoRA adapter, or a model that was tuned itself."
         )
     before = {key: weight.clone() for key, weight in model.named_parameters()}
-    with told(
-        lambda reason: f"The adapter {adapter} does not fit {base} ({reason}): pass the base model it was trained on."
+    does_not_fit = f"The adapter {adapter} does not fit {base}"
+    with (
+        told(lambda reason: f"{does_not_fit} ({reason}): pass the base model it was trained on."),
+        warnings.catch_warnings(),
     ):
+        # PEFT calls what transformers is about to rename, which is no business of who loads an adapter.
+        warnings.simplefilter("ignore", FutureWarning)
         adapted = PeftModel(model, config)
         keys = adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
     if keys.missing_keys or keys.unexpected_keys:
@@ -83,7 +88,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             f"{named_keys(keys.missing_keys)} are not in the adapter's file" if keys.missing_keys else None,
         )
         raise DialdownError(
-            f"The adapter {adapter} does not fit {base} ({'; '.join(filter(None, parts))}): pass the base model it was trained on, "
+            f"{does_not_fit} ({'; '.join(filter(None, parts))}): pass the base model it was trained on, "
             "loaded by the same class as it was trained with."
         )
     with told(

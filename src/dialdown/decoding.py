@@ -179,13 +179,14 @@ class Decoder:
             batch = self.batches[number]
             if batch.ids.shape[1] == 1:
                 return None
-            self._prefixes[number] = self.lm.model(
+            output = self.lm.model(
                 input_ids=batch.ids[:, :-1],
                 attention_mask=batch.mask[:, :-1],
                 position_ids=batch.positions[:, :-1],
                 use_cache=True,
                 logits_to_keep=1,
-            ).past_key_values
+            )
+            self._prefixes[number] = self.lm.kept(output)
         return self._prefixes[number]
 
     def _decode(
@@ -209,7 +210,7 @@ class Decoder:
                 logits_to_keep=1,
                 **self.lm.going_on(cache),
             )
-            cache = output.past_key_values
+            cache = self.lm.kept(output)
             token = pick(output.logits[:, -1].float())
             keeps = live & ~torch.isin(token, eos) & (index < self.max_new_tokens)
             if observe:

@@ -263,11 +263,14 @@ def sharing(model: Any) -> Any:
     return copy.deepcopy(model, shared).eval()
 
 
-def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
-    # TRL turns it on, under the older of the two names that transformers has had for it.
+def no_checkpointing() -> dict[str, Any]:
+    """The argument of `DPOConfig` that keeps activations in memory; transformers has had two names for it."""
     names = {field.name for field in dataclasses.fields(DPOConfig)}
     new, old = "activation_checkpointing", "gradient_checkpointing"
-    off: dict[str, Any] = {new if new in names else old: False}
+    return {new if new in names else old: False}
+
+
+def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
     return DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
@@ -285,7 +288,8 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
         data_seed=settings.seed,
         # Weights and activations stay in the model's dtype, on the kind of device the model is on.
         bf16=False,
-        **off,
+        # TRL turns it on.
+        **no_checkpointing(),
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
         eval_strategy="steps",

@@ -62,7 +62,7 @@ def own_text(
         further = min(tokens, lm.context) - 1
         for done in range(further):
             out = lm.model(input_ids=written[-1], use_cache=True, **lm.going_on(cache))
-            cache = out.past_key_values
+            cache = lm.kept(out)
             logits = out.logits[:, -1].float()
             _check(lm, logits)
             logits[:, ends] = -math.inf

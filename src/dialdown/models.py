@@ -88,6 +88,11 @@ class LM:
         renamed = "cache" in inspect.signature(self.model.forward).parameters
         return {"cache" if renamed else "past_key_values": cache}
 
+    @staticmethod
+    def kept(output: Any) -> Any:
+        """The keys and values of a forward pass, to go on from, under either name."""
+        return output["cache" if "cache" in output else "past_key_values"]
+
     def twin(self) -> LM:
         """The same model with weights of its own: changing one leaves the other alone."""
         model, view = copy.deepcopy((self.model, self.view))

@@ -14,6 +14,7 @@ from ..metrics.intervals import Estimate
 from ..models import Protocol
 from ..neurons import NeuronTable
 from ..reading import whole_text
+from ..terminal import printable
 
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "paper")
 TABLES: dict[Protocol, str] = {"strict": "neurons.parquet", "paper": "neurons-paper.parquet"}
@@ -133,7 +134,7 @@ class Run:
     @property
     def concept(self) -> str:
         """What the rows' `toxicity` is the score of."""
-        return str(self.setting("concept") or "toxicity")
+        return printable(str(self.setting("concept") or "toxicity"))
 
     def names(self) -> list[str]:
         """The interventions that are no controls, in the paper's order, unknown ones last."""
@@ -197,8 +198,8 @@ def label(name: str) -> str:
 
 
 def short(name: str) -> str:
-    """The same for a figure, where space is scarce."""
-    return _known(name)[2]
+    """The same for a figure, where space is scarce and a control character has no glyph."""
+    return printable(_known(name)[2])
 
 
 def _known(name: str) -> tuple[str, str, str]:
