@@ -218,6 +218,8 @@ def build_skeleton(folder: Path, name: str) -> LM:
     say = "The config of {} is not one of a causal LM that transformers can build ({}): pass a decoder-only causal LM."
     with told(lambda reason: say.format(name, reason)), torch.device("meta"):
         model = classes.from_config(config)
+        # transformers 5.0 ties none on this device, and the weights of a base, which identify it, depend on it.
+        model.tie_weights()
     return LM(model, None, MLPView.find(model, skeleton=True), name)
 
 
