@@ -62,7 +62,8 @@ class User:
     def close(self) -> None:
         """End the shell."""
         self._shell.terminate()
-        self._shell.wait()
+        # Closes its pipes too.
+        self._shell.communicate()
 
 
 def _run(arguments: list[str], output: str, errors: str) -> None:

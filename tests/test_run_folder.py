@@ -246,13 +246,12 @@ with held(Path(sys.argv[1])):
 
 
 def test_a_killed_command_holds_nothing(made: Made) -> None:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(made.folder)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    with pytest.raises(DialdownError, match=f"in use by process {process.pid} "):
-        made.run()
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(made.folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(DialdownError, match=f"in use by process {process.pid} "):
+            made.run()
+        process.kill()
     assert made.run() == []
 
 
