@@ -150,6 +150,17 @@ def test_a_damaged_record_of_a_stage_costs_that_stage_only(made: Made, content: 
     assert any("stages/pairs.json" in sentence for sentence in made.said)
 
 
+@pytest.mark.parametrize("place", ["tuned/model.safetensors", "tuned/training.json"])
+def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_too(made: Made, place: str) -> None:
+    whole = (made.folder / place).read_bytes()
+    flip(made.folder / place, 1)
+    flip(made.folder / "stages" / "train.json")
+    assert made.run() == ["train"]
+    assert (made.folder / place).read_bytes() == whole or place.endswith("training.json")
+    assert any("stages/train.json" in sentence for sentence in made.said)
+    assert made.run() == []
+
+
 def test_other_settings_are_refused_also_where_run_json_is_lost(made: Made) -> None:
     (made.folder / "run.json").unlink()
     study = Study(Config(seed=3), made.folder, stages={"probe": made.probe, "pairs": made.pairs, "train": made.train})

@@ -139,13 +139,18 @@ class Ledger:
         return record is not None and self.finished(stage) and not harmed(self.folder, record["files"])
 
     def drop_damaged(self, stage: str) -> list[str]:
-        """Make a finished stage undone where files of it are gone or have changed since, and give their names."""
+        """Make a finished stage undone where files of it are gone or have changed since, and give their names.
+
+        Where its record itself is damaged, nothing vouches for the files it left, so all of them are made again.
+        """
         path = _path(self.folder, stage)
         record = read_sealed(path)
-        if record is None:
-            lost = [path.relative_to(self.folder).as_posix()] if path.exists() else []
-        else:
+        if record is not None:
             lost = harmed(self.folder, record["files"]) if self.finished(stage) else []
+        elif path.exists():
+            lost = [path.relative_to(self.folder).as_posix(), *self._left_by(stage)]
+        else:
+            lost = []
         if lost:
             with disk_errors(self.folder):
                 remove(self.folder, lost, record["files"] if record else ())
@@ -168,8 +173,6 @@ class Ledger:
             "peak_memory_mb": peak >> 20 or None,
             **facts,
         }
-        of_others = {place for name, one in records(self.folder).items() if name != stage for place in one["files"]}
-        places = [place for place in written(self.folder, stage, self.stages) if place not in of_others]
         record = {
             "inputs": told["inputs"],
             "config": self.settings,
@@ -177,10 +180,16 @@ class Ledger:
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
             "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
             # A stage that had nothing to do left nothing, whatever an earlier one of its name did.
-            "files": {} if "skipped" in facts else sizes_and_hashes(self.folder, places),
+            "files": {} if "skipped" in facts else sizes_and_hashes(self.folder, self._left_by(stage)),
         }
         write_sealed(_path(self.folder, stage), record)
         self._summarise()
+
+    def _left_by(self, stage: str) -> list[str]:
+        """The files of a stage that are there; what two stages may write is whoever's that recorded it."""
+        others = [record for name, record in records(self.folder).items() if name != stage]
+        recorded = {place for record in others for place in record["files"]}
+        return [place for place in written(self.folder, stage, self.stages) if place not in recorded]
 
     def _summarise(self) -> None:
         """Write run.json, where it is not as the records and the settings say."""
