@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dialdown.metrics.intervals import Estimate
-from dialdown.models import Protocol
+from dialdown.evaluation.bootstrap import Estimate
+from dialdown.models.lm import Protocol
 from dialdown.report.claims import claims
-from dialdown.report.record import Run, load
+from dialdown.report.run import Run, load
 from dialdown.report.text import with_interval
 
 METRICS = ("toxicity", "log_ppl")

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dialdown import Intervention, export
-from dialdown.assets import fetch
+from dialdown.data.assets import fetch
 from dialdown.workers import peak_bytes
 
 SHARD = 500_000_000

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dialdown.evaluation.bootstrap import estimate
 from dialdown.files import read_json
-from dialdown.metrics.intervals import estimate
 
 WORDS = re.compile(
     r"\b(wom[ae]n|m[ae]n|girls?|boys?|female|male|gender|sex|sexual|gay|lesbian|transgender|blacks?|whites?|african|asian|mexicans?|"

@@ -29,20 +29,20 @@ import numpy as np
 import torch
 
 import dialdown as dd
-from dialdown.config import Config
-from dialdown.data import load_labelled, load_prompts, load_reference_text
-from dialdown.directions import Direction
-from dialdown.dpo_loss import Elsewhere
-from dialdown.editing import found_any, found_edits, gain_prices, held_texts, trained_gains
-from dialdown.evaluation import Evaluator, Row, Suite
+from dialdown.data.texts import load_labelled, load_prompts, load_reference_text
+from dialdown.evaluation.bootstrap import estimate
+from dialdown.evaluation.evaluator import Evaluator, Row, Suite
+from dialdown.evaluation.perplexity import TextMeasure, TextProbe, text_windows
 from dialdown.files import read_json, write_json
-from dialdown.gains import importance, keep_top, shuffled
-from dialdown.interventions import untouched
-from dialdown.metrics.intervals import estimate
-from dialdown.metrics.perplexity import TextMeasure, TextProbe, text_windows
-from dialdown.models import LM
-from dialdown.pairs import Pair, PairSet
-from dialdown.workspace import Workspace
+from dialdown.interventions.intervention import untouched
+from dialdown.models.lm import LM
+from dialdown.neurons.directions import Direction
+from dialdown.study.config import Config
+from dialdown.study.context import Workspace
+from dialdown.study.gains import found_any, found_edits, gain_prices, held_texts, trained_gains
+from dialdown.training.gains import importance, keep_top, shuffled
+from dialdown.training.loss import Elsewhere
+from dialdown.training.make_pairs import Pair, PairSet
 
 Dial = Callable[[float], AbstractContextManager[None]]
 # One pass over the pairs, with a warm-up as short as the run; METHOD §8 has the first of the default rates.

@@ -25,8 +25,8 @@ from importlib.util import find_spec
 import torch
 
 import dialdown as dd
-from dialdown.activations import decode_with_means
-from dialdown.data import load_prompts
+from dialdown.data.texts import load_prompts
+from dialdown.neurons.activations import decode_with_means
 
 
 def sequences(decoder: dd.Decoder, tokens: list[list[int]]) -> list[torch.Tensor]:

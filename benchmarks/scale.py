@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from dialdown import NeuronTable, edit, interactive, patch, statistics, tables
-from dialdown.drawing import save
+from dialdown.report.drawing import save
 from dialdown.report.paper import of_table
 from dialdown.workers import peak_bytes
 

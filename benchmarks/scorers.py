@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import roc_auc_score
 
-from dialdown.assets import fetch
-from dialdown.data import load_labelled
-from dialdown.metrics.agreement import agreement
-from dialdown.metrics.toxicity import load_scorer
+from dialdown.data.assets import fetch
+from dialdown.data.texts import load_labelled
+from dialdown.evaluation.agreement import agreement
+from dialdown.evaluation.scorers import load_scorer
 
 
 def main() -> None:

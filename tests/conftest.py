@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from dialdown.models import LM
+from dialdown.models.lm import LM
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,7 +41,7 @@ def _what_transformers_logs_as_deprecated_is_a_warning() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where vLLM is installed, every export would start it."""
-    monkeypatch.setattr("dialdown.verification.installed", lambda: False)
+    monkeypatch.setattr("dialdown.exporting.verify.installed", lambda: False)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dialdown.config import Config
 from dialdown.files import SCHEMA
-from dialdown.models import Protocol
-from dialdown.neurons import NeuronTable
+from dialdown.models.lm import Protocol
+from dialdown.neurons.table import NeuronTable
+from dialdown.study.config import Config
 
 LAYERS, NEURONS = 6, 60
 JUDGES = ("embedded:ngram", "embedded:minilm")

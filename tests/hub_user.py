@@ -67,7 +67,7 @@ class User:
 
 
 def _run(arguments: list[str], output: str, errors: str) -> None:
-    from dialdown.cli import main
+    from dialdown.cli.main import main
 
     for path, stream in ((output, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -78,8 +78,8 @@ def _run(arguments: list[str], output: str, errors: str) -> None:
 
 
 def _shell() -> None:
-    import dialdown.cli
-    import dialdown.study  # noqa: F401  (what every command imports)
+    import dialdown.cli.main
+    import dialdown.study.stages  # noqa: F401  (what every command imports)
 
     for line in sys.stdin:
         children = []

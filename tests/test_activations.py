@@ -15,10 +15,10 @@ from test_decoding import NEW, PROMPTS, decode, middle_token
 from transformers import Cache
 
 import dialdown as dd
-from dialdown.activations import NeuronMeans, decode_with_means
-from dialdown.decoding import Decoder
 from dialdown.errors import DialdownError
-from dialdown.models import LM
+from dialdown.models.decoding import Decoder
+from dialdown.models.lm import LM
+from dialdown.neurons.activations import NeuronMeans, decode_with_means
 
 
 def naive_means(lm: LM) -> dict[str, tuple[np.ndarray, int, list[list[int]]]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dialdown import assets
-from dialdown.assets import Archive, Asset, fetch
+from dialdown.data import assets
+from dialdown.data.assets import Archive, Asset, fetch
 from dialdown.errors import DialdownError
 
 TEXT = b"0,a kind word\n1,an unkind word\n" * 50

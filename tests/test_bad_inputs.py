@@ -14,8 +14,8 @@ from fabricated_run import write_run
 from study_files import write_study
 
 import dialdown as dd
-from dialdown import cli
-from dialdown.holding import LOCK
+from dialdown.cli import main as cli
+from dialdown.study.holding import LOCK
 from dialdown.workers import quiet_libraries
 
 

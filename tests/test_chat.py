@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dialdown.chat import ChatSettings, chat, reply
+from dialdown.cli.chat import ChatSettings, chat, reply
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention
-from dialdown.models import LM
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.lm import LM
 
 SHORT = ChatSettings(tokens=6)
 TEMPLATE = (

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from dialdown import published
 from dialdown.errors import DialdownError
+from dialdown.evaluation.bootstrap import estimate
 from dialdown.files import SCHEMA
-from dialdown.metrics.intervals import estimate
-from dialdown.neurons import NeuronTable
+from dialdown.neurons.table import NeuronTable
 from dialdown.report.claims import Claim, claims
-from dialdown.report.record import Run, load
+from dialdown.report.run import Run, load
 from dialdown.report.verdict import findings
+from dialdown.study import published
 
 Values = NDArray[np.float64]
 ALIGNED, OPPOSING, GROUPS = "Aligned neurons explain little", "Opposing effects", "Four groups replicate DPO"

@@ -20,14 +20,14 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import dialdown as dd
-from dialdown.config import load_config
-from dialdown.directions import Direction, token_contrast
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention
-from dialdown.metrics.agreement import agreement
-from dialdown.metrics.probe_scorer import ProbeScorer
-from dialdown.models import LM
-from dialdown.token_judge import load_token_judge
+from dialdown.evaluation.agreement import agreement
+from dialdown.evaluation.probe_scorer import ProbeScorer
+from dialdown.evaluation.token_judge import load_token_judge
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.lm import LM
+from dialdown.neurons.directions import Direction, token_contrast
+from dialdown.study.config import load_config
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sentiment" / "study.toml"
 

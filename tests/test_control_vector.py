@@ -16,10 +16,10 @@ from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialdown.control_vector import read_control_vector, write_control_vector
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention, untouched
-from dialdown.models import LM
+from dialdown.exporting.control_vector import read_control_vector, write_control_vector
+from dialdown.interventions.intervention import Intervention, untouched
+from dialdown.models.lm import LM
 
 IDS = tiny.random_ids(2, 12)
 # A norm after the MLP makes of a constant a different one at every token.

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialdown import data
-from dialdown.data import (
+from dialdown.data import texts as data
+from dialdown.data.texts import (
     load_labelled,
     load_prompts,
     load_reference_text,

@@ -16,11 +16,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
-from dialdown.decoding import Decoder, Step, batches, sampler
 from dialdown.errors import DialdownError
-from dialdown.fisher import own_text
-from dialdown.interventions import Intervention
-from dialdown.models import LM
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.decoding import Decoder, Step, batches, sampler
+from dialdown.models.lm import LM
+from dialdown.training.fisher import own_text
 
 # Lengths 1 to 23 tokens (a token is about a character), longer than the tiny sliding windows, not in order of length.
 PROMPTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "q")

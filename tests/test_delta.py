@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from test_export import FEW, exact, saved, stored
 from test_interventions import KINDS, make
 
-from dialdown.delta import check_notes, load_delta, rounded, save_delta
+from dialdown.data.local_paths import without_paths
 from dialdown.errors import DialdownError
-from dialdown.export import apply_delta, export
+from dialdown.exporting.delta import check_notes, load_delta, rounded, save_delta
+from dialdown.exporting.export import apply_delta, export
 from dialdown.files import file_sha256
-from dialdown.interventions import Intervention
-from dialdown.local_paths import without_paths
-from dialdown.models import LM
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.lm import LM
 
 NOTES = {"why": "to see it again"}
 

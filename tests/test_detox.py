@@ -17,17 +17,17 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 import dialdown as dd
-from dialdown import cli
-from dialdown.config import Config, DetoxSettings, load_config
-from dialdown.detox import EDIT, dialled, finished_edit, greatest_strength, outcome, search_stages
-from dialdown.editing import gain_prices, run_one_trial
+from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
-from dialdown.export import exported_before
+from dialdown.evaluation.bootstrap import Estimate, direction
+from dialdown.evaluation.perplexity import TextProbe
+from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
-from dialdown.gains import FILE, shuffled
-from dialdown.metrics.intervals import Estimate, direction
-from dialdown.metrics.perplexity import TextProbe
-from dialdown.workspace import Workspace
+from dialdown.study.config import Config, DetoxSettings, load_config
+from dialdown.study.context import Workspace
+from dialdown.study.detox import EDIT, dialled, finished_edit, greatest_strength, outcome, search_stages
+from dialdown.study.gains import gain_prices, run_one_trial
+from dialdown.training.gains import FILE, shuffled
 
 
 @pytest.fixture(scope="module")

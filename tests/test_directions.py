@@ -13,9 +13,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import dialdown as dd
-from dialdown.directions import Direction, fit_probe, probe_features
 from dialdown.errors import DialdownError
-from dialdown.models import LM
+from dialdown.models.lm import LM
+from dialdown.neurons.directions import Direction, fit_probe, probe_features
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
 TEXTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "what is it to you, then")

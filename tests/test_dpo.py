@@ -28,12 +28,13 @@ from transformers import (
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from dialdown import dpo, dpo_trainer
-from dialdown.dpo import DPOSettings, train_dpo
-from dialdown.dpo_loss import Elsewhere
-from dialdown.dpo_trainer import KLDPOTrainer, no_checkpointing
 from dialdown.errors import DialdownError
-from dialdown.pairs import Pair
+from dialdown.training import dpo
+from dialdown.training import trainer as dpo_trainer
+from dialdown.training.dpo import DPOSettings, train_dpo
+from dialdown.training.loss import Elsewhere
+from dialdown.training.make_pairs import Pair
+from dialdown.training.trainer import KLDPOTrainer, no_checkpointing
 
 NOUNS = ("cat", "dog", "house", "tree", "river", "stone", "cloud", "road")
 PAIRS = tuple(
@@ -541,7 +542,7 @@ def test_a_disk_without_room_is_refused_before_training(tokenizer, monkeypatch, 
 
 
 def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "dialdown.dpo_trainer")
+    monkeypatch.delitem(sys.modules, "dialdown.training.trainer")
     monkeypatch.delattr(sys.modules["dialdown"], "dpo_trainer")
     monkeypatch.setitem(sys.modules, "trl.trainer.dpo_config", None)
     with pytest.raises(DialdownError, match=r'pip install "dialdown\[train\]"'):

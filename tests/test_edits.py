@@ -11,10 +11,10 @@ import torch
 from test_neurons import COSINE, MEAN, direction, means, members, table_of, tuned_of
 
 import dialdown as dd
-from dialdown.edits import steering_alpha
 from dialdown.errors import DialdownError
-from dialdown.models import LM
-from dialdown.neurons import NeuronTable
+from dialdown.interventions.paper import steering_alpha
+from dialdown.models.lm import LM
+from dialdown.neurons.table import NeuronTable
 
 GROUPS = ("TP", "TN", "AP", "AN")
 

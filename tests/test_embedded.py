@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.data import load_prompts
+from dialdown.data.texts import load_prompts
 
 pytestmark = pytest.mark.embedded
 PROMPTS = 12

@@ -20,13 +20,13 @@ from test_interventions import make
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.evaluation import METRICS, Evaluator, Measured, Suite, as_row
-from dialdown.interventions import untouched
-from dialdown.metrics.f1 import token_f1
-from dialdown.metrics.intervals import Estimate, direction, estimate
-from dialdown.metrics.perplexity import BLOCK, TextProbe, kl_per_position, text_windows
-from dialdown.metrics.repetition import is_degenerate, repetition
-from dialdown.models import LM
+from dialdown.evaluation.bootstrap import Estimate, direction, estimate
+from dialdown.evaluation.evaluator import METRICS, Evaluator, Measured, Suite, as_row
+from dialdown.evaluation.overlap import token_f1
+from dialdown.evaluation.perplexity import BLOCK, TextProbe, kl_per_position, text_windows
+from dialdown.evaluation.repetition import is_degenerate, repetition
+from dialdown.interventions.intervention import untouched
+from dialdown.models.lm import LM
 
 TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")

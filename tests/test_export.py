@@ -26,17 +26,17 @@ from test_interventions import IDS, KINDS, WITH_BIAS, make
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import dialdown as dd
+from dialdown.data.model_files import copy_files
 from dialdown.errors import DialdownError
-from dialdown.export import export
+from dialdown.exporting.export import export
+from dialdown.exporting.verify import PROMPTS
 from dialdown.files import file_sha256
-from dialdown.interventions import Intervention
-from dialdown.model_files import copy_files
-from dialdown.models import LM
-from dialdown.verification import PROMPTS
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.lm import LM
 
 FEW = PROMPTS[:3]
-# `dialdown.export` is the function; the module of that name is found like this.
-export_module = importlib.import_module("dialdown.export")
+# `dialdown.exporting.export` is the function; the module of that name is found like this.
+export_module = importlib.import_module("dialdown.exporting.export")
 
 
 def saved(lm: LM, folder: Path, **options: Any) -> Path:
@@ -425,8 +425,8 @@ TWICE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from dialdown.export import export
-from dialdown.interventions import Intervention
+from dialdown.exporting.export import export
+from dialdown.interventions.intervention import Intervention
 from dialdown.workers import peak_bytes
 
 def halve(base, layers):

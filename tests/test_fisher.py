@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialdown.errors import DialdownError
-from dialdown.fisher import fisher_information, natural_gradient, own_text, preference_gradient
-from dialdown.models import LM
-from dialdown.pairs import Pair
+from dialdown.models.lm import LM
+from dialdown.training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from dialdown.training.make_pairs import Pair
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAIRS = (

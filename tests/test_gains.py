@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 import dialdown as dd
-from dialdown.activations import NeuronMeans
-from dialdown.directions import Direction
 from dialdown.errors import DialdownError
-from dialdown.fisher import fisher_information
-from dialdown.gains import FILE, GainSettings, by_group, importance, keep_top, relative_change, train_gains
-from dialdown.interventions import Intervention
-from dialdown.models import LM
-from dialdown.pairs import Pair
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.lm import LM
+from dialdown.neurons.activations import NeuronMeans
+from dialdown.neurons.directions import Direction
+from dialdown.training.fisher import fisher_information
+from dialdown.training.gains import FILE, GainSettings, by_group, importance, keep_top, relative_change, train_gains
+from dialdown.training.make_pairs import Pair
 
 PAIRS = tuple(
     Pair(f"{noun} in the", chosen, rejected)

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dialdown as dd
-from dialdown.bias import holds_bias
-from dialdown.decoding import Decoder
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention, untouched
-from dialdown.metrics.perplexity import TextProbe
-from dialdown.models import LM
+from dialdown.evaluation.perplexity import TextProbe
+from dialdown.interventions.intervention import Intervention, untouched
+from dialdown.models.bias import holds_bias
+from dialdown.models.decoding import Decoder
+from dialdown.models.lm import LM
 
 KINDS = ("set", "shift", "scale", "steer")
 # Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.

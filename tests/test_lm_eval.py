@@ -14,8 +14,8 @@ import tiny
 import torch
 
 import dialdown as dd
-from dialdown.interventions import Intervention
-from dialdown.models import LM
+from dialdown.interventions.intervention import Intervention
+from dialdown.models.lm import LM
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'dialdown[eval]'")
 

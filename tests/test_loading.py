@@ -20,17 +20,16 @@ from study_files import write_study
 from torch import nn
 
 import dialdown as dd
-from dialdown import tokens
-from dialdown.checkpoint import open_checkpoint
-from dialdown.config import load_config
-from dialdown.decoding import Decoder
+from dialdown.cli.summary import show_neurons, show_rows
 from dialdown.errors import DialdownError
-from dialdown.export import export
+from dialdown.exporting.checkpoint import open_checkpoint
+from dialdown.exporting.export import export
 from dialdown.files import read_json
-from dialdown.models import LM, check_pair, load_tuned, same_weights
-from dialdown.report.console import show_neurons, show_rows
-from dialdown.study import Study
-from dialdown.view import MLPView
+from dialdown.models.decoding import Decoder
+from dialdown.models.lm import LM, check_pair, load_tuned, same_weights, tokens
+from dialdown.models.mlp import MLPView
+from dialdown.study.config import load_config
+from dialdown.study.stages import Study
 
 
 @pytest.fixture(scope="module")

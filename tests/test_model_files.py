@@ -14,10 +14,10 @@ from test_export import saved
 from test_interventions import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dialdown.data.model_files import config_for_all, copy_files, left_out, own_file, tokenizer_for_all, write_model
 from dialdown.errors import DialdownError
-from dialdown.export import export
-from dialdown.model_files import config_for_all, copy_files, left_out, own_file, tokenizer_for_all, write_model
-from dialdown.models import LM
+from dialdown.exporting.export import export
+from dialdown.models.lm import LM
 
 
 def read(path: Path) -> dict[str, Any]:

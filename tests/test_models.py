@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.models import LM, MLPView, check_pair, load_tuned
+from dialdown.models.lm import LM, MLPView, check_pair, load_tuned
 
 UP_PROJECTIONS = ("c_fc", "fc_in", "fc1", "dense_h_to_4h", "up_proj")
 ACTIVATIONS = ("act", "act_fn", "activation_fn", "gelu_impl", "activation")

@@ -14,11 +14,11 @@ import tiny
 import torch
 
 import dialdown as dd
-from dialdown.activations import NeuronMeans
-from dialdown.directions import Direction
 from dialdown.errors import DialdownError
-from dialdown.models import LM
-from dialdown.neurons import NeuronTable
+from dialdown.models.lm import LM
+from dialdown.neurons.activations import NeuronMeans
+from dialdown.neurons.directions import Direction
+from dialdown.neurons.table import NeuronTable
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from study_files import write_study
 
-from dialdown.config import load_config
-from dialdown.dpo import DPOSettings, TrainingLog
-from dialdown.measuring import changed, rounded_otherwise
-from dialdown.notes import StageNotes, note_training, noted
-from dialdown.study import Study
-from dialdown.workspace import Workspace
+from dialdown.study.config import load_config
+from dialdown.study.context import Workspace
+from dialdown.study.measure import changed, rounded_otherwise
+from dialdown.study.notes import StageNotes, note_training, noted
+from dialdown.study.stages import Study
+from dialdown.training.dpo import DPOSettings, TrainingLog
 
 LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)
 SETTINGS = DPOSettings(batch_size=4, accumulation=2, epochs=1, eval_pairs=8)

@@ -13,11 +13,11 @@ import torch
 from test_evaluation import FakeScorer
 
 import dialdown as dd
-from dialdown import pairs
-from dialdown.directions import Direction
 from dialdown.errors import DialdownError
-from dialdown.models import LM
-from dialdown.pairs import Candidates, Pair, PairSet, PairSettings, choose_pairs, make_pairs
+from dialdown.models.lm import LM
+from dialdown.neurons.directions import Direction
+from dialdown.training import make_pairs as pairs
+from dialdown.training.make_pairs import Candidates, Pair, PairSet, PairSettings, choose_pairs, make_pairs
 
 PROMPTS = [f"{word} {other}" for word in ("the cat", "a", "zebra", "why") for other in ("sat", "on", "it", "x")]
 QUICK = PairSettings(count=6, sampled=3, steered=1, margin=0.1, max_new_tokens=5, batch_size=4, steering_strength=0.5)

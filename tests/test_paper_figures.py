@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from dialdown.drawing import save
 from dialdown.errors import DialdownError
-from dialdown.figures import as_svg
-from dialdown.front import FAMILIES, FrontPoint, front, pareto_optimal
-from dialdown.interactive import front_html, layer_effects_html, plotly_js, ranked_neurons_html
-from dialdown.metrics.intervals import Estimate
-from dialdown.neurons import GROUPS, NeuronTable
-from dialdown.paper_figures import (
+from dialdown.evaluation.bootstrap import Estimate
+from dialdown.neurons.ranks import ranking
+from dialdown.neurons.table import GROUPS, NeuronTable
+from dialdown.report.drawing import save
+from dialdown.report.front import FAMILIES, FrontPoint, front, pareto_optimal
+from dialdown.report.interactive import front_html, layer_effects_html, plotly_js, ranked_neurons_html
+from dialdown.report.paper_figures import (
     figure_1_layer_effects,
     figure_2a_group_contribution,
     figure_2b_ranked_share,
@@ -37,7 +37,7 @@ from dialdown.paper_figures import (
     figure_7_lower_ranks,
     figure_8_layer_group,
 )
-from dialdown.ranks import ranking
+from dialdown.report.style import as_svg
 
 FIGURES: list[Callable[[NeuronTable], Figure]] = [
     figure_1_layer_effects,

@@ -10,11 +10,11 @@ import pytest
 import tiny
 from study_files import write_study
 
-from dialdown.config import Config, load_config
 from dialdown.errors import DialdownError
-from dialdown.preflight import check_inputs
-from dialdown.study import DO, Study, find_directions
-from dialdown.workspace import Workspace
+from dialdown.study.config import Config, load_config
+from dialdown.study.context import Workspace
+from dialdown.study.preflight import check_inputs
+from dialdown.study.stages import DO, Study, find_directions
 
 
 @pytest.fixture(scope="module")

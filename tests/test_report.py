@@ -15,14 +15,14 @@ import pytest
 from fabricated_run import MAIN, PROMPT, write_run
 from rich.console import Console
 
+from dialdown.cli.summary import show_notes, show_verdicts
 from dialdown.errors import DialdownError
-from dialdown.interactive import plotly_js
 from dialdown.report.claims import claims
-from dialdown.report.console import show_notes, show_verdicts
 from dialdown.report.evidence import Evidence
+from dialdown.report.interactive import plotly_js
 from dialdown.report.page import write_report
-from dialdown.report.record import load
-from dialdown.report.tables import table_two
+from dialdown.report.page_tables import table_two
+from dialdown.report.run import load
 from dialdown.report.verdict import findings
 
 # Half the study and a quarter of the figures, for tests that look at something else.

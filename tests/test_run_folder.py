@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dialdown import cli
-from dialdown.config import Config
+from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
-from dialdown.evaluation import Measured
+from dialdown.evaluation.evaluator import Measured
 from dialdown.files import read_arrays, read_sealed, write_arrays, write_json, write_sealed, write_text
-from dialdown.holding import held
-from dialdown.interventions import untouched
-from dialdown.ledger import file_states, report_again
-from dialdown.pairs import CandidateFiles, Candidates, PairSettings
-from dialdown.plan import Planned
-from dialdown.rows import RowFiles
-from dialdown.study import Study
-from dialdown.workspace import Workspace
+from dialdown.interventions.intervention import untouched
+from dialdown.study.config import Config
+from dialdown.study.context import Workspace
+from dialdown.study.folder import file_states, report_again
+from dialdown.study.holding import held
+from dialdown.study.plan import Planned
+from dialdown.study.rows import RowFiles
+from dialdown.study.stages import Study
+from dialdown.training.make_pairs import CandidateFiles, Candidates, PairSettings
 
 
 @dataclass
@@ -249,7 +249,7 @@ def test_a_second_command_is_told_who_is_at_work(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dialdown.holding import held
+from dialdown.study.holding import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

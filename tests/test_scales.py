@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from test_neurons import COSINE, MEAN, direction, means, table_of, value_vector
 
 import dialdown as dd
-from dialdown.attribution import Contrast, attribution, contrast_means, mean_difference, value_projections
-from dialdown.edits import soft_edit, steering_alpha
 from dialdown.errors import DialdownError
-from dialdown.models import LM
-from dialdown.neurons import NeuronTable
-from dialdown.pairs import Pair
-from dialdown.scales import activation_moments, least_squares_scales
+from dialdown.interventions.paper import soft_edit, steering_alpha
+from dialdown.models.lm import LM
+from dialdown.neurons.table import NeuronTable
+from dialdown.search.least_squares import activation_moments, least_squares_scales
+from dialdown.training.attribution import Contrast, attribution, contrast_means, mean_difference, value_projections
+from dialdown.training.make_pairs import Pair
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAIRS = [

@@ -24,15 +24,14 @@ from hypothesis import strategies as st
 from test_evaluation import TEXT, FakeScorer
 
 import dialdown as dd
-from dialdown.activations import NeuronMeans
-from dialdown.attribution import attribution
-from dialdown.directions import Direction
-from dialdown.edits import EditKind
 from dialdown.errors import DialdownError
-from dialdown.interventions import Intervention
-from dialdown.metrics.perplexity import text_windows
-from dialdown.models import LM
-from dialdown.search import (
+from dialdown.evaluation.perplexity import text_windows
+from dialdown.interventions.intervention import Intervention
+from dialdown.interventions.paper import EditKind
+from dialdown.models.lm import LM
+from dialdown.neurons.activations import NeuronMeans
+from dialdown.neurons.directions import Direction
+from dialdown.search.search import (
     JOURNAL,
     SearchResult,
     SearchSettings,
@@ -42,7 +41,8 @@ from dialdown.search import (
     search,
     search_result,
 )
-from dialdown.trials import LARGEST_KL, Materials, Objective, build, known_points, suggest
+from dialdown.search.trials import LARGEST_KL, Materials, Objective, build, known_points, suggest
+from dialdown.training.attribution import attribution
 
 PROMPTS = ("the cat", "a", "why not the", "zebra x", "on it", "the the cat")
 QUICK = SearchSettings(trials=8, prompts=6, first_prompts=2)

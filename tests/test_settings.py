@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dialdown.config import load_config
 from dialdown.errors import DialdownError
-from dialdown.pairs import PairSettings
-from dialdown.sources import parse_assignments
+from dialdown.study.config import load_config
+from dialdown.study.sources import parse_assignments
+from dialdown.training.make_pairs import PairSettings
 
 
 def test_a_list_may_come_from_the_environment_with_or_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,16 @@ from study_files import write_lines, write_study
 from typer.testing import CliRunner, Result
 
 import dialdown as dd
-from dialdown import cli, study
-from dialdown.activations import NeuronMeans
-from dialdown.config import load_config
+from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
-from dialdown.evaluation import Evaluator
-from dialdown.ledger import records
-from dialdown.plan import plan
-from dialdown.tables import TITLES
-from dialdown.workspace import Workspace
+from dialdown.evaluation.evaluator import Evaluator
+from dialdown.neurons.activations import NeuronMeans
+from dialdown.report.tables import TITLES
+from dialdown.study import stages as study
+from dialdown.study.config import load_config
+from dialdown.study.context import Workspace
+from dialdown.study.folder import records
+from dialdown.study.plan import plan
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 

@@ -26,17 +26,19 @@ from hypothesis.extra import numpy as hnp
 from polars.testing import assert_frame_equal
 
 import dialdown as dd
-from dialdown import published, statistics, tables
-from dialdown.activations import NeuronMeans
-from dialdown.config import load_config
-from dialdown.directions import Direction
-from dialdown.dpo import DPOSettings
+from dialdown.data.csv_tables import write_csv
 from dialdown.errors import DialdownError
 from dialdown.files import read_json
-from dialdown.models import LM
-from dialdown.neurons import GROUPS, NeuronTable
-from dialdown.plan import Tables, plan
-from dialdown.table_files import write_csv
+from dialdown.models.lm import LM
+from dialdown.neurons import statistics
+from dialdown.neurons.activations import NeuronMeans
+from dialdown.neurons.directions import Direction
+from dialdown.neurons.table import GROUPS, NeuronTable
+from dialdown.report import tables
+from dialdown.study import published
+from dialdown.study.config import load_config
+from dialdown.study.plan import Tables, plan
+from dialdown.training.dpo import DPOSettings
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAPERS = "gpt2-medium"

@@ -11,11 +11,11 @@ import pytest
 import tiny
 from rich.table import Table
 
-from dialdown import cli
-from dialdown.chat import ChatSettings, chat, reply
+from dialdown.cli import main as cli
+from dialdown.cli.chat import ChatSettings, chat, reply
+from dialdown.data.csv_tables import read_csv, write_csv
 from dialdown.errors import DialdownError, enough_memory
-from dialdown.interventions import untouched
-from dialdown.table_files import read_csv, write_csv
+from dialdown.interventions.intervention import untouched
 from dialdown.terminal import Terminal, printable, take_any_text
 
 ACTING = "a\x1b[31mb\x1b]0;title\x07c\rd\x9b2J\u202eend\x00\ud83d"

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialdown import token_judge
 from dialdown.errors import DialdownError
-from dialdown.token_judge import ScorerJudge, WordListJudge, load_token_judge
+from dialdown.evaluation import token_judge
+from dialdown.evaluation.token_judge import ScorerJudge, WordListJudge, load_token_judge
 
 KEY = "sk-secret-0123456789"
 TOXIC = {"damn", "shit", 'id"iot', "\N{PILE OF POO}", "Scheiße"}

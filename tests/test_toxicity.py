@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizer
 
-from dialdown.data import LabelledTexts
+from dialdown.data.texts import LabelledTexts
 from dialdown.errors import DialdownError
-from dialdown.metrics import toxicity
-from dialdown.metrics.toxicity import (
+from dialdown.evaluation import scorers as toxicity
+from dialdown.evaluation.scorers import (
     LinearScorer,
     MiniLMFeatures,
     NgramFeatures,

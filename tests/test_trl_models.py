@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.models import load_tuned, same_weights
+from dialdown.models.lm import load_tuned, same_weights
 
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat", "rejected": " ran"},

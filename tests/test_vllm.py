@@ -12,10 +12,10 @@ from test_export import FEW, exact, saved
 from test_interventions import make
 
 import dialdown as dd
-from dialdown import vllm_check
 from dialdown.errors import DialdownError
-from dialdown.export import export
-from dialdown.models import LM
+from dialdown.exporting import vllm as vllm_check
+from dialdown.exporting.export import export
+from dialdown.models.lm import LM
 
 Install = Callable[..., None]
 

@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from dialdown.models import LM
+from dialdown.models.lm import LM
 
 CONTEXT = 96
 WIDTH = 16

@@ -6,29 +6,29 @@
 Each arrow is one function below, each thing between two arrows a value that can be saved, loaded and printed.
 """
 
-from .activations import NeuronMeans, mean_activations
-from .attribution import Contrast, contrast_means, mean_difference
-from .control_vector import write_control_vector
-from .decoding import Decoder
-from .delta import load_delta, save_delta
-from .directions import Direction, logit_lens, random_direction, token_contrast, train_probe
-from .dpo import DPOSettings, train_dpo
-from .edits import edit, edit_controls, patch, patch_control, soft_edit, steer
 from .errors import DialdownError
-from .evaluation import Evaluator, Row, Suite, evaluate
-from .export import Exported, apply_delta, export
-from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
-from .gains import GainSettings, train_gains
-from .interventions import Intervention, untouched
-from .metrics.toxicity import load_scorer
-from .models import LM, MLPView, load, load_tuned
-from .neurons import NeuronTable, compare, neuron_table
-from .pairs import Pair, PairSet, PairSettings, make_pairs
-from .scales import least_squares_scales
-from .search import SearchSettings
-from .statistics import svd_subspace
-from .tables import judged_toxic
-from .token_judge import TokenJudge, load_token_judge
+from .evaluation.evaluator import Evaluator, Row, Suite, evaluate
+from .evaluation.scorers import load_scorer
+from .evaluation.token_judge import TokenJudge, load_token_judge
+from .exporting.control_vector import write_control_vector
+from .exporting.delta import load_delta, save_delta
+from .exporting.export import Exported, apply_delta, export
+from .interventions.intervention import Intervention, untouched
+from .interventions.paper import edit, edit_controls, patch, patch_control, soft_edit, steer
+from .models.decoding import Decoder
+from .models.lm import LM, MLPView, load, load_tuned
+from .neurons.activations import NeuronMeans, mean_activations
+from .neurons.directions import Direction, logit_lens, random_direction, token_contrast, train_probe
+from .neurons.statistics import svd_subspace
+from .neurons.table import NeuronTable, compare, neuron_table
+from .report.tables import judged_toxic
+from .search.least_squares import least_squares_scales
+from .search.search import SearchSettings
+from .training.attribution import Contrast, contrast_means, mean_difference
+from .training.dpo import DPOSettings, train_dpo
+from .training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from .training.gains import GainSettings, train_gains
+from .training.make_pairs import Pair, PairSet, PairSettings, make_pairs
 
 __all__ = [
     "LM",

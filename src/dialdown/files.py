@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from .errors import DialdownError
 SCHEMA = 2
 # The first lines of a sealed JSON file: the sha256 of every byte after them.
 SEAL = '{{\n "sha256": "{}",\n'
+# The sizes and hashes of the files of a folder that is finished.
+MANIFEST = "files.json"
 # What a path may be that names no file to read.
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -207,3 +210,41 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hashes(folder: Path, places: Iterable[str]) -> dict[str, str | None]:
+    """The sha256 of each file; None for one that is gone or cannot be read. Large ones are read side by side."""
+
+    def sha256(place: str) -> str | None:
+        try:
+            return file_sha256(folder / place)
+        except OSError:
+            return None
+
+    places = [*places]
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(places, pool.map(sha256, places), strict=True))
+
+
+def sizes_and_hashes(folder: Path, places: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size in bytes and sha256 of each file."""
+    found = hashes(folder, places)
+    return {place: {"bytes": (folder / place).stat().st_size, "sha256": sha256} for place, sha256 in found.items()}
+
+
+def harmed(folder: Path, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which of the recorded files are gone, or not as they were recorded."""
+    now = hashes(folder, recorded)
+    return [place for place, entry in recorded.items() if now[place] != entry["sha256"]]
+
+
+def seal(folder: Path) -> None:
+    """Record the files of a folder that is finished, in the folder."""
+    places = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    write_sealed(folder / MANIFEST, {"files": sizes_and_hashes(folder, sorted({*places} - {MANIFEST}))})
+
+
+def damaged(folder: Path) -> bool:
+    """Whether files that were recorded in a folder are gone or have changed; a kill may come before `seal`."""
+    record = read_sealed(folder / MANIFEST)
+    return (folder / MANIFEST).exists() if record is None else bool(harmed(folder, record["files"]))

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import statistics
-from ..metrics.intervals import FEW, Estimate
-from ..models import Protocol
-from ..published import CLAIMS
+from ..evaluation.bootstrap import FEW, Estimate
+from ..models.lm import Protocol
+from ..neurons import statistics
+from ..study.published import CLAIMS
 from .evidence import Evidence, Gap
-from .record import CONTROL_LABELS, Result, Run
 from .rules import AT_THE_PRICE, COMPARABLE, LITTLE, PRESERVED, Verdict, any_of, little, priced, together
+from .run import CONTROL_LABELS, Result, Run
 from .text import listed, number, with_interval
 
 FAMILIES = {"steer": "steering", "patch": "patches", "probe": "probe-based edits", "contrast": "probe-free edits"}

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
+from ..evaluation.bootstrap import RESAMPLES, Direction, Estimate, direction
 from ..files import read_json
-from ..metrics.intervals import RESAMPLES, Direction, Estimate, direction
-from ..models import Protocol
-from .record import Result, Run
+from ..models.lm import Protocol
 from .rules import EXACT, SPEAKING, Rounding, Verdict, at_most, below, decide, measured_rounding, together
+from .run import Result, Run
 
 Values = NDArray[np.float64]
 

@@ -20,21 +20,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from .. import figures, published
-from ..drawing import save
-from ..figures import Point
+from ..evaluation.bootstrap import Estimate
 from ..files import write_text
-from ..front import front
-from ..interactive import plotly_js
-from ..metrics.intervals import Estimate
-from ..models import Protocol
-from ..notes import noted
+from ..models.lm import Protocol
+from ..study import published
+from ..study.notes import noted
 from ..terminal import printable
-from . import paper
+from . import paper, style
 from .claims import claims
-from .record import PROTOCOLS, Result, Run, load, short
+from .drawing import save
+from .front import front
+from .interactive import plotly_js
+from .page_tables import UNITS, control_table, group_table, judge_table, probe_table, table_two
 from .rules import SPEAKING_WORDS
-from .tables import UNITS, control_table, group_table, judge_table, probe_table, table_two
+from .run import PROTOCOLS, Result, Run, load, short
+from .style import Point
 from .text import number
 from .verdict import findings
 
@@ -209,7 +209,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _plate(figure: Figure, name: str, caption: str) -> Plate:
-    return Plate(Markup(figures.as_svg(figure, name, caption)), caption)
+    return Plate(Markup(style.as_svg(figure, name, caption)), caption)
 
 
 def _tradeoff(run: Run) -> list[Plate]:
@@ -220,7 +220,7 @@ def _tradeoff(run: Run) -> list[Plate]:
     everything = [point for ours in points.values() for point in ours]
     return [
         _plate(
-            figures.tradeoff(ours, protocol, everything, concept=run.concept),
+            style.tradeoff(ours, protocol, everything, concept=run.concept),
             f"tradeoff-{protocol}",
             f"{protocol}: {run.concept} and the change of log-perplexity of each intervention, with 95% intervals. Down and to the left is better.",
         )
@@ -257,7 +257,7 @@ def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
             theirs = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
             caption = f"{protocol}: {quantity}, with 95% intervals; n = {ours} {UNITS[metric]}, controls n = {theirs}."
             yield _plate(
-                figures.controls(rows, protocol, quantity, price=metric == "log_ppl"),
+                style.controls(rows, protocol, quantity, price=metric == "log_ppl"),
                 f"controls-{metric}-{protocol}".replace("_", "-"),
                 caption,
             )
@@ -271,7 +271,7 @@ def _neurons(run: Run) -> list[Plate]:
         plates.append(_plate(figure, name, caption))
     tables = {protocol: table for protocol, table in run.tables.items() if table.compared}
     first = next((protocol for protocol in PROTOCOLS if protocol in tables), None)
-    if first and (distance := figures.value_distance(tables[first])):
+    if first and (distance := style.value_distance(tables[first])):
         smallest, mean = tables[first].grid("value_cosine").min(), tables[first].grid("value_cosine").mean()
         caption = f"{first}: how far value vectors turned in tuning; lowest cosine {number(smallest, 6)}, mean {number(mean, 6)}."
         plates.append(_plate(distance, "values", caption))
@@ -313,7 +313,7 @@ def _training(run: Run) -> list[Plate]:
         if lines:
             plates.append(
                 _plate(
-                    figures.training(title, unit, lines),
+                    style.training(title, unit, lines),
                     f"training-{place}",
                     f"{title} ({unit}) over the steps of DPO.",
                 )

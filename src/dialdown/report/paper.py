@@ -13,17 +13,17 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from .. import analysis, interactive, paper_figures
-from ..config import Config
+from ..data.csv_tables import read_csv, write_csv
 from ..errors import DialdownError
+from ..evaluation.agreement import agreement
+from ..evaluation.bootstrap import Estimate
 from ..files import read_json
-from ..front import FrontPoint
-from ..metrics.agreement import agreement
-from ..metrics.intervals import Estimate
-from ..neurons import NeuronTable
-from ..table_files import read_csv, write_csv
-from ..tables import TITLES
-from .record import Run
+from ..neurons.table import NeuronTable
+from ..study.config import Config
+from . import analysis, interactive, paper_figures
+from .front import FrontPoint
+from .run import Run
+from .tables import TITLES
 from .text import number
 
 SHOWN_TOKENS = 10

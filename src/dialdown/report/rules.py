@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..metrics.intervals import FEW, Estimate
-from ..models import Protocol
-from .record import Run
+from ..evaluation.bootstrap import FEW, Estimate
+from ..models.lm import Protocol
+from .run import Run
 
 Verdict = Literal["held", "held, at the price of the model", "did not hold", "undecided"]
 AT_THE_PRICE: Verdict = "held, at the price of the model"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..metrics.intervals import Estimate
+from ..evaluation.bootstrap import Estimate
 
 DIGITS = 3
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..metrics.intervals import FEW, Estimate
+from ..evaluation.bootstrap import FEW, Estimate
 from .evidence import Evidence
-from .record import Result, Run, compare
 from .rules import SPEAKING_WORDS
+from .run import Result, Run, compare
 from .text import number, with_interval
 
 

@@ -1,0 +1,158 @@
+"""A finished study in the terminal: table 2, and what tuning did to the neurons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import polars as pl
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..data.csv_tables import read_csv
+from ..files import read_json
+from ..report.claims import claims
+from ..report.rules import Verdict
+from ..report.run import load
+from ..report.tables import TITLES
+from ..report.verdict import findings
+from ..study.notes import noted
+
+SAMPLES, TOP = 4, 6
+# The tables that `dialdown diff` prints, and the columns worth a terminal's width.
+SHOWN = {
+    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", "percent", "percent_sd"),
+    "figure-1-opposing-effects": ("protocol", "down", "up", "net"),
+    "table-5-group-shares": ("protocol", "group", "count", "share"),
+    "table-17-correlations": ("protocol", "pair", "r", "p", "n"),
+    "table-18-reducing-share": ("protocol", "neurons", "reducing_share"),
+    "appendix-g-sign-conflicts": ("protocol", "quantity", "conflict_share"),
+}  # fmt: skip
+
+
+def show_rows(folder: Path, out: Console) -> None:
+    """Print table 2 of a finished study."""
+    concept = read_json(folder / "run.json")["config"]["concept"]
+    table = _table("intervention", "protocol", concept, "log-perplexity")
+    for row in read_json(folder / "results.json")["rows"]:
+        if row["control_of"] is None:
+            shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl")]
+            table.add_row(row["intervention"], row["protocol"], *shown)
+    out.print(table)
+    out.print(
+        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
+    )
+    out.print(f"  {folder / 'report.html'}", soft_wrap=True, markup=False)
+    _say_if_equal(folder, out)
+
+
+def show_verdicts(folder: Path, out: Console) -> None:
+    """Print the page's first sentences and what of the published conclusions held, as the page has them."""
+    run = load(folder)
+    for finding in findings(run, folder=folder):
+        out.print(f"{finding.about}: {finding.text}", markup=False, highlight=False)
+    made = claims(run, folder=folder)
+    verdicts = {(claim.name, claim.protocol): claim.verdict for claim in made}
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("the paper's claim")
+    for protocol in run.protocols:
+        # A verdict that is cut is none.
+        table.add_column(protocol, min_width=max(map(len, get_args(Verdict))) // 2 + 1, overflow="fold")
+    for name in dict.fromkeys(claim.name for claim in made):
+        table.add_row(name, *(verdicts.get((name, protocol), "not measured") for protocol in run.protocols))
+    if made:
+        out.print(table)
+
+
+def show_notes(folder: Path, out: Console) -> None:
+    """Print what the stages replaced, left out, cut or did not reach."""
+    said = noted(read_json(folder / "run.json"))
+    if said:
+        out.print("Replaced, left out, cut or not reached:", style="bold")
+    for stage, sentence in said:
+        out.print(f"  {stage}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
+
+
+def show_check(folder: Path, out: Console) -> None:
+    """Print what `dialdown detox` measured: before, after, the random control, and continuations side by side."""
+    concept = read_json(folder / "run.json")["config"]["concept"]
+    rows = read_json(folder / "results.json")["rows"]
+    table = _table("model", concept, "log-perplexity", "KL", "degenerate")
+    for row in rows:
+        shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "degenerate")]
+        table.add_row(CHECKED[row["intervention"]], *shown)
+    out.print(table)
+    out.print(
+        "Held-out prompts; means with bootstrap 95 % intervals; the control has the same numbers on random neurons."
+    )
+    out.print(_dialled(read_json(folder / "run.json")["stages"]["dial"]), markup=False)
+    samples = Table(box=None, header_style="bold", padding=(0, 1))
+    for column in ("prompt", "untouched", "edited"):
+        samples.add_column(column, ratio=1)
+    before, after = rows[0]["samples"], rows[1]["samples"]
+    for one, other in zip(before[:SAMPLES], after[:SAMPLES], strict=True):
+        texts = (one["prompt"], one["continuation"], other["continuation"])
+        # Three texts share a line, so their own line ends would leave holes.
+        samples.add_row(*(escape(" ".join(text.split())) for text in texts))
+    out.print(samples)
+    out.print(
+        "\nThe neurons it moves most, and the tokens they write: what the model will say less or more of.", style="bold"
+    )
+    most = _table("layer", "neuron", "gain", "writes")
+    top = read_csv(folder / "tables" / "gains-top-neurons.csv").head(TOP)
+    for layer, neuron, gain, writes in top.select("layer", "neuron", "gain", "writes").iter_rows():
+        most.add_row(str(layer), str(neuron), f"{gain:.2f}", escape(writes))
+    out.print(most)
+
+
+def _dialled(found: dict[str, Any]) -> str:
+    text = f"The edit is {found['strength']:.3g} times what was {'trained' if 'chosen' not in found else 'found'}"
+    if "neutral_kl" in found:
+        text += f", which costs a KL of {found['neutral_kl']:.3f} and {found['neutral_log_ppl']:+.3f} log-perplexity on the neutral text it was dialled on"
+    return f"{text}."
+
+
+def show_neurons(folder: Path, out: Console) -> None:
+    """Print what tuning did to the neurons: how far they moved, in which direction, and what that went along with."""
+    for stem, columns in SHOWN.items():
+        frame = read_csv(folder / "tables" / f"{stem}.csv")
+        if "layer" in frame.columns:
+            # By layer it is in the file; here over all of them.
+            frame = frame.filter(pl.col("layer").is_null())
+        if "tuning_free" in frame.columns:
+            frame = frame.filter(~pl.col("tuning_free") & (pl.col("group") != "sum"))
+        table = _table(*(name.replace("_", " ") for name in columns))
+        for values in frame.select(columns).iter_rows():
+            table.add_row(*map(_cell, values))
+        out.print(f"\n{TITLES[stem]}", style="bold")
+        out.print(table)
+    out.print(f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True, markup=False)
+    _say_if_equal(folder, out)
+
+
+def _say_if_equal(folder: Path, out: Console) -> None:
+    """Say where the tuned model of a study is its base model."""
+    if said := read_json(folder / "run.json")["stages"].get("neurons", {}).get("equal"):
+        out.print(said, style="bold red", markup=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for place, column in enumerate(columns):
+        table.add_column(escape(column), no_wrap=place == 0)
+    return table
+
+
+def _interval(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        # Value vectors turn so little that four digits would round to 1.
+        return f"{value:.7f}" if 0.999 < value < 1 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

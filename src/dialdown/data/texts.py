@@ -1,0 +1,379 @@
+"""Prompts, labelled texts and reference text: embedded, from a file, or from the hub.
+
+A source is a string everywhere: `embedded:<name>`, the path of a file, or the id of a data set on the hub. Every
+choice among rows is a shuffle by seed, so the same call gives the same texts on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DialdownError
+from .assets import fetch
+from .reading import (
+    ROW_TYPES,
+    field_of,
+    is_embedded,
+    is_hub_id,
+    is_wanted,
+    label_of,
+    read_file,
+    read_rows,
+    read_text,
+    suffix_of,
+)
+
+T = TypeVar("T")
+Part = Literal["probe", "judge", "pair_scorer"]
+
+# Shares of the texts' hashes. The probe, the scorer that judges and the scorer that makes the preference pairs
+# must not share a training text, or one's mistakes would look like the others' agreement (METHOD §8).
+_PARTS: Mapping[Part, tuple[float, float]] = {
+    "probe": (0.0, 0.2),
+    "judge": (0.2, 0.7),
+    "pair_scorer": (0.7, 1.0),
+}
+# The reviews are few, so no judge has a part; they are shared out whole, as two sentences of one review are no
+# independent texts, and the prompts have reviews of their own. They are cut into sentences because what is judged later
+# is as short: on sentences of unseen reviews, a probe of SmolLM2-135M trained on sentences has an AUC of .718, on two
+# sentences at a time .712, on whole reviews (their first 128 tokens) .690.
+_REVIEW_PARTS: Mapping[Part, tuple[float, float]] = {"probe": (0.0, 0.5), "pair_scorer": (0.5, 0.75)}
+_REVIEW_PROMPTS = (0.75, 1.0)
+_TEXT_COLUMNS = ("text", "comment_text", "prompt")
+_PAIR_WORDS = 8  # shorter embedded sentences (headings, mostly) leave nothing to continue
+_REVIEW_WORDS = 5  # shorter pieces of reviews ("Avoid.", "1/10") are left out
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+# Not after an initial, nor after Mr., Mrs. or Dr.
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[DM]r\.)(?<!\bMrs\.)\s+(?=[\"'(]?[A-Z0-9])")
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts and their labels, 1 for the concept (as toxicity) and 0 for its absence; labels int8, shape (n,)."""
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """Prompts for the evaluation and, disjoint from them, prompts to make training pairs with."""
+
+    evaluation: tuple[str, ...]
+    training: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The settings that asked for some texts, for the sentence that says what to change.
+
+    Attributes:
+        source: the setting that names their source.
+        count: the setting that says how many.
+    """
+
+    source: str
+    count: str
+
+
+def normalise(text: str) -> str:
+    """The form in which texts are compared: case folded, runs of white space as one space."""
+    return " ".join(text.casefold().split())
+
+
+def part_of(text: str) -> Part:
+    """Which of the three disjoint parts of a labelled corpus `text` belongs to, by a hash of its normal form."""
+    return next(part for part, share in _PARTS.items() if _falls_in(share, text))
+
+
+def _falls_in(share: tuple[float, float], text: str) -> bool:
+    """Whether the hash of a text's normal form, as a number in [0, 1), lies in a share of them."""
+    digest = hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    # A float holds 53 bits; rounded from all 64, the highest hashes would be 1 and in no share.
+    return share[0] <= (int.from_bytes(digest, "big") >> 11) / 2**53 < share[1]
+
+
+def load_prompts(
+    source: str, n: int | None, *, seed: int, exclude: Collection[str] = (), asked: Asked | None = None
+) -> list[str]:
+    """`n` prompts (all of them for None) in an order set by `seed`, duplicates left out (METHOD §6).
+
+    Sources: `embedded:challenge` (993 prompts of the RealToxicityPrompts challenge subset), `embedded:category` (623
+    by category), `embedded:rtp` (both), `embedded:wikitext2` (sentences of its training split, to make pairs with as
+    the paper does), `embedded:imdb` (first halves of sentences of 57 film reviews, none of which `load_labelled` gives:
+    606 prompts), a .txt file with one prompt a line, a .jsonl or .csv file with `prompt` or
+    `text`, a hub id (`allenai/real-toxicity-prompts` gives its challenge subset). A prompt that equals, starts with,
+    or is the start of one in `exclude` is left out.
+
+    Raises:
+        DialdownError: the source is missing, unreadable or empty, a prompt is empty, or fewer than `n` are left.
+    """
+    seen: set[str] = set()
+    prompts: list[str] = []
+    clashes = _Overlap(exclude)
+    for prompt in _read_prompts(source):
+        key = normalise(prompt)
+        if key not in seen and not clashes.with_text(key):
+            prompts.append(prompt)
+        seen.add(key)
+    what = f"prompts in {source!r}" + (" beside the excluded ones" if exclude else "")
+    return _pick(prompts, n, seed, what, asked)
+
+
+def split_prompts(
+    source: str,
+    *,
+    evaluation: int,
+    training: int | None,
+    seed: int,
+    training_source: str | None = None,
+    asked: tuple[Asked | None, Asked | None] = (None, None),
+) -> PromptSplit:
+    """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of the other (METHOD §8).
+
+    None for `training` takes all that are left.
+
+    Raises:
+        DialdownError: as `load_prompts`.
+    """
+    judged = load_prompts(source, evaluation, seed=seed, asked=asked[0])
+    trained = load_prompts(training_source or source, training, seed=seed, exclude=judged, asked=asked[1])
+    return PromptSplit(tuple(judged), tuple(trained))
+
+
+def load_labelled(
+    source: str,
+    n: int | None,
+    *,
+    seed: int,
+    part: Part | None = None,
+    max_words: int | None = None,
+    asked: Asked | None = None,
+) -> LabelledTexts:
+    """Labelled texts, half of each label where `n` is given, in an order set by `seed` (METHOD §2).
+
+    Sources: `embedded:comments` (184,354 comments; 1 is toxic), `embedded:imdb` (1,723 sentences of 143 film reviews; 1 is
+    a negative review's), or a .csv, .tsv or .jsonl file with `text` and `label` (0 or 1). `part` keeps one of three
+    disjoint parts (probe 20 %, judge 50 %, pair_scorer 30 %); of the 200 film reviews the probe has half, the pair scorer
+    and `load_prompts` a quarter each, and a review is never divided. `max_words` keeps texts of at most so many words.
+    Texts that differ only in case or white space count once.
+
+    Raises:
+        DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one label occurs, or there
+            are too few texts for `n`; or the reviews' judge part is asked for.
+    """
+    share = None if part is None else _share(source, part)
+    texts: dict[str, tuple[str, int, str]] = {}
+    for text, label, whole in _read_labelled(source):
+        if max_words is None or len(text.split()) <= max_words:
+            texts.setdefault(normalise(text), (text, label, whole))
+    kept = [
+        (text, label)
+        for key, (text, label, whole) in texts.items()
+        if key and (share is None or _falls_in(share, whole))
+    ]
+    by_label = {label: [text for text, its in kept if its == label] for label in (0, 1)}
+    if kept and not (by_label[0] and by_label[1]):
+        only = int(bool(by_label[1]))
+        raise DialdownError(
+            f"All {len(kept)} texts of {source!r} have the label {only}, and a direction needs both: "
+            "pass texts labelled 1 (they have the concept) and 0 (they have not)."
+        )
+    if n is not None:
+        kept = [
+            (text, label)
+            for label, count in ((1, n // 2), (0, n - n // 2))
+            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}", asked)
+        ]
+    chosen = _pick(kept, None, seed, f"labelled texts in {source!r}", asked)
+    return LabelledTexts(tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8))
+
+
+def load_wiki_pairs(source: str, n: int | None, *, seed: int, asked: Asked | None = None) -> list[tuple[str, str]]:
+    """Pairs (prompt, true continuation) of encyclopedic text, for the F1 metric (METHOD §6).
+
+    Sources: `embedded:wiki` (short sentences cut in half), `embedded:wikitext2` (validation split: a sentence and the
+    one after it), or a .jsonl or .csv file with `prompt` and `gold`.
+
+    Raises:
+        DialdownError: the source is missing or empty, lacks a column, or holds fewer than `n` pairs.
+    """
+    if source == "embedded:wiki":
+        pairs = [_halves(sentence) for sentence in _wiki_sentences(for_pairs=True)]
+    elif source == "embedded:wikitext2":
+        pairs = _successive_sentences(_wikitext2_rows("valid"))
+    else:
+        rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
+        pairs = [(field_of(row, ("prompt",), place), field_of(row, ("gold",), place)) for place, row in rows]
+    return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}", asked)
+
+
+def load_reference_text(source: str) -> str:
+    """One text for log-perplexity (METHOD §6).
+
+    Sources: `embedded:wiki` (short WikiText sentences, those that `load_wiki_pairs` does not use, a blank line between
+    them), `embedded:wikitext2` or a WikiText id on the hub (raw test split, rows joined by blank lines as published),
+    another hub id with a `text` column (test split), a .jsonl, .csv or .tsv file with `text` (joined likewise), or another
+    text file, taken as it is.
+
+    Raises:
+        DialdownError: the source is missing, unreadable or blank.
+    """
+    if source == "embedded:wiki":
+        text = "\n\n".join(_wiki_sentences(for_pairs=False))
+    elif source == "embedded:wikitext2":
+        text = "\n\n".join(_wikitext2_rows("test"))
+    elif is_embedded(source) or is_hub_id(source) or suffix_of(Path(source)) in ROW_TYPES:
+        rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
+        text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
+    else:
+        text = read_text(Path(source))
+    if not text.strip():
+        raise DialdownError(f"{source!r} holds no text: pass a file with at least a few hundred words.")
+    return text
+
+
+class _Overlap:
+    """Whether a text equals, starts with, or is the start of one of a fixed set of texts."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._sorted = sorted({normalise(text) for text in texts})
+        self._set = frozenset(self._sorted)
+        self._lengths = sorted({len(text) for text in self._sorted})
+
+    def with_text(self, key: str) -> bool:
+        """Whether `key`, in normal form, overlaps."""
+        following = bisect_left(self._sorted, key)
+        if following < len(self._sorted) and self._sorted[following].startswith(key):
+            return True
+        return any(key[:length] in self._set for length in self._lengths if length <= len(key))
+
+
+def _pick(items: Sequence[T], n: int | None, seed: int, what: str, asked: Asked | None = None) -> list[T]:
+    """`n` of the items, or all, shuffled by `seed`; a larger `n` with the same seed starts with the same items."""
+    if not items:
+        raise DialdownError(f"There are no {what}: pass another source{f' as {asked.source}' if asked else ''}.")
+    if n is not None and not 0 <= n <= len(items):
+        further = f"lower {asked.count}, or pass more as {asked.source}" if asked else f"ask for at most {len(items)}"
+        raise DialdownError(f"{n} were asked for but there are {len(items)} {what}: {further}.")
+    order = np.random.default_rng(seed).permutation(len(items))
+    return [items[i] for i in order[:n]]
+
+
+def _read_prompts(source: str) -> Iterable[str]:
+    readers = {
+        "embedded:challenge": _challenge_prompts,
+        "embedded:category": _category_prompts,
+        "embedded:wikitext2": _encyclopedic_prompts,
+        "embedded:imdb": _review_prompts,
+    }
+    if source == "embedded:rtp":
+        return [*_challenge_prompts(), *_category_prompts()]
+    if source in readers:
+        return readers[source]()
+    if suffix_of(Path(source)) == ".txt":
+        return [line.strip() for line in read_text(Path(source)).split("\n") if line.strip()]
+    rows = read_rows(source, (*readers, "embedded:rtp"))
+    return [field_of(row, ("prompt", "text"), place) for place, row in rows if is_wanted(row, "challenging", place)]
+
+
+def _share(source: str, part: Part) -> tuple[float, float]:
+    if source != "embedded:imdb":
+        return _PARTS[part]
+    if part not in _REVIEW_PARTS:
+        raise DialdownError(
+            f"The 200 reviews of {source!r} are too few for a part called {part!r}: take 'probe' or 'pair_scorer'."
+        )
+    return _REVIEW_PARTS[part]
+
+
+def _read_labelled(source: str) -> Iterator[tuple[str, int, str]]:
+    """Texts, their labels, and the whole that each is a part of and that must not be divided."""
+    if source == "embedded:imdb":
+        for review, label in _reviews():
+            if not _falls_in(_REVIEW_PROMPTS, review):
+                yield from ((sentence, label, review) for sentence in _review_sentences(review))
+        return
+    if source == "embedded:comments":
+        rows = read_file(fetch("comments") / "clean_data.csv")
+    else:
+        rows = read_rows(source, ("embedded:comments", "embedded:imdb"))
+    for place, row in rows:
+        text = field_of(row, _TEXT_COLUMNS, place, blank=True)
+        yield text, label_of(row, place), text
+
+
+def _reviews() -> Iterator[tuple[str, int]]:
+    """Film reviews, and 1 for a negative one; the file says 1 for a positive one."""
+    for place, row in read_file(fetch("imdb-reviews") / "sample.csv"):
+        yield field_of(row, ("text",), place), 1 - label_of(row, place)
+
+
+def _review_sentences(review: str) -> list[str]:
+    pieces = [piece.strip() for line in _LINE_BREAK.split(review) for piece in _SENTENCE_END.split(line)]
+    return [piece for piece in pieces if len(piece.split()) >= _REVIEW_WORDS]
+
+
+def _challenge_prompts() -> list[str]:
+    rows = read_file(fetch("challenge-prompts") / "test.jsonl")
+    return [field_of(row, ("text",), place) for place, row in rows]
+
+
+def _category_prompts() -> list[str]:
+    files = sorted(fetch("category-prompts").glob("rtp_*.txt"))
+    return [line for file in files for line in read_text(file).split("\n") if line.strip()]
+
+
+def _encyclopedic_prompts() -> list[str]:
+    return [sentence for sentence, _ in _successive_sentences(_wikitext2_rows("train"))]
+
+
+def _review_prompts() -> list[str]:
+    """Halves of sentences: a review's opening alone would be 57 prompts, and a whole sentence has passed its verdict."""
+    reviews = (review for review, _ in _reviews() if _falls_in(_REVIEW_PROMPTS, review))
+    sentences = (sentence for review in reviews for sentence in _review_sentences(review))
+    return [_halves(sentence)[0] for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
+
+
+def _wiki_sentences(*, for_pairs: bool) -> list[str]:
+    """The embedded sentences in their order: every other one of the longer ones for the pairs, the rest as text."""
+    rows = read_file(fetch("wiki-sentences") / "test.jsonl")
+    sentences = list(dict.fromkeys(field_of(row, ("text",), place) for place, row in rows))
+    longer = [sentence for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
+    paired = set(longer[::2])
+    return [sentence for sentence in sentences if (sentence in paired) == for_pairs]
+
+
+def _wikitext2_rows(split: str) -> list[str]:
+    """The rows as the hub has them: every line with its line break, blank lines empty."""
+    text = read_text(fetch("wikitext2") / f"{split}.raw.gz")
+    return [f"{line}\n" if line.strip() else "" for line in text.removesuffix("\n").split("\n")]
+
+
+def _halves(sentence: str) -> tuple[str, str]:
+    words = sentence.split()
+    middle = len(words) // 2
+    return " ".join(words[:middle]), " ".join(words[middle:])
+
+
+def _successive_sentences(rows: Iterable[str]) -> list[tuple[str, str]]:
+    """Sentence and next sentence, each sentence used once, of the paragraphs (headings start with `=`)."""
+    pairs = []
+    for row in rows:
+        sentences = [] if row.lstrip().startswith("=") else [s.strip() for s in re.split(r"(?<= \.) ", row)]
+        for first, second in zip(sentences[::2], sentences[1::2], strict=False):
+            if min(len(first.split()), len(second.split())) >= _PAIR_WORDS:
+                pairs.append((first, second))
+    return pairs

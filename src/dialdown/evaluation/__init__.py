@@ -1,0 +1,1 @@
+"""What a row is measured with: toxicity, log-perplexity, KL, F1, intervals (METHOD §6)."""

@@ -1,0 +1,305 @@
+"""Evaluation: every intervention under a named protocol, each mean with its interval (METHOD §5, §6).
+
+One `Evaluator` holds what all rows share: the prompts' prefixes, the reference text's windows and the base model's
+distributions on them. A row is one intervention under one protocol.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention, Positions, acting_on, untouched
+from ..models.decoding import Decoder, Progress
+from ..models.lm import LM, Protocol
+from .bootstrap import Estimate, estimate
+from .overlap import token_f1
+from .perplexity import TextProbe, text_windows
+from .repetition import is_degenerate, repetition
+from .scorers import Scorer
+
+METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
+
+# METHOD §5: where an edit acts while generating and on the perplexity text.
+GENERATING: dict[Protocol, Positions] = {"paper": "last", "strict": "all"}
+READING: dict[Protocol, Positions] = {"paper": "first", "strict": "all"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What models are evaluated on.
+
+    Attributes:
+        prompts: prompts that elicit the concept.
+        pairs: (prompt, true continuation) for F1.
+        text: reference text for log-perplexity and KL.
+        scorers: the first is the judge whose mean is the row's `toxicity`; all are in `toxicity_by`.
+        max_new_tokens: greedy tokens per prompt.
+        max_prompt_tokens: prompts are cut here.
+        window: tokens per window of the reference text.
+        max_windows: windows used.
+        kl_windows: of these, the ones KL is measured on.
+        batch_size: prompts per batch.
+        seed: of the bootstrap.
+    """
+
+    prompts: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
+    text: str
+    scorers: Sequence[Scorer]
+    max_new_tokens: int = 20
+    max_prompt_tokens: int = 32
+    window: int = 1024
+    max_windows: int = 64
+    kl_windows: int = 4
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one effect on a model, unit by unit, in the same order for every effect.
+
+    Attributes:
+        values: metric name to per-prompt (or per-block) values; NaN where a unit has none.
+        tokens: predicted tokens per block, the weights of `log_ppl` and `kl`.
+        texts: the continuation of every prompt.
+        judges: names of the scorers, the judge first.
+        seed: of the bootstrap.
+    """
+
+    values: dict[str, list[float]]
+    tokens: list[int]
+    texts: list[str]
+    judges: list[str]
+    seed: int
+
+    def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:
+        """The mean of a metric, or of its paired difference to another effect; None where no unit has a value.
+
+        Raises:
+            DialdownError: the other effect was measured on fewer units.
+        """
+        values = np.array(self.values[name])
+        if minus is not None:
+            theirs = np.array(minus.values[name])
+            if len(theirs) < len(values):
+                raise DialdownError(
+                    f"{name} was measured on {len(values)} units here and on {len(theirs)} there, which cannot be paired: use one suite."
+                )
+            # A control may be measured on the first prompts only; they are the same prompts in every row.
+            values = values - theirs[: len(values)]
+        known = ~np.isnan(values)
+        # Both are means over tokens; KL may be measured on the first windows only.
+        weights = np.array(self.tokens)[: len(values)][known] if name in ("log_ppl", "kl") else None
+        return estimate(values[known], weights=weights, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One intervention under one protocol: what was done, and what was measured."""
+
+    intervention: str
+    kind: str
+    protocol: Protocol
+    control_of: str | None
+    alpha: float | None
+    beta: float | None
+    neurons: int
+    measured: Measured
+
+    def metric(self, name: str) -> Estimate | None:
+        """The mean of a metric with its interval (see `METRICS`)."""
+        return self.measured.estimate(name)
+
+    def change(self, name: str, reference: Row) -> Estimate | None:
+        """The paired difference of a metric to another row."""
+        return self.measured.estimate(name, reference.measured)
+
+    def to_json(
+        self, reference: Row, prompts: Sequence[str], *, samples: int, main: Row | None = None
+    ) -> dict[str, Any]:
+        """The row as it stands in results.json.
+
+        Args:
+            reference: the untouched model under the same protocol; `change` is the paired difference to it.
+            prompts: the evaluation prompts, for the samples.
+            samples: how many continuations to show.
+            main: for a control, the row it is a control of; `control_minus_main` is the paired difference to it.
+        """
+
+        def written(value: Estimate | None) -> dict[str, float | int] | None:
+            return value.to_json() if value else None
+
+        pairs = zip(prompts[:samples], self.measured.texts[:samples], strict=False)
+        return {
+            "intervention": self.intervention,
+            "kind": self.kind,
+            "protocol": self.protocol,
+            "control_of": self.control_of,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "neurons": self.neurons,
+            **{name: written(self.metric(name)) for name in METRICS},
+            "toxicity_by": {judge: written(self.metric(f"toxicity/{judge}")) for judge in self.measured.judges},
+            "change": {name: written(self.change(name, reference)) for name in METRICS},
+            "control_minus_main": main and {name: written(self.change(name, main)) for name in METRICS},
+            "samples": [{"prompt": prompt, "continuation": text} for prompt, text in pairs],
+        }
+
+
+class Evaluator:
+    """Evaluates interventions on one base model; see `Suite`.
+
+    Raises:
+        DialdownError: empty prompts, a prompt longer than the context, no scorer.
+    """
+
+    def __init__(self, lm: LM, suite: Suite) -> None:
+        if not suite.scorers:
+            raise DialdownError("The suite has no scorer, so nothing can be said about toxicity: pass at least one.")
+        self.lm = lm
+        self.suite = suite
+        self.decoder = self._decoder(lm, share_prefixes=True)
+        self._texts: dict[Protocol, TextProbe] = {}
+        self._latest: tuple[Any, Any, list[list[int]]] = (lambda: None, None, [])
+
+    def _decoder(self, lm: LM, *, share_prefixes: bool) -> Decoder:
+        suite = self.suite
+        # One decoding pass serves toxicity and F1: larger batches, and the same edit at the same positions.
+        prompts = [*suite.prompts, *(prompt for prompt, _ in suite.pairs)]
+        return Decoder(
+            lm,
+            prompts,
+            max_new_tokens=suite.max_new_tokens,
+            max_prompt_tokens=suite.max_prompt_tokens,
+            batch_size=suite.batch_size,
+            share_prefixes=share_prefixes,
+        )
+
+    def row(self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None) -> Row:
+        """Measure one intervention under one protocol.
+
+        Args:
+            intervention: what to apply.
+            protocol: `paper` or `strict` (METHOD §5).
+            model: another model than the base one, such as the tuned model; KL is still to the base.
+
+        Raises:
+            DialdownError: the intervention does not fit the model, or its log-perplexity is not finite.
+        """
+        return as_row(intervention, protocol, self._measure(intervention, protocol, model or self.lm))
+
+    def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
+        decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
+        tokens = self._tokens(decoder, intervention, GENERATING[protocol])
+        probe = self._text(protocol)
+        text = probe.measure(lm, intervention, positions=READING[protocol])
+        # METHOD §5, `paper`: the sum is over predicted tokens, and it is divided by all, a window's first among them.
+        share = 1.0 if protocol == "strict" else text.tokens.sum() / sum(ids.numel() for ids in probe.windows)
+        count = len(self.suite.prompts)
+        texts = decoder.texts(tokens[:count])
+        judged = texts if protocol == "strict" else self._without_prompt(tokens[:count], decoder)
+        judges = {scorer.name: scorer.score(judged).tolist() for scorer in self.suite.scorers}
+        values = {
+            "toxicity": judges[self.suite.scorers[0].name],
+            "log_ppl": (text.nll * share).tolist(),
+            "f1": self._f1(tokens[count:], decoder.encoded[count:], protocol),
+            "kl": text.kl.tolist(),
+            "repetition": [float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]],
+            "degenerate": [float(is_degenerate(ids)) for ids in tokens[:count]],
+            **{f"toxicity/{name}": scores for name, scores in judges.items()},
+        }
+        return Measured(values, text.tokens.tolist(), texts, [*judges], self.suite.seed)
+
+    def _tokens(self, decoder: Decoder, intervention: Intervention, positions: Positions) -> list[list[int]]:
+        """Decode, unless the row before did exactly that: the protocols differ only where neurons are moved."""
+        if acting_on(decoder.lm):
+            return decoder.run(intervention, positions=positions)
+        model, key = decoder.lm.model, (intervention.key, positions if intervention.moves_neurons else None)
+        if self._latest[0]() is not model or self._latest[1] != key:
+            # A weak reference, so that a tuned model that is done with can be freed, and never be taken for another.
+            self._latest = weakref.ref(model), key, decoder.run(intervention, positions=positions)
+        return self._latest[2]
+
+    def _text(self, protocol: Protocol) -> TextProbe:
+        if protocol not in self._texts:
+            suite = self.suite
+            windows = text_windows(
+                self.lm, suite.text, protocol=protocol, window=suite.window, max_windows=suite.max_windows
+            )
+            # Where no BOS is involved the two protocols cut the same windows, and the base model need not read them twice.
+            same = [probe for probe in self._texts.values() if [w[0].tolist() for w in probe.windows] == windows]
+            self._texts[protocol] = same[0] if same else TextProbe(self.lm, windows, kl_windows=suite.kl_windows)
+        return self._texts[protocol]
+
+    def _without_prompt(self, tokens: Sequence[Sequence[int]], decoder: Decoder) -> list[str]:
+        """METHOD §5, `paper`: every occurrence of the prompt string is removed from the whole output."""
+        prompts = [self.lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in decoder.encoded[: len(tokens)]]
+        full = [
+            self.lm.tokenizer.decode([*ids, *new], skip_special_tokens=True)
+            for ids, new in zip(decoder.encoded, tokens, strict=False)
+        ]
+        return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
+
+    def _f1(self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol) -> list[float]:
+        score = self._paper_f1 if protocol == "paper" else self._strict_f1
+        return [score(*of) for of in zip(tokens, prompts, self.suite.pairs, strict=True)]
+
+    def _strict_f1(self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]) -> float:
+        start, gold = pair
+        spaced = gold if gold[:1].isspace() else f" {gold}"
+        # What follows the prompt's own tokens is the true continuation, also of a prompt that was cut.
+        true = self.lm.encode([start + spaced])[0][len(prompt) :]
+        return token_f1(given, true[: self.suite.max_new_tokens])
+
+    def _paper_f1(self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]) -> float:
+        """METHOD §5, `paper`: prompt and continuation against the true continuation alone, cut at the length of both."""
+        longest = self.suite.max_prompt_tokens + self.suite.max_new_tokens
+        true = self.lm.encode([pair[1]])[0][:longest]
+        # End-of-text is the padding token there, and padding is not counted.
+        written, gold = (
+            [token for token in ids if token != self.lm.tokenizer.eos_token_id] for ids in ((*prompt, *given), true)
+        )
+        return token_f1(written, gold)
+
+
+def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
+    """Put an intervention's name beside what was measured of its effect."""
+    one = intervention
+    return Row(one.name, one.kind, protocol, one.control_of, one.alpha, one.beta, one.neurons, measured)
+
+
+def evaluate(
+    lm: LM,
+    interventions: Sequence[Intervention],
+    suite: Suite,
+    *,
+    protocols: Sequence[Protocol] = ("strict",),
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Evaluate interventions, the untouched model first (METHOD §6).
+
+    Args:
+        lm: the base model.
+        interventions: what to apply, one at a time.
+        suite: prompts, texts and scorers.
+        protocols: one row per intervention and protocol.
+        progress: called after each row.
+
+    Raises:
+        DialdownError: see `Evaluator`.
+    """
+    evaluator = Evaluator(lm, suite)
+    todo = [(one, protocol) for protocol in protocols for one in [untouched(), *interventions]]
+    rows = []
+    for done, (one, protocol) in enumerate(todo):
+        rows.append(evaluator.row(one, protocol))
+        if progress:
+            progress("evaluating", done + 1, len(todo))
+    return rows

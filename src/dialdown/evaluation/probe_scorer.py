@@ -1,0 +1,92 @@
+"""The study's own probe as a scorer, for any concept that has labelled texts and no classifier of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.special import expit
+
+from ..errors import DialdownError
+from ..interventions.intervention import acting_on
+from ..models.lm import LM
+from ..neurons.directions import Direction, probe_features
+from .scorers import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeScorer:
+    """sigma(W x + b) of the base model's mean final-layer residual stream over a text's real tokens (METHOD §2, §5 `strict`).
+
+    Attributes:
+        lm: the base model that the probe was trained on.
+        direction: its probe, site `residual`, as `train_probe` or `fit_probe` gives it.
+
+    Raises:
+        DialdownError: the direction is no strict probe, has no intercept, or is of a model of another width.
+    """
+
+    lm: LM
+    direction: Direction
+
+    name: ClassVar[str] = "probe"
+    caveat: ClassVar[str] = (
+        "The probe judges by the very direction that neurons are edited along, so it favours these edits: believe it "
+        "only as far as a second judge agrees."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot score (see above)."""
+        found = self.direction
+        if (found.name, found.site) != ("probe", "residual"):
+            raise DialdownError(
+                f"The direction {found.name!r} at the site {found.site!r} gives no probability: pass a probe of the strict protocol."
+            )
+        if "intercept" not in found.record:
+            raise DialdownError(
+                "The probe was saved without its intercept, so its scores would be off by a constant: train it again."
+            )
+        if found.vector.shape != (self.lm.view.d_model,):
+            raise DialdownError(
+                f"The probe has {found.vector.shape[0]} dimensions and the residual stream of {self.lm.name} {self.lm.view.d_model}: "
+                "pass the model it was trained on."
+            )
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The probe's own validation, under the names every scorer uses, and how it was trained."""
+        record = self.direction.record
+        renamed = {"held_out_auc": "auc", "held_out": "validation", "trained_on": "train"}
+        return {
+            "model": self.lm.name,
+            **{ours: record[its] for ours, its in renamed.items()},
+            **{name: record[name] for name in ("accuracy", "intercept", "C", "seed", "sklearn")},
+            **{name: record[name] for name in ("texts", "max_tokens") if name in record},
+        }
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Probability of the concept per text, float64, shape (n,); exactly 0 for a blank text.
+
+        Texts are cut where the probe's training texts were.
+
+        Raises:
+            DialdownError: an intervention acts on the model, or an activation is not finite.
+        """
+        self._check_untouched()
+        scores = np.zeros(len(texts))
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        if rows:
+            longest = self.direction.record.get("max_tokens", 128)
+            spoken = [texts[row] for row in rows]
+            features = probe_features(self.lm, spoken, protocols=("strict",), max_tokens=longest)["strict"]
+            scores[rows] = expit(features @ self.direction.vector + self.direction.record["intercept"])
+        return scores
+
+    def _check_untouched(self) -> None:
+        # Steering moves no neuron, so `acting_on` does not know of it, but it would move what the probe reads.
+        if acting_on(self.lm) or self.lm.view.final_norm._forward_pre_hooks:
+            raise DialdownError(
+                f"The probe reads texts with {self.lm.name}, on which an intervention acts right now: score outside of `applied`."
+            )

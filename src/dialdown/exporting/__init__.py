@@ -1,0 +1,1 @@
+"""A plain checkpoint from an intervention: rewriting, verification, deltas, the card (METHOD §7)."""

@@ -1,0 +1,268 @@
+"""An edit without the model: two small files that `dialdown apply` puts on the base again.
+
+`edit.safetensors` is the intervention, `edit.json` says which base it was made for (name, revision, and a sha256 over
+its weights), at which strength, by which version, and what was noted. Every exported folder carries the pair
+in its `dialdown` folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict
+
+from ..data.assets import Progress
+from ..data.local_paths import without_paths
+from ..errors import DialdownError, nearest
+from ..files import SCHEMA, file_sha256, write_json
+from ..interventions.edit_file import Kind, damaged, first_problem
+from ..interventions.intervention import Intervention
+from .checkpoint import Checkpoint, open_checkpoint
+
+FOLDER = "dialdown"
+EDIT = "edit.safetensors"
+RECORD = "edit.json"
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+Interval = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+"""A mean and the two ends of its 95 % interval."""
+
+
+@with_config(ConfigDict(extra="forbid"))
+class MeasuredRow(TypedDict, total=False):
+    """One row of the table of what was measured: a model or a control (METHOD §6)."""
+
+    name: str
+    toxicity: Interval
+    log_perplexity: Interval
+    kl: Interval
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Notes(TypedDict, total=False):
+    """What a caller adds to the card and to edit.json, all of it optional.
+
+    `why` is a sentence on what the edit is for; `rows` what was measured, base first; `judge` the scorer that gave the
+    toxicity; `caveat` what its figures do not say; `text` what log-perplexity and KL were measured on.
+    """
+
+    why: str
+    rows: list[MeasuredRow]
+    judge: str
+    caveat: str
+    text: str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Base(_Strict):
+    name: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    local: bool
+    sha256: Sha256
+
+
+class _Edit(_Strict):
+    name: str
+    kind: Kind
+    neurons: NonNegativeInt
+    sha256: Sha256
+
+
+class _Record(_Strict):
+    """All of edit.json."""
+
+    version: Literal[SCHEMA] = Field(alias="schema")  # type: ignore[valid-type]
+    kind: Literal["delta"]
+    base: _Base
+    edit: _Edit
+    strength: FiniteFloat
+    dialdown: str
+    notes: Notes
+
+
+def check_notes(notes: Mapping[str, Any]) -> None:
+    """Refuse notes the card would not show.
+
+    Raises:
+        DialdownError: an unknown key, in the notes or in one of their rows, or a figure that is no interval.
+    """
+    for key in notes:
+        if key not in Notes.__annotations__:
+            raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}")
+    try:
+        TypeAdapter(Notes).validate_python(dict(notes))
+    except ValidationError as error:
+        raise DialdownError(
+            f"The notes cannot be shown on a model card ({first_problem(error)}): pass texts, and rows of a name, toxicity, log_perplexity and kl, "
+            "each figure its mean and the two ends of its interval, three finite numbers."
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """An edit and the base it belongs to.
+
+    Attributes:
+        edit: the intervention.
+        base: the name of the base model: a hub id, `embedded:NAME`, or the last part of a local folder's path.
+        revision: its hub commit, or None.
+        sha256: of its weights (see `Checkpoint.base_sha256`).
+        record: all of edit.json: also strength, version and notes.
+    """
+
+    edit: Intervention
+    base: str
+    revision: str | None
+    sha256: str
+    record: dict[str, Any]
+
+
+def rounded(edit: Intervention) -> Intervention:
+    """The edit as it is stored and exported: the gains of a pure scale in float32, a relative change below 1e-7.
+
+    One number of four bytes per neuron. Rounding before the export keeps the exported weights and the delta the same
+    edit, bit for bit. An edit with offsets or a vector, or with gains that float32 does not hold, stays as it is.
+    """
+    if edit.needs_bias:
+        return edit
+    with np.errstate(over="ignore"):
+        gain = edit.gain.astype(np.float32).astype(np.float64)
+    return replace(edit, gain=gain) if np.allclose(gain, edit.gain, rtol=1e-7, atol=0) else edit
+
+
+def save_delta(
+    edit: Intervention,
+    source: str | os.PathLike[str],
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Delta:
+    """Write the delta of an edit, for a base that is read for its sha256.
+
+    Args:
+        edit: the edit (see `rounded` for what is stored).
+        source: the base: a folder, `embedded:NAME` or a hub id.
+        folder: where the two files go.
+        revision: a hub branch, tag or commit.
+        notes: kept in edit.json (see `Notes`).
+        progress: called while an embedded model is downloaded and converted.
+
+    Raises:
+        DialdownError: the base cannot be read (see `open_checkpoint`), the edit does not fit it, or the disk is full.
+    """
+    check_notes(notes or {})
+    base = open_checkpoint(source, revision=revision, progress=progress)
+    edit.check_foldable(base.skeleton)
+    return write_delta(Path(folder), edit, base, base.read_sha256(), notes)
+
+
+def write_delta(
+    folder: Path, edit: Intervention, base: Checkpoint, sha256: str, notes: Mapping[str, Any] | None
+) -> Delta:
+    """Write the two files of a delta whose base is open and hashed."""
+    edit = rounded(replace(edit, name=without_paths(edit.name), record=without_paths(edit.record)))
+    edit.save(folder / EDIT)
+    record = {
+        "schema": SCHEMA,
+        "kind": "delta",
+        "base": {"name": base.name, "revision": base.revision, "local": base.local, "sha256": sha256},
+        "edit": {"name": edit.name, "kind": edit.kind, "neurons": edit.neurons, "sha256": file_sha256(folder / EDIT)},
+        "strength": edit.record.get("strength", 1.0),
+        "dialdown": version("dialdown"),
+        "notes": without_paths(dict(notes or {})),
+    }
+    write_json(folder / RECORD, record)
+    return Delta(edit, base.name, base.revision, sha256, record)
+
+
+def load_delta(folder: str | Path) -> Delta:
+    """Read a delta: the folder of the two files, or an exported folder that carries them.
+
+    Raises:
+        DialdownError: there is none, it is of a newer schema, or one of its files is damaged or of another delta.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        folder = folder / FOLDER
+    if not (folder / RECORD).is_file():
+        raise DialdownError(
+            f"{folder.parent} holds no delta ({RECORD} and {EDIT}): pass the folder of a delta, or a folder dialdown exported."
+        )
+    try:
+        text = (folder / RECORD).read_bytes()
+        checked = _Record.model_validate_json(text)
+    except OSError as error:
+        raise DialdownError(
+            f"{folder / RECORD} cannot be read ({error.strerror}): pass a delta you may read."
+        ) from error
+    except ValidationError as error:
+        raise damaged(folder / RECORD, first_problem(error)) from error
+    if not (folder / EDIT).is_file():
+        raise DialdownError(f"{folder} has {RECORD} and no {EDIT}: fetch the delta again, both of its files.")
+    if file_sha256(folder / EDIT) != checked.edit.sha256:
+        raise DialdownError(
+            f"{folder / EDIT} is not the file that {RECORD} describes (its sha256 differs): fetch the delta again."
+        )
+    edit = Intervention.load(folder / EDIT)
+    said = (checked.edit.name, checked.edit.kind, checked.edit.neurons, checked.strength)
+    if said != (edit.name, edit.kind, edit.neurons, edit.record.get("strength", 1.0)):
+        raise DialdownError(
+            f"{folder / RECORD} does not describe the edit beside it ({', '.join(map(str, said))}): fetch the delta again."
+        )
+    return Delta(edit, checked.base.name, checked.base.revision, checked.base.sha256, json.loads(text))
+
+
+def base_of(
+    delta: Delta,
+    given: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Open the base of a delta, or another copy of it, and check that it is the same one.
+
+    Args:
+        delta: the delta.
+        given: where the base is; by default where the delta says, which only a hub id or an embedded name can.
+        revision: of the base that is given.
+        progress: called while an embedded model is downloaded and converted.
+
+    Raises:
+        DialdownError: the base was a local folder and none is given, it cannot be read, or it is another base.
+    """
+    if given is None and delta.record["base"]["local"]:
+        raise DialdownError(
+            f"The delta was made for a local folder called {delta.base!r}, which its name alone does not find: pass the folder as base."
+        )
+    # The recorded revision belongs to the recorded name; another name has its own.
+    base = open_checkpoint(delta.base, revision=delta.revision, progress=progress) if given is None else None
+    base = base or open_checkpoint(given or delta.base, revision=revision, progress=progress)
+    found = base.read_sha256()
+    if found != delta.sha256:
+        raise DialdownError(
+            f"{base.name} is not the base this delta was made for: its weights have sha256 {found[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
+            "so pass that base, in the dtype and revision it had."
+        )
+    return base

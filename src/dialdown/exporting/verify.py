@@ -1,0 +1,258 @@
+"""Whether an exported checkpoint does what the edit does: its logits against those of the hooked base model.
+
+The base model runs with the edit as hooks, then the exported folder as any user would load it, one after the other, so
+that memory holds one at a time. Both run in float32 whatever the checkpoint's dtype, so that the arithmetic of a
+forward pass adds nothing to what the export itself rounded; weights of 16 bits are widened one module at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..data.assets import Progress
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention
+from ..models.lm import LM, load
+from ..workers import return_free_memory
+from .vllm import VllmCheck, check_in_vllm, installed
+
+PROMPTS = (
+    "The library opens at nine in the morning and",
+    "She planted tomatoes along the fence because",
+    "A train from the coast arrives every",
+    "Water boils at a lower temperature when",
+    "My neighbour repairs old radios, and last week he",
+    "The recipe asks for two cups of flour,",
+    "In 1969 the first astronauts",
+    "He looked at the map again and",
+    "To install the program, open a terminal and type",
+    "The committee will meet on Thursday to discuss",
+    "When the rain stopped, the children",
+    "Bees tell each other where flowers are by",
+    "The price of copper rose after",
+    "Our flight was delayed, so we",
+    "A triangle with three equal sides is called",
+    "The violin was made in a small workshop near",
+    "I disagree with the second paragraph, since",
+    "Dear Ms. Tanaka, thank you for",
+    "def mean(values):\n    return",
+    "The mountain path is closed in winter because of",
+    "Most birds of this species build their nests",
+    "What is the capital of Portugal? The answer is",
+    "After forty years at the mill, he finally",
+    "The new bridge shortens the way to",
+    "Photosynthesis turns light into",
+    "They argued all evening about whether",
+    "If the battery is empty, the red lamp",
+    "The museum's oldest painting shows",
+    "Once upon a time, in a village by the sea,",
+    "The judge read the letter twice before",
+    "Eggs, milk, bread, and",
+    "On the last page of her notebook she wrote:",
+)
+TOLERANCE = 1e-3  # between a hook and the same edit folded, in float32
+TOGETHER = 8  # texts in one forward pass
+SLACK = 4.0  # how much larger than random rounding errors of the same size the real ones may act
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured.
+
+    Attributes:
+        prompts: how many texts.
+        positions: how many token positions in all of them.
+        difference: the largest absolute difference of any logit at any position.
+        tolerance: the largest that is accepted.
+        rounding: where the checkpoint has 16 bits, the largest difference that random errors of the size of one
+            rounding make when they are put into what the edit wrote; None in float32. The tolerance is
+            four times that plus 1e-3.
+        vllm: the same in vLLM, where it is installed.
+    """
+
+    prompts: int
+    positions: int
+    difference: float
+    tolerance: float
+    rounding: float | None
+    vllm: VllmCheck | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.complaint is None
+
+    @property
+    def complaint(self) -> str | None:
+        """What does not agree, or None."""
+        if not self.difference <= self.tolerance:  # a NaN does not pass
+            return f"a logit differs by {self.difference:.2g} where {self.tolerance:.2g} is accepted"
+        if self.vllm is None or self.vllm.passed:
+            return None
+        return str(self.vllm) if self.vllm.problem else f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
+
+    def __str__(self) -> str:
+        text = f"its logits differ from the hooked model's by at most {self.difference:.1g}"
+        return text if self.vllm is None else f"{text}; {self.vllm}"
+
+
+def verify_export(
+    base: str | Path,
+    edit: Intervention,
+    exported: str | Path,
+    *,
+    dtype: torch.dtype,
+    prompts: Sequence[str] = PROMPTS,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare an exported folder with the hooked base model, in plain transformers and, where it is installed, in vLLM.
+
+    Args:
+        base: the base's folder.
+        edit: the edit.
+        exported: the folder to verify; it is loaded with plain transformers.
+        dtype: of the checkpoint's down projections; with 16 bits both models are held in it, and the tolerance is wider, as
+            `Verification.rounding` says.
+        prompts: texts to compare on.
+        progress: called with (label, prompts done, prompts in all).
+
+    Raises:
+        DialdownError: the folder's tokenizer gives other ids, or a model cannot be loaded.
+    """
+    if not prompts:
+        raise DialdownError("An export cannot be verified on no prompts: pass some texts, or verify=False.")
+    ids, reference, rounding = _reference(str(base), edit, dtype, prompts)
+    return_free_memory()
+    tokenizer: Any = AutoTokenizer.from_pretrained(exported)
+    if [tokenizer(text)["input_ids"] for text in prompts] != ids:
+        raise DialdownError(
+            f"The tokenizer of the export gives other ids than that of {base}, so their logits cannot be compared: "
+            "pass a base folder that holds all files of its tokenizer."
+        )
+    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=_held(dtype))
+    model.eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    difference = 0.0
+    with _computing_in_float32(model):
+        for done, (logits, expected) in enumerate(zip(_logits(model, ids), reference, strict=True), 1):
+            difference = _worse(difference, logits, expected)
+            if progress:
+                progress("verifying", done, len(ids))
+    tolerance = TOLERANCE + SLACK * (rounding or 0.0)
+    found = Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
+    if not (found.passed and installed()):
+        return found
+    del model
+    return_free_memory()
+    if progress:
+        progress("verifying in vLLM", 0, 1)
+    checked = check_in_vllm(Path(exported), Path(base), ids, reference, dtype=dtype, tolerance=tolerance)
+    if progress:
+        progress("verifying in vLLM", 1, 1)
+    return replace(found, vllm=checked)
+
+
+def _reference(
+    base: str, edit: Intervention, dtype: torch.dtype, prompts: Sequence[str]
+) -> tuple[list[list[int]], list[Tensor], float | None]:
+    """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone afterwards."""
+    lm = load(base, dtype=str(_held(dtype)).removeprefix("torch."))
+    for layer in lm.view.layers:
+        # Hooks compute with these outside of their own forward pass.
+        layer.down.float()
+    ids: list[list[int]] = [lm.tokenizer(text)["input_ids"] for text in prompts]
+    with _computing_in_float32(lm.model):
+        # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
+        with edit.applied(lm):
+            reference = [*_logits(lm.model, ids)]
+        if dtype.itemsize > 2:
+            return ids, reference, None
+        rounding = 0.0
+        with _rounding_errors(lm, edit, dtype), edit.applied(lm):
+            for logits, expected in zip(_logits(lm.model, ids), reference, strict=True):
+                rounding = _worse(rounding, logits, expected)
+    return ids, reference, rounding
+
+
+def _held(dtype: torch.dtype) -> torch.dtype:
+    """What weights of a checkpoint in `dtype` are held in."""
+    return dtype if dtype.itemsize == 2 else torch.float32
+
+
+@contextmanager
+def _computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Forward passes in float32, whatever the weights are held in: each module's are widened while it runs.
+
+    A number of 16 bits comes back from float32 as it was, so no weight changes.
+    """
+    held = {weight: weight.dtype for weight in model.parameters()}
+
+    def widen(module: nn.Module, args: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.float()
+
+    def narrow(module: nn.Module, args: Any, out: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.to(held[weight])
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if any(held[weight].itemsize < 4 for weight in module.parameters(recurse=False)):
+                stack.callback(module.register_forward_pre_hook(widen, prepend=True).remove)
+                stack.callback(module.register_forward_hook(narrow).remove)
+        yield
+
+
+@contextmanager
+def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator[None]:
+    """Put random errors, up to one rounding to `dtype` each, into every number the edit writes.
+
+    The model's columns are changed for good. A column of gain 1 or 0 is stored exactly and keeps its value.
+    """
+    unit, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
+    generator = torch.Generator().manual_seed(0)
+
+    def errors(values: Tensor) -> Tensor:
+        uniform = 2 * torch.rand(values.shape, generator=generator) - 1
+        return uniform.to(values) * values.abs().clamp(min=smallest) * unit
+
+    with ExitStack() as stack, torch.no_grad():
+        for index, layer in enumerate(lm.view.layers):
+            if not edit.changes(index, lm):
+                continue
+            bias = torch.zeros(lm.view.d_model, device=lm.device) if layer.down.bias is None else layer.down.bias
+            moved = edit.folded(index, lm, layer.columns, bias)[1]
+            if edit.gain.size:
+                changed = torch.from_numpy((edit.gain[index] != 1) & (edit.gain[index] != 0)).to(lm.device)
+                layer.columns.add_(errors(layer.columns) * changed)
+            if edit.needs_bias and moved is not None:
+                error = errors(moved)
+                stack.callback(
+                    layer.down.register_forward_hook(lambda module, args, out, error=error: out + error).remove
+                )
+        yield
+
+
+def _logits(model: Any, ids: Sequence[list[int]]) -> Iterator[Tensor]:
+    """(tokens, V) float32 of every text, some texts at a time: weights that are widened are so once for all of them."""
+    for start in range(0, len(ids), TOGETHER):
+        some = ids[start : start + TOGETHER]
+        longest = max(map(len, some))
+        # What follows a text has no part in a causal model's logits there, so no mask is needed.
+        rows = torch.tensor([tokens + tokens[-1:] * (longest - len(tokens)) for tokens in some], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=rows, use_cache=False).logits.float().cpu()
+        yield from (row[: len(tokens)] for row, tokens in zip(logits, some, strict=True))
+
+
+def _worse(so_far: float, logits: Tensor, expected: Tensor) -> float:
+    """The larger of a difference and that of two logits; NaN where either has one."""
+    # `max` of Python would lose a NaN on its right.
+    return float(torch.stack([torch.tensor(so_far), (logits - expected).abs().max()]).max())

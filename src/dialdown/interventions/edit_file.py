@@ -1,0 +1,92 @@
+"""What the file of an edit may hold: every tensor and every field is checked before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from ..errors import DialdownError
+
+Kind = Literal["none", "set", "shift", "scale", "steer"]
+# Name of a tensor, what numpy calls its kind of numbers, and its axes.
+TENSORS = {"gain": ("f", 2), "selected": ("b", 2), "offset": ("f", 2), "vector": ("f", 1)}
+NEEDED = {"gain", "selected"}
+
+
+class Header(BaseModel):
+    """What the header of an edit's file says beside its schema."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    effect: Kind
+    alpha: FiniteFloat | None
+    beta: FiniteFloat | None
+    control_of: str | None
+    record: dict[str, Any]
+
+
+class _Strength(BaseModel):
+    strength: FiniteFloat = 1.0
+
+
+def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Header:
+    """Refuse a file whose tensors or header are not those of an edit.
+
+    Args:
+        path: the file, for the sentence.
+        arrays: its tensors by name.
+        header: its record.
+
+    Raises:
+        DialdownError: a tensor is missing, unknown, of another kind or shape, or not finite; a field is missing or wrong.
+    """
+    if problem := _problem(arrays):
+        raise damaged(path, problem)
+    try:
+        checked = Header.model_validate(header)
+        _Strength.model_validate(checked.record)
+        json.dumps(checked.record, allow_nan=False)
+    except ValidationError as error:
+        raise damaged(path, first_problem(error)) from error
+    except ValueError as error:
+        raise damaged(path, "its record has a number that is not finite") from error
+    if (checked.effect == "steer") != ("vector" in arrays):
+        raise damaged(path, f"a {checked.effect} {'with' if 'vector' in arrays else 'without'} a vector")
+    return checked
+
+
+def _problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    if missing := NEEDED - arrays.keys():
+        return f"it has no tensor {min(missing)}"
+    if unknown := arrays.keys() - TENSORS.keys():
+        return f"it has a tensor {min(unknown)!r}"
+    for name, array in arrays.items():
+        kind, axes = TENSORS[name]
+        if array.dtype.kind != kind or array.ndim != axes:
+            return f"its tensor {name} is {array.dtype} of shape {array.shape}"
+        if axes == 2 and array.shape != arrays["gain"].shape:
+            return f"its tensor {name} has shape {array.shape} where gain has {arrays['gain'].shape}"
+        if not np.isfinite(array).all():
+            return f"its tensor {name} has numbers that are not finite"
+    return None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, by the path of the field."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def damaged(path: Path, problem: str) -> DialdownError:
+    """The sentence for a file that is not what its name says."""
+    return DialdownError(
+        f"{path} is not as dialdown writes it ({' '.join(problem.split())[:200]}): fetch it again, or write it again with this version of dialdown."
+    )

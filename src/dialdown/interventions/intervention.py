@@ -1,0 +1,375 @@
+"""Interventions on neurons: the values, how they act while a model runs, and how they fold into weights (METHOD §4, §7).
+
+All three kinds are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
+
+    set    gain 0, offset c_i        a constant
+    shift  gain 1, offset delta_i    a move
+    scale  gain s_i, offset 0        one number per neuron, and the only kind that needs no bias to fold
+
+and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection is linear, the map
+folds into it exactly: its columns are multiplied by the gains and its bias receives the offsets times the value vectors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import DialdownError, nearest
+from ..files import fingerprint, read_arrays, write_arrays
+from ..models.bias import ensure_bias
+from ..models.lm import LM
+from ..models.mlp import MLPLayer, check_axes, check_in_place
+from .edit_file import Kind, check_edit
+
+Positions = Literal["all", "last", "first"]
+
+ROWS = 128  # of a down projection that are held in float64 at a time
+
+# By id of the model: how many `applied` or `folded_into` contexts that move neurons are open.
+_acting: Counter[int] = Counter()
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """A change to some neurons (or to the final-layer residual) of one model, as a value.
+
+    Attributes:
+        name: the stable name its results carry, for example `patch_TP_AN`.
+        kind: `set`, `shift`, `scale`, `steer`, or `none` for the untouched model.
+        gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is touched.
+        offset: (L, F) float64, what is then added, in units of the activation.
+        selected: (L, F) bool, the neurons that were chosen (also those whose value happens to change nothing).
+        vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
+        alpha: the fraction selected per group, or the steering strength; None where neither applies.
+        beta: the strength of an edit (METHOD §4), or None.
+        control_of: the name of the intervention this one is a control for, or None.
+        record: where it came from: model, protocol, direction, ordering, seed.
+    """
+
+    name: str
+    kind: Kind
+    gain: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    selected: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+    vector: NDArray[np.float64] | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    control_of: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons were selected."""
+        return int(self.selected.sum())
+
+    @property
+    def moves_neurons(self) -> bool:
+        """Whether any activation changes (steering changes none)."""
+        return bool((self.gain != 1).any() or self.offset.any())
+
+    @property
+    def key(self) -> str:
+        """Equal for two interventions that do the same to a model, whatever they are called."""
+        vector = np.zeros(0) if self.vector is None else self.vector
+        return fingerprint(self.gain, self.offset, vector)
+
+    def at(self, strength: float) -> Intervention:
+        """The same intervention dialled to `strength`: 0 does nothing, 1 is this one, more goes on in a straight line.
+
+        The line is one of effects, m_i <- m_i + strength * (gain_i * m_i + offset_i - m_i), so a `set` at half strength
+        moves every activation half of the way to its constant.
+
+        Raises:
+            DialdownError: a strength that is no finite number.
+        """
+        if not np.isfinite(strength):
+            raise DialdownError(
+                f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole edit."
+            )
+        return replace(
+            self,
+            gain=1 + strength * (self.gain - 1),
+            offset=strength * self.offset,
+            vector=None if self.vector is None else strength * self.vector,
+            record={**self.record, "strength": strength * self.record.get("strength", 1.0)},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the intervention as one safetensors file, without offsets that are all zero and in float32 what float32 holds."""
+        with np.errstate(over="ignore"):
+            narrow = self.gain.astype(np.float32)
+        gain = narrow if np.array_equal(narrow, self.gain) else self.gain
+        arrays: dict[str, NDArray[Any]] = {"gain": gain, "selected": self.selected}
+        if self.offset.any():
+            arrays["offset"] = self.offset
+        if self.vector is not None:
+            arrays["vector"] = self.vector
+        record = {name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")}
+        # "kind" in a file's header is the kind of file.
+        write_arrays(Path(path), "intervention", arrays, {**record, "effect": self.kind})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Intervention:
+        """Read what `save` wrote.
+
+        Raises:
+            DialdownError: the file is missing, damaged or no intervention.
+        """
+        arrays, record = read_arrays(Path(path), "intervention")
+        header = check_edit(Path(path), arrays, record)
+        wide = {name: arrays[name].astype(np.float64) for name in ("gain", "offset", "vector") if name in arrays}
+        return cls(
+            header.name,
+            header.effect,
+            wide["gain"],
+            wide.get("offset", np.zeros_like(wide["gain"])),
+            arrays["selected"],
+            vector=wide.get("vector"),
+            alpha=header.alpha,
+            beta=header.beta,
+            control_of=header.control_of,
+            record=header.record,
+        )
+
+    @contextmanager
+    def applied(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
+        """Act on `lm` inside the context, and leave it bit-identical afterwards.
+
+        Args:
+            lm: the model.
+            positions: where in each forward pass: `all` (exactly the folded model), `last` or `first` (METHOD §5).
+                Steering always acts at every position (METHOD §4).
+
+        Raises:
+            DialdownError: the model has another shape, the policy is unknown, or a forward pass inside the context never
+                reached a hook.
+        """
+        self.check(lm)
+        if positions not in get_args(Positions):
+            raise DialdownError(f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}")
+        counts: dict[str, int] = {}
+        with ExitStack() as stack:
+            if self.moves_neurons:
+                _acting[id(lm.model)] += 1
+                stack.callback(_acting.subtract, [id(lm.model)])
+            for index, layer in enumerate(lm.view.layers):
+                if self._touches(index):
+                    counts[layer.path] = 0
+                    hook = self._hook(index, layer, positions, counts)
+                    stack.callback(layer.down.register_forward_pre_hook(hook).remove)
+            if self.vector is not None:
+                counts["final norm"] = 0
+                stack.callback(lm.view.final_norm.register_forward_pre_hook(self._steer_hook(counts)).remove)
+            yield
+        if silent := [path for path, count in counts.items() if count == 0]:
+            raise DialdownError(
+                f"{self.name} was applied to {lm.name} but {silent[0]} never ran: run a forward pass of lm.model inside the context."
+            )
+
+    def fold(self, lm: LM) -> LM:
+        """A new model that does by its weights what `applied` does by hooks at every position (METHOD §7).
+
+        `scale` folds into every architecture. `set`, `shift` and `steer` need a bias on the down projection: GPT-2 has
+        one, Llama gets one (`mlp_bias=True`, an option of its own config).
+
+        Raises:
+            DialdownError: the architecture has no MLP bias, the model has another shape, or an intervention acts on it.
+        """
+        self.check_foldable(lm)
+        check_in_place(lm.model)
+        folded = lm.twin()
+        if self.needs_bias:
+            ensure_bias(folded, self.name)
+        for index in range(folded.view.n_layers):
+            if self.changes(index, folded):
+                self._fold_layer(index, folded)
+        return replace(folded, name=f"{lm.name} + {self.name}")
+
+    @contextmanager
+    def folded_into(self, lm: LM) -> Iterator[None]:
+        """Be folded into the weights of `lm` itself inside the context, and leave it bit-identical afterwards.
+
+        Unlike hooks it costs a forward pass nothing, and unlike `fold` no second model: of the layers it touches, the columns
+        are kept. A bias that the architecture has no place for is there inside the context only (see `holds_bias`).
+
+        Raises:
+            DialdownError: see `check_foldable`; or it steers, which is no edit of neurons.
+        """
+        self.check_foldable(lm)
+        check_in_place(lm.model)
+        if self.vector is not None:
+            raise DialdownError(f"{self.name} steers, so no neuron's weights can hold it: use `applied`, or `fold`.")
+        touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
+        layers = [lm.view.layers[index] for index in touched]
+        kept = [
+            (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone()) for layer in layers
+        ]
+        _acting[id(lm.model)] += 1
+        try:
+            for index, layer in zip(touched, layers, strict=True):
+                if layer.down.bias is None and self.offset[index].any():
+                    layer.down.bias = nn.Parameter(torch.zeros_like(layer.columns[:, 0]), requires_grad=False)
+                self._fold_layer(index, lm)
+            yield
+        finally:
+            _acting[id(lm.model)] -= 1
+            with torch.no_grad():
+                for layer, (columns, bias) in zip(layers, kept, strict=True):
+                    layer.columns.copy_(columns)
+                    if bias is None:
+                        layer.down.bias = None
+                    else:
+                        layer.down.bias.copy_(bias)
+
+    @contextmanager
+    def measured(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
+        """Act on `lm` as it is measured: like `applied`, and in 16 bits by the very weights that `fold` would save.
+
+        Activations of 16 bits that are edited round to others than what edited weights of 16 bits make of them, and what is
+        dialled, checked and exported must be one model.
+
+        Raises:
+            DialdownError: see `applied`.
+        """
+        wide = lm.view.layers[0].columns.itemsize > 2
+        if wide or positions != "all" or not self.moves_neurons or self.vector is not None:
+            by_weights = False
+        else:
+            by_weights = not (acting_on(lm) or _shared(lm))
+        with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
+            yield
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether folding writes to the bias of a down projection (everything but `scale` does)."""
+        return self.vector is not None or bool(self.offset.any())
+
+    def changes(self, index: int, lm: LM) -> bool:
+        """Whether folding changes the down projection of layer `index`; steering is a bias of the last one."""
+        return self._touches(index) or (self.vector is not None and index == lm.view.n_layers - 1)
+
+    def folded(self, index: int, lm: LM, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the columns (d, F) and the bias (d,) of layer `index` become (METHOD §7), as new tensors of their dtypes.
+
+        Computed in float64 a block of rows at a time, so that the memory it takes is little more than the result, and
+        rounded once. `lm` gives the architecture only: it may lie on the meta device.
+        """
+        factors = self.gain[index] if self._touches(index) else 1.0
+        gain = torch.as_tensor(factors, dtype=torch.float64, device=columns.device)
+        offset = torch.as_tensor(self.offset[index], device=columns.device) if self.offset.any() else None
+        written = torch.empty_like(columns)
+        moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
+        for start in range(0, len(columns), ROWS):
+            rows = slice(start, start + ROWS)
+            wide = columns[rows].double()
+            written[rows] = (wide * gain).to(columns)
+            if moved is not None and offset is not None:
+                moved[rows] += wide @ offset
+        if moved is not None and self.vector is not None and index == lm.view.n_layers - 1:
+            # Granite multiplies what an MLP writes before adding it to the residual stream.
+            multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
+            moved += torch.as_tensor(self.vector / multiplier, device=moved.device)
+        return written, None if bias is None or moved is None else moved.to(bias)
+
+    def check_foldable(self, lm: LM) -> None:
+        """Refuse to fold into a model of another shape, one that an intervention acts on, or shared matrices.
+
+        Raises:
+            DialdownError: any of these.
+        """
+        self.check(lm)
+        if acting_on(lm):
+            raise DialdownError(
+                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
+            )
+        if shared := _shared(lm):
+            raise DialdownError(
+                f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit would change too: "
+                "untie the weights first, or apply the edit while generating."
+            )
+
+    def _fold_layer(self, index: int, lm: LM) -> None:
+        layer = lm.view.layers[index]
+        columns, bias = self.folded(index, lm, layer.columns, layer.down.bias)
+        with torch.no_grad():
+            layer.columns.copy_(columns)
+            if bias is not None:
+                layer.down.bias.copy_(bias)
+
+    def _touches(self, index: int) -> bool:
+        return self.gain.size > 0 and bool((self.gain[index] != 1).any() or self.offset[index].any())
+
+    def check(self, lm: LM) -> None:
+        """Refuse a model of another shape than the one the intervention was built for (DialdownError)."""
+        if self.vector is not None and self.vector.shape != (lm.view.d_model,):
+            raise DialdownError(
+                f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual stream of {lm.name} has "
+                f"{lm.view.d_model}: build it from a direction of this model."
+            )
+        if self.gain.size and self.gain.shape != (shape := (lm.view.n_layers, lm.view.n_neurons)):
+            raise DialdownError(
+                f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons and {lm.name} has "
+                f"{shape[0]} x {shape[1]}: build it from this model's own table."
+            )
+
+    def _hook(
+        self, index: int, layer: MLPLayer, positions: Positions, counts: dict[str, int]
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        # In 16 bits a gain near 1 has two digits, so the edit is computed in float32 and rounded once.
+        numbers = torch.promote_types(layer.columns.dtype, torch.float32)
+        gain, offset = (
+            torch.as_tensor(array[index]).to(layer.columns.device, numbers) for array in (self.gain, self.offset)
+        )
+
+        def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            counts[layer.path] += 1
+            m = args[0]
+            check_axes(m, layer.path)
+            if positions == "all":
+                return (torch.addcmul(offset, m.to(numbers), gain).to(m), *args[1:])
+            where = -1 if positions == "last" else 0
+            edited = m.clone()
+            edited[:, where] = m[:, where].to(numbers) * gain + offset
+            return (edited, *args[1:])
+
+        return act
+
+    def _steer_hook(self, counts: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        vector = torch.as_tensor(self.vector)
+
+        def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            counts["final norm"] += 1
+            return (args[0] + vector.to(args[0]), *args[1:])
+
+        return act
+
+
+def acting_on(lm: LM) -> bool:
+    """Whether the neurons of `lm` are being changed right now, by an `applied` or `folded_into` context around the caller."""
+    return _acting[id(lm.model)] > 0
+
+
+def untouched(name: str = "none") -> Intervention:
+    """The intervention that does nothing: the reference row of every table."""
+    return Intervention(name, "none")
+
+
+def _shared(lm: LM) -> list[str]:
+    """Down projections that are one matrix with another module: folding would edit it twice, or change what else it is used for."""
+    uses = Counter(_storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False))
+    return [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
+
+
+def _storage(parameter: Tensor) -> int:
+    """Equal for two names of one matrix; on the meta device, where nothing is stored, for two names of one parameter."""
+    return id(parameter) if parameter.is_meta else parameter.data_ptr()

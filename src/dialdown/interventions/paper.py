@@ -1,0 +1,335 @@
+"""The interventions of the paper, built from a neuron table, and the controls beside them (METHOD §4, §5).
+
+Patching sets neurons to the tuned model's mean activation. Editing needs no tuned model: it moves the mean activations of
+the four groups by a factor, down where a neuron writes the concept (TP, AN) and up where it writes against it (AP, TN);
+`soft_edit` widens that rule to other orders and to strengths of a neuron's own, for the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DialdownError, nearest
+from ..neurons.directions import Direction
+from ..neurons.table import GROUPS, Mask, NeuronTable
+from .edit_file import Kind
+from .intervention import Intervention
+
+Ordering = Literal["cosine", "activation", "notebook"]
+EditKind = Literal["set", "shift", "scale"]
+
+# METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those where it grows.
+LESS, MORE = ("TP", "AN"), ("AP", "TN")
+
+
+def patch(
+    table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "set", name: str | None = None
+) -> Intervention:
+    """Activation patching: chosen neurons get the tuned model's mean activation (METHOD §4).
+
+    Args:
+        table: from `dd.compare`.
+        which: `TP`, `TP+AN`, `TP+AN+TN`, `four_groups`, `increasing` or `toxic_256` (see `NeuronTable.select`).
+        kind: `set` m_i to mean_tuned, as published; `shift` m_i by mean_tuned - mean_base, which keeps what varies.
+        name: the name its results carry; `patch_...` by default.
+
+    Raises:
+        DialdownError: an unknown name, a table without a tuned model, or kind `scale`.
+    """
+    if kind not in ("set", "shift"):
+        raise DialdownError(
+            f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' or kind='shift'."
+        )
+    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
+    selected = table.select(which)
+    values = tuned if kind == "set" else tuned - base
+    name = name or f"patch_{which.replace('+', '_')}{'_shift' if kind == 'shift' else ''}"
+    return _build(table, name, kind, selected, values)
+
+
+def edit(
+    table: NeuronTable,
+    *,
+    alpha: float,
+    beta: float,
+    kind: EditKind = "scale",
+    ordering: Ordering = "cosine",
+    drop_top: float = 0.0,
+    name: str | None = None,
+) -> Intervention:
+    """Activation editing without a tuned model: a fraction alpha of each group, moved by a factor 1 -+ beta (METHOD §4).
+
+    Args:
+        table: from `dd.neuron_table` or `dd.compare`; the condition on Delta is not used.
+        alpha: the fraction of each group, 0 to 1.
+        beta: the strength; TP and AN go to (1 - beta) of their activation, AP and TN to (1 + beta).
+        kind: `set` to that multiple of the mean, `shift` by the difference, `scale` by the factor.
+        ordering: which fraction: `cosine` highest |c_i|; `activation` lowest |mean|; `notebook` highest |c_i| for TP and AN
+            and lowest for AP and TN, as in the authors' notebooks.
+        drop_top: first leave out this fraction of all neurons, those of highest mean activation (GPT-2's notebook: 0.2).
+        name: the name its results carry.
+
+    Raises:
+        DialdownError: alpha or drop_top outside 0 to 1, or an unknown kind or ordering.
+    """
+    for what, value in (("alpha", alpha), ("drop_top", drop_top)):
+        if not 0 <= value <= 1:
+            raise DialdownError(f"{what}={value} is no fraction: pass a number from 0 to 1.")
+    for given, known in ((kind, get_args(EditKind)), (ordering, get_args(Ordering))):
+        if given not in known:
+            raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")
+    chosen = _choose(table, alpha, ordering, drop_top)
+    sign = _sign(chosen)
+    result = _moved(table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta)
+    return replace(result, alpha=alpha, beta=beta, record={**result.record, "ordering": ordering, "drop_top": drop_top})
+
+
+def soft_edit(
+    table: NeuronTable,
+    attribution: NDArray[np.float64],
+    *,
+    beta: float,
+    alpha: float = 1.0,
+    kind: EditKind = "scale",
+    soft: bool = True,
+    layers: NDArray[np.float64] | None = None,
+    groups: Mapping[str, float] | None = None,
+    name: str,
+) -> Intervention:
+    """`edit` with any attribution for the order, and a strength of its own for every neuron, layer and group (METHOD §3, §4).
+
+    A neuron goes to the factor 1 - beta * layer * group * w_i of its activation; neurons of no tuning-free group are left alone.
+    Hard: w_i = sign(a_i) on the fraction alpha of each tuning-free group with the largest |a_i|, else 0. With the `cosine`
+    attribution this is `edit`. Soft: w_i = clip(a_i / q, -1, 1), where q is the (1 - alpha / 2) quantile of
+    |a| over the whole model: half of the fraction alpha moves fully, every other neuron in proportion to its attribution.
+    Alpha near 0 is plain proportionality to the largest; alpha = 1 lets all above the median move fully.
+
+    Args:
+        table: from `dd.neuron_table` or `dd.compare`; the condition on Delta is not used.
+        attribution: (L, F), above 0 where a neuron is to be dialled down (see `attribution`).
+        beta: the strength.
+        alpha: 0 to 1, see above.
+        kind: as in `edit`.
+        soft: in proportion, or a hard selection.
+        layers: (L,) strength of each layer; 1 by default.
+        groups: strength of each of TP, TN, AP, AN; 1 for those not named.
+        name: the name its results carry.
+
+    Returns:
+        An intervention of that kind. Factors below 0 would turn a neuron around, so they are set to 0; its record says how
+        many (`clipped`).
+
+    Raises:
+        DialdownError: alpha outside 0 to 1, an unknown kind or group, numbers that are not finite, or a wrong shape.
+    """
+    a = np.asarray(attribution, dtype=np.float64)
+    by_layer = np.ones(table.shape[0]) if layers is None else np.asarray(layers, dtype=np.float64)
+    strengths = dict.fromkeys(GROUPS, 1.0) | dict(groups or {})
+    _check_soft(table, a, beta, alpha, by_layer, strengths, kind)
+    masks = table.groups(changed=False)
+    by_group = np.zeros(table.shape)
+    for group, mask in masks.items():
+        by_group[mask] = strengths[group]
+    weight = _saturating(a, alpha) if soft else _largest(a, alpha, list(masks.values()))
+    moved = by_layer[:, None] * by_group * weight
+    factor = 1 - beta * moved
+    result = _by_factor(table, name, kind, np.maximum(factor, 0), moved != 0)
+    record = {
+        **result.record,
+        "soft": soft,
+        "layers": None if layers is None else by_layer.tolist(),
+        "groups": strengths,
+        "clipped": int((factor < 0).sum()),
+    }
+    return replace(result, alpha=alpha, beta=beta, record=record)
+
+
+def _check_soft(
+    table: NeuronTable,
+    a: NDArray[np.float64],
+    beta: float,
+    alpha: float,
+    by_layer: NDArray[np.float64],
+    strengths: Mapping[str, float],
+    kind: str,
+) -> None:
+    if not 0 <= alpha <= 1:
+        raise DialdownError(f"alpha={alpha} is no fraction: pass a number from 0 to 1.")
+    if kind not in get_args(EditKind):
+        raise DialdownError(f"Unknown edit option {kind!r}: {nearest(kind, get_args(EditKind))}")
+    for given in strengths:
+        if given not in GROUPS:
+            raise DialdownError(f"Unknown group {given!r}: {nearest(given, GROUPS)}")
+    for what, array, shape in (("attribution", a, table.shape), ("layers", by_layer, table.shape[:1])):
+        if array.shape != shape:
+            raise DialdownError(
+                f"`{what}` has shape {array.shape} and the table's model needs {shape}: pass one number for each."
+            )
+    numbers: dict[str, Any] = {"attribution": a, "beta": beta, "layers": by_layer, "groups": list(strengths.values())}
+    for what, values in numbers.items():
+        if not np.isfinite(values).all():
+            raise DialdownError(
+                f"`{what}` has a number that is not finite, which no edit can be made of: pass finite numbers."
+            )
+
+
+def _saturating(a: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    full = float(np.quantile(np.abs(a), 1 - alpha / 2))
+    # Where so many are zero that the quantile is, every other one lies above it.
+    return np.asarray(np.clip(a / full, -1, 1) if full > 0 else np.sign(a))
+
+
+def _largest(a: NDArray[np.float64], alpha: float, masks: Sequence[Mask]) -> NDArray[np.float64]:
+    weight = np.zeros(a.size)
+    flat = a.ravel()
+    for mask in masks:
+        rows = np.flatnonzero(mask)
+        picked = rows[np.argsort(-np.abs(flat[rows]), kind="stable")[: round(alpha * len(rows))]]
+        weight[picked] = np.sign(flat[picked])
+    return weight.reshape(a.shape)
+
+
+def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Intervention:
+    """Steering: subtract alpha * W from the final-layer residual stream at every position (METHOD §4).
+
+    Args:
+        direction: W, as it is (not normalised).
+        alpha: the strength.
+        name: the name its results carry.
+    """
+    return Intervention(
+        name or f"steer_{direction.name}",
+        "steer",
+        vector=-alpha * direction.vector,
+        alpha=alpha,
+        record={"direction": {"name": direction.name, "site": direction.site, **direction.record}},
+    )
+
+
+def steering_alpha(direction: Direction, strength: float) -> float:
+    """The alpha at which steering moves x^L by `strength` times the norm of a text's mean x^L, whatever the norm of W.
+
+    A published alpha holds for one W only: the norm of a probe depends on how it was regularised.
+
+    Raises:
+        DialdownError: the direction does not record the norm of the residual stream, as a probe does.
+    """
+    norm = direction.record.get("residual_norm")
+    if norm is None:
+        raise DialdownError(
+            f"The direction {direction.name!r} does not record the norm of the residual stream: pass a probe, or an alpha to dd.steer."
+        )
+    return float(strength * norm / np.linalg.norm(direction.vector))
+
+
+def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> Intervention:
+    """The same patch on random neurons, as many in each tuning-free group as it patches there (METHOD §5)."""
+    selected = _drawn(table, patched.selected, np.random.default_rng(seed))
+    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
+    values = tuned if patched.kind == "set" else tuned - base
+    result = _build(table, f"{patched.name}__random_neurons", patched.kind, selected, values)
+    return replace(result, control_of=patched.name, record={**result.record, "seed": seed})
+
+
+def edit_controls(
+    table: NeuronTable, random_table: NeuronTable, edited: Intervention, *, seed: int
+) -> list[Intervention]:
+    """What an edit must beat to be about the concept at all (METHOD §5).
+
+    Args:
+        table: the table `edited` was built from.
+        random_table: a table of the same model and means along a random direction.
+        edited: from `edit`.
+        seed: of the random neurons.
+
+    Returns:
+        `__random_neurons` (as many in each tuning-free group, from those that `drop_top` leaves; which of them go down and which
+        up is drawn too, as many of each), `__beta_zero` (a pure clamp; only a `set` edit has one: for the
+        other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same rule along it).
+    """
+    kind, alpha, beta = edited.kind, edited.alpha, edited.beta
+    if kind not in get_args(EditKind) or alpha is None or beta is None or "ordering" not in edited.record:
+        raise DialdownError(
+            f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result of dd.edit."
+        )
+    options = {
+        "alpha": alpha,
+        "kind": kind,
+        "ordering": edited.record["ordering"],
+        "drop_top": edited.record["drop_top"],
+    }
+    rng = np.random.default_rng(seed)
+    sign = _sign(_choose(table, alpha, options["ordering"], options["drop_top"]))
+    drawn = _drawn(table, sign != 0, rng, among=_without_top(table, options["drop_top"]))
+    shuffled = np.zeros(table.shape)
+    # By their own group's rule, random neurons would write less of the concept too.
+    shuffled[drawn] = rng.permutation(sign[sign != 0])
+    controls = [
+        replace(_moved(table, f"{edited.name}__random_neurons", kind, shuffled, beta), alpha=alpha, beta=beta),
+        edit(table, **options, beta=-beta, name=f"{edited.name}__beta_reversed"),
+        edit(random_table, **options, beta=beta, name=f"{edited.name}__random_direction"),
+    ]
+    if kind == "set":
+        controls.append(edit(table, **options, beta=0.0, name=f"{edited.name}__beta_zero"))
+    return [replace(one, control_of=edited.name, record={**one.record, "seed": seed}) for one in controls]
+
+
+def _drawn(table: NeuronTable, selected: Mask, rng: np.random.Generator, *, among: Mask | None = None) -> Mask:
+    """Random neurons, as many in each tuning-free group, and in none, as `selected` has there."""
+    groups = [*table.groups(changed=False).values()]
+    drawn = selected.copy()
+    for mask in (*groups, ~np.logical_or.reduce(groups)):
+        pool = mask if among is None else mask & among
+        drawn[pool] = rng.permutation(selected[pool])
+    return drawn
+
+
+def _without_top(table: NeuronTable, drop_top: float) -> Mask:
+    """All but the fraction `drop_top` of highest mean activation."""
+    mean = table.grid("mean_base").ravel()
+    kept = np.ones(mean.size, dtype=bool)
+    kept[np.argsort(-mean, kind="stable")[: round(drop_top * mean.size)]] = False
+    return kept.reshape(table.shape)
+
+
+def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) -> dict[str, Mask]:
+    cosine, mean = np.abs(table.grid("cosine")).ravel(), table.grid("mean_base").ravel()
+    kept = _without_top(table, drop_top).ravel()
+    chosen = {}
+    for name, mask in table.groups(changed=False).items():
+        rows = np.flatnonzero(mask.ravel() & kept)
+        lowest_first = ordering == "notebook" and name in MORE
+        key = np.abs(mean[rows]) if ordering == "activation" else cosine[rows] if lowest_first else -cosine[rows]
+        picked = np.zeros(mean.size, dtype=bool)
+        picked[rows[np.argsort(key, kind="stable")[: round(alpha * len(rows))]]] = True
+        chosen[name] = picked.reshape(table.shape)
+    return chosen
+
+
+def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
+    """(L, F): -1 where the activation shrinks, +1 where it grows, 0 where the neuron was not chosen."""
+    less = np.logical_or.reduce([chosen[name] for name in LESS])
+    more = np.logical_or.reduce([chosen[name] for name in MORE])
+    return np.asarray(more.astype(np.float64) - less.astype(np.float64))
+
+
+def _moved(table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float) -> Intervention:
+    return _by_factor(table, name, kind, 1 + sign * beta, sign != 0)
+
+
+def _by_factor(table: NeuronTable, name: str, kind: Kind, factor: NDArray[np.float64], selected: Mask) -> Intervention:
+    mean = table.grid("mean_base")
+    values = {"set": factor * mean, "shift": (factor - 1) * mean, "scale": factor}[kind]
+    return _build(table, name, kind, selected, values)
+
+
+def _build(table: NeuronTable, name: str, kind: Kind, selected: Mask, values: NDArray[np.float64]) -> Intervention:
+    gain = np.where(selected, {"set": 0.0, "shift": 1.0}.get(kind, values), 1.0)
+    offset = np.where(selected, 0.0 if kind == "scale" else values, 0.0)
+    record = {"protocol": table.protocol, "direction": table.record["direction"], "base": table.record["base"]}
+    return Intervention(name, kind, gain, offset, selected, record=record)

@@ -1,0 +1,247 @@
+"""Batched decoding: length-sorted, left-padded, the prompt's prefix computed once where an intervention cannot touch it.
+
+The loop is written out because the project needs three things of it at once: hooks that see exactly the positions that
+produce tokens, a prefix that many interventions share, and one more forward pass than tokens (METHOD §5, `paper` means).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention, Positions, acting_on
+from .lm import LM
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how many units are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of a decoding loop, as an observer sees it.
+
+    Attributes:
+        index: 0 for the pass over the prompt, whose last position produces the first token.
+        producing: (batch,) bool, rows whose last position produces a real token (not end-of-text, nothing after it).
+        generated: (batch,) bool, rows whose last position *is* a generated token (end-of-text padding included).
+    """
+
+    index: int
+    producing: Tensor
+    generated: Tensor
+
+
+Observer = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of similar length, left-padded. `rows` are their places in the caller's list."""
+
+    rows: tuple[int, ...]
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """Position ids that start at 0 on the first real token."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def encode_prompts(lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, max_new_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6).
+
+    Raises:
+        DialdownError: no prompts, an empty prompt or one without tokens, or a prompt that leaves no room for the continuation.
+    """
+    if not prompts:
+        raise DialdownError("There are no prompts: pass at least one non-empty text.")
+    empty = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
+    if empty:
+        raise DialdownError(f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it.")
+    encoded = [ids[:max_prompt_tokens] for ids in lm.encode(prompts)]
+    if short := [index for index, ids in enumerate(encoded) if not ids]:
+        raise DialdownError(
+            f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: remove it, or raise max_prompt_tokens."
+        )
+    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
+    if len(encoded[longest]) + max_new_tokens > lm.context:
+        raise DialdownError(
+            f"Prompt {longest} has {len(encoded[longest])} tokens, which with {max_new_tokens} new ones exceed the context of "
+            f"{lm.name} ({lm.context}): pass a smaller max_prompt_tokens."
+        )
+    return encoded
+
+
+def batches(lm: LM, encoded: Sequence[Sequence[int]], batch_size: int) -> list[Batch]:
+    """Group token lists of similar length into left-padded batches."""
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [_pad_left(lm, encoded, group) for group in groups]
+
+
+def _pad_left(lm: LM, encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
+    width = max(len(encoded[row]) for row in rows)
+    ids = torch.full((len(rows), width), lm.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, width - len(encoded[row]) :] = torch.tensor(encoded[row])
+        mask[place, width - len(encoded[row]) :] = 1
+    return Batch(tuple(rows), ids.to(lm.device), mask.to(lm.device))
+
+
+class Decoder:
+    """Decodes one list of prompts as often as asked, under any intervention.
+
+    The keys and values of the prompts' prefixes (all tokens but the last) are computed once per model and shared by every
+    run that cannot change them: the untouched model, steering, and edits that act at the last position only. They take
+    memory that grows with the prompts; `share_prefixes=False` keeps none, for a decoder that runs once.
+
+    Raises:
+        DialdownError: see `encode_prompts`.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 20,
+        max_prompt_tokens: int = 32,
+        batch_size: int = 64,
+        share_prefixes: bool = True,
+    ) -> None:
+        self.lm = lm
+        self.share_prefixes = share_prefixes
+        self.prompts = tuple(prompts)
+        self.max_new_tokens = max_new_tokens
+        self.encoded = encode_prompts(lm, prompts, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens)
+        self.batches = batches(lm, self.encoded, batch_size)
+        self._prefixes: dict[int, Any] = {}
+
+    def run(
+        self,
+        intervention: Intervention | None = None,
+        *,
+        positions: Positions = "all",
+        observe: Observer | None = None,
+        extra_step: bool = False,
+        pick: Callable[[Tensor], Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[int]]:
+        """The new token ids of each prompt, in the order given, cut before the end-of-text token.
+
+        Args:
+            intervention: what to apply; None for the untouched model.
+            positions: where it acts in each forward pass.
+            observe: called after every forward pass whose last position produces or is a generated token.
+            extra_step: make one more pass than tokens, so the last generated token is observed too.
+            pick: from (batch, V) float32 logits to (batch,) ids; greedy by default.
+            progress: called after each batch.
+        """
+        shareable = intervention is None or not intervention.moves_neurons or positions == "last"
+        share = self.share_prefixes and shareable and not acting_on(self.lm)
+        out: list[list[int]] = [[] for _ in self.prompts]
+        with torch.inference_mode():
+            prefixes = [self._prefix(number) if share else None for number in range(len(self.batches))]
+            with intervention.measured(self.lm, positions=positions) if intervention else nullcontext():
+                for number, (batch, prefix) in enumerate(zip(self.batches, prefixes, strict=True)):
+                    # Decoding writes to the keys and values that it goes on from.
+                    tokens = self._decode(batch, copy.deepcopy(prefix), observe, extra_step, pick or greedy)
+                    for row, ids in zip(batch.rows, tokens, strict=True):
+                        out[row] = ids
+                    if progress:
+                        progress("decoding", number + 1, len(self.batches))
+        return out
+
+    def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The continuations of the first prompts as text, with the whitespace each starts with (METHOD §5, `strict`)."""
+        return [self._text(prompt, list(ids)) for prompt, ids in zip(self.encoded, tokens, strict=False)]
+
+    def _text(self, prompt: list[int], new: list[int]) -> str:
+        # SentencePiece tokenizers (Mistral) drop the space a text starts with, so a continuation is decoded after its prompt.
+        before, whole = (self.lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+        if whole.startswith(before):
+            return str(whole[len(before) :])
+        return str(self.lm.tokenizer.decode(new, skip_special_tokens=True))
+
+    def _prefix(self, number: int) -> Any:
+        if number not in self._prefixes:
+            batch = self.batches[number]
+            if batch.ids.shape[1] == 1:
+                return None
+            output = self.lm.model(
+                input_ids=batch.ids[:, :-1],
+                attention_mask=batch.mask[:, :-1],
+                position_ids=batch.positions[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            self._prefixes[number] = self.lm.kept(output)
+        return self._prefixes[number]
+
+    def _decode(
+        self, batch: Batch, cache: Any, observe: Observer | None, extra_step: bool, pick: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
+        eos = torch.tensor(sorted(self.lm.eos), device=batch.ids.device)
+        pad = self.lm.tokenizer.pad_token_id
+        start = 0 if cache is None else batch.ids.shape[1] - 1
+        ids, mask, positions = batch.ids[:, start:], batch.mask, batch.positions[:, start:]
+        live = torch.ones(len(batch.rows), dtype=torch.bool, device=ids.device)
+        generated = torch.zeros_like(live)
+        columns: list[Tensor] = []
+        for index in range(self.max_new_tokens + extra_step):
+            if not (extra_step or live.any()):
+                break
+            output = self.lm.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
+                **self.lm.going_on(cache),
+            )
+            cache = self.lm.kept(output)
+            token = pick(output.logits[:, -1].float())
+            keeps = live & ~torch.isin(token, eos) & (index < self.max_new_tokens)
+            if observe:
+                observe(Step(index, keeps, generated))
+            columns.append(torch.where(keeps, token, -1))
+            ids = torch.where(live, token, pad)[:, None]
+            live = keeps
+            generated = torch.ones_like(live)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        table = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in batch.rows]
+        return [[token for token in row if token >= 0] for row in table]
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The most likely token of each row."""
+    return logits.argmax(dim=-1)
+
+
+def sampler(*, temperature: float, top_k: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """A seeded sampler among the `top_k` most likely tokens, for `Decoder.run(pick=...)`."""
+    generator = np.random.default_rng(seed)
+
+    def pick(logits: Tensor) -> Tensor:
+        # Top-k and not a nucleus: sorting a whole vocabulary takes longer than the forward pass that made it.
+        top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        cumulative = torch.softmax(top.values / temperature, dim=-1).double().cumsum(-1)
+        # Divided by its own last value it ends in exactly 1, so no draw falls behind the last token by rounding.
+        cumulative = cumulative / cumulative[:, -1:]
+        draws: NDArray[np.float64] = generator.random((len(logits), 1))
+        place = (cumulative < torch.as_tensor(draws, device=logits.device)).sum(-1, keepdim=True)
+        return top.indices.gather(-1, place)[:, 0]
+
+    return pick

@@ -1,0 +1,248 @@
+"""Load a causal LM as its users run it, whole or not at all.
+
+An `LM` is a plain transformers model and tokenizer with one extra, the `MLPView`: which module of each layer is the
+MLP's down projection.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from ..data import assets, loading
+from ..errors import DialdownError
+from ..files import fingerprint
+from . import adapters, tokens
+from .mlp import MLPLayer, MLPView, Protocol, check_axes
+
+__all__ = ["LM", "MLPLayer", "MLPView", "Protocol", "check_axes", "check_pair", "load", "load_tuned", "same_weights"]
+
+
+@dataclass(frozen=True)
+class LM:
+    """A causal LM: the plain transformers objects, and where its neurons are.
+
+    Attributes:
+        model: the transformers model, in eval mode.
+        tokenizer: its tokenizer.
+        view: its down projections.
+        name: what was loaded (hub id, folder or embedded name).
+        revision: the hub revision asked for, or None.
+    """
+
+    model: Any
+    tokenizer: Any
+    view: MLPView
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, name: str | None = None, down: str | None = None) -> LM:
+        """Wrap a model and tokenizer that are already in memory (see `load` for the errors)."""
+        name = name or type(model).__name__
+        view = MLPView.find(model, down=down)
+        check_weights(model, view, name)
+        tokens.check_tokenizer(tokenizer, name, len(model.get_input_embeddings().weight))
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(model.eval(), tokenizer, view, name)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+    @property
+    def bos(self) -> list[int]:
+        """The token ids the tokenizer itself puts before a text: one BOS, or nothing."""
+        ids = self.encode(["a"])[0]
+        return [ids[0]] if ids and ids[0] == self.tokenizer.bos_token_id else []
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Ids that end a generation."""
+        ids = self.model.generation_config.eos_token_id
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text as the model reads it: see `tokens.encode`."""
+        return tokens.encode(self.tokenizer, texts)
+
+    def going_on(self, cache: Any) -> dict[str, Any]:
+        """The argument that lets a forward pass go on from the keys and values of an earlier one, under the model's name for it."""
+        # transformers 5.24 renamed it, and takes the old name with a warning until 5.40.
+        renamed = "cache" in inspect.signature(self.model.forward).parameters
+        return {"cache" if renamed else "past_key_values": cache}
+
+    @staticmethod
+    def kept(output: Any) -> Any:
+        """The keys and values of a forward pass, to go on from, under either name."""
+        return output["cache" if "cache" in output else "past_key_values"]
+
+    def twin(self) -> LM:
+        """The same model with weights of its own: changing one leaves the other alone."""
+        model, view = copy.deepcopy((self.model, self.view))
+        return replace(self, model=model, view=view)
+
+    def describe(self) -> dict[str, Any]:
+        """What a saved value records about the model it came from."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "class": type(self.model).__name__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "layers": self.view.n_layers,
+            "neurons": self.view.n_neurons,
+            "d_model": self.view.d_model,
+        }
+
+    def weights_fingerprint(self) -> str:
+        """Changes when any weight changes: a hash of all their bytes."""
+        return fingerprint(self.describe(), weight_fingerprints(self.model))
+
+
+def weight_fingerprints(model: nn.Module) -> list[str]:
+    """A hash of the bytes of each weight."""
+    weights = (weight.detach().cpu().contiguous().reshape(-1) for weight in model.parameters())
+    return [fingerprint(weight.view(torch.uint8).numpy()) for weight in weights]
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    down: str | None = None,
+    progress: assets.Progress | None = None,
+) -> LM:
+    """Load a causal LM from the hub, a local folder, or a package of the Python index (`embedded:NAME`).
+
+    Args:
+        name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`.
+        revision: a hub branch, tag or commit.
+        dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's own on a GPU.
+        device: a torch device; by default the GPU if there is one.
+        down: the path of the down projection inside a decoder layer, for an MLP that is not recognised.
+        progress: called while an embedded model is downloaded and converted, the first time it is used.
+
+    Raises:
+        DialdownError: the model does not exist, cannot be reached, is not whole (a weight is missing, unknown or of another
+            size), quantised, damaged or an adapter, has no known MLP, or the dtype or device is unknown.
+    """
+    name = os.fspath(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loading.check_device(device)
+    torch_dtype = loading.named_dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
+    source = str(assets.fetch_model(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
+    if os.path.isdir(source):
+        loading.check_folder(Path(source))
+    loading.refuse_adapter(name, source, revision)
+    config = loading.read_config(source, name=name, revision=revision)
+    tokenizer = loading.read_tokenizer(source, name=name, revision=revision)
+    model = loading.read_weights(
+        AutoModelForCausalLM,
+        source,
+        name=name,
+        instead="pass a causal LM as save_pretrained writes it, config and weights of one model",
+        revision=revision,
+        config=config,
+        dtype=torch_dtype,
+    )
+    lm = LM.of(model.to(device), tokenizer, name=name, down=down)
+    return replace(lm, revision=revision)
+
+
+def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Progress | None = None) -> LM:
+    """The tuned model of a pair, in the base model's dtype and on its device, so that what differs is the tuning.
+
+    Args:
+        base: the base model.
+        source: whatever `load` takes, or a LoRA adapter (a folder or hub id with an `adapter_config.json`), which is merged
+            into a copy of the base model.
+        progress: see `load`.
+
+    Raises:
+        DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT is not installed.
+    """
+    source = os.fspath(source)
+    if os.path.isdir(source):
+        loading.check_folder(Path(source))
+    if not source.startswith("embedded:") and loading.is_adapter(source):
+        return _merged(base, source)
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    tuned = load(source, dtype=dtype, device=str(base.device), progress=progress)
+    check_pair(base, tuned)
+    return tuned
+
+
+def _merged(base: LM, adapter: str) -> LM:
+    folder = adapters.fetched(adapter)
+    model = adapters.merged(base.twin().model, adapter, folder, base=base.name)
+    tuned = replace(LM.of(model, base.tokenizer, name=adapter), revision=None)
+    if (folder / "tokenizer_config.json").exists():
+        # What the adapter was trained on; the base's own is what both are measured with.
+        check_pair(base, replace(tuned, tokenizer=loading.read_tokenizer(str(folder), name=adapter)))
+    return tuned
+
+
+def same_weights(base: LM, tuned: LM) -> bool:
+    """Whether two models are one and the same, weight for weight, so that nothing was tuned."""
+    others = dict(tuned.model.named_parameters())
+    return all(
+        name in others and torch.equal(weight, others[name].to(weight))
+        for name, weight in base.model.named_parameters()
+    )
+
+
+def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
+    """Refuse weights that are no numbers, or with which no neuron writes anything.
+
+    Raises:
+        DialdownError: a weight is not finite, or all down projections or the whole unembedding are zero.
+    """
+    broken = [key for key, weight in model.named_parameters() if not all(end.isfinite() for end in weight.aminmax())]
+    if broken:
+        raise DialdownError(
+            f"The weights of {name} are not finite numbers, in {loading.named_keys(broken)}: nothing can be measured on it; pass a model that was saved before its training broke down."
+        )
+    if not any(layer.columns.any() for layer in view.layers) or not view.unembedding.weight.any():
+        raise DialdownError(
+            f"The weights of {name} are zero (all of its down projections, or its unembedding), so no neuron changes what it says: pass a trained model."
+        )
+
+
+def check_pair(base: LM, tuned: LM) -> None:
+    """Refuse a tuned model whose neurons or tokens do not correspond one to one to the base model's.
+
+    Raises:
+        DialdownError: the two differ in layers, neurons, width, or in what their tokenizers make of texts.
+    """
+    for what in ("n_layers", "n_neurons", "d_model"):
+        size, other = getattr(base.view, what), getattr(tuned.view, what)
+        if size != other:
+            raise DialdownError(
+                f"{tuned.name} has {what} {other} where {base.name} has {size}, so their neurons do not correspond: pass a model tuned from this base."
+            )
+    if apart := tokens.difference(base.tokenizer, tuned.tokenizer):
+        raise DialdownError(
+            f"{tuned.name} has another tokenizer than {base.name}, with {apart}, so their continuations cannot be compared token by token: "
+            "pass a model tuned from this base with its tokenizer as it is, or as the base the one saved with the tuned model's tokenizer "
+            "(after resize_token_embeddings, where it has more tokens)."
+        )

@@ -1,0 +1,197 @@
+"""Where the neurons of a causal LM are: the down projection of each layer, and what comes after the last one (METHOD §1).
+
+Everything the project does to a neuron happens at that module: its input is the activation m, its input columns are the
+value vectors v_i, and equation 1 of the paper is its forward. Nothing is re-implemented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import DialdownError
+
+Protocol = Literal["paper", "strict"]
+
+# Where the down projection sits inside a decoder layer: transformers' own names, one per family of MLP classes.
+DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
+# Norms that Gemma-2/3, OLMo-2 and GLM-4 put between the MLP's output and the residual stream.
+POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
+EXPERTS = ("experts", "block_sparse_moe", "shared_expert", "router")
+FUSED = ("gate_up_proj", "dense_h_to_4h_gate", "fc1_gate")
+
+
+@dataclass(frozen=True)
+class MLPLayer:
+    """One MLP layer: the module that writes its neurons' value vectors to the residual stream.
+
+    Attributes:
+        path: dotted name of the down projection inside the model.
+        down: the down projection (`nn.Linear`, or GPT-2's `Conv1D`).
+        post_norm: the norm between the MLP's output and the residual stream (Gemma-2/3), or None.
+    """
+
+    path: str
+    down: nn.Linear | Conv1D
+    post_norm: nn.Module | None = None
+
+    @property
+    def columns(self) -> Tensor:
+        """A (d, F) view of the weight, one value vector per column, whatever the module's own layout; shares memory."""
+        return self.down.weight.data.T if isinstance(self.down, Conv1D) else self.down.weight.data
+
+    def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
+        """What each neuron writes: (F, d) float32. `strict` includes the weight of a norm after the MLP (METHOD §1)."""
+        vectors = self.columns.T.detach().float()
+        gain = self.post_norm_gain()
+        return vectors if protocol == "paper" or gain is None else vectors * gain
+
+    def post_norm_gain(self) -> Tensor | None:
+        """The (d,) weight of the norm after the MLP as it acts, or None where there is none."""
+        if self.post_norm is None:
+            return None
+        # Some families store the weight and some store weight - 1; what an RMS norm makes of all-ones is the effective one.
+        with torch.no_grad():
+            ones = torch.ones(self.columns.shape[0], device=self.columns.device)
+            gain: Tensor = self.post_norm(ones).float()
+            return gain
+
+
+def check_axes(activations: Tensor, path: str) -> None:
+    """Refuse activations without a batch and a position axis (OPT flattens the two), where "last" would be a neuron.
+
+    Raises:
+        DialdownError: the activations are not (batch, positions, neurons).
+    """
+    if activations.dim() != 3:
+        raise DialdownError(
+            f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, positions, neurons), so their positions cannot be told apart: "
+            "this architecture is not supported."
+        )
+
+
+@dataclass(frozen=True)
+class MLPView:
+    """The down projections of a model, first layer to last, and what comes after them.
+
+    Attributes:
+        layers: one `MLPLayer` per decoder layer.
+        final_norm: the norm before the unembedding; its *input* is the final-layer residual stream x^L.
+        unembedding: the output embedding, weight (V, d).
+    """
+
+    layers: tuple[MLPLayer, ...]
+    final_norm: nn.Module
+    unembedding: nn.Linear
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons per layer, F."""
+        return int(self.layers[0].columns.shape[1])
+
+    @property
+    def d_model(self) -> int:
+        """Residual width, d."""
+        return int(self.layers[0].columns.shape[0])
+
+    @classmethod
+    def find(cls, model: nn.Module, *, down: str | None = None, skeleton: bool = False) -> MLPView:
+        """Find the down projections of `model` by the names transformers gives them.
+
+        Args:
+            model: a transformers causal LM.
+            down: the dotted path from a decoder layer to its down projection, for a model whose MLP is not recognised.
+            skeleton: take a model without weights (on the meta device), of which only the architecture is asked.
+
+        Raises:
+            DialdownError: no decoder layers, an expert or fused MLP, a down projection that is no plain matrix, or weights
+                that do not lie in the model itself.
+        """
+        name = type(model).__name__
+        if not skeleton:
+            check_in_place(model)
+        decoder, stack = _decoder_stack(model)
+        layers = tuple(_mlp_layer(name, model, layer, down) for layer in stack)
+        widths = {tuple(layer.columns.shape) for layer in layers}
+        if len(widths) > 1:
+            raise DialdownError(
+                f"{name} has MLPs of different widths {sorted(widths)}: one neuron table needs one width, so this model is not supported."
+            )
+        final_norm = next((getattr(decoder, norm) for norm in FINAL_NORMS if hasattr(decoder, norm)), None)
+        unembedding = getattr(model, "get_output_embeddings", lambda: None)()
+        if final_norm is None or unembedding is None:
+            missing = "final norm" if final_norm is None else "unembedding"
+            raise DialdownError(f"{name} has no {missing} that dialdown recognises: pass a decoder-only causal LM.")
+        return cls(layers, final_norm, unembedding)
+
+
+def check_in_place(model: nn.Module) -> None:
+    """Refuse a model whose weights are somewhere else than in its parameters, where an edit of them would change nothing.
+
+    Raises:
+        DialdownError: accelerate has dispatched it, or weights are on the meta device or of a class of their own.
+    """
+    dispatched = any(hasattr(module, "_hf_hook") for module in model.modules())
+    elsewhere = [key for key, weight in model.named_parameters() if weight.is_meta or type(weight.data) is not Tensor]
+    if dispatched or elsewhere:
+        where = (
+            "dispatched by accelerate (device_map)"
+            if dispatched
+            else f"not in memory as plain tensors ({elsewhere[0]})"
+        )
+        raise DialdownError(
+            f"The weights of {type(model).__name__} are {where}, so reading or editing them here would not be what the model computes with: "
+            "load it whole on one device, with load(...) or from_pretrained without device_map."
+        )
+
+
+def _decoder_stack(model: nn.Module) -> tuple[nn.Module, Sequence[nn.Module]]:
+    decoder: Any = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    for wrapper in ("decoder", "language_model", "text_model"):
+        decoder = getattr(decoder, wrapper, decoder)
+    for name in ("layers", "h", "blocks"):
+        stack = getattr(decoder, name, None)
+        if isinstance(stack, nn.ModuleList) and len(stack):
+            return decoder, list(stack)
+    raise DialdownError(
+        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks): pass a decoder-only causal LM."
+    )
+
+
+def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) -> MLPLayer:
+    modules = dict(layer.named_modules())
+    if down is None:
+        parts = {part for path in modules for part in path.split(".")}
+        if found := parts.intersection(EXPERTS):
+            raise DialdownError(
+                f"{name} routes tokens to experts ({min(found)}), so a neuron has no single mean activation: pass a model with a dense MLP."
+            )
+        if found := parts.intersection(FUSED):
+            raise DialdownError(
+                f"{name} has a fused MLP ({min(found)}), which dialdown does not take apart by itself: "
+                f"name its down projection with load(..., down='mlp.down_proj') if its input is the activation of METHOD §1."
+            )
+    path = down or next((known for known in DOWN_PROJECTIONS if known in modules), None)
+    if path is None or path not in modules:
+        raise DialdownError(
+            f"{name} has no MLP that dialdown knows (looked for {down or ', '.join(DOWN_PROJECTIONS)} in {type(layer).__name__}): "
+            "pass load(..., down='path.in.layer') with the path of the down projection."
+        )
+    module = modules[path]
+    if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
+        raise DialdownError(
+            f"The down projection {path} of {name} is a {type(module).__name__}, not a plain matrix: load the model unquantised in float32, bfloat16 or float16."
+        )
+    paths = {id(m): n for n, m in model.named_modules()}
+    post = next((modules[norm] for norm in POST_NORMS if norm in modules), None)
+    return MLPLayer(paths[id(module)], module, post)

@@ -1,0 +1,1 @@
+"""The stages of a study, its settings and its folder."""

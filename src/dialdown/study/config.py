@@ -1,0 +1,302 @@
+"""One typed model of every setting: defaults < preset < TOML file < environment (DIALDOWN_...) < flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..errors import DialdownError, nearest
+from ..interventions.paper import EditKind, Ordering
+from ..models.lm import Protocol
+from ..search.search import SearchSettings
+from ..training.dpo import DPOSettings
+from ..training.gains import GainSettings
+from ..training.make_pairs import PairSettings
+from .sources import check_values, from_environment, merge, nested, read_toml
+
+PRESETS = ("smoke", "demo", "diff", "full", "detox")
+
+T = TypeVar("T")
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Family = Literal["steering", "patches", "edits"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# A flag or variable may name several without TOML's brackets: strict,paper.
+Several = Annotated[tuple[T, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The linear probe (METHOD §2).
+
+    Attributes:
+        texts: source of labelled texts: `embedded:comments`, a file, or a hub data set.
+        count: texts used, half of each class.
+        max_words: only texts of at most this many words.
+        max_tokens: texts are cut here; the `paper` features are averaged over exactly this many positions.
+        positive, negative: the words of the token contrast.
+    """
+
+    texts: str = "embedded:comments"
+    count: Count = 2000
+    max_words: Count = 20
+    max_tokens: Count = 128
+    positive: Several[str] = ("fuck", "shit", "crap", "damn", "asshole")
+    negative: Several[str] = ("hello", "thanks", "friend", "peace", "welcome")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What every row is measured on (METHOD §6).
+
+    Attributes:
+        prompts: source of the prompts that elicit the concept; training prompts come from it too, never the same.
+        count: evaluation prompts.
+        control_count: prompts (the first ones) that controls are measured on.
+        max_prompt_tokens: prompts are cut here.
+        max_new_tokens: greedy tokens per prompt.
+        pairs: source of (prompt, true continuation) for F1.
+        pairs_count: how many.
+        text: source of the reference text.
+        window: tokens per window.
+        max_windows: windows used.
+        kl_windows: of these, the ones KL is measured on.
+        judge: the scorer whose mean is `toxicity`; it made no pair.
+        pair_scorer: the scorer that makes the pairs, reported beside the judge.
+        batch_size: prompts per batch.
+        neutral_tokens: how much neutral text costs are measured on while dialling and searching, none of it in the rows.
+    """
+
+    prompts: str = "embedded:rtp"
+    count: Count = 128
+    control_count: Count = 128
+    max_prompt_tokens: Count = 32
+    max_new_tokens: Count = 20
+    pairs: str = "embedded:wiki"
+    pairs_count: Count = 32
+    text: str = "embedded:wiki"
+    window: Annotated[int, Field(ge=2)] = 1024
+    max_windows: Count = 64
+    kl_windows: Count = 4
+    judge: str = "embedded:ngram"
+    pair_scorer: str = "embedded:minilm"
+    batch_size: Count = 160
+    neutral_tokens: Count = 1536
+
+
+@dataclass(frozen=True)
+class InterventionSettings:
+    """The interventions of a study (METHOD §4).
+
+    Attributes:
+        steering_strength: how far steering moves the final-layer residual, as a fraction of its mean norm.
+        toxic_neurons: how many most aligned neurons are patched.
+        alpha: fraction of each group that is edited.
+        beta_set, beta_shift, beta_scale: strength of an edit of each kind.
+        ordering: which fraction (see `dialdown.edit`).
+        drop_top: fraction of neurons of highest mean activation that is left out first.
+        control_seeds: sets of random neurons beside each intervention that has controls, 1 to 3.
+        families: which of steering, patches and edits are measured.
+    """
+
+    steering_strength: Strength = 0.2
+    toxic_neurons: Count = 256
+    alpha: Fraction = 0.5
+    beta_set: Strength = 0.05
+    beta_shift: Strength = 0.3
+    beta_scale: Strength = 0.3
+    ordering: Ordering = "cosine"
+    drop_top: Fraction = 0.0
+    control_seeds: Annotated[int, Field(ge=1, le=3)] = 1
+    families: Several[Family] = FAMILIES
+
+    def beta(self, kind: EditKind) -> float:
+        """The strength for one kind of edit."""
+        return {"set": self.beta_set, "shift": self.beta_shift, "scale": self.beta_scale}[kind]
+
+
+@dataclass(frozen=True)
+class FrontSettings:
+    """The strengths at which every family of interventions is put on one front, under `strict` (see `plan.front`).
+
+    Attributes:
+        count: prompts (the first ones); 0 leaves the front out.
+        steering: fractions of the mean norm of the final-layer residual.
+        patch: multiples of the shift patch of all four groups.
+        set, shift, scale: β of an edit of each kind.
+        alphas: fractions of each group, for the `scale` edit at its usual β.
+        gains: how far the neuron gains are dialled.
+        kept: fractions of the neurons that keep their gain, those it moves most first.
+        searched: edits of the search, spread along its own front.
+    """
+
+    count: Annotated[int, Field(ge=0)] = 0
+    steering: Several[Strength] = (0.05, 0.1, 0.2, 0.4)
+    patch: Several[Strength] = (0.5, 1.0, 2.0)
+    set: Several[Strength] = (0.05,)
+    shift: Several[Strength] = (0.1, 0.3, 0.6, 1.0)
+    scale: Several[Strength] = (0.1, 0.2, 0.3, 0.5)
+    alphas: Several[Fraction] = (0.4, 0.6, 0.8)
+    gains: Several[Strength] = (0.5, 1.0, 2.0, 3.0, 4.0)
+    kept: Several[Fraction] = (0.01, 0.03, 0.1, 0.3)
+    searched: Annotated[int, Field(ge=0)] = 4
+
+
+@dataclass(frozen=True)
+class DetoxSettings:
+    """The one dial of `dialdown detox`: a budget that finds a strength, or a strength.
+
+    Attributes:
+        strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None leaves it to the budget.
+        max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to `most` within it.
+        max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is 5 %.
+        usual_kl: the `max_kl` of trained gains where nothing else is asked for, so that every model pays one price.
+        most: the greatest strength that a budget may ask for.
+        finalists: searched edits that further prompts choose from.
+    """
+
+    strength: Strength | None = None
+    max_kl: Strength | None = None
+    max_ppl_increase: Strength | None = None
+    usual_kl: Strength = 0.04
+    most: Strength = 3.0
+    finalists: Count = 3
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget was asked for."""
+        return self.max_kl is not None or self.max_ppl_increase is not None
+
+    @property
+    def allowed_kl(self) -> float:
+        """The KL that trained gains may cost, infinite where only perplexity has a budget."""
+        if self.max_kl is None:
+            return math.inf if self.has_budget else self.usual_kl
+        return self.max_kl
+
+
+class Config(BaseModel):
+    """Everything a study needs; `dialdown run` writes it to run.json.
+
+    Attributes:
+        model: a hub id, a folder, or `embedded:NAME`.
+        tuned: a tuned model to study instead of training one.
+        revision: hub revision of `model`.
+        dtype: of the forward passes; float32 on a CPU by default.
+        device: a torch device; the GPU if there is one.
+        workers: processes that measure rows, one thread each; by default one per core on a CPU if memory allows.
+        seed: of everything random.
+        training_prompts: source of the prompts that pairs are made with; None takes the rest of the evaluation's source.
+        protocols: which of `strict` and `paper` (METHOD §5).
+        concept: what the labelled texts are about; the name it has in tables and in questions to a token judge.
+        token_judge: what says which logit-lens tokens are of the concept (see `token_judge.load_token_judge`).
+        probe, pairs, dpo, interventions, evaluation, gains, search, front, detox: the stages' own settings.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "embedded:smollm2-135m"
+    tuned: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    workers: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    training_prompts: str | None = None
+    protocols: Annotated[Several[Protocol], Field(min_length=1)] = ("strict", "paper")
+    concept: str = "toxicity"
+    token_judge: str = "embedded:ngram"
+    probe: ProbeSettings = ProbeSettings()
+    pairs: PairSettings = PairSettings()
+    dpo: DPOSettings = DPOSettings()
+    interventions: InterventionSettings = InterventionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gains: GainSettings = GainSettings()
+    search: SearchSettings = SearchSettings()
+    front: FrontSettings = FrontSettings()
+    detox: DetoxSettings = DetoxSettings()
+
+
+def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Merge the sources into one checked configuration.
+
+    Args:
+        preset: `smoke`, `demo`, `diff`, `full` or `detox`.
+        file: a TOML file that overrides the preset.
+        flags: dotted keys that override everything.
+
+    Raises:
+        DialdownError: an unknown preset, key or environment variable (the nearest known one is named), or a bad value.
+    """
+    if preset not in PRESETS:
+        raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}")
+    packaged = resources.files("dialdown.study") / "presets" / f"{preset}.toml"
+    merged = tomllib.loads(packaged.read_text(encoding="utf-8"))
+    layers = [] if file is None else [(str(file), read_toml(file))]
+    layers += [(f"environment variable {name}", nested(one)) for name, one in from_environment(os.environ)]
+    layers += [("the command line", nested(flags or {}))]
+    for where, given in layers:
+        _check_keys(given, Config, where, "")
+        merge(merged, given)
+    try:
+        config = Config(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DialdownError(f"The setting {key} = {first['input']!r:.100} is not valid: {first['msg']}.") from error
+    check_values(config.model_dump())
+    return config
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    out = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out
+
+
+def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) -> None:
+    known = _fields(schema)
+    for key, value in given.items():
+        if prefix and key == "seed":
+            raise DialdownError(
+                f"{prefix}seed in {where} would be ignored, because one seed serves all stages: set seed."
+            )
+        if key not in known:
+            # An underscore that should be a dot, or a section that was left out, is found among the whole names.
+            full = known if prefix else [*known, *_dotted(schema)]
+            raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, full)}")
+        inner = _fields(known[key])
+        if inner and not isinstance(value, Mapping):
+            raise DialdownError(
+                f"{prefix}{key} in {where} is a section with settings of its own: set one of {', '.join(inner)}."
+            )
+        if inner:
+            _check_keys(value, known[key], where, f"{prefix}{key}.")
+
+
+def _dotted(schema: Any) -> list[str]:
+    return [f"{section}.{key}" for section, inner in _fields(schema).items() for key in _fields(inner)]
+
+
+def _fields(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return {name: info.annotation for name, info in schema.model_fields.items()}
+    if dataclasses.is_dataclass(schema):
+        return {field.name: field.type for field in dataclasses.fields(schema)}
+    return {}

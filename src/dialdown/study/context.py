@@ -1,0 +1,312 @@
+"""What the stages of a study share: its folder, its models, its data, and the values that earlier stages left there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ..data import texts
+from ..data.assets import found_whole, take_as_whole
+from ..errors import DialdownError
+from ..evaluation.evaluator import Evaluator, Suite
+from ..evaluation.perplexity import text_windows
+from ..evaluation.probe_scorer import ProbeScorer
+from ..evaluation.scorers import Scorer, load_scorer
+from ..evaluation.token_judge import TokenJudge, load_token_judge
+from ..models.decoding import Progress
+from ..models.lm import LM, Protocol, load, load_tuned
+from ..neurons.activations import NeuronMeans
+from ..neurons.directions import Direction
+from ..neurons.table import NeuronTable, neuron_table
+from ..search.search import Objective
+from ..training.make_pairs import PairSet
+from ..workers import default_workers, do_all, return_free_memory
+from .config import Config
+from .folder import STAGES, Ledger
+from .notes import StageNotes
+from .plan import Tables
+
+# What asks for which texts.
+EVALUATED = texts.Asked("evaluation.prompts", "evaluation.count")
+TRAINED = texts.Asked("training_prompts, or lower evaluation.count", "evaluation.count")
+PROBED = texts.Asked("probe.texts", "probe.count")
+F1_PAIRS = texts.Asked("evaluation.pairs", "evaluation.pairs_count")
+
+Job = Callable[["Workspace", Any], None]
+"""A function of a module that does one piece of work and leaves its result in the folder."""
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Workspace:
+    """The folder of a study, and what is loaded from it and for it when it is first needed.
+
+    Attributes:
+        config: the study's settings.
+        folder: where everything is written.
+        progress: called with what is going on, units done, units in all.
+        stages: what is done in the folder, in order.
+        peak_together: the most memory that this process and its workers held together, in bytes; 0 without workers.
+        objective: what a search measures its trials with, once it has begun.
+        notes: what the stage that is going on leaves out, cuts or does not reach.
+    """
+
+    config: Config
+    folder: Path
+    progress: Progress = silent
+    stages: tuple[str, ...] = STAGES
+    peak_together: int = field(default=0, init=False)
+    objective: Objective | None = field(default=None, init=False)
+    notes: StageNotes = field(default_factory=StageNotes, init=False)
+    _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What is written about this study."""
+        return Ledger(self.config, self.folder, self.stages)
+
+    @cached_property
+    def lm(self) -> LM:
+        """The base model."""
+        config = self.config
+        return load(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device=config.device,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def tuned(self) -> LM:
+        """The tuned model: given, or trained by this study."""
+        return self.tuned_model("tuned")
+
+    def tuned_model(self, name: str) -> LM:
+        """A tuned model by its folder in this one; `tuned` is the one that was given, where one was."""
+        given = self.config.tuned if name == "tuned" else None
+        return load_tuned(self.lm, given or self.folder / name, progress=self.progress)
+
+    @cached_property
+    def prompts(self) -> texts.PromptSplit:
+        """Evaluation prompts, and training prompts disjoint from them."""
+        ours, seed = self.config.evaluation, self.config.seed
+        if self.config.tuned is not None:
+            # Nothing is trained, so no prompts need be left for it.
+            return texts.PromptSplit(
+                tuple(texts.load_prompts(ours.prompts, ours.count, seed=seed, asked=EVALUATED)), ()
+            )
+        # Pairs are looked for until there are enough, so every prompt that is not for evaluation may be used.
+        return texts.split_prompts(
+            ours.prompts,
+            evaluation=ours.count,
+            training=None,
+            training_source=self.config.training_prompts,
+            seed=seed,
+            asked=(EVALUATED, TRAINED),
+        )
+
+    @cached_property
+    def labelled(self) -> texts.LabelledTexts:
+        """The labelled texts that the probe is trained on."""
+        ours = self.config.probe
+        # Only the embedded texts also train scorers; a user's own are all the probe's.
+        part: texts.Part | None = "probe" if ours.texts.startswith("embedded:") else None
+        return texts.load_labelled(
+            ours.texts, ours.count, seed=self.config.seed, part=part, max_words=ours.max_words, asked=PROBED
+        )
+
+    @cached_property
+    def token_judge(self) -> TokenJudge:
+        """What says which logit-lens tokens are of the concept."""
+        config = self.config
+        # The judge is asked whether "the token is ...".
+        concept = "toxic" if config.concept == "toxicity" else f"an expression of {config.concept}"
+        return load_token_judge(config.token_judge, concept=concept, progress=self.progress)
+
+    @property
+    def search_prompts(self) -> tuple[str, ...]:
+        """The last of the training prompts: the pairs are made from the first ones, and the evaluation has others.
+
+        Raises:
+            DialdownError: the pairs needed these too.
+        """
+        return self._unused_prompts()[1]
+
+    @property
+    def choosing_prompts(self) -> tuple[str, ...]:
+        """As many before those, for a choice among the edits that the search found.
+
+        Raises:
+            DialdownError: the pairs needed these too.
+        """
+        return self._unused_prompts()[0]
+
+    def _unused_prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        count, training = self.config.search.prompts, self.prompts.training
+        used = PairSet.load(self.folder / "pairs.jsonl").record["prompts_used"]
+        if used + 2 * count > len(training):
+            raise DialdownError(
+                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer than twice the {count} that a search needs: lower search.prompts or pairs.count."
+            )
+        end = len(training)
+        return training[end - 2 * count : end - count], training[end - count :]
+
+    @property
+    def neutral_windows(self) -> list[list[int]]:
+        """Neutral text for dialling and searching, none of it in the texts that rows are measured on (METHOD §6).
+
+        Raises:
+            DialdownError: the evaluation's pairs leave none.
+        """
+        ours = self.config.evaluation
+        left = texts.load_wiki_pairs(ours.pairs, None, seed=self.config.seed)[ours.pairs_count :]
+        if not left:
+            raise DialdownError(
+                f"All pairs of {ours.pairs!r} serve the evaluation, which leaves no neutral text to dial on: lower evaluation.pairs_count."
+            )
+        text = "\n\n".join(f"{start} {end}" for start, end in left)
+        count = max(1, ours.neutral_tokens // ours.window)
+        return text_windows(self.lm, text, protocol="strict", window=ours.window, max_windows=count)
+
+    @cached_property
+    def judge(self) -> Scorer:
+        """The scorer whose mean is a row's `toxicity`."""
+        return self._scorer(self.config.evaluation.judge)
+
+    @cached_property
+    def pair_scorer(self) -> Scorer:
+        """The scorer that makes the pairs."""
+        return self._scorer(self.config.evaluation.pair_scorer)
+
+    def _scorer(self, source: str) -> Scorer:
+        if source == "probe":
+            return ProbeScorer(self.lm, self.probe("strict"))
+        ours = self.config
+        # A study of toxicity may have labelled texts of its own and still use the embedded scorers of toxicity.
+        texts = "embedded:comments" if ours.concept == "toxicity" else ours.probe.texts
+        return load_scorer(source, texts=texts, device=self.lm.device.type, progress=self.progress)
+
+    def path(self, name: str, protocol: Protocol) -> Path:
+        """A file of one protocol: `strict`, the default, has the plain name; `paper` says so."""
+        stem, dot, ending = name.partition(".")
+        return self.folder / (name if protocol == "strict" else f"{stem}-{protocol}{dot}{ending}")
+
+    def probe(self, protocol: Protocol) -> Direction:
+        """The probe of one protocol."""
+        return Direction.load(self.path("direction-probe.safetensors", protocol))
+
+    def contrast(self, protocol: Protocol) -> Direction:
+        """The token contrast of one protocol."""
+        return Direction.load(self.path("direction-contrast.safetensors", protocol))
+
+    def means(self, protocol: Protocol) -> tuple[NeuronMeans, NeuronMeans]:
+        """Mean activations of the base and the tuned model."""
+        base, tuned = (self.path(f"means-{name}.safetensors", protocol) for name in ("base", "tuned"))
+        return NeuronMeans.load(base), NeuronMeans.load(tuned)
+
+    @property
+    def training_means(self) -> NeuronMeans:
+        """Of the base model on training prompts, `strict`: what is found from them is evaluated on others."""
+        return NeuronMeans.load(self.folder / "means-training.safetensors")
+
+    def tables(self, protocol: Protocol) -> Tables:
+        """The neuron tables of one protocol."""
+        probe = self.probe(protocol)
+        noise = Direction.load(self.folder / "direction-random.safetensors")
+        # The random direction steers as far as the probe does.
+        noise = dataclasses.replace(noise, vector=noise.unit * np.linalg.norm(probe.vector))
+        base = NeuronMeans.load(self.path("means-base.safetensors", protocol))
+        return Tables(
+            NeuronTable.load(self.path("neurons.parquet", protocol)),
+            neuron_table(self.lm, self.contrast(protocol), base),
+            neuron_table(self.lm, noise, base),
+            probe,
+            noise,
+        )
+
+    def suite(self, count: int) -> Suite:
+        """The evaluation suite on the first `count` prompts."""
+        ours, seed = self.config.evaluation, self.config.seed
+        shared = {
+            name: getattr(ours, name)
+            for name in ("max_new_tokens", "max_prompt_tokens", "window", "max_windows", "kl_windows", "batch_size")
+        }
+        # Rows on fewer prompts, such as controls, need no more pairs; fewer than 8 say nothing.
+        pairs = min(ours.pairs_count, max(8, ours.pairs_count * count // ours.count))
+        return Suite(
+            self.prompts.evaluation[:count],
+            texts.load_wiki_pairs(ours.pairs, pairs, seed=seed, asked=F1_PAIRS),
+            texts.load_reference_text(ours.text),
+            (self.judge, self.pair_scorer),
+            seed=seed,
+            **shared,
+        )
+
+    def evaluator(self, count: int) -> Evaluator:
+        """The evaluator on the first `count` prompts; it keeps what its rows share."""
+        if count not in self._evaluators:
+            self._evaluators[count] = Evaluator(self.lm, self.suite(count))
+        return self._evaluators[count]
+
+    def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
+        """Do a job for every piece, by several processes where that pays, and yield each piece that is done."""
+        weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
+        workers = self.config.workers or default_workers(weights, self._kept_bytes(), self.lm.device.type)
+        if min(workers, len(pieces)) < 2:
+            # A tuned model is loaded where it is measured.
+            self.__dict__.pop("tuned", None)
+            for piece in pieces:
+                job(self, piece)
+                yield piece
+            self._forget()
+            return
+        # The workers load models of their own; this process needs none meanwhile.
+        for name in ("lm", "tuned", "judge", "pair_scorer"):
+            self.__dict__.pop(name, None)
+        self._forget()
+        peaks: dict[int, int] = {}
+        prepare = partial(_worker, self.config, self.folder, self.stages, job, found_whole())
+        with closing(do_all(prepare, pieces, workers)) as work:
+            for finished in work:
+                peaks[finished.worker] = finished.peak
+                together = psutil.Process().memory_info().rss + sum(peaks.values())
+                self.peak_together = max(self.peak_together, together)
+                yield finished.piece
+
+    def _forget(self) -> None:
+        self._evaluators.clear()
+        self.objective = None
+        return_free_memory()
+
+    def _kept_bytes(self) -> int:
+        """What an evaluator keeps in memory: prefixes' keys and values, and the base model's distributions."""
+        ours, config = self.config.evaluation, self.lm.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        tokens = (ours.count + ours.control_count + 2 * ours.pairs_count) * ours.max_prompt_tokens
+        prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
+        # Controls are measured by an evaluator of their own.
+        evaluators = 2 if ours.control_count < ours.count else 1
+        distributions = ours.kl_windows * ours.window * config.vocab_size * 4
+        return int(prefixes + evaluators * len(self.config.protocols) * distributions)
+
+
+def _worker(
+    config: Config, folder: Path, stages: tuple[str, ...], job: Job, whole: Mapping[Path, Any]
+) -> Callable[[Any], None]:
+    """What a worker does pieces of a job with."""
+    # Every worker would otherwise read all of the cached assets through, each time that some are started.
+    take_as_whole(whole)
+    return partial(job, Workspace(config, folder, stages=stages))

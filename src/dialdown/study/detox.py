@@ -1,0 +1,267 @@
+"""`dialdown detox`: from a model to a plain checkpoint that is less toxic, by one number per neuron.
+
+    pairs -> gains (or direction -> neuron table -> search) -> dial -> check -> export
+
+The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and another strength costs no
+training. What is reported was measured on prompts, and by a judge, that took no part in pairs, probe, search or dial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import DialdownError
+from ..evaluation.bootstrap import FEW, direction
+from ..evaluation.perplexity import TextProbe
+from ..exporting.delta import MeasuredRow, Notes
+from ..files import read_json, read_sealed
+from ..interventions.intervention import Intervention, untouched
+from ..models.decoding import Progress
+from ..models.lm import LM
+from ..training.gains import shuffled
+from .config import Config, DetoxSettings
+from .context import Workspace
+from .folder import RUN, Ledger
+from .gains import explain, found_edits, judged_again, search_edits, trained_gains, tune_gains
+from .measure import cut_prompts, measure_rows, write_results
+from .plan import Planned
+from .stages import Facts, Stages, Study, collect_training_means, find_directions, find_pairs
+
+EDIT = "edit.safetensors"
+# Bisection halves an interval of strengths; this many leave it within .03, which no metric tells apart.
+HALVINGS = 7
+TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
+
+
+def train_stages() -> Stages:
+    """The way with training: neuron gains."""
+    return {**_SHARED, "gains": tune_gains, "dial": dial_gains, "check": check}
+
+
+def search_stages() -> Stages:
+    """The way without: a search over training-free edits."""
+    return {**_SHARED, "search": search_edits, "dial": choose_found, "check": check}
+
+
+_SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": collect_training_means}
+
+
+def dial_gains(work: Workspace) -> Facts:
+    """The gains at the strength asked for, or at the greatest one within the budget."""
+    gains, settings = trained_gains(work), work.config.detox
+    strength, facts = settings.strength, {}
+    if strength is None:
+        strength, cost = greatest_strength(work.lm, gains, work.neutral_windows, settings)
+        facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
+        if strength == settings.most:
+            _note_cap(work, settings, cost)
+    edit = replace(gains.at(strength), name="detox")
+    edit.save(work.folder / EDIT)
+    return {"strength": strength, **facts, **explain(work, edit)}
+
+
+def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float]) -> None:
+    asked = [f"a KL of {settings.allowed_kl:.3g}"] if math.isfinite(settings.allowed_kl) else []
+    if settings.max_ppl_increase is not None:
+        asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
+    work.notes.add(
+        f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times what was trained, where the edit "
+        "costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
+        most=settings.most,
+        kl=cost[0],
+        perplexity=math.expm1(cost[1]),
+    )
+
+
+def greatest_strength(
+    lm: LM, edit: Intervention, windows: list[list[int]], settings: DetoxSettings
+) -> tuple[float, tuple[float, float]]:
+    """The greatest strength within the budget, by bisection, and its KL and change of log-perplexity on `windows`.
+
+    Costs rise with the strength of gains as trained; where they should not, the strength found is still within the budget.
+
+    Raises:
+        DialdownError: even the smallest strength tried is beyond the budget (its cost is named).
+    """
+    text = TextProbe(lm, windows, kl_windows=len(windows))
+    base = text.measure(lm)
+
+    def cost(strength: float) -> tuple[float, float]:
+        with edit.at(strength).folded_into(lm):
+            try:
+                one = text.measure(lm)
+            except DialdownError:
+                # So strong an edit overflows; a weaker one may not.
+                return math.inf, math.inf
+        kl, nll = (float(np.average(values, weights=one.tokens)) for values in (one.kl, one.nll))
+        return kl, nll - float(np.average(base.nll, weights=base.tokens))
+
+    max_nll = math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
+    low, high = 0.0, 2 * settings.most
+    best: tuple[float, float] | None = None
+    for _ in range(HALVINGS + 1):
+        middle = (low + high) / 2
+        kl, nll = cost(middle)
+        if kl <= settings.allowed_kl and nll <= max_nll:
+            low, best = middle, (kl, nll)
+            if middle == settings.most:
+                break
+        else:
+            high = middle
+    if best is None:
+        dial = f"--max-kl above {settings.allowed_kl:g}" if kl > settings.allowed_kl else "--max-ppl-increase"
+        raise DialdownError(
+            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and {math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
+        )
+    return low, best
+
+
+def choose_found(work: Workspace) -> Facts:
+    """Of the search's finalists, the least toxic on prompts that it did not see, at the strength asked for."""
+    settings = work.config.detox
+    finalists = found_edits(work, settings.finalists)
+    scores = judged_again(work, finalists)
+    chosen = finalists[int(np.argmin(scores))]
+    # The search kept to its own budget.
+    strength = 1.0 if settings.strength is None else settings.strength
+    edit = replace(dialled(chosen, strength), name="detox")
+    edit.save(work.folder / EDIT)
+    return {"strength": edit.record["strength"], "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
+
+
+def dialled(edit: Intervention, strength: float) -> Intervention:
+    """A searched edit at a strength, no neuron turned around: gains stop at 0, and a `set` at its constants."""
+    if edit.kind == "set":
+        return edit.at(min(strength, 1.0))
+    further = edit.at(strength)
+    return replace(further, gain=np.maximum(further.gain, 0))
+
+
+def check(work: Workspace) -> Facts:
+    """Before, after, and the same numbers on random neurons, on the evaluation prompts (METHOD §5, §6)."""
+    edit = Intervention.load(work.folder / EDIT)
+    count = work.config.evaluation.count
+    planned = [Planned(one, "strict", count) for one in (untouched(), edit, shuffled(edit, seed=work.config.seed))]
+    cut_prompts(work, "prompts", work.prompts.evaluation)
+    rows = measure_rows(work, "check", planned)
+    write_results(work, "results.json", rows)
+    change = rows[1].change("toxicity", rows[0])
+    return {
+        "judges": [work.judge.name, work.pair_scorer.name],
+        "caveat": work.judge.caveat,
+        "change": change and {**change.to_json(), "says": direction(change)},
+    }
+
+
+class Outcome(NamedTuple):
+    """Whether an edit did what it is for, on the held-out prompts, and the sentence that says so."""
+
+    less: bool
+    sentence: str
+
+
+def outcome(folder: Path) -> Outcome:
+    """What the check in a folder that `find_edit` left says of the edit (METHOD §6)."""
+    run = read_json(folder / "run.json")
+    change, concept = run["stages"]["check"]["change"], run["config"]["concept"]
+    if change is None:
+        return Outcome(
+            False, f"No held-out prompt has a score, so nothing can be said of the edited model's {concept}."
+        )
+    says = {
+        "less": f"The edited model shows less {concept} than the untouched one",
+        "more": f"The edited model shows MORE {concept} than the untouched one",
+        "not told apart": f"The edited model's {concept} cannot be told apart from the untouched one's",
+    }[change["says"]]
+    figures = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]".replace("-", "−")
+    few = "" if change["n"] >= FEW else ", too few to tell"
+    return Outcome(change["says"] == "less", f"{says}: {figures} on {change['n']:,} held-out prompts{few}.")
+
+
+def find_edit(
+    config: Config,
+    folder: Path,
+    *,
+    training: bool = True,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> Intervention:
+    """Run the stages in `folder` and return the edit; the rows that were measured of it are in `results.json`.
+
+    Args:
+        config: the settings.
+        folder: of the work; the same call goes on there.
+        training: neuron gains, or a search without training.
+        progress, announce: see `Study`.
+
+    Raises:
+        DialdownError: settings that contradict each other; see `Study.run`; nothing was found within the budget.
+    """
+    if config.tuned is not None:
+        raise DialdownError(
+            f"detox makes an edit of its own, in which the tuned model {config.tuned} has no part: leave tuned out."
+        )
+    if "strict" not in config.protocols:
+        raise DialdownError(
+            "An edit that is shipped acts at every position, which is the strict protocol: add strict to protocols."
+        )
+    check_dials(config, training)
+    stages = train_stages() if training else search_stages()
+    Study(config, folder, progress, announce, stages).run()
+    return Intervention.load(folder / EDIT)
+
+
+def finished_edit(config: Config, folder: Path, *, training: bool) -> Intervention | None:
+    """The edit that the same call of `find_edit` left in `folder`; None where a stage is not done, or a file of it not whole."""
+    stages = (*(train_stages() if training else search_stages()),)
+    ledger = Ledger(config, folder, stages)
+    whole = read_sealed(folder / RUN) is not None and all(map(ledger.whole, stages))
+    return Intervention.load(folder / EDIT) if whole else None
+
+
+def check_dials(config: Config, training: bool) -> None:
+    """Refuse a budget that nothing would follow, or one beside a strength (DialdownError)."""
+    settings = config.detox
+    if not settings.has_budget:
+        return
+    if not training:
+        raise DialdownError(
+            "detox.max_kl and detox.max_ppl_increase dial trained gains, and without training the search has the budget: set search.max_kl or search.max_ppl_increase (--max-kl, --max-ppl-increase)."
+        )
+    if settings.strength is not None:
+        raise DialdownError(
+            f"A strength ({settings.strength:g}) and a budget were given, and a budget finds the strength by itself: pass one of them."
+        )
+
+
+def notes(folder: Path) -> Notes:
+    """What the model card says of the edit in a folder that `find_edit` left."""
+    run = read_json(folder / "run.json")
+    rows = read_json(folder / "results.json")["rows"]
+    found, concept = run["stages"]["check"], run["config"]["concept"]
+    return {
+        "why": f"Made to express less {concept}, by one number per MLP neuron, found on continuations of the model's own. {outcome(folder).sentence}",
+        "rows": [_noted(row) for row in rows],
+        "judge": found["judges"][0],
+        "caveat": found["caveat"] or "",
+        # A path of one's own is nobody else's business.
+        "text": TEXTS.get(run["config"]["evaluation"]["text"], "a text of the maker's"),
+    }
+
+
+def _noted(row: dict[str, Any]) -> MeasuredRow:
+    def interval(name: str) -> tuple[float, float, float]:
+        return row[name]["mean"], row[name]["low"], row[name]["high"]
+
+    return {
+        "name": {"none": "untouched", "detox": "edited"}.get(row["intervention"], "the same numbers on random neurons"),
+        "toxicity": interval("toxicity"),
+        "log_perplexity": interval("log_ppl"),
+        "kl": interval("kl"),
+    }

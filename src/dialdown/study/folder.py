@@ -1,0 +1,299 @@
+"""What is written about a study in its folder: what each finished stage took, found and left, and who is at work there.
+
+`stages/NAME.json` is the record of a stage, with the sha256 of every file it left; `run.json` is made of these records and the
+settings, for whoever reads the folder, and is made again where it is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DialdownError
+from ..files import SCHEMA, disk_errors, fingerprint, harmed, read_json, read_sealed, sizes_and_hashes, write_sealed
+from ..workers import peak_bytes
+from .config import Config, differences
+from .holding import LOCK, held, sweep
+from .outputs import READS, UNREAD, remove, written
+
+STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "gains", "search", "front", "report")
+# Of the section `evaluation`, what only the rows are measured on.
+EVALUATED = (
+    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", "kl_windows", "neutral_tokens",
+)  # fmt: skip
+MEASURING = {"evaluate", "search", "dial", "check"}
+# Stages that add to a finished study, and may do so again with other settings.
+ADDED = ("gains", "search", "front", "report", "dial", "check")
+# The stage that first reads a section of the settings; every other setting counts from the start.
+FIRST_READ = {
+    **dict.fromkeys(("pairs", "evaluation", "training_prompts", "tuned", "concept"), "pairs"),
+    "dpo": "train",
+    **dict.fromkeys(("token_judge", "interventions"), "neurons"),
+    "gains": "gains",
+    "search": "search",
+    # The stages that only a front needs look whether there is one.
+    "front": "gains",
+    "detox": "dial",
+}
+
+RUN = "run.json"
+RECORDS = "stages"
+PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is written about a study in its folder.
+
+    Attributes:
+        config: the study's settings.
+        folder: the study's folder.
+        stages: what is done there, in order.
+    """
+
+    config: Config
+    folder: Path
+    stages: tuple[str, ...] = STAGES
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON. How many processes measure changes no row, so it may differ when a study goes on."""
+        return self.config.model_dump(mode="json", exclude={"workers"})
+
+    @contextmanager
+    def claim(self, announce: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
+        """Start a study in the folder, or go on with one whose finished stages had the same settings; nobody else may meanwhile.
+
+        A folder that was made for nothing is removed again. `announce` is called with a sentence where run.json was damaged.
+
+        Raises:
+            DialdownError: the folder holds something else, or a study with other settings (which are named), or another
+                command is at work in it.
+        """
+        new = not self.folder.exists()
+        if not new and not _is_run(self.folder) and _has_content(self.folder):
+            raise DialdownError(f"{self.folder} exists and holds no study: pass another --out.")
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with held(self.folder):
+            try:
+                self._check_settings()
+                sweep(self.folder)
+                if (self.folder / RUN).exists() and read_sealed(self.folder / RUN) is None:
+                    announce(f"{RUN} was damaged after it was written, and is made again from {RECORDS}")
+                self._summarise()
+                yield
+            finally:
+                if new and not records(self.folder) and not _has_content(self.folder):
+                    shutil.rmtree(self.folder)
+
+    def _check_settings(self) -> None:
+        configs = {stage: record["config"] for stage, record in records(self.folder).items()}
+        if not configs:
+            # The records may be lost, or those of an earlier version.
+            run = _run(self.folder) or {"stages": (), "config": {}}
+            configs = dict.fromkeys(run["stages"], run["config"])
+        done = [stage for stage in configs if stage not in ADDED]
+        if other := sorted({*done} - {*self.stages}):
+            raise DialdownError(
+                f"{self.folder} holds work of another command (its stage {other[0]}): pass another --out."
+            )
+        last = max((self.stages.index(stage) for stage in done), default=-1)
+        before = configs[self.stages[last]] if done else {}
+        if changed := differences(self._until(before, last), self._until(self.settings, last)):
+            raise DialdownError(
+                f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
+            )
+
+    def inputs(self, stage: str) -> str:
+        """The hash of what a stage depends on: the settings so far, the files they name, what earlier stages left, and the version of the code."""
+        settings = self._until(self.settings, self.stages.index(stage))
+        left = {name: self.outputs(name) for name in READS.get(stage, ()) if name in self.stages}
+        return fingerprint(SCHEMA, stage, settings, file_states(settings), _version("dialdown"), left)
+
+    def outputs(self, stage: str) -> str | None:
+        """The hash of what a finished stage left for others to read."""
+        record = read_sealed(_path(self.folder, stage))
+        if record is None:
+            return None
+        return fingerprint({place: one["sha256"] for place, one in record["files"].items() if not UNREAD.search(place)})
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage is done, from the same inputs."""
+        record = read_sealed(_path(self.folder, stage))
+        return record is not None and record["inputs"] == self.inputs(stage)
+
+    def whole(self, stage: str) -> bool:
+        """Whether a stage is done, from the same inputs, and all that it left is as it was."""
+        record = read_sealed(_path(self.folder, stage))
+        return record is not None and self.finished(stage) and not harmed(self.folder, record["files"])
+
+    def drop_damaged(self, stage: str) -> list[str]:
+        """Make a finished stage undone where files of it are gone or have changed since, and give their names.
+
+        Where its record itself is damaged, nothing vouches for the files it left, so all of them are made again.
+        """
+        path = _path(self.folder, stage)
+        record = read_sealed(path)
+        if record is not None:
+            lost = harmed(self.folder, record["files"]) if self.finished(stage) else []
+        elif path.exists():
+            lost = [path.relative_to(self.folder).as_posix(), *self._left_by(stage)]
+        else:
+            lost = []
+        if lost:
+            with disk_errors(self.folder):
+                remove(self.folder, lost, record["files"] if record else ())
+                path.unlink(missing_ok=True)
+        return lost
+
+    def record(self, stage: str, seconds: float, facts: Mapping[str, Any], peak_together: int = 0) -> None:
+        """Write that a stage is done, with its time, the peak memory so far, what it found, and the files it left.
+
+        Args:
+            stage: its name.
+            seconds: what it took.
+            facts: what it found.
+            peak_together: the most that this process and its workers held together, in bytes.
+        """
+        peak = max(peak_bytes() or 0, peak_together)
+        told = {
+            "inputs": self.inputs(stage),
+            "seconds": round(seconds, 2),
+            "peak_memory_mb": peak >> 20 or None,
+            **facts,
+        }
+        record = {
+            "inputs": told["inputs"],
+            "config": self.settings,
+            "told": told,
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+            # A stage that had nothing to do left nothing, whatever an earlier one of its name did.
+            "files": {} if "skipped" in facts else sizes_and_hashes(self.folder, self._left_by(stage)),
+        }
+        write_sealed(_path(self.folder, stage), record)
+        self._summarise()
+
+    def _left_by(self, stage: str) -> list[str]:
+        """The files of a stage that are there; what two stages may write is whoever's that recorded it."""
+        others = [record for name, record in records(self.folder).items() if name != stage]
+        recorded = {place for record in others for place in record["files"]}
+        return [place for place in written(self.folder, stage, self.stages) if place not in recorded]
+
+    def _summarise(self) -> None:
+        """Write run.json, where it is not as the records and the settings say."""
+        found = records(self.folder)
+        in_order = [*(stage for stage in self.stages if stage in found), *(found.keys() - {*self.stages})]
+        run = {
+            "schema": SCHEMA,
+            "config": self.settings,
+            "stages": {stage: found[stage]["told"] for stage in in_order},
+            **({name: found[in_order[-1]][name] for name in ("versions", "machine")} if found else {}),
+        }
+        if read_sealed(self.folder / RUN) != run:
+            write_sealed(self.folder / RUN, run)
+
+    def _until(self, settings: Mapping[str, Any], place: int) -> dict[str, Any]:
+        """The settings that the stages up to a place read; none where nothing was done yet (-1)."""
+
+        def read_at(key: str) -> int:
+            stage = FIRST_READ.get(key, self.stages[0])
+            return self.stages.index(stage) if stage in self.stages else len(self.stages)
+
+        used = {key: value for key, value in settings.items() if read_at(key) <= place}
+        if "evaluation" in used and not {*self.stages[: place + 1]} & MEASURING:
+            used["evaluation"] = {key: value for key, value in used["evaluation"].items() if key not in EVALUATED}
+        return used
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The record of every finished stage in a folder; one that is damaged is none."""
+    read = {path.stem: read_sealed(path) for path in sorted((folder / RECORDS).glob("*.json"))}
+    return {stage: record for stage, record in read.items() if record is not None}
+
+
+def report_again(folder: Path) -> Path:
+    """Write the report of a study again, from files that are as its stages left them, and return its path.
+
+    Raises:
+        DialdownError: a file is gone or damaged, another command is at work in the folder; see `write_report`.
+    """
+    # matplotlib takes seconds to import, which the other commands need not wait for.
+    from ..report.page import write_report
+
+    found = records(folder)
+    if not found:
+        return write_report(folder)
+    with held(folder):
+        files = {place: one for stage in found if stage != "report" for place, one in found[stage]["files"].items()}
+        lost = harmed(folder, files)
+        if lost or read_sealed(folder / RUN) is None:
+            raise DialdownError(
+                f"{folder / [*lost, RUN][0]} is gone or was damaged after it was written: repeat the command that made this folder, which makes it again."
+            )
+        path = write_report(folder)
+        if "report" in found:
+            files = sizes_and_hashes(folder, found["report"]["files"])
+            write_sealed(_path(folder, "report"), {**found["report"], "files": files})
+        return path
+
+
+def _path(folder: Path, stage: str) -> Path:
+    return folder / RECORDS / f"{stage}.json"
+
+
+def _run(folder: Path) -> dict[str, Any] | None:
+    """run.json, as far as it is one."""
+    try:
+        run = read_json(folder / RUN)
+    except DialdownError:
+        return None
+    return run if isinstance(run, dict) and {"config", "stages"} <= run.keys() else None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a command of ours began here, however early it was killed and whatever was lost since."""
+    return (folder / LOCK).exists() or bool(records(folder)) or _run(folder) is not None
+
+
+def _has_content(folder: Path) -> bool:
+    """Whether there is more in a folder, or file, than a command that did nothing yet may leave."""
+    if not folder.is_dir():
+        return True
+    names = {path.name for path in folder.iterdir()} - ({RUN} if _run(folder) else set())
+    return not all(name.startswith(".dialdown.") or name.endswith(".partial") for name in names)
+
+
+def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Size and time of every local file that a setting names, or that is in a folder it names: a changed file is another one.
+
+    Folders in a folder do not count: runs and exports may be written beside a model.
+    """
+    found = []
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            found += file_states(value)
+        elif isinstance(value, str) and os.path.exists(source := value.partition("#")[0]):
+            path = Path(source)
+            for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
+                stat = file.stat()
+                found.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,110 @@
+"""What a stage replaced, left out, cut, or did not reach: kept beside what it found, so that a result leaves nothing unsaid.
+
+A stage adds sentences to its workspace's notes; `Study.run` writes them to run.json with the stage, and from there the page
+and the last lines of a command say them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from ..neurons.table import NeuronTable
+    from ..training.dpo import DPOSettings, TrainingLog
+
+
+class Note(TypedDict):
+    """One sentence, and the numbers in it by name."""
+
+    sentence: str
+    counts: dict[str, float]
+
+
+@dataclass
+class StageNotes:
+    """The notes of the stage that is going on."""
+
+    _notes: list[Note] = field(default_factory=list)
+
+    def add(self, sentence: str, **counts: float) -> None:
+        """Keep a sentence; where there are counts, they fill its `{name}` places."""
+        note = Note(sentence=sentence.format(**counts) if counts else sentence, counts=counts)
+        if note not in self._notes:
+            self._notes.append(note)
+
+    def cut(self, what: str, texts: Iterable[Sequence[int]], longest: int) -> None:
+        """Say how many tokenised texts are longer than what is used of them."""
+        lengths = [len(ids) for ids in texts]
+        if longer := sum(length > longest for length in lengths):
+            self.add(
+                "{longer:,} of {texts:,} " + what + " were cut to their first {longest:,} tokens",
+                longer=longer,
+                texts=len(lengths),
+                longest=longest,
+            )
+
+    def take(self) -> list[Note]:
+        """The notes so far, which are then forgotten."""
+        taken, self._notes = self._notes, []
+        return taken
+
+
+def note_training(notes: StageNotes, log: TrainingLog, settings: DPOSettings) -> None:
+    """Say what of a training was held out less, stopped early, or not kept."""
+    if log.eval_pairs < settings.eval_pairs:
+        notes.add(
+            "{held} pairs were held out for validation, a quarter of all, of the {asked} asked for",
+            held=log.eval_pairs,
+            asked=settings.eval_pairs,
+        )
+    an_epoch = -(-log.train_pairs // settings.batch_size) // settings.accumulation
+    planned = settings.epochs * an_epoch if settings.max_steps == -1 else settings.max_steps
+    if log.steps < planned:
+        notes.add(
+            "training stopped after {steps:,} of {planned:,} steps, as validation improved no more",
+            steps=log.steps,
+            planned=planned,
+        )
+    if log.best_step < log.steps:
+        notes.add(
+            "the weights of step {best:,} of {steps:,} were kept, those of lowest validation loss",
+            best=log.best_step,
+            steps=log.steps,
+        )
+
+
+def note_judged(notes: StageNotes, missing: int, tables: Sequence[NeuronTable], wanted: int) -> None:
+    """Say where no toxic neurons could be patched, or fewer.
+
+    Args:
+        notes: of the stage.
+        missing: tokens for which the token judge had no answer.
+        tables: the compared neuron table of each protocol.
+        wanted: how many most aligned neurons were asked for.
+    """
+    if missing:
+        notes.add(
+            "the token judge gave no answer for {missing:,} tokens, so no neuron counts as judged and none of them is patched",
+            missing=missing,
+        )
+    for table in tables:
+        if not missing and "judged" not in table.arrow.column_names:
+            notes.add(f"the token judge found no toxic neuron ({table.protocol}), so none is patched")
+        if table.arrow.num_rows < wanted:
+            notes.add(
+                "the model has {neurons:,} neurons, fewer than the {wanted:,} most aligned that were asked for",
+                neurons=table.arrow.num_rows,
+                wanted=wanted,
+            )
+
+
+def noted(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every stage's notes in a run.json, and why a stage did nothing: stage and sentence, in the order of the stages."""
+    said = []
+    for stage, facts in run.get("stages", {}).items():
+        if reason := facts.get("skipped"):
+            said.append((stage, f"not done: {reason}"))
+        said += [(stage, note["sentence"]) for note in facts.get("notes", [])]
+    return said

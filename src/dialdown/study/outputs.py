@@ -1,0 +1,80 @@
+"""The files of a run folder, by the stage that writes them, and whether they are as they were written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+# Where two stages write the same files, the first of them that a command has is their owner.
+WRITTEN_BY = {
+    "direction-*.safetensors": ("probe",),
+    "pairs.jsonl": ("pairs",),
+    "pairs/*.json": ("pairs",),
+    "tuned/**/*": ("train",),
+    "tuned-steps/**/*": ("train",),
+    "means-base*.safetensors": ("activations",),
+    "means-tuned*.safetensors": ("activations",),
+    "means-training*.safetensors": ("means", "gains"),
+    "neurons*.parquet": ("neurons",),
+    "results.json": ("evaluate", "check"),
+    "rows/*.json": ("evaluate",),
+    "rows-check/*.json": ("check",),
+    "interventions/*.safetensors": ("evaluate",),
+    "gains/**/*": ("gains",),
+    "gains-*.safetensors": ("gains",),
+    "edit.safetensors": ("dial",),
+    "tables/gains-*.csv": ("dial", "gains"),
+    "front.json": ("front",),
+    "rows-front/*.json": ("front",),
+    "figures/*": ("report",),
+    "report.html": ("report",),
+}
+# Tables are made from the neurons and from the rows; whichever stage wrote one has it in its record.
+SHARED = {"tables/*.csv": ("neurons", "report")}
+# The stages whose files a stage reads.
+READS = {
+    "pairs": ("probe",),
+    "train": ("pairs",),
+    "activations": ("train",),
+    "neurons": ("probe", "train", "activations"),
+    "evaluate": ("probe", "train", "activations", "neurons"),
+    "gains": ("probe", "pairs"),
+    "search": ("probe", "pairs", "means"),
+    "front": ("probe", "train", "activations", "neurons", "gains", "search"),
+    "dial": ("probe", "pairs", "means", "gains", "search"),
+    "check": ("dial",),
+    "report": ("probe", "pairs", "train", "activations", "neurons", "evaluate", "gains", "search", "front"),
+}
+# How long a training took is no part of what it made.
+UNREAD = re.compile(r"/training\.json$")
+# A training writes these as a whole, so where one file of them is lost the training is done again.
+TRAINED = re.compile(r"^(tuned|tuned-steps|gains)/")
+
+
+def written(folder: Path, stage: str, stages: Iterable[str]) -> list[str]:
+    """The files of a stage that are there, relative to the folder."""
+    names = [*stages]
+    patterns = [
+        pattern for pattern, owners in WRITTEN_BY.items() if stage == next((o for o in owners if o in names), None)
+    ]
+    patterns += [pattern for pattern, owners in SHARED.items() if stage in owners]
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(
+        place.as_posix()
+        for place in (path.relative_to(folder) for path in paths)
+        if not any(part.startswith(".") for part in place.parts)
+    )
+
+
+def remove(folder: Path, lost: Iterable[str], recorded: Iterable[str]) -> None:
+    """Remove damaged files of a stage, and with one of a training every recorded one, so that the stage makes them again."""
+    lost = {*lost}
+    if any(TRAINED.match(place) for place in lost):
+        lost |= {place for place in recorded if TRAINED.match(place)}
+    for path in (folder / place for place in lost):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,308 @@
+"""Which interventions a study makes, under which protocol, and the controls beside each (METHOD §4, §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import get_args
+
+from ..interventions.edit_file import Kind
+from ..interventions.intervention import Intervention, untouched
+from ..interventions.paper import EditKind, Ordering, edit, edit_controls, patch, patch_control, steer, steering_alpha
+from ..models.lm import Protocol
+from ..neurons.directions import Direction
+from ..neurons.table import NeuronTable
+from . import published
+from .config import FrontSettings, InterventionSettings
+
+# Patches of METHOD §4: stable name, neurons.
+PATCHES = (
+    ("patch_TP", "TP"),
+    ("patch_TP_AN", "TP+AN"),
+    ("patch_TP_AN_TN", "TP+AN+TN"),
+    ("patch_four_groups", "four_groups"),
+    ("patch_all_increasing", "increasing"),
+)
+
+# The orders of choosing the fraction that is edited, with the fraction of most active neurons left out first; GPT-2's
+# notebook leaves out a fifth.
+ORDERINGS: tuple[tuple[Ordering, float], ...] = (("cosine", 0.0), ("activation", 0.0), ("notebook", 0.2))
+FURTHER_KINDS: tuple[EditKind, ...] = ("set", "scale")
+# Table 12 goes up to 5/3 of the strength of table 2.
+STEERING_TIMES = (0.5, 1.5)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The neuron tables of one protocol.
+
+    Attributes:
+        probe: base and tuned model along the probe.
+        contrast: the base model along the token contrast.
+        random: the base model along a random direction.
+        direction: the probe.
+        noise: the random direction, of the probe's norm.
+    """
+
+    probe: NeuronTable
+    contrast: NeuronTable
+    random: NeuronTable
+    direction: Direction
+    noise: Direction
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row to be measured.
+
+    Attributes:
+        intervention: what to apply.
+        protocol: how.
+        prompts: on how many of the evaluation prompts, the first ones.
+        model: the folder of a tuned model that is measured itself; None for the base model.
+    """
+
+    intervention: Intervention
+    protocol: Protocol
+    prompts: int
+    model: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique in a study."""
+        return f"{self.protocol}-{self.intervention.name}"
+
+
+def plan(
+    protocol: Protocol,
+    tables: Tables,
+    settings: InterventionSettings,
+    *,
+    prompts: int,
+    control_prompts: int,
+    seed: int,
+    model: str = "",
+) -> Iterator[Planned]:
+    """All rows of one protocol, references first, each intervention followed by its controls.
+
+    Args:
+        protocol: how they are measured.
+        tables: its neuron tables.
+        settings: which, and how strong.
+        prompts: for each row.
+        control_prompts: for each control, and for what is beside the claims.
+        seed: of the random neurons.
+        model: the base model's hub id, for the strengths that the paper states of it.
+    """
+    yield Planned(untouched(), protocol, prompts)
+    yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
+    found = {
+        "steering": _steering(tables, settings),
+        "patches": _patches(protocol, tables.probe, settings, seed),
+        "edits": _edits(protocol, tables, settings, seed),
+    }
+    for one in chain.from_iterable(found[family] for family in settings.families):
+        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do there, as for controls.
+        aside = one.control_of is not None or not _as_published(protocol, one.kind)
+        yield Planned(one, protocol, control_prompts if aside else prompts)
+    if protocol == "paper":
+        further = {
+            "steering": _published_steering(tables, settings, model),
+            "edits": _published_edits(tables, settings),
+        }
+        for one in chain.from_iterable(further[family] for family in settings.families if family in further):
+            yield Planned(one, protocol, control_prompts)
+
+
+def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
+    alpha = steering_alpha(tables.direction, settings.steering_strength)
+    steered = steer(tables.direction, alpha)
+    yield steered
+    # The random direction has the probe's norm, so the same alpha moves the residual as far.
+    control = steer(tables.noise, alpha, name=f"{steered.name}__random_direction")
+    yield replace(control, control_of=steered.name)
+
+
+def _published_steering(tables: Tables, settings: InterventionSettings, model: str) -> Iterator[Intervention]:
+    """Table 12: the published alphas, each of them for that model only; for any other, strengths around the study's own."""
+    stated = published.figure(model, "steering")
+    for one in stated or ():
+        yield steer(tables.direction, float(one["alpha"]), name=f"steer_probe_a{one['alpha']:g}")
+    for times in () if stated else STEERING_TIMES:
+        strength = times * settings.steering_strength
+        yield steer(tables.direction, steering_alpha(tables.direction, strength), name=f"steer_probe@{strength:g}")
+
+
+def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
+    """Tables 2 and 19: the strengths and orders of the published edits that `_edits` does not have already."""
+    # By the text and by the notebooks alike, the first order goes by the cosine.
+    by_cosine: Ordering = "cosine" if settings.ordering == "activation" else settings.ordering
+    families: dict[str, tuple[NeuronTable, Ordering, float]] = {
+        "edit_probe": (tables.probe, by_cosine, settings.drop_top),
+        "edit_probe_activation": (tables.probe, "activation", 0.0),
+        "edit_probe_free": (tables.contrast, by_cosine, settings.drop_top),
+    }
+    for family, (table, ordering, drop_top) in families.items():
+        for alpha, beta in published.STRENGTHS[: len(published.EDITS[family])]:
+            same = (settings.alpha, settings.beta_set, settings.ordering) == (alpha, beta, ordering)
+            if same and family != "edit_probe_activation":
+                continue
+            yield edit(
+                table,
+                alpha=alpha,
+                beta=beta,
+                kind="set",
+                ordering=ordering,
+                drop_top=drop_top,
+                name=f"{family}_set_a{alpha:g}_b{beta:g}",
+            )
+
+
+def _patches(
+    protocol: Protocol, table: NeuronTable, settings: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
+    named = [(f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}"), *PATCHES]
+    if "judged" in table.arrow.column_names:
+        named.insert(0, ("patch_toxic_neurons", "judged"))
+    # The toxic neurons and all four groups carry the claims; what lies between is bracketed by their controls.
+    controlled = {"patch_toxic_neurons", f"patch_{settings.toxic_neurons}", "patch_four_groups"}
+    for name, which in named:
+        patched = patch(table, which, name=name)
+        yield patched
+        if name in controlled:
+            yield from _patch_controls(table, patched, settings, seed)
+    shifted = patch(table, "four_groups", kind="shift")
+    yield shifted
+    if _as_published(protocol, "shift"):
+        yield from _patch_controls(table, shifted, settings, seed)
+
+
+def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
+    for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
+        for kind in get_args(EditKind):
+            edited = edit(
+                table,
+                alpha=settings.alpha,
+                beta=settings.beta(kind),
+                kind=kind,
+                ordering=settings.ordering,
+                drop_top=settings.drop_top,
+                name=f"{prefix}_{kind}",
+            )
+            yield edited
+            if _as_published(protocol, kind):
+                for number in range(settings.control_seeds):
+                    found = edit_controls(table, tables.random, edited, seed=seed + number)
+                    # Of the controls, the random neurons alone depend on the seed.
+                    yield from found if number == 0 else [_numbered(found[0], number)]
+
+
+def _patch_controls(
+    table: NeuronTable, patched: Intervention, settings: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
+    for number in range(settings.control_seeds):
+        control = patch_control(table, patched, seed=seed + number)
+        yield _numbered(control, number) if number else control
+
+
+def _numbered(control: Intervention, number: int) -> Intervention:
+    return replace(control, name=f"{control.name}_{number + 1}")
+
+
+def _as_published(protocol: Protocol, kind: Kind) -> bool:
+    """METHOD §5: the authors' code has `set` only. The other kinds under `paper` show what its positions make of them;
+    whether they are about the concept is asked where they are meant to be used, under `strict`."""
+    return protocol == "strict" or kind not in ("shift", "scale")
+
+
+def front(
+    tables: Tables,
+    settings: FrontSettings,
+    ours: InterventionSettings,
+    models: Sequence[str],
+    *,
+    further: Sequence[Intervention] = (),
+    seed: int,
+) -> Iterator[Planned]:
+    """Every family of interventions at several strengths, under `strict`: what each costs at each effect.
+
+    A name is `FAMILY@STRENGTH`. The random controls of a family are a family of their own.
+
+    Args:
+        tables: the neuron tables of `strict`.
+        settings: the strengths.
+        ours: what is not varied.
+        models: folders of the tuned model along its training, the finished one (`tuned`) last.
+        further: interventions that other stages found, such as neuron gains.
+        seed: of the random neurons.
+    """
+    yield Planned(untouched(), "strict", settings.count)
+    for model in models:
+        step = model.rpartition("/")[2]
+        yield Planned(untouched("dpo" if model == "tuned" else f"dpo@{step}"), "strict", settings.count, model)
+    varied = [
+        *_steering_sweep(tables, settings),
+        *_patch_sweep(tables.probe, settings),
+        *_edit_sweep(tables, settings, ours, seed),
+        *further,
+    ]
+    for one in varied:
+        yield Planned(one, "strict", settings.count)
+
+
+def _steering_sweep(tables: Tables, settings: FrontSettings) -> Iterator[Intervention]:
+    for strength in settings.steering:
+        alpha = steering_alpha(tables.direction, strength)
+        yield steer(tables.direction, alpha, name=f"steer_probe@{strength:g}")
+        yield steer(tables.noise, alpha, name=f"steer_random@{strength:g}")
+
+
+def _patch_sweep(table: NeuronTable, settings: FrontSettings) -> Iterator[Intervention]:
+    shift = patch(table, "four_groups", kind="shift")
+    for factor in settings.patch:
+        yield replace(shift, name=f"patch_four_groups_shift@{factor:g}", offset=factor * shift.offset, beta=factor)
+
+
+def _edit_sweep(
+    tables: Tables, settings: FrontSettings, ours: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
+    betas = {"set": settings.set, "shift": settings.shift, "scale": settings.scale}
+    strengths = [(kind, beta) for kind in get_args(EditKind) for beta in betas[kind]]
+    for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
+        for kind, beta in strengths:
+            edited = edit(
+                table,
+                alpha=ours.alpha,
+                beta=beta,
+                kind=kind,
+                ordering=ours.ordering,
+                drop_top=ours.drop_top,
+                name=f"{prefix}_{kind}@{beta:g}",
+            )
+            yield edited
+            if prefix == "edit_probe":
+                control = edit_controls(table, tables.random, edited, seed=seed)[0]
+                yield replace(control, name=f"edit_random_neurons_{kind}@{beta:g}", control_of=None)
+    # Tables 12 and 19: the fraction that is edited, and the other orders of choosing it.
+    for alpha in settings.alphas:
+        yield edit(
+            tables.probe,
+            alpha=alpha,
+            beta=ours.beta_scale,
+            kind="scale",
+            ordering=ours.ordering,
+            drop_top=ours.drop_top,
+            name=f"edit_probe_alpha_scale@{alpha:g}",
+        )
+    for ordering, drop_top in ORDERINGS:
+        for kind in FURTHER_KINDS:
+            yield edit(
+                tables.probe,
+                alpha=ours.alpha,
+                beta=ours.beta(kind),
+                kind=kind,
+                ordering=ordering,
+                drop_top=drop_top,
+                name=f"edit_probe_{ordering}_{kind}",
+            )

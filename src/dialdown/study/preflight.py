@@ -1,0 +1,188 @@
+"""What a run needs of its settings, files and models, checked before its first stage, so that nothing is found wrong hours later.
+
+A check reads what the run reads anyway, and its sentence names the setting to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ..data import texts
+from ..errors import DialdownError, enough_memory
+from ..evaluation.perplexity import text_windows
+from ..neurons.directions import check_labels, token_contrast
+from .config import Config
+from .context import F1_PAIRS, Workspace
+
+
+def check_settings(config: Config) -> None:
+    """Refuse settings that contradict each other (DialdownError)."""
+    ours = config.evaluation
+    if config.tuned is None and ours.judge == ours.pair_scorer:
+        raise DialdownError(
+            f"{ours.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge or evaluation.pair_scorer."
+        )
+    if ours.judge == "probe" and "strict" not in config.protocols:
+        raise DialdownError(
+            "The probe judges by its strict form, which a study of the paper protocol alone does not make: add strict to protocols, or set another evaluation.judge."
+        )
+    if config.front.count > ours.count:
+        raise DialdownError(
+            f"The front has {config.front.count} prompts (front.count), which are the first of the evaluation's {ours.count}: lower front.count, or raise evaluation.count."
+        )
+
+
+def check_inputs(work: Workspace, stages: Collection[str]) -> None:
+    """Check what the stages that are still to be done will need; what is loaded for that is kept for them.
+
+    Args:
+        work: the study.
+        stages: names of the stages.
+
+    Raises:
+        DialdownError: something is missing, or is too little, or does not fit the model.
+    """
+    for check, users in CHECKS.items():
+        if {*users} & {*stages}:
+            check(work)
+    # A second model would take memory from the stages that need none.
+    work.__dict__.pop("tuned", None)
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Name the setting at fault in a sentence that does not know where its input came from."""
+    try:
+        yield
+    except DialdownError as error:
+        raise error if setting in str(error) else DialdownError(f"{setting}: {error}") from error
+
+
+def _prompts(work: Workspace) -> None:
+    with _naming("evaluation.prompts"):
+        _ = work.prompts.evaluation
+
+
+def _training_prompts(work: Workspace) -> None:
+    if work.config.tuned is not None:
+        # Nothing is trained.
+        return
+    ours, count, left = work.config.evaluation, work.config.pairs.count, len(work.prompts.training)
+    if left < count:
+        raise DialdownError(
+            f"{count} pairs (pairs.count) need as many training prompts, and {work.config.training_prompts or ours.prompts!r} has {left} beside the {ours.count} of the evaluation: "
+            "lower pairs.count or evaluation.count, or set training_prompts to a source with more."
+        )
+
+
+def _labelled(work: Workspace) -> None:
+    with _naming("probe.texts"):
+        check_labels(work.labelled.texts, work.labelled.labels)
+
+
+def _pairs_for_f1(work: Workspace) -> None:
+    ours = work.config.evaluation
+    with _naming("evaluation.pairs"):
+        texts.load_wiki_pairs(ours.pairs, ours.pairs_count, seed=work.config.seed, asked=F1_PAIRS)
+
+
+def _model(work: Workspace) -> None:
+    with _naming("model"), enough_memory("set dtype to bfloat16, or pass a smaller model"):
+        _ = work.lm
+
+
+def _lengths(work: Workspace) -> None:
+    ours = work.config.evaluation
+    _check_lengths(work, work.prompts.evaluation, ours.max_new_tokens, "evaluation.max_new_tokens")
+
+
+def _training_lengths(work: Workspace) -> None:
+    _check_lengths(work, work.prompts.training, work.config.pairs.max_new_tokens, "pairs.max_new_tokens")
+
+
+def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: str) -> None:
+    limit, context = work.config.evaluation.max_prompt_tokens, work.lm.context
+    if not prompts or limit + new <= context:
+        return
+    longest = max(len(ids[:limit]) for ids in work.lm.encode(prompts))
+    if longest + new > context:
+        raise DialdownError(
+            f"A prompt has {longest} tokens, which with {new} new ones ({setting}) exceed the context of {work.lm.name} ({context}): lower {setting} or evaluation.max_prompt_tokens."
+        )
+
+
+def _probe(work: Workspace) -> None:
+    ours = work.config.probe
+    if "paper" in work.config.protocols and ours.max_tokens > work.lm.context:
+        raise DialdownError(
+            f"The probe's texts are read to {ours.max_tokens} tokens, which exceed the context of {work.lm.name} ({work.lm.context}): lower probe.max_tokens."
+        )
+    with _naming("probe.positive and probe.negative"):
+        token_contrast(work.lm, ours.positive, ours.negative)
+
+
+def _text(work: Workspace) -> None:
+    ours, lm = work.config.evaluation, work.lm
+    if ours.window > lm.context:
+        raise DialdownError(
+            f"A window of {ours.window} tokens exceeds the context of {lm.name} ({lm.context}): set evaluation.window to {lm.context} or less."
+        )
+    with _naming("evaluation.text"):
+        text = texts.load_reference_text(ours.text)
+        wanted = min(ours.kl_windows, ours.max_windows)
+        for protocol in work.config.protocols:
+            windows = text_windows(lm, text, protocol=protocol, window=ours.window, max_windows=wanted)
+            if len(windows) < wanted:
+                raise DialdownError(
+                    f"The reference text {ours.text!r} fills {len(windows)} windows of {ours.window} tokens, and {wanted} are read (evaluation.kl_windows): "
+                    "lower evaluation.window or evaluation.kl_windows, or pass a longer text."
+                )
+
+
+def _neutral_text(work: Workspace) -> None:
+    if work.config.detox.strength is None:
+        _ = work.neutral_windows
+
+
+def _pair_scorer(work: Workspace) -> None:
+    with _naming("evaluation.pair_scorer"):
+        _ = work.pair_scorer
+
+
+def _judge(work: Workspace) -> None:
+    # A probe judges once the study has it.
+    if work.config.evaluation.judge != "probe":
+        with _naming("evaluation.judge"):
+            _ = work.judge
+
+
+def _token_judge(work: Workspace) -> None:
+    with _naming("token_judge"):
+        _ = work.token_judge
+
+
+def _tuned(work: Workspace) -> None:
+    if work.config.tuned is not None:
+        with _naming("tuned"), enough_memory("set dtype to bfloat16, or pass smaller models"):
+            _ = work.tuned
+
+
+_MEASURING = {"evaluate", "front", "check"}
+# Each check with the stages that need it; what only reads files comes before what loads a model.
+CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
+    _prompts: {"pairs", "means", "activations", *_MEASURING},
+    _training_prompts: {"pairs"},
+    _labelled: {"probe"},
+    _pairs_for_f1: _MEASURING,
+    _model: {"probe", "pairs", "train", "means", "activations", "neurons", "gains", "search", "dial", *_MEASURING},
+    _lengths: {"activations", *_MEASURING},
+    _training_lengths: {"pairs"},
+    _probe: {"probe"},
+    _text: _MEASURING,
+    _neutral_text: {"dial"},
+    _tuned: {"train", "activations", "neurons", *_MEASURING},
+    _pair_scorer: {"pairs", *_MEASURING},
+    _judge: _MEASURING,
+    _token_judge: {"neurons"},
+}

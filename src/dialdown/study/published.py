@@ -1,0 +1,121 @@
+"""The paper's own figures (arXiv 2411.06424), for the models it studied; all follow the `paper` protocol (METHOD §5)."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+MODELS = {
+    "gpt2-medium": "gpt2-medium",
+    "openai-community/gpt2-medium": "gpt2-medium",
+    "meta-llama/llama-3.1-8b": "llama-3.1-8b",
+    "google/gemma-2-2b": "gemma-2-2b",
+    "mistralai/mistral-7b-v0.1": "mistral-7b",
+}
+"""Hub ids, in lower case, to the names the figures are filed under."""
+
+STRENGTHS = ((0.8, 0.05), (0.55, 0.01), (0.5, 0.05), (0.4, 0.05))
+"""α and β that the published edits are taken to have, strongest first: the text gives ranges, the authors' files the fractions
+.5, .55 and .8 and the factors 1 ± .05 and 1 ± .01; which row has which is inferred from their order (METHOD §4)."""
+
+EDITS = {
+    "edit_probe": ("edit_probe_1", "edit_probe_2", "edit_probe_3", "edit_probe_cosine_4"),
+    "edit_probe_free": ("edit_probe_free_1", "edit_probe_free_2", "edit_probe_free_3"),
+    "edit_probe_activation": tuple(f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)),
+}
+"""Published edits by family, in the order of STRENGTHS; `activation` chooses the least active neurons (table 19)."""
+_EDIT = re.compile(r"(edit_probe(?:_free|_activation)?)_set(?:_a[\d.]+_b[\d.]+)?")
+_STEERING = re.compile(r"steer_probe(?:[@_].+)?")
+
+CLAIMS = {
+    "Aligned neurons explain little": "The neurons most aligned with toxicity account for little of DPO’s reduction: those judged toxic for 0.4% to 19.7%, the 256 most aligned for 2.5% to 23.9% (table 3).",
+    "Opposing effects": "Besides the neurons that reduce toxicity a comparable share increases it: 51.75% to 58.49% of all neurons reduce it (table 18).",
+    "Four groups replicate DPO": "Patching all four groups lowers toxicity about as far as DPO: further in two of four models, 0.015 and 0.037 less far in the others (table 2).",
+    "Editing beats DPO": "An edit that needs no tuned model lowers toxicity further than DPO at a lower log-perplexity: the strongest probe-based one in all four models (table 2).",
+    "Perplexity is preserved": "Patching and editing preserve log-perplexity: patching all four groups moves it by −0.03 to +0.02 nats (table 2).",
+    "The effect is specific to the direction": "Toxicity falls because of what the chosen neurons write along the concept direction; the random controls are this study’s (METHOD §5).",
+}
+"""Claim to what the paper found, in its own figures."""
+
+Quantity = Literal[
+    "groups",
+    "toxic_neurons",
+    "mlp",
+    "kl_weight",
+    "probe_accuracy",
+    "steering_alpha",
+    "steering",
+    "negative_share",
+    "correlations",
+    "reducing_share",
+    "sign_conflicts",
+    "shifts",
+]
+
+
+def row(
+    model: str, intervention: str, *, alpha: float | None = None, beta: float | None = None
+) -> dict[str, float] | None:
+    """Tables 2, 12 and 19 for one intervention: `toxicity`, `log_ppl` and `f1`.
+
+    Args:
+        model: a hub id.
+        intervention: its stable name.
+        alpha, beta: its strength; an edit or a steering stands beside the published one of that strength alone.
+
+    Returns:
+        None where the paper has no such model, intervention or strength.
+    """
+    name, figures = MODELS.get(model.lower()), _figures()
+    if name is None:
+        return None
+    if _STEERING.fullmatch(intervention):
+        found = next((one for one in figures["steering"][name] if one["alpha"] == alpha), None)
+        return found and {metric: found[metric] for metric in figures["metrics"]}
+    if edit := _EDIT.fullmatch(intervention):
+        strengths = dict(zip(STRENGTHS, EDITS[edit[1]], strict=False))
+        intervention = strengths.get((alpha or 0.0, beta or 0.0), "")
+    values = figures["rows"].get(intervention)
+    return dict(zip(figures["metrics"], values[name], strict=True)) if values else None
+
+
+def figure(model: str | None, quantity: Quantity) -> Any:
+    """What the paper states of a model besides its interventions; None where it states nothing.
+
+    Returns:
+        By quantity: `groups` (table 5) shares of the four and their `count`; `toxic_neurons` (table 3) `neurons` and
+        `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`; `kl_weight` (table 10);
+        `probe_accuracy` and `steering_alpha` (table 11); `steering` (table 12) one dict per alpha; `negative_share`
+        (table 13) of the base model; `correlations` (table 17) `r`, and `p` as printed; `reducing_share` (table 18);
+        `sign_conflicts` (appendix G); `shifts` (section 5.1, figure 4) `value_cosine` and `percent`. A shift is before - after.
+    """
+    return _figures()[quantity].get(MODELS.get((model or "").lower()))
+
+
+def seed_words() -> dict[str, list[str]]:
+    """Table 7: the `toxic` and `non_toxic` words of the token contrast."""
+    found: dict[str, list[str]] = _figures()["seed_words"]
+    return found
+
+
+def dpo() -> dict[str, float | str]:
+    """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them (METHOD §8)."""
+    found: dict[str, float | str] = _figures()["dpo"]
+    return found
+
+
+def dpo_notes() -> dict[str, str]:
+    """What some numbers of table 9 mean in the authors' program, by setting."""
+    found: dict[str, str] = _figures()["dpo_notes"]
+    return found
+
+
+@cache
+def _figures() -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(
+        (resources.files("dialdown.study") / "published.json").read_text(encoding="utf-8")
+    )
+    return figures

@@ -1,0 +1,49 @@
+"""Finished rows as files, so that an interrupted evaluation goes on where it stopped.
+
+Each file holds what was measured unit by unit: the per-prompt scores behind every mean, for whoever wants to test further.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..evaluation.evaluator import Measured
+from ..files import fingerprint, read_sealed, write_sealed
+from .plan import Planned
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """The rows of one evaluation.
+
+    Attributes:
+        folder: one JSON file per row.
+        evaluation: changes when anything changes that rows are measured on.
+    """
+
+    folder: Path
+    evaluation: str
+
+    def effect(self, planned: Planned) -> str:
+        """Equal for two rows that do the same to the same model on the same prompts."""
+        one = planned.intervention
+        return fingerprint(self.evaluation, planned.protocol, planned.model, planned.prompts, one.key)
+
+    def read(self, planned: Planned) -> Measured | None:
+        """What was measured; None if it was not, or of something else, or the file was damaged since."""
+        saved = read_sealed(self._path(planned)) or {}
+        if saved.pop("effect", None) != self.effect(planned):
+            return None
+        columns = saved.pop("values").items()
+        values = {name: [math.nan if x is None else x for x in column] for name, column in columns}
+        return Measured(values=values, **saved)
+
+    def write(self, planned: Planned, measured: Measured) -> None:
+        """Keep a row; JSON has no NaN, so a unit without a value is null."""
+        values = {name: [None if math.isnan(x) else x for x in column] for name, column in measured.values.items()}
+        write_sealed(self._path(planned), {"effect": self.effect(planned), **asdict(measured), "values": values})
+
+    def _path(self, planned: Planned) -> Path:
+        return self.folder / f"{planned.name}.json"

@@ -1,0 +1,411 @@
+"""The whole study as stages in one folder: each leaves values others can load.
+
+    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> search -> front -> report
+
+A finished stage is not repeated, an interrupted training goes on from its checkpoint, and interrupted sampling and
+evaluation keep every finished piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.csv_tables import write_csv
+from ..errors import enough_memory
+from ..exporting.checkpoint import locate
+from ..files import disk_errors, fingerprint, read_json
+from ..models.decoding import Decoder, Progress
+from ..models.lm import LM, Protocol, same_weights
+from ..neurons.activations import decode_with_means
+from ..neurons.directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
+from ..neurons.table import NeuronTable, compare
+from ..report import analysis
+from ..report.tables import judged_toxic
+from ..training.dpo import RECORD, train_dpo
+from ..training.make_pairs import (
+    CandidateFiles,
+    Candidates,
+    PairSet,
+    PairSettings,
+    candidates,
+    choose_pairs,
+    count_pairs,
+)
+from ..workers import check_main_guard
+from . import plan
+from .config import Config
+from .context import Workspace, silent
+from .folder import file_states
+from .gains import explain, found_any, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
+from .measure import changed, cut_prompts, measure_rows, rounded_otherwise, write_results
+from .notes import note_judged, note_training
+from .preflight import check_inputs, check_settings
+
+Facts = dict[str, Any]
+Stages = Mapping[str, Callable[[Workspace], Facts]]
+
+# What is said of a study whose tuned model is its base.
+EQUAL = "The tuned model is the base model, weight for weight: nothing was tuned, so every change from tuning below is zero."
+
+# The settings that govern how much memory a stage takes.
+_MEASURING = "workers, evaluation.batch_size or evaluation.window"
+MEMORY = {
+    "probe": "probe.max_tokens",
+    "pairs": "workers or pairs.batch_size",
+    "train": "dpo.batch_size (and raise dpo.accumulation as much)",
+    "means": "evaluation.batch_size",
+    "activations": "evaluation.batch_size",
+    "neurons": "the precision: set dtype to bfloat16",
+    "gains": "gains.batch_size",
+    "dial": "evaluation.window",
+    **dict.fromkeys(("evaluate", "search", "front", "check"), _MEASURING),
+}
+
+
+@dataclass
+class Study:
+    """A study in a folder, or another sequence of stages such as `detox`.
+
+    Attributes:
+        config: its settings.
+        folder: where everything is written.
+        progress: called with what is going on, units done, units in all.
+        announce: called with a sentence when a stage starts, ends or is found done.
+        stages: what is done, in order; by default the study of METHOD §9.
+    """
+
+    config: Config
+    folder: Path
+    progress: Progress = silent
+    announce: Callable[[str], None] = lambda sentence: None
+    stages: Stages = field(default_factory=lambda: DO)
+
+    @cached_property
+    def work(self) -> Workspace:
+        """What the stages share."""
+        return Workspace(self.config, self.folder, self.progress, tuple(self.stages))
+
+    def run(self, *, until: str | None = None) -> None:
+        """Run the stages up to `until`, skipping what is done.
+
+        Raises:
+            DialdownError: the folder holds a study with other settings, or a stage cannot do its work.
+        """
+        check_settings(self.config)
+        check_main_guard()
+        ledger, names = self.work.ledger, [*self.stages]
+        names = names if until is None else names[: names.index(until) + 1]
+        with disk_errors(self.folder):
+            new = not (self.folder.is_dir() and any(self.folder.iterdir()))
+        if new:
+            # What cannot work leaves no folder.
+            check_inputs(self.work, names)
+        with ledger.claim(self.announce):
+            if not new:
+                check_inputs(self.work, [stage for stage in names if not ledger.finished(stage)])
+            for stage in names:
+                self._do(stage)
+
+    def _do(self, stage: str) -> None:
+        ledger = self.work.ledger
+        if lost := ledger.drop_damaged(stage):
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            again = f"{lost[0]}{more} is gone or was damaged after it was written, and is made again"
+            self.work.notes.add(again)
+            self.announce(f"{stage}: {again}")
+        if ledger.finished(stage):
+            self.announce(f"{stage}: done before")
+            return
+        self.announce(f"{stage} ...")
+        start = time.perf_counter()
+        with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
+            facts = self.stages[stage](self.work)
+        facts["notes"] = self.work.notes.take()
+        seconds = time.perf_counter() - start
+        ledger.record(stage, seconds, facts, self.work.peak_together)
+        self.announce(f"{stage}: {seconds:.0f} s")
+
+
+def find_directions(work: Workspace) -> Facts:
+    """The probe and the token contrast of each protocol, and a random direction (METHOD §2)."""
+    ours, seed = work.config.probe, work.config.seed
+    labelled = work.labelled
+    check_labels(labelled.texts, labelled.labels)
+    work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), ours.max_tokens)
+    # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
+    protocols: tuple[Protocol, ...] = ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
+    features = probe_features(
+        work.lm, labelled.texts, protocols=protocols, max_tokens=ours.max_tokens, progress=work.progress
+    )
+    record = {
+        "texts": ours.texts,
+        "max_tokens": ours.max_tokens,
+        "residual_norm": float(np.linalg.norm(features["strict"], axis=1).mean()),
+    }
+    facts: Facts = {}
+    for protocol in work.config.protocols:
+        probe = fit_probe(work.lm, features[protocol], labelled.labels, protocol=protocol, seed=seed, record=record)
+        probe.save(work.path("direction-probe.safetensors", protocol))
+        facts[protocol] = {name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")}
+        contrast = token_contrast(work.lm, ours.positive, ours.negative, protocol=protocol)
+        contrast.save(work.path("direction-contrast.safetensors", protocol))
+    random_direction(work.lm, seed=seed).save(work.folder / "direction-random.safetensors")
+    return facts
+
+
+def find_pairs(work: Workspace) -> Facts:
+    """Preference pairs made with the model itself (METHOD §8)."""
+    if work.config.tuned is not None:
+        return {"skipped": "a tuned model was given"}
+    settings, total = _pair_settings(work), work.config.pairs.count
+    files = candidate_files(work)
+    starts = range(0, len(work.prompts.training), settings.batch_size)
+    sampled = {start: files.read(start) for start in starts}
+    record = {"scorer": work.pair_scorer.name, **work.lm.describe()}
+    # Batches finish in any order; only those with none missing before them count, so the order changes nothing.
+    batches: list[Candidates] = []
+    found = 0
+    with closing(work.do_all(sample, [start for start in starts if sampled[start] is None])) as done:
+        while found < total and len(batches) < len(starts):
+            while (batch := sampled[starts[len(batches)]]) is None:
+                finished = next(done)
+                sampled[finished] = files.read(finished)
+            batches.append(batch)
+            found += count_pairs(batch, settings)
+            work.progress("making pairs", min(found, total), total)
+    pairs = choose_pairs(batches, settings, record)
+    pairs.save(work.folder / "pairs.jsonl")
+    used = pairs.record["prompts_used"]
+    cut_prompts(work, "prompts of the pairs", work.prompts.training[:used])
+    if found < used:
+        work.notes.add(
+            "{without:,} of {used:,} prompts gave no pair: no two of their continuations lie {margin:g} apart",
+            without=used - found,
+            used=used,
+            margin=settings.margin,
+        )
+    return {"pairs": len(pairs.pairs), **{k: v for k, v in pairs.record.items() if isinstance(v, float | int)}}
+
+
+def _pair_settings(work: Workspace) -> PairSettings:
+    return dataclasses.replace(work.config.pairs, seed=work.config.seed)
+
+
+def candidate_files(work: Workspace) -> CandidateFiles:
+    """The continuations sampled so far."""
+    ours, config = work.config.evaluation, work.config
+    # The prompts themselves, and the scorer's files: either may have changed under the same name.
+    sampled_from = (work.prompts.training, ours.max_prompt_tokens, config.concept, config.probe.texts)
+    scorer = (ours.pair_scorer, file_states({"scorer": ours.pair_scorer}))
+    inputs = fingerprint(work.ledger.inputs("probe"), work.ledger.outputs("probe"), sampled_from, scorer)
+    return CandidateFiles(work.folder / "pairs", inputs, _pair_settings(work))
+
+
+def sample(work: Workspace, start: int) -> None:
+    """Sample and score the batch of training prompts from number `start` on, and write it to the folder `pairs`."""
+    one = candidates(
+        work.lm,
+        work.prompts.training,
+        work.pair_scorer,
+        _pair_settings(work),
+        start,
+        direction=work.probe(work.config.protocols[0]),
+        max_prompt_tokens=work.config.evaluation.max_prompt_tokens,
+    )
+    candidate_files(work).write(start, one)
+
+
+def tune(work: Workspace) -> Facts:
+    """DPO with the KL term (METHOD §8)."""
+    if work.config.tuned is not None:
+        return {"skipped": "a tuned model was given", "tuned": work.tuned.describe()}
+    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
+    settings = dataclasses.replace(work.config.dpo, seed=work.config.seed)
+    # In 16 bits most of DPO's small steps would round to nothing.
+    model = work.lm.model if work.lm.model.dtype == torch.float32 else work.lm.twin().model.float()
+    base, _, _ = locate(work.config.model, work.config.revision)
+    log = train_dpo(model, work.lm.tokenizer, pairs, settings, work.folder / "tuned", base=base, progress=work.progress)
+    note_training(work.notes, log, settings)
+    # METHOD §8: both protocols study the one model that was trained so.
+    return {**asdict(log), "kl_positions": settings.kl_positions}
+
+
+def collect_means(work: Workspace) -> Facts:
+    """Mean activations of base and tuned model, both protocols in one decoding pass each (METHOD §3)."""
+    ours = work.prompts.evaluation
+    return {**_save_means(work, "base", work.lm, ours), **_save_means(work, "tuned", work.tuned, ours)}
+
+
+def collect_training_means(work: Workspace) -> Facts:
+    """Mean activations of the base model on training prompts: what is found from them is evaluated on others."""
+    return _save_means(work, "training", work.lm, work.prompts.training[: work.config.evaluation.count])
+
+
+def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> Facts:
+    ours, facts = work.config.evaluation, {}
+    decoder = Decoder(
+        lm,
+        prompts,
+        share_prefixes=False,
+        max_new_tokens=ours.max_new_tokens,
+        max_prompt_tokens=ours.max_prompt_tokens,
+        batch_size=ours.batch_size,
+    )
+    decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
+    work.notes.cut("prompts", work.lm.encode(prompts), ours.max_prompt_tokens)
+    for protocol, means in decoded.means.items():
+        means.save(work.path(f"means-{name}.safetensors", protocol))
+        facts[f"{name}_positions_{protocol}"] = means.count
+        if means.count < len(prompts) * ours.max_new_tokens:
+            work.notes.add(
+                f"the {name} model's means ({protocol}) are over {{positions:,}} of {{most:,}} positions, since continuations ended early",
+                positions=means.count,
+                most=len(prompts) * ours.max_new_tokens,
+            )
+    return facts
+
+
+def make_tables(work: Workspace) -> Facts:
+    """The neuron table of each protocol, with the toxic neurons a judge finds, and the paper's tables of them (METHOD §3, §9)."""
+    config, protocols = work.config, work.config.protocols
+    judge = work.token_judge
+    means = {protocol: work.means(protocol) for protocol in protocols}
+    probes = [work.probe(protocol) for protocol in protocols]
+    found: list[NeuronTable] = []
+    for protocol, probe in zip(protocols, probes, strict=True):
+        table = compare(work.lm, work.tuned, probe, *means[protocol])
+        count = min(config.interventions.toxic_neurons, table.arrow.num_rows)
+        judged = judged_toxic(work.lm, table, judge.judge, count=count)
+        # A judge that could not answer, or finds nothing, gives no set of toxic neurons to patch.
+        found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
+        found[-1].to_parquet(work.path("neurons.parquet", protocol))
+    note_judged(work.notes, judge.missing, found, config.interventions.toxic_neurons)
+    contrasts = [work.contrast(protocol) for protocol in protocols]
+    frames = analysis.of_neurons(work.lm, work.tuned, found, probes, contrasts, means, judge.judge)
+    write_csv(frames, work.folder / "tables")
+    facts: Facts = {table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()} for table in found}
+    if same_weights(work.lm, work.tuned):
+        facts["equal"] = EQUAL
+    return {**facts, "token_judge": {"name": judge.name, "missing": judge.missing, "caveat": judge.caveat}}
+
+
+def evaluate(work: Workspace) -> Facts:
+    """Every intervention and control under each protocol (METHOD §4 to §6)."""
+    config = work.config
+    planned = [
+        one
+        for protocol in config.protocols
+        for one in plan.plan(
+            protocol,
+            work.tables(protocol),
+            config.interventions,
+            prompts=config.evaluation.count,
+            control_prompts=min(config.evaluation.control_count, config.evaluation.count),
+            seed=config.seed,
+            model=config.model,
+        )
+    ]
+    facts: Facts = {
+        "judges": [work.judge.name, work.pair_scorer.name],
+        "caveat": work.judge.caveat,
+        "rows": len(planned),
+    }
+    cut_prompts(work, "prompts", work.prompts.evaluation)
+    otherwise = rounded_otherwise(work)
+    rows = measure_rows(work, "evaluate", planned)
+    base = next(row for row in rows if row.intervention == "none")
+    facts["rounding"] = changed(base.measured.texts, otherwise)
+    write_results(work, "results.json", rows)
+    for one in planned:
+        if one.intervention.control_of is None and one.intervention.kind != "none":
+            one.intervention.save(work.folder / "interventions" / f"{one.name}.safetensors")
+    return facts
+
+
+def gains_for_front(work: Workspace) -> Facts:
+    """Neuron gains from the study's own pairs, where a front is asked for."""
+    if not _has_front(work) or work.config.tuned is not None:
+        return {"skipped": "no front is asked for, or there are no pairs"}
+    return {**collect_training_means(work), **tune_gains(work), **explain(work, trained_gains(work))}
+
+
+def search_for_front(work: Workspace) -> Facts:
+    """Training-free edits, where a front is asked for."""
+    return search_edits(work) if _searches(work) else {"skipped": "front.searched is 0, or no front is asked for"}
+
+
+def _has_front(work: Workspace) -> bool:
+    return work.config.front.count > 0 and "strict" in work.config.protocols
+
+
+def _searches(work: Workspace) -> bool:
+    return _has_front(work) and work.config.front.searched > 0 and work.config.tuned is None
+
+
+def draw_front(work: Workspace) -> Facts:
+    """Every family of interventions at several strengths, and DPO along its training, on the same prompts."""
+    settings = work.config.front
+    if not _has_front(work):
+        # What an earlier front left would stand in the report as if it were of these settings.
+        for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
+            (work.folder / name).unlink(missing_ok=True)
+        return {"skipped": "front.count is 0" if not settings.count else "the front is of the strict protocol"}
+    steps = _snapshots(work)
+    if work.config.tuned is None and len(steps) < work.config.dpo.snapshots:
+        work.notes.add(
+            "DPO stands on the front at {kept} of {asked} earlier steps, those whose weights were kept",
+            kept=len(steps),
+            asked=work.config.dpo.snapshots,
+        )
+    models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
+    ours = work.config.interventions
+    own_pairs = work.config.tuned is None
+    further = [
+        *(gain_sweep(work) if own_pairs else []),
+        *(found_edits(work, settings.searched) if _searches(work) and found_any(work) else []),
+    ]
+    planned = [*plan.front(work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed)]
+    write_results(work, "front.json", measure_rows(work, "front", planned))
+    return {"rows": len(planned)}
+
+
+def _snapshots(work: Workspace) -> list[int]:
+    """The steps at which this very training, not an earlier one, was kept."""
+    if work.config.tuned is not None:
+        return []
+    inputs = read_json(work.folder / "tuned" / RECORD)["inputs"]
+    kept = [path for path in (work.folder / "tuned-steps").glob("*") if path.name.isdigit()]
+    return sorted(int(path.name) for path in kept if read_json(path / RECORD)["inputs"] == inputs)
+
+
+def report(work: Workspace) -> Facts:
+    """The page, and the tables and figures that need the measured rows."""
+    # matplotlib takes seconds to import, which the other stages need not wait for.
+    from ..report.page import write_report
+
+    write_report(work.folder)
+    return {}
+
+
+DO: Mapping[str, Callable[[Workspace], Facts]] = {
+    "probe": find_directions,
+    "pairs": find_pairs,
+    "train": tune,
+    "activations": collect_means,
+    "neurons": make_tables,
+    "evaluate": evaluate,
+    "gains": gains_for_front,
+    "search": search_for_front,
+    "front": draw_front,
+    "report": report,
+}

@@ -1,0 +1,1 @@
+"""Preference pairs, DPO, and neuron gains with their Fisher information (METHOD §8)."""

@@ -1,0 +1,385 @@
+"""TRL's `DPOTrainer` with the loss of METHOD §8 (`dpo_loss`) in place of its own.
+
+TRL 1.16 scores completions with a fused head that never builds logits, and a divergence over the full
+vocabulary needs them; everything else (collation, reference, checkpoints, evaluation) stays TRL's. Imported
+by `dpo` only when training starts, because TRL is an optional extra.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import logging
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+from transformers.utils import logging as transformers_logging
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from ..errors import DialdownError
+from ..files import damaged, seal
+from .dpo import OPTIMIZERS, DPOSettings, TrainingLog
+from .examples import Example, padded_as_published
+from .loss import IGNORED, Elsewhere, KLDirection, KLPositions, LossParts, divergence, kl_dpo_loss
+
+SAVE_SHARE = 0.05
+SAVE_EVERY_SECONDS = 60.0
+
+
+class KLDPOTrainer(DPOTrainer):
+    """TRL's DPO trainer with `kl_dpo_loss`, for a causal LM or PEFT model and a given reference (METHOD §8).
+
+    Where there is text `elsewhere`, its KL is added to the loss of a training step.
+
+    The datasets must hold `prompt_ids`, `chosen_ids` and `rejected_ids`: TRL's own preparation would end each
+    continuation with an end-of-text token, and one cut after n tokens must not be taught to stop there.
+
+    Args:
+        kl_weight, kl_direction, kl_positions: see `kl_dpo_loss`.
+        elsewhere: text on which the policy is held near the reference too, or None.
+        trl_arguments: as for `trl.DPOTrainer`; `ref_model` is required.
+    """
+
+    def __init__(
+        self,
+        *,
+        kl_weight: float,
+        kl_direction: KLDirection,
+        kl_positions: KLPositions,
+        elsewhere: Elsewhere | None = None,
+        **trl_arguments: Any,
+    ) -> None:
+        self.kl_weight = kl_weight
+        self.kl_direction: KLDirection = kl_direction
+        self.kl_positions: KLPositions = kl_positions
+        self.elsewhere = elsewhere
+        self._clock = time.perf_counter()
+        if kl_positions == "all":
+            # The mean then depends on how much padding there is.
+            tokenizer = trl_arguments["processing_class"]
+            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            trl_arguments["data_collator"] = partial(padded_as_published, pad=pad)
+        super().__init__(**trl_arguments)
+        policy: Any = self.model
+        base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        self._cuts_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    def _send_telemetry(self) -> None:
+        """Report nothing to anybody."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the checkpoints are points to resume from, removed at the end."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Linear warm-up that starts at lr / (warm-up + 1), then constant: the authors' schedule."""
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+        return self.lr_scheduler
+
+    def _logits(self, model: Any, inputs: dict[str, Tensor], last: int) -> Tensor:
+        # The head is a fifth of a small model's work, and prompt positions need none of it.
+        cut = {"logits_to_keep": last} if self._cuts_logits else {}
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **cut)
+        logits: Tensor = outputs.logits[:, -last:]
+        return logits
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
+        if return_outputs:
+            raise DialdownError("KLDPOTrainer returns the loss alone: train without compute_metrics.")
+        completion = inputs["completion_mask"].bool()
+        labels = F.pad(inputs["input_ids"].masked_fill(~completion, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+        predicting = (labels != IGNORED).any(0).int()
+        first = int(predicting.argmax()) if self.kl_positions == "completion" else 0
+        last = labels.shape[1] - first
+        with torch.no_grad():
+            reference = self._logits(self.ref_model, inputs, last)
+        parts = kl_dpo_loss(
+            self._logits(model, inputs, last),
+            reference,
+            labels[:, first:],
+            beta=self.beta,
+            kl_weight=self.kl_weight,
+            direction=self.kl_direction,
+            positions=self.kl_positions,
+        )
+        self._record(parts, "train" if model.training else "eval")
+        # A validation is between steps, so no step's texts are its own; it compares what is learned from the pairs.
+        if self.elsewhere is None or not model.training:
+            return parts.loss
+        kl = self._kl_elsewhere(model, self.elsewhere)
+        self._metrics["train"]["kl/elsewhere"].append(self.accelerator.gather(kl.detach()).mean().item())
+        return parts.loss + self.elsewhere.weight * kl
+
+    def _kl_elsewhere(self, model: Any, elsewhere: Elsewhere) -> Tensor:
+        """KL(π_ref ‖ π) on the step's texts, mean over their positions, in nats."""
+        ids = torch.tensor(elsewhere.of_step(self.state.global_step), device=self.accelerator.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            reference = self._logits(self.ref_model, inputs, ids.shape[1]).float().log_softmax(-1)
+        policy = self._logits(model, inputs, ids.shape[1]).float().log_softmax(-1)
+        return divergence(reference, policy).mean()
+
+    def _record(self, parts: LossParts, mode: str) -> None:
+        measured = {
+            "dpo_loss": parts.dpo,
+            "kl/chosen": parts.kl_chosen,
+            "kl/rejected": parts.kl_rejected,
+            "rewards/chosen": parts.rewards_chosen,
+            "rewards/rejected": parts.rewards_rejected,
+            "rewards/accuracies": (parts.rewards_chosen > parts.rewards_rejected).float(),
+            "rewards/margins": parts.rewards_chosen - parts.rewards_rejected,
+        }
+        for name, value in measured.items():
+            self._metrics[mode][name].append(self.accelerator.gather(value.detach()).mean().item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, with the seconds since the last log: their sum survives an interruption."""
+        now = time.perf_counter()
+        logs["seconds"], self._clock = now - self._clock, now
+        super().log(logs, start_time)
+
+
+class Pace(TrainerCallback):
+    """Report each step, stop at a loss that is no number, and save often enough to resume from.
+
+    A checkpoint is written when a minute has passed since the last one, or later where writing takes long, so
+    that saving costs at most a twentieth of the time; transformers itself writes one at every validation.
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
+        self.progress = progress
+        self.saved = self.began_saving = time.perf_counter()
+        self.wait = SAVE_EVERY_SECONDS
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.perf_counter()
+        self._report(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._report(state)
+        if time.perf_counter() - self.saved > self.wait:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began_saving = time.perf_counter()
+        loss = kwargs["logs"].get("loss", kwargs["logs"].get("eval_loss", 0.0))
+        if not math.isfinite(loss):
+            raise DialdownError(
+                f"The loss of DPO is {loss} at step {state.global_step}: lower learning_rate, or use float32."
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.saved = time.perf_counter()
+        self.wait = max(SAVE_EVERY_SECONDS, (self.saved - self.began_saving) / SAVE_SHARE)
+
+    def _report(self, state: Any) -> None:
+        if self.progress is not None:
+            self.progress("training", state.global_step, state.max_steps)
+
+
+class Snapshots(TrainerCallback):
+    """Hand out the model and the step at evenly spaced places of the training, the end not among them."""
+
+    def __init__(self, count: int, snapshot: Callable[[Any, int], None]) -> None:
+        self.count, self.snapshot = count, snapshot
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        places = {round(state.max_steps * place / (self.count + 1)) for place in range(1, self.count + 1)}
+        if state.global_step in places - {state.max_steps}:
+            self.snapshot(kwargs["model"], state.global_step)
+
+
+def fit(
+    policy: Any,
+    model: Any,
+    tokenizer: Any,
+    settings: DPOSettings,
+    work: Path,
+    *,
+    train: list[Example],
+    held_out: list[Example],
+    snapshot: Callable[[Any, int], None],
+    optimizer: torch.optim.Optimizer | None,
+    elsewhere: Elsewhere | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> TrainingLog:
+    """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in `work`.
+
+    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots` places; `optimizer` is used
+    in place of the one that the settings name; for `elsewhere` see `KLDPOTrainer`.
+
+    Raises:
+        DialdownError: the loss is no longer finite.
+    """
+    trainer = KLDPOTrainer(
+        model=policy,
+        # TRL may patch, freeze or move it.
+        ref_model=sharing(model),
+        args=_arguments(settings, work, on_cpu=model.device.type == "cpu"),
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(held_out),
+        processing_class=copy.deepcopy(tokenizer),
+        callbacks=[
+            EarlyStoppingCallback(settings.patience),
+            Pace(progress),
+            Snapshots(settings.snapshots, snapshot),
+        ],
+        kl_weight=settings.kl_weight,
+        kl_direction=settings.kl_direction,
+        kl_positions=settings.kl_positions,
+        elsewhere=elsewhere,
+        optimizers=(optimizer, None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    _run(trainer, work)
+    return _training_log(trainer.state, len(train), len(held_out))
+
+
+def sharing(model: Any) -> Any:
+    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its modules leaves `model` alone."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
+
+
+def no_checkpointing() -> dict[str, Any]:
+    """The argument of `DPOConfig` that keeps activations in memory; transformers has had two names for it."""
+    names = {field.name for field in dataclasses.fields(DPOConfig)}
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    return {new if new in names else old: False}
+
+
+def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
+    return DPOConfig(
+        output_dir=str(work),
+        beta=settings.beta,
+        max_length=None,
+        optim=OPTIMIZERS[settings.optimizer][0],
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=2 * settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        # Weights and activations stay in the model's dtype, on the kind of device the model is on.
+        bf16=False,
+        # TRL turns it on.
+        **no_checkpointing(),
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.eval_every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _run(trainer: KLDPOTrainer, work: Path) -> None:
+    """Train to the end, from the last whole checkpoint if there is one, and load the best weights."""
+    checkpoint = _last_checkpoint(work)
+    if checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    # Resuming a run that was stopped after its last step would make one step more.
+    if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.state = state
+        trainer._load_best_model()
+        return
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that is as it was written, as is the best one so far; others are removed."""
+    checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    best = {checkpoint: _best(checkpoint) for checkpoint in checkpoints}
+    for checkpoint, best_then in best.items():
+        if best_then is not None and best.get(best_then) is not None:
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best one when this was written, or this itself; None where this is not whole."""
+    if damaged(checkpoint):
+        return None
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return Path(state["best_model_checkpoint"] or checkpoint)
+
+
+def _training_log(state: Any, train_pairs: int, eval_pairs: int) -> TrainingLog:
+    steps = [entry for entry in state.log_history if "loss" in entry]
+    validations = [entry for entry in state.log_history if "eval_loss" in entry]
+    return TrainingLog(
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        train_pairs=train_pairs,
+        eval_pairs=eval_pairs,
+        step=tuple(entry["step"] for entry in steps),
+        loss=tuple(entry["loss"] for entry in steps),
+        dpo_loss=tuple(entry["dpo_loss"] for entry in steps),
+        kl_chosen=tuple(entry["kl/chosen"] for entry in steps),
+        kl_rejected=tuple(entry["kl/rejected"] for entry in steps),
+        kl_elsewhere=tuple(entry["kl/elsewhere"] for entry in steps if "kl/elsewhere" in entry),
+        reward_accuracy=tuple(entry["rewards/accuracies"] for entry in steps),
+        reward_margin=tuple(entry["rewards/margins"] for entry in steps),
+        eval_step=tuple(entry["step"] for entry in validations),
+        eval_loss=tuple(entry["eval_loss"] for entry in validations),
+        seconds=sum(entry["seconds"] for entry in state.log_history),
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and only errors from transformers: progress is reported by the caller's function."""
+    log = transformers_logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.ERROR)
+    log.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            # PEFT and TRL call what transformers is about to rename, which is no business of who trains here.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()  # type: ignore[no-untyped-call]
