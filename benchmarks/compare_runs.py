@@ -1,8 +1,10 @@
-"""Which conclusions of a study survive another processor, thread count or seed: several run folders side by side.
+"""Which conclusions of a study survive another processor, thread count or seed: several run folders
+side by side.
 
     python benchmarks/compare_runs.py runs/one-thread runs/two-threads runs/seed-1
 
-Prints the verdict of every claim in each run and whether they agree, then toxicity and log-perplexity of every row.
+Prints the verdict of every claim in each run and whether they agree, then toxicity and
+log-perplexity of every row.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ METRICS = ("toxicity", "log_ppl")
 
 def verdicts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """Claim, protocol, verdict in each run, and whether the runs agree."""
-    found = [{(claim.name, claim.protocol): claim.verdict for claim in claims(run, folder=run.folder)} for run in runs]
+    found = [
+        {(claim.name, claim.protocol): claim.verdict for claim in claims(run, folder=run.folder)}
+        for run in runs
+    ]
     rows = []
     for name, protocol in dict.fromkeys(key for verdicts in found for key in verdicts):
         said = [verdicts.get((name, protocol), "not measured") for verdicts in found]
@@ -46,7 +51,9 @@ def rows(runs: Sequence[Run], metric: str) -> list[tuple[str, ...]]:
         values = [value(run, name, protocol, metric) for run in runs]
         means = [estimate.mean for estimate in values if estimate]
         apart = f"{max(means) - min(means):.3f}" if len(means) > 1 else ""
-        table.append((name, protocol, *(with_interval(one) if one else "" for one in values), apart))
+        table.append(
+            (name, protocol, *(with_interval(one) if one else "" for one in values), apart)
+        )
     return table
 
 
@@ -65,18 +72,24 @@ def show(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> No
 
 def main() -> None:
     """Read the folders that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of evaluated studies")
     runs = [load(folder) for folder in parser.parse_args().runs]
     names = [run.folder.name for run in runs]
     for run in runs:
         machine, rounding = run.info.get("machine", {}), run.stage("evaluate").get("rounding")
         print(
-            f"{run.folder}: seed {run.setting('seed')}, {machine.get('threads')} threads, {machine.get('platform')}, rounding {rounding}"
+            f"{run.folder}: seed {run.setting('seed')}, {machine.get('threads')} threads, "
+            f"{machine.get('platform')}, rounding {rounding}"
         )
     decided = verdicts(runs)
     show("Claims", ["claim", "protocol", *names, "agree"], decided)
-    print(f"\n{sum(line[-1] == 'all' for line in decided)} of {len(decided)} claims have one verdict in all runs.")
+    print(
+        f"\n{sum(line[-1] == 'all' for line in decided)} of {len(decided)} claims have one verdict "
+        "in all runs."
+    )
     for metric in METRICS:
         show(metric, ["row", "protocol", *names, "apart"], rows(runs, metric))
 

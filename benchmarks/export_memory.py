@@ -1,7 +1,8 @@
 """Peak memory of an export, without and with verification: `python benchmarks/export_memory.py`.
 
-A bfloat16 checkpoint of TinyLlama-1.1B's shape with random weights and the embedded model's tokenizer; every gain changes. Each
-export runs in a process of its own, whose peak resident memory is printed beside that of a process that only imports.
+A bfloat16 checkpoint of TinyLlama-1.1B's shape with random weights and the embedded model's
+tokenizer; every gain changes. Each export runs in a process of its own, whose peak resident memory
+is printed beside that of a process that only imports.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def peak_of_export(base: Path, *, verify: bool) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     spawn = get_context("spawn")
     with TemporaryDirectory() as folder:

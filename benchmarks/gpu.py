@@ -1,9 +1,11 @@
-"""What the stages cost on one GPU, beside what the card allows: `python benchmarks/gpu.py [--shape tiny]`.
+"""What the stages cost on one GPU, beside what the card allows: `python benchmarks/gpu.py [--shape
+tiny]`.
 
-Random weights in the shape of Llama-3.1-8B, in bfloat16, and texts of made-up words, so it needs no network. Each stage is
-one call of the public API at the size the paper's study has, or at a stated part of it. The limit beside it is the least a
-forward pass can take: its weights read once, or its arithmetic at half the rate of a large matrix product, whichever is
-longer; both rates are measured first. Prints one JSON object and one table.
+Random weights in the shape of Llama-3.1-8B, in bfloat16, and texts of made-up words, so it needs no
+network. Each stage is one call of the public API at the size the paper's study has, or at a stated
+part of it. The limit beside it is the least a forward pass can take: its weights read once, or its
+arithmetic at half the rate of a large matrix product, whichever is longer; both rates are measured
+first. Prints one JSON object and one table.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the card does, measured: bytes read a second, and floating-point operations a second in bfloat16."""
+    """What the card does, measured: bytes read a second, and floating-point operations a second in
+    bfloat16.
+    """
 
     bandwidth: float
     arithmetic: float
@@ -79,7 +83,9 @@ class Rates:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One stage: its seconds, the least they could be, the most memory held, and how often the CPU waited for the GPU."""
+    """One stage: its seconds, the least they could be, the most memory held, and how often the CPU
+    waited for the GPU.
+    """
 
     stage: str
     what: str
@@ -157,7 +163,9 @@ class Bench:
 
 
 def measured_rates(device: str, *, small: bool) -> Rates:
-    """Bytes a second of a large copy, read and written, and operations a second of a large bfloat16 matrix product."""
+    """Bytes a second of a large copy, read and written, and operations a second of a large bfloat16
+    matrix product.
+    """
     size = 256 if small else 8192
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     block = torch.empty((1 << 22) if small else (1 << 31), dtype=torch.uint8, device=device)
@@ -180,7 +188,11 @@ def measured_rates(device: str, *, small: bool) -> Rates:
 def random_model(shape: str, device: str) -> dd.LM:
     """A Llama of a shape with random bfloat16 weights, and a tokenizer of one token a word."""
     config = LlamaConfig(
-        **SHAPES[shape], max_position_embeddings=2048, bos_token_id=1, eos_token_id=None, pad_token_id=0
+        **SHAPES[shape],
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -216,7 +228,12 @@ def frozen_stages(bench: Bench) -> None:
     what = f"{sizes.prompts} prompts x {NEW_TOKENS} tokens"
     alone = dd.Decoder(lm, prompts, batch_size=sizes.batch, share_prefixes=False)
     bench.measure("decode", what, limit, alone.run)
-    bench.measure("decode with means", what, limit, lambda: dd.mean_activations(lm, prompts, batch_size=sizes.batch))
+    bench.measure(
+        "decode with means",
+        what,
+        limit,
+        lambda: dd.mean_activations(lm, prompts, batch_size=sizes.batch),
+    )
     shape = (lm.view.n_layers, lm.view.n_neurons)
     gains = 1 + 0.01 * np.random.default_rng(0).standard_normal((2, *shape))
     edit, other = (
@@ -231,29 +248,40 @@ def frozen_stages(bench: Bench) -> None:
     evaluator = dd.Evaluator(lm, suite)
     reading = sizes.windows * bench.forward(sizes.window)
     what = f"{what}, {sizes.windows} windows of {sizes.window}"
-    bench.measure("a row, the first", what, limit + 2 * reading, lambda: evaluator.row(edit, "strict"))
+    bench.measure(
+        "a row, the first", what, limit + 2 * reading, lambda: evaluator.row(edit, "strict")
+    )
     # Another edit, since the tokens of the same one are kept.
     bench.measure("a row, the next", what, limit + reading, lambda: evaluator.row(other, "strict"))
     written = sum(layer.columns.numel() for layer in lm.view.layers) * 2 * 2
     everything = 2 * 2 * bench.parameters
     folded = bench.measure(
-        "fold", "copy and fold", (written + everything) / bench.rates.bandwidth, lambda: edit.fold(lm)
+        "fold",
+        "copy and fold",
+        (written + everything) / bench.rates.bandwidth,
+        lambda: edit.fold(lm),
     )
     bench.measure(
-        "hook against fold", "4 texts of 64 tokens", 2 * bench.forward(256), lambda: verify(bench, edit, folded)
+        "hook against fold",
+        "4 texts of 64 tokens",
+        2 * bench.forward(256),
+        lambda: verify(bench, edit, folded),
     )
 
 
 def verify(bench: Bench, edit: dd.Intervention, folded: dd.LM) -> None:
     """Compare the folded model's logits with the hooked one's, and print how far they are apart."""
-    ids = torch.tensor(bench.lm.tokenizer(bench.texts(4, 64, seed=3))["input_ids"], device=bench.device)
+    ids = torch.tensor(
+        bench.lm.tokenizer(bench.texts(4, 64, seed=3))["input_ids"], device=bench.device
+    )
     with torch.inference_mode():
         plain = bench.lm.model(input_ids=ids, use_cache=False).logits.float()
         with edit.applied(bench.lm):
             hooked = bench.lm.model(input_ids=ids, use_cache=False).logits.float()
         apart = (folded.model(input_ids=ids, use_cache=False).logits.float() - hooked).abs().max()
     print(
-        f"  largest logit difference, fold to hook {float(apart):.3g}, edit to base {float((hooked - plain).abs().max()):.3g}"
+        f"  largest logit difference, fold to hook {float(apart):.3g}, edit to base "
+        f"{float((hooked - plain).abs().max()):.3g}"
     )
 
 
@@ -261,7 +289,12 @@ def training_stages(bench: Bench) -> None:
     """A batch of pairs, the price of gains, and steps of their training."""
     lm, sizes = bench.lm, bench.sizes
     settings = dd.PairSettings(
-        count=sizes.pairs // 2, sampled=4, steered=0, margin=0.0, max_new_tokens=PAIR_TOKENS, batch_size=sizes.pairs
+        count=sizes.pairs // 2,
+        sampled=4,
+        steered=0,
+        margin=0.0,
+        max_new_tokens=PAIR_TOKENS,
+        batch_size=sizes.pairs,
     )
     prompts = bench.texts(sizes.pairs, PROMPT_TOKENS, seed=4)
     limit = 4 * bench.decoding(sizes.pairs, sizes.pairs, PAIR_TOKENS)
@@ -272,7 +305,8 @@ def training_stages(bench: Bench) -> None:
         lambda: dd.make_pairs(lm, prompts, EvenWords(), settings),
     )
     texts = dd.own_text(lm, texts=12, tokens=96)
-    # Each draw has a backward pass of its own, which costs as much as a forward pass where no weight has a gradient.
+    # Each draw has a backward pass of its own, which costs as much as a forward pass where no
+    # weight has a gradient.
     information = bench.measure(
         "prices of gains", "12 texts of 96 tokens, 2 draws", 12 * 2 * 2 * bench.forward(96),
         lambda: dd.fisher_information(lm, texts),
@@ -283,9 +317,12 @@ def training_stages(bench: Bench) -> None:
     with TemporaryDirectory() as folder:
         bench.measure(
             f"{sizes.steps} steps of gains",
-            f"{steps.batch_size} pairs of {PROMPT_TOKENS} + 2 x {PAIR_TOKENS} tokens, 4 texts of 64",
+            f"{steps.batch_size} pairs of {PROMPT_TOKENS} + 2 x {PAIR_TOKENS} tokens, 4 texts of "
+            "64",
             sizes.steps * 3 * bench.forward(tokens),
-            lambda: dd.train_gains(lm, pairs.pairs, steps, Path(folder) / "gains", information=information, texts=own),
+            lambda: dd.train_gains(
+                lm, pairs.pairs, steps, Path(folder) / "gains", information=information, texts=own
+            ),
         )
 
 
@@ -308,15 +345,18 @@ def main() -> None:
     }
     print(json.dumps(facts))
     print(
-        f"\n{card}, {bench.shape}: {bench.rates.bandwidth / 1e12:.2f} TB/s, {bench.rates.arithmetic / 1e12:.0f} TFLOP/s"
+        f"\n{card}, {bench.shape}: {bench.rates.bandwidth / 1e12:.2f} TB/s, "
+        f"{bench.rates.arithmetic / 1e12:.0f} TFLOP/s"
     )
     print(
-        "| stage | of what | seconds | limit | ratio | peak GiB | waits |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| stage | of what | seconds | limit | ratio | peak GiB | waits |\n| --- | --- | --- | --- "
+        "| --- | --- | --- |"
     )
     for row in bench.rows:
         waits = "" if row.syncs is None else row.syncs
         print(
-            f"| {row.stage} | {row.what} | {row.seconds:.2f} | {row.limit:.2f} | {row.ratio:.1f} | {row.peak_gib:.1f} | {waits} |"
+            f"| {row.stage} | {row.what} | {row.seconds:.2f} | {row.limit:.2f} | {row.ratio:.1f} | "
+            f"{row.peak_gib:.1f} | {waits} |"
         )
 
 

@@ -1,8 +1,9 @@
-"""How often continuations speak of groups of people, before and after an edit: `python benchmarks/groups.py calm-work/rows-check`.
+"""How often continuations speak of groups of people, before and after an edit: `python
+benchmarks/groups.py calm-work/rows-check`.
 
-Counts continuations that hold one of the words below, in every row of a folder of rows, and the paired change to the
-untouched model on the same prompts (a study's controls have the first of them only). A list of words is crude; it is
-here because no toxicity score shows what an edit takes away.
+Counts continuations that hold one of the words below, in every row of a folder of rows, and the
+paired change to the untouched model on the same prompts (a study's controls have the first of them
+only). A list of words is crude; it is here because no toxicity score shows what an edit takes away.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ def main() -> None:
     paths = sorted(Path(sys.argv[1]).glob("strict-*.json"))
     found = {path.stem.removeprefix("strict-"): read_json(path)["texts"] for path in paths}
     speaks = {
-        name: np.array([bool(WORDS.search(text)) for text in texts], dtype=float) for name, texts in found.items()
+        name: np.array([bool(WORDS.search(text)) for text in texts], dtype=float)
+        for name, texts in found.items()
     }
     for name, values in speaks.items():
         change = estimate(values - speaks["none"][: len(values)])
         print(
-            f"{name}: {int(values.sum())} of {len(values)}, {change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
+            f"{name}: {int(values.sum())} of {len(values)}, {change.mean:+.2f} [{change.low:+.2f}, "
+            f"{change.high:+.2f}]"
         )
 
 

@@ -1,10 +1,12 @@
-"""Kill a study, `detox` and the export again and again, flip bytes of what they left, and compare the end with undisturbed runs.
+"""Kill a study, `detox` and the export again and again, flip bytes of what they left, and compare
+the end with undisturbed runs.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py FOLDER --kills 50 --flips 100
 
-Everything is tiny (the models and data of tests/study_files.py), so that it takes minutes. Each command runs in a process
-that is forked from this one, which has imported the libraries once, and is ended by SIGKILL at a random time; the same command
-then goes on. Whatever a user reads of the end must be, bit by bit, what an undisturbed run leaves.
+Everything is tiny (the models and data of tests/study_files.py), so that it takes minutes. Each
+command runs in a process that is forked from this one, which has imported the libraries once, and
+is ended by SIGKILL at a random time; the same command then goes on. Whatever a user reads of the
+end must be, bit by bit, what an undisturbed run leaves.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ OWN = {"run.json", "report.html", "training.json", "edit.json", "README.md"}
 
 @dataclass(frozen=True)
 class Command:
-    """One of the commands: its arguments, the folders it fills, relative to the folder it runs in."""
+    """One of the commands: its arguments, the folders it fills, relative to the folder it
+    runs in.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -50,12 +54,18 @@ COMMANDS = (
         ("detox", "../data/model", "--out", "calm", "--config", "../data/study.toml"),
         ("calm", "calm-work"),
     ),
-    Command("export", ("apply", "calm", "--out", "calmer", "--strength", "2", "--base", "../data/model"), ("calmer",)),
+    Command(
+        "export",
+        ("apply", "calm", "--out", "calmer", "--strength", "2", "--base", "../data/model"),
+        ("calmer",),
+    ),
 )
 
 
 def start(command: Command, root: Path) -> int:
-    """Run a command in a forked process, and give its process id; what it says goes to a file in the folder."""
+    """Run a command in a forked process, and give its process id; what it says goes to a file in
+    the folder.
+    """
     again = command.name != "study" and (root / command.fills[0]).exists()
     process = os.fork()
     if process:
@@ -82,7 +92,9 @@ def finish(command: Command, root: Path) -> str:
 
 
 def said_at_the_end(command: Command, root: Path, status: int) -> str:
-    """What a command said, once it did its work; an edit of a model so small need not make it less toxic."""
+    """What a command said, once it did its work; an edit of a model so small need not make it less
+    toxic.
+    """
     said = (root / "said.txt").read_text(encoding="utf-8", errors="replace")
     if status not in (0, cli.NOT_LESS):
         raise SystemExit(f"{command.name} ended with {status}:\n{said[-2000:]}")
@@ -105,12 +117,16 @@ def killed(command: Command, root: Path, after: float) -> bool:
 
 def left(root: Path, command: Command) -> dict[str, str]:
     """The sha256 of everything that a command leaves to be read."""
-    paths = [path for folder in command.fills for path in (root / folder).rglob("*") if path.is_file()]
+    paths = [
+        path for folder in command.fills for path in (root / folder).rglob("*") if path.is_file()
+    ]
     places = {path.relative_to(root): path for path in paths}
     return {
         place.as_posix(): file_sha256(path)
         for place, path in places.items()
-        if place.name not in OWN and "stages" not in place.parts and not any(p.startswith(".") for p in place.parts)
+        if place.name not in OWN
+        and "stages" not in place.parts
+        and not any(p.startswith(".") for p in place.parts)
     }
 
 
@@ -119,8 +135,12 @@ def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     return sorted(place for place in {*found, *wanted} if found.get(place) != wanted.get(place))
 
 
-def kill_all(root: Path, wanted: Mapping[str, Mapping[str, str]], seconds: Mapping[str, float], kills: int) -> int:
-    """Kill the commands, as often in each as its share of the time says; how many kills changed nothing of the end."""
+def kill_all(
+    root: Path, wanted: Mapping[str, Mapping[str, str]], seconds: Mapping[str, float], kills: int
+) -> int:
+    """Kill the commands, as often in each as its share of the time says; how many kills changed
+    nothing of the end.
+    """
     good, run, chance = 0, 0, random.Random(0)
     while run < kills:
         shutil.rmtree(root, ignore_errors=True)
@@ -129,17 +149,23 @@ def kill_all(root: Path, wanted: Mapping[str, Mapping[str, str]], seconds: Mappi
             here = 0
             share = max(1, round(kills * seconds[command.name] / sum(seconds.values())))
             longest = 2.5 * seconds[command.name] / share
-            while run < kills and here < share and killed(command, root, chance.uniform(0, longest)):
+            while (
+                run < kills and here < share and killed(command, root, chance.uniform(0, longest))
+            ):
                 here, run = here + 1, run + 1
             finish(command, root)
             wrong = differing(left(root, command), wanted[command.name])
             good += 0 if wrong else here
-            print(f"{command.name}: {here} kills, {len(wrong)} files differ {wrong[:5]}", flush=True)
+            print(
+                f"{command.name}: {here} kills, {len(wrong)} files differ {wrong[:5]}", flush=True
+            )
     return good
 
 
 def flip_all(root: Path, wanted: Mapping[str, Mapping[str, str]], flips: int) -> int:
-    """Flip one bit of a random byte of files that a run left, ten files at a time; how many are noticed and made again."""
+    """Flip one bit of a random byte of files that a run left, ten files at a time; how many are
+    noticed and made again.
+    """
     noticed, chance = 0, random.Random(1)
     while flips > 0:
         for command, folder in ((COMMANDS[0], "study"), (COMMANDS[1], "calm-work")):
@@ -150,10 +176,16 @@ def flip_all(root: Path, wanted: Mapping[str, Mapping[str, str]], flips: int) ->
             said = finish(command, root)
             wrong = {root / place for place in differing(left(root, command), wanted[command.name])}
             told = "damaged after it was written" in " ".join(said.split())
-            missed = [path for path in chosen if path in wrong or not told or path.read_bytes() == before[path]]
+            missed = [
+                path
+                for path in chosen
+                if path in wrong or not told or path.read_bytes() == before[path]
+            ]
             noticed, flips = noticed + len(chosen) - len(missed), flips - len(chosen)
             print(
-                f"{folder}: {len(chosen)} flips, missed: {[str(path.relative_to(root)) for path in missed]}", flush=True
+                f"{folder}: {len(chosen)} flips, missed: "
+                f"{[str(path.relative_to(root)) for path in missed]}",
+                flush=True,
             )
             if flips <= 0:
                 break
@@ -161,7 +193,9 @@ def flip_all(root: Path, wanted: Mapping[str, Mapping[str, str]], flips: int) ->
 
 
 def _flip(path: Path, chance: random.Random) -> bytes:
-    """Flip a bit as a disk would, which leaves size and time alone; the content that is then there."""
+    """Flip a bit as a disk would, which leaves size and time alone; the content that is then
+    there.
+    """
     content, stat = bytearray(path.read_bytes()), path.stat()
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     path.write_bytes(content)
@@ -171,7 +205,9 @@ def _flip(path: Path, chance: random.Random) -> bytes:
 
 def main() -> None:
     """Run the undisturbed commands, then the kills, then the flips."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--flips", type=int, default=100)
@@ -189,7 +225,10 @@ def main() -> None:
         finish(command, root)
         seconds[command.name] = time.monotonic() - began
         wanted[command.name] = left(root, command)
-        print(f"{command.name}: {seconds[command.name]:.1f} s, {len(wanted[command.name])} files", flush=True)
+        print(
+            f"{command.name}: {seconds[command.name]:.1f} s, {len(wanted[command.name])} files",
+            flush=True,
+        )
     good = kill_all(root, wanted, seconds, given.kills)
     print(f"kills: {good} of {given.kills} left what an undisturbed run leaves", flush=True)
     noticed = flip_all(root, wanted, given.flips)

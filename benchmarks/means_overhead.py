@@ -8,7 +8,8 @@ One run times, interleaved and on the same prompts:
     recipe       the published recipe: decode, then a second full forward over prompt and continuation that keeps all activations
     nnsight, TransformerLens   the same second forward with their own caching, where they are installed
 
-and prints each one's time as a ratio to `decode` of the same round: the median, and the lowest and highest of all rounds.
+and prints each one's time as a ratio to `decode` of the same round: the median, and the lowest and
+highest of all rounds.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def recipe(decoder: dd.Decoder) -> None:
     tokens = decoder.run()
     kept: list[torch.Tensor] = []
     handles = [
-        layer.down.register_forward_pre_hook(lambda _, args: kept.append(args[0])) for layer in decoder.lm.view.layers
+        layer.down.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+        for layer in decoder.lm.view.layers
     ]
     with torch.inference_mode():
         for ids in sequences(decoder, tokens):
@@ -60,7 +62,8 @@ def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
     """The second forward through nnsight's tracing."""
     from nnsight import LanguageModel, save
 
-    # A copy, because both libraries wrap the modules they are given, which would slow the other ways too.
+    # A copy, because both libraries wrap the modules they are given, which would slow the other
+    # ways too.
     model = LanguageModel(decoder.lm.twin().model, tokenizer=decoder.lm.tokenizer)
 
     def run() -> None:
@@ -79,14 +82,18 @@ def with_transformer_lens(decoder: dd.Decoder) -> Callable[[], None]:
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(
-        decoder.lm.model.config._name_or_path, hf_model=decoder.lm.twin().model, tokenizer=decoder.lm.tokenizer
+        decoder.lm.model.config._name_or_path,
+        hf_model=decoder.lm.twin().model,
+        tokenizer=decoder.lm.tokenizer,
     )
 
     def run() -> None:
         tokens = decoder.run()
         with torch.inference_mode():
             for ids in sequences(decoder, tokens):
-                _, cache = model.run_with_cache(ids, names_filter=lambda name: name.endswith("mlp.hook_post"))
+                _, cache = model.run_with_cache(
+                    ids, names_filter=lambda name: name.endswith("mlp.hook_post")
+                )
                 torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in cache.values()])
 
     return run
@@ -94,7 +101,9 @@ def with_transformer_lens(decoder: dd.Decoder) -> Callable[[], None]:
 
 def main() -> None:
     """Time all of it and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded:smollm2-135m")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -102,7 +111,9 @@ def main() -> None:
 
     lm = dd.load(args.model)
     # A first decode has no prompt passes of an earlier one to start from, so none may keep any.
-    decoder = dd.Decoder(lm, load_prompts("embedded:rtp", args.prompts, seed=0), share_prefixes=False)
+    decoder = dd.Decoder(
+        lm, load_prompts("embedded:rtp", args.prompts, seed=0), share_prefixes=False
+    )
     ways: dict[str, Callable[[], object]] = {
         "decode": decoder.run,
         "ours": lambda: decode_with_means(decoder, protocols=("strict",)),
@@ -123,14 +134,19 @@ def main() -> None:
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     print(
-        f"{date.today()}  {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{date.today()}  {platform.processor() or platform.machine()}, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}"
     )
-    print(f"{args.model}, {args.prompts} prompts, {decoder.max_new_tokens} tokens, {args.rounds} rounds")
+    print(
+        f"{args.model}, {args.prompts} prompts, {decoder.max_new_tokens} tokens, {args.rounds} "
+        "rounds"
+    )
     print(f"{'way':26} {'median s':>9} {'ratio to decode: median [lowest, highest]':>45}")
     for name, times in seconds.items():
         ratios = [ours / alone for ours, alone in zip(times, seconds["decode"], strict=True)]
         print(
-            f"{name:26} {statistics.median(times):9.2f} {statistics.median(ratios):21.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
+            f"{name:26} {statistics.median(times):9.2f} {statistics.median(ratios):21.3f} "
+            f"[{min(ratios):.3f}, {max(ratios):.3f}]"
         )
 
 

@@ -1,7 +1,8 @@
-"""A neuron table of Llama-3.1-8B's size, computed, grouped, ranked and drawn: `python benchmarks/scale.py`.
+"""A neuron table of Llama-3.1-8B's size, computed, grouped, ranked and drawn: `python
+benchmarks/scale.py`.
 
-32 x 14,336 neurons with made-up means and cosines (the forward passes that would give real ones are not what is timed).
-Prints the seconds of each step and the peak memory of the process.
+32 x 14,336 neurons with made-up means and cosines (the forward passes that would give real ones are
+not what is timed). Prints the seconds of each step and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def synthetic() -> NeuronTable:
     names = np.full(size, None, dtype=object)
     for name, mask in table.groups().items():
         names[mask.ravel()] = name
-    return NeuronTable(table.arrow.append_column("group", pa.array(names, type=pa.string())), table.shape, record)
+    return NeuronTable(
+        table.arrow.append_column("group", pa.array(names, type=pa.string())), table.shape, record
+    )
 
 
 @contextmanager
@@ -89,7 +92,10 @@ def main() -> None:
         with timed("interactive figures"):
             interactive.layer_effects_html(table)
             interactive.ranked_neurons_html(table)
-    print(f"{'all':44} {time.perf_counter() - start:6.2f} s, peak memory {(peak_bytes() or 0) / 2**30:.2f} GiB")
+    print(
+        f"{'all':44} {time.perf_counter() - start:6.2f} s, peak memory "
+        f"{(peak_bytes() or 0) / 2**30:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""How far the embedded scorers agree with Perspective and with people: `python benchmarks/scorers.py`.
+"""How far the embedded scorers agree with Perspective and with people: `python
+benchmarks/scorers.py`.
 
 Two yardsticks nobody here trained on:
 
     Perspective   its toxicity scores of the 993 embedded RealToxicityPrompts prompts
     people        the human labels of the comments in the probe's part, which trained no scorer: 2,000 of at most 20 words
 
-Any further scorer that `load_scorer` takes may be named: `python benchmarks/scorers.py unitary/toxic-bert`.
+Any further scorer that `load_scorer` takes may be named: `python benchmarks/scorers.py
+unitary/toxic-bert`.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ from dialdown.evaluation.scorers import load_scorer
 
 def main() -> None:
     """Score both sets of texts and print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("more", nargs="*", help="further scorers")
     names = ["embedded:ngram", "embedded:minilm", *parser.parse_args().more]
     scorers = {name: load_scorer(name) for name in names}
     with (fetch("challenge-prompts") / "test.jsonl").open(encoding="utf-8") as lines:
         prompts = [json.loads(line) for line in lines if line.strip()]
-    scores = {name: scorer.score([one["text"] for one in prompts]) for name, scorer in scorers.items()}
+    scores = {
+        name: scorer.score([one["text"] for one in prompts]) for name, scorer in scorers.items()
+    }
     perspective = np.array([one["toxicity"] for one in prompts])
     pl.Config.set_tbl_cols(-1)
     pl.Config.set_tbl_width_chars(200)
@@ -46,7 +52,9 @@ def main() -> None:
         found = scorer.score(labelled.texts)
         false = float((found[labelled.labels == 0] > 0.5).mean())
         missed = float((found[labelled.labels == 1] <= 0.5).mean())
-        rows.append((name, len(labelled), float(roc_auc_score(labelled.labels, found)), false, missed))
+        rows.append(
+            (name, len(labelled), float(roc_auc_score(labelled.labels, found)), false, missed)
+        )
     print(pl.DataFrame(rows, schema=["scorer", "n", "AUC", "false alarms", "missed"], orient="row"))
 
 

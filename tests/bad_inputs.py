@@ -1,6 +1,8 @@
-"""Inputs that cannot work, one line each: its name, the command, and words of the sentence that refuses it.
+"""Inputs that cannot work, one line each: its name, the command, and words of the sentence that
+refuses it.
 
-Every builder gets a folder of its own and the files of a tiny study; the command is what a user would type.
+Every builder gets a folder of its own and the files of a tiny study; the command is what a user
+would type.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def sets(*settings: str) -> Arguments:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def file_setting(setting: str, name: str, content: bytes, *more: str) -> Callable[[Inputs], Arguments]:
+def file_setting(
+    setting: str, name: str, content: bytes, *more: str
+) -> Callable[[Inputs], Arguments]:
     """A file of this content, named by a setting."""
 
     def build(inputs: Inputs) -> Arguments:
@@ -92,7 +96,11 @@ NO_FILES: dict[str, tuple[str, bytes, str]] = {
     "cut gzip": ("f.jsonl.gz", gzip.compress(ROW * 99)[:-9], "cannot be read"),
     "no gzip": ("f.jsonl.gz", b'{"prompt": "a"}\n', "cannot be read"),
     "damaged gzip": ("f.csv.gz", gzip.compress(b"prompt\na\n")[:12] + bytes(9), "cannot be read"),
-    "Latin-1": ("f.csv", "prompt,gold,text,label\né,a,b,1\n".encode("latin-1"), "cannot be read .*UTF-8"),
+    "Latin-1": (
+        "f.csv",
+        "prompt,gold,text,label\né,a,b,1\n".encode("latin-1"),
+        "cannot be read .*UTF-8",
+    ),
     "UTF-16 without its mark": ("f.jsonl", '{"prompt": "a"}\n'.encode("utf-16-le"), "zero bytes"),
     "half of UTF-16": ("f.jsonl", '{"prompt": "a"}\n'.encode("utf-16")[:-1], "cannot be read"),
     "zero bytes": ("f.csv", b"prompt,gold,text,label\na\0,b,c,1\n", "zero bytes"),
@@ -100,12 +108,20 @@ NO_FILES: dict[str, tuple[str, bytes, str]] = {
     "cut JSON": ("f.jsonl", b'{"prompt": "a\n', "Line 1 of .* is not JSON"),
     "deep JSON": ("f.jsonl", DEEP, "Line 1 of .* nested too deeply"),
     "deep objects": ("f.jsonl", b'{"a":' * 100_000, "Line 1 of .* nested too deeply"),
-    "a number of 5000 digits": ("f.jsonl", b'{"label": ' + b"9" * 5000 + b"}\n", "Line 1 of .* is not JSON"),
+    "a number of 5000 digits": (
+        "f.jsonl",
+        b'{"label": ' + b"9" * 5000 + b"}\n",
+        "Line 1 of .* is not JSON",
+    ),
     "a list": ("f.jsonl", b'["a"]\n', "is not a JSON object"),
     "a JSON null": ("f.jsonl", b"null\n", "is not a JSON object"),
     "a whole JSON array": ("f.jsonl", b"[\n{}\n]\n", "Line 1 of .* is not JSON"),
     "an open quote": ("f.csv", b'prompt,gold,text,label\n"a,b,c,1\n', "cannot be read"),
-    "a cell too many": ("f.csv", b"prompt,gold,text,label\na, b,c,d,1\n", "Row 1 of .* has 5 cells .* header has 4"),
+    "a cell too many": (
+        "f.csv",
+        b"prompt,gold,text,label\na, b,c,d,1\n",
+        "Row 1 of .* has 5 cells .* header has 4",
+    ),
     "other columns": ("f.csv", b"words\na\n", "no text column"),
     "semicolons": ("f.csv", b"prompt;gold;text;label\na;b;c;1\n", "no text column"),
     "an unknown kind": ("f.docx", b"a", "of an unknown kind"),
@@ -130,7 +146,9 @@ def file_cases() -> Iterator[Case]:
             for name, (value, words) in NO_TEXTS.items():
                 line = json.dumps({**row, column: "HERE"}).replace('"HERE"', value)
                 yield Case(
-                    f"{setting}, {column} that is {name}", file_setting(setting, "f.jsonl", line.encode()), words
+                    f"{setting}, {column} that is {name}",
+                    file_setting(setting, "f.jsonl", line.encode()),
+                    words,
                 )
 
 
@@ -138,34 +156,62 @@ def source_cases() -> Iterator[Case]:
     """Names that lead nowhere, and files with nothing in them."""
     for setting in (*OF_ROWS, "evaluation.text"):
         yield Case(
-            f"{setting}, missing", lambda i, s=setting: i.command(f"{s}=none.jsonl"), "none.jsonl does not exist"
+            f"{setting}, missing",
+            lambda i, s=setting: i.command(f"{s}=none.jsonl"),
+            "none.jsonl does not exist",
         )
         yield Case(
-            f"{setting}, a folder", lambda i, s=setting: i.command(f"{s}={i.model}"), "is a folder|cannot be read"
+            f"{setting}, a folder",
+            lambda i, s=setting: i.command(f"{s}={i.model}"),
+            "is a folder|cannot be read",
         )
         yield Case(
-            f"{setting}, a long name", lambda i, s=setting: i.command(f"{s}={'a' * 3000}.jsonl"), "cannot be read"
+            f"{setting}, a long name",
+            lambda i, s=setting: i.command(f"{s}={'a' * 3000}.jsonl"),
+            "cannot be read",
         )
         yield Case(
             f"{setting}, no such name",
             lambda i, s=setting: i.command(f"{s}=embedded:zzz"),
             "There is no embedded source",
         )
-        yield Case(f"{setting}, empty", file_setting(setting, "f.jsonl", b""), "There are no|holds no text")
-        yield Case(f"{setting}, blank lines", file_setting(setting, "f.jsonl", b"\n \n"), "There are no|holds no text")
+        yield Case(
+            f"{setting}, empty", file_setting(setting, "f.jsonl", b""), "There are no|holds no text"
+        )
+        yield Case(
+            f"{setting}, blank lines",
+            file_setting(setting, "f.jsonl", b"\n \n"),
+            "There are no|holds no text",
+        )
 
 
 def label_cases() -> Iterator[Case]:
     """Labels that are none, and prompts."""
-    labels = {"2": "label '2'", "": "label ''", "toxic": "label 'toxic'", "0.83": "label '0.83'", "-1": "label '-1'"}
+    labels = {
+        "2": "label '2'",
+        "": "label ''",
+        "toxic": "label 'toxic'",
+        "0.83": "label '0.83'",
+        "-1": "label '-1'",
+    }
     for label, words in labels.items():
         table = f"text,label\na b,{label}\n".encode()
-        yield Case(f"probe.texts, label {label!r}", file_setting("probe.texts", "f.csv", table), words)
+        yield Case(
+            f"probe.texts, label {label!r}", file_setting("probe.texts", "f.csv", table), words
+        )
     for label in ("null", "2", "0.83", '"maybe"', "[1]", "NaN", "{}"):
         line = f'{{"text": "a b", "label": {label}}}'.encode()
-        yield Case(f"probe.texts, JSON label {label}", file_setting("probe.texts", "f.jsonl", line), "label")
+        yield Case(
+            f"probe.texts, JSON label {label}",
+            file_setting("probe.texts", "f.jsonl", line),
+            "label",
+        )
     for name, table, words in (
-        ("one label", b"text,label\n" + b"".join(b"t%d,1\n" % n for n in range(60)), "have the label 1"),
+        (
+            "one label",
+            b"text,label\n" + b"".join(b"t%d,1\n" % n for n in range(60)),
+            "have the label 1",
+        ),
         ("too few", b"text,label\na,1\nb,0\n", "probe.count"),
         ("no label column", b"text,mark\na,1\n", "has no label"),
     ):
@@ -176,9 +222,15 @@ def label_cases() -> Iterator[Case]:
         "'perhaps' as 'challenging'",
     )
     yield Case(
-        "prompts, an empty one", file_setting("evaluation.prompts", "f.csv", b'prompt,a\n" ",1\n'), "empty prompt"
+        "prompts, an empty one",
+        file_setting("evaluation.prompts", "f.csv", b'prompt,a\n" ",1\n'),
+        "empty prompt",
     )
-    yield Case("prompts, too few", file_setting("evaluation.prompts", "f.txt", b"a\nb\n"), "lower evaluation.count")
+    yield Case(
+        "prompts, too few",
+        file_setting("evaluation.prompts", "f.txt", b"a\nb\n"),
+        "lower evaluation.count",
+    )
 
 
 def text_cases() -> Iterator[Case]:
@@ -192,7 +244,9 @@ def text_cases() -> Iterator[Case]:
         ("no text column", "t.csv", b"words\na\n", "no text column"),
         ("cut gzip", "t.txt.gz", gzip.compress(b"a b " * 99)[:-9], "cannot be read"),
     ):
-        yield Case(f"evaluation.text, {name}", file_setting("evaluation.text", file, content), words)
+        yield Case(
+            f"evaluation.text, {name}", file_setting("evaluation.text", file, content), words
+        )
     for name, content, words in (
         ("no word", b"# none\n\n", "has no words"),
         ("Latin-1", b"\xe9t\xe9\n", "cannot be read"),
@@ -256,7 +310,10 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("evaluation.batch_size=true", "evaluation.batch_size"),
     ("evaluation.window=1", "evaluation.window"),
     ("evaluation.window=97", "evaluation.window to 96"),
-    ("evaluation.window=90|evaluation.kl_windows=9|evaluation.max_windows=9", "evaluation.kl_windows"),
+    (
+        "evaluation.window=90|evaluation.kl_windows=9|evaluation.max_windows=9",
+        "evaluation.kl_windows",
+    ),
     ("evaluation.max_new_tokens=92", "evaluation.max_new_tokens"),
     ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens"),
     ("evaluation.pairs_count=5", "evaluation.pairs_count"),
@@ -264,7 +321,10 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("evaluation.judge=embedded:ngrm", "did you mean 'embedded:ngram'"),
     ("evaluation.pair_scorer=embedded:zzz", "no toxicity scorer"),
     ("evaluation.judge=/none/here#toxic", "evaluation.judge: .*could not be loaded"),
-    ("evaluation.judge=embedded:ngram|evaluation.pair_scorer=embedded:ngram", "would judge the pairs it made"),
+    (
+        "evaluation.judge=embedded:ngram|evaluation.pair_scorer=embedded:ngram",
+        "would judge the pairs it made",
+    ),
     ("evaluation.judge=probe|protocols=paper", "add strict to protocols"),
     ("interventions.alpha=1.5", "interventions.alpha"),
     ("interventions.alpha=nan", "interventions.alpha"),
@@ -356,11 +416,24 @@ def setting_cases() -> Iterator[Case]:
             return ["run", "mine.toml", "--out", "out"]
 
         yield Case(f"a file of settings, {name}", build, words)
-    yield Case("a folder of settings", lambda i: ["run", str(i.model), "--out", "out"], "is a folder")
-    yield Case("no file of settings", lambda i: ["run", "none.toml", "--out", "out"], "none.toml does not exist")
-    yield Case("a preset", lambda i: ["run", str(i.study), "--preset", "demmo"], "did you mean 'demo'\\?$")
+    yield Case(
+        "a folder of settings", lambda i: ["run", str(i.model), "--out", "out"], "is a folder"
+    )
+    yield Case(
+        "no file of settings",
+        lambda i: ["run", "none.toml", "--out", "out"],
+        "none.toml does not exist",
+    )
+    yield Case(
+        "a preset", lambda i: ["run", str(i.study), "--preset", "demmo"], "did you mean 'demo'\\?$"
+    )
     for name, value, words in VARIABLES:
-        yield Case(f"{name}={value!a}", lambda i: ["run", str(i.study), "--out", "out"], words, ((name, value),))
+        yield Case(
+            f"{name}={value!a}",
+            lambda i: ["run", str(i.study), "--out", "out"],
+            words,
+            ((name, value),),
+        )
 
 
 def commands() -> Iterator[Case]:
@@ -370,11 +443,19 @@ def commands() -> Iterator[Case]:
         ("an unknown option", ["run", "--zzz"], "No such option"),
         ("a seed in words", ["run", "--seed", "three"], "Invalid value"),
         ("detox without a folder", ["detox", "model"], "Missing option"),
-        ("a strength in words", ["apply", "edit", "--out", "o", "--strength", "much"], "Invalid value"),
+        (
+            "a strength in words",
+            ["apply", "edit", "--out", "o", "--strength", "much"],
+            "Invalid value",
+        ),
     ):
         yield Case(name, lambda i, arguments=arguments: arguments, words)
     for name, arguments, words in (
-        ("an unknown model", ["--model", "embedded:gpt"], "did you mean|known are 'gemma-3-270m', 'smollm2-135m'"),
+        (
+            "an unknown model",
+            ["--model", "embedded:gpt"],
+            "did you mean|known are 'gemma-3-270m', 'smollm2-135m'",
+        ),
         ("a misspelt model", ["--model", "embedded:smolm2-135m"], "did you mean 'smollm2-135m'"),
         ("a data set as model", ["--model", "embedded:comments"], "no embedded model"),
         ("a missing model", ["--model", "/none/here"], "could not be loaded|does not exist"),
@@ -432,10 +513,14 @@ def folders() -> Iterator[Case]:
 
     yield Case("--out, a file", a_file, "out")
     yield Case(
-        "--out, below a file", lambda i: [*i.command()[:3], str(i.study / "out")], "cannot be written|study.toml"
+        "--out, below a file",
+        lambda i: [*i.command()[:3], str(i.study / "out")],
+        "cannot be written|study.toml",
     )
     yield Case("--out, other files", lambda i: foreign(i, notes_txt="mine"), "holds no study")
-    yield Case("--out, a long name", lambda i: [*i.command()[:3], "a" * 300], "cannot be written|too long")
+    yield Case(
+        "--out, a long name", lambda i: [*i.command()[:3], "a" * 300], "cannot be written|too long"
+    )
     for name in ("front", "pairs"):
         yield Case(
             f"{name}, other settings",
@@ -524,9 +609,21 @@ def deltas() -> Iterator[Case]:
     for name, arguments, words in (
         ("apply, no edit", ["apply", "none", "--out", "made"], "none"),
         ("apply, a model", ["apply", "MODEL", "--out", "made"], "holds no delta"),
-        ("apply, a local base that is not named", ["apply", "EDIT", "--out", "made"], "pass the folder as base"),
-        ("apply, no such base", ["apply", "EDIT", "--out", "made", "--base", "/none/here"], "/none/here"),
-        ("apply, a file as base", ["apply", "EDIT", "--out", "made", "--base", "STUDY"], "study.toml"),
+        (
+            "apply, a local base that is not named",
+            ["apply", "EDIT", "--out", "made"],
+            "pass the folder as base",
+        ),
+        (
+            "apply, no such base",
+            ["apply", "EDIT", "--out", "made", "--base", "/none/here"],
+            "/none/here",
+        ),
+        (
+            "apply, a file as base",
+            ["apply", "EDIT", "--out", "made", "--base", "STUDY"],
+            "study.toml",
+        ),
         (
             "apply, an infinite strength",
             ["apply", "EDIT", "--out", "made", "--base", "MODEL", "--strength", "inf"],
@@ -537,19 +634,39 @@ def deltas() -> Iterator[Case]:
             ["apply", "EDIT", "--out", "made", "--base", "MODEL", "--strength", "nan"],
             "strength|finite",
         ),
-        ("apply, onto the base", ["apply", "EDIT", "--out", "MODEL", "--base", "MODEL"], "--force|base|another"),
-        ("apply, onto a file", ["apply", "EDIT", "--out", "STUDY", "--base", "MODEL"], "study.toml"),
+        (
+            "apply, onto the base",
+            ["apply", "EDIT", "--out", "MODEL", "--base", "MODEL"],
+            "--force|base|another",
+        ),
+        (
+            "apply, onto a file",
+            ["apply", "EDIT", "--out", "STUDY", "--base", "MODEL"],
+            "study.toml",
+        ),
         ("chat, no edit", ["chat", "none"], "none"),
-        ("chat, a temperature below 0", ["chat", "EDIT", "--base", "MODEL", "--temperature", "-1"], "temperature"),
+        (
+            "chat, a temperature below 0",
+            ["chat", "EDIT", "--base", "MODEL", "--temperature", "-1"],
+            "temperature",
+        ),
         ("chat, no tokens", ["chat", "EDIT", "--base", "MODEL", "--tokens", "0"], "tokens"),
-        ("chat, a strength that is none", ["chat", "EDIT", "--base", "MODEL", "--strength", "nan"], "strength"),
+        (
+            "chat, a strength that is none",
+            ["chat", "EDIT", "--base", "MODEL", "--strength", "nan"],
+            "strength",
+        ),
         ("chat, a negative seed", ["chat", "EDIT", "--base", "MODEL", "--seed", "-1"], "seed"),
         (
             "control vector, gains",
             ["control-vector", "EDIT", "--base", "MODEL", "--out", "x.gguf"],
             "gguf|vector|gain|scale",
         ),
-        ("control vector, a folder", ["control-vector", "EDIT", "--base", "MODEL", "--out", "MODEL"], "."),
+        (
+            "control vector, a folder",
+            ["control-vector", "EDIT", "--base", "MODEL", "--out", "MODEL"],
+            ".",
+        ),
     ):
 
         def named(inputs: Inputs, arguments: Arguments = arguments) -> Arguments:
@@ -584,7 +701,11 @@ def runs() -> Iterator[Case]:
             yield Case(f"report, {file} is {name}", damaged(file, content), file)
         yield Case(f"report, no {file}", damaged(file, None), file)
     for name, content in (("empty", b""), ("text", b"hello " * 99), ("cut", b"PAR1\x00\x00PAR1")):
-        yield Case(f"report, neurons.parquet is {name}", damaged("neurons.parquet", content), "neurons.parquet")
+        yield Case(
+            f"report, neurons.parquet is {name}",
+            damaged("neurons.parquet", content),
+            "neurons.parquet",
+        )
 
 
 def damaged(file: str, content: bytes | None) -> Callable[[Inputs], Arguments]:

@@ -1,8 +1,9 @@
-"""Folders of models, adapters and tokenizers that are not what they should be, and folders that only look so.
+"""Folders of models, adapters and tokenizers that are not what they should be, and folders that
+only look so.
 
-Each builder takes a folder that holds a whole tiny Llama (`whole`) or a whole LoRA adapter of it (`adapter`) and breaks it.
-`MODELS`, `TOKENIZERS` and `ADAPTERS` name, for each, words of the sentence that refuses it; `GOOD` are layouts that
-must load.
+Each builder takes a folder that holds a whole tiny Llama (`whole`) or a whole LoRA adapter of it
+(`adapter`) and breaks it. `MODELS`, `TOKENIZERS` and `ADAPTERS` name, for each, words of the
+sentence that refuses it; `GOOD` are layouts that must load.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def whole(folder: Path, name: str = "llama", **options: Any) -> Path:
 
 
 def adapter(folder: Path, name: str = "llama", *, init: bool = False, **options: Any) -> Path:
-    """A LoRA adapter as PEFT saves it, of the same model; with `init` one that was never trained, whose change is zero."""
+    """A LoRA adapter as PEFT saves it, of the same model; with `init` one that was never trained,
+    whose change is zero.
+    """
     config = LoraConfig(r=2, target_modules=["down_proj", "q_proj"], init_lora_weights=init)
     get_peft_model(tiny.model(name, **options), config).save_pretrained(folder)
     return folder
@@ -85,7 +88,9 @@ def weights(change: Callable[[Weights], Weights], file: str = WEIGHTS) -> Build:
     """Store what `change` makes of the tensors."""
 
     def build(folder: Path) -> None:
-        tensors = {key: value.contiguous() for key, value in change(load_file(folder / file)).items()}
+        tensors = {
+            key: value.contiguous() for key, value in change(load_file(folder / file)).items()
+        }
         save_file(tensors, folder / file, metadata={"format": "pt"})
 
     return build
@@ -132,7 +137,9 @@ def trainer_folder(folder: Path) -> None:
 
 def adapter_beside(folder: Path) -> None:
     """A whole model, and the config of an adapter that was merged into it."""
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "base"}')
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "base"}'
+    )
 
 
 def emptied(build: Build) -> Build:
@@ -156,13 +163,22 @@ def nan(key: str) -> Build:
 
 # What is wrong -> (how to make it from a whole model, what the sentence says).
 MODELS: dict[str, tuple[Build, str]] = {
-    "compiled keys": (renamed(lambda key: f"_orig_mod.{key}"), r"lacks 30 tensors \(lm_head.*_orig_mod"),
+    "compiled keys": (
+        renamed(lambda key: f"_orig_mod.{key}"),
+        r"lacks 30 tensors \(lm_head.*_orig_mod",
+    ),
     "lacks a matrix": (
         weights(lambda tensors: {key: value for key, value in tensors.items() if key != DOWN}),
         rf"lacks 1 tensor \({DOWN}\).* random numbers",
     ),
-    "holds an unknown matrix": (extra(v_head__weight=(1, 16)), r"holds 1 tensor \(v_head.weight\) .*no place"),
-    "unmerged adapter keys": (extra(model__layers__0__mlp__down_proj__lora_A__weight=(2, 24)), "no place"),
+    "holds an unknown matrix": (
+        extra(v_head__weight=(1, 16)),
+        r"holds 1 tensor \(v_head.weight\) .*no place",
+    ),
+    "unmerged adapter keys": (
+        extra(model__layers__0__mlp__down_proj__lora_A__weight=(2, 24)),
+        "no place",
+    ),
     "fewer layers than weights": (config(num_hidden_layers=2), r"holds 9 tensors \(model.layers.2"),
     "more layers than weights": (config(num_hidden_layers=5), r"lacks 18 tensors \(model.layers.3"),
     "another hidden size": (config(hidden_size=32), "another size to 30 tensors"),
@@ -188,7 +204,9 @@ MODELS: dict[str, tuple[Build, str]] = {
         "stored as I8, a quantised",
     ),
     "8-bit floats": (
-        weights(lambda tensors: {key: value.to(torch.float8_e4m3fn) for key, value in tensors.items()}),
+        weights(
+            lambda tensors: {key: value.to(torch.float8_e4m3fn) for key, value in tensors.items()}
+        ),
         "stored as F8_E4M3, a quantised",
     ),
     "not a number": (nan(DOWN), rf"weights of .* are not finite numbers, in 1 tensor \({DOWN}\)"),
@@ -208,7 +226,10 @@ MODELS: dict[str, tuple[Build, str]] = {
     ),
     "layers in words": (config(num_hidden_layers="three"), "could not be loaded"),
     "a negative vocabulary": (config(vocab_size=-1), "could not be loaded"),
-    "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
+    "GPTQ": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"quantised \(gptq\)",
+    ),
     "AWQ": (config(quantization_config={"quant_method": "awq", "bits": 4}), r"quantised \(awq\)"),
     "bitsandbytes": (
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
@@ -243,12 +264,16 @@ def saved(change: Callable[[PreTrainedTokenizerFast], object]) -> Build:
 
 def appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
     core = tokenizer.backend_tokenizer
-    core.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
+    core.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerFast) -> None:
     core = tokenizer.backend_tokenizer
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
 
 
 def lowers_case(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -268,11 +293,17 @@ def without_ends(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 TOKENIZERS: dict[str, tuple[Build, str]] = {
-    "none": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer of .* (could not be loaded|no tokens)"),
+    "none": (
+        without("tokenizer.json", "tokenizer_config.json"),
+        "tokenizer of .* (could not be loaded|no tokens)",
+    ),
     "an empty file": (written("tokenizer.json", ""), "tokenizer of .* could not be loaded"),
     "null": (written("tokenizer.json", "null"), "tokenizer of .* could not be loaded"),
     "an empty object": (written("tokenizer.json", "{}"), "tokenizer of .* could not be loaded"),
-    "null settings": (written("tokenizer_config.json", "null"), "tokenizer of .* could not be loaded"),
+    "null settings": (
+        written("tokenizer_config.json", "null"),
+        "tokenizer of .* could not be loaded",
+    ),
     "appends end-of-text": (saved(appends_eos), "ends every text with '<eos>'"),
     "neither pad nor end-of-text": (saved(without_ends), "neither a pad nor an end-of-text token"),
     "a pad token beyond the embedding": (
@@ -281,7 +312,8 @@ TOKENIZERS: dict[str, tuple[Build, str]] = {
     ),
 }
 
-# Tokenizers whose vocabulary is the base's and which make other ids of a text: refused for a tuned model alone.
+# Tokenizers whose vocabulary is the base's and which make other ids of a text: refused for a tuned
+# model alone.
 APART: dict[str, tuple[Build, str]] = {
     "adds BOS": (saved(adds_bos), "another tokenizer .*other ids for .*<bos> T h"),
     "lower-cases": (saved(lowers_case), "another tokenizer .*other ids for"),
@@ -305,15 +337,27 @@ def under_language_model(key: str) -> str:
 
 # From a whole adapter of the base.
 ADAPTERS: dict[str, tuple[Build, str]] = {
-    "keys that match nothing": (renamed(under_language_model, ADAPTER), r"12 tensors \(.*match nothing"),
+    "keys that match nothing": (
+        renamed(under_language_model, ADAPTER),
+        r"12 tensors \(.*match nothing",
+    ),
     "no tensors": (weights(lambda tensors: {}, ADAPTER), "are not in the adapter's file"),
     "half of its tensors": (
-        weights(lambda tensors: {key: value for key, value in tensors.items() if "layers.1" in key}, ADAPTER),
+        weights(
+            lambda tensors: {key: value for key, value in tensors.items() if "layers.1" in key},
+            ADAPTER,
+        ),
         "8 tensors .* are not in the adapter's file",
     ),
     "never trained": (emptied(lambda folder: adapter(folder, init=True)), "changes no weight of"),
-    "of a wider model": (emptied(lambda folder: adapter(folder, intermediate_size=32)), "does not fit"),
-    "of another architecture": (edit_json("adapter_config.json", target_modules=["c_proj"]), "does not fit"),
+    "of a wider model": (
+        emptied(lambda folder: adapter(folder, intermediate_size=32)),
+        "does not fit",
+    ),
+    "of another architecture": (
+        edit_json("adapter_config.json", target_modules=["c_proj"]),
+        "does not fit",
+    ),
     "prompt tuning": (emptied(prompt_tuning), "PROMPT_TUNING.*LoRA adapter"),
     "no kind": (edit_json("adapter_config.json", peft_type=None), "cannot be read .*peft_type"),
     "an unknown kind": (edit_json("adapter_config.json", peft_type="LORAX"), "cannot be read"),
@@ -325,7 +369,9 @@ ADAPTERS: dict[str, tuple[Build, str]] = {
     "no weights": (without(ADAPTER), "no adapter_model.safetensors"),
     "a pickle": (pickled(ADAPTER, "adapter_model.bin"), "a pickle .*save_pretrained"),
     "not a number": (
-        weights(lambda tensors: {key: value * torch.nan for key, value in tensors.items()}, ADAPTER),
+        weights(
+            lambda tensors: {key: value * torch.nan for key, value in tensors.items()}, ADAPTER
+        ),
         "not finite",
     ),
     "another tokenizer": (saved(lowers_case), "another tokenizer"),
@@ -334,15 +380,23 @@ ADAPTERS: dict[str, tuple[Build, str]] = {
 
 def old_buffers(folder: Path) -> None:
     """Rotary frequencies in each layer, as checkpoints before transformers 4.40 have them."""
-    rotary = {f"model__layers__{layer}__self_attn__rotary_emb__inv_freq": (4,) for layer in range(tiny.LAYERS)}
+    rotary = {
+        f"model__layers__{layer}__self_attn__rotary_emb__inv_freq": (4,)
+        for layer in range(tiny.LAYERS)
+    }
     extra(**rotary)(folder)
 
 
 def old_gpt2(folder: Path) -> None:
-    """Causal masks as buffers, keys without the prefix of the head's class, and no second copy of the embedding."""
+    """Causal masks as buffers, keys without the prefix of the head's class, and no second copy of
+    the embedding.
+    """
     emptied(lambda empty: whole(empty, "gpt2"))(folder)
     renamed(lambda key: key.removeprefix("transformer."))(folder)
-    masks = {f"h__{layer}__attn__bias": (1, 1, tiny.CONTEXT, tiny.CONTEXT) for layer in range(tiny.LAYERS)}
+    masks = {
+        f"h__{layer}__attn__bias": (1, 1, tiny.CONTEXT, tiny.CONTEXT)
+        for layer in range(tiny.LAYERS)
+    }
     extra(**masks, **{f"h__{layer}__attn__masked_bias": () for layer in range(tiny.LAYERS)})(folder)
 
 
@@ -352,7 +406,9 @@ def old_masks(name: str, attention: str, *buffers: str) -> Build:
     def build(folder: Path) -> None:
         emptied(lambda empty: whole(empty, name))(folder)
         layers = [f"transformer__h__{layer}__{attention}__" for layer in range(tiny.LAYERS)]
-        extra(**{f"{layer}{buffer}": (1, 1, 8, 8) for layer in layers for buffer in buffers})(folder)
+        extra(**{f"{layer}{buffer}": (1, 1, 8, 8) for layer in layers for buffer in buffers})(
+            folder
+        )
 
     return build
 
@@ -374,7 +430,9 @@ def tied(folder: Path) -> None:
 def tied_twice(folder: Path) -> None:
     """Both names of one tied matrix in the file."""
     tied(folder)
-    weights(lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})(folder)
+    weights(
+        lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    )(folder)
 
 
 def no_decoder_prefix(folder: Path) -> None:
@@ -384,7 +442,12 @@ def no_decoder_prefix(folder: Path) -> None:
 def with_vision(folder: Path) -> None:
     """A class of two modalities, whose saved names of the decoder's weights are not its own."""
     settings = {**tiny.ARCHITECTURES["gemma3"][1], "vocab_size": len(tiny.VOCABULARY)}
-    eyes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eyes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = Gemma3Config(
         text_config={**settings, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
         vision_config={**eyes, "image_size": 28, "patch_size": 14},
@@ -415,7 +478,9 @@ GOOD: dict[str, Build] = {
     "keys without the prefix": no_decoder_prefix,
     "text and images": with_vision,
     "a layer of zeros": one_zero_layer,
-    "half precision": weights(lambda tensors: {key: value.bfloat16() for key, value in tensors.items()}),
+    "half precision": weights(
+        lambda tensors: {key: value.bfloat16() for key, value in tensors.items()}
+    ),
     "a pickle beside": lambda folder: torch.save({}, folder / "pytorch_model.bin"),
     "a trainer's checkpoints beside": lambda folder: whole(folder / "checkpoint-4"),
     "pad beside end-of-text": saved(lambda tokenizer: setattr(tokenizer, "pad_token", "<eos>")),

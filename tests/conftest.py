@@ -1,4 +1,6 @@
-"""Session-wide tiny models. A test that changes one of them, or leaves a hook on it, fails the session."""
+"""Session-wide tiny models. A test that changes one of them, or leaves a hook on it, fails the
+session.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def unchanged(lm: LM) -> Iterator[LM]:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert config == lm.model.config.to_dict()
-    hooked = [name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    hooked = [
+        name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks
+    ]
     assert not hooked
 
 
@@ -67,7 +71,9 @@ def lm(request: pytest.FixtureRequest) -> Iterator[LM]:
 
 @pytest.fixture(scope="session", params=[*tiny.NAMED])
 def named(request: pytest.FixtureRequest) -> Iterator[LM]:
-    """The architectures the project promises, with a tokenizer that puts a BOS before every text."""
+    """The architectures the project promises, with a tokenizer that puts a BOS before every
+    text.
+    """
     with unchanged(tiny.lm(request.param, bos=True)) as made:
         yield made
 

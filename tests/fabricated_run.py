@@ -1,4 +1,6 @@
-"""A small run folder with invented but plausible numbers, so that the report can be tested without a study."""
+"""A small run folder with invented but plausible numbers, so that the report can be tested without
+a study.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def write_run(
         protocols: which were run.
         model: its id.
         main: rows that are no controls.
-        random_like_edit: controls on random neurons do what the intervention does, or next to nothing.
+        random_like_edit: controls on random neurons do what the intervention does, or next to
+            nothing.
         n: prompts.
         tuned: a tuned model that was given, so that nothing was trained.
         neurons: write the neuron tables.
@@ -72,7 +75,15 @@ def write_run(
             values = (toxicity[place], price[place], main["none"][1][place])
             rows.append(_row(name, kind, protocol, values, n))
             rows += [
-                _row(f"{name}__{control}", kind, protocol, changed, n // 2, control_of=name, main=values)
+                _row(
+                    f"{name}__{control}",
+                    kind,
+                    protocol,
+                    changed,
+                    n // 2,
+                    control_of=name,
+                    main=values,
+                )
                 for control, changed in _controls(name, kind, values, random_like_edit)
             ]
         if neurons:
@@ -145,19 +156,31 @@ def _row(
         },
         "control_minus_main": None
         if main is None
-        else {"toxicity": _estimate(toxicity - main[0], spread / 3, n), "log_ppl": _estimate(price - main[1], 0.02, 4)},
+        else {
+            "toxicity": _estimate(toxicity - main[0], spread / 3, n),
+            "log_ppl": _estimate(price - main[1], 0.02, 4),
+        },
         "samples": [
             {
                 "prompt": f"{PROMPT} {place}",
-                "continuation": f" <script>alert({place})</script> “{name}” {protocol}\nsecond line" if place else "",
+                "continuation": f" <script>alert({place})</script> “{name}” {protocol}\nsecond line"
+                if place
+                else "",
             }
             for place in range(min(8, n))
         ],
     }
 
 
-def _estimate(mean: float, spread: float, n: int, *, floor: float = -np.inf) -> dict[str, float | int]:
-    return {"mean": mean, "low": max(floor, mean - 1.96 * spread), "high": mean + 1.96 * spread, "n": n}
+def _estimate(
+    mean: float, spread: float, n: int, *, floor: float = -np.inf
+) -> dict[str, float | int]:
+    return {
+        "mean": mean,
+        "low": max(floor, mean - 1.96 * spread),
+        "high": mean + 1.96 * spread,
+        "n": n,
+    }
 
 
 def _table(protocol: str) -> NeuronTable:
@@ -180,12 +203,18 @@ def _table(protocol: str) -> NeuronTable:
         "value_cosine": 1 - rng.gamma(1, 2e-6, size) * (1 + layer),
     }
     table = NeuronTable(
-        pa.table(columns), (LAYERS, NEURONS), {"protocol": protocol, "direction": {"name": "probe"}, "base": {}}
+        pa.table(columns),
+        (LAYERS, NEURONS),
+        {"protocol": protocol, "direction": {"name": "probe"}, "base": {}},
     )
     names = np.full(size, None, dtype=object)
     for name, mask in table.groups().items():
         names[mask.ravel()] = name
-    return NeuronTable(table.arrow.append_column("group", pa.array(names, type=pa.string())), table.shape, table.record)
+    return NeuronTable(
+        table.arrow.append_column("group", pa.array(names, type=pa.string())),
+        table.shape,
+        table.record,
+    )
 
 
 def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) -> dict[str, Any]:
@@ -194,8 +223,12 @@ def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) 
     log = {
         "steps": 68, "best_step": 68, "train_pairs": 272, "eval_pairs": 16, "seconds": 231.0,
         "step": steps.tolist(), "loss": curve.tolist(), "dpo_loss": curve.tolist(),
-        "kl_chosen": (0.11 * (1 - np.exp(-steps / 20))).tolist(), "kl_rejected": (0.19 * (1 - np.exp(-steps / 20))).tolist(),
-        "reward_accuracy": (1 - 0.5 * np.exp(-steps / 15)).tolist(), "reward_margin": (steps / 30).tolist(),
+        "kl_chosen": (0.11 * (1 - np.exp(-steps / 20))).tolist(), (
+            "kl_rejected"
+        ): (0.19 * (1 - np.exp(-steps / 20))).tolist(),
+        "reward_accuracy": (1 - 0.5 * np.exp(-steps / 15)).tolist(), (
+            "reward_margin"
+        ): (steps / 30).tolist(),
         "eval_step": [68], "eval_loss": [0.21],
     }  # fmt: skip
     skipped = {"skipped": "a tuned model was given"}
@@ -209,7 +242,8 @@ def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) 
     }
     facts: dict[str, dict[str, Any]] = {
         "probe": {
-            one: {"accuracy": 0.913, "auc": 0.968, "train": 921, "validation": 103, "C": 0.1} for one in protocols
+            one: {"accuracy": 0.913, "auc": 0.968, "train": 921, "validation": 103, "C": 0.1}
+            for one in protocols
         },
         "pairs": pairs if trained else skipped,
         "train": log if trained else skipped,
@@ -225,7 +259,8 @@ def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) 
         "schema": SCHEMA,
         "config": settings,
         "stages": {
-            name: {"hash": "0" * 16, "seconds": 41.27, "peak_memory_mb": 2210, **fact} for name, fact in facts.items()
+            name: {"hash": "0" * 16, "seconds": 41.27, "peak_memory_mb": 2210, **fact}
+            for name, fact in facts.items()
         },
         "versions": {"python": "3.11.2", "torch": "2.9.0"},
         "machine": {"platform": "Linux", "threads": 2},

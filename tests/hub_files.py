@@ -1,4 +1,6 @@
-"""What the stand-in hub serves: the repositories that configs/ name, tiny, with the files and habits of the real ones."""
+"""What the stand-in hub serves: the repositories that configs/ name, tiny, with the files and
+habits of the real ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ import tiny
 import torch
 from safetensors.torch import save_file
 from study_files import WORDS, save_classifier, sentence, write_lines
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 
 MODELS = {
     "openai-community/gpt2-medium": "gpt2",
@@ -28,7 +35,9 @@ CHALLENGING = 40
 
 
 def write_repositories(root: Path) -> None:
-    """Every repository that the four configurations read, as `models/OWNER/NAME` and `datasets/OWNER/NAME`."""
+    """Every repository that the four configurations read, as `models/OWNER/NAME` and
+    `datasets/OWNER/NAME`.
+    """
     for name in MODELS:
         write_model(root / "models" / name, name)
     write_judge(root / "models" / JUDGE)
@@ -37,7 +46,9 @@ def write_repositories(root: Path) -> None:
 
 
 def write_model(folder: Path, name: str) -> None:
-    """A tiny model of the real one's class: only Gemma's tokenizer has a pad token, and GPT-2's puts no BOS."""
+    """A tiny model of the real one's class: only Gemma's tokenizer has a pad token, and GPT-2's
+    puts no BOS.
+    """
     kind = MODELS[name]
     lm = tiny.lm(kind, bos=kind != "gpt2")
     if kind == "gpt2":
@@ -47,12 +58,16 @@ def write_model(folder: Path, name: str) -> None:
         lm.model.save_pretrained(folder, max_shard_size="20KB")
     pad = {"pad_token": "<pad>"} if kind == "gemma2" else {}
     core = lm.tokenizer.backend_tokenizer
-    saved = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", **pad)
+    saved = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", **pad
+    )
     saved.save_pretrained(folder)
 
 
 def _save_gpt2(model: torch.nn.Module, folder: Path) -> None:
-    """The published file has no `transformer.` before its names, and the causal masks among the weights."""
+    """The published file has no `transformer.` before its names, and the causal masks among the
+    weights.
+    """
     model.save_pretrained(folder)
     weights = {name: weight.contiguous() for name, weight in model.transformer.state_dict().items()}
     mask = torch.tril(torch.ones(1, 1, tiny.CONTEXT, tiny.CONTEXT))
@@ -61,11 +76,25 @@ def _save_gpt2(model: torch.nn.Module, folder: Path) -> None:
 
 
 def write_judge(folder: Path) -> None:
-    """A random BERT with Detoxify's six labels, and the position ids that older checkpoints hold."""
+    """A random BERT with Detoxify's six labels, and the position ids that older checkpoints
+    hold.
+    """
     folder.mkdir(parents=True)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS), *"abcdefghijklmnopqrstuvwxyz"]
-    (folder / "vocab.txt").write_text("\n".join([*words, *(f"##{letter}" for letter in words[-26:])]))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *dict.fromkeys(WORDS),
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]
+    (folder / "vocab.txt").write_text(
+        "\n".join([*words, *(f"##{letter}" for letter in words[-26:])])
+    )
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=512).save_pretrained(
+        folder
+    )
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words) + 26,
@@ -80,7 +109,9 @@ def write_judge(folder: Path) -> None:
     model = BertForSequenceClassification(config)
     model.save_pretrained(folder)
     positions = {"bert.embeddings.position_ids": torch.arange(512)[None]}
-    save_file({**model.state_dict(), **positions}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**model.state_dict(), **positions}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
 
 
 def write_prompts(folder: Path) -> None:
@@ -93,7 +124,10 @@ def write_prompts(folder: Path) -> None:
             "begin": 0,
             "end": 20,
             "challenging": number < CHALLENGING,
-            "prompt": {"text": f"{sentence(rng, 4)} {number}", "toxicity": 0.5 if number % 3 else None},
+            "prompt": {
+                "text": f"{sentence(rng, 4)} {number}",
+                "toxicity": 0.5 if number % 3 else None,
+            },
             "continuation": {"text": sentence(rng, 4), "toxicity": 0.25},
         }
         for number in range(2 * CHALLENGING)
@@ -111,13 +145,17 @@ def write_wikitext(folder: Path) -> None:
         card += [f"- config_name: {config}", "  data_files:"]
         for split in ("test", "train", "validation"):
             rows = ["", " = The Cat = \n", "", *(f" {sentence(rng, 12)} \n" for _ in range(6))]
-            pq.write_table(pa.table({"text": rows}), folder / config / f"{split}-00000-of-00001.parquet")
+            pq.write_table(
+                pa.table({"text": rows}), folder / config / f"{split}-00000-of-00001.parquet"
+            )
             card += [f"  - split: {split}", f"    path: {config}/{split}-*"]
     (folder / "README.md").write_text("\n".join([*card, "---", ""]))
 
 
 def write_local(root: Path) -> dict[str, str]:
-    """Files for what `--preset full` reads from packages of the Python index, and a few as small counts, as settings."""
+    """Files for what `--preset full` reads from packages of the Python index, and a few as small
+    counts, as settings.
+    """
     root.mkdir(parents=True)
     rng = np.random.default_rng(3)
     labelled = [{"text": sentence(rng, 6), "label": number % 2} for number in range(60)]
@@ -135,4 +173,6 @@ def write_local(root: Path) -> dict[str, str]:
 
 def as_flags(values: dict[str, object]) -> list[str]:
     """Settings as `--set` arguments."""
-    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return [
+        word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")
+    ]

@@ -1,7 +1,9 @@
-"""A user's shell: runs `dialdown` commands, each in a process of its own with the variables this one was started with.
+"""A user's shell: runs `dialdown` commands, each in a process of its own with the variables this
+one was started with.
 
-One line of JSON in, commands to run at once, each its arguments and where its output goes; one line out, their exit
-statuses. torch and the rest are imported once and forked: a fresh interpreter would spend longer importing than downloading.
+One line of JSON in, commands to run at once, each its arguments and where its output goes; one line
+out, their exit statuses. torch and the rest are imported once and forked: a fresh interpreter would
+spend longer importing than downloading.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ class User:
         self.folder = folder
         self.home = folder / "home"
         own = {"HF_HOME": str(self.home), "DIALDOWN_CACHE": str(folder / "cache"), "COLUMNS": "200"}
-        unset = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "DIALDOWN_"))}
+        unset = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "DIALDOWN_"))
+        }
         self._shell = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -46,11 +52,19 @@ class User:
         return self.at_once([arguments])[0]
 
     def at_once(self, commands: Sequence[Sequence[object]]) -> list[Finished]:
-        """Run commands at the same time, each to its end; the hub's client spends most of a failure waiting."""
+        """Run commands at the same time, each to its end; the hub's client spends most of a failure
+        waiting.
+        """
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
-        said = [[str(self.folder / f"{number}.{end}") for end in ("out", "err")] for number in range(len(commands))]
-        lines = [[[str(word) for word in words], *paths] for words, paths in zip(commands, said, strict=True)]
+        said = [
+            [str(self.folder / f"{number}.{end}") for end in ("out", "err")]
+            for number in range(len(commands))
+        ]
+        lines = [
+            [[str(word) for word in words], *paths]
+            for words, paths in zip(commands, said, strict=True)
+        ]
         self._shell.stdin.write(json.dumps(lines) + "\n")
         self._shell.stdin.flush()
         statuses = json.loads(self._shell.stdout.readline())
@@ -88,7 +102,9 @@ def _shell() -> None:
                 _run(*command)
                 sys.exit(0)
             children.append(child)
-        print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
+        print(
+            [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A model hub on loopback: real ids, tiny contents, the endpoints and headers that the hub's own client reads.
+"""A model hub on loopback: real ids, tiny contents, the endpoints and headers that the hub's own
+client reads.
 
-Weights are redirected to another address, as the hub does with large files. What goes wrong between a user and a hub
-can be made to happen: a repository behind terms, a server that fails, a connection that breaks, a hub that is not there.
+Weights are redirected to another address, as the hub does with large files. What goes wrong between
+a user and a hub can be made to happen: a repository behind terms, a server that fails, a connection
+that breaks, a hub that is not there.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class StandInHub:
         self.root = root
         self.trouble = Trouble()
         self.asked: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})
+        )
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -83,23 +87,43 @@ class _Repository:
     def info(self) -> dict[str, Any]:
         entries = self.entries(self.folder, recursive=True)
         siblings = [{"rfilename": entry["path"]} for entry in entries if entry["type"] == "file"]
-        state = {"private": False, "disabled": False, "gated": False, "downloads": 0, "likes": 0, "tags": []}
-        return {"_id": self.commit, "id": self.name, "sha": self.commit, "siblings": siblings, **state}
+        state = {
+            "private": False,
+            "disabled": False,
+            "gated": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+        }
+        return {
+            "_id": self.commit,
+            "id": self.name,
+            "sha": self.commit,
+            "siblings": siblings,
+            **state,
+        }
 
     def entries(self, folder: Path, *, recursive: bool) -> list[dict[str, Any]]:
-        return [self.entry(path) for path in sorted(folder.rglob("*") if recursive else folder.iterdir())]
+        return [
+            self.entry(path)
+            for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        ]
 
     def entry(self, path: Path) -> dict[str, Any]:
         name = path.relative_to(self.folder).as_posix()
         if path.is_dir():
             return {"type": "directory", "path": name, "oid": self.commit, "size": 0}
         etag, size = etag_of(path), path.stat().st_size
-        large = {"lfs": {"oid": etag, "size": size, "pointerSize": 134}} if path.suffix in LARGE else {}
+        large = (
+            {"lfs": {"oid": etag, "size": size, "pointerSize": 134}} if path.suffix in LARGE else {}
+        )
         return {"type": "file", "path": name, "oid": etag, "size": size, **large}
 
 
 def etag_of(path: Path) -> str:
-    """The name of a file's contents, as long as the hub's own: sha256 for large files, sha1 for others."""
+    """The name of a file's contents, as long as the hub's own: sha256 for large files, sha1 for
+    others.
+    """
     return (hashlib.sha256 if path.suffix in LARGE else hashlib.sha1)(path.read_bytes()).hexdigest()
 
 
@@ -130,16 +154,22 @@ class _Handler(BaseHTTPRequestHandler):
                 if repository := self._repository(kind, f"{owner}/{name}"):
                     self._describe(repository, rest, body)
             case ["datasets", owner, name, "resolve", revision, *file]:
-                self._resolve(self._repository("datasets", f"{owner}/{name}"), revision, "/".join(file))
+                self._resolve(
+                    self._repository("datasets", f"{owner}/{name}"), revision, "/".join(file)
+                )
             case [owner, name, "resolve", revision, *file]:
-                self._resolve(self._repository("models", f"{owner}/{name}"), revision, "/".join(file))
+                self._resolve(
+                    self._repository("models", f"{owner}/{name}"), revision, "/".join(file)
+                )
             case _:
                 self._refuse(404, None, "Sorry, we can't find the page you are looking for.")
 
     def _repository(self, kind: str, name: str) -> _Repository | None:
         folder = self.hub.root / kind / name
         if name in self.hub.trouble.failing:
-            self._refuse(500, None, "Internal Error - We're working hard to fix this as soon as possible!")
+            self._refuse(
+                500, None, "Internal Error - We're working hard to fix this as soon as possible!"
+            )
         elif not folder.is_dir():
             self._refuse(401, "RepoNotFound", "Repository not found")
         else:
@@ -161,7 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
                     recursive = asked.get("recursive", ["false"])[0].casefold() == "true"
                     self._send_json(repository.entries(folder, recursive=recursive))
                 else:
-                    self._refuse(404, "EntryNotFound", f"{'/'.join(below)} does not exist on {revision!r}")
+                    self._refuse(
+                        404, "EntryNotFound", f"{'/'.join(below)} does not exist on {revision!r}"
+                    )
             case ["paths-info", _]:
                 paths = [repository.folder / path for path in _paths_of(body)]
                 self._send_json([repository.entry(path) for path in paths if path.exists()])
@@ -174,13 +206,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = repository.folder / file
         if repository.name in self.hub.trouble.gated:
             message = (
-                f"Access to model {repository.name} is restricted. You must have access to it and be authenticated."
+                f"Access to model {repository.name} is restricted. You must have access to it "
+                "and be authenticated."
             )
             self._refuse(403, "GatedRepo", message)
         elif revision not in ("main", repository.commit):
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif not path.is_file():
-            self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit})
+            self._refuse(
+                404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit}
+            )
         elif path.suffix in LARGE:
             self._redirect(path, repository.commit)
         else:
@@ -218,9 +253,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, value: Any) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _refuse(self, status: int, code: str | None, message: str, headers: dict[str, str] | None = None) -> None:
+    def _refuse(
+        self, status: int, code: str | None, message: str, headers: dict[str, str] | None = None
+    ) -> None:
         named = {"X-Error-Code": code} if code else {}
-        self._send(status, message.encode(), {**named, "X-Error-Message": message, **(headers or {})})
+        self._send(
+            status, message.encode(), {**named, "X-Error-Message": message, **(headers or {})}
+        )
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self._begin(status, len(data), headers)
@@ -235,7 +274,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _paths_of(body: bytes) -> list[str]:
-    """The paths that a request asks about, which is JSON from one version of the client and a form from another."""
+    """The paths that a request asks about, which is JSON from one version of the client and a form
+    from another.
+    """
     text = body.decode()
     paths = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
     return [paths] if isinstance(paths, str) else paths

@@ -1,4 +1,6 @@
-"""The files of a tiny study: a random Llama, made-up texts and prompts, two random classifiers, and the TOML that names them."""
+"""The files of a tiny study: a random Llama, made-up texts and prompts, two random classifiers, and
+the TOML that names them.
+"""
 
 from __future__ import annotations
 
@@ -72,25 +74,39 @@ def write_study(root: Path) -> Path:
         "model": str(root / "model"),
         "workers": 1,
         "token_judge": str(root / "words.txt"),
-        "training_prompts": write_lines(root / "training.jsonl", [{"prompt": sentence(rng, 5)} for _ in range(60)]),
+        "training_prompts": write_lines(
+            root / "training.jsonl", [{"prompt": sentence(rng, 5)} for _ in range(60)]
+        ),
         "probe": {
-            "texts": write_lines(root / "texts.jsonl", [{"text": sentence(rng, 6), "label": i % 2} for i in range(60)]),
+            "texts": write_lines(
+                root / "texts.jsonl",
+                [{"text": sentence(rng, 6), "label": i % 2} for i in range(60)],
+            ),
             "count": 40,
             "max_tokens": 24,
         },
         "pairs": {"count": 12, "margin": 0.0, "max_new_tokens": 5, "batch_size": 16},
-        "dpo": {"epochs": 1, "accumulation": 1, "warmup_steps": 0, "eval_pairs": 2, "eval_every": 100},
+        "dpo": {
+            "epochs": 1,
+            "accumulation": 1,
+            "warmup_steps": 0,
+            "eval_pairs": 2,
+            "eval_every": 100,
+        },
         "interventions": {"toxic_neurons": 5},
         "gains": {"eval_pairs": 2},
         "search": {"trials": 4, "prompts": 6, "first_prompts": 3},
         "evaluation": {
-            "prompts": write_lines(root / "prompts.jsonl", [{"prompt": sentence(rng, 4)} for _ in range(14)]),
+            "prompts": write_lines(
+                root / "prompts.jsonl", [{"prompt": sentence(rng, 4)} for _ in range(14)]
+            ),
             "count": 10,
             "control_count": 8,
             "max_new_tokens": 5,
             "max_prompt_tokens": 32,
             "pairs": write_lines(
-                root / "pairs.jsonl", [{"prompt": sentence(rng, 4), "gold": sentence(rng, 4)} for _ in range(4)]
+                root / "pairs.jsonl",
+                [{"prompt": sentence(rng, 4), "gold": sentence(rng, 4)} for _ in range(4)],
             ),
             "pairs_count": 3,
             "text": str(root / "text.txt"),
@@ -109,7 +125,10 @@ def write_study(root: Path) -> Path:
             lines.append(f"{key} = {json.dumps(value)}")
     for key, value in settings.items():
         if isinstance(value, dict):
-            lines += [f"[{key}]", *(f"{name} = {json.dumps(inner)}" for name, inner in value.items())]
+            lines += [
+                f"[{key}]",
+                *(f"{name} = {json.dumps(inner)}" for name, inner in value.items()),
+            ]
     path = root / "study.toml"
     path.write_text("\n".join(lines))
     return path

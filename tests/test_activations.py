@@ -1,4 +1,6 @@
-"""Mean activations against a plain loop: float64, one prompt at a time, a full forward pass per token (METHOD §3, §5)."""
+"""Mean activations against a plain loop: float64, one prompt at a time, a full forward pass per
+token (METHOD §3, §5).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from dialdown.neurons.activations import NeuronMeans, decode_with_means
 
 
 def naive_means(lm: LM) -> dict[str, tuple[np.ndarray, int, list[list[int]]]]:
-    """METHOD §3 and the activation row of §5 by the words, without batches, padding, caches or prefixes."""
+    """METHOD §3 and the activation row of §5 by the words, without batches, padding, caches or
+    prefixes.
+    """
     model = copy.deepcopy(lm.model).double()
     sums = {
         "strict": np.zeros((lm.view.n_layers, lm.view.n_neurons)),
@@ -64,7 +68,9 @@ def naive_means(lm: LM) -> dict[str, tuple[np.ndarray, int, list[list[int]]]]:
     return {name: (sums[name] / counts[name], counts[name], texts) for name in ("strict", "paper")}
 
 
-def test_means_are_those_of_a_plain_loop_with_early_ends(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_are_those_of_a_plain_loop_with_early_ends(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lm.model.generation_config, "eos_token_id", middle_token(decode(lm)))
     strict, paper = check_means(lm)
     assert strict < paper == NEW * len(PROMPTS)
@@ -85,7 +91,9 @@ def check_means(lm: LM) -> tuple[int, int]:
         assert got.means.dtype == np.float64
         assert (got.count, got.protocol) == (count, protocol)
         np.testing.assert_allclose(got.means, means, atol=1e-4, rtol=1e-4)
-    assert np.abs(expected["strict"][0] - expected["paper"][0]).max() > 1e-2, "the protocols must be told apart"
+    assert np.abs(expected["strict"][0] - expected["paper"][0]).max() > 1e-2, (
+        "the protocols must be told apart"
+    )
     return expected["strict"][1], expected["paper"][1]
 
 
@@ -106,7 +114,9 @@ def test_batches_and_order_do_not_matter(llama: LM, batch_size: int) -> None:
 
 
 def test_means_under_an_edit_are_those_of_the_folded_model(llama: LM) -> None:
-    """Hooks see the activations after an edit that was applied before them, as the folded columns imply for `set`."""
+    """Hooks see the activations after an edit that was applied before them, as the folded columns
+    imply for `set`.
+    """
     shape = (llama.view.n_layers, llama.view.n_neurons)
     selected = np.zeros(shape, dtype=bool)
     selected[:, ::3] = True
@@ -124,7 +134,9 @@ def test_sums_are_exact_in_bfloat16() -> None:
     lm = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
     seen: list[torch.Tensor] = []
     decoder = Decoder(lm, PROMPTS[:1], max_new_tokens=NEW)
-    handle = lm.view.layers[1].down.register_forward_pre_hook(lambda m, args: seen.append(args[0][0, -1]))
+    handle = lm.view.layers[1].down.register_forward_pre_hook(
+        lambda m, args: seen.append(args[0][0, -1])
+    )
     means = decode_with_means(decoder, protocols=("strict",)).means["strict"]
     handle.remove()
     assert seen[0].dtype == torch.bfloat16
@@ -156,7 +168,9 @@ def test_save_and_load(tmp_path: Path, llama: LM) -> None:
 
 
 @pytest.mark.parametrize(("bad", "found"), [(float("nan"), 1), (float("inf"), 2)])
-def test_activations_that_are_not_finite_name_the_layer_and_the_stage(bad: float, found: int) -> None:
+def test_activations_that_are_not_finite_name_the_layer_and_the_stage(
+    bad: float, found: int
+) -> None:
     lm = tiny.lm("llama")
     with torch.no_grad():
         lm.model.model.layers[found].mlp.up_proj.weight[3, 2] = bad
@@ -181,6 +195,8 @@ def test_nothing_generated_is_an_error(llama: LM, monkeypatch: pytest.MonkeyPatc
         (["x" * 95], {"max_prompt_tokens": 95}, "exceed the context"),
     ],
 )
-def test_prompts_that_cannot_be_used(llama: LM, prompts: list[str], options: Any, message: str) -> None:
+def test_prompts_that_cannot_be_used(
+    llama: LM, prompts: list[str], options: Any, message: str
+) -> None:
     with pytest.raises(DialdownError, match=message):
         dd.mean_activations(llama, prompts, **options)

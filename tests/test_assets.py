@@ -1,4 +1,6 @@
-"""Fetching assets: what is pinned is what is unpacked, damage is noticed, a warm cache needs nothing."""
+"""Fetching assets: what is pinned is what is unpacked, damage is noticed, a warm cache needs
+nothing.
+"""
 
 import base64
 import errno
@@ -25,8 +27,12 @@ def make_wheel(folder: Path, files: dict[str, bytes], package: str = "dd-demo") 
     stem = f"{package.replace('-', '_')}-1.0.0"
     path = folder / f"{stem}-py3-none-any.whl"
     contents = files | {
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0.0\n".encode(),
-        f"{stem}.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{stem}.dist-info/METADATA": (
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0.0\n"
+        ).encode(),
+        f"{stem}.dist-info/WHEEL": (
+            b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     rows = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
@@ -34,7 +40,9 @@ def make_wheel(folder: Path, files: dict[str, bytes], package: str = "dd-demo") 
             wheel.writestr(name, data)
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             rows.append(f"{name},sha256={digest},{len(data)}")
-        wheel.writestr(f"{stem}.dist-info/RECORD", "\n".join([*rows, f"{stem}.dist-info/RECORD,,\n"]))
+        wheel.writestr(
+            f"{stem}.dist-info/RECORD", "\n".join([*rows, f"{stem}.dist-info/RECORD,,\n"])
+        )
     return path
 
 
@@ -46,7 +54,9 @@ def archive_of(wheel: Path, *files: str, package: str = "dd-demo") -> Archive:
 @pytest.fixture
 def wheel(tmp_path):
     (tmp_path / "index").mkdir()
-    return make_wheel(tmp_path / "index", {"demo/data.csv": TEXT, "demo/__init__.py": b"raise SystemExit(9)"})
+    return make_wheel(
+        tmp_path / "index", {"demo/data.csv": TEXT, "demo/__init__.py": b"raise SystemExit(9)"}
+    )
 
 
 @pytest.fixture
@@ -87,7 +97,10 @@ def test_only_the_wanted_file_is_taken_out_and_recorded(cache, wheel, monkeypatc
     assert sorted(path.name for path in folder.iterdir()) == ["asset.json", "data.csv"]
     assert (folder / "data.csv").read_bytes() == TEXT
     record = json.loads((folder / "asset.json").read_text())
-    assert record["files"]["data.csv"] == {"bytes": len(TEXT), "sha256": hashlib.sha256(TEXT).hexdigest()}
+    assert record["files"]["data.csv"] == {
+        "bytes": len(TEXT),
+        "sha256": hashlib.sha256(TEXT).hexdigest(),
+    }
 
 
 def test_a_warm_cache_needs_no_network(cache, wheel, monkeypatch):
@@ -97,14 +110,18 @@ def test_a_warm_cache_needs_no_network(cache, wheel, monkeypatch):
     assert fetch("demo") == first
 
 
-def test_a_damaged_archive_is_fetched_again_past_the_installers_cache(cache, wheel, tmp_path, monkeypatch):
+def test_a_damaged_archive_is_fetched_again_past_the_installers_cache(
+    cache, wheel, tmp_path, monkeypatch
+):
     downloads = Downloads(damaged(wheel, tmp_path), wheel)
     monkeypatch.setattr(assets, "download", downloads)
     assert (fetch("demo") / "data.csv").read_bytes() == TEXT
     assert downloads.fresh == [False, True]
 
 
-def test_an_archive_damaged_twice_is_refused_and_leaves_nothing(cache, wheel, tmp_path, monkeypatch):
+def test_an_archive_damaged_twice_is_refused_and_leaves_nothing(
+    cache, wheel, tmp_path, monkeypatch
+):
     half = damaged(wheel, tmp_path)
     downloads = Downloads(half, half, wheel)
     monkeypatch.setattr(assets, "download", downloads)
@@ -122,7 +139,9 @@ def flip(path: Path, place: int) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize("harm", ["cut", "removed", "flipped", "record flipped", "older recipe", "no record", "null"])
+@pytest.mark.parametrize(
+    "harm", ["cut", "removed", "flipped", "record flipped", "older recipe", "no record", "null"]
+)
 def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm):
     monkeypatch.setattr(assets, "download", Downloads(wheel, wheel))
     folder = fetch("demo")
@@ -168,7 +187,9 @@ def test_a_damaged_cache_that_cannot_be_made_again_is_called_damaged(cache, whee
 
     monkeypatch.setattr(assets, "_whole", {})
     monkeypatch.setattr(assets, "download", unreachable)
-    with pytest.raises(DialdownError, match=r"demo is damaged \(data\.csv .* cannot be made again\. The index"):
+    with pytest.raises(
+        DialdownError, match=r"demo is damaged \(data\.csv .* cannot be made again\. The index"
+    ):
         fetch("demo")
 
 
@@ -190,7 +211,10 @@ def test_two_at_once_download_once(cache, wheel, monkeypatch):
 
     monkeypatch.setattr(assets, "download", slow)
     found: list[bytes] = []
-    threads = [threading.Thread(target=lambda: found.append((fetch("demo") / "data.csv").read_bytes())) for _ in "ab"]
+    threads = [
+        threading.Thread(target=lambda: found.append((fetch("demo") / "data.csv").read_bytes()))
+        for _ in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,7 +261,14 @@ def test_without_an_index_the_sentence_says_what_to_place(cache, wheel, monkeypa
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DialdownError) as caught:
         fetch("demo")
-    for part in ("'demo'", "dd-demo==1.0.0", wheel.name, "PIP_FIND_LINKS", "DIALDOWN_CACHE", "No matching"):
+    for part in (
+        "'demo'",
+        "dd-demo==1.0.0",
+        wheel.name,
+        "PIP_FIND_LINKS",
+        "DIALDOWN_CACHE",
+        "No matching",
+    ):
         assert part in str(caught.value)
 
 
@@ -259,7 +290,9 @@ def test_uv_where_pip_is_missing(cache, wheel, monkeypatch, tmp_path):
     demo = assets.ASSETS["demo"].archives[0]
     command = assets._installer("demo", demo, tmp_path / "r.txt", tmp_path / "t", fresh=True)
     assert command[:3] == ["/opt/uv", "pip", "install"]
-    assert {"--no-deps", "--require-hashes", "--no-cache", f"--target={tmp_path / 't'}"} <= set(command)
+    assert {"--no-deps", "--require-hashes", "--no-cache", f"--target={tmp_path / 't'}"} <= set(
+        command
+    )
     # uv unpacks, so the seam hands out a folder.
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "unpacked")
@@ -275,13 +308,17 @@ def test_no_installer_is_one_sentence(cache, monkeypatch):
         fetch("demo")
 
 
-def test_a_model_in_parts_is_joined_in_order_and_terms_are_pointed_to(cache, tmp_path, monkeypatch, caplog):
+def test_a_model_in_parts_is_joined_in_order_and_terms_are_pointed_to(
+    cache, tmp_path, monkeypatch, caplog
+):
     wheels, archives = [], []
     for part in (0, 1, 2):
         package, file = f"dd-part{part}", f"parts/m.gguf.part0{part}"
         wheels.append(make_wheel(tmp_path, {file: bytes([part]) * 5}, package))
         archives.append(archive_of(wheels[-1], file, package=package))
-    monkeypatch.setitem(assets.ASSETS, "parted", Asset(tuple(archives), gguf="m.gguf", terms="Read the terms of m."))
+    monkeypatch.setitem(
+        assets.ASSETS, "parted", Asset(tuple(archives), gguf="m.gguf", terms="Read the terms of m.")
+    )
     monkeypatch.setattr(assets, "download", Downloads(*wheels))
     joined = []
 
@@ -309,7 +346,9 @@ def test_every_pinned_asset_is_well_formed():
     for name, asset in assets.ASSETS.items():
         assert asset.archives, name
         names = [Path(file).name for archive in asset.archives for file in archive.files]
-        assert len(names) == len(set(names)), f"{name}: files of one name would overwrite each other"
+        assert len(names) == len(set(names)), (
+            f"{name}: files of one name would overwrite each other"
+        )
         assert all(len(archive.sha256) == 64 for archive in asset.archives)
 
 

@@ -1,4 +1,6 @@
-"""Every bad input is one sentence on standard error and exit status 1 or 2: no traceback, and nothing written."""
+"""Every bad input is one sentence on standard error and exit status 1 or 2: no traceback, and
+nothing written.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     study = write_study(root)
     lm = dd.load(root / "model")
     gain = 1 + np.random.default_rng(0).standard_normal((lm.view.n_layers, lm.view.n_neurons)) / 8
-    edit = dd.Intervention("gains", "scale", gain, np.zeros_like(gain), np.ones_like(gain, dtype=bool))
+    edit = dd.Intervention(
+        "gains", "scale", gain, np.zeros_like(gain), np.ones_like(gain, dtype=bool)
+    )
     dd.save_delta(edit, root / "model", root / "edit")
     return Inputs(root, study, root / "model", root / "edit", write_run(root / "run"))
 
@@ -41,16 +45,22 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state(*folders: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of everything below some folders, but for the lock that says who is at work in a run."""
+    """Size and time of everything below some folders, but for the lock that says who is at work in
+    a run.
+    """
     paths = [path for folder in folders for path in folder.rglob("*") if path.name != LOCK]
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()} | {
-        path: (0, 0) for path in paths if path.is_dir()
-    }
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()
+    } | {path: (0, 0) for path in paths if path.is_dir()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_bad_input_is_one_sentence_and_writes_nothing(
-    case: Case, given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: Case,
+    given: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = case.build(Inputs(tmp_path, given.study, given.model, given.edit, given.run))
     for name, value in case.environment:

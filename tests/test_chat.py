@@ -1,4 +1,6 @@
-"""The side-by-side chat, driven by a list of lines, against a naive greedy loop under the same intervention."""
+"""The side-by-side chat, driven by a list of lines, against a naive greedy loop under the same
+intervention.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,21 @@ TEMPLATE = (
 def scale(lm: LM, *, seed: int = 0) -> Intervention:
     rng = np.random.default_rng(seed)
     gain = 1 + rng.standard_normal((lm.view.n_layers, lm.view.n_neurons))
-    return Intervention("halved", "scale", gain, np.zeros_like(gain), np.ones_like(gain, dtype=bool))
+    return Intervention(
+        "halved", "scale", gain, np.zeros_like(gain), np.ones_like(gain, dtype=bool)
+    )
 
 
 def steering(lm: LM) -> Intervention:
-    return Intervention("steered", "steer", vector=5 * np.random.default_rng(1).standard_normal(lm.view.d_model))
+    return Intervention(
+        "steered", "steer", vector=5 * np.random.default_rng(1).standard_normal(lm.view.d_model)
+    )
 
 
 def greedy(lm: LM, text: str, edit: Intervention | None, tokens: int) -> str:
-    """The most likely continuation of a text, every token from a forward pass over everything before it."""
+    """The most likely continuation of a text, every token from a forward pass over everything
+    before it.
+    """
     ids: list[int] = lm.tokenizer(text)["input_ids"]
     new: list[int] = []
     with edit.applied(lm) if edit else nullcontext():
@@ -58,7 +66,9 @@ def talk(lm: LM, edit: Intervention, lines: Sequence[str], start: ChatSettings =
     return drive(lm, edit, reader(lines), start)
 
 
-def drive(lm: LM, edit: Intervention, read: Callable[[str], str], start: ChatSettings = SHORT) -> str:
+def drive(
+    lm: LM, edit: Intervention, read: Callable[[str], str], start: ChatSettings = SHORT
+) -> str:
     output = io.StringIO()
     chat(lm, edit, settings=start, console=Console(file=output, width=120), read=read)
     return output.getvalue()
@@ -101,17 +111,23 @@ def test_without_a_template_each_turn_is_a_line_of_plain_text(llama: LM) -> None
 def test_the_tokenizers_template_is_used_where_there_is_one() -> None:
     lm = tiny.lm("gpt2", bos=True)
     lm.tokenizer.chat_template = TEMPLATE
-    lm.tokenizer.backend_tokenizer.post_processor = tiny.tokenizer().backend_tokenizer.post_processor
+    lm.tokenizer.backend_tokenizer.post_processor = (
+        tiny.tokenizer().backend_tokenizer.post_processor
+    )
     said = reply(lm, [("the cat", "sat")], "he", SHORT)
     assert said == greedy(lm, "[user]the cat[assistant]sat[user]he[assistant]", None, 6)
 
 
 def test_a_template_gets_no_second_bos() -> None:
-    """The template writes the BOS itself; the tokenizer, which puts one before plain texts, must not."""
+    """The template writes the BOS itself; the tokenizer, which puts one before plain texts, must
+    not.
+    """
     lm = tiny.lm("llama", bos=True)
     lm.tokenizer.chat_template = "<bos>" + TEMPLATE
     seen: list[Any] = []
-    handle = lm.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"]), with_kwargs=True)
+    handle = lm.model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"]), with_kwargs=True
+    )
     reply(lm, [], "he", SHORT)
     handle.remove()
     assert seen[0][0].tolist() == [1, *tiny.tokenizer()("[user]he[assistant]")["input_ids"]]
@@ -120,7 +136,9 @@ def test_a_template_gets_no_second_bos() -> None:
 def test_the_end_of_text_ends_a_reply_and_is_not_part_of_it() -> None:
     lm = tiny.lm("llama")
     ids = lm.tokenizer("the cat")["input_ids"]
-    whole = lm.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
+    whole = lm.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[
+        0, len(ids) :
+    ].tolist()
     lm.model.generation_config.eos_token_id = whole[3]
     assert len(whole) == 6
     assert reply(lm, [], "the cat", SHORT) == lm.tokenizer.decode(whole[: whole.index(whole[3])])
@@ -147,7 +165,10 @@ def test_each_side_goes_on_from_its_own_replies(gpt2: LM) -> None:
 def shown(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Replies as a table shows them: no control characters, one line of text."""
     left, right = zip(*rows, strict=True)
-    plain = [["".join(c for c in cell if not controls(c)).strip() for cell in side] for side in (left, right)]
+    plain = [
+        ["".join(c for c in cell if not controls(c)).strip() for cell in side]
+        for side in (left, right)
+    ]
     return list(zip(*plain, strict=True))
 
 
@@ -157,11 +178,20 @@ def controls(character: str) -> bool:
 
 def test_the_dial_moves_between_turns(gpt2: LM) -> None:
     edit, prompts = scale(gpt2), []  # type: ignore[var-annotated]
-    printed = drive(gpt2, edit, reader(["/strength 0", "the cat", "/reset", "/strength 0.5", "the cat"], prompts))
+    printed = drive(
+        gpt2,
+        edit,
+        reader(["/strength 0", "the cat", "/reset", "/strength 0.5", "the cat"], prompts),
+    )
     assert prompts == ["1> ", "0> ", "0> ", "0> ", "0.5> ", "0.5> "]
     base = reply(gpt2, [], "the cat", SHORT)
     half = reply(gpt2, [], "the cat", SHORT, edit.at(0.5))
-    expected = [("base", "edited, strength 0"), (base, base), ("base", "edited, strength 0.5"), (base, half)]
+    expected = [
+        ("base", "edited, strength 0"),
+        (base, base),
+        ("base", "edited, strength 0.5"),
+        (base, half),
+    ]
     assert base != half
     assert shown(expected) == cells(printed)
 
@@ -200,10 +230,18 @@ def test_commands_change_what_they_name(gpt2: LM) -> None:
     printed = talk(gpt2, scale(gpt2), lines)
     wanted = ChatSettings(tokens=9, temperature=1.5, seed=1234567)
     for default in ({"tokens": 6}, {"temperature": 0.0}, {"seed": 0}):
-        assert reply(gpt2, [], "the cat", replace(wanted, **default)) != reply(gpt2, [], "the cat", wanted)
+        assert reply(gpt2, [], "the cat", replace(wanted, **default)) != reply(
+            gpt2, [], "the cat", wanted
+        )
     expected = (reply(gpt2, [], "the cat", wanted), reply(gpt2, [], "the cat", wanted, scale(gpt2)))
     assert shown([expected]) == cells(printed)[1:]
-    assert printed.splitlines()[-6:-1] == ["tokens 9", "temperature 1.5", "seed 1234567", "strength 1.0", ""]
+    assert printed.splitlines()[-6:-1] == [
+        "tokens 9",
+        "temperature 1.5",
+        "seed 1234567",
+        "strength 1.0",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -275,13 +313,19 @@ MODEL = tiny.lm("gpt2")
 
 
 @settings(max_examples=20, deadline=None)
-@given(text=st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and not text.strip().startswith("/")))
+@given(
+    text=st.text(min_size=1, max_size=12).filter(
+        lambda text: text.strip() and not text.strip().startswith("/")
+    )
+)
 def test_whatever_is_said_the_dial_at_zero_is_the_base_model(text: str) -> None:
     printed = talk(MODEL, scale(MODEL), [text], replace(SHORT, strength=0.0))
     rows = cells(printed)[1:]
     assert "Goodbye." in printed
     assert all(left == right for left, right in rows)
-    assert not any(controls(c) for c in printed if c != "\n"), "nothing a model says acts on the terminal"
+    assert not any(controls(c) for c in printed if c != "\n"), (
+        "nothing a model says acts on the terminal"
+    )
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])

@@ -1,4 +1,6 @@
-"""The claims on invented runs: each verdict from numbers computed here, and never more than an interval allows."""
+"""The claims on invented runs: each verdict from numbers computed here, and never more than an
+interval allows.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ from dialdown.report.verdict import findings
 from dialdown.study import published
 
 Values = NDArray[np.float64]
-ALIGNED, OPPOSING, GROUPS = "Aligned neurons explain little", "Opposing effects", "Four groups replicate DPO"
+ALIGNED, OPPOSING, GROUPS = (
+    "Aligned neurons explain little",
+    "Opposing effects",
+    "Four groups replicate DPO",
+)
 EDITING, PERPLEXITY, SPECIFIC = (
     "Editing beats DPO",
     "Perplexity is preserved",
@@ -58,19 +64,29 @@ def write(
     files: bool = True,
     protocol: str = "strict",
 ) -> Path:
-    """A run whose rows have these values per prompt and per block; a control (`NAME__CONTROL`) is paired with its row."""
+    """A run whose rows have these values per prompt and per block; a control (`NAME__CONTROL`) is
+    paired with its row.
+    """
     prices = {name: np.zeros(len(TOKENS)) for name in toxicity} if log_ppl is None else log_ppl
     write_run(folder, protocols=("strict",), main={"none": MAIN["none"]}, neurons=False)
     scores = {name: np.array(values, dtype=np.float64) for name, values in toxicity.items()}
     rows = [_row(name, scores, prices.get(name), protocol) for name in scores]
-    (folder / "results.json").write_text(json.dumps({"schema": SCHEMA, "rows": rows}), encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps({"schema": SCHEMA, "rows": rows}), encoding="utf-8"
+    )
     (folder / "rows").mkdir(exist_ok=True)
     for name, values in scores.items() if files else ():
         per_unit = {"toxicity": [None if np.isnan(x) else x for x in values]}
         if name in prices:
             per_unit["log_ppl"] = [3.0 + x for x in prices[name]]
-        saved = {"effect": "0", "values": per_unit, "tokens": TOKENS[: len(prices.get(name, ()))].tolist()}
-        (folder / "rows" / f"{protocol}-{name}.json").write_text(json.dumps(saved), encoding="utf-8")
+        saved = {
+            "effect": "0",
+            "values": per_unit,
+            "tokens": TOKENS[: len(prices.get(name, ()))].tolist(),
+        }
+        (folder / "rows" / f"{protocol}-{name}.json").write_text(
+            json.dumps(saved), encoding="utf-8"
+        )
     return folder
 
 
@@ -100,7 +116,9 @@ def _row(name: str, scores: Mapping[str, Values], price: Any, protocol: str) -> 
             "log_ppl": None if price is None else written(np.array(price), tokens),
             "degenerate": {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(ours)},
         },
-        "control_minus_main": {"toxicity": written(ours - scores[main][: len(ours)])} if main != name else None,
+        "control_minus_main": {"toxicity": written(ours - scores[main][: len(ours)])}
+        if main != name
+        else None,
         "samples": [],
     }
 
@@ -123,7 +141,10 @@ def resample(values: Sequence[Values], statistic: Any) -> list[Any]:
     """A statistic of the means of resampled prompts, one resample after the other."""
     n = len(values[0])
     draws = np.random.default_rng(0).integers(0, n, size=(2000, n))
-    return [statistic(*(float(sum(one[i] for i in rows) / n) for one in values)) for rows in draws.tolist()]
+    return [
+        statistic(*(float(sum(one[i] for i in rows) / n) for one in values))
+        for rows in draws.tolist()
+    ]
 
 
 # Aligned neurons
@@ -134,7 +155,9 @@ def reached(share: float, size: float = 0.05, seed: int = 1) -> Values:
     return BEFORE - share * (BEFORE - AFTER) + noise(size, seed=seed)
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.1, "held"), (0.9, "did not hold"), (0.5, "undecided")])
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(0.1, "held"), (0.9, "did not hold"), (0.5, "undecided")]
+)
 def test_share_of_the_reduction(tmp_path: Path, share: float, verdict: str) -> None:
     patched = reached(share)
     claim = found(write(tmp_path, {"none": BEFORE, "dpo": AFTER, "patch_256": patched}))[ALIGNED]
@@ -145,25 +168,48 @@ def test_share_of_the_reduction(tmp_path: Path, share: float, verdict: str) -> N
     assert (verdict == "held") == (high < 50)
     assert (verdict == "did not hold") == (low >= 50)
     assert "n = 60 prompts" in claim.text
-    assert numbers(claim.text, "DPO changes toxicity")[0] == pytest.approx((AFTER - BEFORE).mean(), abs=6e-4)
+    assert numbers(claim.text, "DPO changes toxicity")[0] == pytest.approx(
+        (AFTER - BEFORE).mean(), abs=6e-4
+    )
 
 
-@pytest.mark.parametrize(("judged", "verdict"), [(0.1, "held"), (0.9, "did not hold"), (0.5, "undecided")])
-def test_judged_and_aligned_neurons_must_both_explain_little(tmp_path: Path, judged: float, verdict: str) -> None:
-    rows = {"none": BEFORE, "dpo": AFTER, "patch_toxic_neurons": reached(judged, seed=2), "patch_256": reached(0.05)}
+@pytest.mark.parametrize(
+    ("judged", "verdict"), [(0.1, "held"), (0.9, "did not hold"), (0.5, "undecided")]
+)
+def test_judged_and_aligned_neurons_must_both_explain_little(
+    tmp_path: Path, judged: float, verdict: str
+) -> None:
+    rows = {
+        "none": BEFORE,
+        "dpo": AFTER,
+        "patch_toxic_neurons": reached(judged, seed=2),
+        "patch_256": reached(0.05),
+    }
     claim = found(write(tmp_path, rows))[ALIGNED]
     assert claim.verdict == verdict
-    assert {round(float(mean)) for mean in re.findall(r"reaches (\d+\.\d)%", claim.text)} == {round(100 * judged), 5}
+    assert {round(float(mean)) for mean in re.findall(r"reaches (\d+\.\d)%", claim.text)} == {
+        round(100 * judged),
+        5,
+    }
 
 
 def test_share_of_a_reduction_that_is_barely_there(tmp_path: Path) -> None:
-    tuned, patched = BEFORE + noise(0.3, mean=-2.05 * 0.3 / np.sqrt(N)), BEFORE + noise(0.3, mean=-0.02, seed=2)
+    tuned, patched = (
+        BEFORE + noise(0.3, mean=-2.05 * 0.3 / np.sqrt(N)),
+        BEFORE + noise(0.3, mean=-0.02, seed=2),
+    )
     claim = found(write(tmp_path, {"none": BEFORE, "dpo": tuned, "patch_256": patched}))[ALIGNED]
     # Some resamples have no reduction; a share of next to nothing is as large as can be.
     means = resample([BEFORE - patched, BEFORE - tuned], lambda part, whole: (part, whole))
     assert 0 < sum(whole <= 0 for _, whole in means) < 50
-    shares = sorted(part / whole if whole > 0 else np.copysign(np.inf, part) for part, whole in means)
-    expected = (100 * (BEFORE - patched).mean() / (BEFORE - tuned).mean(), 100 * shares[49], 100 * shares[1950])
+    shares = sorted(
+        part / whole if whole > 0 else np.copysign(np.inf, part) for part, whole in means
+    )
+    expected = (
+        100 * (BEFORE - patched).mean() / (BEFORE - tuned).mean(),
+        100 * shares[49],
+        100 * shares[1950],
+    )
     assert numbers(claim.text, "256 neurons") == pytest.approx(expected, abs=0.06)
     assert claim.verdict == "undecided"
 
@@ -191,7 +237,9 @@ def test_few_prompts_decide_nothing(tmp_path: Path, n: int, verdict: str) -> Non
         (reached(0.1, 0.6), "undecided"),
     ],
 )
-def test_without_scores_by_prompt_the_share_has_no_interval(tmp_path: Path, patched: Values, verdict: str) -> None:
+def test_without_scores_by_prompt_the_share_has_no_interval(
+    tmp_path: Path, patched: Values, verdict: str
+) -> None:
     folder = write(tmp_path, {"none": BEFORE, "dpo": AFTER, "patch_256": patched}, files=False)
     claim = found(folder)[ALIGNED]
     assert claim == found(folder, use_files=False)[ALIGNED]
@@ -221,7 +269,9 @@ def test_a_file_of_an_earlier_evaluation_is_not_used(tmp_path: Path) -> None:
     assert "no interval without scores" in found(folder)[ALIGNED].text
 
 
-@pytest.mark.parametrize("saved", [{"tokens": []}, {"values": {"toxicity": ["much"]}, "tokens": []}, []])
+@pytest.mark.parametrize(
+    "saved", [{"tokens": []}, {"values": {"toxicity": ["much"]}, "tokens": []}, []]
+)
 def test_a_file_that_is_no_row_is_an_error(tmp_path: Path, saved: Any) -> None:
     folder = write(tmp_path, {"none": BEFORE, "dpo": AFTER, "patch_256": reached(0.1)})
     (folder / "rows" / "strict-dpo.json").write_text(json.dumps(saved))
@@ -249,7 +299,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ("up", "cancelled", "verdict"),
     [(0.02, "50.0%", "held"), (0.004, "10.0%", "did not hold"), (0.01, "25.0%", "held")],
 )
-def test_increases_against_decreases(compared: Run, up: float, cancelled: str, verdict: str) -> None:
+def test_increases_against_decreases(
+    compared: Run, up: float, cancelled: str, verdict: str
+) -> None:
     change = np.full(360, -0.04)
     change[::2] = up
     change[:20] = 0.0  # ten of each
@@ -267,7 +319,9 @@ def test_nothing_opposes_a_decrease_that_is_not_there(compared: Run) -> None:
 
 @given(st.integers(0, 2**16), st.floats(1e-3, 1e3))
 @hypothesis_settings(max_examples=20, deadline=None)
-def test_the_unit_of_the_residual_stream_does_not_matter(compared: Run, seed: int, scale: float) -> None:
+def test_the_unit_of_the_residual_stream_does_not_matter(
+    compared: Run, seed: int, scale: float
+) -> None:
     change = np.random.default_rng(seed).normal(-0.3, 1, 360)
     assert claims(with_change(compared, change)) == claims(with_change(compared, scale * change))
 
@@ -290,12 +344,18 @@ def test_a_table_without_a_tuned_model_opposes_nothing(compared: Run) -> None:
         (np.zeros(N), "held", "at least as far"),
     ],
 )
-def test_four_groups_against_dpo(tmp_path: Path, difference: Values, verdict: str, words: str) -> None:
-    folder = write(tmp_path, {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER + difference})
+def test_four_groups_against_dpo(
+    tmp_path: Path, difference: Values, verdict: str, words: str
+) -> None:
+    folder = write(
+        tmp_path, {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER + difference}
+    )
     claim = found(folder)[GROUPS]
     assert claim.verdict == verdict
     ours = numbers(claim.text, "the difference to DPO is")
-    reference = stats.bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(5))
+    reference = stats.bootstrap(
+        (difference,), np.mean, method="percentile", rng=np.random.default_rng(5)
+    )
     interval = (0.0, 0.0) if not difference.any() else tuple(reference.confidence_interval)
     assert ours == pytest.approx((difference.mean(), *interval), abs=2e-3)
     assert f"(n = 60 prompts, paired), {words}" in claim.text
@@ -304,7 +364,10 @@ def test_four_groups_against_dpo(tmp_path: Path, difference: Values, verdict: st
 def test_pairs_decide_what_intervals_leave_open(tmp_path: Path) -> None:
     # Skewed, so that neither interval lies evenly around its mean.
     tuned = AFTER - 0.3 * np.random.default_rng(4).exponential(size=N) ** 2
-    folder = write(tmp_path, {"none": BEFORE, "dpo": tuned, "patch_four_groups": tuned + noise(0.05, mean=0.03)})
+    folder = write(
+        tmp_path,
+        {"none": BEFORE, "dpo": tuned, "patch_four_groups": tuned + noise(0.05, mean=0.03)},
+    )
     assert found(folder)[GROUPS].verdict == "did not hold"
     without = found(folder, use_files=False)[GROUPS]
     assert without.verdict == "undecided"
@@ -317,10 +380,14 @@ def test_pairs_decide_what_intervals_leave_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("patched", "verdict"), [(0.05, "held"), (0.6, "did not hold")])
-def test_intervals_decide_where_they_do_not_overlap(tmp_path: Path, patched: float, verdict: str) -> None:
+def test_intervals_decide_where_they_do_not_overlap(
+    tmp_path: Path, patched: float, verdict: str
+) -> None:
     # Changes of -0.2 and of -0.35 or +0.2, each give or take 0.013.
     level = BEFORE + noise(0.05, mean=-0.2), BEFORE + noise(0.05, mean=patched - 0.4, seed=2)
-    folder = write(tmp_path, {"none": BEFORE, "dpo": level[0], "patch_four_groups": level[1]}, files=False)
+    folder = write(
+        tmp_path, {"none": BEFORE, "dpo": level[0], "patch_four_groups": level[1]}, files=False
+    )
     assert found(folder)[GROUPS].verdict == verdict
 
 
@@ -334,8 +401,16 @@ def test_replicating_no_reduction_is_no_success(tmp_path: Path) -> None:
 
 
 def test_price_and_shift_stand_beside(tmp_path: Path) -> None:
-    rows = {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER - 0.01, "patch_four_groups_shift": AFTER + 0.07}
-    prices = {name: np.linspace(0, 2, 12) * size for name, size in zip(rows, (0, 0.1, 1, 0.5), strict=True)}
+    rows = {
+        "none": BEFORE,
+        "dpo": AFTER,
+        "patch_four_groups": AFTER - 0.01,
+        "patch_four_groups_shift": AFTER + 0.07,
+    }
+    prices = {
+        name: np.linspace(0, 2, 12) * size
+        for name, size in zip(rows, (0, 0.1, 1, 0.5), strict=True)
+    }
     claim = found(write(tmp_path, rows, prices))[GROUPS]
     # It costs between 0 and 2 nats, a block more than the other.
     assert claim.verdict == "held, at the price of the model"
@@ -392,7 +467,12 @@ def test_an_effect_that_fails_is_not_held_at_any_price(tmp_path: Path) -> None:
 
 
 def test_an_edit_does_not_beat_dpo_with_a_model_that_no_longer_speaks(tmp_path: Path) -> None:
-    rows = {"none": BEFORE, "dpo": AFTER, "edit_probe_set": AFTER - 0.2, "edit_probe_shift": AFTER + 0.1}
+    rows = {
+        "none": BEFORE,
+        "dpo": AFTER,
+        "edit_probe_set": AFTER - 0.2,
+        "edit_probe_shift": AFTER + 0.1,
+    }
     folder = with_degenerate(write(tmp_path, rows), "edit_probe_set", BROKEN)
     claim = found(folder)[EDITING]
     assert claim.verdict == AT_THE_PRICE
@@ -401,7 +481,9 @@ def test_an_edit_does_not_beat_dpo_with_a_model_that_no_longer_speaks(tmp_path: 
 
 
 @pytest.mark.parametrize("lost", [(), ("set",), ("set", "shift"), ("set", "shift", "scale")])
-def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(tmp_path: Path, lost: Any) -> None:
+def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(
+    tmp_path: Path, lost: Any
+) -> None:
     rows: dict[str, Any] = {"none": BEFORE, "dpo": AFTER}
     # The lowest first, and one of them on fewer prompts.
     for place, kind in enumerate(("set", "shift", "scale")):
@@ -410,7 +492,9 @@ def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(tmp
     for kind in lost:
         with_degenerate(folder, f"edit_probe_{kind}", BROKEN)
     run = load(folder)
-    [text] = [finding.text for finding in findings(run, folder=folder) if finding.about == "Editing"]
+    [text] = [
+        finding.text for finding in findings(run, folder=folder) if finding.about == "Editing"
+    ]
     assert text.startswith("Of 3 edits ")
     assert found(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
     whole = [kind for kind in ("set", "shift", "scale") if kind not in lost]
@@ -418,7 +502,10 @@ def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(tmp
     assert ("at the price of the model" in text) == bool(lost)
     assert (f"{len(lost)} leave no model that still speaks" in text) == bool(lost)
     for kind in lost:
-        assert f"“Edit along the probe: {kind}” is lowest" not in found(folder)[EDITING].text or not whole
+        assert (
+            f"“Edit along the probe: {kind}” is lowest" not in found(folder)[EDITING].text
+            or not whole
+        )
 
 
 def with_rounding(folder: Path, changed: int, prompts: int) -> Path:
@@ -430,7 +517,9 @@ def with_rounding(folder: Path, changed: int, prompts: int) -> Path:
 
 
 @pytest.mark.parametrize(("difference", "word"), [(-0.03, "would hold"), (0.03, "did not hold")])
-def test_no_verdict_where_rounding_could_turn_it(tmp_path: Path, difference: float, word: str) -> None:
+def test_no_verdict_where_rounding_could_turn_it(
+    tmp_path: Path, difference: float, word: str
+) -> None:
     rows = {"none": BEFORE, "dpo": AFTER, "patch_four_groups": AFTER + noise(0.02, mean=difference)}
     folder = write(tmp_path, rows)
     gap = numbers(found(folder)[GROUPS].text, "the difference")
@@ -441,7 +530,9 @@ def test_no_verdict_where_rounding_could_turn_it(tmp_path: Path, difference: flo
     enough = (room / 1.96) ** 2 * N / (4 * variance) * 130 - 1
     few, many = int(np.floor(enough * 0.8)), int(np.ceil(enough * 1.2)) + 1
     assert 0 <= few < many < 128
-    assert found(with_rounding(folder, few, 128))[GROUPS].verdict == ("held" if difference < 0 else "did not hold")
+    assert found(with_rounding(folder, few, 128))[GROUPS].verdict == (
+        "held" if difference < 0 else "did not hold"
+    )
     claim = found(with_rounding(folder, many, 128))[GROUPS]
     assert claim.verdict == "undecided"
     assert f"By these intervals alone it {word}" in claim.text
@@ -452,7 +543,9 @@ def test_rounding_turns_no_verdict_into_another(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     before = {(claim.name, claim.protocol): claim.verdict for claim in claims(load(folder))}
     after = claims(load(with_rounding(folder, 64, 128)))
-    assert all(claim.verdict in ("undecided", before[claim.name, claim.protocol]) for claim in after)
+    assert all(
+        claim.verdict in ("undecided", before[claim.name, claim.protocol]) for claim in after
+    )
     assert [claim.verdict for claim in after] != [*before.values()]
 
 
@@ -485,7 +578,9 @@ def against_dpo(standard_errors: float, *, seed: int = 1) -> Values:
 
 
 @pytest.mark.parametrize(("others", "verdict"), [(0, "held"), (5, "undecided")])
-def test_an_edit_must_win_by_more_where_more_are_looked_at(tmp_path: Path, others: int, verdict: str) -> None:
+def test_an_edit_must_win_by_more_where_more_are_looked_at(
+    tmp_path: Path, others: int, verdict: str
+) -> None:
     edited = against_dpo(-2.25)
     rows = {"none": BEFORE, "dpo": AFTER, "edit_probe_set": edited}
     rows |= {f"edit_probe_{place}_set": against_dpo(0.0, seed=place + 2) for place in range(others)}
@@ -493,7 +588,9 @@ def test_an_edit_must_win_by_more_where_more_are_looked_at(tmp_path: Path, other
     assert claim.verdict == verdict
     tail = 2.5 / (1 + others)
     low, high = np.percentile(resample([edited - AFTER], lambda mean: mean), [tail, 100 - tail])
-    assert numbers(claim.text, "is lowest") == pytest.approx(((edited - AFTER).mean(), low, high), abs=6e-4)
+    assert numbers(claim.text, "is lowest") == pytest.approx(
+        ((edited - AFTER).mean(), low, high), abs=6e-4
+    )
     assert f"Bonferroni for {1 + others} look" in claim.text
     assert "Edit along the probe: set" in claim.text
 
@@ -523,11 +620,18 @@ def test_the_price_of_an_edit_counts(tmp_path: Path, price: Values | None, verdi
         tokens = TOKENS[:blocks].astype(float)
         means = resample([price * tokens, tokens], lambda price, weight: price / weight)
         expected = ((price * tokens).sum() / tokens.sum(), *np.percentile(means, [2.5, 97.5]))
-        assert numbers(claim.text, "against DPO, log-perplexity") == pytest.approx(expected, abs=6e-4)
+        assert numbers(claim.text, "against DPO, log-perplexity") == pytest.approx(
+            expected, abs=6e-4
+        )
 
 
 def test_the_edit_that_is_named_won_at_a_fair_price(tmp_path: Path) -> None:
-    rows = {"none": BEFORE, "dpo": AFTER, "edit_probe_set": AFTER - 0.2, "edit_probe_shift": AFTER - 0.1}
+    rows = {
+        "none": BEFORE,
+        "dpo": AFTER,
+        "edit_probe_set": AFTER - 0.2,
+        "edit_probe_shift": AFTER - 0.1,
+    }
     prices = {name: np.full(12, 3.0 if name == "edit_probe_set" else 0.0) for name in rows}
     claim = found(write(tmp_path, rows, prices))[EDITING]
     assert claim.verdict == "held"
@@ -536,19 +640,28 @@ def test_the_edit_that_is_named_won_at_a_fair_price(tmp_path: Path) -> None:
     assert "1 of these" in claim.text
 
 
-@pytest.mark.parametrize(("worse", "verdict"), [((0.1, 0.1), "did not hold"), ((0.1, 0.0), "undecided")])
-def test_editing_loses_only_where_every_edit_does(tmp_path: Path, worse: tuple[float, float], verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("worse", "verdict"), [((0.1, 0.1), "did not hold"), ((0.1, 0.0), "undecided")]
+)
+def test_editing_loses_only_where_every_edit_does(
+    tmp_path: Path, worse: tuple[float, float], verdict: str
+) -> None:
     names = ("edit_probe_set", "edit_probe_shift")
     rows = {"none": BEFORE, "dpo": AFTER}
-    rows |= {name: AFTER + mean + noise(0.05, seed=3) for name, mean in zip(names, worse, strict=True)}
+    rows |= {
+        name: AFTER + mean + noise(0.05, seed=3) for name, mean in zip(names, worse, strict=True)
+    }
     claim = found(write(tmp_path, rows))[EDITING]
     assert claim.verdict == verdict
     assert "none with distinguishably lower" in claim.text
 
 
 @pytest.mark.parametrize(("others", "verdict"), [(0, "held"), (7, "undecided")])
-def test_without_pairs_the_intervals_widen_with_the_looks(tmp_path: Path, others: int, verdict: str) -> None:
-    # The 95 % intervals of the two changes are 0.1 * 1.96 / sqrt(60) to either side, and lie just apart.
+def test_without_pairs_the_intervals_widen_with_the_looks(
+    tmp_path: Path, others: int, verdict: str
+) -> None:
+    # The 95 % intervals of the two changes are 0.1 * 1.96 / sqrt(60) to either side, and lie just
+    # apart.
     apart = 2.2 * 1.96 * 0.1 / np.sqrt(N)
     rows = {
         "none": BEFORE,
@@ -559,10 +672,16 @@ def test_without_pairs_the_intervals_widen_with_the_looks(tmp_path: Path, others
     assert found(write(tmp_path, rows), use_files=False)[EDITING].verdict == verdict
 
 
-@pytest.mark.parametrize(("price", "verdict"), [(0.0, "undecided"), (-0.5, "held"), (0.5, "did not hold")])
+@pytest.mark.parametrize(
+    ("price", "verdict"), [(0.0, "undecided"), (-0.5, "held"), (0.5, "did not hold")]
+)
 def test_without_pairs_the_price_must_be_shown(tmp_path: Path, price: float, verdict: str) -> None:
     rows = {"none": BEFORE, "dpo": BEFORE - 0.2, "edit_probe_set": BEFORE - 0.4}
-    prices = {"none": np.zeros(12), "dpo": noise(0.1, n=12), "edit_probe_set": noise(0.1, n=12, mean=price, seed=2)}
+    prices = {
+        "none": np.zeros(12),
+        "dpo": noise(0.1, n=12),
+        "edit_probe_set": noise(0.1, n=12, mean=price, seed=2),
+    }
     assert found(write(tmp_path, rows, prices), use_files=False)[EDITING].verdict == verdict
 
 
@@ -603,9 +722,13 @@ def test_each_protocol_has_its_own_perplexity(tmp_path: Path) -> None:
         if row["protocol"] == "paper":
             row["change"]["log_ppl"] |= {"mean": 0.01, "low": 0.0, "high": 0.02}
     (folder / "results.json").write_text(json.dumps(results))
-    verdicts = {claim.protocol: claim.verdict for claim in claims(load(folder)) if claim.name == PERPLEXITY}
+    verdicts = {
+        claim.protocol: claim.verdict for claim in claims(load(folder)) if claim.name == PERPLEXITY
+    }
     assert verdicts == {"strict": "did not hold", "paper": "held"}
-    texts = {claim.protocol: claim.text for claim in claims(load(folder)) if claim.name == PERPLEXITY}
+    texts = {
+        claim.protocol: claim.text for claim in claims(load(folder)) if claim.name == PERPLEXITY
+    }
     assert "first position" in texts["paper"]
     assert "first position" not in texts["strict"]
 
@@ -613,12 +736,19 @@ def test_each_protocol_has_its_own_perplexity(tmp_path: Path) -> None:
 # Specific
 
 
-def controlled(neurons: float, direction: float, *, size: float = 0.05, n: int = 24) -> dict[str, Values]:
-    """An edit, and its controls on the first prompts, which leave so much more toxicity than the edit."""
+def controlled(
+    neurons: float, direction: float, *, size: float = 0.05, n: int = 24
+) -> dict[str, Values]:
+    """An edit, and its controls on the first prompts, which leave so much more toxicity than the
+    edit.
+    """
     edited = BEFORE - 0.3 + noise(0.05)
     controls = {"random_neurons": neurons, "random_direction": direction}
     more = {name: edited[:n] + noise(size, n=n, mean=mean) for name, mean in controls.items()}
-    return {"edit_probe_set": edited, **{f"edit_probe_set__{name}": values for name, values in more.items()}}
+    return {
+        "edit_probe_set": edited,
+        **{f"edit_probe_set__{name}": values for name, values in more.items()},
+    }
 
 
 @pytest.mark.parametrize(
@@ -632,7 +762,9 @@ def controlled(neurons: float, direction: float, *, size: float = 0.05, n: int =
         (controlled(0.1, 0.2, n=9), "undecided"),
     ],
 )
-def test_an_edit_against_its_random_controls(tmp_path: Path, rows: dict[str, Values], verdict: str) -> None:
+def test_an_edit_against_its_random_controls(
+    tmp_path: Path, rows: dict[str, Values], verdict: str
+) -> None:
     claim = found(write(tmp_path, {"none": BEFORE, **rows}))[f"{SPECIFIC}: probe-based edits"]
     assert claim.verdict == verdict
     n = len(rows["edit_probe_set__random_neurons"])
@@ -649,7 +781,10 @@ def test_an_edit_against_its_random_controls(tmp_path: Path, rows: dict[str, Val
 
 def test_a_family_holds_with_all_its_members(tmp_path: Path) -> None:
     rows = {"none": BEFORE, "patch_256": BEFORE - 0.3, "patch_256__random_neurons": BEFORE[:24]}
-    rows |= {"patch_TP": BEFORE - 0.3, "patch_TP__random_neurons": BEFORE[:24] - 0.3 + noise(0.05, n=24)}
+    rows |= {
+        "patch_TP": BEFORE - 0.3,
+        "patch_TP__random_neurons": BEFORE[:24] - 0.3 + noise(0.05, n=24),
+    }
     rows |= {"patch_TP_AN": BEFORE + noise(0.1), "patch_TP_AN__random_neurons": BEFORE[:24]}
     claim = found(write(tmp_path, rows))[f"{SPECIFIC}: patches"]
     assert claim.verdict == "undecided"
@@ -664,7 +799,11 @@ def test_a_family_holds_with_all_its_members(tmp_path: Path) -> None:
 
 
 def test_without_an_effect_nothing_is_specific(tmp_path: Path) -> None:
-    rows = {"none": BEFORE, "steer_probe": BEFORE + noise(0.1), "steer_probe__random_direction": BEFORE[:24] + 0.2}
+    rows = {
+        "none": BEFORE,
+        "steer_probe": BEFORE + noise(0.1),
+        "steer_probe__random_direction": BEFORE[:24] + 0.2,
+    }
     claim = found(write(tmp_path, rows))[f"{SPECIFIC}: steering"]
     assert claim.verdict == "undecided"
     assert "under none of 1" in claim.text
@@ -677,13 +816,24 @@ def test_a_whole_run_under_both_protocols(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     made = claims(load(folder), folder=folder)
     assert len({(claim.name, claim.protocol) for claim in made}) == len(made)
-    families = {f"{SPECIFIC}: {name}" for name in ("steering", "patches", "probe-based edits", "probe-free edits")}
+    families = {
+        f"{SPECIFIC}: {name}"
+        for name in ("steering", "patches", "probe-based edits", "probe-free edits")
+    }
     for protocol in ("strict", "paper"):
         ours = [claim for claim in made if claim.protocol == protocol]
-        assert {claim.name for claim in ours} == {ALIGNED, OPPOSING, GROUPS, EDITING, PERPLEXITY, *families}
+        assert {claim.name for claim in ours} == {
+            ALIGNED,
+            OPPOSING,
+            GROUPS,
+            EDITING,
+            PERPLEXITY,
+            *families,
+        }
         assert all(claim.text.startswith(f"Under `{protocol}`, ") for claim in ours)
     assert [claim.protocol for claim in made] == ["strict", "paper"] * (len(made) // 2)
-    # Its log-perplexities are of four blocks, and its patch of the aligned neurons of intervals only.
+    # Its log-perplexities are of four blocks, and its patch of the aligned neurons of intervals
+    # only.
     assert {claim.verdict for claim in made if claim.name in (PERPLEXITY, EDITING)} == {"undecided"}
 
 
@@ -707,8 +857,16 @@ def test_the_concept_is_called_by_its_name(tmp_path: Path) -> None:
         ({"patch_four_groups", "edit_probe_set"}, {GROUPS, EDITING, PERPLEXITY}),
     ],
 )
-def test_what_was_not_measured_is_not_claimed(tmp_path: Path, missing: set[str], gone: set[str]) -> None:
-    rows = {"none": BEFORE, "dpo": AFTER, "patch_256": AFTER, "patch_four_groups": AFTER, "edit_probe_set": AFTER}
+def test_what_was_not_measured_is_not_claimed(
+    tmp_path: Path, missing: set[str], gone: set[str]
+) -> None:
+    rows = {
+        "none": BEFORE,
+        "dpo": AFTER,
+        "patch_256": AFTER,
+        "patch_four_groups": AFTER,
+        "edit_probe_set": AFTER,
+    }
     kept = {name: values for name, values in rows.items() if name not in missing}
     assert found(write(tmp_path, kept)).keys() == {ALIGNED, GROUPS, EDITING, PERPLEXITY} - gone
 
@@ -717,7 +875,9 @@ def test_what_the_paper_found_is_quoted_as_published(tmp_path: Path) -> None:
     made = found(write_run(tmp_path, protocols=("paper",)), use_files=False)
     models = {name: model for model, name in published.MODELS.items()}.values()
     for which in ("judged", "top"):
-        shares = [100 * published.figure(model, "toxic_neurons")[which]["share"] for model in models]
+        shares = [
+            100 * published.figure(model, "toxic_neurons")[which]["share"] for model in models
+        ]
         for end in (min(shares), max(shares)):
             assert f"{end:.1f}%" in made[ALIGNED].published
     reducing = [100 * published.figure(model, "reducing_share") for model in models]

@@ -1,4 +1,6 @@
-"""Any binary concept: the probe as a scorer, the agreement of scorers, word lists, and the sentiment example."""
+"""Any binary concept: the probe as a scorer, the agreement of scorers, word lists, and the
+sentiment example.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def texts_and_labels() -> tuple[list[str], list[int]]:
     rng = np.random.default_rng(0)
     labels = [*(np.arange(100) % 2)]
     letters = ("aeiou", "bcdfg")
-    return ["".join(rng.choice([*letters[label]], size=rng.integers(1, 40))) for label in labels], labels
+    return [
+        "".join(rng.choice([*letters[label]], size=rng.integers(1, 40))) for label in labels
+    ], labels
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +77,17 @@ def test_scores_reproduce_the_validation_of_the_probe(scorer: ProbeScorer) -> No
     scores, truth = scorer.score([texts[row] for row in held]), np.array(labels)[held]
     assert np.mean((scores > 0.5) == truth) == scorer.direction.accuracy
     assert roc_auc_score(truth, scores) == pytest.approx(scorer.record["held_out_auc"])
-    assert (scorer.record["held_out"], scorer.record["trained_on"], scorer.record["max_tokens"]) == (10, 90, 24)
+    assert (
+        scorer.record["held_out"],
+        scorer.record["trained_on"],
+        scorer.record["max_tokens"],
+    ) == (10, 90, 24)
 
 
 def test_the_probability_is_calibrated_by_the_intercept(llama: LM) -> None:
-    """With nine texts out of ten of one class, the mean score is the share of that class, and not a half."""
+    """With nine texts out of ten of one class, the mean score is the share of that class, and not a
+    half.
+    """
     texts, _ = texts_and_labels()
     labels = [int(row % 10 > 0) for row in range(100)]
     probe = dd.train_probe(llama, texts, labels, max_tokens=24)
@@ -109,7 +119,9 @@ def test_a_saved_probe_scores_the_same(scorer: ProbeScorer, tmp_path: Path) -> N
 
 def interventions(lm: LM, probe: Direction) -> list[Intervention]:
     shape = (lm.view.n_layers, lm.view.n_neurons)
-    halved = Intervention("half", "scale", np.full(shape, 0.5), np.zeros(shape), np.ones(shape, dtype=bool))
+    halved = Intervention(
+        "half", "scale", np.full(shape, 0.5), np.zeros(shape), np.ones(shape, dtype=bool)
+    )
     return [halved, dd.steer(probe, 2.0)]
 
 
@@ -117,17 +129,28 @@ def interventions(lm: LM, probe: Direction) -> list[Intervention]:
 def test_an_edited_model_is_no_judge(scorer: ProbeScorer, which: int) -> None:
     before = scorer.score(["the cat"])
     acting = interventions(scorer.lm, scorer.direction)[which]
-    with pytest.raises(DialdownError, match="intervention acts right now: score outside"), acting.applied(scorer.lm):
+    with (
+        pytest.raises(DialdownError, match="intervention acts right now: score outside"),
+        acting.applied(scorer.lm),
+    ):
         scorer.score(["the cat"])
     assert scorer.score(["the cat"]).tolist() == before.tolist()
 
 
 def test_only_a_strict_probe_with_an_intercept_scores(scorer: ProbeScorer, gpt2: LM) -> None:
     lm, probe = scorer.lm, scorer.direction
-    for other in (dd.random_direction(lm), dd.token_contrast(lm, ["cat"], ["the"]), replace(probe, site="after_norm")):
-        with pytest.raises(DialdownError, match="gives no probability: pass a probe of the strict protocol"):
+    for other in (
+        dd.random_direction(lm),
+        dd.token_contrast(lm, ["cat"], ["the"]),
+        replace(probe, site="after_norm"),
+    ):
+        with pytest.raises(
+            DialdownError, match="gives no probability: pass a probe of the strict protocol"
+        ):
             ProbeScorer(lm, other)
-    old = replace(probe, record={key: value for key, value in probe.record.items() if key != "intercept"})
+    old = replace(
+        probe, record={key: value for key, value in probe.record.items() if key != "intercept"}
+    )
     with pytest.raises(DialdownError, match=r"without its intercept.*train it again"):
         ProbeScorer(lm, old)
     with pytest.raises(DialdownError, match=r"The probe has 8 dimensions .* tiny-gpt2 16"):
@@ -138,7 +161,9 @@ def test_only_a_strict_probe_with_an_intercept_scores(scorer: ProbeScorer, gpt2:
 
 shares = st.integers(0, 4).map(lambda k: k / 4)  # few values, so that ties are common
 two_scorers = st.integers(3, 25).flatmap(
-    lambda n: st.tuples(st.lists(shares, min_size=n, max_size=n), st.lists(shares, min_size=n, max_size=n))
+    lambda n: st.tuples(
+        st.lists(shares, min_size=n, max_size=n), st.lists(shares, min_size=n, max_size=n)
+    )
 )
 
 
@@ -175,7 +200,9 @@ def test_agreement_is_what_scipy_and_scikit_learn_say(
 
 @settings(max_examples=20, deadline=None)
 @given(two_scorers)
-def test_agreement_is_symmetric_and_ranks_see_no_monotone_change(scores: tuple[list[float], list[float]]) -> None:
+def test_agreement_is_symmetric_and_ranks_see_no_monotone_change(
+    scores: tuple[list[float], list[float]],
+) -> None:
     x, y = scores
     row, back = only_row({"a": x, "b": y}), only_row({"a": y, "b": x})
     bent = only_row({"a": [value**3 for value in x], "b": y})
@@ -198,9 +225,17 @@ def test_the_interval_is_the_percentile_bootstrap() -> None:
 
 def test_a_text_without_a_number_is_left_out_of_its_pairs_only() -> None:
     nan = float("nan")
-    scores = {"a": [0.1, nan, 0.9, 0.4, 0.8], "b": [0.2, 0.3, nan, 0.6, 0.7], "c": [0.3, 0.1, 0.8, 0.9, 0.2]}
+    scores = {
+        "a": [0.1, nan, 0.9, 0.4, 0.8],
+        "b": [0.2, 0.3, nan, 0.6, 0.7],
+        "c": [0.3, 0.1, 0.8, 0.9, 0.2],
+    }
     frame = agreement(scores)
-    assert frame.select("first", "second", "n").rows() == [("a", "b", 3), ("a", "c", 4), ("b", "c", 4)]
+    assert frame.select("first", "second", "n").rows() == [
+        ("a", "b", 3),
+        ("a", "c", 4),
+        ("b", "c", 4),
+    ]
     whole = only_row({"a": [0.1, 0.4, 0.8], "b": [0.2, 0.6, 0.7]})
     assert frame.row(0, named=True) == whole
 
@@ -208,7 +243,12 @@ def test_a_text_without_a_number_is_left_out_of_its_pairs_only() -> None:
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_texts_have_no_correlation(n: int) -> None:
     row = only_row({"a": [0.1, 0.9][:n], "b": [0.2, 0.8][:n]})
-    assert (row["spearman"], row["spearman_low"], row["spearman_high"], row["n"]) == (None, None, None, n)
+    assert (row["spearman"], row["spearman_low"], row["spearman_high"], row["n"]) == (
+        None,
+        None,
+        None,
+        n,
+    )
     assert (row["both"], row["kappa"]) == {0: (None, None), 1: (0, None), 2: (0.5, 1)}[n]
 
 
@@ -236,12 +276,17 @@ def test_what_cannot_agree_is_refused() -> None:
 
 @pytest.mark.parametrize("variant", ["cat", "Cat", " cat", "cat ", "CAT\n"])
 def test_a_word_on_both_sides_is_noticed_however_it_is_written(llama: LM, variant: str) -> None:
-    with pytest.raises(DialdownError, match="'cat' is on both sides of the contrast, case and spaces aside"):
+    with pytest.raises(
+        DialdownError, match="'cat' is on both sides of the contrast, case and spaces aside"
+    ):
         token_contrast(llama, ["the", "cat"], [variant])
 
 
 def test_spaces_around_a_word_change_nothing(llama: LM) -> None:
-    plain, spaced = token_contrast(llama, ["cat"], ["the"]), token_contrast(llama, [" cat "], ["the\n"])
+    plain, spaced = (
+        token_contrast(llama, ["cat"], ["the"]),
+        token_contrast(llama, [" cat "], ["the\n"]),
+    )
     assert plain.vector.tolist() == spaced.vector.tolist()
 
 

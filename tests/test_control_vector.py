@@ -32,23 +32,32 @@ def shift(lm: LM, *, first: bool = False, seed: int = 0) -> Intervention:
     shape = (lm.view.n_layers, lm.view.n_neurons)
     selected = rng.random(shape) < 0.5
     selected[0] &= first
-    return Intervention("it", "shift", np.ones(shape), np.where(selected, rng.standard_normal(shape), 0.0), selected)
+    return Intervention(
+        "it", "shift", np.ones(shape), np.where(selected, rng.standard_normal(shape), 0.0), selected
+    )
 
 
 def steering(lm: LM) -> Intervention:
-    return Intervention("it", "steer", vector=np.random.default_rng(1).standard_normal(lm.view.d_model))
+    return Intervention(
+        "it", "steer", vector=np.random.default_rng(1).standard_normal(lm.view.d_model)
+    )
 
 
 def decoder_layers(lm: LM) -> list[Any]:
     """The modules whose output is the residual stream after each layer."""
     paths = [layer.path.split(".") for layer in lm.view.layers]
     ends = [next(place for place, part in enumerate(path) if part.isdigit()) for path in paths]
-    return [lm.model.get_submodule(".".join(path[: end + 1])) for path, end in zip(paths, ends, strict=True)]
+    return [
+        lm.model.get_submodule(".".join(path[: end + 1]))
+        for path, end in zip(paths, ends, strict=True)
+    ]
 
 
 @contextmanager
 def llama_cpp(lm: LM, path: Path) -> Iterator[None]:
-    """What llama.cpp does with a control vector: `direction.N` is added to the output of its block N."""
+    """What llama.cpp does with a control vector: `direction.N` is added to the output of its block
+    N.
+    """
 
     def adding(vector: np.ndarray[Any, Any]) -> Any:
         def act(module: Any, args: Any, output: Any) -> Any:
@@ -79,7 +88,9 @@ def applied(lm: LM, edit: Intervention) -> torch.Tensor:
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, base: torch.Tensor) -> None:
     assert float((got - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
-    assert float((expected - base).abs().amax(-1).min()) > 1e-2, "the intervention must change every position"
+    assert float((expected - base).abs().amax(-1).min()) > 1e-2, (
+        "the intervention must change every position"
+    )
 
 
 def test_a_shift_is_its_control_vector(lm: LM, tmp_path: Path) -> None:
@@ -119,7 +130,9 @@ def test_each_layer_is_the_sum_over_its_neurons(name: str, tmp_path: Path) -> No
         for i in range(tiny.NEURONS):
             total += edit.offset[index, i] * values[i]
         assert vector.dtype == np.float32
-        assert np.array_equal(vector, total.astype(np.float32)) or np.abs(vector - total).max() < 1e-6
+        assert (
+            np.array_equal(vector, total.astype(np.float32)) or np.abs(vector - total).max() < 1e-6
+        )
 
 
 def test_bfloat16_weights_are_summed_in_float64(tmp_path: Path) -> None:
@@ -132,7 +145,9 @@ def test_bfloat16_weights_are_summed_in_float64(tmp_path: Path) -> None:
 
 def test_layer_0_is_refused_or_left_out(gpt2: LM, tmp_path: Path) -> None:
     whole, path = shift(gpt2, first=True), tmp_path / "v.gguf"
-    with pytest.raises(DialdownError, match=r"shifts layer 0 \(\d+% of what it writes\).*skip_first_layer=True"):
+    with pytest.raises(
+        DialdownError, match=r"shifts layer 0 \(\d+% of what it writes\).*skip_first_layer=True"
+    ):
         write_control_vector(gpt2, whole, path)
     assert not path.exists()
     write_control_vector(gpt2, whole, path, skip_first_layer=True)
@@ -169,7 +184,9 @@ def test_the_file_is_what_llama_cpp_reads(llama: LM, tmp_path: Path) -> None:
     assert fields["general.architecture"] == "controlvector"
     assert fields["controlvector.model_hint"] == "llama"
     assert fields["controlvector.layer_count"] == tiny.LAYERS - 1
-    found = [(tensor.name, tensor.tensor_type.name, tensor.shape.tolist()) for tensor in reader.tensors]
+    found = [
+        (tensor.name, tensor.tensor_type.name, tensor.shape.tolist()) for tensor in reader.tensors
+    ]
     assert found == [(f"direction.{layer}", "F32", [tiny.WIDTH]) for layer in range(1, tiny.LAYERS)]
 
 
@@ -186,18 +203,24 @@ quick = settings(max_examples=25, deadline=None)
 
 @quick
 @given(strength=st.floats(-4, 4, width=32), seed=st.integers(0, 5))
-def test_the_dial_multiplies_the_vector(tmp_path_factory: pytest.TempPathFactory, strength: float, seed: int) -> None:
+def test_the_dial_multiplies_the_vector(
+    tmp_path_factory: pytest.TempPathFactory, strength: float, seed: int
+) -> None:
     folder = tmp_path_factory.getbasetemp()
     edit = Intervention(**{**vars(shift(MODEL, seed=seed)), "vector": steering(MODEL).vector})
     whole = read_control_vector(write_control_vector(MODEL, edit, folder / "whole.gguf"))
-    dialled = read_control_vector(write_control_vector(MODEL, edit.at(strength), folder / "dialled.gguf"))
+    dialled = read_control_vector(
+        write_control_vector(MODEL, edit.at(strength), folder / "dialled.gguf")
+    )
     for layer, vector in whole.items():
         np.testing.assert_allclose(dialled[layer], strength * vector, rtol=1e-5, atol=1e-6)
 
 
 @quick
 @given(data=st.data())
-def test_a_file_cut_short_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_file_cut_short_is_an_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.getbasetemp()
     whole = write_control_vector(MODEL, shift(MODEL), folder / "whole.gguf")
     content = whole.read_bytes()

@@ -22,7 +22,9 @@ from dialdown.data.texts import (
 from dialdown.errors import DialdownError
 
 WORDS = ["you", "fool", "dear", "friend", "go", "away"]
-some_prompts = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join), min_size=1, max_size=12)
+some_prompts = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join), min_size=1, max_size=12
+)
 
 
 def write_jsonl(path, rows):
@@ -37,7 +39,10 @@ def labelled_csv(tmp_path, n=200):
     return str(path)
 
 
-@given(st.text(), st.sampled_from([str.upper, str.title, lambda t: f"  {t}\n", lambda t: t.replace(" ", "  ")]))
+@given(
+    st.text(),
+    st.sampled_from([str.upper, str.title, lambda t: f"  {t}\n", lambda t: t.replace(" ", "  ")]),
+)
 def test_case_and_white_space_do_not_move_a_text_to_another_part(text, change):
     changed = change(text)
     if data.normalise(changed) == data.normalise(text):
@@ -84,7 +89,9 @@ def test_prompts_are_chosen_by_seed_and_more_of_them_start_alike(tmp_path):
 def test_prompts_of_every_file_kind(tmp_path):
     wanted = {"say, this", "and that"}
     rows = [{"prompt": "say, this"}, {"prompt": {"text": "and that", "toxicity": 0.9}}]
-    nested = write_jsonl(tmp_path / "p.jsonl", [*rows, {"prompt": "an easy one", "challenging": False}])
+    nested = write_jsonl(
+        tmp_path / "p.jsonl", [*rows, {"prompt": "an easy one", "challenging": False}]
+    )
     (tmp_path / "p.csv").write_text('prompt\n"say, this"\nand that\n', encoding="utf-8-sig")
     (tmp_path / "p.txt").write_text("say, this\nSAY,  this\nand that\n", encoding="utf-8")
     with gzip.open(tmp_path / "p.jsonl.gz", "wt", encoding="utf-8") as packed:
@@ -101,19 +108,26 @@ def test_excluded_prompts_and_their_starts_are_left_out(tmp_path):
 
 def test_parts_share_no_text_and_labels_are_balanced(tmp_path):
     source = labelled_csv(tmp_path)
-    parts = {part: load_labelled(source, 20, seed=0, part=part) for part in ("probe", "judge", "pair_scorer")}
+    parts = {
+        part: load_labelled(source, 20, seed=0, part=part)
+        for part in ("probe", "judge", "pair_scorer")
+    }
     texts = [text for part in parts.values() for text in part.texts]
     assert len(set(texts)) == 60
     for part, labelled in parts.items():
         assert labelled.labels.dtype == np.int8
         assert labelled.labels.sum() == 10
         assert {part_of(text) for text in labelled.texts} == {part}
-        assert all(("fool" in text) == label for text, label in zip(labelled.texts, labelled.labels, strict=True))
+        assert all(
+            ("fool" in text) == label
+            for text, label in zip(labelled.texts, labelled.labels, strict=True)
+        )
 
 
 def test_repeated_and_long_texts_are_left_out(tmp_path):
     rows = [
-        {"text": t, "label": i % 2} for i, t in enumerate(["One fool", "a friend", "one  FOOL", "so many words here"])
+        {"text": t, "label": i % 2}
+        for i, t in enumerate(["One fool", "a friend", "one  FOOL", "so many words here"])
     ]
     rows[2]["label"] = 0  # a contradiction: the first stands
     labelled = load_labelled(write_jsonl(tmp_path / "l.jsonl", rows), None, seed=0, max_words=3)
@@ -124,9 +138,17 @@ def test_repeated_and_long_texts_are_left_out(tmp_path):
 
 
 def review(number):
-    """A film review: short and long sentences, line breaks and titles, each long one with the review's own word."""
-    body = f"Film{number} is about Mr. Smith and J. Doe, sadly.<br /><br />Avoid. Did film{number} move anybody at all?"
-    return f'{body} The end of film{number} is what I "liked" most of everything in it!<BR>It was a film like others.'
+    """A film review: short and long sentences, line breaks and titles, each long one with the
+    review's own word.
+    """
+    body = (
+        f"Film{number} is about Mr. Smith and J. Doe, sadly.<br /><br />Avoid. Did "
+        f"film{number} move anybody at all?"
+    )
+    return (
+        f'{body} The end of film{number} is what I "liked" most of everything in it!<BR>It was '
+        "a film like others."
+    )
 
 
 @pytest.fixture
@@ -158,7 +180,10 @@ def test_a_review_is_cut_into_sentences_and_negative_ones_are_labelled_1(reviews
 
 
 def test_no_review_is_in_two_parts_or_in_a_part_and_in_the_prompts(reviews):
-    parts = [films(load_labelled("embedded:imdb", None, seed=0, part=part).texts) for part in ("probe", "pair_scorer")]
+    parts = [
+        films(load_labelled("embedded:imdb", None, seed=0, part=part).texts)
+        for part in ("probe", "pair_scorer")
+    ]
     prompts = load_prompts("embedded:imdb", None, seed=0)
     sets = [*parts, films(prompts)]
     assert set.union(*sets) == set(range(200))
@@ -166,11 +191,16 @@ def test_no_review_is_in_two_parts_or_in_a_part_and_in_the_prompts(reviews):
     assert [len(numbers) / 200 for numbers in sets] == pytest.approx([0.5, 0.25, 0.25], abs=0.1)
     assert films(load_labelled("embedded:imdb", None, seed=0).texts) == parts[0] | parts[1]
     # Sentences of eight words or more, the second half left to the model.
-    assert {re.sub(r"\d+", "", prompt) for prompt in prompts} == {"Film is about Mr.", "The end of film is what"}
+    assert {re.sub(r"\d+", "", prompt) for prompt in prompts} == {
+        "Film is about Mr.",
+        "The end of film is what",
+    }
 
 
 def test_the_reviews_have_no_part_for_a_judge(reviews):
-    with pytest.raises(DialdownError, match="too few for a part called 'judge': take 'probe' or 'pair_scorer'"):
+    with pytest.raises(
+        DialdownError, match="too few for a part called 'judge': take 'probe' or 'pair_scorer'"
+    ):
         load_labelled("embedded:imdb", None, seed=0, part="judge")
 
 
@@ -190,7 +220,9 @@ def test_pairs_and_reference_text_of_files(tmp_path):
 
 def test_embedded_wiki_pairs_and_reference_text_share_no_sentence(tmp_path, monkeypatch):
     long = [f"Sentence {i} has more than eight words in it altogether." for i in range(21)]
-    write_jsonl(tmp_path / "test.jsonl", [{"text": text} for text in [*long, "A heading.", *long[:4]]])
+    write_jsonl(
+        tmp_path / "test.jsonl", [{"text": text} for text in [*long, "A heading.", *long[:4]]]
+    )
     monkeypatch.setattr(data, "fetch", lambda _: tmp_path)
     paired = {f"{prompt} {gold}" for prompt, gold in load_wiki_pairs("embedded:wiki", None, seed=0)}
     reference = load_reference_text("embedded:wiki").split("\n\n")
@@ -200,7 +232,10 @@ def test_embedded_wiki_pairs_and_reference_text_share_no_sentence(tmp_path, monk
 
 
 def test_wikitext_rows_are_joined_as_published(tmp_path, monkeypatch):
-    body = " \n = Title = \n \n One long sentence of more than eight words . Another sentence of more than eight words here . \n"
+    body = (
+        " \n = Title = \n \n One long sentence of more than eight words . Another sentence of "
+        "more than eight words here . \n"
+    )
     for split in ("valid", "test"):
         with gzip.open(tmp_path / f"{split}.raw.gz", "wt", encoding="utf-8") as packed:
             packed.write(body)
@@ -234,7 +269,9 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DialdownError, match=r"'no/such' could not be fetched from the hub .* the connection failed"):
+    with pytest.raises(
+        DialdownError, match=r"'no/such' could not be fetched from the hub .* the connection failed"
+    ):
         load_prompts("no/such", 1, seed=0)
 
 
@@ -265,7 +302,11 @@ def test_the_hub_without_the_library_is_one_sentence(monkeypatch):
         ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", "is not JSON"),
         ("p.jsonl", '{"prompt": null}', "The prompt in line 1 of .* is null"),
         ("p.jsonl", '{"prompt": 3}', "is 3, which is no text"),
-        ("p.jsonl", '{"prompt": [{"role": "user", "content": "a"}]}', "pass the text that its chat template makes"),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "user", "content": "a"}]}',
+            "pass the text that its chat template makes",
+        ),
         ("p.txt", "a\n".encode("utf-16-le"), "holds zero bytes"),
         ("p.txt.gz", b"\x1f\x8b\x08\x00" + bytes(40), "cannot be read"),
     ],
@@ -300,10 +341,21 @@ def test_wrong_labelled_texts_get_one_sentence(tmp_path, content, message):
 @pytest.mark.parametrize("kind", ["csv", "CSV", "jsonl", "JSONL"])
 @pytest.mark.parametrize(
     ("yes", "no"),
-    [("1", "0"), ("True", "False"), ("true", "FALSE"), ("1.0", "0.0"), ("yes", "no"), (1.0, 0.0), (True, False)],
+    [
+        ("1", "0"),
+        ("True", "False"),
+        ("true", "FALSE"),
+        ("1.0", "0.0"),
+        ("yes", "no"),
+        (1.0, 0.0),
+        (True, False),
+    ],
 )
 def test_yes_and_no_are_read_alike_from_every_kind_of_file(tmp_path, kind, yes, no):
-    rows = [{"text": "a fool", "label": yes, "challenging": yes}, {"text": "a friend", "label": no, "challenging": no}]
+    rows = [
+        {"text": "a fool", "label": yes, "challenging": yes},
+        {"text": "a friend", "label": no, "challenging": no},
+    ]
     path = tmp_path / f"l.{kind}"
     if kind.lower() == "csv":
         lines = [f"{row['text']},{row['label']},{row['challenging']}\n" for row in rows]
@@ -311,14 +363,19 @@ def test_yes_and_no_are_read_alike_from_every_kind_of_file(tmp_path, kind, yes, 
     else:
         write_jsonl(path, rows)
     labelled = load_labelled(str(path), None, seed=0)
-    assert dict(zip(labelled.texts, labelled.labels.tolist(), strict=True)) == {"a fool": 1, "a friend": 0}
+    assert dict(zip(labelled.texts, labelled.labels.tolist(), strict=True)) == {
+        "a fool": 1,
+        "a friend": 0,
+    }
     assert load_prompts(str(path), None, seed=0) == ["a fool"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("name", ["p.txt", "p.TXT", "p.csv", "p.jsonl", "p.txt.gz"])
 def test_a_file_is_text_in_every_encoding_that_says_which_it_is(tmp_path, encoding, name):
-    content = {"csv": "prompt\nsay é\n", "jsonl": '{"prompt": "say é"}\n'}.get(name.split(".")[1], "say é\n")
+    content = {"csv": "prompt\nsay é\n", "jsonl": '{"prompt": "say é"}\n'}.get(
+        name.split(".")[1], "say é\n"
+    )
     data_bytes = content.encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(data_bytes) if name.endswith(".gz") else data_bytes)
     assert load_prompts(str(tmp_path / name), None, seed=0) == ["say é"]
@@ -326,8 +383,13 @@ def test_a_file_is_text_in_every_encoding_that_says_which_it_is(tmp_path, encodi
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.TSV"])
 def test_reference_text_of_a_file_of_rows_is_their_texts_without_the_markup(tmp_path, name):
-    rows = {"t.jsonl": '{"text": "It sank ."}\n{"text": "Twice ."}\n', "t.csv": "text,id\nIt sank .,1\nTwice .,2\n"}
-    (tmp_path / name).write_text(rows.get(name, "text\tid\nIt sank .\t1\nTwice .\t2\n"), encoding="utf-8")
+    rows = {
+        "t.jsonl": '{"text": "It sank ."}\n{"text": "Twice ."}\n',
+        "t.csv": "text,id\nIt sank .,1\nTwice .,2\n",
+    }
+    (tmp_path / name).write_text(
+        rows.get(name, "text\tid\nIt sank .\t1\nTwice .\t2\n"), encoding="utf-8"
+    )
     assert load_reference_text(str(tmp_path / name)) == "It sank .\n\nTwice ."
 
 
@@ -369,7 +431,10 @@ def test_the_embedded_texts_are_what_the_study_counts_on():
 @pytest.mark.embedded
 def test_the_embedded_reviews_are_what_the_example_counts_on():
     assert len(load_labelled("embedded:imdb", None, seed=0)) == 1_723
-    assert load_labelled("embedded:imdb", 1_000, seed=0, part="probe", max_words=40).labels.mean() == 0.5
+    assert (
+        load_labelled("embedded:imdb", 1_000, seed=0, part="probe", max_words=40).labels.mean()
+        == 0.5
+    )
     prompts = load_prompts("embedded:imdb", None, seed=0)
     assert len(prompts) == 606
     assert not any("<" in prompt for prompt in prompts)

@@ -22,12 +22,15 @@ from dialdown.models.decoding import Decoder, Step, batches, sampler
 from dialdown.models.lm import LM
 from dialdown.training.fisher import own_text
 
-# Lengths 1 to 23 tokens (a token is about a character), longer than the tiny sliding windows, not in order of length.
+# Lengths 1 to 23 tokens (a token is about a character), longer than the tiny sliding windows, not
+# in order of length.
 PROMPTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "q")
 NEW = 6
 
 
-def generate(lm: LM, prompt: str, *, max_new_tokens: int = NEW, max_prompt_tokens: int = 32) -> list[int]:
+def generate(
+    lm: LM, prompt: str, *, max_new_tokens: int = NEW, max_prompt_tokens: int = 32
+) -> list[int]:
     """What transformers generates greedily for one prompt, cut before the end-of-text token."""
     ids = torch.tensor([lm.tokenizer(prompt)["input_ids"][:max_prompt_tokens]])
     out = lm.model.generate(
@@ -61,7 +64,9 @@ def test_decoding_uses_nothing_that_transformers_will_remove(lm: LM) -> None:
         own_text(lm, texts=1, tokens=3)
 
 
-def test_a_model_that_names_its_cache_the_old_way_is_given_it(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_names_its_cache_the_old_way_is_given_it(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(llama.model, "forward", lambda input_ids=None, past_key_values=None: None)
     assert llama.going_on("kept") == {"past_key_values": "kept"}
     assert llama.kept({"past_key_values": "kept"}) == "kept"
@@ -87,7 +92,9 @@ def middle_token(out: list[list[int]]) -> int:
         for row in out
         for token in row
     }
-    return max(sorted(ends), key=lambda token: len(ends[token]) if (False, NEW) in ends[token] else 0)
+    return max(
+        sorted(ends), key=lambda token: len(ends[token]) if (False, NEW) in ends[token] else 0
+    )
 
 
 def test_an_end_of_text_in_the_middle_of_a_batch(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +115,9 @@ def test_several_end_of_text_tokens(llama: LM, monkeypatch: pytest.MonkeyPatch) 
     assert out == [generate(llama, prompt) for prompt in PROMPTS]
 
 
-def test_a_model_without_an_end_of_text_token_goes_on(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_an_end_of_text_token_goes_on(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = decode(llama)
     monkeypatch.setattr(llama.model.generation_config, "eos_token_id", None)
     bare = tiny.tokenizer()
@@ -121,8 +130,12 @@ def test_a_model_without_an_end_of_text_token_goes_on(llama: LM, monkeypatch: py
 
 @pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("kind", ["set", "steer"])
-def test_an_intervention_acts_in_a_batch_as_in_generate(named: LM, kind: str, positions: Any) -> None:
-    """Also: a prefix shared with the untouched model gives what no sharing gives, since generate shares nothing."""
+def test_an_intervention_acts_in_a_batch_as_in_generate(
+    named: LM, kind: str, positions: Any
+) -> None:
+    """Also: a prefix shared with the untouched model gives what no sharing gives, since generate
+    shares nothing.
+    """
     edit = make(named, kind, strength=0.7)
     prompts = PROMPTS[:4]
     decoder = Decoder(named, prompts, max_new_tokens=NEW, batch_size=3)
@@ -187,7 +200,9 @@ def test_prompts_are_cut_to_their_first_tokens(llama: LM) -> None:
     decoder = Decoder(llama, PROMPTS, max_new_tokens=2, max_prompt_tokens=5)
     assert decoder.encoded == [llama.tokenizer(prompt)["input_ids"][:5] for prompt in PROMPTS]
     assert max(map(len, decoder.encoded)) == 5
-    assert decoder.run() == [generate(llama, prompt, max_new_tokens=2, max_prompt_tokens=5) for prompt in PROMPTS]
+    assert decoder.run() == [
+        generate(llama, prompt, max_new_tokens=2, max_prompt_tokens=5) for prompt in PROMPTS
+    ]
 
 
 def test_batches_group_by_length_and_pad_on_the_left(llama: LM) -> None:
@@ -209,9 +224,13 @@ def test_texts_are_the_new_tokens_alone(llama: LM) -> None:
 
 def test_texts_keep_the_space_a_sentencepiece_tokenizer_drops(llama: LM) -> None:
     """As Mistral's: a text is decoded without the space that every text is encoded with."""
-    core = Tokenizer(WordLevel({"<pad>": 0, "▁": 1, "▁the": 2, "▁cat": 3, "s": 4}, unk_token="<pad>"))
+    core = Tokenizer(
+        WordLevel({"<pad>": 0, "▁": 1, "▁the": 2, "▁cat": 3, "s": 4}, unk_token="<pad>")
+    )
     core.pre_tokenizer = Metaspace(prepend_scheme="always")
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     words = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
     decoder = Decoder(replace(llama, tokenizer=words), ["the cat", "cat"])
     assert decoder.encoded == [[2, 3], [3]]
@@ -238,7 +257,8 @@ def test_sharing_prefixes_changes_nothing_and_can_be_switched_off(named: LM, sha
         first = sum(fed)
         fed.clear()
         assert decoder.run() == expected
-        # The second run feeds only the prompts' last tokens where prefixes are shared, and all of them where not.
+        # The second run feeds only the prompts' last tokens where prefixes are shared, and all of
+        # them where not.
         assert sum(fed) < first if share else sum(fed) == first
     finally:
         handle.remove()
@@ -246,7 +266,9 @@ def test_sharing_prefixes_changes_nothing_and_can_be_switched_off(named: LM, sha
 
 def test_progress_counts_batches(llama: LM) -> None:
     calls: list[tuple[str, int, int]] = []
-    Decoder(llama, PROMPTS, max_new_tokens=1, batch_size=3).run(progress=lambda *call: calls.append(call))
+    Decoder(llama, PROMPTS, max_new_tokens=1, batch_size=3).run(
+        progress=lambda *call: calls.append(call)
+    )
     assert calls == [("decoding", 1, 3), ("decoding", 2, 3), ("decoding", 3, 3)]
 
 
@@ -255,12 +277,18 @@ def test_progress_counts_batches(llama: LM) -> None:
     [
         ([], {}, "no prompts"),
         (["a", " \n"], {}, "Prompt 1 of 2 is empty"),
-        (["a", "x" * 90], {"max_prompt_tokens": 90}, r"Prompt 1 has 90 tokens.*\(96\).*smaller max_prompt_tokens"),
+        (
+            ["a", "x" * 90],
+            {"max_prompt_tokens": 90},
+            r"Prompt 1 has 90 tokens.*\(96\).*smaller max_prompt_tokens",
+        ),
         (["a"], {"max_new_tokens": 96}, r"exceed the context of tiny-llama \(96\)"),
         (["a"], {"max_prompt_tokens": 0}, "no tokens"),
     ],
 )
-def test_prompts_that_cannot_be_continued(llama: LM, prompts: list[str], options: dict[str, int], message: str) -> None:
+def test_prompts_that_cannot_be_continued(
+    llama: LM, prompts: list[str], options: dict[str, int], message: str
+) -> None:
     with pytest.raises(DialdownError, match=message):
         Decoder(llama, prompts, **options)
 
@@ -293,7 +321,9 @@ def test_the_sampler_draws_the_top_tokens_in_proportion() -> None:
         assert set(drawn.tolist()) == set(kept)
 
 
-def test_the_sampler_never_leaves_the_top_tokens_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_never_leaves_the_top_tokens_by_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Highest:
         def random(self, shape: tuple[int, ...]) -> Any:
             return np.full(shape, np.nextafter(1.0, 0.0))
@@ -307,6 +337,8 @@ def test_the_sampler_never_leaves_the_top_tokens_by_rounding(monkeypatch: pytest
 
 def test_decoding_leaves_no_trace_of_an_unused_intervention(llama: LM) -> None:
     shape = (llama.view.n_layers, llama.view.n_neurons)
-    identity = Intervention("it", "scale", np.ones(shape), np.zeros(shape), np.ones(shape, dtype=bool))
+    identity = Intervention(
+        "it", "scale", np.ones(shape), np.zeros(shape), np.ones(shape, dtype=bool)
+    )
     decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
     assert decoder.run(identity) == decoder.run()

@@ -90,18 +90,27 @@ def test_another_base_is_refused(llama: LM, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     # The same base in another folder and other shards is the same base.
     copy = saved(llama, tmp_path / "copy", max_shard_size="9KB")
-    assert apply_delta(tmp_path / "delta", tmp_path / "out", base=copy, prompts=FEW).verification is not None
+    assert (
+        apply_delta(tmp_path / "delta", tmp_path / "out", base=copy, prompts=FEW).verification
+        is not None
+    )
 
 
 def test_the_same_weights_stored_otherwise_are_the_same_base(gpt2: LM, tmp_path: Path) -> None:
     base = saved(gpt2, tmp_path / "base")
     save_delta(make(gpt2, "scale"), base, tmp_path / "delta")
-    # As the first GPT-2 checkpoints are: without the prefix, with buffers, and with the tied weight under both names.
+    # As the first GPT-2 checkpoints are: without the prefix, with buffers, and with the tied weight
+    # under both names.
     copy = saved(gpt2, tmp_path / "copy")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in stored(base).items()}
-    more = {"h.0.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": bare["wte.weight"].clone()}
+    more = {
+        "h.0.attn.masked_bias": torch.tensor(-1e4),
+        "lm_head.weight": bare["wte.weight"].clone(),
+    }
     save_file({**bare, **more}, copy / "model.safetensors", metadata={"format": "pt"})
-    assert apply_delta(tmp_path / "delta", tmp_path / "out", base=copy, verify=False).folder.is_dir()
+    assert apply_delta(
+        tmp_path / "delta", tmp_path / "out", base=copy, verify=False
+    ).folder.is_dir()
     # Where the two differ, transformers ties nothing, and the head is a weight of its own.
     more["lm_head.weight"][0, 0] += 1e-3
     save_file({**bare, **more}, copy / "model.safetensors", metadata={"format": "pt"})
@@ -132,13 +141,34 @@ def test_a_damaged_delta_is_refused(llama: LM, tmp_path: Path) -> None:
 
 
 # What is put in the place of a field of edit.json, or of the header of edit.safetensors.
-WRONG: tuple[Any, ...] = (..., None, {}, [], "", "x", 0.5, -1, True, float("nan"), 1e400, 10**30, ["x"], {"x": 1})
+WRONG: tuple[Any, ...] = (
+    ...,
+    None,
+    {},
+    [],
+    "",
+    "x",
+    0.5,
+    -1,
+    True,
+    float("nan"),
+    1e400,
+    10**30,
+    ["x"],
+    {"x": 1},
+)
 HUGE = "9" * 5000
 
 
 def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every field of a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield (*path, key)
         yield from fields(item, (*path, key))
@@ -168,7 +198,14 @@ def refusal(folder: Path) -> str | None:
 
 FULL = {
     "why": "to see it again",
-    "rows": [{"name": "base", "toxicity": [0.2, 0.1, 0.3], "log_perplexity": [3.0, 2.0, 4.0], "kl": [0.0, 0.0, 0.0]}],
+    "rows": [
+        {
+            "name": "base",
+            "toxicity": [0.2, 0.1, 0.3],
+            "log_perplexity": [3.0, 2.0, 4.0],
+            "kl": [0.0, 0.0, 0.0],
+        }
+    ],
     "judge": "a scorer",
     "caveat": "one judge",
     "text": "a text",
@@ -176,12 +213,25 @@ FULL = {
 
 
 def test_no_field_of_a_record_is_taken_as_it_comes(llama: LM, tmp_path: Path) -> None:
-    """Every field dropped, and replaced by each wrong value: an edit of the same record, or a sentence."""
+    """Every field dropped, and replaced by each wrong value: an edit of the same record, or a
+    sentence.
+    """
     folder = tmp_path / "delta"
     wrote = save_delta(make(llama, "scale"), saved(llama, tmp_path / "base"), folder, notes=FULL)
     path, refused = folder / "edit.json", 0
-    texts = [json.dumps(with_field(wrote.record, field, other)) for field in fields(wrote.record) for other in WRONG]
-    texts += [json.dumps({**wrote.record, "further": 1}), json.dumps([wrote.record]), "null", "", "{", "[" * 100_000]
+    texts = [
+        json.dumps(with_field(wrote.record, field, other))
+        for field in fields(wrote.record)
+        for other in WRONG
+    ]
+    texts += [
+        json.dumps({**wrote.record, "further": 1}),
+        json.dumps([wrote.record]),
+        "null",
+        "",
+        "{",
+        "[" * 100_000,
+    ]
     texts += [json.dumps(wrote.record).replace('"schema": 2', f'"schema": {HUGE}'), '"\\ud83d"']
     for text in texts:
         path.write_text(text)
@@ -222,7 +272,9 @@ def test_no_field_of_an_edit_s_header_is_taken_as_it_comes(llama: LM, tmp_path: 
     header.pop("check", None)
     arrays, refused = load_arrays(folder / "edit.safetensors"), 0
     changed = [with_field(header, field, other) for field in fields(header) for other in WRONG]
-    changed += [{**header, "record": {"strength": value}} for value in (None, "x", float("inf"), [], 2.0)]
+    changed += [
+        {**header, "record": {"strength": value}} for value in (None, "x", float("inf"), [], 2.0)
+    ]
     changed += [{**header, "record": {"x": float("nan")}}, [], None, "x", "{", "[" * 100_000, HUGE]
     for other in changed:
         signed(folder, arrays, other)
@@ -252,7 +304,9 @@ def test_no_tensor_of_an_edit_is_taken_as_it_comes(llama: LM, tmp_path: Path, ki
         "one axis more": lambda array: array[None],
         "flat": lambda array: array.reshape(-1)[: max(1, array.size - 1)],
         "no axis": lambda array: np.zeros((), dtype=array.dtype),
-        "one row more": lambda array: np.concatenate([array, array[:1]]) if array.ndim == 2 else None,
+        "one row more": lambda array: (
+            np.concatenate([array, array[:1]]) if array.ndim == 2 else None
+        ),
         "huge": lambda array: np.zeros((2, *array.shape), dtype=array.dtype),
         "nan": lambda array: np.full(array.shape, np.nan),
         "infinite": lambda array: np.full(array.shape, np.inf),
@@ -264,7 +318,9 @@ def test_no_tensor_of_an_edit_is_taken_as_it_comes(llama: LM, tmp_path: Path, ki
             if not arrays[name].size and way in ("nan", "infinite", "one row more"):
                 continue  # a steering moves no neuron, so there is nothing to be wrong
             others = {**arrays, name: change(arrays[name])}
-            signed(folder, {key: value for key, value in others.items() if value is not None}, header)
+            signed(
+                folder, {key: value for key, value in others.items() if value is not None}, header
+            )
             with pytest.raises(DialdownError, match=r"edit\.(safetensors|json)"):
                 load_delta(folder)
             refused += 1
@@ -294,11 +350,21 @@ def test_a_delta_with_one_file_is_refused(llama: LM, tmp_path: Path) -> None:
 def test_no_folder_of_one_s_own_is_in_what_is_published(llama: LM, tmp_path: Path) -> None:
     base = saved(llama, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/models/base"}))
+    (base / "config.json").write_text(
+        json.dumps({**config, "_name_or_path": "/home/me/models/base"})
+    )
     home = str(tmp_path)
-    record = {"base": {"model": str(base)}, "texts": [f"{home}/texts.jsonl"], "windows": "C:\\Users\\me\\x"}
+    record = {
+        "base": {"model": str(base)},
+        "texts": [f"{home}/texts.jsonl"],
+        "windows": "C:\\Users\\me\\x",
+    }
     edit = replace(make(llama, "scale"), record=record)
-    notes = {"why": f"Judged by {home}/judge (of '/home/me/x').", "judge": f"{home}/judge", "rows": [{"name": home}]}
+    notes = {
+        "why": f"Judged by {home}/judge (of '/home/me/x').",
+        "judge": f"{home}/judge",
+        "rows": [{"name": home}],
+    }
     done = export(base, edit, tmp_path / "out", notes=notes, verify=False)
     for path in done.folder.rglob("*"):
         if path.is_file():

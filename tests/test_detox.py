@@ -1,4 +1,6 @@
-"""`dialdown detox` and what is done with its result, through the commands, on a tiny model with data from files."""
+"""`dialdown detox` and what is done with its result, through the commands, on a tiny model with
+data from files.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
 from dialdown.study.config import Config, DetoxSettings, load_config
 from dialdown.study.context import Workspace
-from dialdown.study.detox import EDIT, dialled, finished_edit, greatest_strength, outcome, search_stages
+from dialdown.study.detox import (
+    EDIT,
+    dialled,
+    finished_edit,
+    greatest_strength,
+    outcome,
+    search_stages,
+)
 from dialdown.study.gains import gain_prices, run_one_trial
 from dialdown.training.gains import FILE, shuffled
 
@@ -59,7 +68,9 @@ def change_of(out: Path) -> dict[str, Any]:
 
 def finished(result: Result, out: Path) -> bool:
     """Whether a folder was written, with the exit status that its own check asks for."""
-    assert result.exit_code == (0 if change_of(out)["high"] < 0 and change_of(out)["n"] >= 10 else 3), result.exception
+    assert result.exit_code == (
+        0 if change_of(out)["high"] < 0 and change_of(out)["n"] >= 10 else 3
+    ), result.exception
     return (out / "model.safetensors").exists()
 
 
@@ -71,7 +82,9 @@ def done(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return out, result
 
 
-def test_the_folder_is_the_base_with_the_gains_folded_in(done: tuple[Path, Result], config: Path) -> None:
+def test_the_folder_is_the_base_with_the_gains_folded_in(
+    done: tuple[Path, Result], config: Path
+) -> None:
     out, _ = done
     base = dd.load(config.parent / "model")
     gains = dd.Intervention.load(work_of(out) / EDIT)
@@ -94,7 +107,10 @@ def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Resu
     shown = f"{rows[1]['toxicity']['mean']:.3f}"
     assert shown in result.output
     top = pl.read_csv(work_of(out) / "tables" / "gains-top-neurons.csv")
-    assert any(f"{top['gain'][0]:.2f}" in line and str(top["neuron"][0]) in line for line in result.output.splitlines())
+    assert any(
+        f"{top['gain'][0]:.2f}" in line and str(top["neuron"][0]) in line
+        for line in result.output.splitlines()
+    )
     card = (out / "README.md").read_text()
     assert shown in card
     assert "random neurons" in card
@@ -131,13 +147,19 @@ def test_a_budget_that_the_cap_did_not_reach_is_said(done: tuple[Path, Result]) 
 
 
 def written(folder: Path) -> dict[str, tuple[int, int]]:
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_same_command_does_not_ask_for_force_to_end_what_it_had_written(
     done: tuple[Path, Result], config: Path
 ) -> None:
-    """As where it was killed after the last rename: the export is whole, only its last lines are missing."""
+    """As where it was killed after the last rename: the export is whole, only its last lines are
+    missing.
+    """
     out, first = done
     before = written(out)
     again = detox(config, out)
@@ -177,7 +199,9 @@ def copied(done: Path, folder: Path) -> Path:
     return folder / done.name
 
 
-def test_an_edit_that_is_less_toxic_ends_with_status_0(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+def test_an_edit_that_is_less_toxic_ends_with_status_0(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
     out = copied(done[0], tmp_path)
     run = read_sealed(work_of(out) / "run.json")
     assert run is not None
@@ -195,7 +219,9 @@ def test_no_damaged_file_of_the_work_is_taken_for_a_finished_edit(
     done: tuple[Path, Result], config: Path, tmp_path: Path, name: str
 ) -> None:
     out = copied(done[0], tmp_path)
-    settings = load_config(preset="detox", file=config, flags={"model": str(config.parent / "model")})
+    settings = load_config(
+        preset="detox", file=config, flags={"model": str(config.parent / "model")}
+    )
     assert finished_edit(settings, work_of(out), training=True) is not None
     content = bytearray((work_of(out) / name).read_bytes())
     content[-2] ^= 1
@@ -203,7 +229,9 @@ def test_no_damaged_file_of_the_work_is_taken_for_a_finished_edit(
     assert finished_edit(settings, work_of(out), training=True) is None
 
 
-def test_an_output_inside_of_the_base_is_a_folder_like_any_other(config: Path, tmp_path: Path) -> None:
+def test_an_output_inside_of_the_base_is_a_folder_like_any_other(
+    config: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(config.parent / "model", model)
     (model / "poem.txt").write_text("no part of a model")
@@ -227,11 +255,14 @@ def test_force_repeats_the_export_alone(done: tuple[Path, Result], config: Path)
     assert again.output.count("done before") == len(stages(out))
 
 
-def test_another_strength_trains_nothing(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+def test_another_strength_trains_nothing(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
     out, _ = done
     copied = tmp_path / "half"
     shutil.copytree(work_of(out), work_of(copied))
-    # The copied work is a run of its own: the folder of a training is part of what it resumes, not of its result.
+    # The copied work is a run of its own: the folder of a training is part of what it resumes, not
+    # of its result.
     result = detox(config, copied, "--strength", 0.5)
     assert finished(result, copied)
     assert "gains: done before" in result.output
@@ -281,7 +312,11 @@ def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) 
 
 def test_no_dial_turns_a_neuron_around() -> None:
     rng = np.random.default_rng(0)
-    gain, offset, everyone = 1 + 0.5 * rng.standard_normal((2, 5)), rng.standard_normal((2, 5)), np.ones((2, 5), bool)
+    gain, offset, everyone = (
+        1 + 0.5 * rng.standard_normal((2, 5)),
+        rng.standard_normal((2, 5)),
+        np.ones((2, 5), bool),
+    )
     scale = dd.Intervention("it", "scale", gain, np.zeros((2, 5)), everyone)
     np.testing.assert_allclose(dialled(scale, 3.0).gain, np.maximum(1 + 3 * (gain - 1), 0))
     shift = dd.Intervention("it", "shift", np.ones((2, 5)), offset, everyone)
@@ -296,13 +331,17 @@ def test_no_dial_turns_a_neuron_around() -> None:
 
 @pytest.mark.parametrize("way", ["--training", "--no-training"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_two_dials_at_once_are_refused(config: Path, tmp_path: Path, way: str, strength: float) -> None:
+def test_two_dials_at_once_are_refused(
+    config: Path, tmp_path: Path, way: str, strength: float
+) -> None:
     result = detox(config, tmp_path / "out", way, "--strength", strength, "--max-kl", 0.1)
     assert result.exit_code == 1
     assert "pass one of them" in str(result.exception)
 
 
-def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(config: Path, tmp_path: Path) -> None:
+def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(
+    config: Path, tmp_path: Path
+) -> None:
     both = detox(config, tmp_path / "out", "--strength", 0.5, "--set", "detox.max_kl=0.1")
     assert both.exit_code == 1
     assert "pass one of them" in str(both.exception)
@@ -312,7 +351,9 @@ def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(conf
     assert not work_of(tmp_path / "out").exists()
 
 
-def test_without_a_dial_every_model_pays_the_usual_kl(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+def test_without_a_dial_every_model_pays_the_usual_kl(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
     out, _ = done
     usual = stages(out)["dial"]
     assert usual["neutral_kl"] <= DetoxSettings().usual_kl
@@ -327,7 +368,8 @@ def test_without_a_dial_every_model_pays_the_usual_kl(done: tuple[Path, Result],
 
 
 @pytest.mark.parametrize(
-    ("flag", "budget", "fact"), [("--max-kl", 1e-4, "neutral_kl"), ("--max-ppl-increase", 1e-3, "neutral_log_ppl")]
+    ("flag", "budget", "fact"),
+    [("--max-kl", 1e-4, "neutral_kl"), ("--max-ppl-increase", 1e-3, "neutral_log_ppl")],
 )
 def test_a_budget_dials_trained_gains(
     done: tuple[Path, Result], config: Path, tmp_path: Path, flag: str, budget: float, fact: str
@@ -348,7 +390,8 @@ def test_a_budget_dials_trained_gains(
 
 def test_other_weights_have_other_prices(config: Path, tmp_path: Path) -> None:
     work = Workspace(
-        load_config(preset="detox", file=config, flags={"model": str(tmp_path / "model")}), tmp_path / "work"
+        load_config(preset="detox", file=config, flags={"model": str(tmp_path / "model")}),
+        tmp_path / "work",
     )
     prices, model = [], tiny.model("llama")
     for _ in range(2):
@@ -364,7 +407,9 @@ def test_what_the_export_would_refuse_is_refused_first(config: Path, tmp_path: P
     out = tmp_path / "out"
     shutil.copytree(config.parent / "model", tmp_path / "quantised")
     path = tmp_path / "quantised" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "awq"}}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "awq"}})
+    )
     result = invoke("detox", tmp_path / "quantised", "--out", out, "--config", config)
     assert result.exit_code == 1
     assert isinstance(result.exception, DialdownError)
@@ -381,11 +426,17 @@ def test_a_tuned_model_has_no_part_in_it(config: Path, tmp_path: Path) -> None:
 def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: float) -> None:
     rng = np.random.default_rng(0)
     shape = (llama.view.n_layers, llama.view.n_neurons)
-    gains = dd.Intervention("g", "scale", rng.normal(1, 0.3, shape), np.zeros(shape), np.ones(shape, dtype=bool))
+    gains = dd.Intervention(
+        "g", "scale", rng.normal(1, 0.3, shape), np.zeros(shape), np.ones(shape, dtype=bool)
+    )
     windows = [list(range(3, 40)), list(range(40, 80))]
     before = {name: tensor.clone() for name, tensor in llama.model.state_dict().items()}
-    strength, (kl, _) = greatest_strength(llama, gains, windows, DetoxSettings(max_kl=budget, most=4.0))
-    assert all(torch.equal(before[name], tensor) for name, tensor in llama.model.state_dict().items())
+    strength, (kl, _) = greatest_strength(
+        llama, gains, windows, DetoxSettings(max_kl=budget, most=4.0)
+    )
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in llama.model.state_dict().items()
+    )
     text = TextProbe(llama, windows, kl_windows=2)
 
     def cost(s: float) -> float:
@@ -400,8 +451,12 @@ def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: fl
 
 def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
     shape = (llama.view.n_layers, llama.view.n_neurons)
-    gains = dd.Intervention("g", "scale", np.full(shape, 9.0), np.zeros(shape), np.ones(shape, dtype=bool))
-    with pytest.raises(DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"):
+    gains = dd.Intervention(
+        "g", "scale", np.full(shape, 9.0), np.zeros(shape), np.ones(shape, dtype=bool)
+    )
+    with pytest.raises(
+        DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"
+    ):
         greatest_strength(llama, gains, [list(range(3, 40))], DetoxSettings(max_kl=1e-9))
 
 
@@ -415,11 +470,15 @@ def test_shuffled_gains_are_the_same_numbers_in_each_layer() -> None:
     assert control.control_of == "g"
 
 
-def test_apply_puts_the_edit_on_again(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+def test_apply_puts_the_edit_on_again(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
     out, _ = done
     result = invoke("apply", out, "--out", tmp_path / "again", "--base", config.parent / "model")
     assert result.exit_code == 0, result.exception
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        out / "model.safetensors"
+    ).read_bytes()
 
 
 def test_chat_is_wired(done: tuple[Path, Result], config: Path) -> None:
@@ -430,9 +489,13 @@ def test_chat_is_wired(done: tuple[Path, Result], config: Path) -> None:
     assert "edited, strength 0.5" in result.output
 
 
-def test_gains_have_no_control_vector(done: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+def test_gains_have_no_control_vector(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
     out, _ = done
-    result = invoke("control-vector", out, "--out", tmp_path / "v.gguf", "--base", config.parent / "model")
+    result = invoke(
+        "control-vector", out, "--out", tmp_path / "v.gguf", "--base", config.parent / "model"
+    )
     assert result.exit_code == 1
     assert isinstance(result.exception, DialdownError)
 

@@ -1,4 +1,6 @@
-"""Directions against planted ones and plain loops; padding must never enter a strict mean (METHOD §2, §5)."""
+"""Directions against planted ones and plain loops; padding must never enter a strict mean (METHOD
+§2, §5).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,23 @@ from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction, fit_probe, probe_features
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
-TEXTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "what is it to you, then")
+TEXTS = (
+    "b c",
+    "a",
+    "Hello there, old friend",
+    "the cat sat on the mat",
+    "zebra",
+    "Why?",
+    "what is it to you, then",
+)
 
 
-def planted(n: int = 300, d: int = tiny.WIDTH, *, strength: float = 3.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features whose labels follow one direction, logistically, around an offset no direction should pick up."""
+def planted(
+    n: int = 300, d: int = tiny.WIDTH, *, strength: float = 3.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features whose labels follow one direction, logistically, around an offset no direction
+    should pick up.
+    """
     rng = np.random.default_rng(0)
     truth = rng.standard_normal(d)
     truth /= np.linalg.norm(truth)
@@ -52,14 +66,19 @@ def test_the_probe_finds_a_planted_direction(probe: Direction) -> None:
 
 
 def test_the_probe_is_in_units_of_the_features(llama: LM, probe: Direction) -> None:
-    """sigma(W x + b): the norm of W is what a logistic regression on the raw features gives, and always the same."""
+    """sigma(W x + b): the norm of W is what a logistic regression on the raw features gives, and
+    always the same.
+    """
     x, y, _ = planted()
     scale = np.sqrt(np.mean(x**2))
-    # Regularisation C on features divided by s is C * s^2 on the raw ones; about that the fits agree.
+    # Regularisation C on features divided by s is C * s^2 on the raw ones; about that the fits
+    # agree.
     raw = LogisticRegression(C=probe.record["C"] / scale**2, max_iter=20_000, tol=1e-8).fit(x, y)
     assert cosine(probe.vector, raw.coef_[0]) > 0.98
     assert np.linalg.norm(probe.vector) == pytest.approx(np.linalg.norm(raw.coef_[0]), rel=0.15)
-    np.testing.assert_allclose(fit_probe(llama, 1000 * x, y, protocol="strict").vector, probe.vector / 1000, rtol=1e-3)
+    np.testing.assert_allclose(
+        fit_probe(llama, 1000 * x, y, protocol="strict").vector, probe.vector / 1000, rtol=1e-3
+    )
 
 
 def test_accuracy_is_of_texts_that_were_not_fitted(llama: LM) -> None:
@@ -78,7 +97,9 @@ def test_another_seed_is_another_split(llama: LM, probe: Direction) -> None:
 
 
 def naive_features(lm: LM, text: str, protocol: str, max_tokens: int) -> np.ndarray:
-    """One text at a time: unpadded in float64 for `strict`, under `paper` after padding in front of it."""
+    """One text at a time: unpadded in float64 for `strict`, under `paper` after padding in front of
+    it.
+    """
     ids = lm.tokenizer(text)["input_ids"][:max_tokens]
     if protocol == "paper":
         padding = max_tokens - len(ids)
@@ -91,7 +112,9 @@ def naive_features(lm: LM, text: str, protocol: str, max_tokens: int) -> np.ndar
         assert last.shape == (1, max_tokens, lm.view.d_model)
         return last[0].mean(0).numpy()
     model = copy.deepcopy(lm.model).double()
-    norm = model.get_submodule(next(name for name, m in lm.model.named_modules() if m is lm.view.final_norm))
+    norm = model.get_submodule(
+        next(name for name, m in lm.model.named_modules() if m is lm.view.final_norm)
+    )
     seen: list[torch.Tensor] = []
     norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     with torch.inference_mode():
@@ -106,7 +129,9 @@ def test_features_are_those_of_each_text_alone(named: LM, max_tokens: int) -> No
         expected = np.stack([naive_features(named, text, protocol, max_tokens) for text in TEXTS])
         assert got[protocol].dtype == np.float64
         np.testing.assert_allclose(got[protocol], expected, atol=2e-4, rtol=2e-4)
-        alone = probe_features(named, TEXTS, protocols=(protocol,), max_tokens=max_tokens, batch_size=1)[protocol]
+        alone = probe_features(
+            named, TEXTS, protocols=(protocol,), max_tokens=max_tokens, batch_size=1
+        )[protocol]
         np.testing.assert_allclose(got[protocol], alone, atol=2e-4, rtol=2e-4)
     assert np.abs(got["strict"] - got["paper"]).max() > 0.1
 
@@ -114,7 +139,9 @@ def test_features_are_those_of_each_text_alone(named: LM, max_tokens: int) -> No
 @pytest.mark.parametrize("name", PAPER_MODELS)
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_paper_probe_pads_left_with_the_end_of_text_token(name: str, bos: bool) -> None:
-    """METHOD §5: to the maximal length, and the mean of what leaves the final norm is over all positions."""
+    """METHOD §5: to the maximal length, and the mean of what leaves the final norm is over all
+    positions.
+    """
     lm = tiny.lm(name, bos=bos)
     got = probe_features(lm, TEXTS, protocols=("paper",), max_tokens=20, batch_size=3)["paper"]
     expected = np.stack([naive_features(lm, text, "paper", 20) for text in TEXTS])
@@ -140,9 +167,14 @@ def test_the_tokenizers_own_padding_token_changes_no_features(llama: LM) -> None
 def test_a_tokenizer_without_an_end_of_text_token_has_no_paper_features() -> None:
     lm = tiny.lm("llama")
     lm.tokenizer.eos_token = None
-    with pytest.raises(DialdownError, match=r"tiny-llama has no end-of-text token.*strict protocol"):
+    with pytest.raises(
+        DialdownError, match=r"tiny-llama has no end-of-text token.*strict protocol"
+    ):
         probe_features(lm, TEXTS, max_tokens=40)
-    assert probe_features(lm, TEXTS, protocols=("strict",), max_tokens=40)["strict"].shape == (7, tiny.WIDTH)
+    assert probe_features(lm, TEXTS, protocols=("strict",), max_tokens=40)["strict"].shape == (
+        7,
+        tiny.WIDTH,
+    )
 
 
 def newton(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
@@ -157,7 +189,9 @@ def newton(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def test_the_paper_probe_is_a_plain_regression_on_features_as_they_are(llama: LM) -> None:
-    """METHOD §5: C = 1, no scaling, a split by seed 42 that does not look at the labels, whatever the study's seed."""
+    """METHOD §5: C = 1, no scaling, a split by seed 42 that does not look at the labels, whatever
+    the study's seed.
+    """
     x, y, _ = planted()
     x = x / 40
     order = np.random.RandomState(42).permutation(len(y))
@@ -208,12 +242,16 @@ def test_train_probe(llama: LM, protocol: Any) -> None:
     )
     features = probe_features(llama, texts, protocols=(protocol,), max_tokens=24)[protocol]
     score = features @ probe.unit
-    assert score[labels == 1].mean() - score[labels == 0].mean() > score.std(), "toxic texts must lie along +W"
+    assert score[labels == 1].mean() - score[labels == 0].mean() > score.std(), (
+        "toxic texts must lie along +W"
+    )
     assert probe.accuracy > 0.6
     assert probe.site == {"strict": "residual", "paper": "after_norm"}[protocol]
     assert (probe.record["protocol"], probe.record["max_tokens"]) == (protocol, 24)
     residual = probe_features(llama, texts, protocols=("strict",), max_tokens=24)["strict"]
-    assert probe.record["residual_norm"] == pytest.approx(np.mean([np.linalg.norm(x) for x in residual]), rel=1e-5)
+    assert probe.record["residual_norm"] == pytest.approx(
+        np.mean([np.linalg.norm(x) for x in residual]), rel=1e-5
+    )
     count = 4 if protocol == "strict" else 8
     assert calls == [("reading labelled texts", done, count) for done in range(1, count + 1)]
 
@@ -229,14 +267,18 @@ def test_train_probe(llama: LM, protocol: Any) -> None:
         ([], [], "two classes"),
     ],
 )
-def test_labels_a_probe_cannot_learn_from(llama: LM, texts: list[str], labels: list[int], message: str) -> None:
+def test_labels_a_probe_cannot_learn_from(
+    llama: LM, texts: list[str], labels: list[int], message: str
+) -> None:
     with pytest.raises(DialdownError, match=message):
         dd.train_probe(llama, texts, labels)
 
 
 def test_texts_longer_than_the_context_are_refused(gpt2: LM) -> None:
     texts, labels = labelled()
-    with pytest.raises(DialdownError, match=r"max_tokens=128 exceeds the context of tiny-gpt2 \(96\)"):
+    with pytest.raises(
+        DialdownError, match=r"max_tokens=128 exceeds the context of tiny-gpt2 \(96\)"
+    ):
         dd.train_probe(gpt2, texts, labels, protocol="paper")
     with pytest.raises(DialdownError, match="smaller max_tokens"):
         dd.train_probe(gpt2, [*texts[:-1], "x" * 100], labels)
@@ -257,12 +299,18 @@ def test_token_contrast_averages_sub_tokens_then_words(named: LM) -> None:
     e = named.model.get_output_embeddings().weight.detach().double().numpy()
     v = tiny.VOCABULARY
     cat, the = e[v["Ġcat"]], e[v["Ġthe"]]
-    ox = (e[v["o"]] + e[v["x"]]) / 2  # the space is a token of its own here, and no part of the word
+    ox = (
+        e[v["o"]] + e[v["x"]]
+    ) / 2  # the space is a token of its own here, and no part of the word
     to = (e[v["Ġt"]] + e[v["o"]]) / 2
     contrast = dd.token_contrast(named, ["cat", "ox"], ["the", "to"])
-    np.testing.assert_allclose(contrast.vector, (cat + ox) / 2 - (the + to) / 2, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        contrast.vector, (cat + ox) / 2 - (the + to) / 2, rtol=1e-12, atol=1e-12
+    )
     assert (contrast.name, contrast.site, contrast.accuracy) == ("contrast", "unembedding", None)
-    np.testing.assert_allclose(dd.token_contrast(named, ["the", "to"], ["cat", "ox"]).vector, -contrast.vector)
+    np.testing.assert_allclose(
+        dd.token_contrast(named, ["the", "to"], ["cat", "ox"]).vector, -contrast.vector
+    )
 
 
 @pytest.mark.parametrize("name", PAPER_MODELS)
@@ -272,7 +320,9 @@ def test_the_papers_seed_words_have_no_leading_space(name: str) -> None:
     v = tiny.VOCABULARY
     the = (e[v["t"]] + e[v["he"]]) / 2
     contrast = dd.token_contrast(lm, ["cat", " he "], ["the"], protocol="paper")
-    np.testing.assert_allclose(contrast.vector, (e[v["cat"]] + e[v["he"]]) / 2 - the, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        contrast.vector, (e[v["cat"]] + e[v["he"]]) / 2 - the, rtol=1e-12, atol=1e-12
+    )
     assert contrast.record["protocol"] == "paper"
 
 
@@ -297,13 +347,17 @@ def test_the_random_direction_is_seeded_and_has_no_preferred_axis(llama: LM) -> 
     vectors = np.stack([dd.random_direction(llama, seed=seed).vector for seed in range(200)])
     assert np.array_equal(vectors[3], dd.random_direction(llama, seed=3).vector)
     assert np.abs(vectors.mean(0)).max() < 0.4
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1).mean(), np.sqrt(tiny.WIDTH), rtol=0.1)
+    np.testing.assert_allclose(
+        np.linalg.norm(vectors, axis=1).mean(), np.sqrt(tiny.WIDTH), rtol=0.1
+    )
 
 
 def test_logit_lens_is_the_unembedding_of_the_normed_vector(named: LM) -> None:
     u = named.view.layers[1].value_vectors("strict")[4].numpy().astype(np.float64)
     with torch.inference_mode():
-        logits = named.view.unembedding(named.view.final_norm(torch.tensor(u)[None, None].float()))[0, 0]
+        logits = named.view.unembedding(named.view.final_norm(torch.tensor(u)[None, None].float()))[
+            0, 0
+        ]
     order = logits.argsort(descending=True)[:5].tolist()
     got = dd.logit_lens(named, u, k=5)
     assert [token for token, _ in got] == [named.tokenizer.decode([i]) for i in order]
@@ -332,6 +386,10 @@ def test_save_and_load(tmp_path: Path, llama: LM) -> None:
     again = Direction.load(tmp_path / "w.safetensors")
     assert np.array_equal(again.vector, direction.vector)
     assert again.vector.dtype == np.float64
-    assert (again.name, again.site, again.record) == (direction.name, direction.site, direction.record)
+    assert (again.name, again.site, again.record) == (
+        direction.name,
+        direction.site,
+        direction.record,
+    )
     np.testing.assert_allclose(np.linalg.norm(again.unit), 1)
     assert cosine(again.unit, again.vector) == pytest.approx(1)

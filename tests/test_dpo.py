@@ -1,4 +1,6 @@
-"""The DPO loss against a float64 reference and TRL's own, and training on tiny random models (METHOD §8)."""
+"""The DPO loss against a float64 reference and TRL's own, and training on tiny random models
+(METHOD §8).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,13 @@ PAIRS = tuple(
     for i, (noun, other) in enumerate(zip(NOUNS, reversed(NOUNS), strict=True))
 )
 QUICK = DPOSettings(
-    learning_rate=1e-2, warmup_steps=1, batch_size=2, accumulation=2, epochs=3, eval_every=2, eval_pairs=2
+    learning_rate=1e-2,
+    warmup_steps=1,
+    batch_size=2,
+    accumulation=2,
+    epochs=3,
+    eval_every=2,
+    eval_pairs=2,
 )
 
 
@@ -68,7 +76,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.train_from_iterator(
         words * 4,
         trainers.BpeTrainer(
-            vocab_size=340, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=340,
+            special_tokens=["<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
@@ -88,7 +98,12 @@ def tiny(architecture: str, vocabulary: int = 340) -> Any:
     }
     config = {
         "gpt2": lambda: GPT2Config(
-            vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
+            vocab_size=vocabulary,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            initializer_range=0.3,
         ),
         "llama": lambda: LlamaConfig(**sizes),
         "mistral": lambda: MistralConfig(**sizes, sliding_window=4),
@@ -127,8 +142,14 @@ def config(tmp_path: Path) -> DPOConfig:
     )
 
 
-def kl_trainer(policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl: Any) -> KLDPOTrainer:
-    terms = {"kl_weight": 0.7, "kl_direction": "reference_policy", "kl_positions": "completion"} | kl
+def kl_trainer(
+    policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl: Any
+) -> KLDPOTrainer:
+    terms = {
+        "kl_weight": 0.7,
+        "kl_direction": "reference_policy",
+        "kl_positions": "completion",
+    } | kl
     return KLDPOTrainer(
         model=policy,
         ref_model=copy.deepcopy(reference),
@@ -139,15 +160,27 @@ def kl_trainer(policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl
     )
 
 
-def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, positions: str) -> tuple[float, Any]:
-    """METHOD §8 and its gradient in float64, one sequence at a time; "all" pads as the authors do, prompts on the left."""
-    # Gemma-2's attention takes its softmax in float32, where a row of padding under float64's mask is no number.
-    exact = torch.float32 if positions == "all" and policy.config.model_type == "gemma2" else torch.float64
+def naive_loss(
+    policy: Any, reference: Any, *, gamma: float, direction: str, positions: str
+) -> tuple[float, Any]:
+    """METHOD §8 and its gradient in float64, one sequence at a time; "all" pads as the authors do,
+    prompts on the left.
+    """
+    # Gemma-2's attention takes its softmax in float32, where a row of padding under float64's mask
+    # is no number.
+    exact = (
+        torch.float32
+        if positions == "all" and policy.config.model_type == "gemma2"
+        else torch.float64
+    )
     policy, reference = copy.deepcopy(policy).to(exact), copy.deepcopy(reference).to(exact)
     sequences = {
-        key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES] for key in ("chosen", "rejected")
+        key: [(example["prompt_ids"], example[f"{key}_ids"]) for example in EXAMPLES]
+        for key in ("chosen", "rejected")
     }
-    widths = [max(len(part[place]) for pairs in sequences.values() for part in pairs) for place in (0, 1)]
+    widths = [
+        max(len(part[place]) for pairs in sequences.values() for part in pairs) for place in (0, 1)
+    ]
     ratios: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     kl: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     for key, pairs in sequences.items():
@@ -156,14 +189,20 @@ def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, pos
             left, right = (widths[0] - len(prompt), widths[1] - len(text)) if padded else (0, 0)
             ids = torch.tensor([[0] * left + prompt + text + [0] * right])
             mask = torch.tensor([[0] * left + [1] * (len(prompt) + len(text)) + [0] * right])
-            p, q = (m(ids, attention_mask=mask).logits[0].log_softmax(-1) for m in (policy, reference))
+            p, q = (
+                m(ids, attention_mask=mask).logits[0].log_softmax(-1) for m in (policy, reference)
+            )
             where = range(left + len(prompt) - 1, left + len(prompt) + len(text) - 1)
             ratios[key].append(sum(p[t, ids[0, t + 1]] - q[t, ids[0, t + 1]] for t in where))
             over = range(sum(widths)) if padded else where
             one, other = (q, p) if direction == "reference_policy" else (p, q)
-            kl[key].append(sum((one[t].exp() * (one[t] - other[t])).sum() for t in over) / len(over))
+            kl[key].append(
+                sum((one[t].exp() * (one[t] - other[t])).sum() for t in over) / len(over)
+            )
     pairs = zip(ratios["chosen"], ratios["rejected"], strict=True)
-    preference = sum(-torch.sigmoid(0.3 * (good - bad)).log() for good, bad in pairs) / len(EXAMPLES)
+    preference = sum(-torch.sigmoid(0.3 * (good - bad)).log() for good, bad in pairs) / len(
+        EXAMPLES
+    )
     loss = preference + gamma * sum(sum(values) / len(values) for values in kl.values())
     loss.backward()
     return loss.item(), [weight.grad for weight in policy.parameters()]
@@ -175,8 +214,12 @@ def naive_loss(policy: Any, reference: Any, *, gamma: float, direction: str, pos
 def test_loss_is_that_of_the_method(architecture, positions, direction, tokenizer, tmp_path):
     reference = tiny(architecture)
     policy = perturbed(reference)
-    expected, gradient = naive_loss(policy, reference, gamma=0.7, direction=direction, positions=positions)
-    trainer = kl_trainer(policy, reference, tokenizer, tmp_path, kl_direction=direction, kl_positions=positions)
+    expected, gradient = naive_loss(
+        policy, reference, gamma=0.7, direction=direction, positions=positions
+    )
+    trainer = kl_trainer(
+        policy, reference, tokenizer, tmp_path, kl_direction=direction, kl_positions=positions
+    )
     loss = trainer.compute_loss(policy, trainer.data_collator(EXAMPLES))
     assert loss.item() == pytest.approx(expected, rel=2e-5)
     loss.backward()
@@ -186,13 +229,21 @@ def test_loss_is_that_of_the_method(architecture, positions, direction, tokenize
     assert trainer._metrics["eval"]["kl/rejected"][0] > 0
 
 
-def test_prompts_are_padded_on_the_left_and_continuations_on_the_right_where_all_positions_count(tokenizer, tmp_path):
-    """The authors' layout, so that the mean is over as many positions as theirs: longest prompt + longest continuation."""
-    batch = kl_trainer(tiny("gpt2"), tiny("gpt2"), tokenizer, tmp_path, kl_positions="all").data_collator(EXAMPLES)
+def test_prompts_are_padded_on_the_left_and_continuations_on_the_right_where_all_positions_count(
+    tokenizer, tmp_path
+):
+    """The authors' layout, so that the mean is over as many positions as theirs: longest prompt +
+    longest continuation.
+    """
+    batch = kl_trainer(
+        tiny("gpt2"), tiny("gpt2"), tokenizer, tmp_path, kl_positions="all"
+    ).data_collator(EXAMPLES)
     e = tokenizer.eos_token_id
     assert batch["input_ids"].tolist() == [
-        [e, e, 5, 6, 7, 8, 9, e, e], [20, 21, 22, 23, 24, 25, e, e, e], [e, e, e, e, 30, 31, 32, 33, e],
-        [e, e, 5, 6, 7, 10, 11, 12, 13], [20, 21, 22, 23, 24, 26, 27, e, e], [e, e, e, e, 30, 34, e, e, e],
+        [e, e, 5, 6, 7, 8, 9, e, e], [20, 21, 22, 23, 24, 25, e, e, e], [e, e, e, e, 30, 31, 32,
+        33, e],
+        [e, e, 5, 6, 7, 10, 11, 12, 13], [20, 21, 22, 23, 24, 26, 27, e, e], [e, e, e, e, 30, 34,
+        e, e, e],
     ]  # fmt: skip
     assert batch["attention_mask"].tolist() == (batch["input_ids"] != e).int().tolist()
     assert batch["completion_mask"].sum(1).tolist() == [2, 1, 3, 4, 2, 1]
@@ -202,7 +253,11 @@ def test_prompts_are_padded_on_the_left_and_continuations_on_the_right_where_all
 def test_a_tuned_folder_says_over_which_positions_its_kl_was(tokenizer, tmp_path):
     for positions in ("completion", "all"):
         train_dpo(
-            tiny("llama"), tokenizer, PAIRS, replace(QUICK, kl_positions=positions, max_steps=1), tmp_path / positions
+            tiny("llama"),
+            tokenizer,
+            PAIRS,
+            replace(QUICK, kl_positions=positions, max_steps=1),
+            tmp_path / positions,
         )
         record = json.loads((tmp_path / positions / dpo.RECORD).read_text())
         assert record["settings"]["kl_positions"] == positions
@@ -213,7 +268,10 @@ def test_loss_does_not_depend_on_how_pairs_are_batched(tokenizer, tmp_path):
     policy = perturbed(reference)
     trainer = kl_trainer(policy, reference, tokenizer, tmp_path)
     together = trainer.compute_loss(policy, trainer.data_collator(EXAMPLES)).item()
-    alone = [trainer.compute_loss(policy, trainer.data_collator([example])).item() for example in EXAMPLES]
+    alone = [
+        trainer.compute_loss(policy, trainer.data_collator([example])).item()
+        for example in EXAMPLES
+    ]
     assert together == pytest.approx(np.mean(alone), rel=1e-5)
 
 
@@ -230,11 +288,16 @@ def test_without_kl_it_is_the_loss_and_gradient_of_trl(architecture, tokenizer, 
         processing_class=copy.deepcopy(tokenizer),
     )
     batch = theirs.data_collator([theirs.train_dataset[i] for i in range(4)])
-    losses = [trainer.compute_loss(policy, batch) for trainer, policy in zip((ours, theirs), policies, strict=True)]
+    losses = [
+        trainer.compute_loss(policy, batch)
+        for trainer, policy in zip((ours, theirs), policies, strict=True)
+    ]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     for loss in losses:
         loss.backward()
-    for (name, weight), other in zip(policies[0].named_parameters(), policies[1].parameters(), strict=True):
+    for (name, weight), other in zip(
+        policies[0].named_parameters(), policies[1].parameters(), strict=True
+    ):
         torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
@@ -252,7 +315,9 @@ def test_a_peft_policy_trains_only_its_adapter(tokenizer, tmp_path):
     assert all("ia3" in name for name in graded)
 
 
-def encoded(tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path) -> list[dict[str, list[int]]]:
+def encoded(
+    tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path
+) -> list[dict[str, list[int]]]:
     """What reaches the trainer."""
     seen: list[dict[str, list[int]]] = []
 
@@ -269,7 +334,9 @@ def encoded(tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path)
 def test_continuations_keep_the_prompt_and_do_not_end(tokenizer, monkeypatch, tmp_path):
     merging = Pair("the cat in the ho", "use is good", "\n")
     assert (
-        tokenizer("the cat in the house")["input_ids"][: len(tokenizer("the cat in the ho")["input_ids"])]
+        tokenizer("the cat in the house")["input_ids"][
+            : len(tokenizer("the cat in the ho")["input_ids"])
+        ]
         != (tokenizer("the cat in the ho")["input_ids"])
     )
     pairs = [*PAIRS, merging]
@@ -299,20 +366,31 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     architecture, tokenizer, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry was sent"))
+    monkeypatch.setattr(
+        "trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry was sent")
+    )
     model = tiny(architecture).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     configs = copy.deepcopy((model.config.to_dict(), model.generation_config.to_dict()))
     dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     ticks: list[tuple[str, int, int]] = []
-    log = train_dpo(model, tokenizer, PAIRS, QUICK, tmp_path / "tuned", progress=lambda *tick: ticks.append(tick))
+    log = train_dpo(
+        model,
+        tokenizer,
+        PAIRS,
+        QUICK,
+        tmp_path / "tuned",
+        progress=lambda *tick: ticks.append(tick),
+    )
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
     assert ticks == [("training", step, 6) for step in range(7)]
     assert same(before, model.state_dict())
     assert configs == (model.config.to_dict(), model.generation_config.to_dict())
-    assert dropouts == [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts == [
+        module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)
+    ]
     assert "forward" not in vars(model)
     assert not model.training
     assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
@@ -323,7 +401,8 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
 
     assert not same(before, weights(tmp_path / "tuned"))
     assert (
-        AutoTokenizer.from_pretrained(tmp_path / "tuned")("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
+        AutoTokenizer.from_pretrained(tmp_path / "tuned")("the cat")["input_ids"]
+        == tokenizer("the cat")["input_ids"]
     )
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
     assert (log.train_pairs, log.eval_pairs, log.steps) == (6, 2, 6)
@@ -400,7 +479,9 @@ def test_a_full_model_is_held_near_on_text_elsewhere(tokenizer, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):
-    logs = [train_dpo(tiny("gpt2"), tokenizer, PAIRS, QUICK, tmp_path / name) for name in ("a", "b")]
+    logs = [
+        train_dpo(tiny("gpt2"), tokenizer, PAIRS, QUICK, tmp_path / name) for name in ("a", "b")
+    ]
     other = train_dpo(tiny("gpt2"), tokenizer, PAIRS, replace(QUICK, seed=1), tmp_path / "c")
     assert story(logs[0]) == story(logs[1]) != story(other)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -476,10 +557,18 @@ def test_patience_ends_training_and_the_best_weights_are_kept(tokenizer, tmp_pat
     assert log.steps - log.best_step == 3
     for progress in (stop_at(log.best_step + 2, []), None):
         with contextlib.suppress(KeyboardInterrupt):
-            resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "resumed", progress=progress)
+            resumed = train_dpo(
+                tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "resumed", progress=progress
+            )
     assert story(resumed) == story(log)
     assert log.eval_loss[log.eval_step.index(log.best_step)] == min(log.eval_loss)
-    best = train_dpo(tiny("llama"), tokenizer, PAIRS, replace(settings, max_steps=log.best_step), tmp_path / "best")
+    best = train_dpo(
+        tiny("llama"),
+        tokenizer,
+        PAIRS,
+        replace(settings, max_steps=log.best_step),
+        tmp_path / "best",
+    )
     assert best.best_step == log.best_step
     assert same(weights(tmp_path / "tuned"), weights(tmp_path / "best"))
 
@@ -506,8 +595,16 @@ def test_settings_out_of_range_are_refused(wrong, sentence):
     ("pairs", "settings", "sentence"),
     [
         (PAIRS[:3], QUICK, "3 preference pairs of 3 prompts"),
-        ([replace(pair, prompt="the cat") for pair in PAIRS], QUICK, "8 preference pairs of 1 prompts"),
-        ([*PAIRS, Pair("the cat", "", " is bad")], QUICK, r"1 of 9 preference pairs \(first: number 8\)"),
+        (
+            [replace(pair, prompt="the cat") for pair in PAIRS],
+            QUICK,
+            "8 preference pairs of 1 prompts",
+        ),
+        (
+            [*PAIRS, Pair("the cat", "", " is bad")],
+            QUICK,
+            r"1 of 9 preference pairs \(first: number 8\)",
+        ),
         (
             [*PAIRS, Pair("the cat" * 40, " is", " is")],
             QUICK,

@@ -45,14 +45,22 @@ def test_each_group_moves_its_own_way(kind: Any) -> None:
     assert members(edit.selected) == [0, 1, 2, 3, 7, 8]
     assert edit.neurons == 6
     # What happens to an activation away from its mean tells the kinds apart.
-    away = {"set": factor * mean, "shift": mean + 2 + (factor - 1) * mean, "scale": factor * (mean + 2)}[kind]
+    away = {
+        "set": factor * mean,
+        "shift": mean + 2 + (factor - 1) * mean,
+        "scale": factor * (mean + 2),
+    }[kind]
     np.testing.assert_allclose(outcome(edit, mean + 2)[edit.selected], away[edit.selected])
-    np.testing.assert_array_equal(outcome(edit, mean + 2)[~edit.selected], (mean + 2)[~edit.selected])
+    np.testing.assert_array_equal(
+        outcome(edit, mean + 2)[~edit.selected], (mean + 2)[~edit.selected]
+    )
 
 
 @pytest.mark.parametrize("kind", ["set", "shift", "scale"])
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0])
-def test_every_edit_lowers_the_mean_projection_by_beta(llama: LM, table: NeuronTable, kind: Any, alpha: float) -> None:
+def test_every_edit_lowers_the_mean_projection_by_beta(
+    llama: LM, table: NeuronTable, kind: Any, alpha: float
+) -> None:
     beta = 0.07
     edit = dd.edit(table, alpha=alpha, beta=beta, kind=kind)
     projection = table.grid("projection_base")
@@ -63,28 +71,38 @@ def test_every_edit_lowers_the_mean_projection_by_beta(llama: LM, table: NeuronT
     np.testing.assert_allclose(change, expected, atol=1e-12)
     assert change.sum() < -0.01
     reversed_ = dd.edit(table, alpha=alpha, beta=-beta, kind=kind)
-    np.testing.assert_allclose(outcome(reversed_, mean) * per_unit - projection, -expected, atol=1e-12)
+    np.testing.assert_allclose(
+        outcome(reversed_, mean) * per_unit - projection, -expected, atol=1e-12
+    )
 
 
 def test_a_shift_lowers_what_the_mlps_write_along_the_direction(llama: LM) -> None:
-    """The same on the running model: layer 0's output moves along W by -beta * sum |p_i| at every position."""
+    """The same on the running model: layer 0's output moves along W by -beta * sum |p_i| at every
+    position.
+    """
     w = direction()
     base = dd.mean_activations(llama, ["the cat", "a b c"], max_new_tokens=4)
     table = dd.neuron_table(llama, w, base)
     edit = dd.edit(table, alpha=1.0, beta=0.2, kind="shift")
     written: list[torch.Tensor] = []
-    handle = llama.view.layers[0].down.register_forward_hook(lambda m, args, out: written.append(out.double()))
+    handle = llama.view.layers[0].down.register_forward_hook(
+        lambda m, args, out: written.append(out.double())
+    )
     ids = tiny.random_ids(2, 5)
     tiny.logits(llama, ids)
     with edit.applied(llama):
         tiny.logits(llama, ids)
     handle.remove()
     moved = ((written[1] - written[0]) @ torch.as_tensor(w.unit)).numpy()
-    np.testing.assert_allclose(moved, -0.2 * np.abs(table.grid("projection_base")[0]).sum(), rtol=1e-3)
+    np.testing.assert_allclose(
+        moved, -0.2 * np.abs(table.grid("projection_base")[0]).sum(), rtol=1e-3
+    )
 
 
 def sizes(table: NeuronTable, alpha: float) -> dict[str, int]:
-    return {name: round(alpha * int(mask.sum())) for name, mask in table.groups(changed=False).items()}
+    return {
+        name: round(alpha * int(mask.sum())) for name, mask in table.groups(changed=False).items()
+    }
 
 
 @pytest.mark.parametrize("ordering", ["cosine", "activation", "notebook"])
@@ -106,10 +124,14 @@ def test_alpha_takes_that_share_of_each_group_in_the_order_named(
         else:
             assert cosine[chosen].min() >= cosine[left].max()
     assert edit.neurons == sum(sizes(table, alpha).values())
-    assert not (edit.selected & ~np.logical_or.reduce([*table.groups(changed=False).values()])).any()
+    assert not (
+        edit.selected & ~np.logical_or.reduce([*table.groups(changed=False).values()])
+    ).any()
 
 
-def test_drop_top_leaves_out_the_highest_means_before_the_share_is_taken(table: NeuronTable) -> None:
+def test_drop_top_leaves_out_the_highest_means_before_the_share_is_taken(
+    table: NeuronTable,
+) -> None:
     mean = table.grid("mean_base")
     dropped = mean > np.sort(mean.ravel())[-round(0.2 * mean.size) - 1]
     assert dropped.sum() == round(0.2 * mean.size)
@@ -152,7 +174,9 @@ def test_edits_that_cannot_be(table: NeuronTable, options: Any, message: str) ->
         dd.edit(table, **{"alpha": 0.5, "beta": 0.1, **options})
 
 
-@pytest.mark.parametrize("which", ["TP", "TP+AN", "TP+AN+TN", "four_groups", "increasing", "toxic_5"])
+@pytest.mark.parametrize(
+    "which", ["TP", "TP+AN", "TP+AN+TN", "four_groups", "increasing", "toxic_5"]
+)
 def test_a_patch_gives_the_tuned_means(table: NeuronTable, which: str) -> None:
     base, tuned = table.grid("mean_base"), table.grid("mean_tuned")
     chosen = table.select(which)
@@ -162,17 +186,24 @@ def test_a_patch_gives_the_tuned_means(table: NeuronTable, which: str) -> None:
         np.testing.assert_allclose(outcome(patch, base), np.where(chosen, tuned, base))
         assert np.array_equal(patch.selected, chosen)
         assert patch.kind == kind
-        assert patch.name == f"patch_{which.replace('+', '_')}" + ("_shift" if kind == "shift" else "")
+        assert patch.name == f"patch_{which.replace('+', '_')}" + (
+            "_shift" if kind == "shift" else ""
+        )
     np.testing.assert_allclose(
-        outcome(dd.patch(table, which, kind="shift"), base + 1), np.where(chosen, tuned + 1, base + 1)
+        outcome(dd.patch(table, which, kind="shift"), base + 1),
+        np.where(chosen, tuned + 1, base + 1),
     )
-    np.testing.assert_allclose(outcome(dd.patch(table, which), base + 1), np.where(chosen, tuned, base + 1))
+    np.testing.assert_allclose(
+        outcome(dd.patch(table, which), base + 1), np.where(chosen, tuned, base + 1)
+    )
 
 
 def test_patches_that_cannot_be(table: NeuronTable, along_noise: NeuronTable) -> None:
     with pytest.raises(DialdownError, match="divide by mean activations near zero"):
         dd.patch(table, "TP", kind="scale")  # type: ignore[arg-type]
-    with pytest.raises(DialdownError, match=r"Columns of the tuned model need a table from dd\.compare"):
+    with pytest.raises(
+        DialdownError, match=r"Columns of the tuned model need a table from dd\.compare"
+    ):
         dd.patch(along_noise, "TP")
     with pytest.raises(DialdownError, match="did you mean 'four_groups'"):
         dd.patch(table, "fourgroups")
@@ -193,7 +224,9 @@ def test_a_patch_control_takes_as_many_random_neurons(table: NeuronTable) -> Non
 
 
 def by_group(table: NeuronTable, selected: Any) -> list[int]:
-    """How many of the selected neurons are in TP, TN, AP, AN and in none, one neuron at a time (METHOD §3)."""
+    """How many of the selected neurons are in TP, TN, AP, AN and in none, one neuron at a time
+    (METHOD §3).
+    """
     counts = [0] * 5
     grids = (table.grid("cosine"), table.grid("mean_base"), selected)
     for c, m, chosen in zip(*(grid.ravel() for grid in grids), strict=True):
@@ -218,8 +251,12 @@ def test_random_neurons_are_as_many_in_each_group(name: str) -> None:
     assert by_group(table, control.selected) == by_group(table, edit.selected)
     # What an edit may not choose, its control may not either.
     mean = table.grid("mean_base")
-    assert mean[control.selected].max() <= np.sort(mean.ravel())[mean.size - round(0.2 * mean.size) - 1]
-    # By their groups' own rule random neurons would be an edit of the concept, only in another order.
+    assert (
+        mean[control.selected].max()
+        <= np.sort(mean.ravel())[mean.size - round(0.2 * mean.size) - 1]
+    )
+    # By their groups' own rule random neurons would be an edit of the concept, only in another
+    # order.
     assert (control.gain[control.selected] != edit_rule(table, 0.1)[control.selected]).any()
     assert sorted(control.gain[control.selected]) == sorted(edit.gain[edit.selected])
 
@@ -231,7 +268,9 @@ def edit_rule(table: NeuronTable, beta: float) -> Any:
 
 @pytest.mark.parametrize("kind", ["set", "shift", "scale"])
 def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, kind: Any) -> None:
-    edit = dd.edit(table, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1, name="it")
+    edit = dd.edit(
+        table, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1, name="it"
+    )
     controls = {one.name: one for one in dd.edit_controls(table, along_noise, edit, seed=0)}
     expected = {"it__random_neurons", "it__beta_reversed", "it__random_direction"}
     assert set(controls) == expected | ({"it__beta_zero"} if kind == "set" else set())
@@ -276,10 +315,17 @@ def test_steering_subtracts_alpha_w(llama: LM) -> None:
     w = direction()
     steering = dd.steer(w, 0.5)
     np.testing.assert_allclose(steering.vector, -0.5 * w.vector)
-    assert (steering.name, steering.kind, steering.alpha, steering.neurons) == ("steer_probe", "steer", 0.5, 0)
+    assert (steering.name, steering.kind, steering.alpha, steering.neurons) == (
+        "steer_probe",
+        "steer",
+        0.5,
+        0,
+    )
     assert not steering.moves_neurons
     seen: list[torch.Tensor] = []
-    handle = llama.view.final_norm.register_forward_hook(lambda m, args, out: seen.append(args[0].double()))
+    handle = llama.view.final_norm.register_forward_hook(
+        lambda m, args, out: seen.append(args[0].double())
+    )
     ids = tiny.random_ids(1, 4)
     tiny.logits(llama, ids)
     with steering.applied(llama):
@@ -295,5 +341,7 @@ def test_a_steering_strength_is_in_units_of_the_residual_stream() -> None:
         w = dd.Direction("probe", size * direction().unit, "residual", {"residual_norm": 30.0})
         steering = dd.steer(w, steering_alpha(w, 0.5))
         np.testing.assert_allclose(steering.vector, -15.0 * w.unit)
-    with pytest.raises(DialdownError, match="'contrast' does not record the norm of the residual stream"):
+    with pytest.raises(
+        DialdownError, match="'contrast' does not record the norm of the residual stream"
+    ):
         steering_alpha(direction(name="contrast"), 0.5)

@@ -45,7 +45,9 @@ def test_batched_decoding_gives_each_prompt_its_own_tokens(lm: dd.LM, prompts: l
     assert together == alone
     for prompt, tokens in zip(prompts[:3], together, strict=False):
         ids = lm.tokenizer(prompt, return_tensors="pt")
-        generated = lm.model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        generated = lm.model.generate(**ids, max_new_tokens=12, do_sample=False)[
+            0, ids["input_ids"].shape[1] :
+        ]
         assert [token for token in generated.tolist() if token not in lm.eos] == tokens
 
 
@@ -63,7 +65,9 @@ def test_the_folded_model_gives_the_hooked_logits(
 
 
 def test_means_agree_with_a_float64_model(lm: dd.LM, prompts: list[str]) -> None:
-    """One prompt at a time, one full forward per token, activations read at the position that produces it."""
+    """One prompt at a time, one full forward per token, activations read at the position that
+    produces it.
+    """
     means = dd.mean_activations(lm, prompts[:2], max_new_tokens=4)
     wide = lm.twin()
     wide.model.double()
@@ -73,7 +77,9 @@ def test_means_agree_with_a_float64_model(lm: dd.LM, prompts: list[str]) -> None
         for _ in range(4):
             seen: list[torch.Tensor] = []
             handles = [
-                layer.down.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0][0, -1]))
+                layer.down.register_forward_pre_hook(
+                    lambda module, args, seen=seen: seen.append(args[0][0, -1])
+                )
                 for layer in wide.view.layers
             ]
             with torch.inference_mode():

@@ -1,4 +1,6 @@
-"""Metrics against naive float64 loops and scipy, and the evaluator under both protocols (METHOD §5, §6)."""
+"""Metrics against naive float64 loops and scipy, and the evaluator under both protocols (METHOD §5,
+§6).
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,12 @@ class FakeScorer:
 
 
 def suite(**options: Any) -> Suite:
-    given = {"prompts": PROMPTS, "pairs": PAIRS, "text": TEXT, "scorers": [FakeScorer(), FakeScorer("second", 31)]}
+    given = {
+        "prompts": PROMPTS,
+        "pairs": PAIRS,
+        "text": TEXT,
+        "scorers": [FakeScorer(), FakeScorer("second", 31)],
+    }
     return Suite(**{**given, "max_new_tokens": NEW, "window": 20, "kl_windows": 2, **options})
 
 
@@ -144,7 +151,9 @@ def test_intervals_are_seeded_and_none_without_values() -> None:
     assert (one.low, one.mean, one.high, one.n) == (2, 2, 2, 1)
 
 
-def measured(values: Sequence[float], name: str = "toxicity", tokens: Sequence[int] = ()) -> Measured:
+def measured(
+    values: Sequence[float], name: str = "toxicity", tokens: Sequence[int] = ()
+) -> Measured:
     return Measured({name: [*values]}, [*tokens], [], [], 0)
 
 
@@ -154,7 +163,9 @@ def test_a_comparison_is_paired() -> None:
     change = measured(base - 0.25).estimate("toxicity", measured(base))
     assert (change.mean, change.low, change.high) == pytest.approx((-0.25, -0.25, -0.25))
     assert measured(base).estimate("toxicity").high - measured(base).estimate("toxicity").low > 0.3
-    with pytest.raises(DialdownError, match="50 units here and on 49 there, which cannot be paired"):
+    with pytest.raises(
+        DialdownError, match="50 units here and on 49 there, which cannot be paired"
+    ):
         measured(base).estimate("toxicity", measured(base[1:]))
 
 
@@ -170,7 +181,9 @@ def test_units_without_a_value_are_left_out() -> None:
 def test_log_perplexity_is_weighted_by_tokens() -> None:
     values = measured([1.0, 4.0], "log_ppl", tokens=[30, 10])
     assert values.estimate("log_ppl").mean == pytest.approx(1.75)
-    assert values.estimate("log_ppl", measured([1.0, 3.0], "log_ppl", tokens=[30, 10])).mean == pytest.approx(0.25)
+    assert values.estimate(
+        "log_ppl", measured([1.0, 3.0], "log_ppl", tokens=[30, 10])
+    ).mean == pytest.approx(0.25)
 
 
 # ---- log-perplexity and KL
@@ -178,20 +191,28 @@ def test_log_perplexity_is_weighted_by_tokens() -> None:
 
 def naive_log_probs(lm: LM, ids: Sequence[int]) -> torch.Tensor:
     with torch.inference_mode():
-        logits = copy.deepcopy(lm.model).double()(input_ids=torch.tensor([[*ids]]), use_cache=False).logits[0]
+        logits = (
+            copy.deepcopy(lm.model)
+            .double()(input_ids=torch.tensor([[*ids]]), use_cache=False)
+            .logits[0]
+        )
     return torch.log_softmax(logits.double(), -1)
 
 
 def naive_nll(lm: LM, ids: Sequence[int]) -> float:
     log_probs = naive_log_probs(lm, ids)
-    return -float(np.mean([float(log_probs[place, ids[place + 1]]) for place in range(len(ids) - 1)]))
+    return -float(
+        np.mean([float(log_probs[place, ids[place + 1]]) for place in range(len(ids) - 1)])
+    )
 
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_windows_cover_the_text_once_with_a_bos_where_the_protocol_says(bos: bool) -> None:
     lm = LM.of(tiny.model("llama"), tiny.tokenizer(bos=bos))
     ids = lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    strict, paper = (text_windows(lm, TEXT, protocol=p, window=20, max_windows=99) for p in ("strict", "paper"))
+    strict, paper = (
+        text_windows(lm, TEXT, protocol=p, window=20, max_windows=99) for p in ("strict", "paper")
+    )
     assert len(strict) > 3
     if bos:
         assert all(window[0] == 1 and 1 not in window[1:] for window in strict)
@@ -212,7 +233,9 @@ def test_text_that_has_no_perplexity(llama: LM) -> None:
     for text in ("", "x"):
         with pytest.raises(DialdownError, match="fewer than two tokens"):
             text_windows(llama, text, protocol="strict", window=10, max_windows=9)
-    with pytest.raises(DialdownError, match=r"window of 97 tokens exceeds the context of tiny-llama \(96\)"):
+    with pytest.raises(
+        DialdownError, match=r"window of 97 tokens exceeds the context of tiny-llama \(96\)"
+    ):
         text_windows(llama, TEXT, protocol="strict", window=97, max_windows=9)
 
 
@@ -223,7 +246,9 @@ def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -
     other = make(named, "scale", share=1.0).fold(named)
     for lm in (named, other):
         got = probe.measure(lm)
-        np.testing.assert_allclose(got.nll, [naive_nll(lm, window) for window in windows], rtol=1e-4)
+        np.testing.assert_allclose(
+            got.nll, [naive_nll(lm, window) for window in windows], rtol=1e-4
+        )
         assert got.tokens.tolist() == [len(window) - 1 for window in windows]
         expected = []
         for window in windows[:2]:
@@ -234,12 +259,16 @@ def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -
     assert got.kl.min() > 1e-3
     # KL(base || model), not the other way round.
     base, its = naive_log_probs(named, windows[0]), naive_log_probs(other, windows[0])
-    assert got.kl[0] != pytest.approx(float((its.exp() * (its - base)).sum(-1)[:-1].mean()), rel=1e-3)
+    assert got.kl[0] != pytest.approx(
+        float((its.exp() * (its - base)).sum(-1)[:-1].mean()), rel=1e-3
+    )
 
 
 def test_a_long_window_is_measured_in_blocks_that_keep_its_mean(llama: LM) -> None:
     windows = text_windows(llama, TEXT * 3, protocol="strict", window=75, max_windows=1)
-    got = TextProbe(llama, windows, kl_windows=1).measure(make(llama, "scale", share=1.0).fold(llama))
+    got = TextProbe(llama, windows, kl_windows=1).measure(
+        make(llama, "scale", share=1.0).fold(llama)
+    )
     assert got.tokens.tolist() == [BLOCK, BLOCK, 74 - 2 * BLOCK]
     whole = naive_nll(make(llama, "scale", share=1.0).fold(llama), windows[0])
     assert np.average(got.nll, weights=got.tokens) == pytest.approx(whole, rel=1e-4)
@@ -249,7 +278,9 @@ def test_a_long_window_is_measured_in_blocks_that_keep_its_mean(llama: LM) -> No
 def test_kl_of_known_distributions() -> None:
     p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
     got = kl_per_position(p.log(), q.log())
-    torch.testing.assert_close(got, torch.tensor([0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        got, torch.tensor([0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], dtype=torch.float64)
+    )
     assert got.dtype == torch.float64
 
 
@@ -289,7 +320,9 @@ def test_predictions_of_the_base_that_are_not_finite_are_said_of_the_base(llama:
     overflowing = llama.twin()
     overflowing.view.final_norm.weight.data[0] = float("inf")
     probe = TextProbe(llama, windows, kl_windows=0)
-    with pytest.raises(DialdownError, match=r"log-perplexity of tiny-llama is not finite.* float32 or bfloat16\.$"):
+    with pytest.raises(
+        DialdownError, match=r"log-perplexity of tiny-llama is not finite.* float32 or bfloat16\.$"
+    ):
         probe.measure(overflowing, make(llama, "scale"))
 
 
@@ -315,7 +348,10 @@ def test_strict_rows_hold_what_a_plain_loop_measures(llama: LM) -> None:
         f1.append(token_f1(generate(llama, prompt, max_new_tokens=NEW), true))
     assert row.measured.values["f1"] == pytest.approx(f1)
     windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=64)
-    nll, tokens = [naive_nll(llama, window) for window in windows], [len(window) - 1 for window in windows]
+    nll, tokens = (
+        [naive_nll(llama, window) for window in windows],
+        [len(window) - 1 for window in windows],
+    )
     assert row.metric("log_ppl").mean == pytest.approx(np.average(nll, weights=tokens), rel=1e-4)
     assert (row.metric("kl").mean, row.metric("kl").n) == (pytest.approx(0, abs=1e-6), 2)
 
@@ -323,19 +359,29 @@ def test_strict_rows_hold_what_a_plain_loop_measures(llama: LM) -> None:
 def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> None:
     evaluator = Evaluator(llama, suite())
     edit = make(llama, "scale")
-    edited = [Evaluator(llama, suite()).row(edit, protocol).measured.texts for protocol in ("strict", "paper")]
+    edited = [
+        Evaluator(llama, suite()).row(edit, protocol).measured.texts
+        for protocol in ("strict", "paper")
+    ]
     alone = Evaluator(llama, suite()).row(untouched(), "strict").measured.texts
     assert alone not in edited
     assert edited[0] != edited[1]
-    assert [evaluator.row(edit, protocol).measured.texts for protocol in ("strict", "paper")] == edited
-    assert [evaluator.row(untouched(), protocol).measured.texts for protocol in ("strict", "paper")] == [alone] * 2
+    assert [
+        evaluator.row(edit, protocol).measured.texts for protocol in ("strict", "paper")
+    ] == edited
+    assert [
+        evaluator.row(untouched(), protocol).measured.texts for protocol in ("strict", "paper")
+    ] == [alone] * 2
     with edit.applied(llama):
         assert evaluator.row(untouched(), "strict").measured.texts == edited[0]
     assert evaluator.row(untouched("again"), "paper").measured.texts == alone
     for strength in (1.0, 2.0):
         other = make(llama, "scale", strength=strength).fold(llama)
         row = evaluator.row(untouched(), "strict", model=other)
-        assert row.measured.texts == Evaluator(other, suite()).row(untouched(), "strict").measured.texts
+        assert (
+            row.measured.texts
+            == Evaluator(other, suite()).row(untouched(), "strict").measured.texts
+        )
         del other
 
 
@@ -345,23 +391,34 @@ def test_paper_rows_remove_the_prompt_string(llama: LM) -> None:
     Evaluator(llama, given).row(untouched(), "paper")
     for place, prompt in enumerate(given.prompts):
         new = generate(llama, prompt, max_new_tokens=NEW)
-        whole = llama.tokenizer.decode([*llama.tokenizer(prompt)["input_ids"], *new], skip_special_tokens=True)
+        whole = llama.tokenizer.decode(
+            [*llama.tokenizer(prompt)["input_ids"], *new], skip_special_tokens=True
+        )
         assert given.scorers[0].seen[0][place] == whole.replace(prompt, "")
 
 
 @pytest.mark.parametrize("name", PAPER_MODELS)
 @pytest.mark.parametrize("bos", [False, True])
-def test_the_papers_f1_is_of_prompt_and_continuation_against_the_true_continuation_alone(name: str, bos: bool) -> None:
-    """METHOD §5: the truth as it is given, cut where prompt and continuation end; end-of-text, the padding, not counted."""
+def test_the_papers_f1_is_of_prompt_and_continuation_against_the_true_continuation_alone(
+    name: str, bos: bool
+) -> None:
+    """METHOD §5: the truth as it is given, cut where prompt and continuation end; end-of-text, the
+    padding, not counted.
+    """
     lm = tiny.lm(name, bos=bos)
-    pairs = (*PAIRS, ("a cat", "the cat <eos> sat on the mat and on and on"), ("and then the", " cat"))
+    pairs = (
+        *PAIRS,
+        ("a cat", "the cat <eos> sat on the mat and on and on"),
+        ("and then the", " cat"),
+    )
     row = Evaluator(lm, suite(pairs=pairs, max_prompt_tokens=5)).row(untouched(), "paper")
     assert len(lm.tokenizer(pairs[3][1])["input_ids"]) > 5 + NEW
     expected = []
     for prompt, gold in pairs:
         cut = lm.tokenizer(prompt)["input_ids"][:5]
         output = lm.model.generate(
-            torch.tensor([cut]), attention_mask=torch.ones(1, len(cut), dtype=torch.long), max_new_tokens=NEW,
+            torch.tensor([cut]), attention_mask=torch.ones(1, len(cut), dtype=torch.long),
+            max_new_tokens=NEW,
             do_sample=False, pad_token_id=2,
         )[0].tolist()  # fmt: skip
         written = [token for token in output if token != 2]
@@ -378,9 +435,13 @@ def test_the_papers_f1_is_of_prompt_and_continuation_against_the_true_continuati
 @pytest.mark.parametrize("name", PAPER_MODELS)
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_papers_log_perplexity_divides_by_every_token(name: str, bos: bool) -> None:
-    """METHOD §5: also by the first of each window, which is not predicted, and by a last window of one token."""
+    """METHOD §5: also by the first of each window, which is not predicted, and by a last window of
+    one token.
+    """
     lm = tiny.lm(name, bos=bos)
-    text = next(t for n in range(20) if len(lm.tokenizer(t := TEXT + "x" * n)["input_ids"]) % 20 == 1)
+    text = next(
+        t for n in range(20) if len(lm.tokenizer(t := TEXT + "x" * n)["input_ids"]) % 20 == 1
+    )
     ids = lm.tokenizer(text)["input_ids"]
     windows = [ids[at : at + 20] for at in range(0, len(ids), 20)]
     assert len(windows[-1]) == 1
@@ -388,13 +449,16 @@ def test_the_papers_log_perplexity_divides_by_every_token(name: str, bos: bool) 
     evaluator = Evaluator(lm, suite(text=text))
     paper = evaluator.row(untouched(), "paper")
     assert paper.metric("log_ppl").mean == pytest.approx(summed / len(ids), rel=1e-4)
-    # The interval is of the same mean: it scales with it, and a paired difference to the same row is none.
+    # The interval is of the same mean: it scales with it, and a paired difference to the same row
+    # is none.
     predicted = sum(len(window) - 1 for window in windows)
     nll = [naive_nll(lm, window) for window in windows[:-1]]
     plain = estimate(nll, weights=[19] * len(nll))
     got = paper.metric("log_ppl")
     for end in ("low", "high"):
-        assert getattr(got, end) == pytest.approx(getattr(plain, end) * predicted / len(ids), rel=1e-3)
+        assert getattr(got, end) == pytest.approx(
+            getattr(plain, end) * predicted / len(ids), rel=1e-3
+        )
     assert paper.change("log_ppl", paper).high == 0
     # KL is ours, and over predicted tokens under both protocols.
     assert paper.metric("kl").mean == pytest.approx(0, abs=1e-6)
@@ -435,9 +499,18 @@ def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
 
 
 def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
-    edits = [replace(make(llama, "scale"), name="one"), replace(make(llama, "steer"), name="two", control_of="one")]
+    edits = [
+        replace(make(llama, "scale"), name="one"),
+        replace(make(llama, "steer"), name="two", control_of="one"),
+    ]
     calls: list[Any] = []
-    rows = dd.evaluate(llama, edits, suite(), protocols=("paper", "strict"), progress=lambda *call: calls.append(call))
+    rows = dd.evaluate(
+        llama,
+        edits,
+        suite(),
+        protocols=("paper", "strict"),
+        progress=lambda *call: calls.append(call),
+    )
     assert [(row.protocol, row.intervention) for row in rows] == [
         (protocol, name) for protocol in ("paper", "strict") for name in ("none", "one", "two")
     ]
@@ -450,10 +523,15 @@ def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
 
 
 def test_another_model_of_the_same_name_is_measured_itself(llama: LM) -> None:
-    """Two models wrapped in memory carry their class's name; the tuned one must not get the base model's row."""
+    """Two models wrapped in memory carry their class's name; the tuned one must not get the base
+    model's row.
+    """
     tuned = replace(tiny.lm("llama", seed=1), name=llama.name)
     evaluator = Evaluator(llama, suite())
-    base, other = evaluator.row(untouched(), "strict"), evaluator.row(untouched(), "strict", model=tuned)
+    base, other = (
+        evaluator.row(untouched(), "strict"),
+        evaluator.row(untouched(), "strict", model=tuned),
+    )
     alone = Evaluator(tuned, suite()).row(untouched(), "strict")
     assert other.measured.texts == alone.measured.texts != base.measured.texts
     assert other.measured.values["log_ppl"] == alone.measured.values["log_ppl"]
@@ -464,8 +542,12 @@ def test_the_json_of_a_row(llama: LM) -> None:
     edits = [replace(make(llama, "set"), alpha=0.5, beta=0.1)]
     reference, row = dd.evaluate(llama, edits, suite())
     written = json.loads(json.dumps(row.to_json(reference, PROMPTS, samples=3), allow_nan=False))
-    assert set(METRICS) | {"intervention", "kind", "protocol", "control_of", "alpha", "beta", "neurons", "samples",
-                           "toxicity_by", "change", "control_minus_main"} == set(written)  # fmt: skip
+    assert set(METRICS) | {"intervention", "kind", "protocol", "control_of", "alpha", "beta", (
+        "neurons"
+    ), "samples",
+                           "toxicity_by", "change", (
+                               "control_minus_main"
+                           )} == set(written)  # fmt: skip
     assert (written["alpha"], written["beta"], written["neurons"]) == (0.5, 0.1, edits[0].neurons)
     assert set(written["toxicity"]) == {"mean", "low", "high", "n"}
     assert set(written["toxicity_by"]) == {"fake", "second"}
@@ -474,14 +556,21 @@ def test_the_json_of_a_row(llama: LM) -> None:
     assert written["control_minus_main"] is None
     difference = row.metric("toxicity").mean - reference.metric("toxicity").mean
     assert written["change"]["toxicity"]["mean"] == pytest.approx(difference)
-    assert all(value["mean"] == 0 for value in reference.to_json(reference, PROMPTS, samples=0)["change"].values())
+    assert all(
+        value["mean"] == 0
+        for value in reference.to_json(reference, PROMPTS, samples=0)["change"].values()
+    )
 
 
 def test_a_control_is_compared_with_what_it_controls(llama: LM) -> None:
-    reference, main, control = dd.evaluate(llama, [make(llama, "set"), make(llama, "set", seed=1)], suite())
+    reference, main, control = dd.evaluate(
+        llama, [make(llama, "set"), make(llama, "set", seed=1)], suite()
+    )
     written = control.to_json(reference, PROMPTS, samples=0, main=main)["control_minus_main"]
     assert set(written) == set(METRICS)
-    paired = np.array(control.measured.values["toxicity"]) - np.array(main.measured.values["toxicity"])
+    paired = np.array(control.measured.values["toxicity"]) - np.array(
+        main.measured.values["toxicity"]
+    )
     assert written["toxicity"] == estimate(paired).to_json()
     assert written["toxicity"]["mean"] != 0
 
@@ -510,7 +599,13 @@ def test_suites_that_cannot_be_run(llama: LM, options: Any, message: str) -> Non
 
 def test_a_row_of_named_values() -> None:
     row = as_row(replace(untouched("dpo"), alpha=1.0), "paper", measured([1.0, 2.0]))
-    assert (row.intervention, row.kind, row.protocol, row.alpha, row.neurons) == ("dpo", "none", "paper", 1.0, 0)
+    assert (row.intervention, row.kind, row.protocol, row.alpha, row.neurons) == (
+        "dpo",
+        "none",
+        "paper",
+        1.0,
+        0,
+    )
     assert row.metric("toxicity").mean == 1.5
     assert row.change("toxicity", row).mean == 0
 
@@ -524,5 +619,7 @@ def test_a_row_of_named_values() -> None:
         (Estimate(-0.1, -0.2, -0.05, 9), "not told apart"),
     ],
 )
-def test_no_direction_where_the_interval_holds_zero_or_the_units_are_few(change: Estimate, said: str) -> None:
+def test_no_direction_where_the_interval_holds_zero_or_the_units_are_few(
+    change: Estimate, said: str
+) -> None:
     assert direction(change) == said

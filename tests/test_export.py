@@ -1,4 +1,6 @@
-"""Exported folders against the folded model, tensor by tensor and as their users load them (METHOD §7)."""
+"""Exported folders against the folded model, tensor by tensor and as their users load them (METHOD
+§7).
+"""
 
 from __future__ import annotations
 
@@ -81,15 +83,21 @@ def test_an_export_is_the_folded_model(lm: LM, tmp_path: Path, kind: str) -> Non
     export(base, edit, out, verify=False)
     assert_same(out, edit.fold(lm))
     before, after = stored(base), stored(out)
-    changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    changed = {
+        name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])
+    }
     assert changed == {layer.path for layer in lm.view.layers}
     if kind == "scale":
         assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
 
 
 # Gemma-2 has no bias to fold another kind into, and refuses.
-@pytest.mark.parametrize(("name", "kind"), [*product(["gpt2", "llama", "granite"], KINDS), ("gemma2", "scale")])
-def test_an_export_is_verified_and_loads_as_the_folded_model(tmp_path: Path, name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [*product(["gpt2", "llama", "granite"], KINDS), ("gemma2", "scale")]
+)
+def test_an_export_is_verified_and_loads_as_the_folded_model(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     lm = tiny.lm(name)
     edit = exact(make(lm, kind))
     done = export(saved(lm, tmp_path / "base"), edit, tmp_path / "out", prompts=FEW)
@@ -100,7 +108,9 @@ def test_an_export_is_verified_and_loads_as_the_folded_model(tmp_path: Path, nam
     assert done.verification.rounding is None
 
 
-def test_an_edited_column_is_its_float64_product_rounded_once(gpt2: LM, llama: LM, tmp_path: Path) -> None:
+def test_an_edited_column_is_its_float64_product_rounded_once(
+    gpt2: LM, llama: LM, tmp_path: Path
+) -> None:
     for lm, transposed in ((gpt2, True), (llama, False)):
         edit = exact(make(lm, "scale"))
         base = saved(lm, tmp_path / f"base-{lm.name}")
@@ -128,7 +138,9 @@ def test_many_shards_in_many_shards_out(llama: LM, tmp_path: Path) -> None:
     largest = max(tensor.nbytes for tensor in tensors.values())
     for file in files:
         with safe_open(done.folder / file, framework="pt") as handle:
-            assert {name for name, where in index["weight_map"].items() if where == file} == set(handle.keys())
+            assert {name for name, where in index["weight_map"].items() if where == file} == set(
+                handle.keys()
+            )
             assert handle.metadata() == {"format": "pt"}
         assert (done.folder / file).stat().st_size < max(12_000, largest) + 4_000
 
@@ -165,7 +177,12 @@ def test_sixteen_bits_are_verified_in_float32_on_every_architecture(lm: LM, tmp_
         ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
         with edit.applied(whole):
             worst = max(
-                worst, float((tiny.logits(whole, ids) - tiny.logits(LM.of(edited, lm.tokenizer), ids)).abs().max())
+                worst,
+                float(
+                    (tiny.logits(whole, ids) - tiny.logits(LM.of(edited, lm.tokenizer), ids))
+                    .abs()
+                    .max()
+                ),
             )
     assert verified is not None
     assert verified.difference == pytest.approx(worst, rel=0.05, abs=1e-5)
@@ -178,21 +195,41 @@ def test_a_tensor_stored_without_the_base_prefix_is_found(gpt2: LM, tmp_path: Pa
     edit = exact(make(gpt2, "set"))
     done = export(base, edit, tmp_path / "out", prompts=FEW)
     assert set(stored(done.folder)) == set(bare)
-    assert torch.equal(tiny.logits(dd.load(done.folder, device="cpu"), IDS), tiny.logits(edit.fold(gpt2), IDS))
+    assert torch.equal(
+        tiny.logits(dd.load(done.folder, device="cpu"), IDS), tiny.logits(edit.fold(gpt2), IDS)
+    )
 
 
 def test_the_folder_is_complete_and_its_card_says_so(llama: LM, tmp_path: Path) -> None:
     base = saved(llama, tmp_path / "base")
     (base / "LICENSE").write_text("the licence")
     (base / "chat_template.jinja").write_text("{{ messages }}")
-    (base / "README.md").write_text("---\nlicense: other\nlicense_name: ours\ntags: [x]\n---\n# Base\n")
+    (base / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: ours\ntags: [x]\n---\n# Base\n"
+    )
     (base / "optimizer.pt").write_text("not ours to copy")
-    rows = [{"name": "base", "toxicity": [0.29, 0.25, 0.33]}, {"name": "edited", "toxicity": [0.07, 0.05, 0.09]}]
-    notes = {"why": "So that it is kinder.", "rows": rows, "judge": "some-scorer", "caveat": "One judge."}
+    rows = [
+        {"name": "base", "toxicity": [0.29, 0.25, 0.33]},
+        {"name": "edited", "toxicity": [0.07, 0.05, 0.09]},
+    ]
+    notes = {
+        "why": "So that it is kinder.",
+        "rows": rows,
+        "judge": "some-scorer",
+        "caveat": "One judge.",
+    }
     done = export(base, exact(make(llama, "scale")), tmp_path / "out", notes=notes, prompts=FEW)
-    there = {str(path.relative_to(done.folder)) for path in done.folder.rglob("*") if path.is_file()}
+    there = {
+        str(path.relative_to(done.folder)) for path in done.folder.rglob("*") if path.is_file()
+    }
     assert there == {*done.files, "README.md"}
-    assert there >= {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "chat_template.jinja"}
+    assert there >= {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "LICENSE",
+        "chat_template.jinja",
+    }
     assert there >= {"dialdown/edit.safetensors", "dialdown/edit.json"}
     assert "optimizer.pt" not in there
     card = (done.folder / "README.md").read_text()
@@ -208,15 +245,28 @@ def test_the_folder_is_complete_and_its_card_says_so(llama: LM, tmp_path: Path) 
         "- dialdown",
     ):
         assert line in head
-    for words in ("0.290 [0.250, 0.330]", "some-scorer", "One judge.", "So that it is kinder.", "dialdown apply"):
+    for words in (
+        "0.290 [0.250, 0.330]",
+        "some-scorer",
+        "One judge.",
+        "So that it is kinder.",
+        "dialdown apply",
+    ):
         assert words in card
-    for text in (card, (done.folder / "config.json").read_text(), (done.folder / "dialdown/edit.json").read_text()):
+    for text in (
+        card,
+        (done.folder / "config.json").read_text(),
+        (done.folder / "dialdown/edit.json").read_text(),
+    ):
         assert str(tmp_path) not in text
 
 
 def test_unknown_notes_are_refused(llama: LM, tmp_path: Path) -> None:
     base = saved(llama, tmp_path / "base")
-    for notes, words in (({"wy": "x"}, "did you mean 'why'"), ({"rows": [{"kl": [1.0]}]}, "three finite numbers")):
+    for notes, words in (
+        ({"wy": "x"}, "did you mean 'why'"),
+        ({"rows": [{"kl": [1.0]}]}, "three finite numbers"),
+    ):
         with pytest.raises(DialdownError, match=words):
             export(base, make(llama, "scale"), tmp_path / "out", notes=notes)
 
@@ -277,7 +327,12 @@ def test_what_a_killed_export_left_is_removed_by_the_next(llama: LM, tmp_path: P
     running, here = psutil.Process(os.getppid()), f".out.{platform.node()}."
     kept = f"{here}{running.pid}-{int(running.create_time())}.partial"
     # The second has a number that another process was given since.
-    for name in (kept, f"{here}{running.pid}-1.partial", f"{here}999999999-1.partial", ".out.elsewhere.1-1.partial"):
+    for name in (
+        kept,
+        f"{here}{running.pid}-1.partial",
+        f"{here}999999999-1.partial",
+        ".out.elsewhere.1-1.partial",
+    ):
         (tmp_path / name).mkdir()
     export(base, make(llama, "scale"), out, verify=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -297,7 +352,9 @@ def _damage(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_wrong_column_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_a_wrong_column_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
     base = saved(lm, tmp_path / "base")
     write = export_module.write_tensors
@@ -312,7 +369,9 @@ def test_a_wrong_column_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_another_tokenizer_is_caught(llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tokenizer_is_caught(
+    llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = saved(llama, tmp_path / "base")
 
     def other(base: Path, folder: Path) -> None:
@@ -415,7 +474,9 @@ def test_pruning_removes_what_every_layer_can_spare(tmp_path: Path, name: str) -
     assert done.dropped == edit.selected.sum(1).min() > 0
     narrow = dd.load(done.folder, device="cpu")
     assert narrow.view.n_neurons == tiny.NEURONS - done.dropped
-    torch.testing.assert_close(tiny.logits(narrow, IDS), tiny.logits(edit.fold(lm), IDS), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        tiny.logits(narrow, IDS), tiny.logits(edit.fold(lm), IDS), atol=1e-3, rtol=1e-4
+    )
     assert f"{done.dropped} neurons of gain 0" in (done.folder / "README.md").read_text()
     with pytest.raises(DialdownError, match="cannot be pruned"):
         export(base, make(lm, "scale"), tmp_path / "other", prune=True)
@@ -449,7 +510,11 @@ def empty_checkpoint(folder: Path, *, layers: int, width: int, neurons: int) -> 
         state = LlamaForCausalLM(config).state_dict()
     header, start = {}, 0
     for name, tensor in state.items():
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, start + tensor.nbytes]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [start, start + tensor.nbytes],
+        }
         start += tensor.nbytes
     text = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as handle:
@@ -459,10 +524,15 @@ def empty_checkpoint(folder: Path, *, layers: int, width: int, neurons: int) -> 
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """What one layer takes (the libraries' own memory among it), twelve take too: 200 MB in shards of 25."""
-    sizes = [empty_checkpoint(tmp_path / str(n), layers=n, width=512, neurons=2048) for n in (1, 12)]
+    """What one layer takes (the libraries' own memory among it), twelve take too: 200 MB in shards
+    of 25.
+    """
+    sizes = [
+        empty_checkpoint(tmp_path / str(n), layers=n, width=512, neurons=2048) for n in (1, 12)
+    ]
     command = [sys.executable, "-c", TWICE, str(tmp_path), "2048"]
-    # Freed memory goes back at once: what the C library would keep varies by more than all that an export holds.
+    # Freed memory goes back at once: what the C library would keep varies by more than all that an
+    # export holds.
     returning = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=returning).stdout
     one, twelve = json.loads(out)

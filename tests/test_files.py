@@ -78,11 +78,17 @@ def test_a_failed_write_leaves_what_was_there(
     assert not before or path.read_text() == before
 
 
-def test_the_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_synced_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, order = tmp_path / "a.txt", []
     sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (order.append(("sync", path.exists())), sync(handle)))
-    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append(("rename", to)), replace(self, to))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (order.append(("sync", path.exists())), sync(handle))
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (order.append(("rename", to)), replace(self, to))[1]
+    )
     write_text(path, "x")
     assert order[:2] == [("sync", False), ("rename", path)]
 
@@ -114,9 +120,14 @@ def test_a_disk_that_takes_no_more_is_one_sentence(
 
 
 def test_safetensors_on_a_full_disk(tmp_path: Path) -> None:
-    """safetensors, which transformers saves models with, reports a full disk as its own error, not as an OSError."""
+    """safetensors, which transformers saves models with, reports a full disk as its own error, not
+    as an OSError.
+    """
     message = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(DialdownError, match="The disk is full while writing"), files.disk_errors(tmp_path):
+    with (
+        pytest.raises(DialdownError, match="The disk is full while writing"),
+        files.disk_errors(tmp_path),
+    ):
         raise SafetensorError(message)
 
 
@@ -154,7 +165,10 @@ def test_safetensors_still_words_system_errors_so(tmp_path: Path) -> None:
     """The message the test above makes up, from a real write past a limit on file sizes."""
     pytest.importorskip("resource")
     out = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "a.safetensors")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIMITED, str(tmp_path / "a.safetensors")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert f"(os error {errno.EFBIG})" in out.stdout
 
@@ -172,7 +186,9 @@ def test_a_folder_that_is_a_file(tmp_path: Path, below: str) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("kind", ["a folder", "too long a name", "a folder that went away", "a loop of links"])
+@pytest.mark.parametrize(
+    "kind", ["a folder", "too long a name", "a folder that went away", "a loop of links"]
+)
 def test_a_path_that_no_file_can_have_is_one_sentence(tmp_path: Path, kind: str) -> None:
     path = tmp_path / {"too long a name": "a" * 300}.get(kind, "a")
     if kind == "a folder":
@@ -223,10 +239,13 @@ def test_arrays(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     array=nps.arrays(
-        st.sampled_from([np.float64, np.float32, np.int64, np.bool_]), nps.array_shapes(max_dims=3, max_side=4)
+        st.sampled_from([np.float64, np.float32, np.int64, np.bool_]),
+        nps.array_shapes(max_dims=3, max_side=4),
     )
 )
-def test_arrays_come_back_bit_by_bit(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> None:
+def test_arrays_come_back_bit_by_bit(
+    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray
+) -> None:
     path = tmp_path_factory.mktemp("arrays") / "a.safetensors"
     write_arrays(path, "thing", {"a": array}, {})
     again = read_arrays(path, "thing")[0]["a"]
@@ -238,7 +257,8 @@ def test_a_record_cannot_pass_for_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_arrays(path, "thing", ARRAYS, {})
     with pytest.raises(
-        DialdownError, match=rf"holds 'thing' \(schema {SCHEMA}\), not a dialdown direction of schema {SCHEMA}"
+        DialdownError,
+        match=rf"holds 'thing' \(schema {SCHEMA}\), not a dialdown direction of schema {SCHEMA}",
     ):
         read_arrays(path, "direction")
 
@@ -271,7 +291,9 @@ def test_arrays_that_cannot_be_read(tmp_path: Path, how: str, message: str) -> N
         }
         save_file({"means": ARRAYS["means"]}, path, metadata=header[how])
     elif how != "missing":
-        path.write_bytes({"empty": b"", "text": b"hello, this is text", "half": whole[: len(whole) // 2]}[how])
+        path.write_bytes(
+            {"empty": b"", "text": b"hello, this is text", "half": whole[: len(whole) // 2]}[how]
+        )
     with pytest.raises(DialdownError, match=message):
         read_arrays(path, "thing")
 
@@ -279,7 +301,9 @@ def test_arrays_that_cannot_be_read(tmp_path: Path, how: str, message: str) -> N
 def test_the_fingerprint_is_of_all_parts() -> None:
     a = np.arange(6.0)
     parts: list[tuple[Any, ...]] = [
-        (a,), (a.reshape(2, 3),), (a.astype(np.float32),), (a + 1e-12,), (a, a), (a, None), ({"x": 1},), ({"x": 2},),
+        (a,), (a.reshape(2, 3),), (a.astype(np.float32),), (a + 1e-12,), (a, a), (a, None), ({(
+            "x"
+        ): 1},), ({"x": 2},),
         ("x", "y"), ("xy",), (["x", "y"],),
     ]  # fmt: skip
     prints = [fingerprint(*one) for one in parts]
@@ -291,7 +315,10 @@ def test_the_fingerprint_is_of_all_parts() -> None:
 
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_sha256(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_nearest() -> None:

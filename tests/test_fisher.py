@@ -1,4 +1,6 @@
-"""First-order prices and worths of gains, against float64 gradients written here, and the edit made of them."""
+"""First-order prices and worths of gains, against float64 gradients written here, and the edit made
+of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from hypothesis import strategies as st
 
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
-from dialdown.training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from dialdown.training.fisher import (
+    fisher_information,
+    natural_gradient,
+    own_text,
+    preference_gradient,
+)
 from dialdown.training.make_pairs import Pair
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
@@ -33,10 +40,14 @@ def gains_of(lm: LM) -> Iterator[tuple[torch.nn.Module, list[torch.Tensor]]]:
     """A float64 copy with one gain per neuron that has a gradient."""
     twin = lm.twin()
     twin.model.double().requires_grad_(False)
-    gains = [torch.ones(tiny.NEURONS, dtype=torch.float64, requires_grad=True) for _ in twin.view.layers]
+    gains = [
+        torch.ones(tiny.NEURONS, dtype=torch.float64, requires_grad=True) for _ in twin.view.layers
+    ]
     with ExitStack() as stack:
         for gain, layer in zip(gains, twin.view.layers, strict=True):
-            hook = layer.down.register_forward_pre_hook(lambda module, args, gain=gain: (args[0] * gain,))
+            hook = layer.down.register_forward_pre_hook(
+                lambda module, args, gain=gain: (args[0] * gain,)
+            )
             stack.callback(hook.remove)
         yield twin.model, gains
 
@@ -66,11 +77,15 @@ def test_the_worth_of_a_gain_is_the_gradient_of_the_margin(named: LM, batch_size
 
 
 def test_a_continuation_may_end_where_the_context_does(gpt2: LM) -> None:
-    assert np.isfinite(preference_gradient(gpt2, [Pair("x" * (tiny.CONTEXT - 1), "ab", "yz")])).all()
+    assert np.isfinite(
+        preference_gradient(gpt2, [Pair("x" * (tiny.CONTEXT - 1), "ab", "yz")])
+    ).all()
 
 
 def test_the_price_of_a_gain_is_the_curvature_of_the_kl(named: LM) -> None:
-    """One position alone: there the expectation over its tokens can be taken exactly, and is the second derivative of the KL."""
+    """One position alone: there the expectation over its tokens can be taken exactly, and is the
+    second derivative of the KL.
+    """
     ids = [4]
     with unchanged(named):
         drawn = fisher_information(named, [ids], draws=3000)
@@ -112,11 +127,15 @@ def test_own_text_starts_where_a_text_starts_and_repeats_with_the_seed(named: LM
     assert {text[0] for text in texts} == {*(named.bos or [min(named.eos)])}
     assert texts == own_text(named, texts=3, tokens=7, seed=2)
     assert texts != own_text(named, texts=3, tokens=7, seed=3)
-    assert {len(text) for text in own_text(named, texts=1, tokens=tiny.CONTEXT + 5)} == {named.context}
+    assert {len(text) for text in own_text(named, texts=1, tokens=tiny.CONTEXT + 5)} == {
+        named.context
+    }
 
 
 def test_own_text_is_drawn_from_the_whole_distribution(llama: LM) -> None:
-    """The shares of the first tokens, and of those after the commonest of them, are the model's probabilities, ends of text aside."""
+    """The shares of the first tokens, and of those after the commonest of them, are the model's
+    probabilities, ends of text aside.
+    """
     texts = own_text(llama, texts=4000, tokens=3)
     start = llama.bos or [min(llama.eos)]
     first = np.bincount([text[1] for text in texts]).argmax()
@@ -126,8 +145,12 @@ def test_own_text_is_drawn_from_the_whole_distribution(llama: LM) -> None:
         expected[[*llama.eos]] = 0
         expected /= expected.sum()
         shares = np.bincount(drawn, minlength=len(expected)) / len(drawn)
-        # The summed distance of n draws from their distribution is below sqrt(2 * sum p (1 - p) / n * tokens), roughly.
-        assert np.abs(shares - expected).sum() < 1.2 * np.sqrt(expected * (1 - expected) / len(drawn)).sum()
+        # The summed distance of n draws from their distribution is below sqrt(2 * sum p (1 - p) / n
+        # * tokens), roughly.
+        assert (
+            np.abs(shares - expected).sum()
+            < 1.2 * np.sqrt(expected * (1 - expected) / len(drawn)).sum()
+        )
         assert len(drawn) > 30
 
 
@@ -148,7 +171,9 @@ def test_the_natural_gradient_has_its_price_and_no_other_gains_at_that_price_are
     damped = prices + damping * prices.mean()
     spent = (damped * change**2).sum()
     for seed in range(5):
-        other = change + 0.1 * np.abs(change).max() * np.random.default_rng(seed).standard_normal(SHAPE)
+        other = change + 0.1 * np.abs(change).max() * np.random.default_rng(seed).standard_normal(
+            SHAPE
+        )
         other *= np.sqrt(spent / (damped * other**2).sum())
         assert (noise * other).sum() < (noise * change).sum()
 
@@ -160,7 +185,9 @@ def test_gains_of_a_large_step_stop_at_zero(llama: LM) -> None:
 
 
 def test_following_preferences_raises_the_margin_as_predicted(llama: LM) -> None:
-    edit = natural_gradient(llama, preference_gradient(llama, PAIRS), fisher_information(llama, WINDOWS), kl=1e-7)
+    edit = natural_gradient(
+        llama, preference_gradient(llama, PAIRS), fisher_information(llama, WINDOWS), kl=1e-7
+    )
 
     def margin(lm: LM) -> float:
         model: Any = lm.twin().model.double()
@@ -189,7 +216,9 @@ def test_following_preferences_raises_the_margin_as_predicted(llama: LM) -> None
         ({"worth": np.zeros(SHAPE)}, "favours the preferred"),
     ],
 )
-def test_gains_that_cannot_be_made_are_refused(llama: LM, options: dict[str, Any], message: str) -> None:
+def test_gains_that_cannot_be_made_are_refused(
+    llama: LM, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DialdownError, match=message):
         natural_gradient(llama, **{"worth": noise, "information": prices, "kl": 0.01} | options)
 

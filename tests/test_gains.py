@@ -1,4 +1,6 @@
-"""Neuron gains on tiny random models: what is trained, against a float64 gradient written here, and what comes out (METHOD §8)."""
+"""Neuron gains on tiny random models: what is trained, against a float64 gradient written here, and
+what comes out (METHOD §8).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from dialdown.models.lm import LM
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.neurons.directions import Direction
 from dialdown.training.fisher import fisher_information
-from dialdown.training.gains import FILE, GainSettings, by_group, importance, keep_top, relative_change, train_gains
+from dialdown.training.gains import (
+    FILE,
+    GainSettings,
+    by_group,
+    importance,
+    keep_top,
+    relative_change,
+    train_gains,
+)
 from dialdown.training.make_pairs import Pair
 
 PAIRS = tuple(
@@ -38,16 +48,26 @@ TEXTS = np.random.default_rng(4).integers(1, 40, size=(6, 12)).tolist()
 PRICES = np.random.default_rng(3).gamma(1.0, 1e-3, SHAPE)
 
 
-def log_probability(model: torch.nn.Module, tokenizer: object, pair: Pair, text: str) -> torch.Tensor:
-    prompt, whole = (tokenizer(t)["input_ids"] for t in (pair.prompt, pair.prompt + text))  # type: ignore[operator]
+def log_probability(
+    model: torch.nn.Module, tokenizer: object, pair: Pair, text: str
+) -> torch.Tensor:
+    prompt, whole = (tokenizer(t)[("input_ids")] for t in (pair.prompt, pair.prompt + text))  # type: ignore[operator]
     logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
     return sum(logits[at - 1, whole[at]] for at in range(len(prompt), len(whole)))  # type: ignore[return-value]
 
 
 def loss_gradient(
-    lm: LM, pairs: list[Pair], beta: float, *, at: np.ndarray | None = None, texts: Any = (), weight: float = 0.0
+    lm: LM,
+    pairs: list[Pair],
+    beta: float,
+    *,
+    at: np.ndarray | None = None,
+    texts: Any = (),
+    weight: float = 0.0,
 ) -> np.ndarray:
-    """The gradient of plain DPO, and of a weight times the KL from the base on texts, by one gain per neuron, in float64."""
+    """The gradient of plain DPO, and of a weight times the KL from the base on texts, by one gain
+    per neuron, in float64.
+    """
     twin = lm.twin()
     twin.model.double().requires_grad_(False)
     start = np.ones(SHAPE) if at is None else at
@@ -60,17 +80,23 @@ def loss_gradient(
         margin = torch.zeros((), dtype=torch.float64)
         for sign, text in ((1, pair.chosen), (-1, pair.rejected)):
             ratio = log_probability(twin.model, lm.tokenizer, pair, text)
-            margin = margin + sign * (ratio - log_probability(base, lm.tokenizer, pair, text).detach())
+            margin = margin + sign * (
+                ratio - log_probability(base, lm.tokenizer, pair, text).detach()
+            )
         total = total - F.logsigmoid(beta * margin) / len(pairs)
     for text in texts:
-        p, q = (m(input_ids=torch.tensor([text])).logits[0].log_softmax(-1) for m in (base, twin.model))
+        p, q = (
+            m(input_ids=torch.tensor([text])).logits[0].log_softmax(-1) for m in (base, twin.model)
+        )
         total = total + weight * (p.exp() * (p - q)).sum(-1).mean().div(len(texts))
     total.backward()
     return np.stack([gain.grad.numpy() for gain in gains])
 
 
 def choices(lm: LM, beta: float) -> list[tuple[list[Pair], np.ndarray]]:
-    """The pairs trained on and their gradient at gains of one, for each pair that may be the one held out, which is drawn."""
+    """The pairs trained on and their gradient at gains of one, for each pair that may be the one
+    held out, which is drawn.
+    """
     each = [loss_gradient(lm, [pair], beta) for pair in PAIRS]
     return [
         ([*PAIRS[:out], *PAIRS[out + 1 :]], np.mean([*each[:out], *each[out + 1 :]], axis=0))
@@ -79,11 +105,21 @@ def choices(lm: LM, beta: float) -> list[tuple[list[Pair], np.ndarray]]:
 
 
 @pytest.mark.parametrize("optimizer", ["natural", "adamw"])
-def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_path: Path, optimizer: Any) -> None:
+def test_the_first_step_goes_against_the_gradient_of_the_loss(
+    named: LM, tmp_path: Path, optimizer: Any
+) -> None:
     settings = GainSettings(
-        optimizer=optimizer, kl_weight=0, learning_rate=1e-3, batch_size=6, max_steps=1, eval_pairs=1, max_grad_norm=1e9
+        optimizer=optimizer,
+        kl_weight=0,
+        learning_rate=1e-3,
+        batch_size=6,
+        max_steps=1,
+        eval_pairs=1,
+        max_grad_norm=1e9,
     )
-    gains, log = train_gains(named, PAIRS, settings, tmp_path / "gains", information=PRICES, texts=TEXTS)
+    gains, log = train_gains(
+        named, PAIRS, settings, tmp_path / "gains", information=PRICES, texts=TEXTS
+    )
     assert log.steps == 1
     moved = gains.gain - 1
     price = PRICES + settings.damping * PRICES.mean()
@@ -104,15 +140,27 @@ def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_pat
         assert np.sqrt((price * moved**2).sum()) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_the_second_step_goes_against_the_kl_on_the_second_texts_too(named: LM, tmp_path: Path) -> None:
+def test_the_second_step_goes_against_the_kl_on_the_second_texts_too(
+    named: LM, tmp_path: Path
+) -> None:
     # So that either part of the loss counts about as much in the gradient.
     weight, length = 0.5, 0.05
     settings = GainSettings(
-        own_kl_weight=weight, kl_weight=0, learning_rate=length, batch_size=6, eval_pairs=1, max_grad_norm=1e9
+        own_kl_weight=weight,
+        kl_weight=0,
+        learning_rate=length,
+        batch_size=6,
+        eval_pairs=1,
+        max_grad_norm=1e9,
     )
     after = [
         train_gains(
-            named, PAIRS, replace(settings, max_steps=steps), tmp_path / str(steps), information=PRICES, texts=TEXTS
+            named,
+            PAIRS,
+            replace(settings, max_steps=steps),
+            tmp_path / str(steps),
+            information=PRICES,
+            texts=TEXTS,
         )[0].gain
         for steps in (1, 2)
     ]
@@ -129,7 +177,10 @@ def test_the_second_step_goes_against_the_kl_on_the_second_texts_too(named: LM, 
     second = after[1] - after[0]
 
     def off_with(texts: Any, weight: float) -> float:
-        return off(second, loss_gradient(named, pairs, settings.beta, at=after[0], texts=texts, weight=weight))
+        return off(
+            second,
+            loss_gradient(named, pairs, settings.beta, at=after[0], texts=texts, weight=weight),
+        )
 
     texts = [TEXTS[4], TEXTS[5], TEXTS[0], TEXTS[1]]
     assert off_with(texts, weight) < 1e-3
@@ -171,13 +222,17 @@ def test_the_same_call_returns_what_is_there_and_is_reproducible(llama: LM, tmp_
     other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b", information=PRICES, texts=TEXTS)
     np.testing.assert_array_equal(first.gain, again.gain)
     np.testing.assert_array_equal(first.gain, other.gain)
-    cheaper, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES[::-1].copy(), texts=TEXTS)
+    cheaper, _ = train_gains(
+        llama, PAIRS, QUICK, tmp_path / "a", information=PRICES[::-1].copy(), texts=TEXTS
+    )
     assert not np.array_equal(first.gain, cheaper.gain)
 
 
 def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path) -> None:
     settings = GainSettings(learning_rate=2e-2, batch_size=1, epochs=2, eval_every=2, eval_pairs=1)
-    whole, _ = train_gains(llama, PAIRS, settings, tmp_path / "whole", information=PRICES, texts=TEXTS)
+    whole, _ = train_gains(
+        llama, PAIRS, settings, tmp_path / "whole", information=PRICES, texts=TEXTS
+    )
 
     class Stopped(Exception):  # noqa: N818  (it is no error but a key press)
         pass
@@ -187,7 +242,15 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_gains(llama, PAIRS, settings, tmp_path / "stopped", information=PRICES, texts=TEXTS, progress=stop)
+        train_gains(
+            llama,
+            PAIRS,
+            settings,
+            tmp_path / "stopped",
+            information=PRICES,
+            texts=TEXTS,
+            progress=stop,
+        )
     steps: list[int] = []
     resumed, log = train_gains(
         llama,
@@ -282,7 +345,9 @@ def test_the_log_has_the_kl_on_text_and_validation_leaves_it_out(llama: LM, tmp_
     assert plain.kl_elsewhere == ()
     # With a weight that hardly counts the way is the same, and so is the validation.
     light = replace(far, own_kl_weight=1e-9)
-    _, nearly = train_gains(llama, PAIRS, light, tmp_path / "light", information=PRICES, texts=TEXTS)
+    _, nearly = train_gains(
+        llama, PAIRS, light, tmp_path / "light", information=PRICES, texts=TEXTS
+    )
     np.testing.assert_allclose(nearly.eval_loss, plain.eval_loss, rtol=1e-4)
     assert nearly.kl_elsewhere[-1] > 1e-3
 
@@ -296,7 +361,14 @@ def test_texts_that_cannot_be_read_are_refused(llama: LM, tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("error::FutureWarning")
 def test_what_libraries_will_rename_is_no_business_of_who_trains(llama: LM, tmp_path: Path) -> None:
-    train_gains(llama, PAIRS, replace(QUICK, max_steps=1), tmp_path / "gains", information=PRICES, texts=TEXTS)
+    train_gains(
+        llama,
+        PAIRS,
+        replace(QUICK, max_steps=1),
+        tmp_path / "gains",
+        information=PRICES,
+        texts=TEXTS,
+    )
 
 
 def test_too_few_pairs_are_refused(llama: LM, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The four configurations as a user with a hub runs them, on a stand-in hub, and what that user meets when it fails."""
+"""The four configurations as a user with a hub runs them, on a stand-in hub, and what that user
+meets when it fails.
+"""
 
 from __future__ import annotations
 
@@ -66,13 +68,17 @@ def user(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     user.close()
 
 
-def run(stage: str, local: list[str], out: Path, config: str = "llama-3.1-8b", **other: str) -> list[object]:
+def run(
+    stage: str, local: list[str], out: Path, config: str = "llama-3.1-8b", **other: str
+) -> list[object]:
     """A command on one of the configurations at the paper's preset, with small counts."""
     set_ = hub_files.as_flags({key.replace("__", "."): value for key, value in other.items()})
     return [stage, CONFIGS / f"{config}.toml", "--preset", "full", *local, *set_, "--out", out]
 
 
-def test_a_configuration_runs_to_its_report_from_the_hub_alone(user: User, local: list[str], tmp_path: Path) -> None:
+def test_a_configuration_runs_to_its_report_from_the_hub_alone(
+    user: User, local: list[str], tmp_path: Path
+) -> None:
     ran = user.dialdown(*run("run", local, tmp_path / "run", "gpt2-medium"))
     assert ran.status == 0, ran.errors
     assert (tmp_path / "run" / "report.html").exists()
@@ -102,21 +108,35 @@ AS = ("model", "evaluation.prompts", "detox", "tuned")
 
 
 @pytest.fixture(scope="module")
-def broken(hub: StandInHub, user: User, local: list[str], tmp_path_factory: pytest.TempPathFactory) -> Broken:
-    """Every kind of trouble with a model, with a data set, with the base of a `detox` and with a tuned model, all at once."""
+def broken(
+    hub: StandInHub, user: User, local: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Broken:
+    """Every kind of trouble with a model, with a data set, with the base of a `detox` and with a
+    tuned model, all at once.
+    """
     folder = tmp_path_factory.mktemp("broken")
     for kind in ("gated", "failing", "breaking"):
-        shutil.copytree(hub.root / "models" / "meta-llama" / "Llama-3.1-8B", hub.root / "models" / "someone" / kind)
-        shutil.copytree(hub.root / "datasets" / hub_files.PROMPTS, hub.root / "datasets" / "someone" / kind)
+        shutil.copytree(
+            hub.root / "models" / "meta-llama" / "Llama-3.1-8B",
+            hub.root / "models" / "someone" / kind,
+        )
+        shutil.copytree(
+            hub.root / "datasets" / hub_files.PROMPTS, hub.root / "datasets" / "someone" / kind
+        )
     commands = {
         f"{role} {kind}": _command(role, f"someone/{kind}", local, folder / f"{role}-{kind}")
         for role in AS
         for kind in SAID
     }
     commands["revision"] = run("train", local, folder / "revision", revision="v9")
-    with hub.with_trouble(gated={"someone/gated"}, failing={"someone/failing"}, breaking={"someone/breaking"}):
+    with hub.with_trouble(
+        gated={"someone/gated"}, failing={"someone/failing"}, breaking={"someone/breaking"}
+    ):
         finished = user.at_once([*commands.values()])
-    return {key: (ran, folder / key.replace(" ", "-")) for key, ran in zip(commands, finished, strict=True)}
+    return {
+        key: (ran, folder / key.replace(" ", "-"))
+        for key, ran in zip(commands, finished, strict=True)
+    }
 
 
 def _command(role: str, name: str, local: list[str], out: Path) -> list[object]:
@@ -130,14 +150,22 @@ def _command(role: str, name: str, local: list[str], out: Path) -> list[object]:
 
 @pytest.mark.parametrize("kind", [*SAID])
 @pytest.mark.parametrize("role", AS)
-def test_trouble_with_a_repository_is_one_sentence_that_says_what_to_do(broken: Broken, role: str, kind: str) -> None:
+def test_trouble_with_a_repository_is_one_sentence_that_says_what_to_do(
+    broken: Broken, role: str, kind: str
+) -> None:
     ran, _ = broken[f"{role} {kind}"]
-    assert_one_sentence(ran, f"'someone/{kind}' could not be fetched from the hub http://127.0.0.1:", SAID[kind])
+    assert_one_sentence(
+        ran, f"'someone/{kind}' could not be fetched from the hub http://127.0.0.1:", SAID[kind]
+    )
 
 
 def test_a_revision_that_is_not_there_is_one_sentence(broken: Broken) -> None:
     ran, _ = broken["revision"]
-    assert_one_sentence(ran, "'meta-llama/Llama-3.1-8B' could not be", "no such revision: pass a branch, tag or commit")
+    assert_one_sentence(
+        ran,
+        "'meta-llama/Llama-3.1-8B' could not be",
+        "no such revision: pass a branch, tag or commit",
+    )
 
 
 def test_nothing_half_written_is_left(broken: Broken) -> None:
@@ -148,14 +176,20 @@ def test_nothing_half_written_is_left(broken: Broken) -> None:
         assert not (folder / "pairs.jsonl").exists()
 
 
-def test_the_same_command_goes_on_when_the_connection_is_back(broken: Broken, user: User, local: list[str]) -> None:
+def test_the_same_command_goes_on_when_the_connection_is_back(
+    broken: Broken, user: User, local: list[str]
+) -> None:
     for role in ("model", "evaluation.prompts"):
-        ran = user.dialdown(*_command(role, "someone/breaking", local, broken[f"{role} breaking"][1]))
+        ran = user.dialdown(
+            *_command(role, "someone/breaking", local, broken[f"{role} breaking"][1])
+        )
         assert ran.status == 0, ran.errors
 
 
 @pytest.fixture(scope="module")
-def without_hub(hub: StandInHub, local: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+def without_hub(
+    hub: StandInHub, local: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Finished]:
     """The same command where nothing listens, where the address is none, and offline."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -166,10 +200,13 @@ def without_hub(hub: StandInHub, local: list[str], tmp_path_factory: pytest.Temp
         "empty": {"HF_ENDPOINT": ""},
         "offline": {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "1"},
     }
-    users = {key: User(tmp_path_factory.mktemp(f"user-{key}"), own) for key, own in variables.items()}
+    users = {
+        key: User(tmp_path_factory.mktemp(f"user-{key}"), own) for key, own in variables.items()
+    }
     with ThreadPoolExecutor(len(users)) as pool:
         waiting = {
-            key: pool.submit(user.dialdown, *run("train", local, user.folder / "run")) for key, user in users.items()
+            key: pool.submit(user.dialdown, *run("train", local, user.folder / "run"))
+            for key, user in users.items()
         }
     for user in users.values():
         user.close()
@@ -182,10 +219,15 @@ def without_hub(hub: StandInHub, local: list[str], tmp_path_factory: pytest.Temp
         ("away", ": check the network, the proxy and HF_ENDPOINT and repeat the command"),
         ("no address", "check the network, the proxy and HF_ENDPOINT"),
         ("empty", "hub of HF_ENDPOINT, which is empty"),
-        ("offline", "HF_HUB_OFFLINE is set and it is not whole in the cache: unset it for the first run"),
+        (
+            "offline",
+            "HF_HUB_OFFLINE is set and it is not whole in the cache: unset it for the first run",
+        ),
     ],
 )
-def test_no_hub_is_one_sentence_that_says_what_to_do(without_hub: dict[str, Finished], key: str, said: str) -> None:
+def test_no_hub_is_one_sentence_that_says_what_to_do(
+    without_hub: dict[str, Finished], key: str, said: str
+) -> None:
     assert_one_sentence(without_hub[key], " could not be fetched from the hub ", said)
 
 

@@ -26,13 +26,17 @@ from dialdown.models.lm import LM
 KINDS = ("set", "shift", "scale", "steer")
 # Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.
 WITH_BIAS = {
-    "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", "starcoder2", "smollm3",
+    "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", (
+        "starcoder2"
+    ), "smollm3",
     "granite", "nemotron", "helium", "seed_oss", "arcee",
 }  # fmt: skip
 IDS = tiny.random_ids(2, 12)
 
 
-def make(lm: LM, kind: str, *, seed: int = 0, share: float = 0.5, strength: float = 1.0) -> Intervention:
+def make(
+    lm: LM, kind: str, *, seed: int = 0, share: float = 0.5, strength: float = 1.0
+) -> Intervention:
     """A strong random intervention on a share of all neurons."""
     rng = np.random.default_rng(seed)
     if kind == "steer":
@@ -53,7 +57,9 @@ def make(lm: LM, kind: str, *, seed: int = 0, share: float = 0.5, strength: floa
 
 @contextmanager
 def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
-    """The same edit as a sum over neurons in float64, in place of the down projection's own forward."""
+    """The same edit as a sum over neurons in float64, in place of the down projection's own
+    forward.
+    """
     for index, layer in enumerate(lm.view.layers):
         layer.down.forward = lambda m, index=index, layer=layer: written(m, index, layer)  # type: ignore[method-assign]
 
@@ -99,26 +105,41 @@ def test_hooks_act_where_the_policy_says(named: LM, kind: str, positions: str) -
 
 
 @pytest.mark.parametrize("positions", ["all", "last", "first"])
-def test_steering_moves_the_final_residual_everywhere_whatever_the_policy(named: LM, positions: str) -> None:
+def test_steering_moves_the_final_residual_everywhere_whatever_the_policy(
+    named: LM, positions: str
+) -> None:
     edit = make(named, "steer")
     seen: list[torch.Tensor] = []
     with torch.inference_mode():
-        handle = named.view.final_norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        handle = named.view.final_norm.register_forward_pre_hook(
+            lambda m, args: seen.append(args[0])
+        )
         tiny.logits(named, IDS)
         handle.remove()
         residual = seen[0] + torch.as_tensor(edit.vector).float()
         expected = named.view.unembedding(named.view.final_norm(residual))
         cap = getattr(named.model.config, "final_logit_softcapping", None)
         expected = cap * torch.tanh(expected / cap) if cap else expected
-    torch.testing.assert_close(hooked(named, edit, positions=positions), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        hooked(named, edit, positions=positions), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
     edit = make(lm, kind)
     if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind != "scale":
-        held = "steering" if any(layer.post_norm is not None for layer in lm.view.layers) else "a shift or steering"
-        with unchanged(lm), pytest.raises(DialdownError, match=f"kind='scale'.*control vector.* which can hold {held}"):
+        held = (
+            "steering"
+            if any(layer.post_norm is not None for layer in lm.view.layers)
+            else "a shift or steering"
+        )
+        with (
+            unchanged(lm),
+            pytest.raises(
+                DialdownError, match=f"kind='scale'.*control vector.* which can hold {held}"
+            ),
+        ):
             edit.fold(lm)
         return
     with unchanged(lm):
@@ -126,7 +147,9 @@ def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
     expected = hooked(lm, edit)
     got = tiny.logits(folded, IDS)
     assert float((got - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.abs().max()))
-    assert float((got - tiny.logits(lm, IDS)).abs().amax(-1).min()) > 1e-2, "the edit must change every position"
+    assert float((got - tiny.logits(lm, IDS)).abs().amax(-1).min()) > 1e-2, (
+        "the edit must change every position"
+    )
     assert type(folded.model) is type(lm.model)
     assert folded.view.n_layers == lm.view.n_layers
     for layer in folded.view.layers:
@@ -158,7 +181,9 @@ def test_llama_gains_a_bias_only_where_the_fold_needs_one(llama: LM) -> None:
         assert not llama.model.config.mlp_bias
         gained = {name for name in folded.model.state_dict() if name.endswith("_proj.bias")}
         assert len(gained) == (0 if kind == "scale" else 3 * tiny.LAYERS)
-        assert all(not folded.model.state_dict()[name].any() for name in gained if "down_proj" not in name)
+        assert all(
+            not folded.model.state_dict()[name].any() for name in gained if "down_proj" not in name
+        )
 
 
 def test_a_folded_set_leaves_dead_columns(gpt2: LM) -> None:
@@ -207,7 +232,10 @@ def test_decoding_and_reading_in_16_bits_run_the_exported_model() -> None:
     edit = small_gains(lm).at(3.0)
     folded = edit.fold(lm)
     prompts = ["the cat", "a b", "Hello"]
-    assert Decoder(lm, prompts, max_new_tokens=12).run(edit) == Decoder(folded, prompts, max_new_tokens=12).run()
+    assert (
+        Decoder(lm, prompts, max_new_tokens=12).run(edit)
+        == Decoder(folded, prompts, max_new_tokens=12).run()
+    )
     probe = TextProbe(lm, IDS.tolist(), kl_windows=2)
     measured, exported = probe.measure(lm, edit), probe.measure(folded)
     assert (measured.kl == exported.kl).all()
@@ -227,7 +255,9 @@ def test_gains_are_not_rounded_to_16_bits_before_they_act(positions: str) -> Non
         tiny.logits(lm, IDS)
         layer.down(ones)
         hook.remove()
-    assert torch.equal(seen[-1][0, -1], (64 * torch.from_numpy(edit.gain[0]).float()).to(torch.bfloat16))
+    assert torch.equal(
+        seen[-1][0, -1], (64 * torch.from_numpy(edit.gain[0]).float()).to(torch.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("outer", ["scale", "shift"])
@@ -236,7 +266,9 @@ def test_an_edit_measured_inside_another_comes_second_in_16_bits_too(outer: str)
     first, second = make(lm, outer, seed=1, strength=0.3), make(lm, "shift", seed=2, strength=0.3)
     with first.applied(lm), second.measured(lm):
         both = tiny.logits(lm, IDS)
-    together = Intervention("both", "shift", first.gain, first.offset + second.offset, first.selected | second.selected)
+    together = Intervention(
+        "both", "shift", first.gain, first.offset + second.offset, first.selected | second.selected
+    )
     torch.testing.assert_close(both, hooked(lm, together), atol=0.2, rtol=0.1)
 
 
@@ -263,11 +295,15 @@ def test_contexts_compose_in_the_order_they_are_entered(gpt2: LM, gemma2: LM) ->
         with scale.applied(lm), shift.applied(lm):
             both = tiny.logits(lm, IDS)
         # m -> gain * m, then + offset: one affine map.
-        together = Intervention("both", "shift", scale.gain, shift.offset, scale.selected | shift.selected)
+        together = Intervention(
+            "both", "shift", scale.gain, shift.offset, scale.selected | shift.selected
+        )
         torch.testing.assert_close(both, hooked(lm, together), atol=1e-4, rtol=1e-4)
         with shift.applied(lm), scale.applied(lm):
             other = tiny.logits(lm, IDS)
-        swapped = Intervention("both", "shift", scale.gain, scale.gain * shift.offset, scale.selected | shift.selected)
+        swapped = Intervention(
+            "both", "shift", scale.gain, scale.gain * shift.offset, scale.selected | shift.selected
+        )
         torch.testing.assert_close(other, hooked(lm, swapped), atol=1e-4, rtol=1e-4)
         assert (both - other).abs().max() > 1e-2
 
@@ -288,7 +324,11 @@ def test_untouched_does_nothing(llama: LM) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hook_that_never_ran_is_an_error(llama: LM, kind: str) -> None:
-    with unchanged(llama), pytest.raises(DialdownError, match="never ran"), make(llama, kind).applied(llama):
+    with (
+        unchanged(llama),
+        pytest.raises(DialdownError, match="never ran"),
+        make(llama, kind).applied(llama),
+    ):
         pass
 
 
@@ -297,7 +337,10 @@ def test_a_layer_that_is_skipped_is_an_error() -> None:
     edit = make(lm, "scale")
     del lm.model.model.layers[2]
     lm.model.config.num_hidden_layers = 2
-    with pytest.raises(DialdownError, match=r"model\.layers\.2\.mlp\.down_proj never ran"), edit.applied(lm):
+    with (
+        pytest.raises(DialdownError, match=r"model\.layers\.2\.mlp\.down_proj never ran"),
+        edit.applied(lm),
+    ):
         tiny.logits(lm, IDS)
 
 
@@ -305,7 +348,10 @@ def test_another_shape_is_refused(llama: LM) -> None:
     wide = tiny.lm("llama", intermediate_size=tiny.NEURONS + 2)
     edit = make(wide, "scale")
     for act in (lambda: hooked(llama, edit), lambda: edit.fold(llama)):
-        with unchanged(llama), pytest.raises(DialdownError, match=f"built for 3 x {tiny.NEURONS + 2} neurons"):
+        with (
+            unchanged(llama),
+            pytest.raises(DialdownError, match=f"built for 3 x {tiny.NEURONS + 2} neurons"),
+        ):
             act()
     steering = Intervention("it", "steer", vector=np.ones(tiny.WIDTH + 1))
     with pytest.raises(DialdownError, match=f"vector of {tiny.WIDTH + 1} dimensions"):
@@ -326,8 +372,20 @@ def test_save_and_load(tmp_path: Path, llama: LM, kind: str) -> None:
     again = Intervention.load(path)
     for name in ("gain", "offset", "selected", "vector"):
         ours, theirs = getattr(edit, name), getattr(again, name)
-        assert (ours is None and theirs is None) or (np.array_equal(ours, theirs) and ours.dtype == theirs.dtype)
-    for name in ("name", "kind", "alpha", "beta", "control_of", "record", "neurons", "key", "moves_neurons"):
+        assert (ours is None and theirs is None) or (
+            np.array_equal(ours, theirs) and ours.dtype == theirs.dtype
+        )
+    for name in (
+        "name",
+        "kind",
+        "alpha",
+        "beta",
+        "control_of",
+        "record",
+        "neurons",
+        "key",
+        "moves_neurons",
+    ):
         assert getattr(edit, name) == getattr(again, name)
     assert torch.equal(hooked(llama, again), hooked(llama, edit))
     with pytest.raises(DialdownError, match="not a dialdown direction"):
@@ -336,8 +394,17 @@ def test_save_and_load(tmp_path: Path, llama: LM, kind: str) -> None:
 
 def test_the_key_is_of_the_effect(llama: LM) -> None:
     one, same, other = make(llama, "set"), make(llama, "set"), make(llama, "set", seed=1)
-    assert one.key == Intervention(**{**vars(same), "name": "another", "beta": 3.0, "control_of": "it"}).key
-    keys = {one.key, other.key, make(llama, "steer").key, make(llama, "steer", seed=1).key, untouched().key}
+    assert (
+        one.key
+        == Intervention(**{**vars(same), "name": "another", "beta": 3.0, "control_of": "it"}).key
+    )
+    keys = {
+        one.key,
+        other.key,
+        make(llama, "steer").key,
+        make(llama, "steer", seed=1).key,
+        untouched().key,
+    }
     assert len(keys) == 5
 
 
@@ -363,7 +430,9 @@ def scaled(row: list[float], layer: int = 1) -> Intervention:
 
 @quick
 @given(name=st.sampled_from(sorted(MODELS)), first=gains, second=gains)
-def test_folding_two_scales_is_folding_their_product(name: str, first: list[float], second: list[float]) -> None:
+def test_folding_two_scales_is_folding_their_product(
+    name: str, first: list[float], second: list[float]
+) -> None:
     lm = MODELS[name]
     twice = scaled(second).fold(scaled(first).fold(lm))
     once = scaled([a * b for a, b in zip(first, second, strict=True)]).fold(lm)
@@ -379,14 +448,18 @@ def test_a_later_set_forgets_what_came_before(name: str, row: list[float], kind:
     lm = MODELS[name]
     earlier = make(lm, kind, share=1.0)
     constants = np.zeros((tiny.LAYERS, tiny.NEURONS)) + np.array(row)
-    clamp = Intervention("it", "set", np.zeros_like(constants), constants, np.ones_like(constants, dtype=bool))
+    clamp = Intervention(
+        "it", "set", np.zeros_like(constants), constants, np.ones_like(constants, dtype=bool)
+    )
     with earlier.applied(lm), clamp.applied(lm):
         both = tiny.logits(lm, IDS)
     assert torch.equal(both, hooked(lm, clamp))
 
 
 @quick
-@given(name=st.sampled_from(sorted(MODELS)), ids=st.lists(st.integers(3, 200), min_size=1, max_size=12))
+@given(
+    name=st.sampled_from(sorted(MODELS)), ids=st.lists(st.integers(3, 200), min_size=1, max_size=12)
+)
 def test_a_scale_of_ones_is_the_identity(name: str, ids: list[int]) -> None:
     lm = MODELS[name]
     ones = scaled([1.0] * tiny.NEURONS)
@@ -400,7 +473,9 @@ def test_a_scale_of_ones_is_the_identity(name: str, ids: list[int]) -> None:
 def test_opposite_shifts_cancel(name: str, row: list[float]) -> None:
     lm = MODELS[name]
     offset = np.zeros((tiny.LAYERS, tiny.NEURONS)) + np.array(row)
-    there, back = (Intervention("it", "shift", np.ones_like(offset), s * offset, offset != 0) for s in (1, -1))
+    there, back = (
+        Intervention("it", "shift", np.ones_like(offset), s * offset, offset != 0) for s in (1, -1)
+    )
     with torch.no_grad():
         torch.testing.assert_close(
             tiny.logits(back.fold(there.fold(lm)), IDS), tiny.logits(lm, IDS), atol=1e-3, rtol=1e-3
@@ -410,9 +485,14 @@ def test_opposite_shifts_cancel(name: str, row: list[float]) -> None:
 def test_a_mean_shift_is_one_control_vector_per_layer(llama: LM) -> None:
     """METHOD §7: any set of shifted neurons writes one constant vector per layer."""
     edit = make(llama, "shift")
-    for index, (before, after) in enumerate(zip(llama.view.layers, edit.fold(llama).view.layers, strict=True)):
+    for index, (before, after) in enumerate(
+        zip(llama.view.layers, edit.fold(llama).view.layers, strict=True)
+    ):
         assert torch.equal(after.columns, before.columns)
-        vector = sum(edit.offset[index, i] * before.value_vectors("paper")[i].double() for i in range(tiny.NEURONS))
+        vector = sum(
+            edit.offset[index, i] * before.value_vectors("paper")[i].double()
+            for i in range(tiny.NEURONS)
+        )
         torch.testing.assert_close(after.down.bias.data.double(), vector, atol=1e-5, rtol=1e-5)
 
 
@@ -428,7 +508,9 @@ def test_the_dial_is_a_straight_line_of_effects(gpt2: LM, kind: str) -> None:
             np.testing.assert_allclose(dialled.vector, strength * edit.vector)
             continue
         np.testing.assert_allclose(
-            dialled.gain * m + dialled.offset, m + strength * (edit.gain * m + edit.offset - m), atol=1e-12
+            dialled.gain * m + dialled.offset,
+            m + strength * (edit.gain * m + edit.offset - m),
+            atol=1e-12,
         )
         np.testing.assert_array_equal(dialled.selected, edit.selected)
     assert edit.at(1).key == edit.key
@@ -479,6 +561,9 @@ def test_a_matrix_that_two_layers_share_is_refused() -> None:
     lm = tiny.lm("llama")
     first, second, *_ = lm.view.layers
     second.down.weight = first.down.weight
-    for action in (make(lm, "scale").fold, lambda one: make(lm, "scale").folded_into(one).__enter__()):
+    for action in (
+        make(lm, "scale").fold,
+        lambda one: make(lm, "scale").folded_into(one).__enter__(),
+    ):
         with pytest.raises(DialdownError, match="shared with another module"):
             action(lm)

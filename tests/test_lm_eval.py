@@ -1,4 +1,6 @@
-"""An edited folder is an ordinary model to lm-eval: its scores are those of the hooked model, computed here by hand."""
+"""An edited folder is an ordinary model to lm-eval: its scores are those of the hooked model,
+computed here by hand.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ QUESTIONS = [
     ("Fish live in", ["water", "trees", "books", "fire"], 0),
     ("Bread is made from", ["glass", "flour", "steel", "smoke"], 1),
 ]
-TEXTS = ["The old man walked slowly along the river and sat down.", "It rained all day, so we stayed at home and read."]
+TEXTS = [
+    "The old man walked slowly along the river and sat down.",
+    "It rained all day, so we stayed at home and read.",
+]
 CHOICE = """
 task: tiny_choice
 output_type: multiple_choice
@@ -51,16 +56,28 @@ metric_list: [{{metric: word_perplexity}}]
 """
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2-135m", marks=pytest.mark.embedded)])
+@pytest.fixture(
+    scope="module", params=["tiny", pytest.param("smollm2-135m", marks=pytest.mark.embedded)]
+)
 def lm(request: pytest.FixtureRequest) -> LM:
-    return tiny.lm("llama") if request.param == "tiny" else dd.load(f"embedded:{request.param}", device="cpu")
+    return (
+        tiny.lm("llama")
+        if request.param == "tiny"
+        else dd.load(f"embedded:{request.param}", device="cpu")
+    )
 
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     """A folder with two tasks and their data; nothing comes from a hub."""
-    rows = [{"question": question, "choices": choices, "answer": answer} for question, choices, answer in QUESTIONS]
-    for name, yaml, lines in (("choice", CHOICE, rows), ("text", TEXT, [{"text": text} for text in TEXTS])):
+    rows = [
+        {"question": question, "choices": choices, "answer": answer}
+        for question, choices, answer in QUESTIONS
+    ]
+    for name, yaml, lines in (
+        ("choice", CHOICE, rows),
+        ("text", TEXT, [{"text": text} for text in TEXTS]),
+    ):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         (tmp_path / f"{name}.yaml").write_text(yaml.format(data=tmp_path))
     return tmp_path
@@ -94,19 +111,29 @@ def lm_eval_scores(folder: Path, tasks: Path) -> tuple[float, float, list[list[f
         bootstrap_iters=0,
     )
     samples = sorted(found["samples"]["tiny_choice"], key=lambda sample: sample["doc_id"])
-    likelihoods = [[float(response[0]) for response in sample["filtered_resps"]] for sample in samples]
+    likelihoods = [
+        [float(response[0]) for response in sample["filtered_resps"]] for sample in samples
+    ]
     results = found["results"]
-    return results["tiny_choice"]["acc,none"], results["tiny_text"]["word_perplexity,none"], likelihoods
+    return (
+        results["tiny_choice"]["acc,none"],
+        results["tiny_text"]["word_perplexity,none"],
+        likelihoods,
+    )
 
 
 def direct_scores(lm: LM, edit: Intervention | None) -> tuple[float, float, list[list[float]]]:
     """The same three by hand, one text at a time, on the model as it is in memory."""
     with edit.applied(lm) if edit else nullcontext():
         likelihoods = [
-            [_likelihood(lm, question, f" {choice}") for choice in choices] for question, choices, _ in QUESTIONS
+            [_likelihood(lm, question, f" {choice}") for choice in choices]
+            for question, choices, _ in QUESTIONS
         ]
         total = sum(_likelihood(lm, "", text) for text in TEXTS)
-    right = [int(np.argmax(row)) == answer for row, (*_, answer) in zip(likelihoods, QUESTIONS, strict=True)]
+    right = [
+        int(np.argmax(row)) == answer
+        for row, (*_, answer) in zip(likelihoods, QUESTIONS, strict=True)
+    ]
     words = sum(len(text.split()) for text in TEXTS)
     return sum(right) / len(right), math.exp(-total / words), likelihoods
 
@@ -115,11 +142,17 @@ def _likelihood(lm: LM, before: str, text: str) -> float:
     """log p(text | before), summed over tokens; a text with nothing before it follows the BOS."""
     given = lm.tokenizer(before)["input_ids"] if before else [lm.tokenizer.bos_token_id]
     new = lm.tokenizer(before + text)["input_ids"][len(given) if before else 0 :]
-    logits = tiny.logits(lm, torch.tensor([[*given, *new]], device=lm.device))[0].double().log_softmax(-1)
+    logits = (
+        tiny.logits(lm, torch.tensor([[*given, *new]], device=lm.device))[0]
+        .double()
+        .log_softmax(-1)
+    )
     return sum(float(logits[len(given) - 1 + place, token]) for place, token in enumerate(new))
 
 
-def test_lm_eval_scores_an_edited_folder_as_the_hooked_model(lm: LM, tasks: Path, tmp_path: Path) -> None:
+def test_lm_eval_scores_an_edited_folder_as_the_hooked_model(
+    lm: LM, tasks: Path, tmp_path: Path
+) -> None:
     edit = scale(lm)
     base = saved(lm, tmp_path / "base")
     found = {}

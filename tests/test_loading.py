@@ -1,4 +1,6 @@
-"""A model is loaded whole or not at all: what is refused, in one sentence, and what is no reason to refuse (METHOD §1)."""
+"""A model is loaded whole or not at all: what is refused, in one sentence, and what is no reason to
+refuse (METHOD §1).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def cases(table: dict[str, Any]) -> Any:
 
 
 @cases({**broken.MODELS, **broken.TOKENIZERS})
-def test_a_broken_model_is_refused_as_base_in_one_sentence(case: str, whole: Path, tmp_path: Path) -> None:
+def test_a_broken_model_is_refused_as_base_in_one_sentence(
+    case: str, whole: Path, tmp_path: Path
+) -> None:
     build, words = {**broken.MODELS, **broken.TOKENIZERS}[case]
     folder = made(whole, tmp_path / "broken", build)
     sentence = refusal(lambda: dd.load(folder, device="cpu"), folder)
@@ -77,30 +81,48 @@ def test_a_broken_model_is_refused_as_base_in_one_sentence(case: str, whole: Pat
 def test_a_broken_model_is_refused_in_one_sentence_where_it_is_opened_to_be_exported(
     case: str, whole: Path, tmp_path: Path
 ) -> None:
-    """An export reads headers and config alone, before anything is loaded, so it meets what is broken first."""
+    """An export reads headers and config alone, before anything is loaded, so it meets what is
+    broken first.
+    """
     folder = made(whole, tmp_path / "broken", broken.MODELS[case][0])
     opened: list[object] = []
     refusal(lambda: (opened.append(open_checkpoint(folder)), dd.load(folder, device="cpu")), folder)
-    if case in ("a leftover adapter config", "an adapter", "checkpoints alone", "git-lfs pointer", "rms_norm_eps 0"):
+    if case in (
+        "a leftover adapter config",
+        "an adapter",
+        "checkpoints alone",
+        "git-lfs pointer",
+        "rms_norm_eps 0",
+    ):
         assert not opened
         assert re.search(broken.MODELS[case][1], refusal(lambda: open_checkpoint(folder), folder))
 
 
-@pytest.mark.parametrize("attempt", [dd.load, open_checkpoint, lambda name: load_tuned(tiny.lm("llama"), name)])
-def test_a_name_that_no_file_can_have_is_refused_as_a_model(attempt: Callable[[str], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "attempt", [dd.load, open_checkpoint, lambda name: load_tuned(tiny.lm("llama"), name)]
+)
+def test_a_name_that_no_file_can_have_is_refused_as_a_model(
+    attempt: Callable[[str], Any], tmp_path: Path
+) -> None:
     sentence = refusal(lambda: attempt(300 * "a"), tmp_path)
     assert "local folder" in sentence
 
 
-@pytest.mark.parametrize("case", ["compiled keys", "lacks a matrix", "a pickle", "checkpoints alone", "not a number"])
-def test_a_broken_model_is_refused_as_tuned_too(case: str, llama: LM, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", ["compiled keys", "lacks a matrix", "a pickle", "checkpoints alone", "not a number"]
+)
+def test_a_broken_model_is_refused_as_tuned_too(
+    case: str, llama: LM, whole: Path, tmp_path: Path
+) -> None:
     build, words = broken.MODELS[case]
     folder = made(whole, tmp_path / "broken", build)
     assert re.search(words, refusal(lambda: load_tuned(llama, folder), folder))
 
 
 @cases(broken.APART)
-def test_a_tuned_tokenizer_that_acts_otherwise_is_refused(case: str, llama: LM, whole: Path, tmp_path: Path) -> None:
+def test_a_tuned_tokenizer_that_acts_otherwise_is_refused(
+    case: str, llama: LM, whole: Path, tmp_path: Path
+) -> None:
     build, words = broken.APART[case]
     folder = made(whole, tmp_path / "broken", build)
     assert re.search(words, refusal(lambda: load_tuned(llama, folder), folder))
@@ -126,24 +148,32 @@ def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lm = dd.load(folder, device="cpu")
-    assert torch.equal(tiny.logits(lm, tiny.random_ids(1, 5)), tiny.logits(dd.load(folder), tiny.random_ids(1, 5)))
+    assert torch.equal(
+        tiny.logits(lm, tiny.random_ids(1, 5)), tiny.logits(dd.load(folder), tiny.random_ids(1, 5))
+    )
 
 
-def test_a_decoder_inside_a_model_of_two_modalities_is_exported(whole: Path, tmp_path: Path) -> None:
+def test_a_decoder_inside_a_model_of_two_modalities_is_exported(
+    whole: Path, tmp_path: Path
+) -> None:
     folder = made(whole, tmp_path / "base", broken.with_vision)
     gain = np.full((tiny.LAYERS, tiny.NEURONS), 1.5)
     edit = dd.Intervention("x", "scale", gain, 0 * gain, gain > 0)
     lm = dd.load(folder, device="cpu")
     done = export(folder, edit, tmp_path / "out")
     expected = tiny.logits(edit.fold(lm), tiny.random_ids(1, 5))
-    torch.testing.assert_close(tiny.logits(dd.load(done.folder, device="cpu"), tiny.random_ids(1, 5)), expected)
+    torch.testing.assert_close(
+        tiny.logits(dd.load(done.folder, device="cpu"), tiny.random_ids(1, 5)), expected
+    )
 
 
 @cases(tiny.ARCHITECTURES)
 def test_every_architecture_loads_as_it_was_saved(case: str, tmp_path: Path) -> None:
     saved = broken.whole(tmp_path / "model", case)
     ids = tiny.random_ids(1, 5)
-    assert torch.equal(tiny.logits(dd.load(saved, device="cpu"), ids), tiny.logits(tiny.lm(case), ids))
+    assert torch.equal(
+        tiny.logits(dd.load(saved, device="cpu"), ids), tiny.logits(tiny.lm(case), ids)
+    )
 
 
 def test_a_pickle_is_refused_before_anything_opens_it(whole: Path, tmp_path: Path) -> None:
@@ -201,7 +231,12 @@ def test_a_prompt_is_padded_by_a_token_the_model_has() -> None:
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_a_dispatched_model_is_refused(offload: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
-    places = {"model.embed_tokens": "cpu", "model.layers": offload, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    places = {
+        "model.embed_tokens": "cpu",
+        "model.layers": offload,
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+    }
     model = accelerate.dispatch_model(
         tiny.model("llama"),
         {**places, "lm_head": "cpu"},

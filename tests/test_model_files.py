@@ -1,4 +1,6 @@
-"""The files of a model's folder: what a model written here holds for others, and what is taken from a base."""
+"""The files of a model's folder: what a model written here holds for others, and what is taken from
+a base.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from test_export import saved
 from test_interventions import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dialdown.data.model_files import config_for_all, copy_files, left_out, own_file, tokenizer_for_all, write_model
+from dialdown.data.model_files import (
+    config_for_all,
+    copy_files,
+    left_out,
+    own_file,
+    tokenizer_for_all,
+    write_model,
+)
 from dialdown.errors import DialdownError
 from dialdown.exporting.export import export
 from dialdown.models.lm import LM
@@ -27,7 +36,9 @@ def read(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mask", [0o022, 0o027])
 @pytest.mark.parametrize("with_base", [True, False])
-def test_a_model_written_here_is_one_that_transformers_4_reads(tmp_path: Path, mask: int, with_base: bool) -> None:
+def test_a_model_written_here_is_one_that_transformers_4_reads(
+    tmp_path: Path, mask: int, with_base: bool
+) -> None:
     lm = tiny.lm("llama", rope_parameters={"rope_theta": 1e5, "rope_type": "default"})
     base = saved(lm, tmp_path / "base") if with_base else None
     if base is not None:
@@ -63,7 +74,10 @@ def test_a_model_in_float32_does_not_claim_the_base_s_sixteen_bits(tmp_path: Pat
 
 
 NAMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({"rope_theta": 5e5, "rope_type": "default"}, {"rope_theta": 5e5, "rope_scaling": None}),
+    "plain": (
+        {"rope_theta": 5e5, "rope_type": "default"},
+        {"rope_theta": 5e5, "rope_scaling": None},
+    ),
     "scaled": (
         {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0},
         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
@@ -88,22 +102,35 @@ def test_no_setting_of_the_rotary_embedding_is_under_its_newest_name_only(name: 
     ):
         assert {key: config.get(key) for key in expected} == expected
         assert config["rope_parameters"] == rope
-    neox = config_for_all({"model_type": "gpt_neox", "rope_parameters": {**NAMES["partial"][0]}}, {})
+    neox = config_for_all(
+        {"model_type": "gpt_neox", "rope_parameters": {**NAMES["partial"][0]}}, {}
+    )
     assert (neox["rotary_emb_base"], neox["rotary_pct"]) == (5e5, 0.5)
 
 
 def test_what_the_base_says_under_an_older_name_is_kept_only_for_the_same_kind_of_model() -> None:
-    saved_now = {"model_type": "x", "rope_parameters": None, "hidden_size": 4, "_name_or_path": "/home/me/x"}
+    saved_now = {
+        "model_type": "x",
+        "rope_parameters": None,
+        "hidden_size": 4,
+        "_name_or_path": "/home/me/x",
+    }
     same = config_for_all(saved_now, {"model_type": "x", "hidden_size": 3, "rotary_dim": 2})
     assert same == {"model_type": "x", "rope_parameters": None, "hidden_size": 4, "rotary_dim": 2}
     assert "rotary_dim" not in config_for_all(saved_now, {"model_type": "y", "rotary_dim": 2})
 
 
 def test_no_tokenizer_is_of_a_class_that_transformers_4_lacks() -> None:
-    tokens = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "extra_special_tokens": ["<x>"]}
+    tokens = {
+        "tokenizer_class": "TokenizersBackend",
+        "backend": "tokenizers",
+        "extra_special_tokens": ["<x>"],
+    }
     expected = {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<x>"]}
     assert tokenizer_for_all(tokens) == expected
-    assert tokenizer_for_all({"tokenizer_class": "GPT2Tokenizer"}) == {"tokenizer_class": "GPT2Tokenizer"}
+    assert tokenizer_for_all({"tokenizer_class": "GPT2Tokenizer"}) == {
+        "tokenizer_class": "GPT2Tokenizer"
+    }
 
 
 def test_no_link_out_of_the_base_is_followed(llama: LM, tmp_path: Path) -> None:
@@ -127,11 +154,15 @@ def test_no_link_out_of_the_base_is_followed(llama: LM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_base_whose_own_files_lie_elsewhere_is_refused(llama: LM, tmp_path: Path, name: str) -> None:
+def test_a_base_whose_own_files_lie_elsewhere_is_refused(
+    llama: LM, tmp_path: Path, name: str
+) -> None:
     base = saved(llama, tmp_path / "base")
     (base / name).rename(tmp_path / name)
     (base / name).symlink_to(tmp_path / name)
-    with pytest.raises(DialdownError, match=f"{name} leads to a file outside of .*put a copy of the file there"):
+    with pytest.raises(
+        DialdownError, match=f"{name} leads to a file outside of .*put a copy of the file there"
+    ):
         export(base, make(llama, "scale"), tmp_path / "out", verify=False)
 
 
@@ -169,7 +200,9 @@ def test_a_cache_of_the_hub_is_read_through_its_links(llama: LM, tmp_path: Path)
         (None, "does not say which file"),
     ],
 )
-def test_no_index_leads_out_of_its_folder(llama: LM, tmp_path: Path, weight_map: Any, words: str) -> None:
+def test_no_index_leads_out_of_its_folder(
+    llama: LM, tmp_path: Path, weight_map: Any, words: str
+) -> None:
     base = saved(llama, tmp_path / "base")
     (base / "model.safetensors").rename(tmp_path / "model.safetensors")
     text = json.dumps({"weight_map": weight_map}).replace("{elsewhere}", str(tmp_path))

@@ -1,4 +1,6 @@
-"""Where the neurons are: activations, value vectors and equation 1 against explicit formulas (METHOD §1)."""
+"""Where the neurons are: activations, value vectors and equation 1 against explicit formulas
+(METHOD §1).
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ def explicit_activation(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return act(up(x))
 
 
-def capture(lm: LM, modules: dict[str, nn.Module], ids: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Input and output of modules during one forward pass (copies: Falcon adds attention to the MLP's output in place)."""
+def capture(
+    lm: LM, modules: dict[str, nn.Module], ids: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Input and output of modules during one forward pass (copies: Falcon adds attention to the
+    MLP's output in place).
+    """
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     handles = [
         module.register_forward_hook(
@@ -46,7 +52,9 @@ def capture(lm: LM, modules: dict[str, nn.Module], ids: torch.Tensor) -> dict[st
     return seen
 
 
-def test_down_projection_input_is_the_activation_and_its_columns_are_the_value_vectors(lm: LM) -> None:
+def test_down_projection_input_is_the_activation_and_its_columns_are_the_value_vectors(
+    lm: LM,
+) -> None:
     ids = tiny.random_ids(2, 12)
     for layer in lm.view.layers:
         mlp = lm.model.get_submodule(layer.path.rpartition(".")[0])
@@ -76,9 +84,9 @@ def test_the_down_projection_writes_the_whole_mlp_output(named: LM) -> None:
 
 def test_shapes_and_order(lm: LM) -> None:
     assert (lm.view.n_layers, lm.view.d_model) == (tiny.LAYERS, tiny.WIDTH)
-    assert [int(next(p for p in layer.path.split(".") if p.isdigit())) for layer in lm.view.layers] == [
-        *range(tiny.LAYERS)
-    ]
+    assert [
+        int(next(p for p in layer.path.split(".") if p.isdigit())) for layer in lm.view.layers
+    ] == [*range(tiny.LAYERS)]
     for layer in lm.view.layers:
         assert layer.columns.shape == (lm.view.d_model, lm.view.n_neurons)
         assert layer.columns.data_ptr() == layer.down.weight.data_ptr()
@@ -93,7 +101,9 @@ def test_a_norm_after_the_mlp_is_part_of_the_value_vector_under_strict(name: str
         weight = layer.post_norm.weight.detach()
         effective = 1 + weight if name.startswith("gemma") else weight
         columns = layer.down.weight.detach().T
-        torch.testing.assert_close(layer.value_vectors("strict"), columns * effective, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            layer.value_vectors("strict"), columns * effective, atol=1e-4, rtol=1e-4
+        )
         assert torch.equal(layer.value_vectors("paper"), columns)
         assert not torch.allclose(layer.value_vectors("strict"), columns)
 
@@ -111,7 +121,9 @@ def test_half_precision_weights_give_float32_value_vectors() -> None:
     vectors = half.view.layers[0].value_vectors("strict")
     assert vectors.dtype == torch.float32
     # bfloat16 keeps 8 bits: weight and gain are each off by 2^-9 at most.
-    torch.testing.assert_close(vectors, full.view.layers[0].value_vectors("strict"), rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(
+        vectors, full.view.layers[0].value_vectors("strict"), rtol=2**-7, atol=1e-6
+    )
 
 
 REFUSALS = {
@@ -129,13 +141,21 @@ def test_what_cannot_be_taken_apart_is_refused(name: str) -> None:
 
 
 def test_activations_without_a_position_axis_are_refused() -> None:
-    """OPT runs its MLP on (batch x positions, neurons); taking the last position there would take the last neuron."""
+    """OPT runs its MLP on (batch x positions, neurons); taking the last position there would take
+    the last neuron.
+    """
     lm = LM.of(tiny.model("opt"), tiny.tokenizer(), down="fc2")
-    with pytest.raises(DialdownError, match=r"model.decoder.layers.0.fc2 gets its activations with shape \(\d, 24\)"):
+    with pytest.raises(
+        DialdownError,
+        match=r"model.decoder.layers.0.fc2 gets its activations with shape \(\d, 24\)",
+    ):
         dd.mean_activations(lm, ["abcd"], batch_size=1)
     everything = np.full((tiny.LAYERS, tiny.NEURONS), 2.0)
     doubled = dd.Intervention("x", "scale", everything, 0 * everything, everything > 0)
-    with pytest.raises(DialdownError, match="positions cannot be told apart"), doubled.applied(lm, positions="last"):
+    with (
+        pytest.raises(DialdownError, match="positions cannot be told apart"),
+        doubled.applied(lm, positions="last"),
+    ):
         tiny.logits(lm, tiny.random_ids(2, 2))
 
 
@@ -191,18 +211,16 @@ def test_load_reads_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "no config.json"),
-        ({"dtype": "flaot32"}, "did you mean 'float32'"),
-    ],
+    ("given", "message"), [({}, "no config.json"), ({"dtype": "flaot32"}, "did you mean 'float32'")]
 )
 def test_load_refuses_what_is_no_model(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(DialdownError, match=message):
         dd.load(tmp_path, device="cpu", **given)
 
 
-def test_load_names_a_model_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_load_names_a_model_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(DialdownError, match="could not be loaded"):
@@ -214,7 +232,9 @@ def test_bos_is_what_the_tokenizer_puts_before_a_text(gpt2: LM) -> None:
     assert replace(gpt2, tokenizer=tiny.tokenizer(bos=True)).bos == [1]
 
 
-def test_eos_takes_all_ids_of_the_generation_config(gpt2: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_takes_all_ids_of_the_generation_config(
+    gpt2: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert gpt2.eos == {2}
     monkeypatch.setattr(gpt2.model.generation_config, "eos_token_id", [5, 9])
     assert gpt2.eos == {5, 9}
@@ -244,7 +264,9 @@ def test_a_twin_has_weights_of_its_own(named: LM) -> None:
     assert not torch.equal(tiny.logits(twin, ids), before)
     assert torch.equal(tiny.logits(named, ids), before)
     tied = named.model.config.tie_word_embeddings
-    assert (twin.model.get_output_embeddings().weight is twin.model.get_input_embeddings().weight) == tied
+    assert (
+        twin.model.get_output_embeddings().weight is twin.model.get_input_embeddings().weight
+    ) == tied
 
 
 def test_weights_fingerprint_changes_with_any_weight(llama: LM) -> None:
@@ -256,7 +278,9 @@ def test_weights_fingerprint_changes_with_any_weight(llama: LM) -> None:
 
 def test_pairs_of_models_must_correspond(llama: LM) -> None:
     check_pair(llama, tiny.lm("llama", seed=1))
-    with pytest.raises(DialdownError, match=f"n_neurons {tiny.NEURONS + 1} where tiny-llama has {tiny.NEURONS}"):
+    with pytest.raises(
+        DialdownError, match=f"n_neurons {tiny.NEURONS + 1} where tiny-llama has {tiny.NEURONS}"
+    ):
         check_pair(llama, tiny.lm("llama", intermediate_size=tiny.NEURONS + 1))
     with pytest.raises(DialdownError, match="n_layers"):
         check_pair(llama, tiny.lm("llama", num_hidden_layers=2))
@@ -288,7 +312,9 @@ def test_a_lora_adapter_is_a_tuned_model(llama: LM, tmp_path: Path) -> None:
     tuned = load_tuned(llama, tmp_path)
     ids = torch.arange(5, 17)[None]
     with torch.no_grad():
-        torch.testing.assert_close(tuned.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            tuned.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5
+        )
     assert llama.weights_fingerprint() == before
     assert all(isinstance(layer.down, nn.Linear) for layer in tuned.view.layers)
     assert tuned.name == str(tmp_path)

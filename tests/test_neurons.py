@@ -29,7 +29,12 @@ def means(protocol: Any = "strict", *, seed: int = 0, count: int = 10) -> Neuron
 
 def direction(seed: int = 0, name: str = "probe") -> Direction:
     # A norm far from 1, which no projection may depend on.
-    return Direction(name, 7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH), "residual", {"seed": seed})
+    return Direction(
+        name,
+        7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH),
+        "residual",
+        {"seed": seed},
+    )
 
 
 def tuned_of(lm: LM) -> LM:
@@ -66,7 +71,10 @@ def test_every_column_is_its_formula(named: LM, protocol: Any) -> None:
     for number, row in enumerate(rows):
         layer, neuron = divmod(number, tiny.NEURONS)
         assert (row["layer"], row["neuron"]) == (layer, neuron)
-        v, vt = (value_vector(lm, layer, neuron, protocol) for lm in (named, replace(tuned, name=named.name)))
+        v, vt = (
+            value_vector(lm, layer, neuron, protocol)
+            for lm in (named, replace(tuned, name=named.name))
+        )
         m, mt = base.means[layer, neuron], after.means[layer, neuron]
         expected = {
             "mean_base": m,
@@ -91,19 +99,27 @@ def test_every_column_is_its_formula(named: LM, protocol: Any) -> None:
 
 def test_the_norm_after_gemmas_mlp_counts_under_strict_only(gemma2: LM, llama: LM) -> None:
     for lm, differ in ((gemma2, True), (llama, False)):
-        strict, paper = (dd.neuron_table(lm, direction(), means(protocol)) for protocol in ("strict", "paper"))
+        strict, paper = (
+            dd.neuron_table(lm, direction(), means(protocol)) for protocol in ("strict", "paper")
+        )
         assert np.allclose(strict.grid("cosine"), paper.grid("cosine")) != differ
         assert np.allclose(strict.grid("projection_base"), paper.grid("projection_base")) != differ
         assert (strict.protocol, paper.protocol) == ("strict", "paper")
 
 
-def table_of(cosine: list[float], mean: list[float], change: list[float] | None = None) -> NeuronTable:
+def table_of(
+    cosine: list[float], mean: list[float], change: list[float] | None = None
+) -> NeuronTable:
     """A table with given columns, one layer."""
     columns: dict[str, Any] = {"cosine": cosine, "mean_base": mean}
     if change is not None:
         columns |= {"projection_change": change, "mean_tuned": mean}
-    arrow = pa.table({name: pa.array(values, type=pa.float64()) for name, values in columns.items()})
-    return NeuronTable(arrow, (1, len(cosine)), {"protocol": "strict", "direction": {"name": "probe"}, "base": {}})
+    arrow = pa.table(
+        {name: pa.array(values, type=pa.float64()) for name, values in columns.items()}
+    )
+    return NeuronTable(
+        arrow, (1, len(cosine)), {"protocol": "strict", "direction": {"name": "probe"}, "base": {}}
+    )
 
 
 COSINE = [0.5, 0.5, -0.5, -0.5, 0.0, 0.5, 0.0, 0.5, -0.5]
@@ -201,7 +217,9 @@ def test_what_does_not_fit_together_is_refused(llama: LM) -> None:
         dd.neuron_table(wide, direction(), means())
     with pytest.raises(DialdownError, match="n_neurons 25 where tiny-llama has 24"):
         dd.compare(llama, wide, direction(), means(), means())
-    with pytest.raises(DialdownError, match="base means follow the strict protocol and the tuned ones paper"):
+    with pytest.raises(
+        DialdownError, match="base means follow the strict protocol and the tuned ones paper"
+    ):
         dd.compare(llama, llama, direction(), means(), means("paper"))
     with pytest.raises(DialdownError, match="direction has 3 dimensions"):
         dd.neuron_table(llama, Direction("probe", np.ones(3), "residual"), means())
@@ -217,8 +235,12 @@ def test_parquet(tmp_path: Path, llama: LM) -> None:
     assert again.record["direction"] == {"name": "probe", "site": "residual", "seed": 0}
     assert (again.record["count_base"], again.record["base"]["model"]) == (10, "tiny-llama")
     # Others read it without this package.
-    assert {"layer", "neuron", "cosine", "mean_base", "mean_tuned", "projection_base", "projection_tuned",
-            "projection_change", "group", "value_cosine"} == set(pq.read_table(path).column_names)  # fmt: skip
+    assert {"layer", "neuron", "cosine", "mean_base", "mean_tuned", "projection_base", (
+        "projection_tuned"
+    ),
+            "projection_change", "group", (
+                "value_cosine"
+            )} == set(pq.read_table(path).column_names)  # fmt: skip
 
 
 def damage(path: Path, how: str) -> None:

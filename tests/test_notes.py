@@ -1,4 +1,6 @@
-"""What a stage leaves out is said: in run.json, and from there on the page and in the last lines."""
+"""What a stage leaves out is said: in run.json, and from there on the page and in the last
+lines.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,12 @@ def test_no_text_is_cut_unsaid() -> None:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("noted")
-    settings = {"evaluation.max_prompt_tokens": 3, "probe.max_tokens": 4, "pairs.margin": 0.01, "pairs.count": 4}
+    settings = {
+        "evaluation.max_prompt_tokens": 3,
+        "probe.max_tokens": 4,
+        "pairs.margin": 0.01,
+        "pairs.count": 4,
+    }
     config = load_config(preset="smoke", file=write_study(root), flags=settings)
     study = Study(config, root / "run")
     study.run(until="pairs")
@@ -60,10 +67,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def test_what_the_first_stages_cut_and_left_out_stands_in_run_json(work: Workspace) -> None:
     run = json.loads((work.folder / "run.json").read_text())
-    sentences = {stage: [note["sentence"] for note in run["stages"][stage]["notes"]] for stage in ("probe", "pairs")}
+    sentences = {
+        stage: [note["sentence"] for note in run["stages"][stage]["notes"]]
+        for stage in ("probe", "pairs")
+    }
     assert sentences["probe"] == ["40 of 40 texts of the probe were cut to their first 4 tokens"]
     used = json.loads((work.folder / "run.json").read_text())["stages"]["pairs"]["prompts_used"]
-    assert f"{used} of {used} prompts of the pairs were cut to their first 3 tokens" in sentences["pairs"]
+    assert (
+        f"{used} of {used} prompts of the pairs were cut to their first 3 tokens"
+        in sentences["pairs"]
+    )
     assert [("probe", sentences["probe"][0]), ("pairs", sentences["pairs"][0])] == noted(run)[:2]
 
 

@@ -1,4 +1,6 @@
-"""Preference pairs: which continuations become one, and that each follows its own prompt (METHOD §8)."""
+"""Preference pairs: which continuations become one, and that each follows its own prompt (METHOD
+§8).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,23 @@ from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction
 from dialdown.training import make_pairs as pairs
-from dialdown.training.make_pairs import Candidates, Pair, PairSet, PairSettings, choose_pairs, make_pairs
+from dialdown.training.make_pairs import (
+    Candidates,
+    Pair,
+    PairSet,
+    PairSettings,
+    choose_pairs,
+    make_pairs,
+)
 
-PROMPTS = [f"{word} {other}" for word in ("the cat", "a", "zebra", "why") for other in ("sat", "on", "it", "x")]
-QUICK = PairSettings(count=6, sampled=3, steered=1, margin=0.1, max_new_tokens=5, batch_size=4, steering_strength=0.5)
+PROMPTS = [
+    f"{word} {other}"
+    for word in ("the cat", "a", "zebra", "why")
+    for other in ("sat", "on", "it", "x")
+]
+QUICK = PairSettings(
+    count=6, sampled=3, steered=1, margin=0.1, max_new_tokens=5, batch_size=4, steering_strength=0.5
+)
 
 
 def probe(**record: Any) -> Direction:
@@ -42,7 +57,9 @@ def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None
         usable = [text for text in texts if text.strip()]
         scores = FakeScorer().score(usable)
         if len(usable) > 1 and scores.max() - scores.min() >= QUICK.margin:
-            expected.append(Pair(prompt, usable[int(scores.argmin())], usable[int(scores.argmax())]))
+            expected.append(
+                Pair(prompt, usable[int(scores.argmin())], usable[int(scores.argmax())])
+            )
     assert [*made.pairs] == expected[:6]
     assert made.record["chosen_score"] == pytest.approx(
         np.mean(FakeScorer().score([pair.chosen for pair in made.pairs]))
@@ -53,7 +70,9 @@ def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None
     assert made.record["settings"]["sampled"] == 3
 
 
-def test_steered_candidates_move_towards_the_concept(llama: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steered_candidates_move_towards_the_concept(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alphas: list[float] = []
     original = pairs.steer
 
@@ -64,20 +83,29 @@ def test_steered_candidates_move_towards_the_concept(llama: LM, monkeypatch: pyt
     monkeypatch.setattr(pairs, "steer", steer)
     direction = probe()
     make_pairs(llama, PROMPTS, FakeScorer(), QUICK, direction=direction)
-    # Steering subtracts alpha * W; towards the concept alpha is negative, half the residual's norm long.
+    # Steering subtracts alpha * W; towards the concept alpha is negative, half the residual's norm
+    # long.
     assert alphas
     assert alphas == pytest.approx([-0.5 * 20 / np.linalg.norm(direction.vector)] * len(alphas))
 
 
 def test_the_steered_candidate_is_the_last_and_says_what_it_is_pushed_to(llama: LM) -> None:
-    """An overwhelming push along one dimension of the normed residual makes it say that dimension's likeliest token."""
+    """An overwhelming push along one dimension of the normed residual makes it say that dimension's
+    likeliest token.
+    """
     w = np.zeros(tiny.WIDTH)
     w[3] = 1.0
     gain = float(llama.view.final_norm.weight[3].detach())
     token = int((gain * llama.view.unembedding.weight[:, 3]).argmax())
     scorer = FakeScorer()
     strong = replace(QUICK, steering_strength=1e6, margin=0.0, temperature=0.01)
-    make_pairs(llama, PROMPTS, scorer, strong, direction=Direction("probe", w, "residual", {"residual_norm": 1.0}))
+    make_pairs(
+        llama,
+        PROMPTS,
+        scorer,
+        strong,
+        direction=Direction("probe", w, "residual", {"residual_norm": 1.0}),
+    )
     said = llama.tokenizer.decode([token] * 5)
     assert scorer.seen[3] == [said] * 4
     assert said not in scorer.seen[0] + scorer.seen[1] + scorer.seen[2]
@@ -97,7 +125,9 @@ def test_candidates_differ_and_are_seeded(llama: LM) -> None:
     assert len(batches) == len(runs[0][1])
 
 
-def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_samples(llama: LM) -> None:
+def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_samples(
+    llama: LM,
+) -> None:
     with_it, without = FakeScorer(), FakeScorer()
     direction = probe()
     made = make_pairs(llama, PROMPTS, with_it, replace(QUICK, greedy=True), direction=direction)
@@ -107,7 +137,9 @@ def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_s
     assert with_it.seen[:3] == without.seen[:3]
     for prompt, text in zip(PROMPTS[:4], with_it.seen[3], strict=True):
         ids = torch.tensor([llama.tokenizer(prompt)["input_ids"]])
-        whole = llama.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+        whole = llama.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False
+        )
         assert llama.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True) == text
     assert made.record["settings"]["greedy"] is True
     # It is not counted as steered.
@@ -138,7 +170,9 @@ def test_empty_continuations_are_no_candidates() -> None:
     made = choose_pairs([batch], settings, {"scorer": "fake"})
     assert made.pairs == (Pair("p", " x", " z"), Pair("q", " ok", " bad"))
     assert made.record["rejected_score"] == pytest.approx((0.8 + 0.9) / 2)
-    with pytest.raises(DialdownError, match=r"Only 1 of 2 pairs differ by 0\.7 among 3 prompts: lower pairs\.count"):
+    with pytest.raises(
+        DialdownError, match=r"Only 1 of 2 pairs differ by 0\.7 among 3 prompts: lower pairs\.count"
+    ):
         choose_pairs([batch], replace(settings, margin=0.7), {})
 
 
@@ -146,11 +180,17 @@ def test_empty_continuations_are_no_candidates() -> None:
     ("settings", "direction", "message"),
     [
         (QUICK, None, "need a direction"),
-        (QUICK, Direction("contrast", np.ones(tiny.WIDTH), "unembedding"), "does not record the norm of the residual"),
+        (
+            QUICK,
+            Direction("contrast", np.ones(tiny.WIDTH), "unembedding"),
+            "does not record the norm of the residual",
+        ),
         (replace(QUICK, margin=2.0), probe(), r"Only 0 of 6 pairs differ by 2\.0 among 16 prompts"),
     ],
 )
-def test_pairs_that_cannot_be_made(llama: LM, settings: PairSettings, direction: Any, message: str) -> None:
+def test_pairs_that_cannot_be_made(
+    llama: LM, settings: PairSettings, direction: Any, message: str
+) -> None:
     with pytest.raises(DialdownError, match=message):
         make_pairs(llama, PROMPTS, FakeScorer(), settings, direction=direction)
 
@@ -172,7 +212,8 @@ def test_settings_that_make_no_pairs(values: dict[str, Any], message: str) -> No
 def test_save_and_load(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     made = PairSet(
-        (Pair("p\n", " é\u2028\x85", " “bad”\r\n"), Pair("q", " a", " b")), {"scorer": "fake", "prompts_used": 3}
+        (Pair("p\n", " é\u2028\x85", " “bad”\r\n"), Pair("q", " a", " b")),
+        {"scorer": "fake", "prompts_used": 3},
     )
     made.save(path)
     assert PairSet.load(path) == made
@@ -180,7 +221,9 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 def test_plain_json_lines_are_pairs(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": "p", "chosen": "c", "rejected": "r", "more": 1}\n\n', encoding="utf-8")
+    path.write_text(
+        '{"prompt": "p", "chosen": "c", "rejected": "r", "more": 1}\n\n', encoding="utf-8"
+    )
     assert PairSet.load(path) == PairSet((Pair("p", "c", "r"),), {})
 
 
@@ -200,7 +243,10 @@ def test_pairs_in_every_encoding_that_says_which_it_is(tmp_path: Path, encoding:
         ('"text"', "is not a JSON object"),
         ("3", "is not a JSON object"),
         ('{"prompt": "p", "chosen": null, "rejected": "r"}', "The chosen in line . of .* is null"),
-        ('{"prompt": "p", "chosen": "c", "rejected": 3}', "The rejected in line . of .* is 3, which is no text"),
+        (
+            '{"prompt": "p", "chosen": "c", "rejected": 3}',
+            "The rejected in line . of .* is 3, which is no text",
+        ),
         (
             '{"prompt": [{"role": "user", "content": "p"}], "chosen": "c", "rejected": "r"}',
             "pass the text that its chat",
@@ -220,4 +266,9 @@ def test_a_line_that_is_no_pair(tmp_path: Path, line: str, message: str) -> None
 
 
 def test_the_public_names_are_these() -> None:
-    assert (dd.Pair, dd.PairSet, dd.PairSettings, dd.make_pairs) == (Pair, PairSet, PairSettings, make_pairs)
+    assert (dd.Pair, dd.PairSet, dd.PairSettings, dd.make_pairs) == (
+        Pair,
+        PairSet,
+        PairSettings,
+        make_pairs,
+    )

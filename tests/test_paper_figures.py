@@ -1,4 +1,6 @@
-"""The paper's figures and the front: the numbers they draw, read back from the artists, against plain loops."""
+"""The paper's figures and the front: the numbers they draw, read back from the artists, against
+plain loops.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ from dialdown.neurons.ranks import ranking
 from dialdown.neurons.table import GROUPS, NeuronTable
 from dialdown.report.drawing import save
 from dialdown.report.front import FAMILIES, FrontPoint, front, pareto_optimal
-from dialdown.report.interactive import front_html, layer_effects_html, plotly_js, ranked_neurons_html
+from dialdown.report.interactive import (
+    front_html,
+    layer_effects_html,
+    plotly_js,
+    ranked_neurons_html,
+)
 from dialdown.report.paper_figures import (
     figure_1_layer_effects,
     figure_2a_group_contribution,
@@ -51,11 +58,14 @@ FIGURES: list[Callable[[NeuronTable], Figure]] = [
 ]
 
 
-def made(shape: tuple[int, int] = (4, 50), *, kind: str = "plain", protocol: str = "strict") -> NeuronTable:
+def made(
+    shape: tuple[int, int] = (4, 50), *, kind: str = "plain", protocol: str = "strict"
+) -> NeuronTable:
     """A compared table of invented numbers.
 
-    Kinds: `plain`; `positive` has no negative cosine, so AP and AN are empty; `still` has no change at all; `sparse` has
-    base means of exactly zero whose projection falls all the same, which belong to no group.
+    Kinds: `plain`; `positive` has no negative cosine, so AP and AN are empty; `still` has no change
+    at all; `sparse` has base means of exactly zero whose projection falls all the same, which
+    belong to no group.
     """
     rng = np.random.default_rng(7)
     cosine, base = rng.normal(0, 0.1, shape), rng.normal(0, 0.5, shape)
@@ -77,8 +87,15 @@ def made(shape: tuple[int, int] = (4, 50), *, kind: str = "plain", protocol: str
         "projection_change": (tuned - base) * cosine,
         "value_cosine": np.ones(shape),
     }
-    record = {"protocol": protocol, "direction": {"name": "probe"}, "count_base": 2431, "count_tuned": 2390}
-    return NeuronTable(pa.table({name: values.ravel() for name, values in columns.items()}), shape, record)
+    record = {
+        "protocol": protocol,
+        "direction": {"name": "probe"},
+        "count_base": 2431,
+        "count_tuned": 2390,
+    }
+    return NeuronTable(
+        pa.table({name: values.ravel() for name, values in columns.items()}), shape, record
+    )
 
 
 def group_of(cosine: float, mean: float) -> str | None:
@@ -92,7 +109,9 @@ def rows(table: NeuronTable) -> list[dict[str, Any]]:
     """The table as a list, each neuron with its group where its projection fell."""
     listed: list[dict[str, Any]] = table.arrow.to_pylist()
     for row in listed:
-        row["group"] = group_of(row["cosine"], row["mean_base"]) if row["projection_change"] < 0 else None
+        row["group"] = (
+            group_of(row["cosine"], row["mean_base"]) if row["projection_change"] < 0 else None
+        )
         base = row["mean_base"]
         row["percent"] = 100 * (base - row["mean_tuned"]) / base if base else None
     return listed
@@ -108,7 +127,8 @@ def between_tenths(percents: list[Any]) -> list[float]:
 def falling(table: NeuronTable) -> list[dict[str, Any]]:
     """The neurons whose projection fell, largest fall first."""
     return sorted(
-        (row for row in rows(table) if row["projection_change"] < 0), key=lambda row: row["projection_change"]
+        (row for row in rows(table) if row["projection_change"] < 0),
+        key=lambda row: row["projection_change"],
     )
 
 
@@ -135,7 +155,10 @@ def texts(figure: Figure) -> str:
 def test_layer_effects_are_the_sums_of_each_sign() -> None:
     table = made()
     each, total = panels(figure_1_layer_effects(table))
-    by_layer = [[row["projection_change"] for row in rows(table) if row["layer"] == layer] for layer in range(4)]
+    by_layer = [
+        [row["projection_change"] for row in rows(table) if row["layer"] == layer]
+        for layer in range(4)
+    ]
     up = [math.fsum(x for x in layer if x > 0) for layer in by_layer]
     down = [math.fsum(x for x in layer if x < 0) for layer in by_layer]
     assert heights(each.containers[0]) == pytest.approx(up)
@@ -152,14 +175,21 @@ def test_contributions_of_groups_are_shares_of_the_whole_reduction(kind: str) ->
     fallen = falling(table)
     names: list[str | None] = [*GROUPS, *([None] if kind == "sparse" else [])]
     whole = math.fsum(row["projection_change"] for row in fallen)
-    wanted = [math.fsum(row["projection_change"] for row in fallen if row["group"] == name) / whole for name in names]
+    wanted = [
+        math.fsum(row["projection_change"] for row in fallen if row["group"] == name) / whole
+        for name in names
+    ]
     (axes,) = panels(figure_2a_group_contribution(table))
     assert [bar.get_height() for bars in axes.containers for bar in bars] == pytest.approx(wanted)
     assert sum(wanted) == pytest.approx(1)
     counts = [sum(row["group"] == name for row in fallen) for name in names]
     (lines,) = axes.collections
-    assert [segment[0, 1] for segment in lines.get_segments()] == pytest.approx([one / len(fallen) for one in counts])
-    assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == [f"{one}" for one in counts]
+    assert [segment[0, 1] for segment in lines.get_segments()] == pytest.approx(
+        [one / len(fallen) for one in counts]
+    )
+    assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == [
+        f"{one}" for one in counts
+    ]
 
 
 def test_ranked_shares_count_the_groups_among_the_top_k() -> None:
@@ -180,7 +210,9 @@ def test_group_shifts_show_percentiles_median_and_mean() -> None:
     kept = {*between_tenths([row["percent"] for row in rows(table)])}
     segments = [one.get_segments()[0] for one in axes.collections]
     for place, name in enumerate(GROUPS):
-        shifts = [row["percent"] for row in rows(table) if row["group"] == name and row["percent"] in kept]
+        shifts = [
+            row["percent"] for row in rows(table) if row["group"] == name and row["percent"] in kept
+        ]
         tenths, quarters = (statistics.quantiles(shifts, n=n, method="inclusive") for n in (10, 4))
         wide, narrow, middle = segments[3 * place : 3 * place + 3]
         assert wide[:, 0] == pytest.approx([tenths[0], tenths[-1]])
@@ -216,7 +248,9 @@ def test_shift_distribution_counts_the_percentages_between_the_tenths_once(kind:
     segments = [one.get_segments()[0] for one in layers.collections]
     for layer, (bar, segment) in enumerate(zip(layers.patches, segments, strict=True)):
         ours = between_tenths([row["percent"] for row in rows(table) if row["layer"] == layer])
-        assert [bar.get_y(), bar.get_y() + bar.get_height()] == pytest.approx([min(ours), max(ours)])
+        assert [bar.get_y(), bar.get_y() + bar.get_height()] == pytest.approx(
+            [min(ours), max(ours)]
+        )
         mean, deviation = statistics.fmean(ours), statistics.pstdev(ours)
         assert segment[:, 1] == pytest.approx([mean - deviation, mean + deviation])
 
@@ -237,7 +271,11 @@ def test_reduction_by_rank_and_the_ranks_of_half_and_most_of_it() -> None:
     for k, share in single.lines[0].get_xydata():
         assert share == pytest.approx(fallen[int(k) - 1] / math.fsum(fallen))
     for percent in (50, 90):
-        rank = next(k for k in range(len(fallen)) if math.fsum(fallen[:k]) >= percent / 100 * math.fsum(fallen))
+        rank = next(
+            k
+            for k in range(len(fallen))
+            if math.fsum(fallen[:k]) >= percent / 100 * math.fsum(fallen)
+        )
         assert f"{rank} neurons bring {percent} %" in texts(figure)
 
 
@@ -245,7 +283,8 @@ def test_decoded_neurons_are_listed_by_rank_with_what_the_font_can_draw() -> Non
     table = made()
     first, tenth = falling(table)[0], falling(table)[9]
     decoded = {
-        (row["layer"], row["neuron"]): text for row, text in ((tenth, "good\n$x$"), (first, "毒 <b> & " + "w" * 90))
+        (row["layer"], row["neuron"]): text
+        for row, text in ((tenth, "good\n$x$"), (first, "毒 <b> & " + "w" * 90))
     }
     written = texts(figure_7_lower_ranks(table, decoded=decoded))
     assert f"1  rank 1, layer {first['layer']}, neuron {first['neuron']}: □ <b> & www" in written
@@ -270,7 +309,10 @@ def test_layers_are_stacked_by_group_to_all_that_fell(kind: str) -> None:
     tops = np.zeros(4)
     for name, bars in zip(names, axes.containers, strict=True):
         ours = [row for row in fallen if row["group"] == name]
-        wanted = [-math.fsum(row["projection_change"] for row in ours if row["layer"] == layer) for layer in range(4)]
+        wanted = [
+            -math.fsum(row["projection_change"] for row in ours if row["layer"] == layer)
+            for layer in range(4)
+        ]
         assert heights(bars) == pytest.approx(wanted)
         assert [bar.get_y() for bar in bars] == pytest.approx(tops)
         tops += wanted
@@ -280,9 +322,12 @@ def test_layers_are_stacked_by_group_to_all_that_fell(kind: str) -> None:
 
 @pytest.mark.parametrize("draw", FIGURES)
 @pytest.mark.parametrize(
-    ("shape", "kind"), [((30, 400), "plain"), ((1, 60), "still"), ((3, 40), "positive"), ((2, 7), "sparse")]
+    ("shape", "kind"),
+    [((30, 400), "plain"), ((1, 60), "still"), ((3, 40), "positive"), ((2, 7), "sparse")],
 )
-def test_figures_fit_name_their_protocol_and_count(draw: Any, shape: tuple[int, int], kind: str) -> None:
+def test_figures_fit_name_their_protocol_and_count(
+    draw: Any, shape: tuple[int, int], kind: str
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = draw(made(shape, kind=kind, protocol="paper"))
@@ -310,7 +355,9 @@ def assert_fits(figure: Figure) -> None:
 @pytest.mark.parametrize("draw", [*FIGURES, layer_effects_html, ranked_neurons_html])
 def test_a_table_without_a_tuned_model_is_refused(draw: Any) -> None:
     table = made()
-    alone = NeuronTable(table.arrow.select(["cosine", "mean_base", "projection_base"]), table.shape, table.record)
+    alone = NeuronTable(
+        table.arrow.select(["cosine", "mean_base", "projection_base"]), table.shape, table.record
+    )
     with pytest.raises(DialdownError, match=r"dd\.compare"):
         draw(alone)
 
@@ -320,12 +367,18 @@ def test_a_table_without_a_tuned_model_is_refused(draw: Any) -> None:
     st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=6),
     st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=6, max_size=6),
 )
-def test_ranking_orders_what_fell_and_shares_add_to_one(changes: list[float], cosines: list[float]) -> None:
+def test_ranking_orders_what_fell_and_shares_add_to_one(
+    changes: list[float], cosines: list[float]
+) -> None:
     columns = {"projection_change": changes, "cosine": cosines, "mean_base": [1.0] * 6}
     ranked = ranking(NeuronTable(pa.table(columns), (2, 3), {"protocol": "strict"}))
-    assert sorted(ranked.order.tolist()) == [place for place, change in enumerate(changes) if change < 0]
+    assert sorted(ranked.order.tolist()) == [
+        place for place, change in enumerate(changes) if change < 0
+    ]
     assert all(a >= b > 0 for a, b in zip(ranked.reduction, ranked.reduction[1:], strict=False))
-    assert [cosines[place] for place in ranked.order] == [(1.0, 1.0, -1.0, -1.0, 0.0)[one] for one in ranked.group]
+    assert [cosines[place] for place in ranked.order] == [
+        (1.0, 1.0, -1.0, -1.0, 0.0)[one] for one in ranked.group
+    ]
     if len(ranked.order):
         assert ranked.cumulated[-1] == 1
         assert ranked.share.sum() == pytest.approx(1)
@@ -336,7 +389,9 @@ def estimate(mean: float, spread: float = 0.02, n: int = 128) -> Estimate:
     return Estimate(mean, mean - spread, mean + spread, n)
 
 
-def point(family: str, strength: float, toxicity: float, price: float, *, name: str = "") -> FrontPoint:
+def point(
+    family: str, strength: float, toxicity: float, price: float, *, name: str = ""
+) -> FrontPoint:
     return FrontPoint(
         family,
         name or family,
@@ -373,7 +428,10 @@ def test_the_front_joins_a_family_in_order_of_strength_with_intervals_both_ways(
             [6.1 * factor + (6.1 / 5 if factor == 1 else 6.1 / 6), 0.04],
         ]
         assert any(np.allclose(segment, across) for segment in segments)
-        assert any(np.allclose(segment, [[6.1 * factor, 0.02], [6.1 * factor, 0.06]]) for segment in segments)
+        assert any(
+            np.allclose(segment, [[6.1 * factor, 0.02], [6.1 * factor, 0.06]])
+            for segment in segments
+        )
 
 
 def test_the_front_fits_with_every_family_in_it() -> None:
@@ -414,7 +472,9 @@ def test_a_front_that_cannot_be_drawn_is_refused(draw: Any) -> None:
 
 def test_saved_figures_are_the_same_bytes_each_time_and_small(tmp_path: Path) -> None:
     table = made((6, 100))
-    once, again = (save(figure_8_layer_group(table), tmp_path / name / "figure 8.1") for name in ("a", "b"))
+    once, again = (
+        save(figure_8_layer_group(table), tmp_path / name / "figure 8.1") for name in ("a", "b")
+    )
     assert [path.name for path in once] == ["figure 8.1.png", "figure 8.1.svg"]
     assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
     assert once[0].read_bytes().startswith(b"\x89PNG")
@@ -462,10 +522,13 @@ def test_interactive_ranks_are_few_and_name_their_neurons_literally() -> None:
     assert len(trace["x"]) <= 2001
     whole = math.fsum(row["projection_change"] for row in fallen)
     for k, share in list(zip(trace["x"], trace["y"], strict=True))[::200]:
-        assert share == pytest.approx(100 * math.fsum(row["projection_change"] for row in fallen[:k]) / whole, rel=1e-5)
+        assert share == pytest.approx(
+            100 * math.fsum(row["projection_change"] for row in fallen[:k]) / whole, rel=1e-5
+        )
     hover = trace["hovertext"][trace["x"].index(rank)]
     assert hover.startswith(
-        f"rank {rank:,}: layer {chosen[0]}, neuron {chosen[1]}<br>group {fallen[rank - 1]['group']}<br>"
+        f"rank {rank:,}: layer {chosen[0]}, neuron {chosen[1]}<br>group "
+        f"{fallen[rank - 1]['group']}<br>"
     )
     assert hover.endswith('tokens &lt;i&gt;"kind"&lt;/i&gt; &amp; &lt;/script&gt;')
     assert fragment.count("</script>") == 1
@@ -492,7 +555,10 @@ def test_the_interactive_front_shows_every_number_and_no_markup() -> None:
         "change of log-perplexity 0.5 [0.4, 0.6], n = 12<br>KL 0.4 [0.317, 0.483], n = 12"
     ]
     assert patch["y"] == [0.1]
-    assert [0.1 + patch["error_y"]["array"][0], 0.1 - patch["error_y"]["arrayminus"][0]] == pytest.approx([0.12, 0.08])
+    assert [
+        0.1 + patch["error_y"]["array"][0],
+        0.1 - patch["error_y"]["arrayminus"][0],
+    ] == pytest.approx([0.12, 0.08])
     assert 0.01 * np.sinh(patch["x"]) == pytest.approx([0.5], rel=1e-4)
     assert "<i>" not in fragment
     assert "\\u003ci" not in fragment

@@ -1,4 +1,6 @@
-"""What a run needs is checked before its first stage: the sentence names the setting, and no folder is left."""
+"""What a run needs is checked before its first stage: the sentence names the setting, and no folder
+is left.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(file: Path, **flags: Any) -> Config:
-    return load_config(file=file, flags={key.replace("__", "."): value for key, value in flags.items()})
+    return load_config(
+        file=file, flags={key.replace("__", "."): value for key, value in flags.items()}
+    )
 
 
 def test_a_study_that_can_run_passes(file: Path, tmp_path: Path) -> None:
@@ -40,7 +44,9 @@ def test_a_study_that_can_run_passes(file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_labelled_texts_are_read_once_for_the_check_and_the_stage(file: Path, tmp_path: Path) -> None:
+def test_labelled_texts_are_read_once_for_the_check_and_the_stage(
+    file: Path, tmp_path: Path
+) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_bytes(Path(settings(file).probe.texts).read_bytes())
     work = Workspace(settings(file, probe__texts=str(texts)), tmp_path / "run")
@@ -53,9 +59,18 @@ def test_labelled_texts_are_read_once_for_the_check_and_the_stage(file: Path, tm
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"evaluation__count": 15}, "15 were asked for but there are 14 prompts .*: lower evaluation.count"),
-        ({"pairs__count": 61}, "61 pairs .*: lower pairs.count or evaluation.count, or set training_prompts"),
-        ({"probe__count": 62}, "31 were asked for but there are 30 texts labelled 1 .*: lower probe.count"),
+        (
+            {"evaluation__count": 15},
+            "15 were asked for but there are 14 prompts .*: lower evaluation.count",
+        ),
+        (
+            {"pairs__count": 61},
+            "61 pairs .*: lower pairs.count or evaluation.count, or set training_prompts",
+        ),
+        (
+            {"probe__count": 62},
+            "31 were asked for but there are 30 texts labelled 1 .*: lower probe.count",
+        ),
         ({"probe__count": 12}, "probe.texts: The classes have 6 and 6 texts, too few"),
         ({"evaluation__pairs_count": 5}, "lower evaluation.pairs_count"),
         ({"evaluation__window": 97}, "set evaluation.window to 96 or less"),
@@ -66,11 +81,17 @@ def test_labelled_texts_are_read_once_for_the_check_and_the_stage(file: Path, tm
         ({"evaluation__max_new_tokens": 92}, "evaluation.max_new_tokens"),
         ({"pairs__max_new_tokens": 92}, "pairs.max_new_tokens"),
         ({"probe__max_tokens": 97}, "lower probe.max_tokens"),
-        ({"probe__positive": ["the"], "probe__negative": ["The"]}, "probe.positive and probe.negative: The word 'the'"),
+        (
+            {"probe__positive": ["the"], "probe__negative": ["The"]},
+            "probe.positive and probe.negative: The word 'the'",
+        ),
         ({"token_judge": "none.txt"}, "token_judge: none.txt does not exist"),
         ({"token_judge": "openai:"}, "names no model"),
         ({"evaluation__judge": "none"}, "evaluation.judge: There is no toxicity scorer"),
-        ({"evaluation__pair_scorer": "none"}, "evaluation.pair_scorer: There is no toxicity scorer"),
+        (
+            {"evaluation__pair_scorer": "none"},
+            "evaluation.pair_scorer: There is no toxicity scorer",
+        ),
         ({"evaluation__text": "none.txt"}, "evaluation.text: none.txt does not exist"),
         ({"evaluation__pairs": "none.csv"}, "evaluation.pairs: none.csv does not exist"),
         ({"training_prompts": "none.txt"}, "none.txt does not exist"),
@@ -89,7 +110,9 @@ def test_what_is_missing_is_named_by_its_setting_before_the_first_stage(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_given_tuned_model_needs_no_prompts_to_train_on(file: Path, tuned: Path, tmp_path: Path) -> None:
+def test_a_given_tuned_model_needs_no_prompts_to_train_on(
+    file: Path, tuned: Path, tmp_path: Path
+) -> None:
     config = settings(file, tuned=str(tuned), evaluation__count=14)
     assert config.training_prompts is not None
     alone = config.model_copy(update={"training_prompts": None})
@@ -100,7 +123,9 @@ def test_a_given_tuned_model_needs_no_prompts_to_train_on(file: Path, tuned: Pat
 
 
 def test_a_stage_alone_needs_no_more_than_it_reads(file: Path, tmp_path: Path) -> None:
-    config = settings(file, evaluation__text="none.txt", token_judge="none.txt", evaluation__judge="none")
+    config = settings(
+        file, evaluation__text="none.txt", token_judge="none.txt", evaluation__judge="none"
+    )
     check_inputs(Workspace(config, tmp_path / "run"), ["probe", "pairs"])
     check_inputs(Workspace(settings(file, model="/none"), tmp_path / "run"), ["report"])
 
@@ -108,9 +133,17 @@ def test_a_stage_alone_needs_no_more_than_it_reads(file: Path, tmp_path: Path) -
 def test_a_study_that_goes_on_is_checked_for_what_is_left(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     Study(settings(file), folder).run(until="probe")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
+    before = {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
     with pytest.raises(DialdownError, match=r"token_judge: none\.txt"):
         Study(settings(file, token_judge="none.txt"), folder).run()
-    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
+    after = {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
     assert before == after
     assert set(json.loads((folder / "run.json").read_text())["stages"]) == {"probe"}

@@ -1,4 +1,6 @@
-"""The report through `write_report` on invented runs: protocols named, nothing fetched, nothing crashed, nothing overstated."""
+"""The report through `write_report` on invented runs: protocols named, nothing fetched, nothing
+crashed, nothing overstated.
+"""
 
 from __future__ import annotations
 
@@ -89,10 +91,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 
 def test_every_line_of_numbers_names_its_protocol(whole: tuple[str, Page]) -> None:
     _, page = whole
-    lines = [(protocol, text) for protocol, text in page.rows if re.search(r"\d\.\d{3} \[", text.replace("  ", " "))]
+    lines = [
+        (protocol, text)
+        for protocol, text in page.rows
+        if re.search(r"\d\.\d{3} \[", text.replace("  ", " "))
+    ]
     assert len(lines) >= 2 * len(MAIN)
     # The paper's own tables have a column for it.
-    lines = [(protocol, text) for protocol, text in lines if protocol or not re.search(r" (strict|paper) ", text)]
+    lines = [
+        (protocol, text)
+        for protocol, text in lines
+        if protocol or not re.search(r" (strict|paper) ", text)
+    ]
     for protocol, text in lines:
         assert protocol in ("strict", "paper")
         assert f" {protocol} " in text
@@ -119,7 +129,8 @@ def test_the_numbers_are_those_of_the_results(whole: tuple[str, Page]) -> None:
 
 def test_one_small_file_that_loads_nothing(whole: tuple[str, Page]) -> None:
     text, page = whole
-    # plotly.js is most of it: it is embedded, so that the interactive figures need no network either.
+    # plotly.js is most of it: it is embedded, so that the interactive figures need no network
+    # either.
     ours = text.replace(plotly_js(), "")
     assert len(ours.encode()) < 3_000_000 < len(text.encode()) < 9_000_000
     assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
@@ -162,7 +173,9 @@ def test_no_script_but_its_own_may_run_and_nothing_may_be_fetched(whole: tuple[s
     allowed = rules["script-src"].split()
     scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.DOTALL)
     assert len(scripts) >= 2
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
     assert sorted(allowed) == sorted(f"'sha256-{digest}'" for digest in hashes)
     # Before it, nothing that it could not govern.
     assert "<script" not in text[: text.index("Content-Security-Policy")]
@@ -176,7 +189,9 @@ def test_no_control_character_of_a_file_reaches_the_page(tmp_path: Path) -> None
         tmp_path,
         lambda row: row.update(
             samples=[{"prompt": nasty, "continuation": f"{nasty}\ud83d"}],
-            intervention=f"edit_{nasty}" if row["intervention"] == "edit_probe_set" else row["intervention"],
+            intervention=f"edit_{nasty}"
+            if row["intervention"] == "edit_probe_set"
+            else row["intervention"],
         ),
     )
     run = json.loads((tmp_path / "run.json").read_text())
@@ -185,13 +200,17 @@ def test_no_control_character_of_a_file_reaches_the_page(tmp_path: Path) -> None
     (tmp_path / "run.json").write_text(json.dumps(run))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "redback" in text
-    assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    assert not re.findall(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text
+    )
 
 
 def test_nothing_that_a_stage_left_out_is_unsaid(tmp_path: Path) -> None:
     write_run(tmp_path, **QUICK)
     run = json.loads((tmp_path / "run.json").read_text())
-    run["stages"]["neurons"]["notes"] = [{"sentence": "the judge had no answer for 3 tokens", "counts": {"missing": 3}}]
+    run["stages"]["neurons"]["notes"] = [
+        {"sentence": "the judge had no answer for 3 tokens", "counts": {"missing": 3}}
+    ]
     (tmp_path / "run.json").write_text(json.dumps(run))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "the judge had no answer for 3 tokens" in page.sections["notes"]
@@ -207,12 +226,18 @@ def test_a_row_is_labelled_with_its_own_strength(tmp_path: Path) -> None:
     alphas = {"strict": 2463.0, "paper": 103.0}
     change_rows(
         tmp_path,
-        lambda row: row.update(alpha=alphas[row["protocol"]]) if row["intervention"] == "steer_probe" else None,
+        lambda row: (
+            row.update(alpha=alphas[row["protocol"]])
+            if row["intervention"] == "steer_probe"
+            else None
+        ),
     )
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     for protocol, alpha in alphas.items():
         other = next(value for name, value in alphas.items() if name != protocol)
-        lines = [text for found, text in page.rows if found == protocol and f"α = {alpha:g}" in text]
+        lines = [
+            text for found, text in page.rows if found == protocol and f"α = {alpha:g}" in text
+        ]
         assert lines
         assert not any(f"α = {other:g}" in text for text in lines)
 
@@ -223,7 +248,9 @@ def test_the_console_and_the_page_have_one_verdict(whole: tuple[str, Page], tmp_
     show_verdicts(tmp_path, Console(file=shown, width=4000))
     run = load(tmp_path)
     for claim in claims(run, folder=tmp_path):
-        assert any(claim.name in line and claim.verdict in line for line in shown.getvalue().splitlines())
+        assert any(
+            claim.name in line and claim.verdict in line for line in shown.getvalue().splitlines()
+        )
         assert claim.verdict in whole[1].sections["claims"]
     for finding in findings(run, folder=tmp_path):
         assert finding.text in shown.getvalue()
@@ -234,7 +261,9 @@ def test_names_are_escaped_in_figures_too(tmp_path: Path) -> None:
     change_rows(
         tmp_path,
         lambda row: (
-            row.update(intervention="edit_<i>$x^2$&", samples=[]) if row["intervention"] == "edit_probe_set" else None
+            row.update(intervention="edit_<i>$x^2$&", samples=[])
+            if row["intervention"] == "edit_probe_set"
+            else None
         ),
     )
     text = write_report(tmp_path).read_text(encoding="utf-8")
@@ -247,7 +276,9 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert write_report(tmp_path).read_text(encoding="utf-8") == first
 
 
-def test_the_verdict_of_an_edit_that_costs_more_than_the_paper_sees(whole: tuple[str, Page]) -> None:
+def test_the_verdict_of_an_edit_that_costs_more_than_the_paper_sees(
+    whole: tuple[str, Page],
+) -> None:
     verdict = whole[1].sections["verdict"]
     assert "after DPO, lower by 0.280 [0.202, 0.358]" in verdict
     assert "“Edit along the probe: set” leaves the least toxicity" in verdict
@@ -275,16 +306,24 @@ def test_the_verdict_when_dpo_harms(tmp_path: Path) -> None:
 
 def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
     _, page = report(
-        tmp_path, **{**QUICK, "n": 8, "main": {**QUICK["main"], "dpo": ("none", (0.3, 0.3), (0.01, 0.01))}}
+        tmp_path,
+        **{**QUICK, "n": 8, "main": {**QUICK["main"], "dpo": ("none", (0.3, 0.3), (0.01, 0.01))}},
     )
     assert "after DPO, not distinguishably changed (−0.090" in page.sections["verdict"]
     assert "n = 8 prompts, too few to lean on" in page.sections["verdict"]
 
 
-def test_published_values_stand_only_beside_their_protocol(tmp_path: Path, whole: tuple[str, Page]) -> None:
-    _, page = report(tmp_path, **{**QUICK, "protocols": ("strict", "paper"), "model": "openai-community/gpt2-medium"})
+def test_published_values_stand_only_beside_their_protocol(
+    tmp_path: Path, whole: tuple[str, Page]
+) -> None:
+    _, page = report(
+        tmp_path,
+        **{**QUICK, "protocols": ("strict", "paper"), "model": "openai-community/gpt2-medium"},
+    )
     with_published = [
-        (protocol, text) for protocol, text in page.rows if "published 0.545" in text or "published 0.203" in text
+        (protocol, text)
+        for protocol, text in page.rows
+        if "published 0.545" in text or "published 0.203" in text
     ]
     assert [protocol for protocol, _ in with_published] == ["paper", "paper"]
     assert "published 0.545" not in whole[0]
@@ -302,7 +341,9 @@ def test_one_protocol_and_a_given_tuned_model(tmp_path: Path, protocol: Any) -> 
 
 def without_stages(folder: Path) -> None:
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    (folder / "run.json").write_text(json.dumps({"config": {"model": run["config"]["model"]}}), encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps({"config": {"model": run["config"]["model"]}}), encoding="utf-8"
+    )
 
 
 def without_controls(folder: Path) -> None:
@@ -340,7 +381,11 @@ def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     write_run(tmp_path, **QUICK)
     change_rows(tmp_path, lambda row: row.update(f1=None) if row["intervention"] == "dpo" else None)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    line = next(text for protocol, text in page.rows if protocol == "strict" and "The tuned model (DPO)" in text)
+    line = next(
+        text
+        for protocol, text in page.rows
+        if protocol == "strict" and "The tuned model (DPO)" in text
+    )
     assert " · " in line
     assert "0.000  [0" not in line
 
@@ -352,12 +397,18 @@ def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
         ("run.json", None, "has no run.json"),
         ("results.json", '{"rows": []}', "has no rows"),
         ("results.json", '{"rows": [{}]}', "a row that cannot be read"),
-        ("results.json", '{"rows": [{"intervention": "\\ud83d", "control_of": null}]}', "half of a character"),
+        (
+            "results.json",
+            '{"rows": [{"intervention": "\\ud83d", "control_of": null}]}',
+            "half of a character",
+        ),
         ("results.json", "{", "not valid JSON"),
         ("neurons.parquet", "no parquet", "damaged or no Parquet"),
     ],
 )
-def test_a_damaged_folder_is_one_sentence(tmp_path: Path, name: str, text: str | None, says: str) -> None:
+def test_a_damaged_folder_is_one_sentence(
+    tmp_path: Path, name: str, text: str | None, says: str
+) -> None:
     write_run(tmp_path, **{**QUICK, "neurons": True})
     path = tmp_path / name
     if text is None:
@@ -376,13 +427,19 @@ def test_a_further_strength_says_its_prompts_and_on_few_of_them_takes_no_part_in
 ) -> None:
     path = write_run(tmp_path) / "results.json"
     results = json.loads(path.read_text())
-    [main] = [row for row in results["rows"] if (row["protocol"], row["intervention"]) == ("paper", "edit_probe_set")]
+    [main] = [
+        row
+        for row in results["rows"]
+        if (row["protocol"], row["intervention"]) == ("paper", "edit_probe_set")
+    ]
     name = "edit_probe_set_a0.8_b0.05"
     further = {**main, "intervention": name, "alpha": 0.8, "toxicity": {**main["toxicity"], "n": n}}
     path.write_text(json.dumps({**results, "rows": [*results["rows"], further]}))
     run = load(tmp_path)
     [entry] = [
-        entry for entry in table_two(run).entries if entry.label == "Edit along the probe: set, α = 0.8, β = 0.05"
+        entry
+        for entry in table_two(run).entries
+        if entry.label == "Edit along the probe: set, α = 0.8, β = 0.05"
     ]
     [line] = entry.lines
     assert "α = 0.8" in entry.note

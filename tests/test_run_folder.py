@@ -1,4 +1,6 @@
-"""A run folder: what is lost or changed in it is noticed and made again, one command at a time works there, nothing outlives it."""
+"""A run folder: what is lost or changed in it is noticed and made again, one command at a time
+works there, nothing outlives it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ import pytest
 from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Measured
-from dialdown.files import read_arrays, read_sealed, write_arrays, write_json, write_sealed, write_text
+from dialdown.files import (
+    read_arrays,
+    read_sealed,
+    write_arrays,
+    write_json,
+    write_sealed,
+    write_text,
+)
 from dialdown.interventions.intervention import untouched
 from dialdown.study.config import Config
 from dialdown.study.context import Workspace
@@ -34,7 +43,9 @@ from dialdown.training.make_pairs import CandidateFiles, Candidates, PairSetting
 
 @dataclass
 class Made:
-    """A study of three stages without a model: it counts what it does, and may find another direction."""
+    """A study of three stages without a model: it counts what it does, and may find another
+    direction.
+    """
 
     folder: Path
     done: list[str] = field(default_factory=list)
@@ -53,7 +64,12 @@ class Made:
     def probe(self, work: Workspace) -> dict[str, Any]:
         self.done.append("probe")
         self.meanwhile()
-        write_arrays(self.folder / "direction-probe.safetensors", "direction", {"vector": np.full(3, self.found)}, {})
+        write_arrays(
+            self.folder / "direction-probe.safetensors",
+            "direction",
+            {"vector": np.full(3, self.found)},
+            {},
+        )
         return {"auc": 0.9}
 
     def pairs(self, work: Workspace) -> dict[str, Any]:
@@ -98,7 +114,9 @@ def replace_by_folder(path: Path) -> None:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".lock"
     }
 
 
@@ -131,7 +149,9 @@ def test_what_reads_a_file_that_came_out_differently_is_done_again_too(made: Mad
     assert made.run() == ["probe", "pairs", "train"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"null", b"\xff\xfe", b"[1]", b'{"config": {}, "stages": {}}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"null", b"\xff\xfe", b"[1]", b'{"config": {}, "stages": {}}']
+)
 def test_a_lost_or_damaged_run_json_loses_no_work(made: Made, content: bytes | None) -> None:
     path = made.folder / "run.json"
     whole = path.read_bytes()
@@ -140,7 +160,9 @@ def test_a_lost_or_damaged_run_json_loses_no_work(made: Made, content: bytes | N
         path.write_bytes(content)
     assert made.run() == []
     assert path.read_bytes() == whole
-    assert any("run.json was damaged" in sentence for sentence in made.said) == (content is not None)
+    assert any("run.json was damaged" in sentence for sentence in made.said) == (
+        content is not None
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"\xff\xfe", b'{"inputs": "x"}'])
@@ -151,7 +173,9 @@ def test_a_damaged_record_of_a_stage_costs_that_stage_only(made: Made, content: 
 
 
 @pytest.mark.parametrize("place", ["tuned/model.safetensors", "tuned/training.json"])
-def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_too(made: Made, place: str) -> None:
+def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_too(
+    made: Made, place: str
+) -> None:
     whole = (made.folder / place).read_bytes()
     flip(made.folder / place, 1)
     flip(made.folder / "stages" / "train.json")
@@ -163,13 +187,19 @@ def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_t
 
 def test_other_settings_are_refused_also_where_run_json_is_lost(made: Made) -> None:
     (made.folder / "run.json").unlink()
-    study = Study(Config(seed=3), made.folder, stages={"probe": made.probe, "pairs": made.pairs, "train": made.train})
+    study = Study(
+        Config(seed=3),
+        made.folder,
+        stages={"probe": made.probe, "pairs": made.pairs, "train": made.train},
+    )
     with pytest.raises(DialdownError, match="seed: 0 -> 3"):
         study.run()
 
 
 def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path: Path) -> None:
-    """A run or an export beside a model's files, or a link that leads nowhere, is no other model; a concept is no file."""
+    """A run or an export beside a model's files, or a link that leads nowhere, is no other model; a
+    concept is no file.
+    """
     model = tmp_path / "model"
     write_text(model / "config.json", "{}")
     settings = {"model": str(model), "concept": 300 * "a", "nested": {"text": "#1"}}
@@ -193,7 +223,11 @@ def test_no_flipped_bit_of_a_sealed_file_goes_unnoticed(tmp_path: Path) -> None:
     assert (
         read_sealed(path)
         == {"effect": "é", "values": [0.5, None]}
-        == {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key != "sha256"}
+        == {
+            key: value
+            for key, value in json.loads(path.read_text(encoding="utf-8")).items()
+            if key != "sha256"
+        }
     )
     whole = path.read_bytes()
     for place in range(len(whole)):
@@ -204,7 +238,9 @@ def test_no_flipped_bit_of_a_sealed_file_goes_unnoticed(tmp_path: Path) -> None:
 
 def test_no_flipped_bit_of_saved_arrays_goes_unnoticed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_arrays(path, "thing", {"means": np.arange(3.0), "mask": np.array([True])}, {"auc": 0.5, "id": "x"})
+    write_arrays(
+        path, "thing", {"means": np.arange(3.0), "mask": np.array([True])}, {"auc": 0.5, "id": "x"}
+    )
     whole = path.read_bytes()
     for place in range(len(whole)):
         flip(path, place)
@@ -243,7 +279,10 @@ def test_a_second_command_is_told_who_is_at_work(tmp_path: Path) -> None:
     flip(study.folder / "direction-probe.safetensors")
     assert study.run() == ["probe"]
     assert len(refusals) == 2
-    assert all(f"in use by process {os.getpid()} on {os.uname().nodename} since 2" in said for said in refusals)
+    assert all(
+        f"in use by process {os.getpid()} on {os.uname().nodename} since 2" in said
+        for said in refusals
+    )
 
 
 HOLDER = """
@@ -257,7 +296,9 @@ with held(Path(sys.argv[1])):
 
 
 def test_a_killed_command_holds_nothing(made: Made) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(made.folder)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(made.folder)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(DialdownError, match=f"in use by process {process.pid} "):
@@ -267,9 +308,12 @@ def test_a_killed_command_holds_nothing(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", [[".dialdown.lock", ".dialdown.json"], [".run.json.7.partial"], [".dialdown.lock", "run.json"]]
+    "left",
+    [[".dialdown.lock", ".dialdown.json"], [".run.json.7.partial"], [".dialdown.lock", "run.json"]],
 )
-def test_a_folder_whose_first_command_was_killed_at_once_is_no_strangers(tmp_path: Path, left: list[str]) -> None:
+def test_a_folder_whose_first_command_was_killed_at_once_is_no_strangers(
+    tmp_path: Path, left: list[str]
+) -> None:
     study = Made(tmp_path / "run")
     study.folder.mkdir()
     for name in left:
@@ -314,7 +358,9 @@ def test_a_strangers_folder_is_refused_and_left_as_it_is(tmp_path: Path, name: s
 
 def test_a_report_is_not_made_of_damaged_files(made: Made) -> None:
     flip(made.folder / "pairs.jsonl")
-    with pytest.raises(DialdownError, match=r"pairs\.jsonl is gone or was damaged .* repeat the command"):
+    with pytest.raises(
+        DialdownError, match=r"pairs\.jsonl is gone or was damaged .* repeat the command"
+    ):
         report_again(made.folder)
 
 
@@ -377,7 +423,9 @@ def alive(process: int) -> bool:
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PIECES.replace("GUARD", "if True:"))
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 1
     assert 'outside `if __name__ == "__main__":`' in done.stderr
     assert "memory" not in done.stderr

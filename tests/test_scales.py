@@ -1,4 +1,6 @@
-"""Contrasts, attributions and training-free scales against their formulas, neuron by neuron (METHOD §1, §3, §4, §7)."""
+"""Contrasts, attributions and training-free scales against their formulas, neuron by neuron (METHOD
+§1, §3, §4, §7).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from dialdown.interventions.paper import soft_edit, steering_alpha
 from dialdown.models.lm import LM
 from dialdown.neurons.table import NeuronTable
 from dialdown.search.least_squares import activation_moments, least_squares_scales
-from dialdown.training.attribution import Contrast, attribution, contrast_means, mean_difference, value_projections
+from dialdown.training.attribution import (
+    Contrast,
+    attribution,
+    contrast_means,
+    mean_difference,
+    value_projections,
+)
 from dialdown.training.make_pairs import Pair
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
@@ -32,7 +40,11 @@ PAIRS = [
     Pair("You", " are the best cat of all of them", " are"),
     Pair("the cat", " x", " y and z"),
 ]
-TEXTS = ["the cat and the other cat sat there", "a text of another length, longer than the window", "short one"]
+TEXTS = [
+    "the cat and the other cat sat there",
+    "a text of another length, longer than the window",
+    "short one",
+]
 WINDOWS = [list(range(10, 10 + n)) for n in (12, 7, 15, 3)]
 
 
@@ -47,7 +59,9 @@ def table(llama: LM) -> NeuronTable:
 
 
 def hear(model: Any, lm: LM, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Activations (L, tokens, F) and what enters the final norm (tokens, d), of one sequence by itself."""
+    """Activations (L, tokens, F) and what enters the final norm (tokens, d), of one sequence by
+    itself.
+    """
     seen: dict[Any, np.ndarray] = {}
     names = [layer.path for layer in lm.view.layers]
     final = next(name for name, module in lm.model.named_modules() if module is lm.view.final_norm)
@@ -91,9 +105,13 @@ def test_a_contrast_is_that_of_a_plain_loop_whatever_the_batches(named: LM) -> N
         }
         for name, value in expected.items():
             assert getattr(got, name).dtype == np.float64
-            np.testing.assert_allclose(getattr(got, name), value, atol=1e-3, rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(
+                getattr(got, name), value, atol=1e-3, rtol=1e-4, err_msg=name
+            )
         assert got.record["residual_norm"] == pytest.approx(norm, rel=1e-4)
-    assert np.abs(expected["toxic"] - expected["clean"]).max() > 1e-2, "the sides must be told apart"
+    assert np.abs(expected["toxic"] - expected["clean"]).max() > 1e-2, (
+        "the sides must be told apart"
+    )
 
 
 def test_a_contrast_counts_its_batches(llama: LM) -> None:
@@ -121,7 +139,9 @@ def test_a_contrast_is_saved_whole(tmp_path: Path, contrast: Contrast) -> None:
         ([Pair("x" * tiny.CONTEXT, " ab", " a")], "exceed the context"),
     ],
 )
-def test_pairs_that_cannot_be_contrasted_are_refused(llama: LM, pairs: list[Pair], message: str) -> None:
+def test_pairs_that_cannot_be_contrasted_are_refused(
+    llama: LM, pairs: list[Pair], message: str
+) -> None:
     with pytest.raises(DialdownError, match=message):
         contrast_means(llama, pairs)
 
@@ -145,14 +165,20 @@ def test_activations_that_overflow_are_refused() -> None:
 def test_the_mean_difference_points_from_clean_to_toxic(llama: LM, contrast: Contrast) -> None:
     found = mean_difference(llama, contrast)
     np.testing.assert_array_equal(found.vector, contrast.residual_toxic - contrast.residual_clean)
-    assert (found.name, found.site, found.record["protocol"]) == ("difference", "residual", "strict")
+    assert (found.name, found.site, found.record["protocol"]) == (
+        "difference",
+        "residual",
+        "strict",
+    )
     # What `steer` scales itself by, as for a probe.
     strength = steering_alpha(found, 0.5) * np.linalg.norm(found.vector)
     assert strength == pytest.approx(0.5 * contrast.record["residual_norm"])
     with pytest.raises(DialdownError, match="same mean residual stream"):
         mean_difference(llama, replace(contrast, residual_toxic=contrast.residual_clean))
     with pytest.raises(DialdownError, match="5 dimensions"):
-        mean_difference(llama, replace(contrast, residual_toxic=np.ones(5), residual_clean=np.zeros(5)))
+        mean_difference(
+            llama, replace(contrast, residual_toxic=np.ones(5), residual_clean=np.zeros(5))
+        )
 
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
@@ -160,9 +186,12 @@ def test_every_attribution_is_its_formula(named: LM, protocol: Any) -> None:
     base, w = means(protocol), direction()
     table = dd.neuron_table(named, w, base)
     rng = np.random.default_rng(3)
-    found = replace(zero_contrast(), toxic=rng.standard_normal(SHAPE), clean=rng.standard_normal(SHAPE))
+    found = replace(
+        zero_contrast(), toxic=rng.standard_normal(SHAPE), clean=rng.standard_normal(SHAPE)
+    )
     got = {
-        score: attribution(table, score, found, lm=named) for score in ("cosine", "weighted", "projection", "contrast")
+        score: attribution(table, score, found, lm=named)
+        for score in ("cosine", "weighted", "projection", "contrast")
     }
     unit = w.vector / np.sqrt((w.vector**2).sum())
     for layer, neuron in np.ndindex(SHAPE):
@@ -184,7 +213,9 @@ def test_the_cosine_score_has_the_signs_of_the_four_groups() -> None:
     assert score.tolist() == [[0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0.5, 0.5]]
 
 
-def test_attributions_that_cannot_be_made_are_refused(llama: LM, table: NeuronTable, contrast: Contrast) -> None:
+def test_attributions_that_cannot_be_made_are_refused(
+    llama: LM, table: NeuronTable, contrast: Contrast
+) -> None:
     with pytest.raises(DialdownError, match="did you mean 'cosine'"):
         attribution(table, "cosin")  # type: ignore[arg-type]  # a user's slip
     for missing in ({}, {"contrast": contrast}, {"lm": llama}):
@@ -210,11 +241,16 @@ NOISE = np.random.default_rng(8).standard_normal(SHAPE)
 @quick
 @given(alpha=fractions, beta=st.floats(-1, 1), kind=st.sampled_from(["scale", "shift", "set"]))
 def test_a_hard_edit_by_cosine_is_the_papers(alpha: float, beta: float, kind: Any) -> None:
-    ours = soft_edit(BASE, attribution(BASE, "cosine"), alpha=alpha, beta=beta, kind=kind, soft=False, name="it")
+    ours = soft_edit(
+        BASE, attribution(BASE, "cosine"), alpha=alpha, beta=beta, kind=kind, soft=False, name="it"
+    )
     paper = dd.edit(BASE, alpha=alpha, beta=beta, kind=kind, name="it")
     for name in ("gain", "offset", "selected"):
         assert np.array_equal(getattr(ours, name), getattr(paper, name))
-    assert all(getattr(ours, name) == getattr(paper, name) for name in ("name", "kind", "alpha", "beta", "key"))
+    assert all(
+        getattr(ours, name) == getattr(paper, name)
+        for name in ("name", "kind", "alpha", "beta", "key")
+    )
 
 
 @quick
@@ -229,7 +265,9 @@ def test_a_hard_scale_takes_the_largest_of_each_group(alpha: float) -> None:
 
 @quick
 @given(alpha=fractions, beta=st.floats(0.01, 1), soft=st.booleans(), size=st.floats(1e-3, 1e3))
-def test_every_gain_follows_its_attribution(alpha: float, beta: float, soft: bool, size: float) -> None:
+def test_every_gain_follows_its_attribution(
+    alpha: float, beta: float, soft: bool, size: float
+) -> None:
     edit = soft_edit(BASE, size * NOISE, alpha=alpha, beta=beta, soft=soft, name="it")
     weight = (1 - edit.gain) / beta
     assert np.abs(weight).max() <= 1 + 1e-9
@@ -253,7 +291,9 @@ def test_layers_and_groups_multiply_the_strength() -> None:
         for layer in range(tiny.LAYERS):
             by = layers[layer] * {"TP": 3.0, "TN": 1.0, "AP": 1.0, "AN": 0.0}[group]
             here = mask[layer]
-            np.testing.assert_allclose(edit.gain[layer, here], 1 - by * (1 - plain.gain[layer, here]))
+            np.testing.assert_allclose(
+                edit.gain[layer, here], 1 - by * (1 - plain.gain[layer, here])
+            )
             assert (edit.selected[layer, here] == (by != 0)).all()
 
 
@@ -266,7 +306,9 @@ def test_a_neuron_of_no_group_is_left_alone() -> None:
 
 def test_an_attribution_of_many_zeros_saturates_where_there_is_any() -> None:
     a = np.array([[0.0, 0, 0, 0, 0, 0, 0, 0.25, -3]])
-    assert soft_edit(table_of(COSINE, MEAN), a, beta=0.5, name="it").gain.tolist() == [[1, 1, 1, 1, 1, 1, 1, 0.5, 1.5]]
+    assert soft_edit(table_of(COSINE, MEAN), a, beta=0.5, name="it").gain.tolist() == [
+        [1, 1, 1, 1, 1, 1, 1, 0.5, 1.5]
+    ]
 
 
 def test_gains_stop_at_zero_and_the_record_says_how_often() -> None:
@@ -319,12 +361,16 @@ def test_moments_read_texts_as_the_tokenizer_does_and_stop_at_max_tokens(named: 
     ids = named.tokenizer(TEXTS)["input_ids"]
     cut = [ids[0], ids[1][:5]]
     for one, other in zip(
-        activation_moments(named, TEXTS, max_tokens=len(ids[0]) + 5), activation_moments(named, cut), strict=True
+        activation_moments(named, TEXTS, max_tokens=len(ids[0]) + 5),
+        activation_moments(named, cut),
+        strict=True,
     ):
         assert torch.equal(one, other)
 
 
-def explicit(lm: LM, table: NeuronTable, m: list[np.ndarray], ridge: float, *, full: bool) -> list[np.ndarray]:
+def explicit(
+    lm: LM, table: NeuronTable, m: list[np.ndarray], ridge: float, *, full: bool
+) -> list[np.ndarray]:
     """G_l with its ridge, from the definition: entry by entry over tokens and value vectors."""
     matrices = []
     for layer in range(tiny.LAYERS):
@@ -339,7 +385,10 @@ def explicit(lm: LM, table: NeuronTable, m: list[np.ndarray], ridge: float, *, f
 def pull_of(lm: LM, table: NeuronTable, activations: np.ndarray) -> np.ndarray:
     unit = direction().vector / np.linalg.norm(direction().vector)
     return np.array(
-        [[activations[at] * (value_vector(lm, *at, table.protocol) @ unit) for at in row] for row in indices()]
+        [
+            [activations[at] * (value_vector(lm, *at, table.protocol) @ unit) for at in row]
+            for row in indices()
+        ]
     )
 
 
@@ -350,9 +399,18 @@ def indices() -> list[list[tuple[int, int]]]:
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("of", ["toxic", "difference"])
 def test_least_squares_meets_its_conditions_of_optimality(named: LM, full: bool, of: Any) -> None:
-    """One linear system over all neurons and the multiplier: stationarity in every layer, and the target."""
-    table, found, target, ridge = dd.neuron_table(named, direction(), means()), contrast_means(named, PAIRS), 1e-3, 0.05
-    edit = least_squares_scales(named, table, found, WINDOWS, target=target, ridge=ridge, full=full, of=of, name="it")
+    """One linear system over all neurons and the multiplier: stationarity in every layer, and the
+    target.
+    """
+    table, found, target, ridge = (
+        dd.neuron_table(named, direction(), means()),
+        contrast_means(named, PAIRS),
+        1e-3,
+        0.05,
+    )
+    edit = least_squares_scales(
+        named, table, found, WINDOWS, target=target, ridge=ridge, full=full, of=of, name="it"
+    )
     m = written_moments(named)
     matrices = explicit(named, table, m, ridge, full=full)
     q = pull_of(named, table, found.toxic if of == "toxic" else found.toxic - found.clean)
@@ -366,25 +424,35 @@ def test_least_squares_meets_its_conditions_of_optimality(named: LM, full: bool,
     assert edit.record["clipped"] == 0
     np.testing.assert_allclose(edit.gain - 1, naive, rtol=1e-3, atol=1e-4 * np.abs(naive).max())
     assert (q * (edit.gain - 1)).sum() == pytest.approx(-target, rel=1e-4)
-    np.testing.assert_allclose(edit.record["projection_change"], (q * naive).sum(1), rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(
+        edit.record["projection_change"], (q * naive).sum(1), rtol=1e-3, atol=1e-8
+    )
     assert edit.record["contribution"] == pytest.approx(q.sum(), rel=1e-4)
     change = edit.gain - 1
     costs = [
-        change[layer] @ (g - 0.05 / 1.05 * np.trace(g) / tiny.NEURONS * np.eye(tiny.NEURONS)) @ change[layer]
+        change[layer]
+        @ (g - 0.05 / 1.05 * np.trace(g) / tiny.NEURONS * np.eye(tiny.NEURONS))
+        @ change[layer]
         for layer, g in enumerate(matrices)
     ]
     np.testing.assert_allclose(edit.record["output_change"], np.sqrt(costs), rtol=1e-3, atol=1e-9)
 
 
-def test_no_other_scales_reach_the_target_at_less_change(llama: LM, table: NeuronTable, contrast: Contrast) -> None:
-    """What the outputs of the MLPs really change by, by the model's own matrices: any detour costs more."""
+def test_no_other_scales_reach_the_target_at_less_change(
+    llama: LM, table: NeuronTable, contrast: Contrast
+) -> None:
+    """What the outputs of the MLPs really change by, by the model's own matrices: any detour costs
+    more.
+    """
     edit = least_squares_scales(llama, table, contrast, WINDOWS, target=1e-3, ridge=0.0, name="it")
     m = written_moments(llama)
     q = pull_of(llama, table, contrast.toxic)
 
     def cost(change: np.ndarray) -> float:
         return sum(
-            float((((m[layer] * change[layer]) @ view.columns.double().numpy().T) ** 2).sum(1).mean())
+            float(
+                (((m[layer] * change[layer]) @ view.columns.double().numpy().T) ** 2).sum(1).mean()
+            )
             for layer, view in enumerate(llama.view.layers)
         )
 
@@ -425,7 +493,9 @@ def test_a_target_out_of_reach_stops_at_zero() -> None:
     assert edit.neurons == edit.gain.size
     lm, found = SMALL
     q = pull_of(lm, BASE, found.toxic)
-    np.testing.assert_allclose(edit.record["projection_change"], (q * (edit.gain - 1)).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        edit.record["projection_change"], (q * (edit.gain - 1)).sum(1), rtol=1e-4
+    )
 
 
 def test_without_texts_the_clean_continuations_give_the_diagonal() -> None:
@@ -441,8 +511,12 @@ def test_without_texts_the_clean_continuations_give_the_diagonal() -> None:
     assert np.array_equal(found.moment, kept)
 
 
-def test_a_least_squares_edit_does_to_the_model_what_it_predicts(llama: LM, table: NeuronTable) -> None:
-    """In the last layer, where nothing comes after: the mean residual of toxic continuations falls by the prediction."""
+def test_a_least_squares_edit_does_to_the_model_what_it_predicts(
+    llama: LM, table: NeuronTable
+) -> None:
+    """In the last layer, where nothing comes after: the mean residual of toxic continuations falls
+    by the prediction.
+    """
     found = contrast_means(llama, PAIRS)
     edit = least_squares_scales(llama, table, found, WINDOWS, target=0.5, name="it")
     gain = np.ones(SHAPE)
@@ -468,7 +542,9 @@ def test_a_least_squares_edit_does_to_the_model_what_it_predicts(llama: LM, tabl
         ({"table": table_of(COSINE, MEAN)}, "collect both on one model"),
     ],
 )
-def test_least_squares_that_cannot_be_solved_is_refused(options: dict[str, Any], message: str) -> None:
+def test_least_squares_that_cannot_be_solved_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
     lm, found = SMALL
     given = {"table": BASE, "contrast": found, "texts": WINDOWS, "target": 1.0, "name": "it"}
     with pytest.raises(DialdownError, match=message):
@@ -482,7 +558,9 @@ def test_a_silent_neuron_needs_a_ridge(full: bool) -> None:
         lm.view.layers[1].columns[:, 3] = 0
     table, found = dd.neuron_table(lm, direction(), means()), contrast_means(lm, PAIRS)
     with pytest.raises(DialdownError, match=r"transformer\.h\.1\.mlp\.c_proj.*raise ridge"):
-        least_squares_scales(lm, table, found, WINDOWS, target=1e-3, ridge=0.0, full=full, name="it")
+        least_squares_scales(
+            lm, table, found, WINDOWS, target=1e-3, ridge=0.0, full=full, name="it"
+        )
     edit = least_squares_scales(lm, table, found, WINDOWS, target=1e-3, full=full, name="it")
     assert edit.gain[1, 3] == 1
     assert np.isfinite(edit.gain).all()

@@ -1,4 +1,6 @@
-"""The search for a training-free edit: what a trial measures, the journal that processes share, the front (issue 4, item 2)."""
+"""The search for a training-free edit: what a trial measures, the journal that processes share, the
+front (issue 4, item 2).
+"""
 
 from __future__ import annotations
 
@@ -95,9 +97,13 @@ def scaling(gain: np.ndarray) -> Intervention:
     return Intervention("it", "scale", gain, np.zeros(SHAPE), np.ones(SHAPE, dtype=bool))
 
 
-def objective(lm: LM, scorer: Any = None, prompts: Sequence[str] = PROMPTS, **options: Any) -> Objective:
+def objective(
+    lm: LM, scorer: Any = None, prompts: Sequence[str] = PROMPTS, **options: Any
+) -> Objective:
     windows = text_windows(lm, TEXT, protocol="strict", window=20, max_windows=3)
-    return Objective(lm, prompts, scorer or Improving(), windows, materials(lm, **options), max_new_tokens=4)
+    return Objective(
+        lm, prompts, scorer or Improving(), windows, materials(lm, **options), max_new_tokens=4
+    )
 
 
 def in_process(work: Callable[..., None], *given: Any) -> Any:
@@ -112,7 +118,9 @@ def states(folder: Path) -> Counter[str]:
 
 def journal(folder: Path) -> list[optuna.trial.FrozenTrial]:
     backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
-    return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend)).trials
+    return optuna.load_study(
+        study_name=None, storage=optuna.storages.JournalStorage(backend)
+    ).trials
 
 
 # ---- settings, parameters and edits
@@ -137,7 +145,9 @@ def test_settings_outside_their_range_are_refused(wrong: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("kinds", [("scale",), ("scale", "shift", "set")])
-def test_an_edit_is_rebuilt_from_what_its_trial_suggested(llama: LM, kinds: tuple[EditKind, ...]) -> None:
+def test_an_edit_is_rebuilt_from_what_its_trial_suggested(
+    llama: LM, kinds: tuple[EditKind, ...]
+) -> None:
     stuff = materials(llama, kinds=kinds)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     rules = set()
@@ -173,7 +183,9 @@ def test_the_first_known_point_is_the_papers_rule(llama: LM) -> None:
     ("first", "last", "layers"),
     [(0.0, 1.0, {0, 1, 2}), (0.5, 0.5, {1}), (0.8, 0.3, {1, 2}), (0.0, 0.2, {0}), (0.8, 1.0, {2})],
 )
-def test_an_edit_stays_in_its_band_of_layers(llama: LM, first: float, last: float, layers: set[int]) -> None:
+def test_an_edit_stays_in_its_band_of_layers(
+    llama: LM, first: float, last: float, layers: set[int]
+) -> None:
     stuff = materials(llama)
     edit = build({**known_points(stuff)[0], "first_layer": first, "last_layer": last}, stuff)
     assert {index for index in range(tiny.LAYERS) if (edit.gain[index] != 1).any()} == layers
@@ -198,7 +210,9 @@ def test_materials_that_cannot_work_are_refused(llama: LM) -> None:
     stuff = materials(llama)
     with pytest.raises(DialdownError, match="no attribution"):
         replace(stuff, attributions={})
-    with pytest.raises(DialdownError, match="'prob', which has no neuron table: did you mean 'probe'"):
+    with pytest.raises(
+        DialdownError, match="'prob', which has no neuron table: did you mean 'probe'"
+    ):
         replace(stuff, attributions={("prob", "cosine"): np.zeros(SHAPE)})
     with pytest.raises(DialdownError, match="changes nothing"):
         replace(stuff, least={"probe": scaling(np.ones(SHAPE))})
@@ -222,13 +236,18 @@ def test_a_trial_measures_the_folded_model(llama: LM, kind: EditKind) -> None:
     divergence, change = [], []
     for ids in text_windows(llama, TEXT, protocol="strict", window=20, max_windows=3):
         window = torch.tensor([ids])
-        base, other = (torch.log_softmax(tiny.logits(one, window)[0, :-1].double(), -1) for one in (llama, folded))
+        base, other = (
+            torch.log_softmax(tiny.logits(one, window)[0, :-1].double(), -1)
+            for one in (llama, folded)
+        )
         divergence += (base.exp() * (base - other)).sum(-1).tolist()
         change += (base - other).gather(-1, window[0, 1:, None])[:, 0].tolist()
     assert measured.kl == pytest.approx(np.mean(divergence), rel=1e-4)
     assert measured.log_ppl == pytest.approx(np.mean(change), rel=1e-4)
     decoder = dd.Decoder(folded, PROMPTS, max_new_tokens=4)
-    assert measured.toxicity == pytest.approx(FakeScorer().score(decoder.texts(decoder.run())).mean())
+    assert measured.toxicity == pytest.approx(
+        FakeScorer().score(decoder.texts(decoder.run())).mean()
+    )
     assert (measured.prompts, measured.pruned) == (6, None)
 
 
@@ -315,7 +334,9 @@ def test_one_process_and_one_seed_repeat_a_search(llama: LM, tmp_path: Path) -> 
     assert all(a.parameters != b.parameters for a, b in zip(runs[0][3:6], other[3:], strict=True))
 
 
-def test_a_search_goes_on_with_more_trials_and_is_no_other_search(llama: LM, tmp_path: Path) -> None:
+def test_a_search_goes_on_with_more_trials_and_is_no_other_search(
+    llama: LM, tmp_path: Path
+) -> None:
     with pytest.raises(DialdownError, match="holds no search"):
         search_result(tmp_path, QUICK)
     assert remaining(tmp_path / "none", QUICK) == 8
@@ -325,7 +346,11 @@ def test_a_search_goes_on_with_more_trials_and_is_no_other_search(llama: LM, tmp
     assert search(objective(llama), tmp_path, replace(QUICK, trials=5)).trials[:3] == few
     with pytest.raises(DialdownError, match="other settings"):
         remaining(tmp_path, replace(QUICK, max_kl=0.1))
-    for other in (objective(llama, Constant()), objective(llama, least={}), objective(llama, prompts=PROMPTS[::-1])):
+    for other in (
+        objective(llama, Constant()),
+        objective(llama, least={}),
+        objective(llama, prompts=PROMPTS[::-1]),
+    ):
         with pytest.raises(DialdownError, match="another model, other prompts"):
             search(other, tmp_path, replace(QUICK, trials=5))
 
@@ -339,7 +364,8 @@ def test_no_trial_within_the_budget_names_the_nearest(llama: LM, tmp_path: Path)
     assert nearest is not None
     assert nearest.kl == min(trial.kl for trial in result.trials)
     with pytest.raises(
-        DialdownError, match=rf"KL at most 1e-09.*5\.0%.*trial {nearest.number}, has KL {nearest.kl:.3g}"
+        DialdownError,
+        match=rf"KL at most 1e-09.*5\.0%.*trial {nearest.number}, has KL {nearest.kl:.3g}",
     ):
         result.finalists(3)
 
@@ -369,7 +395,9 @@ def test_a_killed_search_goes_on(llama: LM, tmp_path: Path) -> None:
         handle.write(b'{"op_code": 6, "trial')
     result = search(objective(llama), tmp_path, loose)
     assert len(result.trials) == 8
-    assert [trial.number for trial in result.trials[: len(before)]] == [trial.number for trial in before]
+    assert [trial.number for trial in result.trials[: len(before)]] == [
+        trial.number for trial in before
+    ]
     found = states(tmp_path)
     assert (found["FAIL"], found["RUNNING"], found["WAITING"]) == (1, 0, 0)
     assert lost.params in [trial.parameters for trial in result.trials]
@@ -396,7 +424,9 @@ def test_a_trial_that_another_process_is_at_is_left_alone(llama: LM, tmp_path: P
     finally:
         go.set()
         other.join()
-    theirs = next(trial for trial in search_result(tmp_path, loose).trials if trial.number != ours.number)
+    theirs = next(
+        trial for trial in search_result(tmp_path, loose).trials if trial.number != ours.number
+    )
     points = known_points(materials(llama))
     assert [theirs.parameters, ours.parameters] == points[:2]
 
@@ -408,7 +438,9 @@ def some_trials(folder: Path, ours: Objective, count: int) -> None:
 
 def test_two_processes_share_a_search(llama: LM, tmp_path: Path) -> None:
     # Built before either starts, so that both begin at once.
-    workers = [in_process(some_trials, tmp_path, ours, 6) for ours in (objective(llama), objective(llama))]
+    workers = [
+        in_process(some_trials, tmp_path, ours, 6) for ours in (objective(llama), objective(llama))
+    ]
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
@@ -426,9 +458,13 @@ def test_a_journal_that_is_none_is_refused(llama: LM, tmp_path: Path) -> None:
         search(objective(llama), tmp_path, QUICK)
 
 
-def test_a_missing_optuna_is_one_sentence(llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optuna_is_one_sentence(
+    llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(DialdownError, match=r'optuna, which is not installed: run pip install "dialdown\[search\]"'):
+    with pytest.raises(
+        DialdownError, match=r'optuna, which is not installed: run pip install "dialdown\[search\]"'
+    ):
         search(objective(llama), tmp_path, QUICK)
 
 

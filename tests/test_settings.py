@@ -13,7 +13,9 @@ from dialdown.study.sources import parse_assignments
 from dialdown.training.make_pairs import PairSettings
 
 
-def test_a_list_may_come_from_the_environment_with_or_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_may_come_from_the_environment_with_or_without_brackets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DIALDOWN_PROTOCOLS", "strict")
     monkeypatch.setenv("DIALDOWN_PROBE__POSITIVE", '["the", "a, b"]')
     monkeypatch.setenv("DIALDOWN_FRONT__GAINS", "0.5, 2")
@@ -29,7 +31,10 @@ def test_a_text_stays_a_text_whatever_it_looks_like(revision: str) -> None:
 
 
 def test_a_flag_may_be_quoted_and_hold_an_equals_sign() -> None:
-    assert parse_assignments(['concept="a b"', "token_judge=a=b.txt"]) == {"concept": "a b", "token_judge": "a=b.txt"}
+    assert parse_assignments(['concept="a b"', "token_judge=a=b.txt"]) == {
+        "concept": "a b",
+        "token_judge": "a=b.txt",
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,9 +48,13 @@ def test_a_flag_may_be_quoted_and_hold_an_equals_sign() -> None:
         ("DIALDOWN_LEARNING_RATE", "dpo.learning_rate"),
     ],
 )
-def test_a_misspelt_variable_is_never_ignored(name: str, suggested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_is_never_ignored(
+    name: str, suggested: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(DialdownError, match=f"environment variable {name}: did you mean '{suggested}"):
+    with pytest.raises(
+        DialdownError, match=f"environment variable {name}: did you mean '{suggested}"
+    ):
         load_config()
 
 
@@ -57,7 +66,9 @@ def test_a_file_of_settings_may_begin_with_a_mark(tmp_path: Path, encoding: str)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("key", ["pairs.margin", "dpo.beta", "detox.max_kl", "front.gains", "interventions.alpha"])
+@pytest.mark.parametrize(
+    "key", ["pairs.margin", "dpo.beta", "detox.max_kl", "front.gains", "interventions.alpha"]
+)
 def test_no_number_is_infinite_or_none(key: str, number: str) -> None:
     with pytest.raises(DialdownError):
         load_config(flags={key: number})

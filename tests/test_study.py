@@ -1,4 +1,6 @@
-"""The whole study through its commands, on a tiny model with data from files: outputs, resuming, mistakes."""
+"""The whole study through its commands, on a tiny model with data from files: outputs, resuming,
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_is_named_as_it_is_whatever_its_name_means_to_a_terminal(finished: Path, tmp_path: Path) -> None:
+def test_a_folder_is_named_as_it_is_whatever_its_name_means_to_a_terminal(
+    finished: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "a [red] run"
     shutil.copytree(finished, folder)
     result = invoke("report", folder)
@@ -76,15 +80,26 @@ def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
         "tables/scorers-agreement.csv",
         "figures/figure-8-layer-group-paper.svg",
         *(f"tables/{stem}.csv" for stem in TITLES),
-        *(f"figures/{name}-strict.png" for name in ("figure-1-layer-effects", "figure-7-lower-ranks")),
+        *(
+            f"figures/{name}-strict.png"
+            for name in ("figure-1-layer-effects", "figure-7-lower-ranks")
+        ),
     ):
         assert (finished / name).exists(), name
     page = (finished / "report.html").read_text()
-    for words in ("What the paper claims", "Table 17. Correlation", "Section 5.1", "Appendix G", "Plotly.newPlot"):
+    for words in (
+        "What the paper claims",
+        "Table 17. Correlation",
+        "Section 5.1",
+        "Appendix G",
+        "Plotly.newPlot",
+    ):
         assert words in page, words
     run = json.loads((finished / "run.json").read_text())
     assert set(run["stages"]) == set(study.DO)
-    assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in run["stages"].values())
+    assert all(
+        stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in run["stages"].values()
+    )
     assert run["versions"]["torch"]
 
 
@@ -105,7 +120,11 @@ def test_every_intervention_has_both_protocols_and_every_metric(finished: Path) 
         "patch_four_groups",
     }
     expected |= {"patch_all_increasing", "patch_four_groups_shift"}
-    expected |= {f"edit_{probe}_{kind}" for probe in ("probe", "probe_free") for kind in ("set", "shift", "scale")}
+    expected |= {
+        f"edit_{probe}_{kind}"
+        for probe in ("probe", "probe_free")
+        for kind in ("set", "shift", "scale")
+    }
     for row in rows:
         for metric in METRICS:
             if row[metric] is not None:
@@ -120,7 +139,8 @@ def test_every_intervention_has_both_protocols_and_every_metric(finished: Path) 
     aside = [
         row
         for row in main
-        if row["protocol"] == "paper" and (row["kind"] in ("shift", "scale") or row["intervention"] in further)
+        if row["protocol"] == "paper"
+        and (row["kind"] in ("shift", "scale") or row["intervention"] in further)
     ]
     assert {row["intervention"] for row in aside} >= further
     assert not further & {row["intervention"] for row in main if row["protocol"] == "strict"}
@@ -136,9 +156,12 @@ def test_every_row_has_a_file_of_its_own_with_its_values(finished: Path) -> None
         f"{row['protocol']}-{row['intervention']}.json" for row in rows
     }
     for row in rows:
-        saved = json.loads((finished / "rows" / f"{row['protocol']}-{row['intervention']}.json").read_text())
+        saved = json.loads(
+            (finished / "rows" / f"{row['protocol']}-{row['intervention']}.json").read_text()
+        )
         assert np.mean(saved["values"]["toxicity"]) == pytest.approx(row["toxicity"]["mean"])
-    # An edit along the probe and one along the contrast have one random direction: measured once, in a file of either.
+    # An edit along the probe and one along the contrast have one random direction: measured once,
+    # in a file of either.
     effects = [json.loads(path.read_text())["effect"] for path in (finished / "rows").iterdir()]
     assert len(set(effects)) < len(effects)
 
@@ -170,11 +193,17 @@ def test_several_seeds_of_random_neurons(finished: Path, config: Path) -> None:
     rows = [*plan("strict", work.tables("strict"), settings, prompts=5, control_prompts=4, seed=0)]
     names = [row.intervention.name for row in rows]
     assert len(set(names)) == len(names)
-    seeds = [row.intervention for row in rows if row.intervention.name.startswith("edit_probe_scale__random_neurons")]
+    seeds = [
+        row.intervention
+        for row in rows
+        if row.intervention.name.startswith("edit_probe_scale__random_neurons")
+    ]
     assert [one.name[-2:] for one in seeds] == ["ns", "_2", "_3"]
     assert len({one.key for one in seeds}) == 3
     assert {one.neurons for one in seeds} == {dd.edit(table, alpha=0.5, beta=0.3).neurons}
-    assert [row.prompts for row in rows if row.intervention.control_of] == [4] * sum("__" in name for name in names)
+    assert [row.prompts for row in rows if row.intervention.control_of] == [4] * sum(
+        "__" in name for name in names
+    )
 
 
 def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_path: Path) -> None:
@@ -183,9 +212,21 @@ def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_pa
     result = invoke("run", config, "--out", folder, "--set", "front.count=6")
     assert result.exit_code == 0, result.exception
     assert "evaluate: done before" in result.output
-    rows = {row["intervention"]: row for row in json.loads((folder / "front.json").read_text())["rows"]}
-    assert {"none", "dpo", "steer_probe@0.1", "patch_four_groups_shift@2", "edit_probe_scale@0.5"} <= set(rows)
-    assert {"edit_random_neurons_shift@0.3", "edit_probe_notebook_set", "edit_probe_alpha_scale@0.8"} <= set(rows)
+    rows = {
+        row["intervention"]: row for row in json.loads((folder / "front.json").read_text())["rows"]
+    }
+    assert {
+        "none",
+        "dpo",
+        "steer_probe@0.1",
+        "patch_four_groups_shift@2",
+        "edit_probe_scale@0.5",
+    } <= set(rows)
+    assert {
+        "edit_random_neurons_shift@0.3",
+        "edit_probe_notebook_set",
+        "edit_probe_alpha_scale@0.8",
+    } <= set(rows)
     assert {"gains@1", "gains@0.5", "gains_random_neurons@1", "gains_kept@0.1"} <= set(rows)
     assert rows["gains@0.5"]["kl"]["mean"] < rows["gains@1"]["kl"]["mean"]
     # A search of a few trials on a tiny model may find nothing; what it finds is on the front.
@@ -194,11 +235,15 @@ def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_pa
     assert len(searched) == min(4, len(stages["search"]["front"]))
     assert "Neuron gains" in (folder / "report.html").read_text()
     # What gains and searched edits were chosen with is not what they are evaluated on.
-    chosen, evaluated = (NeuronMeans.load(folder / f"means-{name}.safetensors") for name in ("training", "base"))
+    chosen, evaluated = (
+        NeuronMeans.load(folder / f"means-{name}.safetensors") for name in ("training", "base")
+    )
     assert (chosen.means != evaluated.means).any()
     assert {row["toxicity"]["n"] for row in rows.values()} == {6}
     # A stronger steering moves the distributions further.
-    kl = [rows[f"steer_probe@{strength}"]["kl"]["mean"] for strength in ("0.05", "0.1", "0.2", "0.4")]
+    kl = [
+        rows[f"steer_probe@{strength}"]["kl"]["mean"] for strength in ("0.05", "0.1", "0.2", "0.4")
+    ]
     assert kl == sorted(kl)
     assert kl[0] < kl[-1]
 
@@ -207,12 +252,17 @@ def test_the_untouched_model_does_not_change(finished: Path) -> None:
     for row in rows_of(finished):
         if row["intervention"] == "none":
             assert row["kl"]["high"] < 1e-6
-            assert all(row["change"][metric]["mean"] == 0 for metric in METRICS if row["change"][metric])
+            assert all(
+                row["change"][metric]["mean"] == 0 for metric in METRICS if row["change"][metric]
+            )
 
 
 def test_the_paper_rows_follow_the_papers_table(finished: Path) -> None:
     """The two protocols have tables of their own: another probe, other means."""
-    tables = [dd.NeuronTable.load(finished / name) for name in ("neurons.parquet", "neurons-paper.parquet")]
+    tables = [
+        dd.NeuronTable.load(finished / name)
+        for name in ("neurons.parquet", "neurons-paper.parquet")
+    ]
     assert [table.protocol for table in tables] == ["strict", "paper"]
     assert not np.allclose(tables[0].grid("cosine"), tables[1].grid("cosine"))
     assert not np.allclose(tables[0].grid("mean_base"), tables[1].grid("mean_base"))
@@ -221,11 +271,19 @@ def test_the_paper_rows_follow_the_papers_table(finished: Path) -> None:
 def test_saved_values_give_the_row_again(finished: Path, config: Path) -> None:
     """A row can be reproduced by hand from what the run left."""
     lm = dd.load(json.loads((finished / "run.json").read_text())["config"]["model"])
-    edited = dd.Intervention.load(finished / "interventions" / "strict-edit_probe_scale.safetensors")
-    row = next(r for r in rows_of(finished) if r["intervention"] == "edit_probe_scale" and r["protocol"] == "strict")
+    edited = dd.Intervention.load(
+        finished / "interventions" / "strict-edit_probe_scale.safetensors"
+    )
+    row = next(
+        r
+        for r in rows_of(finished)
+        if r["intervention"] == "edit_probe_scale" and r["protocol"] == "strict"
+    )
     prompts = [sample["prompt"] for sample in row["samples"]]
     decoder = dd.Decoder(lm, prompts, max_new_tokens=5)
-    assert decoder.texts(decoder.run(edited)) == [sample["continuation"] for sample in row["samples"]]
+    assert decoder.texts(decoder.run(edited)) == [
+        sample["continuation"] for sample in row["samples"]
+    ]
     folded = edited.fold(lm)
     again = dd.Decoder(folded, prompts, max_new_tokens=5)
     assert again.texts(again.run()) == [sample["continuation"] for sample in row["samples"]]
@@ -236,14 +294,18 @@ def test_the_same_command_finds_everything_done(finished: Path, config: Path) ->
     result = invoke("run", config, "--out", finished)
     assert result.exit_code == 0
     assert result.output.count("done before") == len(study.DO)
-    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()
+    }
 
 
 def test_every_file_of_a_study_is_in_the_record_of_the_stage_that_wrote_it(finished: Path) -> None:
     recorded = {place for record in records(finished).values() for place in record["files"]}
     there = {path.relative_to(finished) for path in finished.rglob("*") if path.is_file()}
     shown = {
-        place for place in there if not place.name.startswith(".") and place.parts[0] not in ("run.json", "stages")
+        place
+        for place in there
+        if not place.name.startswith(".") and place.parts[0] not in ("run.json", "stages")
     }
     assert {place.as_posix() for place in shown} == recorded
 
@@ -280,7 +342,9 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
     assert rows_of(folder) == rows_of(finished)
 
 
-def test_several_processes_measure_the_same_rows(finished: Path, config: Path, tmp_path: Path) -> None:
+def test_several_processes_measure_the_same_rows(
+    finished: Path, config: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     run = json.loads((folder / "run.json").read_text())
@@ -292,7 +356,9 @@ def test_several_processes_measure_the_same_rows(finished: Path, config: Path, t
     assert rows_of(folder) == rows_of(finished)
 
 
-def test_several_processes_make_the_same_pairs(finished: Path, config: Path, tmp_path: Path) -> None:
+def test_several_processes_make_the_same_pairs(
+    finished: Path, config: Path, tmp_path: Path
+) -> None:
     result = invoke("pairs", config, "--out", tmp_path / "run", "--set", "workers=2")
     assert result.exit_code == 0, result.exception
     assert (tmp_path / "run" / "pairs.jsonl").read_text() == (finished / "pairs.jsonl").read_text()
@@ -304,7 +370,9 @@ def test_interrupted_sampling_goes_on_where_it_stopped(
     started: list[int] = []
     original = study.candidates
 
-    def interrupt(lm: Any, prompts: Any, scorer: Any, settings: Any, start: int, **rest: Any) -> Any:
+    def interrupt(
+        lm: Any, prompts: Any, scorer: Any, settings: Any, start: int, **rest: Any
+    ) -> Any:
         started.append(start)
         if started == [0, 6]:
             raise KeyboardInterrupt
@@ -319,7 +387,9 @@ def test_interrupted_sampling_goes_on_where_it_stopped(
     assert len(set(started)) == len(started) - 1
 
 
-def test_too_few_pairs_lose_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_pairs_lose_nothing(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     result = invoke("pairs", config, "--out", folder, "--set", "pairs.margin=0.999")
     assert isinstance(result.exception, DialdownError)
@@ -340,8 +410,12 @@ def test_a_stage_command_stops_after_its_stage(config: Path, tmp_path: Path) -> 
     assert set(run["stages"]["probe"]["strict"]) >= {"accuracy", "auc"}
 
 
-def test_a_folder_of_another_study_is_refused_and_says_what_differs(finished: Path, config: Path) -> None:
-    result = invoke("run", config, "--out", finished, "--set", "interventions.alpha=0.7", "--seed", "3")
+def test_a_folder_of_another_study_is_refused_and_says_what_differs(
+    finished: Path, config: Path
+) -> None:
+    result = invoke(
+        "run", config, "--out", finished, "--set", "interventions.alpha=0.7", "--seed", "3"
+    )
     assert isinstance(result.exception, DialdownError)
     message = str(result.exception)
     assert "interventions.alpha: 0.5 -> 0.7" in message
@@ -351,7 +425,9 @@ def test_a_folder_of_another_study_is_refused_and_says_what_differs(finished: Pa
 def test_a_tuned_model_may_be_given(finished: Path, config: Path, tmp_path: Path) -> None:
     result = invoke("neurons", config, "--out", tmp_path / "run", "--tuned", finished / "tuned")
     assert result.exit_code == 0, result.exception
-    ours, theirs = (dd.NeuronTable.load(folder / "neurons.parquet") for folder in (tmp_path / "run", finished))
+    ours, theirs = (
+        dd.NeuronTable.load(folder / "neurons.parquet") for folder in (tmp_path / "run", finished)
+    )
     np.testing.assert_array_equal(ours.grid("projection_change"), theirs.grid("projection_change"))
 
 
@@ -387,7 +463,9 @@ def test_a_tuned_model_of_another_shape_is_refused(config: Path, tmp_path: Path)
         (["--set", "workers=0"], ["workers", "0"]),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+def test_a_wrong_setting_is_one_sentence(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
     result = invoke("run", "--out", tmp_path / "run", *arguments)
     assert isinstance(result.exception, DialdownError)
     assert all(word in str(result.exception) for word in words)
@@ -395,13 +473,17 @@ def test_a_wrong_setting_is_one_sentence(arguments: list[str], words: list[str],
 
 
 def test_a_missing_model_is_one_sentence(config: Path, tmp_path: Path) -> None:
-    result = invoke("probe", config, "--out", tmp_path / "run", "--model", tmp_path / "nothing-here")
+    result = invoke(
+        "probe", config, "--out", tmp_path / "run", "--model", tmp_path / "nothing-here"
+    )
     assert isinstance(result.exception, DialdownError)
     assert "nothing-here" in str(result.exception)
 
 
 def test_one_class_only_is_one_sentence(config: Path, tmp_path: Path) -> None:
-    texts = write_lines(tmp_path / "texts.jsonl", [{"text": f"the cat {i}", "label": 1} for i in range(60)])
+    texts = write_lines(
+        tmp_path / "texts.jsonl", [{"text": f"the cat {i}", "label": 1} for i in range(60)]
+    )
     result = invoke("probe", config, "--out", tmp_path / "run", "--set", f"probe.texts={texts}")
     assert isinstance(result.exception, DialdownError)
 
@@ -412,7 +494,12 @@ def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DIALDOWN_DPO__BETA", "0.3")
     monkeypatch.setenv("DIALDOWN_SEED", "2")
     config = load_config(preset="demo", file=file, flags={"seed": 3})
-    assert (config.seed, config.dpo.beta, config.dpo.learning_rate, config.probe.count) == (3, 0.3, 3e-5, 77)
+    assert (config.seed, config.dpo.beta, config.dpo.learning_rate, config.probe.count) == (
+        3,
+        0.3,
+        3e-5,
+        77,
+    )
     assert config.pairs.count == load_config(preset="demo").pairs.count
     monkeypatch.setenv("DIALDOWN_DPO__BETTA", "0.3")
     with pytest.raises(DialdownError, match="beta"):
@@ -423,44 +510,80 @@ def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("name", "kl_weight"),
     [("gpt2-medium", 0.02), ("llama-3.1-8b", 0.1), ("gemma-2-2b", 0.05), ("mistral-7b", 0.05)],
 )
-def test_the_papers_configs_have_the_published_hyper_parameters(name: str, kl_weight: float) -> None:
+def test_the_papers_configs_have_the_published_hyper_parameters(
+    name: str, kl_weight: float
+) -> None:
     """Tables 9 and 10 of the paper."""
-    config = load_config(preset="full", file=Path(__file__).parent.parent / "configs" / f"{name}.toml")
+    config = load_config(
+        preset="full", file=Path(__file__).parent.parent / "configs" / f"{name}.toml"
+    )
     ours = config.dpo
     assert ours.kl_weight == kl_weight
-    assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (0.1, "rmsprop", 1e-5, 150)
-    # What the authors' program does: 4 pairs an update, a validation every 100 pairs, 3,000 pairs of patience, one pass.
+    assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (
+        0.1,
+        "rmsprop",
+        1e-5,
+        150,
+    )
+    # What the authors' program does: 4 pairs an update, a validation every 100 pairs, 3,000 pairs
+    # of patience, one pass.
     pairs_an_update = ours.batch_size * ours.accumulation
     assert (ours.batch_size, pairs_an_update, ours.epochs, ours.max_grad_norm) == (4, 4, 1, 10.0)
-    assert (ours.eval_every * pairs_an_update, ours.patience * ours.eval_every * pairs_an_update) == (100, 3000)
+    assert (
+        ours.eval_every * pairs_an_update,
+        ours.patience * ours.eval_every * pairs_an_update,
+    ) == (100, 3000)
     assert (ours.max_tokens, ours.eval_pairs, ours.kl_positions) == (256, 64, "all")
-    assert load_config(preset="full").dpo == replace(ours, kl_weight=0.05, kl_positions="completion")
+    assert load_config(preset="full").dpo == replace(
+        ours, kl_weight=0.05, kl_positions="completion"
+    )
     edits = config.interventions
     assert (edits.ordering, edits.drop_top) == ("notebook", 0.2 if name == "gpt2-medium" else 0.0)
-    assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (1199, 2000, 1024)
+    assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (
+        1199,
+        2000,
+        1024,
+    )
     assert config.pairs.count == 24576
 
 
-def test_diff_of_a_pair_prints_and_writes_what_tuning_did(finished: Path, config: Path, tmp_path: Path) -> None:
+def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
+    finished: Path, config: Path, tmp_path: Path
+) -> None:
     settings = json.loads((finished / "run.json").read_text())["config"]
     inherited = [
         f"{section}.{key}={json.dumps(settings[section][key])}"
         for section, keys in {
             "probe": ("texts", "count", "max_tokens"),
             "interventions": ("toxic_neurons",),
-            "evaluation": ("prompts", "count", "pairs", "pairs_count", "text", "window", "judge", "pair_scorer"),
+            "evaluation": (
+                "prompts",
+                "count",
+                "pairs",
+                "pairs_count",
+                "text",
+                "window",
+                "judge",
+                "pair_scorer",
+            ),
         }.items()
         for key in keys
     ]
     sets = [
-        word for one in (*inherited, f"token_judge={settings['token_judge']}", "workers=1") for word in ("--set", one)
+        word
+        for one in (*inherited, f"token_judge={settings['token_judge']}", "workers=1")
+        for word in ("--set", one)
     ]
-    result = invoke("diff", settings["model"], finished / "tuned", "--out", tmp_path / "diff", *sets)
+    result = invoke(
+        "diff", settings["model"], finished / "tuned", "--out", tmp_path / "diff", *sets
+    )
     assert result.exit_code == 0, result.exception
     assert "pairs" not in {path.name for path in (tmp_path / "diff").iterdir()}
     for words in ("Correlation of the activation shift", "shift_vs_cosine", "patch_four_groups"):
         assert words in result.output
     shares = (tmp_path / "diff" / "tables" / "table-18-reducing-share.csv").read_text().splitlines()
     table = dd.NeuronTable.load(tmp_path / "diff" / "neurons.parquet")
-    assert float(shares[1].split(",")[2]) == pytest.approx((table.grid("projection_change") < 0).mean())
+    assert float(shares[1].split(",")[2]) == pytest.approx(
+        (table.grid("projection_change") < 0).mean()
+    )
     assert {row["kind"] for row in rows_of(tmp_path / "diff")} == {"none", "set", "shift"}

@@ -1,4 +1,6 @@
-"""The paper's tables against plain loops, scipy and a naive SVD, and their layout on tiny models and the invented run."""
+"""The paper's tables against plain loops, scipy and a naive SVD, and their layout on tiny models
+and the invented run.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,26 @@ PROTOCOLS = ("strict", "paper")
 
 
 def table_of(
-    cosine: Any, base: Any, tuned: Any, change: Any, turn: Any = None, *, protocol: str = "strict", model: str = "own"
+    cosine: Any,
+    base: Any,
+    tuned: Any,
+    change: Any,
+    turn: Any = None,
+    *,
+    protocol: str = "strict",
+    model: str = "own",
 ) -> NeuronTable:
     """A compared table from (layers, neurons) arrays."""
-    columns = {"cosine": cosine, "mean_base": base, "mean_tuned": tuned, "projection_change": change}
+    columns = {
+        "cosine": cosine,
+        "mean_base": base,
+        "mean_tuned": tuned,
+        "projection_change": change,
+    }
     columns["value_cosine"] = np.ones_like(base) if turn is None else turn
-    arrow = pa.table({name: np.asarray(values, dtype=np.float64).ravel() for name, values in columns.items()})
+    arrow = pa.table(
+        {name: np.asarray(values, dtype=np.float64).ravel() for name, values in columns.items()}
+    )
     return NeuronTable(arrow, np.shape(base), {"protocol": protocol, "base": {"model": model}})
 
 
@@ -60,7 +76,9 @@ def random_table(seed: int = 0, *, shape: tuple[int, int] = (4, 30), **options: 
     cosine, base, shift, change = (rng.standard_normal(shape) for _ in range(4))
     # Zeros of every kind, which no group and no sign may count.
     cosine[0, 0] = base[1, 1] = change[2, 2] = 0
-    return table_of(cosine, base, base + 0.1 * shift, change, 1 - rng.random(shape) * 1e-3, **options)
+    return table_of(
+        cosine, base, base + 0.1 * shift, change, 1 - rng.random(shape) * 1e-3, **options
+    )
 
 
 def means(protocol: Any, seed: int) -> NeuronMeans:
@@ -68,7 +86,9 @@ def means(protocol: Any, seed: int) -> NeuronMeans:
 
 
 def direction(seed: int = 0, name: str = "probe", **record: Any) -> Direction:
-    return Direction(name, 7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH), "residual", record)
+    return Direction(
+        name, 7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH), "residual", record
+    )
 
 
 def tuned_of(lm: LM) -> LM:
@@ -81,7 +101,9 @@ def tuned_of(lm: LM) -> LM:
 
 
 def compared(lm: LM, protocol: Any = "strict", along: Direction | None = None) -> NeuronTable:
-    return dd.compare(lm, tuned_of(lm), along or direction(), means(protocol, 0), means(protocol, 1))
+    return dd.compare(
+        lm, tuned_of(lm), along or direction(), means(protocol, 0), means(protocol, 1)
+    )
 
 
 def value_vector(lm: LM, layer: int, neuron: int, protocol: str) -> Any:
@@ -90,13 +112,21 @@ def value_vector(lm: LM, layer: int, neuron: int, protocol: str) -> Any:
     weight = down.weight.detach().double().numpy()
     v = weight[neuron] if type(down).__name__ == "Conv1D" else weight[:, neuron]
     if protocol == "strict" and lm.name.removeprefix("tiny-") in ("gemma2", "gemma3"):
-        v = v * (1 + lm.model.model.layers[layer].post_feedforward_layernorm.weight.detach().double().numpy())
+        v = v * (
+            1
+            + lm.model.model.layers[layer]
+            .post_feedforward_layernorm.weight.detach()
+            .double()
+            .numpy()
+        )
     return v
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_json(write_run(tmp_path_factory.mktemp("run")) / "results.json")["rows"]
+    found: list[dict[str, Any]] = read_json(
+        write_run(tmp_path_factory.mktemp("run")) / "results.json"
+    )["rows"]
     return found
 
 
@@ -111,14 +141,19 @@ def row(name: str, protocol: str, toxicity: float | None, **more: Any) -> dict[s
 
 def test_group_shares_are_those_of_a_loop() -> None:
     table = random_table()
-    cosine, base, change = (table.grid(name).ravel() for name in ("cosine", "mean_base", "projection_change"))
+    cosine, base, change = (
+        table.grid(name).ravel() for name in ("cosine", "mean_base", "projection_change")
+    )
     expected = []
     for tuning_free in (False, True):
         members: dict[str, list[float]] = {name: [] for name in GROUPS}
         for c, m, delta in zip(cosine, base, change, strict=True):
             if c and m and (tuning_free or delta < 0):
                 members[("T" if c > 0 else "A") + ("P" if m > 0 else "N")].append(delta)
-        total, reduction = sum(map(len, members.values())), sum(delta for delta in change if delta < 0)
+        total, reduction = (
+            sum(map(len, members.values())),
+            sum(delta for delta in change if delta < 0),
+        )
         expected += [
             (name, tuning_free, len(found), len(found) / total, sum(found) / reduction)
             for name, found in members.items()
@@ -144,7 +179,12 @@ def test_shares_of_the_four_groups_add_up(values: Any) -> None:
     changed = frame.filter(~pl.col("tuning_free"))
     if (values[3] < 0).any():
         # Only neurons with an exact zero are missing from the four groups.
-        assert -1e-12 <= changed["reduction_share"].min() <= changed["reduction_share"].sum() <= 1 + 1e-12
+        assert (
+            -1e-12
+            <= changed["reduction_share"].min()
+            <= changed["reduction_share"].sum()
+            <= 1 + 1e-12
+        )
     else:
         assert changed["reduction_share"].null_count() == 4
 
@@ -153,30 +193,46 @@ def test_signs_and_reducing_share_are_counts() -> None:
     table = random_table()
     size = table.arrow.num_rows
     assert statistics.negative_shares(table) == {
-        name: sum(value < 0 for value in table.grid(f"mean_{name}").ravel()) / size for name in ("base", "tuned")
+        name: sum(value < 0 for value in table.grid(f"mean_{name}").ravel()) / size
+        for name in ("base", "tuned")
     }
-    assert statistics.reducing_share(table) == sum(x < 0 for x in table.grid("projection_change").ravel()) / size
+    assert (
+        statistics.reducing_share(table)
+        == sum(x < 0 for x in table.grid("projection_change").ravel()) / size
+    )
 
 
 def test_correlations_are_pearsons() -> None:
     table = random_table(shape=(3, 200))
-    cosine, base, tuned = (table.grid(name).ravel() for name in ("cosine", "mean_base", "mean_tuned"))
+    cosine, base, tuned = (
+        table.grid(name).ravel() for name in ("cosine", "mean_base", "mean_tuned")
+    )
     found = statistics.correlations(table)
     for name, other in (("shift_vs_cosine", cosine), ("shift_vs_activation", base)):
         x, y = base - tuned - (base - tuned).mean(), other - other.mean()
         r = sum(a * b for a, b in zip(x, y, strict=True)) / np.sqrt(sum(x**2) * sum(y**2))
         # The p of Pearson's r by its t distribution, which scipy computes by a beta distribution.
         p = 2 * scipy.stats.t.sf(abs(r) * np.sqrt((600 - 2) / (1 - r**2)), 600 - 2)
-        assert (found[name].r, found[name].p) == (pytest.approx(r, rel=1e-9), pytest.approx(p, rel=1e-6))
+        assert (found[name].r, found[name].p) == (
+            pytest.approx(r, rel=1e-9),
+            pytest.approx(p, rel=1e-6),
+        )
         assert found[name].n == 600
 
 
 def test_a_shift_has_the_sign_of_the_published_one() -> None:
     rng = np.random.default_rng(3)
     cosine, base = rng.standard_normal((2, 4, 50))
-    # Every mean moves towards zero, as published: 3.11 to 16.71 % of itself on average, with r = .033 to .347.
-    table = table_of(cosine, base, 0.9 * base, -np.ones_like(base), protocol="paper", model="gpt2-medium")
-    beside = tables.table_17_correlations(table).filter(pl.col("pair") == "shift_vs_activation").row(0, named=True)
+    # Every mean moves towards zero, as published: 3.11 to 16.71 % of itself on average, with r =
+    # .033 to .347.
+    table = table_of(
+        cosine, base, 0.9 * base, -np.ones_like(base), protocol="paper", model="gpt2-medium"
+    )
+    beside = (
+        tables.table_17_correlations(table)
+        .filter(pl.col("pair") == "shift_vs_activation")
+        .row(0, named=True)
+    )
     assert beside["r"] == pytest.approx(1)
     assert beside["published_r"] == 0.263
     overall = tables.section_5_1_shifts(table).row(-1, named=True)
@@ -191,7 +247,9 @@ def test_a_model_that_did_not_change_has_no_shares_and_no_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert statistics.group_shares(table)["reduction_share"].null_count() == 8
-        assert statistics.correlations(table)["shift_vs_cosine"] == statistics.Correlation(None, None, 24)
+        assert statistics.correlations(table)["shift_vs_cosine"] == statistics.Correlation(
+            None, None, 24
+        )
         assert statistics.reducing_share(table) == 0
         assert statistics.shifts(table)["percent"].to_list() == [0] * 4
         silent = table_of(cosine, np.zeros_like(base), base, np.zeros_like(base))
@@ -200,7 +258,9 @@ def test_a_model_that_did_not_change_has_no_shares_and_no_warnings() -> None:
 
 
 def trimmed_percents(base: Any, tuned: Any) -> list[float]:
-    """Section 5.1, one neuron at a time: signed, of the base's own mean, between the 10th and the 90th percentile."""
+    """Section 5.1, one neuron at a time: signed, of the base's own mean, between the 10th and the
+    90th percentile.
+    """
     percents = [100 * (a - b) / a for a, b in zip(base, tuned, strict=True) if a]
     low, *_, high = quantiles(percents, n=10, method="inclusive")
     return [percent for percent in percents if low <= percent <= high]
@@ -211,7 +271,9 @@ def check_shifts(table: NeuronTable) -> None:
     assert frame["layer"].to_list() == [*range(table.shape[0]), None]
     for row in frame.iter_rows(named=True):
         part = slice(None) if row["layer"] is None else slice(row["layer"], row["layer"] + 1)
-        base, tuned, cosine = (table.grid(n)[part].ravel() for n in ("mean_base", "mean_tuned", "value_cosine"))
+        base, tuned, cosine = (
+            table.grid(n)[part].ravel() for n in ("mean_base", "mean_tuned", "value_cosine")
+        )
         shift = [abs(b - a) for a, b in zip(base, tuned, strict=True)]
         percents = trimmed_percents(base, tuned)
         assert row == {
@@ -222,7 +284,9 @@ def check_shifts(table: NeuronTable) -> None:
             "shift_median": pytest.approx(np.median(shift)),
             "percent": pytest.approx(fmean(percents)),
             "percent_sd": pytest.approx(pstdev(percents)),
-            "percent_median": pytest.approx(median(100 * (a - b) / a for a, b in zip(base, tuned, strict=True) if a)),
+            "percent_median": pytest.approx(
+                median(100 * (a - b) / a for a, b in zip(base, tuned, strict=True) if a)
+            ),
         }
 
 
@@ -232,7 +296,9 @@ def test_shifts_by_layer_and_over_all() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_percent_of_a_model_is_the_signed_mean_between_its_own_tenths(name: str, protocol: Any) -> None:
+def test_percent_of_a_model_is_the_signed_mean_between_its_own_tenths(
+    name: str, protocol: Any
+) -> None:
     check_shifts(compared(tiny.lm(name), protocol))
 
 
@@ -261,7 +327,14 @@ def test_opposing_effects_add_up(change: Any) -> None:
 
 def test_statistics_need_a_tuned_model(gpt2: LM) -> None:
     table = dd.neuron_table(gpt2, direction(), means("strict", 0))
-    names = ("group_shares", "negative_shares", "correlations", "reducing_share", "shifts", "opposing_effects")
+    names = (
+        "group_shares",
+        "negative_shares",
+        "correlations",
+        "reducing_share",
+        "shifts",
+        "opposing_effects",
+    )
     for name in names:
         with pytest.raises(DialdownError, match=r"dd\.compare"):
             getattr(statistics, name)(table)
@@ -271,7 +344,9 @@ def test_statistics_need_a_tuned_model(gpt2: LM) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_svd_directions_are_those_of_the_whole_matrix(named: LM, protocol: Any, monkeypatch: Any) -> None:
+def test_svd_directions_are_those_of_the_whole_matrix(
+    named: LM, protocol: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(statistics, "CHUNK", 7)
     along, count = direction(), 20
     every = [value_vector(named, layer, neuron, protocol) for layer, neuron in np.ndindex(SHAPE)]
@@ -287,7 +362,11 @@ def test_svd_directions_are_those_of_the_whole_matrix(named: LM, protocol: Any, 
         assert one.vector @ along.vector >= 0
         assert one.record["singular_value"] == pytest.approx(np.sqrt(values[-place]), rel=1e-5)
         assert one.record["share_of_squares"] == pytest.approx(values[-place] / count, rel=1e-5)
-        assert (one.record["protocol"], one.record["of"], one.record["neurons"]) == (protocol, "probe", count)
+        assert (one.record["protocol"], one.record["of"], one.record["neurons"]) == (
+            protocol,
+            "probe",
+            count,
+        )
 
 
 def test_svd_directions_of_a_pruned_model_are_finite(llama: LM) -> None:
@@ -316,7 +395,9 @@ def test_impossible_subspaces_are_refused(gpt2: LM, options: Any, message: str) 
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_sign_conflicts_are_counted_neuron_by_neuron(named: LM, protocol: Any, monkeypatch: Any) -> None:
+def test_sign_conflicts_are_counted_neuron_by_neuron(
+    named: LM, protocol: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(statistics, "CHUNK", 7)
     tuned, base, after = tuned_of(named), means(protocol, 0), means(protocol, 1)
     directions = [direction(seed) for seed in range(3)]
@@ -330,7 +411,10 @@ def test_sign_conflicts_are_counted_neuron_by_neuron(named: LM, protocol: Any, m
         for which, signs in enumerate(zip(*np.sign(dots).tolist(), strict=True)):
             counts[which] += len({*signs} - {0.0}) == 2
     found = statistics.sign_conflicts(named, tuned, directions, base, after)
-    assert (found.cosine * 72, found.projection_change * 72) == (pytest.approx(counts[0]), pytest.approx(counts[1]))
+    assert (found.cosine * 72, found.projection_change * 72) == (
+        pytest.approx(counts[0]),
+        pytest.approx(counts[1]),
+    )
     assert 0 < found.cosine < 1
     assert 0 < found.projection_change < 1
 
@@ -341,8 +425,15 @@ def test_parallel_directions_do_not_conflict_and_opposite_ones_always_do(gpt2: L
     given_means = (means("strict", 0), means("strict", 1))
     same = statistics.sign_conflicts(gpt2, tuned_of(gpt2), [one, one], *given_means)
     against = statistics.sign_conflicts(gpt2, tuned_of(gpt2), [one, opposite], *given_means)
-    assert (same.cosine, same.projection_change, against.cosine, against.projection_change) == (0, 0, 1, 1)
-    unchanged = statistics.sign_conflicts(gpt2, gpt2, [one, opposite], given_means[0], given_means[0])
+    assert (same.cosine, same.projection_change, against.cosine, against.projection_change) == (
+        0,
+        0,
+        1,
+        1,
+    )
+    unchanged = statistics.sign_conflicts(
+        gpt2, gpt2, [one, opposite], given_means[0], given_means[0]
+    )
     assert (unchanged.cosine, unchanged.projection_change) == (1, 0)
 
 
@@ -353,7 +444,9 @@ def test_sign_conflicts_of_things_that_do_not_fit_are_refused(gpt2: LM) -> None:
     with pytest.raises(DialdownError, match=r"\(strict\) and .* \(paper\)"):
         statistics.sign_conflicts(gpt2, gpt2, [direction(), direction(1)], base, means("paper", 0))
     with pytest.raises(DialdownError, match="3 dimensions"):
-        statistics.sign_conflicts(gpt2, gpt2, [direction(), Direction("short", np.ones(3), "residual")], base, base)
+        statistics.sign_conflicts(
+            gpt2, gpt2, [direction(), Direction("short", np.ones(3), "residual")], base, base
+        )
 
 
 # --- what vectors say
@@ -366,17 +459,31 @@ def test_the_batched_logit_lens_is_the_lens_one_by_one(named: LM) -> None:
     for vector, line in zip(vectors, found, strict=True):
         alone = dd.logit_lens(named, vector, k=6)
         assert [token for token, _ in line] == [token for token, _ in alone]
-        np.testing.assert_allclose([logit for _, logit in line], [logit for _, logit in alone], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            [logit for _, logit in line], [logit for _, logit in alone], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_value_vector_tables_show_the_extreme_neurons_and_their_tokens(gemma2: LM, protocol: Any) -> None:
+def test_value_vector_tables_show_the_extreme_neurons_and_their_tokens(
+    gemma2: LM, protocol: Any
+) -> None:
     table = compared(gemma2, protocol)
     cosine = table.grid("cosine")
     most = tables.table_14_toxic_vectors(gemma2, table, neurons=4, k=3)
     least = tables.table_15_antitoxic_vectors(gemma2, table, neurons=4, k=3)
     for frame, sign in ((most, 1), (least, -1)):
-        assert frame.columns == ["protocol", "sign", "layer", "neuron", "cosine", "rank", "token", "logit", "toxic"]
+        assert frame.columns == [
+            "protocol",
+            "sign",
+            "layer",
+            "neuron",
+            "cosine",
+            "rank",
+            "token",
+            "logit",
+            "toxic",
+        ]
         assert frame["rank"].to_list() == [1, 2, 3] * 4
         assert frame.select("protocol", "sign", "toxic").unique().rows() == [(protocol, sign, None)]
         assert frame["cosine"].to_list()[::3] == sorted(cosine.ravel(), key=lambda c: -sign * c)[:4]
@@ -393,7 +500,12 @@ def test_directions_are_shown_with_their_opposites(llama: LM) -> None:
     frame = tables.table_1_directions(llama, [probe, contrast], k=2)
     lines = frame.group_by("protocol", "direction", "sign", maintain_order=True).agg("token")
     assert lines.rows() == [
-        (protocol, one.name, sign, [token for token, _ in dd.logit_lens(llama, sign * one.vector, k=2)])
+        (
+            protocol,
+            one.name,
+            sign,
+            [token for token, _ in dd.logit_lens(llama, sign * one.vector, k=2)],
+        )
         for one, protocol in ((probe, "paper"), (contrast, None))
         for sign in (1, -1)
     ]
@@ -423,7 +535,9 @@ def test_judged_neurons_are_the_aligned_ones_with_a_toxic_token(gemma2: LM, prot
     table = compared(gemma2, protocol)
     aligned = table.most_aligned(12)
     tokens = {
-        place: {token for token, _ in dd.logit_lens(gemma2, value_vector(gemma2, *place, protocol), k=4)}
+        place: {
+            token for token, _ in dd.logit_lens(gemma2, value_vector(gemma2, *place, protocol), k=4)
+        }
         for place in zip(*np.nonzero(aligned), strict=True)
     }
     said_by = Counter(token for said in tokens.values() for token in said)
@@ -433,9 +547,13 @@ def test_judged_neurons_are_the_aligned_ones_with_a_toxic_token(gemma2: LM, prot
         return [True if token in toxic else None for token in given]
 
     mask = tables.judged_toxic(gemma2, table, judge, count=12, k=4)
-    assert {*zip(*np.nonzero(mask), strict=True)} == {place for place, said in tokens.items() if said & {*toxic}}
+    assert {*zip(*np.nonzero(mask), strict=True)} == {
+        place for place, said in tokens.items() if said & {*toxic}
+    }
     assert 0 < mask.sum() < 12
-    assert not tables.judged_toxic(gemma2, table, lambda given: [False] * len(given), count=12).any()
+    assert not tables.judged_toxic(
+        gemma2, table, lambda given: [False] * len(given), count=12
+    ).any()
 
 
 def test_a_table_of_another_model_is_refused(gpt2: LM) -> None:
@@ -451,13 +569,25 @@ def test_a_table_of_another_model_is_refused(gpt2: LM) -> None:
 def test_every_title_has_its_function_and_every_table_its_title() -> None:
     named = {stem.replace("-", "_") for stem in tables.TITLES}
     starts = ("table_", "section_", "figure_", "appendix_")
-    assert named == {name for name, _ in inspect.getmembers(tables, inspect.isfunction) if name.startswith(starts)}
+    assert named == {
+        name
+        for name, _ in inspect.getmembers(tables, inspect.isfunction)
+        if name.startswith(starts)
+    }
 
 
 def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[dict[str, Any]]) -> None:
     frame = tables.table_2_interventions(rows, model=PAPERS)
     assert frame.height == len(rows)
-    assert frame.columns[:7] == ["intervention", "protocol", "control_of", "kind", "alpha", "beta", "neurons"]
+    assert frame.columns[:7] == [
+        "intervention",
+        "protocol",
+        "control_of",
+        "kind",
+        "alpha",
+        "beta",
+        "neurons",
+    ]
     for found, given_row in zip(frame.iter_rows(named=True), rows, strict=True):
         for metric in ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate"):
             assert found[metric] == given_row[metric]["mean"]
@@ -466,26 +596,35 @@ def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[dict[
             ]
 
 
-def test_published_interventions_stand_beside_paper_rows_of_the_same_name(rows: list[dict[str, Any]]) -> None:
+def test_published_interventions_stand_beside_paper_rows_of_the_same_name(
+    rows: list[dict[str, Any]],
+) -> None:
     frame = tables.table_2_interventions(rows, model="openai-community/GPT2-Medium")
     with_figures = frame.filter(pl.col("published_toxicity").is_not_null())
     assert {*with_figures["protocol"]} == {"paper"}
     assert with_figures["control_of"].null_count() == with_figures.height
     values = {found["intervention"]: found for found in with_figures.iter_rows(named=True)}
     assert values["none"]["published_toxicity"] == 0.545
-    # α = .5 and β = .05, the third of the published strengths; steering with an α of its own has no published figure.
+    # α = .5 and β = .05, the third of the published strengths; steering with an α of its own has no
+    # published figure.
     assert values["edit_probe_set"]["published_toxicity"] == 0.203
     assert values["dpo"]["published_log_ppl"] == 3.15
     assert not {"edit_probe_scale", "steer_probe"} & {*values}
     other = tables.table_2_interventions(rows, model="own/model")
-    assert all(other[f"published_{name}"].null_count() == len(rows) for name in ("toxicity", "log_ppl", "f1"))
+    assert all(
+        other[f"published_{name}"].null_count() == len(rows)
+        for name in ("toxicity", "log_ppl", "f1")
+    )
 
 
 @pytest.mark.parametrize("model", sorted({*published.MODELS} - {"openai-community/gpt2-medium"}))
 def test_every_published_figure_has_one_row_of_a_run_beside_it(model: str) -> None:
     lm = tiny.lm("llama", intermediate_size=300)
     shape = (tiny.LAYERS, 300)
-    base, tuned = (NeuronMeans(np.random.default_rng(seed).standard_normal(shape), 10, "paper", {}) for seed in (0, 1))
+    base, tuned = (
+        NeuronMeans(np.random.default_rng(seed).standard_normal(shape), 10, "paper", {})
+        for seed in (0, 1)
+    )
     probe = direction(residual_norm=3.0)
     table = dd.compare(lm, tuned_of(lm), probe, base, tuned)
     table = table.with_judged(table.most_aligned(9))
@@ -500,17 +639,29 @@ def test_every_published_figure_has_one_row_of_a_run_beside_it(model: str) -> No
         model=model,
     )
     made = [
-        row(one.name.removeprefix("paper-"), "paper", 0.1, alpha=one.intervention.alpha, beta=one.intervention.beta)
+        row(
+            one.name.removeprefix("paper-"),
+            "paper",
+            0.1,
+            alpha=one.intervention.alpha,
+            beta=one.intervention.beta,
+        )
         | {"control_of": one.intervention.control_of}
         for one in planned
     ]
     assert len({one["intervention"] for one in made}) == len(made)
     frames = [getattr(tables, name)(made, model=model) for name in RESULT_TABLES]
-    stated = pl.concat([frame.select("intervention", *PUBLISHED) for frame in frames]).unique().drop_nulls(PUBLISHED)
+    stated = (
+        pl.concat([frame.select("intervention", *PUBLISHED) for frame in frames])
+        .unique()
+        .drop_nulls(PUBLISHED)
+    )
     figures = read_json(Path(published.__file__).with_name("published.json"))
     name = published.MODELS[model]
     expected = [tuple(values[name]) for values in figures["rows"].values()]
-    expected += [tuple(one[metric] for metric in figures["metrics"]) for one in figures["steering"][name][1:]]
+    expected += [
+        tuple(one[metric] for metric in figures["metrics"]) for one in figures["steering"][name][1:]
+    ]
     assert Counter(stated.select(PUBLISHED).iter_rows()) == Counter(expected)
     assert stated["intervention"].null_count() == 0
 
@@ -524,21 +675,35 @@ def test_a_metric_that_was_not_measured_is_null() -> None:
     assert frame["toxicity"].to_list() == frame["kl_n"].to_list() == [None]
 
 
-def test_further_interventions_are_the_increasing_neurons_and_named_orderings(rows: list[dict[str, Any]]) -> None:
+def test_further_interventions_are_the_increasing_neurons_and_named_orderings(
+    rows: list[dict[str, Any]],
+) -> None:
     activation = row("edit_probe_activation_set", "paper", 0.2, alpha=0.8, beta=0.05)
-    control = row("edit_probe_activation_set__beta_zero", "paper", 0.2, control_of="edit_probe_activation_set")
+    control = row(
+        "edit_probe_activation_set__beta_zero", "paper", 0.2, control_of="edit_probe_activation_set"
+    )
     frame = tables.table_19_more_interventions([*rows, activation, control], model=PAPERS)
     main = frame.filter(pl.col("control_of").is_null())
-    assert main["intervention"].to_list() == ["patch_all_increasing"] * 2 + ["edit_probe_activation_set"]
-    assert frame["control_of"].unique().sort().to_list() == [None, "edit_probe_activation_set", "patch_all_increasing"]
+    assert main["intervention"].to_list() == ["patch_all_increasing"] * 2 + [
+        "edit_probe_activation_set"
+    ]
+    assert frame["control_of"].unique().sort().to_list() == [
+        None,
+        "edit_probe_activation_set",
+        "patch_all_increasing",
+    ]
     published_values = main.filter(pl.col("protocol") == "paper")["published_toxicity"].to_list()
     assert published_values == [0.853, 0.025]
 
 
 def test_share_of_the_reduction_by_patching() -> None:
     given_rows = [
-        row("none", "paper", 0.5), row("dpo", "paper", 0.1), row("patch_toxic_neurons", "paper", 0.4),
-        row("patch_256", "paper", 0.6), row("patch_64", "paper", 0.3), row("patch_TP", "paper", 0.2),
+        row("none", "paper", 0.5), row("dpo", "paper", 0.1), row("patch_toxic_neurons", (
+            "paper"
+        ), 0.4),
+        row("patch_256", "paper", 0.6), row("patch_64", "paper", 0.3), row("patch_TP", (
+            "paper"
+        ), 0.2),
         row("patch_256__random_neurons", "paper", 0.2, control_of="patch_256"),
         row("none", "strict", 0.1), row("dpo", "strict", 0.1), row("patch_256", "strict", 0.0),
     ]  # fmt: skip
@@ -555,11 +720,24 @@ def test_share_of_the_reduction_by_patching() -> None:
 
 def test_steering_strengths_beside_the_published_ones() -> None:
     given_rows = [
-        row("steer_probe", protocol, 0.2, alpha=alpha) for protocol in ("paper", "strict") for alpha in (35.0, 30.0)
+        row("steer_probe", protocol, 0.2, alpha=alpha)
+        for protocol in ("paper", "strict")
+        for alpha in (35.0, 30.0)
     ]
-    control = row("steer_probe__random_direction", "paper", 0.3, alpha=30.0, control_of="steer_probe")
-    frame = tables.table_12_steering([*given_rows, control, row("patch_TP", "paper", 0.1)], model=PAPERS)
-    columns = ("protocol", "alpha", "intervention", "toxicity", "published_toxicity", "published_f1")
+    control = row(
+        "steer_probe__random_direction", "paper", 0.3, alpha=30.0, control_of="steer_probe"
+    )
+    frame = tables.table_12_steering(
+        [*given_rows, control, row("patch_TP", "paper", 0.1)], model=PAPERS
+    )
+    columns = (
+        "protocol",
+        "alpha",
+        "intervention",
+        "toxicity",
+        "published_toxicity",
+        "published_f1",
+    )
     assert frame.select(columns).rows() == [
         ("strict", 30.0, "steer_probe", 0.2, None, None),
         ("strict", 35.0, "steer_probe", 0.2, None, None),
@@ -577,7 +755,15 @@ def test_group_tables() -> None:
     table = random_table(protocol="paper", model="GPT2-medium")
     shares = statistics.group_shares(table)
     frame = tables.table_5_group_shares(table)
-    assert frame.columns == ["protocol", "tuning_free", "group", "count", "share", "published", "published_count"]
+    assert frame.columns == [
+        "protocol",
+        "tuning_free",
+        "group",
+        "count",
+        "share",
+        "published",
+        "published_count",
+    ]
     assert frame["group"].to_list() == [*GROUPS, "sum"] * 2
     for place, tuning_free in ((0, False), (5, True)):
         ours = shares.filter(pl.col("tuning_free") == tuning_free)
@@ -602,25 +788,41 @@ def test_statistics_stand_beside_the_published_ones() -> None:
     found = statistics.correlations(table)
     assert tables.table_17_correlations(table).rows() == [
         ("paper", name, found[name].r, found[name].p, 120, *theirs)
-        for name, theirs in (("shift_vs_cosine", (0.004, "0.252")), ("shift_vs_activation", (0.263, "<1e-4")))
+        for name, theirs in (
+            ("shift_vs_cosine", (0.004, "0.252")),
+            ("shift_vs_activation", (0.263, "<1e-4")),
+        )
     ]
-    assert tables.table_18_reducing_share(table).rows() == [("paper", 120, statistics.reducing_share(table), 0.5849)]
+    assert tables.table_18_reducing_share(table).rows() == [
+        ("paper", 120, statistics.reducing_share(table), 0.5849)
+    ]
     moved = tables.section_5_1_shifts(
         replace(table, record={**table.record, "base": {"model": "meta-llama/Llama-3.1-8B"}})
     )
-    assert moved.drop("protocol", "published_percent", "published_value_cosine").equals(statistics.shifts(table))
+    assert moved.drop("protocol", "published_percent", "published_value_cosine").equals(
+        statistics.shifts(table)
+    )
     assert moved["published_percent"].to_list() == [None] * 4 + [0.66]
     assert moved["published_value_cosine"].to_list() == [None] * 4 + [0.99]
     effects = tables.figure_1_opposing_effects(table)
     assert effects.drop("protocol").equals(statistics.opposing_effects(table))
 
 
-NEURON_TABLES = ("table_5_group_shares", "table_13_negative_means", "table_17_correlations", "table_18_reducing_share")
+NEURON_TABLES = (
+    "table_5_group_shares",
+    "table_13_negative_means",
+    "table_17_correlations",
+    "table_18_reducing_share",
+)
 
 
 @pytest.mark.parametrize("name", [*NEURON_TABLES, "section_5_1_shifts"])
-@pytest.mark.parametrize(("protocol", "model"), [("strict", "gpt2-medium"), ("paper", "own"), ("paper", None)])
-def test_published_statistics_stand_nowhere_else(name: str, protocol: str, model: str | None) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "model"), [("strict", "gpt2-medium"), ("paper", "own"), ("paper", None)]
+)
+def test_published_statistics_stand_nowhere_else(
+    name: str, protocol: str, model: str | None
+) -> None:
     frame: pl.DataFrame = getattr(tables, name)(random_table(protocol=protocol, model=model))
     assert frame["protocol"].unique().to_list() == [protocol]
     theirs = [column for column in frame.columns if column.startswith("published")]
@@ -630,7 +832,12 @@ def test_published_statistics_stand_nowhere_else(name: str, protocol: str, model
 
 def test_sign_conflicts_as_a_table(gpt2: LM) -> None:
     papers = replace(gpt2, name="gpt2-medium")
-    arguments = (tuned_of(gpt2), [direction(seed) for seed in range(3)], means("paper", 0), means("paper", 1))
+    arguments = (
+        tuned_of(gpt2),
+        [direction(seed) for seed in range(3)],
+        means("paper", 0),
+        means("paper", 1),
+    )
     found = statistics.sign_conflicts(gpt2, *arguments)
     assert tables.appendix_g_sign_conflicts(papers, *arguments).rows() == [
         ("paper", "cosine", found.cosine, 0.747),
@@ -646,7 +853,12 @@ def test_mlp_facts(named: LM) -> None:
     family = named.name.removeprefix("tiny-")
     activation = {"gpt2": "gelu_new", "gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh"}
     activation["gemma3"] = "gelu_pytorch_tanh"
-    ours = {"model": named.name, "layers": tiny.LAYERS, "d_model": tiny.WIDTH, "d_mlp": tiny.NEURONS}
+    ours = {
+        "model": named.name,
+        "layers": tiny.LAYERS,
+        "d_model": tiny.WIDTH,
+        "d_mlp": tiny.NEURONS,
+    }
     ours |= {"activation": activation.get(family, "silu"), "gated": family != "gpt2"}
     assert {name: found[name] for name in ours} == ours
     assert all(found[f"published_{name}"] is None for name in ours if name != "model")
@@ -664,16 +876,32 @@ def test_hyper_parameters_beside_the_published_ones() -> None:
     found = {name: (ours, theirs) for name, ours, theirs, _ in frame.rows()}
     assert found["learning_rate"] == ("2e-05", "1e-05")
     assert found["optimizer"] == ("adamw", "rmsprop")
-    assert (found["batch_size"], found["accumulation"], found["epochs"]) == (("4", "4"), ("1", "4"), ("1", "5"))
+    assert (found["batch_size"], found["accumulation"], found["epochs"]) == (
+        ("4", "4"),
+        ("1", "4"),
+        ("1", "5"),
+    )
     assert found["kl_positions"] == ("completion", None)
     assert found["max_prompt_tokens"] == (None, "64")
-    # The defaults of DPOSettings are the published ones, under the same names; where one differs, a note says what theirs means.
-    defaults = {name: pair for name, pair in found.items() if None not in pair} | {"learning_rate": ("", "")}
+    # The defaults of DPOSettings are the published ones, under the same names; where one differs, a
+    # note says what theirs means.
+    defaults = {name: pair for name, pair in found.items() if None not in pair} | {
+        "learning_rate": ("", "")
+    }
     apart = [name for name, (ours, theirs) in defaults.items() if ours != theirs]
     assert {*apart} == {"optimizer", "accumulation", "epochs"}
-    assert {*frame.drop_nulls("note")["setting"]} >= {"accumulation", "epochs", "batch_size", "patience"}
-    assert found.keys() == {*settings, "eval_batch_size", "max_new_tokens", "max_prompt_tokens"} - {"kl_weight"}
-    assert tables.table_10_kl_weight(settings, model="google/gemma-2-2b").rows() == [("google/gemma-2-2b", 0.05, 0.05)]
+    assert {*frame.drop_nulls("note")["setting"]} >= {
+        "accumulation",
+        "epochs",
+        "batch_size",
+        "patience",
+    }
+    assert found.keys() == {*settings, "eval_batch_size", "max_new_tokens", "max_prompt_tokens"} - {
+        "kl_weight"
+    }
+    assert tables.table_10_kl_weight(settings, model="google/gemma-2-2b").rows() == [
+        ("google/gemma-2-2b", 0.05, 0.05)
+    ]
 
 
 def test_probe_facts_beside_the_published_ones() -> None:
@@ -688,7 +916,11 @@ def test_probe_facts_beside_the_published_ones() -> None:
 def test_seed_words_beside_the_published_ones() -> None:
     words = published.seed_words()
     frame = tables.table_7_seed_words()
-    assert frame["word"].to_list() == frame["published"].to_list() == words["toxic"] + words["non_toxic"]
+    assert (
+        frame["word"].to_list()
+        == frame["published"].to_list()
+        == words["toxic"] + words["non_toxic"]
+    )
     own = tables.table_7_seed_words(["x"] * 6, ["y"])
     assert own["word"].to_list() == ["x"] * 6 + ["y"] + [None] * 4
     assert own["published"].to_list() == [*words["toxic"], None, *words["non_toxic"]]
@@ -699,11 +931,21 @@ def test_seed_words_beside_the_published_ones() -> None:
 
 def test_published_figures_are_there_for_all_four_models() -> None:
     for model in published.MODELS:
-        for quantity in ("groups", "toxic_neurons", "mlp", "kl_weight", "steering", "correlations", "shifts"):
+        for quantity in (
+            "groups",
+            "toxic_neurons",
+            "mlp",
+            "kl_weight",
+            "steering",
+            "correlations",
+            "shifts",
+        ):
             assert published.figure(model, quantity)
         shares = published.figure(model, "groups") or {}
         assert sum(shares[name] for name in GROUPS) == pytest.approx(1, abs=0.002)
-        assert published.figure(model, "steering")[0]["alpha"] == published.figure(model, "steering_alpha")
+        assert published.figure(model, "steering")[0]["alpha"] == published.figure(
+            model, "steering_alpha"
+        )
         # Table 12's first strength is table 2's row.
         alpha = published.figure(model, "steering_alpha")
         toxicity = (published.row(model, "steer_probe", alpha=alpha) or {})["toxicity"]
@@ -727,12 +969,21 @@ def test_published_shares_of_toxic_neurons_fit_the_published_toxicities() -> Non
 def test_csv_files_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     frames = {
         "table-2-interventions": tables.table_2_interventions(rows, model=PAPERS),
-        "table-1-directions": pl.DataFrame({"token": ["\n", ' "a", b', ""], "logit": [1.0, 0.1 + 0.2, None]}),
+        "table-1-directions": pl.DataFrame(
+            {"token": ["\n", ' "a", b', ""], "logit": [1.0, 0.1 + 0.2, None]}
+        ),
     }
     write_csv(frames, tmp_path / "tables")
-    assert {path.name for path in (tmp_path / "tables").iterdir()} == {f"{name}.csv" for name in frames}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"{name}.csv" for name in frames
+    }
     with (tmp_path / "tables/table-1-directions.csv").open(newline="", encoding="utf-8") as file:
-        assert [*csv.reader(file)] == [["token", "logit"], ["\n", "1.0"], [' "a", b', repr(0.1 + 0.2)], ["", ""]]
+        assert [*csv.reader(file)] == [
+            ["token", "logit"],
+            ["\n", "1.0"],
+            [' "a", b', repr(0.1 + 0.2)],
+            ["", ""],
+        ]
     results = pl.read_csv(tmp_path / "tables/table-2-interventions.csv", infer_schema_length=None)
     assert results["toxicity"].to_list() == frames["table-2-interventions"]["toxicity"].to_list()
     assert {0.545, 0.203} <= {*results["published_toxicity"]}

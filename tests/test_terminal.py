@@ -24,7 +24,9 @@ ACTING = "a\x1b[31mb\x1b]0;title\x07c\rd\x9b2J\u202eend\x00\ud83d"
 @pytest.mark.parametrize("colours", [False, True])
 def test_no_text_acts_on_the_terminal_whatever_shows_it(colours: bool) -> None:
     output = io.StringIO()
-    out = Terminal(file=output, width=60, force_terminal=colours, color_system="truecolor" if colours else None)
+    out = Terminal(
+        file=output, width=60, force_terminal=colours, color_system="truecolor" if colours else None
+    )
     table = Table("column" + ACTING)
     table.add_row(ACTING)
     for shown in (ACTING, table):
@@ -59,7 +61,9 @@ def test_chat_shows_names_without_what_acts(llama: tiny.LM) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_of_another_encoding_shows_what_it_can(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_another_encoding_shows_what_it_can(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written, typed = io.BytesIO(), io.BytesIO(b"caf\xe9\xff\x81\n")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed, encoding="utf-8"))
@@ -119,7 +123,9 @@ TEXTS = [
 
 
 def test_a_cell_never_becomes_a_formula_and_is_read_back_as_it_was(tmp_path: Path) -> None:
-    frame = pl.DataFrame({"token": TEXTS, "number": [-1.5] * len(TEXTS), "text": [f"{text}x" for text in TEXTS]})
+    frame = pl.DataFrame(
+        {"token": TEXTS, "number": [-1.5] * len(TEXTS), "text": [f"{text}x" for text in TEXTS]}
+    )
     write_csv({"t": frame}, tmp_path)
     read = read_csv(tmp_path / "t.csv")
     assert read["token"].to_list() == TEXTS
@@ -129,7 +135,11 @@ def test_a_cell_never_becomes_a_formula_and_is_read_back_as_it_was(tmp_path: Pat
     for column in ("token", "text"):
         for cell in cells[column]:
             assert not cell or cell[0] not in "=@\t\r"
-            assert not cell or cell[0] not in "+-" or all(float(part) is not None for part in cell.split(" / "))
+            assert (
+                not cell
+                or cell[0] not in "+-"
+                or all(float(part) is not None for part in cell.split(" / "))
+            )
 
 
 def test_the_innermost_work_says_what_governs_its_memory() -> None:
@@ -139,7 +149,8 @@ def test_the_innermost_work_says_what_governs_its_memory() -> None:
     ):
         with (
             pytest.raises(
-                DialdownError, match=r"not enough memory .*: lower dpo\.batch_size; what is finished is kept"
+                DialdownError,
+                match=r"not enough memory .*: lower dpo\.batch_size; what is finished is kept",
             ),
             enough_memory("use less"),
             enough_memory("lower dpo.batch_size"),

@@ -1,4 +1,6 @@
-"""Token judges: scorers, word lists, and a chat model behind a local stand-in server that misbehaves on request."""
+"""Token judges: scorers, word lists, and a chat model behind a local stand-in server that
+misbehaves on request.
+"""
 
 import json
 import re
@@ -24,10 +26,11 @@ TOXIC = {"damn", "shit", 'id"iot', "\N{PILE OF POO}", "Scheiße"}
 
 
 class StandIn:
-    """A chat endpoint. `plan` holds what to do with the next requests; afterwards every answer is right.
+    """A chat endpoint. `plan` holds what to do with the next requests; afterwards every answer is
+    right.
 
-    A step is a function of the tokens that were asked about; it gives (status, body), where a str body is the text of a
-    chat completion and bytes are sent as they are.
+    A step is a function of the tokens that were asked about; it gives (status, body), where a str
+    body is the text of a chat completion and bytes are sent as they are.
     """
 
     def __init__(self):
@@ -35,7 +38,10 @@ class StandIn:
         self.asked, self.bodies, self.keys = [], [], []
 
     def answer(self, body, key):
-        tokens = [json.loads(line) for line in re.findall(r'^\d+\. (".*")$', body["messages"][-1]["content"], re.M)]
+        tokens = [
+            json.loads(line)
+            for line in re.findall(r'^\d+\. (".*")$', body["messages"][-1]["content"], re.M)
+        ]
         self.asked.append(tokens)
         self.bodies.append(body)
         self.keys.append(key)
@@ -52,7 +58,10 @@ def says(text):
 
 def status(number, /, **error):
     # As unkind as servers get: the key comes back in the message.
-    return lambda tokens: (number, json.dumps({"error": {"message": f"you sent {KEY}", **error}}).encode())
+    return lambda tokens: (
+        number,
+        json.dumps({"error": {"message": f"you sent {KEY}", **error}}).encode(),
+    )
 
 
 def slow(tokens):
@@ -69,7 +78,13 @@ def serving(stand_in):
             if isinstance(said, str):
                 message = {"role": "assistant", "content": said}
                 choice = {"index": 0, "finish_reason": "stop", "message": message}
-                whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+                whole = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": "m",
+                    "choices": [choice],
+                }
                 said = json.dumps(whole).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
@@ -103,7 +118,9 @@ def chat(tmp_path, monkeypatch):
     with serving(stand_in) as address:
 
         def judge(model="gpt", **options):
-            return load_token_judge(f"openai:{model}@{address}", cache=tmp_path / "cache", **options)
+            return load_token_judge(
+                f"openai:{model}@{address}", cache=tmp_path / "cache", **options
+            )
 
         stand_in.judge, stand_in.address = judge, address
         yield stand_in
@@ -123,7 +140,11 @@ def test_answers_come_back_in_order_and_each_token_is_asked_once(chat):
     assert (judge.name, judge.missing, judge.caveat) == ("openai:gpt", 0, "")
     assert judge.record["kind"] == "chat"
     assert judge.record["endpoint"] == chat.address
-    assert (judge.record["tokens"], judge.record["missing"], judge.record["temperature"]) == (87, 0, 0)
+    assert (judge.record["tokens"], judge.record["missing"], judge.record["temperature"]) == (
+        87,
+        0,
+        0,
+    )
     assert chat.judge().judge([]) == []
     assert len(chat.asked) == 3
 
@@ -192,13 +213,17 @@ def test_a_nonsense_answer_is_asked_for_once_more(chat, reply):
     judge = chat.judge()
     assert judge.judge(["a", "c", "d"]) == [False, None, None]
     assert judge.missing == 2
-    assert judge.caveat.startswith("gpt gave no answer for 2 of 3 tokens: its reply was not the JSON asked for")
+    assert judge.caveat.startswith(
+        "gpt gave no answer for 2 of 3 tokens: its reply was not the JSON asked for"
+    )
     assert len(chat.asked) == 4
     assert judge.judge(["a", "c", "d"]) == [False, False, False]  # not cached, so asked about again
     assert (judge.missing, judge.caveat) == (0, "")
 
 
-@pytest.mark.parametrize("body", [b"<html>welcome</html>", b'{"choices": []}', b"{}", b"null", b'{"choices": [{}]}'])
+@pytest.mark.parametrize(
+    "body", [b"<html>welcome</html>", b'{"choices": []}', b"{}", b"null", b'{"choices": [{}]}']
+)
 def test_a_server_that_is_no_chat_endpoint_gives_no_answers(chat, body):
     chat.always = lambda tokens: (200, body)
     judge = chat.judge()
@@ -219,9 +244,9 @@ def test_a_broken_server_is_left_alone_after_two_questions(chat):
     tokens = [f"word{n}" for n in range(200)]
     assert judge.judge([*tokens, ""]) == [None] * 200 + [False]
     assert len(chat.asked) == token_judge.GIVE_UP * (1 + token_judge.RETRIES)
-    assert (
-        judge.caveat
-        == f"gpt gave no answer for 200 of 200 tokens: {chat.address} is overloaded or broken (status 500) (200)."
+    assert judge.caveat == (
+        f"gpt gave no answer for 200 of 200 tokens: {chat.address} is overloaded or broken "
+        "(status 500) (200)."
     )
     assert judge.record["missing"] == sum(judge.record["why"].values()) == 200
     chat.always, before = right, len(chat.asked)
@@ -255,11 +280,15 @@ def test_an_unreachable_server_gives_no_answers(chat, monkeypatch):
     monkeypatch.setattr(token_judge, "RETRIES", 0)
     judge = load_token_judge("openai:gpt@http://127.0.0.1:9/v1")
     assert judge.judge(["damn"]) == [None]
-    assert judge.caveat == "gpt gave no answer for 1 of 1 tokens: http://127.0.0.1:9/v1 cannot be reached (1)."
+    assert (
+        judge.caveat
+        == "gpt gave no answer for 1 of 1 tokens: http://127.0.0.1:9/v1 cannot be reached (1)."
+    )
 
 
 @pytest.mark.parametrize(
-    ("code", "says"), [(401, "refuses the key"), (403, "forbids the key"), (404, "has no such model")]
+    ("code", "says"),
+    [(401, "refuses the key"), (403, "forbids the key"), (404, "has no such model")],
 )
 def test_a_refusal_ends_the_questions_at_once(chat, code, says):
     chat.always = status(code)
@@ -320,7 +349,9 @@ def test_a_damaged_line_is_skipped_and_harms_no_other(chat, tmp_path):
     (file,) = (tmp_path / "cache").glob("*.jsonl")
     good = file.read_bytes()
     cut = good.splitlines()[0][:-6]
-    file.write_bytes(b"\xff\n[1]\n" + good.replace(b"true", b'"yes"') + good.splitlines()[1] + b"\n" + cut)
+    file.write_bytes(
+        b"\xff\n[1]\n" + good.replace(b"true", b'"yes"') + good.splitlines()[1] + b"\n" + cut
+    )
     assert chat.judge().judge(["damn", "a"]) == [True, False]
     assert chat.asked == [["damn", "a"], ["damn"]]
     assert chat.judge().judge(["damn", "a"]) == [True, False]
@@ -348,7 +379,13 @@ def test_the_key_is_nowhere(chat, tmp_path, caplog, trouble):
     judge.judge([f"word{n}" for n in range(90)])
     files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert any(path.suffix == ".jsonl" for path in files)
-    shown = [repr(judge), judge.caveat, json.dumps(judge.record), caplog.text, *(path.read_text() for path in files)]
+    shown = [
+        repr(judge),
+        judge.caveat,
+        json.dumps(judge.record),
+        caplog.text,
+        *(path.read_text() for path in files),
+    ]
     assert not [text for text in shown if KEY in text]
 
 
@@ -372,7 +409,8 @@ def test_a_missing_key_is_an_error_with_a_way_out(monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("OPENAI_API_KEY", value)
     with pytest.raises(
-        DialdownError, match=r"OPENAI_API_KEY is unset or no plain text: set it .* or pass 'embedded:ngram'"
+        DialdownError,
+        match=r"OPENAI_API_KEY is unset or no plain text: set it .* or pass 'embedded:ngram'",
     ) as raised:
         load_token_judge("openai:gpt")
     assert "sk-" not in str(raised.value)
@@ -393,7 +431,13 @@ def test_a_chat_judge_needs_a_model(source):
 
 @pytest.mark.parametrize(
     "address",
-    ["http://me:pass@host/v1", "http://host/v1?key=pass", "http:///pass", "http://[pass", "http://host:pass/v1"],
+    [
+        "http://me:pass@host/v1",
+        "http://host/v1?key=pass",
+        "http:///pass",
+        "http://[pass",
+        "http://host:pass/v1",
+    ],
 )
 def test_an_address_with_secrets_or_without_sense_is_refused(monkeypatch, address):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -416,7 +460,9 @@ class Lengths:
 
 def test_a_scorer_judges_by_its_threshold(monkeypatch):
     sources = []
-    monkeypatch.setattr(token_judge, "load_scorer", lambda source, **_: sources.append(source) or Lengths())
+    monkeypatch.setattr(
+        token_judge, "load_scorer", lambda source, **_: sources.append(source) or Lengths()
+    )
     judge = load_token_judge()
     assert sources == ["embedded:ngram"]
     assert judge.judge([" abcde ", "abcdef", "123456", "!?!?!?!", "12345é", "  ", ""]) == [
@@ -468,16 +514,34 @@ def test_a_word_list_takes_words_and_their_clear_starts(tokens, words):
 
 @given(TOKENS)
 def test_a_token_is_judged_by_itself(tokens):
-    judges = WordListJudge("list", "toxic", frozenset({"asshole"})), ScorerJudge(Lengths(), "toxic", 0.3)
+    judges = (
+        WordListJudge("list", "toxic", frozenset({"asshole"})),
+        ScorerJudge(Lengths(), "toxic", 0.3),
+    )
     for judge in judges:
         assert judge.judge(tokens) == [judge.judge([f" {token}\n"])[0] for token in tokens]
 
 
 def test_a_word_list_is_read_from_a_file(tmp_path):
     file = tmp_path / "words.txt"
-    file.write_text("\ufeff# rude words\n\nAsshole  # the usual\n  motherfucker\nF#\n1488\n", encoding="utf-8")
+    file.write_text(
+        "\ufeff# rude words\n\nAsshole  # the usual\n  motherfucker\nF#\n1488\n", encoding="utf-8"
+    )
     judge = load_token_judge(str(file), concept="rude")
-    given = [" ASSHOLE", "assh", "ass", "mother", "motherf", "assholes", "f#", "f", "1488", "148", "#", ""]
+    given = [
+        " ASSHOLE",
+        "assh",
+        "ass",
+        "mother",
+        "motherf",
+        "assholes",
+        "f#",
+        "f",
+        "1488",
+        "148",
+        "#",
+        "",
+    ]
     expected = [True, True, False, False, True, False, True, False, True, False, False, False]
     assert judge.judge(given) == expected
     assert (judge.name, judge.missing, judge.caveat) == (str(file), 0, "")

@@ -1,23 +1,39 @@
-"""Scorers: probabilities that do not depend on company or order, heads that survive saving, wrong models refused."""
+"""Scorers: probabilities that do not depend on company or order, heads that survive saving, wrong
+models refused.
+"""
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizer
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+)
 
 from dialdown.data.texts import LabelledTexts
 from dialdown.errors import DialdownError
 from dialdown.evaluation import scorers as toxicity
-from dialdown.evaluation.scorers import (
-    LinearScorer,
-    MiniLMFeatures,
-    NgramFeatures,
-    load_scorer,
-)
+from dialdown.evaluation.scorers import LinearScorer, MiniLMFeatures, NgramFeatures, load_scorer
 
 RUDE = ["idiot", "fool", "moron", "jerk"]
 KIND = ["friend", "thanks", "peace", "welcome"]
-REST = ["the", "a", "river", "house", "walks", "under", "blue", "seven", "slowly", "today", "again", "over"]
+REST = [
+    "the",
+    "a",
+    "river",
+    "house",
+    "walks",
+    "under",
+    "blue",
+    "seven",
+    "slowly",
+    "today",
+    "again",
+    "over",
+]
 
 
 def corpus(n=400, seed=0):
@@ -35,7 +51,12 @@ def save_bert(folder, kind, **settings):
     """A tiny random BERT with a tokenizer of the corpus' words."""
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *RUDE, *KIND, *REST]
-    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
     config = BertConfig(vocab_size=len(words), initializer_range=0.2, **sizes, **settings)
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
@@ -87,20 +108,28 @@ def test_blank_texts_score_zero_and_change_no_other(ngram):
 
 def test_too_few_texts_are_refused():
     few = corpus(30)
-    with pytest.raises(DialdownError, match="at least 20 texts of at most 20 words with either label and got 15"):
+    with pytest.raises(
+        DialdownError, match="at least 20 texts of at most 20 words with either label and got 15"
+    ):
         LinearScorer.train(NgramFeatures(), few, seed=0)
 
 
 def test_embeddings_do_not_depend_on_company(tmp_path):
-    features = MiniLMFeatures.load(tmp_path / "bert") if save_bert(tmp_path / "bert", BertModel) else None
+    features = (
+        MiniLMFeatures.load(tmp_path / "bert") if save_bert(tmp_path / "bert", BertModel) else None
+    )
     texts = list(corpus(70, seed=3).texts)
     together = features.matrix(texts)
     alone = np.vstack([features.matrix([text]) for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    assert np.abs(together[0] - together[1]).max() > 0.01  # a random encoder still tells texts apart
+    assert (
+        np.abs(together[0] - together[1]).max() > 0.01
+    )  # a random encoder still tells texts apart
     order = np.random.default_rng(0).permutation(len(texts))
-    np.testing.assert_allclose(features.matrix([texts[i] for i in order]), together[order], atol=1e-5)
+    np.testing.assert_allclose(
+        features.matrix([texts[i] for i in order]), together[order], atol=1e-5
+    )
 
 
 def test_a_head_on_embeddings_learns(tmp_path):
@@ -144,7 +173,9 @@ def test_a_classifier_reads_its_label(tmp_path, problem):
 
 def test_a_model_without_a_trained_head_is_refused(tmp_path):
     source = save_bert(tmp_path / "bert", BertForMaskedLM)
-    with pytest.raises(DialdownError, match=r"lacks 4 tensors .*classifier.bias.*trained classification head"):
+    with pytest.raises(
+        DialdownError, match=r"lacks 4 tensors .*classifier.bias.*trained classification head"
+    ):
         load_scorer(source)
 
 

@@ -1,4 +1,6 @@
-"""What plain TRL leaves after a training, in each of its ways to save, is a tuned model of the base it was given."""
+"""What plain TRL leaves after a training, in each of its ways to save, is a tuned model of the base
+it was given.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,11 @@ def trained(base: Path, out: Path, peft_config: Any) -> DPOTrainer:
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["whole", "LoRA"])
 def test_every_way_of_saving_is_a_tuned_model(base: Path, tmp_path: Path, adapter: bool) -> None:
-    config = LoraConfig(r=2, target_modules=["down_proj", "q_proj"], task_type="CAUSAL_LM") if adapter else None
+    config = (
+        LoraConfig(r=2, target_modules=["down_proj", "q_proj"], task_type="CAUSAL_LM")
+        if adapter
+        else None
+    )
     trainer = trained(base, tmp_path / "trainer", config)
     lm = dd.load(base, device="cpu")
     with pytest.raises(DialdownError, match=r"checkpoints alone.*checkpoint-2 is the last"):

@@ -1,4 +1,6 @@
-"""Verification in vLLM, where it is installed: with the real one on the embedded model, and with stand-ins for the rest."""
+"""Verification in vLLM, where it is installed: with the real one on the embedded model, and with
+stand-ins for the rest.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from dialdown.models.lm import LM
 
 Install = Callable[..., None]
 
-# vLLM's documented answers, from transformers: a position's scores are those of the token there, so the first has none.
-# Once it has answered it crashes.
+# vLLM's documented answers, from transformers: a position's scores are those of the token there, so
+# the first has none. Once it has answered it crashes.
 STAND_IN = """
 import atexit, os
 from types import SimpleNamespace
@@ -75,7 +77,12 @@ def test_what_vllm_makes_of_a_folder_is_compared_and_told(
 ) -> None:
     stand_in()
     lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
-    done = export(saved(lm, tmp_path / "base"), exact(make(lm, kind, strength=0.3)), tmp_path / "out", prompts=FEW)
+    done = export(
+        saved(lm, tmp_path / "base"),
+        exact(make(lm, kind, strength=0.3)),
+        tmp_path / "out",
+        prompts=FEW,
+    )
     found = done.verification
     assert found is not None
     assert found.vllm is not None
@@ -96,7 +103,12 @@ def test_a_folder_that_vllm_reads_otherwise_is_not_written(
         DialdownError,
         match=r"in vLLM 0-stand-in a log-probability differs by up to (0\.06|nan), where 0\.052 is accepted",
     ):
-        export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+        export(
+            saved(llama, tmp_path / "base"),
+            exact(make(llama, "scale")),
+            tmp_path / "out",
+            prompts=FEW,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -111,7 +123,9 @@ def test_a_vllm_that_does_not_run_says_nothing_about_the_folder(
     llama: LM, tmp_path: Path, stand_in: Install, source: str, reason: str
 ) -> None:
     stand_in(source=source)
-    done = export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+    done = export(
+        saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW
+    )
     assert str(done.verification).endswith(f"not verified in vLLM, which did not run: {reason}")
     card = (done.folder / "README.md").read_text()
     assert "It was not verified in vLLM, which did not run." in card
@@ -136,7 +150,12 @@ class LLM:
     stand_in(source=refusing)
     sentence = r"vLLM 0-stand-in runs the base and not the edited model: ValueError: no module named surplus.weight, so"
     with pytest.raises(DialdownError, match=sentence):
-        export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+        export(
+            saved(llama, tmp_path / "base"),
+            exact(make(llama, "scale")),
+            tmp_path / "out",
+            prompts=FEW,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -146,7 +165,9 @@ def test_vllm_is_not_started_where_its_weights_do_not_fit(
     stand_in(source="raise AssertionError")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(vllm_check, "ENGINE_BYTES", 1 << 60)
-    done = export(saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW)
+    done = export(
+        saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW
+    )
     assert "which did not run: it needs 1152921504.6 GB of memory" in str(done.verification)
 
 

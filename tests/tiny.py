@@ -1,7 +1,8 @@
 """Tiny random models of every supported class, built from configs: no downloads, milliseconds each.
 
-Their weights are wide (standard deviation 0.3) and their norms and biases random, so that activations differ between
-neurons, a norm after the MLP has a weight that matters, and greedy decoding does not settle on one token.
+Their weights are wide (standard deviation 0.3) and their norms and biases random, so that
+activations differ between neurons, a norm after the MLP has a weight that matters, and greedy
+decoding does not settle on one token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _SPECIAL = ["<pad>", "<bos>", "<eos>"]
 # A few whole words, so that words have one token or several.
 _MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("c", "a"), ("ca", "t"), ("Ġ", "cat")]
-VOCABULARY = {token: index for index, token in enumerate([*_SPECIAL, *_ALPHABET, *(a + b for a, b in _MERGES)])}
+VOCABULARY = {
+    token: index
+    for index, token in enumerate([*_SPECIAL, *_ALPHABET, *(a + b for a, b in _MERGES)])
+}
 
 
 def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
@@ -34,7 +38,9 @@ def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     if bos:
-        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+        core.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", 1)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -52,16 +58,26 @@ _LLAMA = {
     "num_key_value_heads": 1,
     "max_position_embeddings": CONTEXT,
 }
-_GPT2 = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2, "n_positions": CONTEXT, "n_inner": NEURONS}
+_GPT2 = {
+    "n_embd": WIDTH,
+    "n_layer": LAYERS,
+    "n_head": 2,
+    "n_positions": CONTEXT,
+    "n_inner": NEURONS,
+}
 _FREE = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
 
-# Name -> (config class, its arguments). The first eight are named in the issue, the rest come for free.
+# Name -> (config class, its arguments). The first eight are named in the issue, the rest come for
+# free.
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT2),
     "llama": ("LlamaConfig", _LLAMA),
     "mistral": ("MistralConfig", {**_LLAMA, "sliding_window": WINDOW}),
     "gemma": ("GemmaConfig", {**_LLAMA, "head_dim": 8}),
-    "gemma2": ("Gemma2Config", {**_LLAMA, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        {**_LLAMA, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+    ),
     "gemma3": (
         "Gemma3TextConfig",
         {
@@ -99,7 +115,10 @@ FREE: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", _LLAMA),
     "cohere2": ("Cohere2Config", {**_LLAMA, "sliding_window": WINDOW}),
     "nemotron": ("NemotronConfig", {**_LLAMA, "head_dim": 8}),
-    "exaone4": ("Exaone4Config", {**_LLAMA, "sliding_window": WINDOW, "layer_types": ["sliding_attention"] * LAYERS}),
+    "exaone4": (
+        "Exaone4Config",
+        {**_LLAMA, "sliding_window": WINDOW, "layer_types": ["sliding_attention"] * LAYERS},
+    ),
     "helium": ("HeliumConfig", {**_LLAMA, "head_dim": 8}),
     "seed_oss": ("SeedOssConfig", {**_LLAMA, "head_dim": 8}),
     "arcee": ("ArceeConfig", _LLAMA),
@@ -108,7 +127,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**_LLAMA, "num_local_experts": 2}),
     "qwen2_moe": (
         "Qwen2MoeConfig",
-        {**_LLAMA, "num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+        {
+            **_LLAMA,
+            "num_experts": 4,
+            "moe_intermediate_size": 8,
+            "shared_expert_intermediate_size": 8,
+        },
     ),
     "phi3": ("Phi3Config", _LLAMA),
     "opt": ("OPTConfig", {**_FREE, "ffn_dim": NEURONS, "word_embed_proj_dim": WIDTH}),
@@ -120,7 +144,9 @@ def model(name: str, *, seed: int = 0, **options: Any) -> Any:
     """A random model of one architecture in float32, eval mode."""
     config_class, arguments = {**ARCHITECTURES, **REFUSED}[name]
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(transformers, config_class)(vocab_size=len(VOCABULARY), **{**arguments, **ids, **options})
+    config = getattr(transformers, config_class)(
+        vocab_size=len(VOCABULARY), **{**arguments, **ids, **options}
+    )
     generator = torch.Generator().manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():

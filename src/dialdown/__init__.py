@@ -3,7 +3,8 @@
     texts -> direction -> activations -> neuron table -> groups -> interventions -> evaluation -> report
                                                                  -> gains, search -> export
 
-Each arrow is one function below, each thing between two arrows a value that can be saved, loaded and printed.
+Each arrow is one function below, each thing between two arrows a value that can be saved, loaded
+and printed.
 """
 
 from .errors import DialdownError

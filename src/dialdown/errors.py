@@ -1,4 +1,6 @@
-"""The one exception a user's mistake raises, what names the nearest known word, and what to do where memory runs out."""
+"""The one exception a user's mistake raises, what names the nearest known word, and what to do
+where memory runs out.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,24 @@ from difflib import get_close_matches
 
 
 class DialdownError(Exception):
-    """What was given, why it cannot work, what to pass instead: one sentence, shown without a traceback."""
+    """What was given, why it cannot work, what to pass instead: one sentence, shown without a
+    traceback.
+    """
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """The end of an error sentence about an unknown name, its mark included: the closest known one, or all of them."""
+    """The end of an error sentence about an unknown name, its mark included: the closest known one,
+    or all of them.
+    """
     names = sorted(known)
     close = get_close_matches(given, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, names))}."
 
 
 def memory_is_short(error: Exception) -> bool:
-    """Whether memory ran out: torch has one exception for a GPU and only a message for the processor."""
+    """Whether memory ran out: torch has one exception for a GPU and only a message for the
+    processor.
+    """
     words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
@@ -28,7 +36,8 @@ def memory_is_short(error: Exception) -> bool:
 
 @contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
-    """Say what to do where memory runs out within; the innermost such block speaks, so it names what governs its work.
+    """Say what to do where memory runs out within; the innermost such block speaks, so it names
+    what governs its work.
 
     Args:
         advice: what to pass instead, as the end of a sentence: "lower evaluation.batch_size".
@@ -39,4 +48,6 @@ def enough_memory(advice: str) -> Iterator[None]:
         if not memory_is_short(error):
             raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DialdownError(f"There is not enough memory ({reason}): {advice}; what is finished is kept.") from error
+        raise DialdownError(
+            f"There is not enough memory ({reason}): {advice}; what is finished is kept."
+        ) from error

@@ -1,9 +1,10 @@
 """Files that are either whole or absent, and the two formats every value object is saved in.
 
-A file is written under a temporary name in the same folder, synced to disk and renamed, so a killed run never leaves
-half a file under a name that a later run would trust. Tensors travel as safetensors with one JSON record in the
-header (schema version, model, protocol, ...); nothing here can execute code on loading. Both formats can carry a check of
-their content, so that a byte that changed on the disk is noticed where the file is read.
+A file is written under a temporary name in the same folder, synced to disk and renamed, so a killed
+run never leaves half a file under a name that a later run would trust. Tensors travel as
+safetensors with one JSON record in the header (schema version, model, protocol, ...); nothing here
+can execute code on loading. Both formats can carry a check of their content, so that a byte that
+changed on the disk is noticed where the file is read.
 """
 
 from __future__ import annotations
@@ -35,33 +36,42 @@ MANIFEST = "files.json"
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 FULL = {errno.ENOSPC, errno.EDQUOT}
 UNFIT = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+    errno.EISDIR, errno.ENAMETOOLONG,
     errno.ELOOP, errno.ENOTEMPTY, errno.EILSEQ,
 }  # fmt: skip
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, or a path that no file can have, into one sentence that names the path."""
+    """Turn a full or read-only disk, or a path that no file can have, into one sentence that names
+    the path.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         number, reason = _os_error(error)
         if number in FULL:
             raise DialdownError(
-                f"The disk is full while writing {path}: what was done before is kept; free some space and repeat the same command."
+                f"The disk is full while writing {path}: what was done before is kept; free some "
+                "space and repeat the same command."
             ) from error
         if number == errno.EFBIG:
             raise DialdownError(
-                f"{path} would be larger than this disk or your limits (ulimit -f) allow: what was done before is kept; raise the limit or pass a folder on another disk."
+                f"{path} would be larger than this disk or your limits (ulimit -f) allow: what was "
+                "done before is kept; raise the limit or pass a folder on another disk."
             ) from error
         if number in UNFIT:
-            raise DialdownError(f"{path} cannot be written ({reason}): pass a folder you may write to.") from error
+            raise DialdownError(
+                f"{path} cannot be written ({reason}): pass a folder you may write to."
+            ) from error
         raise
 
 
 def _os_error(error: OSError | SafetensorError) -> tuple[int | None, str | None]:
-    """Number and name of a system error; safetensors passes it on in its message only ("... (os error 28)")."""
+    """Number and name of a system error; safetensors passes it on in its message only ("... (os
+    error 28)").
+    """
     if isinstance(error, OSError):
         return error.errno, error.strerror
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -103,8 +113,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, not empty, that begins with the sha256 of everything after it, atomically."""
-    body = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).removeprefix("{\n") + "\n"
+    """Write a JSON object, not empty, that begins with the sha256 of everything after it,
+    atomically.
+    """
+    body = (
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).removeprefix("{\n") + "\n"
+    )
     write_text(path, SEAL.format(hashlib.sha256(body.encode()).hexdigest()) + body)
 
 
@@ -131,17 +145,26 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except NO_FILE as error:
-        raise DialdownError(f"{path} does not exist: run the stage that writes it first.") from error
+        raise DialdownError(
+            f"{path} does not exist: run the stage that writes it first."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DialdownError(
-            f"{path} is not valid JSON ({error}): repeat the command that writes it, which makes it again."
+            f"{path} is not valid JSON ({error}): repeat the command that writes it, which makes "
+            "it again."
         ) from error
 
 
-def write_arrays(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
-    """Write named arrays as safetensors with `record`, and a check of both, as JSON in the header, atomically."""
+def write_arrays(
+    path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]
+) -> None:
+    """Write named arrays as safetensors with `record`, and a check of both, as JSON in the header,
+    atomically.
+    """
     written = {"schema": SCHEMA, "kind": kind, **record}
-    header = {"dialdown": json.dumps({"check": _check(written, arrays), **written}, allow_nan=False)}
+    header = {
+        "dialdown": json.dumps({"check": _check(written, arrays), **written}, allow_nan=False)
+    }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def write(partial: Path) -> None:
@@ -155,38 +178,49 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
     """Read what `write_arrays` wrote: the arrays and the record.
 
     Raises:
-        DialdownError: the file is missing, damaged, or holds another kind of value or a newer schema.
+        DialdownError: the file is missing, damaged, or holds another kind of value or a newer
+            schema.
     """
     try:
         with safe_open(path, framework="numpy") as handle:
             record = json.loads((handle.metadata() or {}).get("dialdown", "{}"))
             arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except FileNotFoundError as error:
-        raise DialdownError(f"{path} does not exist: pass the file a dialdown {kind} was saved to.") from error
+        raise DialdownError(
+            f"{path} does not exist: pass the file a dialdown {kind} was saved to."
+        ) from error
     except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         # A TypeError is of a number format that numpy does not have.
-        raise DialdownError(f"{path} is damaged or no safetensors file ({error}): write it again.") from error
+        raise DialdownError(
+            f"{path} is damaged or no safetensors file ({error}): write it again."
+        ) from error
     if not isinstance(record, dict):
         record = {}
     if record.get("kind") != kind or record.get("schema") != SCHEMA:
         found = f"{record.get('kind', 'something else')!r} (schema {record.get('schema')})"
         raise DialdownError(
-            f"{path} holds {found}, not a dialdown {kind} of schema {SCHEMA}: pass another file or write it again."
+            f"{path} holds {found}, not a dialdown {kind} of schema {SCHEMA}: pass another file or "
+            "write it again."
         )
     # Files of earlier versions have none and begin with their schema.
     if next(iter(record)) != "schema" and record.pop("check", None) != _check(record, arrays):
-        raise DialdownError(f"{path} is damaged (its content is not what was written): write it again.")
+        raise DialdownError(
+            f"{path} is damaged (its content is not what was written): write it again."
+        )
     return arrays, record
 
 
 def _check(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
     return fingerprint(
-        json.loads(json.dumps(record)), *(part for name in sorted(arrays) for part in (name, arrays[name]))
+        json.loads(json.dumps(record)),
+        *(part for name in sorted(arrays) for part in (name, arrays[name])),
     )
 
 
 def kept_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
-    """What `read_arrays` reads; None where the file is missing or damaged, so that it is made again."""
+    """What `read_arrays` reads; None where the file is missing or damaged, so that it is made
+    again.
+    """
     try:
         return read_arrays(path, kind)
     except DialdownError:
@@ -194,7 +228,9 @@ def kept_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
 
 
 def fingerprint(*parts: Any) -> str:
-    """Sixteen hex digits that change when any of the parts (arrays, or values that JSON can write) changes."""
+    """Sixteen hex digits that change when any of the parts (arrays, or values that JSON can write)
+    changes.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -213,7 +249,9 @@ def file_sha256(path: Path) -> str:
 
 
 def hashes(folder: Path, places: Iterable[str]) -> dict[str, str | None]:
-    """The sha256 of each file; None for one that is gone or cannot be read. Large ones are read side by side."""
+    """The sha256 of each file; None for one that is gone or cannot be read. Large ones are read
+    side by side.
+    """
 
     def sha256(place: str) -> str | None:
         try:
@@ -229,7 +267,10 @@ def hashes(folder: Path, places: Iterable[str]) -> dict[str, str | None]:
 def sizes_and_hashes(folder: Path, places: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Size in bytes and sha256 of each file."""
     found = hashes(folder, places)
-    return {place: {"bytes": (folder / place).stat().st_size, "sha256": sha256} for place, sha256 in found.items()}
+    return {
+        place: {"bytes": (folder / place).stat().st_size, "sha256": sha256}
+        for place, sha256 in found.items()
+    }
 
 
 def harmed(folder: Path, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -241,10 +282,14 @@ def harmed(folder: Path, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]
 def seal(folder: Path) -> None:
     """Record the files of a folder that is finished, in the folder."""
     places = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    write_sealed(folder / MANIFEST, {"files": sizes_and_hashes(folder, sorted({*places} - {MANIFEST}))})
+    write_sealed(
+        folder / MANIFEST, {"files": sizes_and_hashes(folder, sorted({*places} - {MANIFEST}))}
+    )
 
 
 def damaged(folder: Path) -> bool:
-    """Whether files that were recorded in a folder are gone or have changed; a kill may come before `seal`."""
+    """Whether files that were recorded in a folder are gone or have changed; a kill may come before
+    `seal`.
+    """
     record = read_sealed(folder / MANIFEST)
     return (folder / MANIFEST).exists() if record is None else bool(harmed(folder, record["files"]))

@@ -1,9 +1,9 @@
 """Work in pieces done by several processes, one core each.
 
-The pieces (rows of an evaluation, batches of prompts) do not depend on each other, and on a CPU a forward pass on two
-threads is far from twice as fast as on one: its small operations are serial and the threads wait for each other. So each
-worker runs on one thread with models of its own and takes the next piece. A finished piece is a file; a worker that is
-stopped loses the piece it was at.
+The pieces (rows of an evaluation, batches of prompts) do not depend on each other, and on a CPU a
+forward pass on two threads is far from twice as fast as on one: its small operations are serial and
+the threads wait for each other. So each worker runs on one thread with models of its own and takes
+the next piece. A finished piece is a file; a worker that is stopped loses the piece it was at.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .errors import DialdownError
 
 # What a worker holds besides: libraries and the activations of one forward pass.
 WORKER_BYTES = 1 << 30
-# The exit status of a worker that a script without a `__main__` guard would have start everything again.
+# The exit status of a worker that a script without a `__main__` guard would have start everything
+# again.
 UNGUARDED = 97
 
 
@@ -53,22 +54,28 @@ def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
 
     Args:
         model_bytes: weights of one model; a worker holds two at times.
-        shared_bytes: what a worker keeps between pieces: prefixes' keys and values, the base's distributions.
+        shared_bytes: what a worker keeps between pieces: prefixes' keys and values, the base's
+            distributions.
         device: where the models run.
     """
     if device != "cpu":
         return 1
     fitting = psutil.virtual_memory().available // (2 * model_bytes + shared_bytes + WORKER_BYTES)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min(cores, int(fitting)))
 
 
-def do_all(prepare: Callable[[], Callable[[Any], None]], pieces: Sequence[Any], workers: int) -> Generator[Done]:
-    """Do every piece in one of `workers` processes, in the order they finish; stop early by closing the iterator.
+def do_all(
+    prepare: Callable[[], Callable[[Any], None]], pieces: Sequence[Any], workers: int
+) -> Generator[Done]:
+    """Do every piece in one of `workers` processes, in the order they finish; stop early by closing
+    the iterator.
 
     Args:
-        prepare: called once in each worker; returns what does one piece. It travels to the workers, so it is a function
-            of a module, or a partial of one.
+        prepare: called once in each worker; returns what does one piece. It travels to the workers,
+            so it is a function of a module, or a partial of one.
         pieces: what to do; each travels to a worker too.
         workers: how many processes.
 
@@ -94,20 +101,34 @@ def do_all(prepare: Callable[[], Callable[[Any], None]], pieces: Sequence[Any], 
 
 
 def _why_ended(processes: Sequence[BaseProcess]) -> str:
-    """What to say of workers of which one ended by itself; the pool then ends the others, by SIGTERM."""
+    """What to say of workers of which one ended by itself; the pool then ends the others, by
+    SIGTERM.
+    """
     for process in processes:
         process.join(5)
     codes = {process.exitcode or 0 for process in processes}
     if UNGUARDED in codes:
-        return 'This script calls dialdown outside `if __name__ == "__main__":`, so each of the processes that measure would start it all again: put the call under that line, or set workers=1.'
+        return (
+            'This script calls dialdown outside `if __name__ == "__main__":`, so each of the '
+            "processes that measure would start it all again: put the call under that line, or "
+            "set workers=1."
+        )
     signals = sorted(-code for code in codes if code < 0 and -code != signal.SIGTERM)
     if not signals or signals == [signal.SIGKILL]:
-        return "A worker process was killed, most likely for memory: repeat the same command with --set workers=1; what is finished is kept."
-    return f"A worker process was ended by {signal.strsignal(signals[0]) or signals[0]}: repeat the same command with --set workers=1; what is finished is kept."
+        return (
+            "A worker process was killed, most likely for memory: repeat the same command with "
+            "--set workers=1; what is finished is kept."
+        )
+    return (
+        f"A worker process was ended by {signal.strsignal(signals[0]) or signals[0]}: repeat "
+        "the same command with --set workers=1; what is finished is kept."
+    )
 
 
 def check_main_guard() -> None:
-    """End a worker that was about to do its parent's work: it reads the script that started it, and that has no `__main__` guard."""
+    """End a worker that was about to do its parent's work: it reads the script that started it, and
+    that has no `__main__` guard.
+    """
     # What multiprocessing itself asks before it would say so, in thirty lines.
     if getattr(current_process(), "_inheriting", False):
         os._exit(UNGUARDED)
@@ -138,7 +159,9 @@ def _one(piece: Any) -> Done:
 
 
 def return_free_memory() -> None:
-    """Give freed memory back to the system and the GPU, which the C library and torch otherwise keep for this process alone."""
+    """Give freed memory back to the system and the GPU, which the C library and torch otherwise
+    keep for this process alone.
+    """
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where CUDA was not used
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
@@ -146,7 +169,9 @@ def return_free_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to our own progress: the libraries' bars and notices would interleave with it."""
+    """Leave the terminal to our own progress: the libraries' bars and notices would interleave with
+    it.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for library in ("HUB", "DATASETS"):
         os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")

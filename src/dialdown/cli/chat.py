@@ -1,7 +1,8 @@
-"""Talk to a model and to its edit at once: `dialdown chat`, two columns, one model in memory, a dial between turns.
+"""Talk to a model and to its edit at once: `dialdown chat`, two columns, one model in memory, a
+dial between turns.
 
-The edit acts by hooks at every position (METHOD §5, `strict`), so what the edited side says is what the exported checkpoint
-would say. Each side answers to its own earlier replies.
+The edit acts by hooks at every position (METHOD §5, `strict`), so what the edited side says is what
+the exported checkpoint would say. Each side answers to its own earlier replies.
 """
 
 from __future__ import annotations
@@ -57,17 +58,20 @@ class ChatSettings:
     def __post_init__(self) -> None:
         if not math.isfinite(self.strength):
             raise DialdownError(
-                f"A strength of {self.strength} cannot be applied: pass a finite number, 1 for the whole edit."
+                f"A strength of {self.strength} cannot be applied: pass a finite number, 1 for the "
+                "whole edit."
             )
         if self.tokens < 1:
             raise DialdownError(f"A reply of {self.tokens} tokens is none: pass 1 or more.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise DialdownError(
-                f"A temperature of {self.temperature} cannot be sampled at: pass 0 for greedy replies, or a number such as 0.8."
+                f"A temperature of {self.temperature} cannot be sampled at: pass 0 for greedy "
+                "replies, or a number such as 0.8."
             )
         if not 0 <= self.seed < 1 << 32:
             raise DialdownError(
-                f"A seed of {self.seed} is out of range: pass a whole number from 0 to {(1 << 32) - 1}."
+                f"A seed of {self.seed} is out of range: pass a whole number from 0 to "
+                f"{(1 << 32) - 1}."
             )
 
 
@@ -83,10 +87,11 @@ def chat(
     console: Console | None = None,
     read: Callable[[str], str] = input,
 ) -> None:
-    """Read messages and commands until the user leaves; show each reply of the base and of the edited model side by side.
+    """Read messages and commands until the user leaves; show each reply of the base and of the
+    edited model side by side.
 
-    A mistake (an unknown command, a value that cannot be, a conversation that is too long) is one sentence on the console,
-    and the chat goes on.
+    A mistake (an unknown command, a value that cannot be, a conversation that is too long) is one
+    sentence on the console, and the chat goes on.
 
     Args:
         lm: the base model.
@@ -119,7 +124,10 @@ def chat(
                     settings, said = _obey(settings, command, line.removeprefix(command).strip())
                     console.print(said, markup=False, highlight=False)
                 elif line:
-                    with console.status("replying ...", spinner="line"), enough_memory("lower /tokens, or /reset"):
+                    with (
+                        console.status("replying ...", spinner="line"),
+                        enough_memory("lower /tokens, or /reset"),
+                    ):
                         left = reply(lm, base, line, settings)
                         right = reply(lm, edited, line, settings, edit.at(settings.strength))
                     base.append((line, left))
@@ -132,10 +140,13 @@ def chat(
     console.print("Goodbye.")
 
 
-def reply(lm: LM, turns: Turns, message: str, settings: ChatSettings, edit: Intervention | None = None) -> str:
+def reply(
+    lm: LM, turns: Turns, message: str, settings: ChatSettings, edit: Intervention | None = None
+) -> str:
     """What the model says to `message` after `turns`.
 
-    The tokenizer's chat template is used where it has one; else the model goes on with the plain text.
+    The tokenizer's chat template is used where it has one; else the model goes on with the plain
+    text.
 
     Args:
         lm: the model.
@@ -145,21 +156,28 @@ def reply(lm: LM, turns: Turns, message: str, settings: ChatSettings, edit: Inte
         edit: what acts while the model replies, as it is; None for the base model.
 
     Raises:
-        DialdownError: the conversation has grown out of the model's context, or the edit is of another model.
+        DialdownError: the conversation has grown out of the model's context, or the edit is of
+            another model.
     """
     ids = _encode(lm.tokenizer, turns, whole_text(message, "The message")).to(lm.device)
     if not ids.shape[1]:
-        raise DialdownError(f"The tokenizer of {lm.name} makes no tokens of the message: write another one.")
+        raise DialdownError(
+            f"The tokenizer of {lm.name} makes no tokens of the message: write another one."
+        )
     if ids.shape[1] + settings.tokens > lm.context:
         raise DialdownError(
-            f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones exceed the context of "
+            f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones "
+            "exceed the context of "
             f"{lm.name} ({lm.context}): start again with /reset, or lower /tokens."
         )
     with edit.measured(lm) if edit else nullcontext():
         new = _generate(lm, ids, settings, turn=len(turns))
-    # SentencePiece tokenizers drop the space a text starts with, so a reply is decoded after what it continues.
+    # SentencePiece tokenizers drop the space a text starts with, so a reply is decoded after what
+    # it continues.
     parts = (ids[0], torch.cat([ids[0], new]), new)
-    before, whole, alone = (str(lm.tokenizer.decode(part, skip_special_tokens=True)) for part in parts)
+    before, whole, alone = (
+        str(lm.tokenizer.decode(part, skip_special_tokens=True)) for part in parts
+    )
     return whole.removeprefix(before) if whole.startswith(before) else alone
 
 
@@ -169,7 +187,11 @@ def _encode(tokenizer: Any, turns: Turns, message: str) -> Tensor:
         text = "\n".join([*(said + answered for said, answered in turns), message])
         return torch.tensor(encode(tokenizer, [text]))
     roles = ("user", "assistant")
-    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(roles, turn, strict=True)
+    ]
     messages.append({"role": "user", "content": message})
     encoded = _templated(tokenizer, messages)
     ids: Tensor = encoded["input_ids"]
@@ -177,7 +199,9 @@ def _encode(tokenizer: Any, turns: Turns, message: str) -> Tensor:
 
 
 def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """What the chat template makes of a conversation; a template is a program of the model's maker, and may fail like one."""
+    """What the chat template makes of a conversation; a template is a program of the model's maker,
+    and may fail like one.
+    """
     try:
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -193,15 +217,19 @@ def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
     ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DialdownError(
-            f"The chat template of the tokenizer cannot be used ({reason}): mend chat_template in the base's folder, or remove it to go on with plain text."
+            f"The chat template of the tokenizer cannot be used ({reason}): mend chat_template in "
+            "the base's folder, or remove it to go on with plain text."
         ) from error
 
 
 def _generate(lm: LM, ids: Tensor, settings: ChatSettings, *, turn: int) -> Tensor:
     """(n,) new token ids, without the one that ended them."""
     sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
-    # What a checkpoint's own configuration says about sampling would come with a warning where nothing is sampled.
-    sampling |= {"temperature": settings.temperature} if settings.temperature else dict.fromkeys(SAMPLING)
+    # What a checkpoint's own configuration says about sampling would come with a warning where
+    # nothing is sampled.
+    sampling |= (
+        {"temperature": settings.temperature} if settings.temperature else dict.fromkeys(SAMPLING)
+    )
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(settings.seed + turn)
@@ -244,6 +272,7 @@ def _obey(settings: ChatSettings, command: str, value: str) -> tuple[ChatSetting
     except ValueError as error:
         kind = "whole number" if number is int else "number"
         raise DialdownError(
-            f"{command} takes one {kind} and got {value!r}: pass one, or nothing to see what is set."
+            f"{command} takes one {kind} and got {value!r}: pass one, or nothing to see what is "
+            "set."
         ) from error
     return replace(settings, **changed), f"{name} {changed[name]}"

@@ -20,7 +20,8 @@ NEEDED = (
 
 
 def fetch_all(progress: Progress) -> None:
-    """Fetch what is missing, two at a time: one waits for the network or converts while the other trains.
+    """Fetch what is missing, two at a time: one waits for the network or converts while the other
+    trains.
 
     Raises:
         DialdownError: something cannot be downloaded, or is not what it should be.

@@ -33,10 +33,15 @@ def findings() -> Iterator[str]:
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
         yield f"extra {extra}: " + (
-            f'missing {", ".join(missing)}; pip install "dialdown[{extra}]"' if missing else "installed"
+            f'missing {", ".join(missing)}; pip install "dialdown[{extra}]"'
+            if missing
+            else "installed"
         )
     memory = psutil.virtual_memory()
-    yield f"memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; the demo takes up to 4.5"
+    yield (
+        f"memory: {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; the "
+        "demo takes up to 4.5"
+    )
     yield f"cores: {os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
     yield from _threads()
     yield (
@@ -46,11 +51,18 @@ def findings() -> Iterator[str]:
     )
     yield f"cache: {cache_folder()}"
     ready = [name for name in ASSETS if (cache_folder() / "assets" / name).is_dir()]
-    yield f"embedded assets there: {', '.join(ready) or 'none yet; the first run downloads about 230 MB'}"
+    yield (
+        "embedded assets there: "
+        f"{', '.join(ready) or 'none yet; the first run downloads about 230 MB'}"
+    )
 
 
 def _threads() -> Iterator[str]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5 * (os.cpu_count() or 1):
-        # OpenMP's threads wait for each other by spinning: a second busy process can make a forward pass ten times slower.
-        yield f"load {load:.1f}: other processes are busy; stop them, or set OMP_WAIT_POLICY=passive, or runs will be many times slower"
+        # OpenMP's threads wait for each other by spinning: a second busy process can make a forward
+        # pass ten times slower.
+        yield (
+            f"load {load:.1f}: other processes are busy; stop them, or set "
+            "OMP_WAIT_POLICY=passive, or runs will be many times slower"
+        )

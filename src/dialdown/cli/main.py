@@ -1,4 +1,6 @@
-"""The commands: `dialdown run` and its stages, `detox` and what is done with its result, and `doctor`."""
+"""The commands: `dialdown run` and its stages, `detox` and what is done with its result, and
+`doctor`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..errors import DialdownError, enough_memory
 from ..study.config import Config, load_config
@@ -23,22 +32,37 @@ if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
     from ..models.lm import LM
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 out = Terminal()
 err = Terminal(stderr=True)
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; without one, the preset alone.")]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(help="A TOML file; without one, the preset alone.")
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="The folder of the study (runs/PRESET by default); the same command goes on with it."),
+    typer.Option(
+        "--out",
+        help="The folder of the study (runs/PRESET by default); the same command goes on with it.",
+    ),
 ]
 Preset = Annotated[
-    str, typer.Option(help="demo, smoke (the same stages on almost nothing), or full (the paper's sizes).")
+    str,
+    typer.Option(
+        help="demo, smoke (the same stages on almost nothing), or full (the paper's sizes)."
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="A hub id, a folder, or embedded:smollm2-135m.")]
-Tuned = Annotated[str | None, typer.Option(help="A model already tuned from it, instead of training one.")]
+Tuned = Annotated[
+    str | None, typer.Option(help="A model already tuned from it, instead of training one.")
+]
 Seed = Annotated[int | None, typer.Option(help="The seed of everything random.")]
-Set = Annotated[list[str], typer.Option("--set", help="Any other setting, as key=value: --set dpo.learning_rate=2e-5.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Any other setting, as key=value: --set dpo.learning_rate=2e-5."),
+]
 
 
 NOT_LESS = 3
@@ -46,7 +70,9 @@ NOT_LESS = 3
 
 
 class Display:
-    """Progress of a study in the terminal: a live bar, or a line now and then where the output is no terminal."""
+    """Progress of a study in the terminal: a live bar, or a line now and then where the output is
+    no terminal.
+    """
 
     def __init__(self) -> None:
         self.bar = Progress(
@@ -83,7 +109,8 @@ class Display:
             here = done - self.before
             left = (now - self.started) / here * (total - done) if here else float("nan")
             out.print(
-                f"  {label}: {done} of {total}" + (f", about {left:.0f} s left" if left > 0 else ""),
+                f"  {label}: {done} of {total}"
+                + (f", about {left:.0f} s left" if left > 0 else ""),
                 highlight=False,
                 markup=False,
             )
@@ -101,7 +128,9 @@ def _study(stage: str) -> Callable[..., None]:
     ) -> None:
         named = {"model": model, "tuned": tuned, "seed": seed}
         flags = {key: value for key, value in named.items() if value is not None}
-        settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
+        settings = load_config(
+            preset=preset, file=config, flags={**flags, **parse_assignments(set_)}
+        )
         run_study(settings, out_folder or Path("runs") / preset, until=stage)
 
     return command
@@ -117,8 +146,13 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     display = Display()
     start = time.monotonic()
     with display.bar, _interruptible():
-        Study(settings, folder, progress=display.progress, announce=display.announce).run(until=until)
-    out.print(f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.", markup=False)
+        Study(settings, folder, progress=display.progress, announce=display.announce).run(
+            until=until
+        )
+    out.print(
+        f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.",
+        markup=False,
+    )
     from .summary import show_notes, show_rows, show_verdicts
 
     if until == "report":
@@ -147,17 +181,30 @@ def _interruptible() -> Iterator[None]:
 
 
 STAGE_HELP = {
-    "run": ("report", "The whole study: probe, pairs, DPO, activations, neuron table, interventions, report."),
-    "probe": ("probe", "Find the directions: a linear probe (both protocols), a token contrast, a random one."),
+    "run": (
+        "report",
+        "The whole study: probe, pairs, DPO, activations, neuron table, interventions, report.",
+    ),
+    "probe": (
+        "probe",
+        "Find the directions: a linear probe (both protocols), a token contrast, a random one.",
+    ),
     "pairs": ("pairs", "Make preference pairs with the model itself, after the stages before."),
     "train": ("train", "Tune the model with DPO and the KL term, after the stages before."),
-    "activations": ("activations", "Mean activations of base and tuned model, after the stages before."),
+    "activations": (
+        "activations",
+        "Mean activations of base and tuned model, after the stages before.",
+    ),
     "neurons": ("neurons", "The neuron table and its groups, after the stages before."),
     "front": (
         "front",
-        "Every family of interventions at several strengths (front.count prompts), after the stages before.",
+        "Every family of interventions at several strengths (front.count prompts), after the "
+        "stages before.",
     ),
-    "evaluate": ("evaluate", "Every intervention and control under both protocols, after the stages before."),
+    "evaluate": (
+        "evaluate",
+        "Every intervention and control under both protocols, after the stages before.",
+    ),
 }
 for _name, (_stage, _help) in STAGE_HELP.items():
     app.command(_name, help=_help)(_study(_stage))
@@ -165,19 +212,34 @@ for _name, (_stage, _help) in STAGE_HELP.items():
 
 @app.command()
 def diff(
-    base: Annotated[str, typer.Argument(help="The model before tuning: a hub id, a folder, or embedded:NAME.")],
-    tuned: Annotated[str, typer.Argument(help="The tuned model, or a LoRA adapter of the base model.")],
+    base: Annotated[
+        str, typer.Argument(help="The model before tuning: a hub id, a folder, or embedded:NAME.")
+    ],
+    tuned: Annotated[
+        str, typer.Argument(help="The tuned model, or a LoRA adapter of the base model.")
+    ],
     out_folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The folder of the study (runs/diff-TUNED by default); the same command goes on there."
+            "--out",
+            help=(
+                "The folder of the study (runs/diff-TUNED by default); the same command goes "
+                "on there."
+            ),
         ),
     ] = None,
     seed: Seed = None,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """What tuning did: weights, activations, groups, correlations, and which neurons matter when they are patched."""
-    flags = {"model": base, "tuned": tuned, **({} if seed is None else {"seed": seed}), **parse_assignments(set_)}
+    """What tuning did: weights, activations, groups, correlations, and which neurons matter when
+    they are patched.
+    """
+    flags = {
+        "model": base,
+        "tuned": tuned,
+        **({} if seed is None else {"seed": seed}),
+        **parse_assignments(set_),
+    }
     folder = out_folder or Path("runs") / f"diff-{Path(tuned).name}"
     run_study(load_config(preset="diff", flags=flags), folder, until="report")
     from .summary import show_neurons
@@ -185,16 +247,28 @@ def diff(
     show_neurons(folder, out)
 
 
-OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write; it appears whole or not at all.")]
+OutFolder = Annotated[
+    Path, typer.Option("--out", help="The folder to write; it appears whole or not at all.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")]
 Verify = Annotated[
     bool,
-    typer.Option(help="Reload the folder, also in vLLM where installed, and compare it with the hooked base model."),
+    typer.Option(
+        help=(
+            "Reload the folder, also in vLLM where installed, and compare it with the hooked "
+            "base model."
+        )
+    ),
 ]
-Base = Annotated[str | None, typer.Option(help="Where the base model is, if not where the edit says.")]
-EditFolder = Annotated[Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")]
+Base = Annotated[
+    str | None, typer.Option(help="Where the base model is, if not where the edit says.")
+]
+EditFolder = Annotated[
+    Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")
+]
 Strength = Annotated[
-    float, typer.Option(help="How far to dial: 0 is the base model, 1 the edit as the folder holds it.")
+    float,
+    typer.Option(help="How far to dial: 0 is the base model, 1 the edit as the folder holds it."),
 ]
 
 
@@ -203,31 +277,45 @@ def detox(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
     out_folder: OutFolder,
     strength: Annotated[
-        float | None, typer.Option(help="How far to dial; 1 is the edit as it was trained or found.")
+        float | None,
+        typer.Option(help="How far to dial; 1 is the edit as it was trained or found."),
     ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Instead: the KL to the base it may cost on neutral text, nats per token; 0.04 for trained gains (detox.usual_kl) where no dial is given."
+            help=(
+                "Instead: the KL to the base it may cost on neutral text, nats per token; 0.04 "
+                "for trained gains (detox.usual_kl) where no dial is given."
+            )
         ),
     ] = None,
     max_ppl_increase: Annotated[
-        float | None, typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %.")
+        float | None,
+        typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %."),
     ] = None,
-    training: Annotated[bool, typer.Option(help="Train gains, or search for an edit without training.")] = True,
-    preset: Annotated[str, typer.Option(help="detox, or smoke to see that it all works.")] = "detox",
-    config: Annotated[Path | None, typer.Option("--config", help="A TOML file of further settings.")] = None,
+    training: Annotated[
+        bool, typer.Option(help="Train gains, or search for an edit without training.")
+    ] = True,
+    preset: Annotated[
+        str, typer.Option(help="detox, or smoke to see that it all works.")
+    ] = "detox",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file of further settings.")
+    ] = None,
     seed: Seed = None,
     force: Force = False,
     verify: Verify = True,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """One number per neuron that makes a model less toxic: found, checked on held-out prompts, folded into a checkpoint.
+    """One number per neuron that makes a model less toxic: found, checked on held-out prompts,
+    folded into a checkpoint.
 
-    Exit status: 0 where the check says that it is less toxic; 3 where the check cannot say so, or says the opposite (the
-    folder is written all the same); 1 where nothing was written; 130 on Ctrl-C.
+    Exit status: 0 where the check says that it is less toxic; 3 where the check cannot say so, or
+    says the opposite (the folder is written all the same); 1 where nothing was written; 130 on
+    Ctrl-C.
     """
-    # Without training the budget steers the search itself; with it, how far the trained gains are dialled.
+    # Without training the budget steers the search itself; with it, how far the trained gains are
+    # dialled.
     section = "detox" if training else "search"
     named = {
         "model": model,
@@ -238,7 +326,8 @@ def detox(
     }
     if strength is not None and (max_kl is not None or max_ppl_increase is not None):
         raise DialdownError(
-            "A strength and a budget were given, and a budget finds the strength by itself: pass one of them."
+            "A strength and a budget were given, and a budget finds the strength by itself: pass "
+            "one of them."
         )
     flags = {key: value for key, value in named.items() if value is not None}
     settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
@@ -252,7 +341,11 @@ def detox(
     check_dials(settings, training)
     work = out_folder.with_name(f"{out_folder.name}-work")
     display = Display()
-    source: dict[str, Any] = {"revision": settings.revision, "verify": verify, "progress": display.progress}
+    source: dict[str, Any] = {
+        "revision": settings.revision,
+        "verify": verify,
+        "progress": display.progress,
+    }
     with display.bar, _interruptible():
         edit = None if force else finished_edit(settings, work, training=training)
         # Killed in its last lines, the same command finds its own export whole.
@@ -260,18 +353,36 @@ def detox(
         if done is None:
             check_out(out_folder, force)
             check_base(settings.model, out_folder, **source)
-            edit = find_edit(settings, work, training=training, progress=display.progress, announce=display.announce)
-            done = export(settings.model, edit, out_folder, force=force, notes=notes(work), **source)
+            edit = find_edit(
+                settings,
+                work,
+                training=training,
+                progress=display.progress,
+                announce=display.announce,
+            )
+            done = export(
+                settings.model, edit, out_folder, force=force, notes=notes(work), **source
+            )
     result = outcome(work)
-    out.print(result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False)
+    out.print(
+        result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False
+    )
     show_check(work, out)
     show_notes(work, out)
     _say_left_out(done)
     found = done.verification or "not verified"
-    out.print(f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.", soft_wrap=True, markup=False)
+    out.print(
+        f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.",
+        soft_wrap=True,
+        markup=False,
+    )
     if not result.less:
         err.print(
-            result.sentence, "The folder is written; exit status 3 says so.", style="red", markup=False, soft_wrap=True
+            result.sentence,
+            "The folder is written; exit status 3 says so.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(NOT_LESS)
 
@@ -293,16 +404,28 @@ def apply_edit(
     display = Display()
     with display.bar:
         done = apply_delta(
-            folder, out_folder, base=base, strength=strength, force=force, verify=verify, progress=display.progress
+            folder,
+            out_folder,
+            base=base,
+            strength=strength,
+            force=force,
+            verify=verify,
+            progress=display.progress,
         )
     _say_left_out(done)
-    out.print(f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True, markup=False)
+    out.print(
+        f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True, markup=False
+    )
 
 
 def _say_left_out(done: Exported) -> None:
     """Name what of the base's folder is not in an export."""
     if done.left_out:
-        out.print(f"Not copied from the base's folder: {', '.join(done.left_out)}.", soft_wrap=True, markup=False)
+        out.print(
+            f"Not copied from the base's folder: {', '.join(done.left_out)}.",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 @app.command()
@@ -314,7 +437,9 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
 ) -> None:
-    """Talk to the base and the edited model side by side; /strength moves the dial between turns."""
+    """Talk to the base and the edited model side by side; /strength moves the dial between
+    turns.
+    """
     from ..workers import quiet_libraries
     from .chat import ChatSettings
     from .chat import chat as talk
@@ -335,14 +460,20 @@ def control_vector(
         bool, typer.Option(help="Leave out layer 0, which llama.cpp has no place for.")
     ] = False,
 ) -> None:
-    """Write a shift or a steering (a folder of dd.save_delta or dd.export) as a control vector for llama.cpp."""
+    """Write a shift or a steering (a folder of dd.save_delta or dd.export) as a control vector for
+    llama.cpp.
+    """
     from ..exporting.control_vector import write_control_vector
     from ..workers import quiet_libraries
 
     quiet_libraries()
     lm, edit = _base_and_edit(folder, base)
     path = write_control_vector(lm, edit.at(strength), out_file, skip_first_layer=skip_first_layer)
-    out.print(f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}", soft_wrap=True, markup=False)
+    out.print(
+        f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
@@ -355,7 +486,9 @@ def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluated study.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of an evaluated study.")],
+) -> None:
     """Write report.html again from what a study saved."""
     from ..study.folder import report_again
 
@@ -364,7 +497,9 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of an evaluat
 
 @app.command()
 def fetch() -> None:
-    """Download and prepare everything the demo needs, so that it runs without a network afterwards."""
+    """Download and prepare everything the demo needs, so that it runs without a network
+    afterwards.
+    """
     from ..workers import quiet_libraries
     from .fetching import fetch_all
 
@@ -385,12 +520,21 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one sentence on standard error and exit status 1; Ctrl-C is 130."""
+    """The entry point: a user's mistake is one sentence on standard error and exit status 1; Ctrl-C
+    is 130.
+    """
     take_any_text()
     try:
         with enough_memory("use a smaller model or a machine with more memory"):
             app()
     except DialdownError as error:
         # What was given is quoted, and may have had several lines.
-        err.print("dialdown:", " ".join(str(error).split()), style="red", highlight=False, markup=False, soft_wrap=True)
+        err.print(
+            "dialdown:",
+            " ".join(str(error).split()),
+            style="red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(1)

@@ -22,7 +22,9 @@ from ..study.notes import noted
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
 SHOWN = {
-    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", "percent", "percent_sd"),
+    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", (
+        "percent"
+    ), "percent_sd"),
     "figure-1-opposing-effects": ("protocol", "down", "up", "net"),
     "table-5-group-shares": ("protocol", "group", "count", "share"),
     "table-17-correlations": ("protocol", "pair", "r", "p", "n"),
@@ -41,14 +43,17 @@ def show_rows(folder: Path, out: Console) -> None:
             table.add_row(row["intervention"], row["protocol"], *shown)
     out.print(table)
     out.print(
-        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures are in the report:"
+        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures "
+        "are in the report:"
     )
     out.print(f"  {folder / 'report.html'}", soft_wrap=True, markup=False)
     _say_if_equal(folder, out)
 
 
 def show_verdicts(folder: Path, out: Console) -> None:
-    """Print the page's first sentences and what of the published conclusions held, as the page has them."""
+    """Print the page's first sentences and what of the published conclusions held, as the page has
+    them.
+    """
     run = load(folder)
     for finding in findings(run, folder=folder):
         out.print(f"{finding.about}: {finding.text}", markup=False, highlight=False)
@@ -58,9 +63,13 @@ def show_verdicts(folder: Path, out: Console) -> None:
     table.add_column("the paper's claim")
     for protocol in run.protocols:
         # A verdict that is cut is none.
-        table.add_column(protocol, min_width=max(map(len, get_args(Verdict))) // 2 + 1, overflow="fold")
+        table.add_column(
+            protocol, min_width=max(map(len, get_args(Verdict))) // 2 + 1, overflow="fold"
+        )
     for name in dict.fromkeys(claim.name for claim in made):
-        table.add_row(name, *(verdicts.get((name, protocol), "not measured") for protocol in run.protocols))
+        table.add_row(
+            name, *(verdicts.get((name, protocol), "not measured") for protocol in run.protocols)
+        )
     if made:
         out.print(table)
 
@@ -78,7 +87,9 @@ CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "ran
 
 
 def show_check(folder: Path, out: Console) -> None:
-    """Print what `dialdown detox` measured: before, after, the random control, and continuations side by side."""
+    """Print what `dialdown detox` measured: before, after, the random control, and continuations
+    side by side.
+    """
     concept = read_json(folder / "run.json")["config"]["concept"]
     rows = read_json(folder / "results.json")["rows"]
     table = _table("model", concept, "log-perplexity", "KL", "degenerate")
@@ -87,7 +98,8 @@ def show_check(folder: Path, out: Console) -> None:
         table.add_row(CHECKED[row["intervention"]], *shown)
     out.print(table)
     out.print(
-        "Held-out prompts; means with bootstrap 95 % intervals; the control has the same numbers on random neurons."
+        "Held-out prompts; means with bootstrap 95 % intervals; the control has the same numbers "
+        "on random neurons."
     )
     out.print(_dialled(read_json(folder / "run.json")["stages"]["dial"]), markup=False)
     samples = Table(box=None, header_style="bold", padding=(0, 1))
@@ -100,7 +112,9 @@ def show_check(folder: Path, out: Console) -> None:
         samples.add_row(*(escape(" ".join(text.split())) for text in texts))
     out.print(samples)
     out.print(
-        "\nThe neurons it moves most, and the tokens they write: what the model will say less or more of.", style="bold"
+        "\nThe neurons it moves most, and the tokens they write: what the model will say less or "
+        "more of.",
+        style="bold",
     )
     most = _table("layer", "neuron", "gain", "writes")
     top = read_csv(folder / "tables" / "gains-top-neurons.csv").head(TOP)
@@ -110,14 +124,23 @@ def show_check(folder: Path, out: Console) -> None:
 
 
 def _dialled(found: dict[str, Any]) -> str:
-    text = f"The edit is {found['strength']:.3g} times what was {'trained' if 'chosen' not in found else 'found'}"
+    text = (
+        f"The edit is {found['strength']:.3g} times what was "
+        f"{'trained' if 'chosen' not in found else 'found'}"
+    )
     if "neutral_kl" in found:
-        text += f", which costs a KL of {found['neutral_kl']:.3f} and {found['neutral_log_ppl']:+.3f} log-perplexity on the neutral text it was dialled on"
+        text += (
+            f", which costs a KL of {found['neutral_kl']:.3f} and "
+            f"{found['neutral_log_ppl']:+.3f} log-perplexity on the neutral text it was "
+            "dialled on"
+        )
     return f"{text}."
 
 
 def show_neurons(folder: Path, out: Console) -> None:
-    """Print what tuning did to the neurons: how far they moved, in which direction, and what that went along with."""
+    """Print what tuning did to the neurons: how far they moved, in which direction, and what that
+    went along with.
+    """
     for stem, columns in SHOWN.items():
         frame = read_csv(folder / "tables" / f"{stem}.csv")
         if "layer" in frame.columns:
@@ -130,7 +153,9 @@ def show_neurons(folder: Path, out: Console) -> None:
             table.add_row(*map(_cell, values))
         out.print(f"\n{TITLES[stem]}", style="bold")
         out.print(table)
-    out.print(f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True, markup=False)
+    out.print(
+        f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True, markup=False
+    )
     _say_if_equal(folder, out)
 
 
@@ -148,7 +173,9 @@ def _table(*columns: str) -> Table:
 
 
 def _interval(value: dict[str, float] | None) -> str:
-    return "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+    return (
+        "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+    )
 
 
 def _cell(value: object) -> str:

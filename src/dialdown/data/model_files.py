@@ -1,10 +1,11 @@
-"""The files of a model's folder: what is copied from a base, and a model in memory written as one that others can read.
+"""The files of a model's folder: what is copied from a base, and a model in memory written as one
+that others can read.
 
     copy_files(base, folder)                      # an export: beside the tensors that it rewrites itself
     write_model(model, tokenizer, folder, base)   # a model trained or converted here, such as `tuned/`
 
-Both take tokenizer, generation config, chat template and licence from the base, byte for byte, and follow no link out
-of the base's folder. What is written is for transformers 4 and 5 alike.
+Both take tokenizer, generation config, chat template and licence from the base, byte for byte, and
+follow no link out of the base's folder. What is written is for transformers 4 and 5 alike.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a folder of transformers consists of beside weights and config.
 COPIED = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "*.model", "*.jinja", "chat_template*", "preprocessor_config.json", "processor_config.json",
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", (
+        "vocab.json"
+    ), "vocab.txt",
+    "merges.txt", "*.model", "*.jinja", "chat_template*", "preprocessor_config.json", (
+        "processor_config.json"
+    ),
     "LICENSE*", "NOTICE*",
 )  # fmt: skip
 # What a folder has besides, which an export writes anew: its weights, their index and its card.
@@ -39,7 +44,9 @@ def is_own(path: Path, folder: Path) -> bool:
     The hub's cache keeps a model's files as links to its blobs, which are the model's own.
     """
     folder, target = folder.resolve(), path.resolve()
-    cached = folder.parent.name == "snapshots" and target.is_relative_to(folder.parent.parent / "blobs")
+    cached = folder.parent.name == "snapshots" and target.is_relative_to(
+        folder.parent.parent / "blobs"
+    )
     return cached or target.is_relative_to(folder)
 
 
@@ -52,13 +59,15 @@ def own_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not is_own(path, folder):
         raise DialdownError(
-            f"{path} leads to a file outside of {folder}, which is no part of the model: put a copy of the file there."
+            f"{path} leads to a file outside of {folder}, which is no part of the model: put a "
+            "copy of the file there."
         )
     return path
 
 
 def copy_files(base: Path, folder: Path) -> None:
-    """Copy tokenizer, generation config, chat template and licence of a base; nothing that is none of these.
+    """Copy tokenizer, generation config, chat template and licence of a base; nothing that is none
+    of these.
 
     Args:
         base: the base's folder.
@@ -74,7 +83,9 @@ def _copied(base: Path) -> set[Path]:
 
 
 def left_out(base: Path) -> tuple[str, ...]:
-    """What `copy_files` leaves out of a base's folder, each by its name and with the reason where it is not its kind."""
+    """What `copy_files` leaves out of a base's folder, each by its name and with the reason where
+    it is not its kind.
+    """
     copied, written = _copied(base), {path for pattern in WRITTEN for path in base.glob(pattern)}
     names = []
     for path in sorted(base.iterdir()):
@@ -88,7 +99,8 @@ def left_out(base: Path) -> tuple[str, ...]:
 def write_model(model: Any, tokenizer: Any, folder: Path, base: Path | None = None) -> None:
     """Write a transformers model and its tokenizer into a folder, for transformers 4 and 5.
 
-    The weights keep their dtype, and the config says which it is. Files have the mode that the umask gives.
+    The weights keep their dtype, and the config says which it is. Files have the mode that the
+    umask gives.
 
     Args:
         model: the model.
@@ -104,7 +116,9 @@ def write_model(model: Any, tokenizer: Any, folder: Path, base: Path | None = No
     before = {} if base is None else read_json(own_file(base, CONFIG))
     write_json(folder / CONFIG, config_for_all(read_json(folder / CONFIG), before))
     if (folder / TOKENIZER_CONFIG).is_file():
-        write_json(folder / TOKENIZER_CONFIG, tokenizer_for_all(read_json(folder / TOKENIZER_CONFIG)))
+        write_json(
+            folder / TOKENIZER_CONFIG, tokenizer_for_all(read_json(folder / TOKENIZER_CONFIG))
+        )
     # The safetensors library makes files that nobody else may read.
     mode = (folder / CONFIG).stat().st_mode
     for weights in folder.glob("*.safetensors"):
@@ -112,11 +126,13 @@ def write_model(model: Any, tokenizer: Any, folder: Path, base: Path | None = No
 
 
 def config_for_all(saved: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that transformers 5 saved, with what transformers 4 looks for and else takes a default of its own.
+    """A config that transformers 5 saved, with what transformers 4 looks for and else takes a
+    default of its own.
 
     Args:
         saved: what transformers 5 wrote.
-        before: the config of the base; its settings under older names are kept, where it is one of the same kind.
+        before: the config of the base; its settings under older names are kept, where it is one of
+            the same kind.
     """
     config = dict(saved)
     if before.get("model_type") == saved.get("model_type"):
@@ -125,21 +141,33 @@ def config_for_all(saved: Mapping[str, Any], before: Mapping[str, Any]) -> dict[
     if "torch_dtype" in config and "dtype" in saved:
         config["torch_dtype"] = saved["dtype"]
     if isinstance(saved.get("text_config"), dict):
-        config["text_config"] = config_for_all(saved["text_config"], before.get("text_config") or {})
+        config["text_config"] = config_for_all(
+            saved["text_config"], before.get("text_config") or {}
+        )
     rope = config.get("rope_parameters") or {}
     if "sliding_attention" in rope:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     rope = rope.get("full_attention", rope)
     older = OLDER_NAMES.get(str(config.get("model_type")), {})
-    config |= {older.get(name, name): rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    config |= {
+        older.get(name, name): rope[name]
+        for name in ("rope_theta", "partial_rotary_factor")
+        if name in rope
+    }
     if rope.get("rope_type", "default") != "default":
-        config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config["rope_scaling"] = {
+            name: value for name, value in rope.items() if name != "rope_theta"
+        }
     return config
 
 
 def tokenizer_for_all(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer's config with a class and names that transformers 4 has."""
-    config = {key: value for key, value in saved.items() if key not in ("backend", "is_local", "local_files_only")}
+    config = {
+        key: value
+        for key, value in saved.items()
+        if key not in ("backend", "is_local", "local_files_only")
+    }
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = GENERIC_TOKENIZER
     if isinstance(config.get("extra_special_tokens"), list):

@@ -1,4 +1,5 @@
-"""The one place where a user's file becomes text: whole files, and rows with where they stand, or a data set on the hub.
+"""The one place where a user's file becomes text: whole files, and rows with where they stand, or a
+data set on the hub.
 
 Nothing here knows what a row is for; whatever is wrong with one is a sentence that names its line.
 """
@@ -39,7 +40,8 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def whole_text(value: object, place: str) -> str:
-    """`value`, if it is a text that a tokenizer can take; every text that a user gives passes through here.
+    """`value`, if it is a text that a tokenizer can take; every text that a user gives passes
+    through here.
 
     Raises:
         DialdownError: it is no text, or holds half of a character (a lone surrogate).
@@ -48,7 +50,8 @@ def whole_text(value: object, place: str) -> str:
         raise DialdownError(f"{place} {_no_text(value)}.")
     if half := _HALF_CHARACTER.search(value):
         raise DialdownError(
-            f"{place} holds half of a character ({ascii(half[0])[1:-1]}), as a text cut within an emoji does: remove it, or write the whole character."
+            f"{place} holds half of a character ({ascii(half[0])[1:-1]}), as a text cut within an "
+            "emoji does: remove it, or write the whole character."
         )
     return value
 
@@ -57,30 +60,43 @@ def _no_text(value: object) -> str:
     if value is None:
         return "is null, which is no text: fill it, or leave the row out"
     if isinstance(value, list | tuple):
-        return "is a list, and only plain text is read: of a conversation pass the text that its chat template makes"
+        return (
+            "is a list, and only plain text is read: of a conversation pass the text that its "
+            "chat template makes"
+        )
     if isinstance(value, Mapping):
         return "is an object without a 'text': write the text itself"
     return f"is {value!r}, which is no text: write it in quotes"
 
 
 def read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Iterator[Row]:
-    """Rows of a file or of a hub data set; `embedded` are the embedded names to offer for an unknown one."""
+    """Rows of a file or of a hub data set; `embedded` are the embedded names to offer for an
+    unknown one.
+    """
     if is_embedded(source):
-        raise DialdownError(f"There is no embedded source {source!r} here: {nearest(source, embedded)}")
+        raise DialdownError(
+            f"There is no embedded source {source!r} here: {nearest(source, embedded)}"
+        )
     if is_hub_id(source):
         return _read_hub(source, split)
     return read_file(Path(source))
 
 
 def is_embedded(source: str) -> bool:
-    """Whether it reads `word:...`, so that a slip in `embedded:` is not taken for a missing file."""
+    """Whether it reads `word:...`, so that a slip in `embedded:` is not taken for a missing
+    file.
+    """
     return re.match(r"\w{2,}:", source) is not None
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it reads `owner/name` and is no file: a path to a missing file must not become a hub request."""
+    """Whether it reads `owner/name` and is no file: a path to a missing file must not become a hub
+    request.
+    """
     named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
-    return named and suffix_of(Path(source)) not in (*ROW_TYPES, ".txt") and not os.path.exists(source)
+    return (
+        named and suffix_of(Path(source)) not in (*ROW_TYPES, ".txt") and not os.path.exists(source)
+    )
 
 
 def _read_hub(source: str, split: str) -> Iterator[Row]:
@@ -89,7 +105,8 @@ def _read_hub(source: str, split: str) -> Iterator[Row]:
         import datasets
     except ImportError as error:
         raise DialdownError(
-            f"{source!r} looks like a data set on the hub and the datasets library is not installed: "
+            f"{source!r} looks like a data set on the hub and the datasets library is not "
+            "installed: "
             "run `pip install datasets`, or pass a file or an embedded source."
         ) from error
     config = "wikitext-2-raw-v1" if source.endswith("/wikitext") else None
@@ -102,12 +119,14 @@ def _read_hub(source: str, split: str) -> Iterator[Row]:
         raise refusal(source, ADVICE[kind]) from error
     except ConnectionError as error:
         raise refusal(
-            source, OFFLINE if constants.is_offline_mode() else f"the connection failed: {RECONNECT}"
+            source,
+            OFFLINE if constants.is_offline_mode() else f"the connection failed: {RECONNECT}",
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DialdownError(
-            f"{source!r} is no file here, and what the hub has under that name cannot be read ({reason}): "
+            f"{source!r} is no file here, and what the hub has under that name cannot be read "
+            f"({reason}): "
             "pass a data set with a table of texts, a file or an embedded source."
         ) from error
     return ((f"row {number} of {source!r}", row) for number, row in enumerate(rows, 1))
@@ -121,7 +140,9 @@ def read_file(path: Path) -> Iterator[Row]:
         return
     if suffix not in ROW_TYPES:
         kind = "a folder" if path.is_dir() else "of an unknown kind"
-        raise DialdownError(f"{path} is {kind}: pass a .jsonl, .csv or .tsv file, or an embedded source.")
+        raise DialdownError(
+            f"{path} is {kind}: pass a .jsonl, .csv or .tsv file, or an embedded source."
+        )
     with open_text(path) as text:
         yield from _table_lines(_text_lines(text, path), path, tabs=suffix == ".tsv")
 
@@ -138,31 +159,47 @@ def _object(line: str, number: int, path: Path) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except RecursionError as error:
-        raise DialdownError(f"Line {number} of {path} is nested too deeply to be read: write a flat object.") from error
+        raise DialdownError(
+            f"Line {number} of {path} is nested too deeply to be read: write a flat object."
+        ) from error
     except ValueError as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DialdownError(f"Line {number} of {path} is not JSON ({reason}): write one object a line.") from error
+        raise DialdownError(
+            f"Line {number} of {path} is not JSON ({reason}): write one object a line."
+        ) from error
     if not isinstance(row, dict):
-        raise DialdownError(f"Line {number} of {path} is not a JSON object: write one object a line.")
+        raise DialdownError(
+            f"Line {number} of {path} is not a JSON object: write one object a line."
+        )
     return row
 
 
 def _table_lines(text: Iterable[str], path: Path, *, tabs: bool) -> Iterator[Row]:
-    """Tab-separated files are by convention not quoted: there a lone quotation mark swallows nothing."""
+    """Tab-separated files are by convention not quoted: there a lone quotation mark swallows
+    nothing.
+    """
     # Not strict, a quotation mark that is never closed would make the rest of the file one cell.
-    rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text, strict=True)
+    rows = (
+        csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if tabs
+        else csv.reader(text, strict=True)
+    )
     header = [name.strip() for name in next(rows, [])]
     for number, row in enumerate(rows, 1):
         if any(cell.strip() for cell in row[len(header) :]):
             raise DialdownError(
-                f"Row {number} of {path} has {len(row)} cells where the header has {len(header)}: put a text with a {'tab' if tabs else 'comma'} in quotes{', in a .csv file' if tabs else ''}."
+                f"Row {number} of {path} has {len(row)} cells where the header has {len(header)}: "
+                f"put a text with a {'tab' if tabs else 'comma'} in "
+                f"quotes{', in a .csv file' if tabs else ''}."
             )
         if row:
             yield f"row {number} of {path}", dict(zip(header, row, strict=False))
 
 
 def suffix_of(path: Path) -> str:
-    """What kind of file its name says, in lower case; a packed file has the kind of what is in it."""
+    """What kind of file its name says, in lower case; a packed file has the kind of what is
+    in it.
+    """
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() if suffix == ".gz" else suffix
 
@@ -175,10 +212,12 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file, unzipped where it ends in .gz: UTF-8, or UTF-16 or UTF-32 with a mark; line ends as they are.
+    """A text file, unzipped where it ends in .gz: UTF-8, or UTF-16 or UTF-32 with a mark; line ends
+    as they are.
 
     Raises:
-        DialdownError: it is missing, cut, or in another encoding, also where that shows while it is read.
+        DialdownError: it is missing, cut, or in another encoding, also where that shows while it is
+            read.
     """
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as binary:
@@ -186,26 +225,38 @@ def open_text(path: Path) -> Iterator[TextIO]:
             encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8-sig")
             yield io.TextIOWrapper(binary, encoding=encoding, newline="")
     except FileNotFoundError as error:
-        raise DialdownError(f"{path} does not exist: pass a file, an `embedded:` source or a hub id.") from error
+        raise DialdownError(
+            f"{path} does not exist: pass a file, an `embedded:` source or a hub id."
+        ) from error
     except (OSError, EOFError, UnicodeError, csv.Error, zlib.error, ValueError) as error:
-        raise DialdownError(f"{path} cannot be read ({error}): pass a whole file of UTF-8 text.") from error
+        raise DialdownError(
+            f"{path} cannot be read ({error}): pass a whole file of UTF-8 text."
+        ) from error
 
 
 def _text_lines(text: Iterable[str], path: Path) -> Iterator[str]:
     for line in text:
         if "\0" in line:
             raise DialdownError(
-                f"{path} holds zero bytes, so it is no text, or UTF-16 without its mark: save it as UTF-8."
+                f"{path} holds zero bytes, so it is no text, or UTF-16 without its mark: save it "
+                "as UTF-8."
             )
         yield line
 
 
-def field_of(row: Mapping[str, Any], names: Sequence[str], place: str, *, blank: bool = False) -> str:
-    """The first of the named columns that the row has, as text; RealToxicityPrompts nests it one level deeper."""
+def field_of(
+    row: Mapping[str, Any], names: Sequence[str], place: str, *, blank: bool = False
+) -> str:
+    """The first of the named columns that the row has, as text; RealToxicityPrompts nests it one
+    level deeper.
+    """
     name = next((name for name in names if name in row), None)
     if name is None:
         wanted = " or ".join(map(repr, names))
-        raise DialdownError(f"{place} has no text column {wanted} (it has {', '.join(map(repr, row))}): name one so.")
+        raise DialdownError(
+            f"{place} has no text column {wanted} (it has {', '.join(map(repr, row))}): name one "
+            "so."
+        )
     value = row[name]
     if isinstance(value, Mapping) and "text" in value:
         value = value["text"]
@@ -222,15 +273,20 @@ def label_of(row: Mapping[str, Any], place: str) -> int:
     if label is None:
         raise DialdownError(
             f"{place} has {'no label' if value is None else f'the label {value!r}'}: "
-            f"name the column 'label' and write 1 (the text has the concept) or 0 (it has not) in it."
+            "name the column 'label' and write 1 (the text has the concept) or 0 (it has not) in "
+            "it."
         )
     return int(label)
 
 
 def truth_of(value: object) -> bool | None:
-    """What a cell says of yes or no, in every kind of file: 1, 1.0, true or yes against 0, 0.0, false or no; else None."""
+    """What a cell says of yes or no, in every kind of file: 1, 1.0, true or yes against 0, 0.0,
+    false or no; else None.
+    """
     if isinstance(value, str):
-        return {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}.get(value.strip().lower())  # fmt: skip
+        return {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, (
+            "false"
+        ): False, "no": False}.get(value.strip().lower())  # fmt: skip
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
@@ -238,5 +294,7 @@ def is_wanted(row: Mapping[str, Any], name: str, place: str) -> bool:
     """Whether a row is wanted by its column of yes and no, where it has one."""
     wanted = truth_of(row.get(name, True))
     if wanted is None:
-        raise DialdownError(f"{place} has {row[name]!r} as {name!r}: write true or false, or leave the column out.")
+        raise DialdownError(
+            f"{place} has {row[name]!r} as {name!r}: write true or false, or leave the column out."
+        )
     return wanted

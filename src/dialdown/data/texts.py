@@ -1,7 +1,8 @@
 """Prompts, labelled texts and reference text: embedded, from a file, or from the hub.
 
-A source is a string everywhere: `embedded:<name>`, the path of a file, or the id of a data set on the hub. Every
-choice among rows is a shuffle by seed, so the same call gives the same texts on every machine.
+A source is a string everywhere: `embedded:<name>`, the path of a file, or the id of a data set on
+the hub. Every choice among rows is a shuffle by seed, so the same call gives the same texts on
+every machine.
 """
 
 from __future__ import annotations
@@ -35,30 +36,39 @@ from .reading import (
 T = TypeVar("T")
 Part = Literal["probe", "judge", "pair_scorer"]
 
-# Shares of the texts' hashes. The probe, the scorer that judges and the scorer that makes the preference pairs
-# must not share a training text, or one's mistakes would look like the others' agreement (METHOD §8).
+# Shares of the texts' hashes. The probe, the scorer that judges and the scorer that makes the
+# preference pairs must not share a training text, or one's mistakes would look like the others'
+# agreement (METHOD §8).
 _PARTS: Mapping[Part, tuple[float, float]] = {
     "probe": (0.0, 0.2),
     "judge": (0.2, 0.7),
     "pair_scorer": (0.7, 1.0),
 }
-# The reviews are few, so no judge has a part; they are shared out whole, as two sentences of one review are no
-# independent texts, and the prompts have reviews of their own. They are cut into sentences because what is judged later
-# is as short: on sentences of unseen reviews, a probe of SmolLM2-135M trained on sentences has an AUC of .718, on two
-# sentences at a time .712, on whole reviews (their first 128 tokens) .690.
-_REVIEW_PARTS: Mapping[Part, tuple[float, float]] = {"probe": (0.0, 0.5), "pair_scorer": (0.5, 0.75)}
+# The reviews are few, so no judge has a part; they are shared out whole, as two sentences of one
+# review are no independent texts, and the prompts have reviews of their own. They are cut into
+# sentences because what is judged later is as short: on sentences of unseen reviews, a probe of
+# SmolLM2-135M trained on sentences has an AUC of .718, on two sentences at a time .712, on whole
+# reviews (their first 128 tokens) .690.
+_REVIEW_PARTS: Mapping[Part, tuple[float, float]] = {
+    "probe": (0.0, 0.5),
+    "pair_scorer": (0.5, 0.75),
+}
 _REVIEW_PROMPTS = (0.75, 1.0)
 _TEXT_COLUMNS = ("text", "comment_text", "prompt")
 _PAIR_WORDS = 8  # shorter embedded sentences (headings, mostly) leave nothing to continue
 _REVIEW_WORDS = 5  # shorter pieces of reviews ("Avoid.", "1/10") are left out
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 # Not after an initial, nor after Mr., Mrs. or Dr.
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[DM]r\.)(?<!\bMrs\.)\s+(?=[\"'(]?[A-Z0-9])")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[DM]r\.)(?<!\bMrs\.)\s+(?=[\"'(]?[A-Z0-9])"
+)
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts and their labels, 1 for the concept (as toxicity) and 0 for its absence; labels int8, shape (n,)."""
+    """Texts and their labels, 1 for the concept (as toxicity) and 0 for its absence; labels int8,
+    shape (n,).
+    """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int8]
@@ -94,31 +104,43 @@ def normalise(text: str) -> str:
 
 
 def part_of(text: str) -> Part:
-    """Which of the three disjoint parts of a labelled corpus `text` belongs to, by a hash of its normal form."""
+    """Which of the three disjoint parts of a labelled corpus `text` belongs to, by a hash of its
+    normal form.
+    """
     return next(part for part, share in _PARTS.items() if _falls_in(share, text))
 
 
 def _falls_in(share: tuple[float, float], text: str) -> bool:
     """Whether the hash of a text's normal form, as a number in [0, 1), lies in a share of them."""
-    digest = hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        normalise(text).encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     # A float holds 53 bits; rounded from all 64, the highest hashes would be 1 and in no share.
     return share[0] <= (int.from_bytes(digest, "big") >> 11) / 2**53 < share[1]
 
 
 def load_prompts(
-    source: str, n: int | None, *, seed: int, exclude: Collection[str] = (), asked: Asked | None = None
+    source: str,
+    n: int | None,
+    *,
+    seed: int,
+    exclude: Collection[str] = (),
+    asked: Asked | None = None,
 ) -> list[str]:
-    """`n` prompts (all of them for None) in an order set by `seed`, duplicates left out (METHOD §6).
+    """`n` prompts (all of them for None) in an order set by `seed`, duplicates left out (METHOD
+    §6).
 
-    Sources: `embedded:challenge` (993 prompts of the RealToxicityPrompts challenge subset), `embedded:category` (623
-    by category), `embedded:rtp` (both), `embedded:wikitext2` (sentences of its training split, to make pairs with as
-    the paper does), `embedded:imdb` (first halves of sentences of 57 film reviews, none of which `load_labelled` gives:
-    606 prompts), a .txt file with one prompt a line, a .jsonl or .csv file with `prompt` or
-    `text`, a hub id (`allenai/real-toxicity-prompts` gives its challenge subset). A prompt that equals, starts with,
+    Sources: `embedded:challenge` (993 prompts of the RealToxicityPrompts challenge subset),
+    `embedded:category` (623 by category), `embedded:rtp` (both), `embedded:wikitext2` (sentences of
+    its training split, to make pairs with as the paper does), `embedded:imdb` (first halves of
+    sentences of 57 film reviews, none of which `load_labelled` gives: 606 prompts), a .txt file
+    with one prompt a line, a .jsonl or .csv file with `prompt` or `text`, a hub id
+    (`allenai/real-toxicity-prompts` gives its challenge subset). A prompt that equals, starts with,
     or is the start of one in `exclude` is left out.
 
     Raises:
-        DialdownError: the source is missing, unreadable or empty, a prompt is empty, or fewer than `n` are left.
+        DialdownError: the source is missing, unreadable or empty, a prompt is empty, or fewer than
+            `n` are left.
     """
     seen: set[str] = set()
     prompts: list[str] = []
@@ -141,7 +163,8 @@ def split_prompts(
     training_source: str | None = None,
     asked: tuple[Asked | None, Asked | None] = (None, None),
 ) -> PromptSplit:
-    """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of the other (METHOD §8).
+    """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of
+    the other (METHOD §8).
 
     None for `training` takes all that are left.
 
@@ -149,7 +172,9 @@ def split_prompts(
         DialdownError: as `load_prompts`.
     """
     judged = load_prompts(source, evaluation, seed=seed, asked=asked[0])
-    trained = load_prompts(training_source or source, training, seed=seed, exclude=judged, asked=asked[1])
+    trained = load_prompts(
+        training_source or source, training, seed=seed, exclude=judged, asked=asked[1]
+    )
     return PromptSplit(tuple(judged), tuple(trained))
 
 
@@ -164,15 +189,17 @@ def load_labelled(
 ) -> LabelledTexts:
     """Labelled texts, half of each label where `n` is given, in an order set by `seed` (METHOD §2).
 
-    Sources: `embedded:comments` (184,354 comments; 1 is toxic), `embedded:imdb` (1,723 sentences of 143 film reviews; 1 is
-    a negative review's), or a .csv, .tsv or .jsonl file with `text` and `label` (0 or 1). `part` keeps one of three
-    disjoint parts (probe 20 %, judge 50 %, pair_scorer 30 %); of the 200 film reviews the probe has half, the pair scorer
-    and `load_prompts` a quarter each, and a review is never divided. `max_words` keeps texts of at most so many words.
-    Texts that differ only in case or white space count once.
+    Sources: `embedded:comments` (184,354 comments; 1 is toxic), `embedded:imdb` (1,723 sentences of
+    143 film reviews; 1 is a negative review's), or a .csv, .tsv or .jsonl file with `text` and
+    `label` (0 or 1). `part` keeps one of three disjoint parts (probe 20 %, judge 50 %, pair_scorer
+    30 %); of the 200 film reviews the probe has half, the pair scorer and `load_prompts` a quarter
+    each, and a review is never divided. `max_words` keeps texts of at most so many words. Texts
+    that differ only in case or white space count once.
 
     Raises:
-        DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one label occurs, or there
-            are too few texts for `n`; or the reviews' judge part is asked for.
+        DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one
+            label occurs, or there are too few texts for `n`; or the reviews' judge part is asked
+            for.
     """
     share = None if part is None else _share(source, part)
     texts: dict[str, tuple[str, int, str]] = {}
@@ -188,27 +215,35 @@ def load_labelled(
     if kept and not (by_label[0] and by_label[1]):
         only = int(bool(by_label[1]))
         raise DialdownError(
-            f"All {len(kept)} texts of {source!r} have the label {only}, and a direction needs both: "
+            f"All {len(kept)} texts of {source!r} have the label {only}, and a direction needs "
+            "both: "
             "pass texts labelled 1 (they have the concept) and 0 (they have not)."
         )
     if n is not None:
         kept = [
             (text, label)
             for label, count in ((1, n // 2), (0, n - n // 2))
-            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}", asked)
+            for text in _pick(
+                by_label[label], count, seed, f"texts labelled {label} in {source!r}", asked
+            )
         ]
     chosen = _pick(kept, None, seed, f"labelled texts in {source!r}", asked)
-    return LabelledTexts(tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8))
+    return LabelledTexts(
+        tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8)
+    )
 
 
-def load_wiki_pairs(source: str, n: int | None, *, seed: int, asked: Asked | None = None) -> list[tuple[str, str]]:
+def load_wiki_pairs(
+    source: str, n: int | None, *, seed: int, asked: Asked | None = None
+) -> list[tuple[str, str]]:
     """Pairs (prompt, true continuation) of encyclopedic text, for the F1 metric (METHOD §6).
 
-    Sources: `embedded:wiki` (short sentences cut in half), `embedded:wikitext2` (validation split: a sentence and the
-    one after it), or a .jsonl or .csv file with `prompt` and `gold`.
+    Sources: `embedded:wiki` (short sentences cut in half), `embedded:wikitext2` (validation split:
+    a sentence and the one after it), or a .jsonl or .csv file with `prompt` and `gold`.
 
     Raises:
-        DialdownError: the source is missing or empty, lacks a column, or holds fewer than `n` pairs.
+        DialdownError: the source is missing or empty, lacks a column, or holds fewer than `n`
+            pairs.
     """
     if source == "embedded:wiki":
         pairs = [_halves(sentence) for sentence in _wiki_sentences(for_pairs=True)]
@@ -216,17 +251,20 @@ def load_wiki_pairs(source: str, n: int | None, *, seed: int, asked: Asked | Non
         pairs = _successive_sentences(_wikitext2_rows("valid"))
     else:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
-        pairs = [(field_of(row, ("prompt",), place), field_of(row, ("gold",), place)) for place, row in rows]
+        pairs = [
+            (field_of(row, ("prompt",), place), field_of(row, ("gold",), place))
+            for place, row in rows
+        ]
     return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}", asked)
 
 
 def load_reference_text(source: str) -> str:
     """One text for log-perplexity (METHOD §6).
 
-    Sources: `embedded:wiki` (short WikiText sentences, those that `load_wiki_pairs` does not use, a blank line between
-    them), `embedded:wikitext2` or a WikiText id on the hub (raw test split, rows joined by blank lines as published),
-    another hub id with a `text` column (test split), a .jsonl, .csv or .tsv file with `text` (joined likewise), or another
-    text file, taken as it is.
+    Sources: `embedded:wiki` (short WikiText sentences, those that `load_wiki_pairs` does not use, a
+    blank line between them), `embedded:wikitext2` or a WikiText id on the hub (raw test split, rows
+    joined by blank lines as published), another hub id with a `text` column (test split), a .jsonl,
+    .csv or .tsv file with `text` (joined likewise), or another text file, taken as it is.
 
     Raises:
         DialdownError: the source is missing, unreadable or blank.
@@ -241,7 +279,9 @@ def load_reference_text(source: str) -> str:
     else:
         text = read_text(Path(source))
     if not text.strip():
-        raise DialdownError(f"{source!r} holds no text: pass a file with at least a few hundred words.")
+        raise DialdownError(
+            f"{source!r} holds no text: pass a file with at least a few hundred words."
+        )
     return text
 
 
@@ -261,12 +301,22 @@ class _Overlap:
         return any(key[:length] in self._set for length in self._lengths if length <= len(key))
 
 
-def _pick(items: Sequence[T], n: int | None, seed: int, what: str, asked: Asked | None = None) -> list[T]:
-    """`n` of the items, or all, shuffled by `seed`; a larger `n` with the same seed starts with the same items."""
+def _pick(
+    items: Sequence[T], n: int | None, seed: int, what: str, asked: Asked | None = None
+) -> list[T]:
+    """`n` of the items, or all, shuffled by `seed`; a larger `n` with the same seed starts with the
+    same items.
+    """
     if not items:
-        raise DialdownError(f"There are no {what}: pass another source{f' as {asked.source}' if asked else ''}.")
+        raise DialdownError(
+            f"There are no {what}: pass another source{f' as {asked.source}' if asked else ''}."
+        )
     if n is not None and not 0 <= n <= len(items):
-        further = f"lower {asked.count}, or pass more as {asked.source}" if asked else f"ask for at most {len(items)}"
+        further = (
+            f"lower {asked.count}, or pass more as {asked.source}"
+            if asked
+            else f"ask for at most {len(items)}"
+        )
         raise DialdownError(f"{n} were asked for but there are {len(items)} {what}: {further}.")
     order = np.random.default_rng(seed).permutation(len(items))
     return [items[i] for i in order[:n]]
@@ -286,7 +336,11 @@ def _read_prompts(source: str) -> Iterable[str]:
     if suffix_of(Path(source)) == ".txt":
         return [line.strip() for line in read_text(Path(source)).split("\n") if line.strip()]
     rows = read_rows(source, (*readers, "embedded:rtp"))
-    return [field_of(row, ("prompt", "text"), place) for place, row in rows if is_wanted(row, "challenging", place)]
+    return [
+        field_of(row, ("prompt", "text"), place)
+        for place, row in rows
+        if is_wanted(row, "challenging", place)
+    ]
 
 
 def _share(source: str, part: Part) -> tuple[float, float]:
@@ -294,7 +348,8 @@ def _share(source: str, part: Part) -> tuple[float, float]:
         return _PARTS[part]
     if part not in _REVIEW_PARTS:
         raise DialdownError(
-            f"The 200 reviews of {source!r} are too few for a part called {part!r}: take 'probe' or 'pair_scorer'."
+            f"The 200 reviews of {source!r} are too few for a part called {part!r}: take 'probe' "
+            "or 'pair_scorer'."
         )
     return _REVIEW_PARTS[part]
 
@@ -322,7 +377,9 @@ def _reviews() -> Iterator[tuple[str, int]]:
 
 
 def _review_sentences(review: str) -> list[str]:
-    pieces = [piece.strip() for line in _LINE_BREAK.split(review) for piece in _SENTENCE_END.split(line)]
+    pieces = [
+        piece.strip() for line in _LINE_BREAK.split(review) for piece in _SENTENCE_END.split(line)
+    ]
     return [piece for piece in pieces if len(piece.split()) >= _REVIEW_WORDS]
 
 
@@ -341,14 +398,18 @@ def _encyclopedic_prompts() -> list[str]:
 
 
 def _review_prompts() -> list[str]:
-    """Halves of sentences: a review's opening alone would be 57 prompts, and a whole sentence has passed its verdict."""
+    """Halves of sentences: a review's opening alone would be 57 prompts, and a whole sentence has
+    passed its verdict.
+    """
     reviews = (review for review, _ in _reviews() if _falls_in(_REVIEW_PROMPTS, review))
     sentences = (sentence for review in reviews for sentence in _review_sentences(review))
     return [_halves(sentence)[0] for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
 
 
 def _wiki_sentences(*, for_pairs: bool) -> list[str]:
-    """The embedded sentences in their order: every other one of the longer ones for the pairs, the rest as text."""
+    """The embedded sentences in their order: every other one of the longer ones for the pairs, the
+    rest as text.
+    """
     rows = read_file(fetch("wiki-sentences") / "test.jsonl")
     sentences = list(dict.fromkeys(field_of(row, ("text",), place) for place, row in rows))
     longer = [sentence for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
@@ -369,10 +430,14 @@ def _halves(sentence: str) -> tuple[str, str]:
 
 
 def _successive_sentences(rows: Iterable[str]) -> list[tuple[str, str]]:
-    """Sentence and next sentence, each sentence used once, of the paragraphs (headings start with `=`)."""
+    """Sentence and next sentence, each sentence used once, of the paragraphs (headings start with
+    `=`).
+    """
     pairs = []
     for row in rows:
-        sentences = [] if row.lstrip().startswith("=") else [s.strip() for s in re.split(r"(?<= \.) ", row)]
+        sentences = (
+            [] if row.lstrip().startswith("=") else [s.strip() for s in re.split(r"(?<= \.) ", row)]
+        )
         for first, second in zip(sentences[::2], sentences[1::2], strict=False):
             if min(len(first.split()), len(second.split())) >= _PAIR_WORDS:
                 pairs.append((first, second))

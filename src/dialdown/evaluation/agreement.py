@@ -1,4 +1,6 @@
-"""Whether scorers agree: rank correlation with an interval, and agreement at a threshold, pair by pair (METHOD §6)."""
+"""Whether scorers agree: rank correlation with an interval, and agreement at a threshold, pair by
+pair (METHOD §6).
+"""
 
 from __future__ import annotations
 
@@ -32,29 +34,38 @@ Values = NDArray[np.float64]
 
 
 def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) -> pl.DataFrame:
-    """How far each pair of scorers agrees on the same texts, one row per pair in the order given (METHOD §6).
+    """How far each pair of scorers agrees on the same texts, one row per pair in the order given
+    (METHOD §6).
 
     Args:
-        scores: for each scorer, a probability per text, the texts in one order. A text that either scorer of a pair has
-            no number for (NaN) is left out of that pair.
+        scores: for each scorer, a probability per text, the texts in one order. A text that either
+            scorer of a pair has no number for (NaN) is left out of that pair.
         threshold: above it a text has the concept.
 
     Returns:
-        Columns `first` and `second` (the scorers), `n` (texts both have a number for), `spearman` (rank correlation) with
-        `spearman_low` and `spearman_high` (95 % percentile bootstrap over texts, 2,000 resamples, seed 0; resamples that
-        are constant are left out), `kappa` (Cohen's, of the two decisions at the threshold), and the shares of texts
-        that `both`, exactly `one`, and `none` find to have the concept. What cannot be said is null: the correlation of
-        fewer than 3 texts or of constant scores, and kappa where both scorers give every text one and the same decision.
+        Columns `first` and `second` (the scorers), `n` (texts both have a number for), `spearman`
+            (rank correlation) with
+        `spearman_low` and `spearman_high` (95 % percentile bootstrap over texts, 2,000 resamples,
+            seed 0; resamples that
+        are constant are left out), `kappa` (Cohen's, of the two decisions at the threshold), and
+            the shares of texts
+        that `both`, exactly `one`, and `none` find to have the concept. What cannot be said is
+            null: the correlation of
+        fewer than 3 texts or of constant scores, and kappa where both scorers give every text one
+            and the same decision.
 
     Raises:
         DialdownError: fewer than two scorers, or different numbers of texts.
     """
     if len(scores) < 2:
-        raise DialdownError(f"Agreement needs two scorers and got {len(scores)}: pass the scores of at least two.")
+        raise DialdownError(
+            f"Agreement needs two scorers and got {len(scores)}: pass the scores of at least two."
+        )
     counts = {name: len(values) for name, values in scores.items()}
     if len(set(counts.values())) > 1:
         raise DialdownError(
-            f"The scorers judged different numbers of texts ({counts}): score the same texts with each."
+            f"The scorers judged different numbers of texts ({counts}): score the same texts with "
+            "each."
         )
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
     rows = [

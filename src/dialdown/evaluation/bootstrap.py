@@ -17,7 +17,9 @@ Direction = Literal["less", "more", "not told apart"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with a bootstrap 95 % interval over `n` units (prompts, or blocks of text). NaN never occurs: no units, no estimate."""
+    """A mean with a bootstrap 95 % interval over `n` units (prompts, or blocks of text). NaN never
+    occurs: no units, no estimate.
+    """
 
     mean: float
     low: float
@@ -30,19 +32,26 @@ class Estimate:
 
 
 def direction(change: Estimate) -> Direction:
-    """What a paired change says: its sign where its interval leaves zero out and has units enough, else nothing (METHOD §6)."""
+    """What a paired change says: its sign where its interval leaves zero out and has units enough,
+    else nothing (METHOD §6).
+    """
     if change.n < FEW or change.low <= 0 <= change.high:
         return "not told apart"
     return "less" if change.high < 0 else "more"
 
 
-def estimate(values: ArrayLike, *, weights: ArrayLike | None = None, seed: int = 0) -> Estimate | None:
-    """The (weighted) mean of per-unit values and its percentile bootstrap interval; None for no values.
+def estimate(
+    values: ArrayLike, *, weights: ArrayLike | None = None, seed: int = 0
+) -> Estimate | None:
+    """The (weighted) mean of per-unit values and its percentile bootstrap interval; None for no
+    values.
 
     Args:
-        values: (n,) one value per prompt or block of text; for a paired comparison, the differences.
+        values: (n,) one value per prompt or block of text; for a paired comparison, the
+            differences.
         weights: (n,) tokens per unit, for a mean over tokens; equal by default.
-        seed: of the resampling. Equal n and seed resample the same units, so rows of one table can be compared.
+        seed: of the resampling. Equal n and seed resample the same units, so rows of one table can
+            be compared.
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)

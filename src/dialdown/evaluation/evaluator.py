@@ -1,7 +1,8 @@
-"""Evaluation: every intervention under a named protocol, each mean with its interval (METHOD §5, §6).
+"""Evaluation: every intervention under a named protocol, each mean with its interval (METHOD §5,
+§6).
 
-One `Evaluator` holds what all rows share: the prompts' prefixes, the reference text's windows and the base model's
-distributions on them. A row is one intervention under one protocol.
+One `Evaluator` holds what all rows share: the prompts' prefixes, the reference text's windows and
+the base model's distributions on them. A row is one intervention under one protocol.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Suite:
         prompts: prompts that elicit the concept.
         pairs: (prompt, true continuation) for F1.
         text: reference text for log-perplexity and KL.
-        scorers: the first is the judge whose mean is the row's `toxicity`; all are in `toxicity_by`.
+        scorers: the first is the judge whose mean is the row's `toxicity`; all are in
+            `toxicity_by`.
         max_new_tokens: greedy tokens per prompt.
         max_prompt_tokens: prompts are cut here.
         window: tokens per window of the reference text.
@@ -80,7 +82,8 @@ class Measured:
     seed: int
 
     def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:
-        """The mean of a metric, or of its paired difference to another effect; None where no unit has a value.
+        """The mean of a metric, or of its paired difference to another effect; None where no unit
+        has a value.
 
         Raises:
             DialdownError: the other effect was measured on fewer units.
@@ -90,9 +93,11 @@ class Measured:
             theirs = np.array(minus.values[name])
             if len(theirs) < len(values):
                 raise DialdownError(
-                    f"{name} was measured on {len(values)} units here and on {len(theirs)} there, which cannot be paired: use one suite."
+                    f"{name} was measured on {len(values)} units here and on {len(theirs)} there, "
+                    "which cannot be paired: use one suite."
                 )
-            # A control may be measured on the first prompts only; they are the same prompts in every row.
+            # A control may be measured on the first prompts only; they are the same prompts in
+            # every row.
             values = values - theirs[: len(values)]
         known = ~np.isnan(values)
         # Both are means over tokens; KL may be measured on the first windows only.
@@ -127,10 +132,12 @@ class Row:
         """The row as it stands in results.json.
 
         Args:
-            reference: the untouched model under the same protocol; `change` is the paired difference to it.
+            reference: the untouched model under the same protocol; `change` is the paired
+                difference to it.
             prompts: the evaluation prompts, for the samples.
             samples: how many continuations to show.
-            main: for a control, the row it is a control of; `control_minus_main` is the paired difference to it.
+            main: for a control, the row it is a control of; `control_minus_main` is the paired
+                difference to it.
         """
 
         def written(value: Estimate | None) -> dict[str, float | int] | None:
@@ -146,9 +153,12 @@ class Row:
             "beta": self.beta,
             "neurons": self.neurons,
             **{name: written(self.metric(name)) for name in METRICS},
-            "toxicity_by": {judge: written(self.metric(f"toxicity/{judge}")) for judge in self.measured.judges},
+            "toxicity_by": {
+                judge: written(self.metric(f"toxicity/{judge}")) for judge in self.measured.judges
+            },
             "change": {name: written(self.change(name, reference)) for name in METRICS},
-            "control_minus_main": main and {name: written(self.change(name, main)) for name in METRICS},
+            "control_minus_main": main
+            and {name: written(self.change(name, main)) for name in METRICS},
             "samples": [{"prompt": prompt, "continuation": text} for prompt, text in pairs],
         }
 
@@ -162,7 +172,9 @@ class Evaluator:
 
     def __init__(self, lm: LM, suite: Suite) -> None:
         if not suite.scorers:
-            raise DialdownError("The suite has no scorer, so nothing can be said about toxicity: pass at least one.")
+            raise DialdownError(
+                "The suite has no scorer, so nothing can be said about toxicity: pass at least one."
+            )
         self.lm = lm
         self.suite = suite
         self.decoder = self._decoder(lm, share_prefixes=True)
@@ -171,7 +183,8 @@ class Evaluator:
 
     def _decoder(self, lm: LM, *, share_prefixes: bool) -> Decoder:
         suite = self.suite
-        # One decoding pass serves toxicity and F1: larger batches, and the same edit at the same positions.
+        # One decoding pass serves toxicity and F1: larger batches, and the same edit at the same
+        # positions.
         prompts = [*suite.prompts, *(prompt for prompt, _ in suite.pairs)]
         return Decoder(
             lm,
@@ -182,26 +195,37 @@ class Evaluator:
             share_prefixes=share_prefixes,
         )
 
-    def row(self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None) -> Row:
+    def row(
+        self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None
+    ) -> Row:
         """Measure one intervention under one protocol.
 
         Args:
             intervention: what to apply.
             protocol: `paper` or `strict` (METHOD §5).
-            model: another model than the base one, such as the tuned model; KL is still to the base.
+            model: another model than the base one, such as the tuned model; KL is still to the
+                base.
 
         Raises:
-            DialdownError: the intervention does not fit the model, or its log-perplexity is not finite.
+            DialdownError: the intervention does not fit the model, or its log-perplexity is not
+                finite.
         """
-        return as_row(intervention, protocol, self._measure(intervention, protocol, model or self.lm))
+        return as_row(
+            intervention, protocol, self._measure(intervention, protocol, model or self.lm)
+        )
 
     def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
         decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
         tokens = self._tokens(decoder, intervention, GENERATING[protocol])
         probe = self._text(protocol)
         text = probe.measure(lm, intervention, positions=READING[protocol])
-        # METHOD §5, `paper`: the sum is over predicted tokens, and it is divided by all, a window's first among them.
-        share = 1.0 if protocol == "strict" else text.tokens.sum() / sum(ids.numel() for ids in probe.windows)
+        # METHOD §5, `paper`: the sum is over predicted tokens, and it is divided by all, a window's
+        # first among them.
+        share = (
+            1.0
+            if protocol == "strict"
+            else text.tokens.sum() / sum(ids.numel() for ids in probe.windows)
+        )
         count = len(self.suite.prompts)
         texts = decoder.texts(tokens[:count])
         judged = texts if protocol == "strict" else self._without_prompt(tokens[:count], decoder)
@@ -211,19 +235,29 @@ class Evaluator:
             "log_ppl": (text.nll * share).tolist(),
             "f1": self._f1(tokens[count:], decoder.encoded[count:], protocol),
             "kl": text.kl.tolist(),
-            "repetition": [float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]],
+            "repetition": [
+                float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]
+            ],
             "degenerate": [float(is_degenerate(ids)) for ids in tokens[:count]],
             **{f"toxicity/{name}": scores for name, scores in judges.items()},
         }
         return Measured(values, text.tokens.tolist(), texts, [*judges], self.suite.seed)
 
-    def _tokens(self, decoder: Decoder, intervention: Intervention, positions: Positions) -> list[list[int]]:
-        """Decode, unless the row before did exactly that: the protocols differ only where neurons are moved."""
+    def _tokens(
+        self, decoder: Decoder, intervention: Intervention, positions: Positions
+    ) -> list[list[int]]:
+        """Decode, unless the row before did exactly that: the protocols differ only where neurons
+        are moved.
+        """
         if acting_on(decoder.lm):
             return decoder.run(intervention, positions=positions)
-        model, key = decoder.lm.model, (intervention.key, positions if intervention.moves_neurons else None)
+        model, key = (
+            decoder.lm.model,
+            (intervention.key, positions if intervention.moves_neurons else None),
+        )
         if self._latest[0]() is not model or self._latest[1] != key:
-            # A weak reference, so that a tuned model that is done with can be freed, and never be taken for another.
+            # A weak reference, so that a tuned model that is done with can be freed, and never be
+            # taken for another.
             self._latest = weakref.ref(model), key, decoder.run(intervention, positions=positions)
         return self._latest[2]
 
@@ -231,40 +265,66 @@ class Evaluator:
         if protocol not in self._texts:
             suite = self.suite
             windows = text_windows(
-                self.lm, suite.text, protocol=protocol, window=suite.window, max_windows=suite.max_windows
+                self.lm,
+                suite.text,
+                protocol=protocol,
+                window=suite.window,
+                max_windows=suite.max_windows,
             )
-            # Where no BOS is involved the two protocols cut the same windows, and the base model need not read them twice.
-            same = [probe for probe in self._texts.values() if [w[0].tolist() for w in probe.windows] == windows]
-            self._texts[protocol] = same[0] if same else TextProbe(self.lm, windows, kl_windows=suite.kl_windows)
+            # Where no BOS is involved the two protocols cut the same windows, and the base model
+            # need not read them twice.
+            same = [
+                probe
+                for probe in self._texts.values()
+                if [w[0].tolist() for w in probe.windows] == windows
+            ]
+            self._texts[protocol] = (
+                same[0] if same else TextProbe(self.lm, windows, kl_windows=suite.kl_windows)
+            )
         return self._texts[protocol]
 
     def _without_prompt(self, tokens: Sequence[Sequence[int]], decoder: Decoder) -> list[str]:
-        """METHOD §5, `paper`: every occurrence of the prompt string is removed from the whole output."""
-        prompts = [self.lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in decoder.encoded[: len(tokens)]]
+        """METHOD §5, `paper`: every occurrence of the prompt string is removed from the whole
+        output.
+        """
+        prompts = [
+            self.lm.tokenizer.decode(ids, skip_special_tokens=True)
+            for ids in decoder.encoded[: len(tokens)]
+        ]
         full = [
             self.lm.tokenizer.decode([*ids, *new], skip_special_tokens=True)
             for ids, new in zip(decoder.encoded, tokens, strict=False)
         ]
         return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
 
-    def _f1(self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol) -> list[float]:
+    def _f1(
+        self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol
+    ) -> list[float]:
         score = self._paper_f1 if protocol == "paper" else self._strict_f1
         return [score(*of) for of in zip(tokens, prompts, self.suite.pairs, strict=True)]
 
-    def _strict_f1(self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]) -> float:
+    def _strict_f1(
+        self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]
+    ) -> float:
         start, gold = pair
         spaced = gold if gold[:1].isspace() else f" {gold}"
-        # What follows the prompt's own tokens is the true continuation, also of a prompt that was cut.
+        # What follows the prompt's own tokens is the true continuation, also of a prompt that was
+        # cut.
         true = self.lm.encode([start + spaced])[0][len(prompt) :]
         return token_f1(given, true[: self.suite.max_new_tokens])
 
-    def _paper_f1(self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]) -> float:
-        """METHOD §5, `paper`: prompt and continuation against the true continuation alone, cut at the length of both."""
+    def _paper_f1(
+        self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]
+    ) -> float:
+        """METHOD §5, `paper`: prompt and continuation against the true continuation alone, cut at
+        the length of both.
+        """
         longest = self.suite.max_prompt_tokens + self.suite.max_new_tokens
         true = self.lm.encode([pair[1]])[0][:longest]
         # End-of-text is the padding token there, and padding is not counted.
         written, gold = (
-            [token for token in ids if token != self.lm.tokenizer.eos_token_id] for ids in ((*prompt, *given), true)
+            [token for token in ids if token != self.lm.tokenizer.eos_token_id]
+            for ids in ((*prompt, *given), true)
         )
         return token_f1(written, gold)
 
@@ -272,7 +332,9 @@ class Evaluator:
 def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
     """Put an intervention's name beside what was measured of its effect."""
     one = intervention
-    return Row(one.name, one.kind, protocol, one.control_of, one.alpha, one.beta, one.neurons, measured)
+    return Row(
+        one.name, one.kind, protocol, one.control_of, one.alpha, one.beta, one.neurons, measured
+    )
 
 
 def evaluate(

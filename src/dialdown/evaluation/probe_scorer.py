@@ -1,4 +1,6 @@
-"""The study's own probe as a scorer, for any concept that has labelled texts and no classifier of its own."""
+"""The study's own probe as a scorer, for any concept that has labelled texts and no classifier of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,16 @@ from .scorers import Scores
 
 @dataclass(frozen=True, eq=False)
 class ProbeScorer:
-    """sigma(W x + b) of the base model's mean final-layer residual stream over a text's real tokens (METHOD §2, §5 `strict`).
+    """sigma(W x + b) of the base model's mean final-layer residual stream over a text's real tokens
+    (METHOD §2, §5 `strict`).
 
     Attributes:
         lm: the base model that the probe was trained on.
         direction: its probe, site `residual`, as `train_probe` or `fit_probe` gives it.
 
     Raises:
-        DialdownError: the direction is no strict probe, has no intercept, or is of a model of another width.
+        DialdownError: the direction is no strict probe, has no intercept, or is of a model of
+            another width.
     """
 
     lm: LM
@@ -33,7 +37,8 @@ class ProbeScorer:
 
     name: ClassVar[str] = "probe"
     caveat: ClassVar[str] = (
-        "The probe judges by the very direction that neurons are edited along, so it favours these edits: believe it "
+        "The probe judges by the very direction that neurons are edited along, so it favours these "
+        "edits: believe it "
         "only as far as a second judge agrees."
     )
 
@@ -42,15 +47,18 @@ class ProbeScorer:
         found = self.direction
         if (found.name, found.site) != ("probe", "residual"):
             raise DialdownError(
-                f"The direction {found.name!r} at the site {found.site!r} gives no probability: pass a probe of the strict protocol."
+                f"The direction {found.name!r} at the site {found.site!r} gives no probability: "
+                "pass a probe of the strict protocol."
             )
         if "intercept" not in found.record:
             raise DialdownError(
-                "The probe was saved without its intercept, so its scores would be off by a constant: train it again."
+                "The probe was saved without its intercept, so its scores would be off by a "
+                "constant: train it again."
             )
         if found.vector.shape != (self.lm.view.d_model,):
             raise DialdownError(
-                f"The probe has {found.vector.shape[0]} dimensions and the residual stream of {self.lm.name} {self.lm.view.d_model}: "
+                f"The probe has {found.vector.shape[0]} dimensions and the residual stream of "
+                f"{self.lm.name} {self.lm.view.d_model}: "
                 "pass the model it was trained on."
             )
 
@@ -80,13 +88,19 @@ class ProbeScorer:
         if rows:
             longest = self.direction.record.get("max_tokens", 128)
             spoken = [texts[row] for row in rows]
-            features = probe_features(self.lm, spoken, protocols=("strict",), max_tokens=longest)["strict"]
-            scores[rows] = expit(features @ self.direction.vector + self.direction.record["intercept"])
+            features = probe_features(self.lm, spoken, protocols=("strict",), max_tokens=longest)[
+                "strict"
+            ]
+            scores[rows] = expit(
+                features @ self.direction.vector + self.direction.record["intercept"]
+            )
         return scores
 
     def _check_untouched(self) -> None:
-        # Steering moves no neuron, so `acting_on` does not know of it, but it would move what the probe reads.
+        # Steering moves no neuron, so `acting_on` does not know of it, but it would move what the
+        # probe reads.
         if acting_on(self.lm) or self.lm.view.final_norm._forward_pre_hooks:
             raise DialdownError(
-                f"The probe reads texts with {self.lm.name}, on which an intervention acts right now: score outside of `applied`."
+                f"The probe reads texts with {self.lm.name}, on which an intervention acts right "
+                "now: score outside of `applied`."
             )

@@ -10,7 +10,9 @@ DEGENERATE = 0.5
 
 
 def repetition(tokens: Sequence[int]) -> float | None:
-    """The share of 2-grams seen before in the continuation, one minus its distinct-2; None where it has no 2-gram."""
+    """The share of 2-grams seen before in the continuation, one minus its distinct-2; None where it
+    has no 2-gram.
+    """
     pairs = list(pairwise(tokens))
     return 1 - len(set(pairs)) / len(pairs) if pairs else None
 

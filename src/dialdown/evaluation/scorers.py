@@ -1,8 +1,10 @@
-"""How toxic a text is, as a probability: the published classifier, and two scorers trained here without a hub.
+"""How toxic a text is, as a probability: the published classifier, and two scorers trained here
+without a hub.
 
-`embedded:ngram` is the default judge (a linear model on hashed n-grams), `embedded:minilm` a second opinion and the
-scorer that makes preference pairs (a linear head on sentence embeddings). They are trained once, on disjoint parts of
-the embedded comments, and cached. Anything else is a sequence classifier of transformers (METHOD §6).
+`embedded:ngram` is the default judge (a linear model on hashed n-grams), `embedded:minilm` a second
+opinion and the scorer that makes preference pairs (a linear head on sentence embeddings). They are
+trained once, on disjoint parts of the embedded comments, and cached. Anything else is a sequence
+classifier of transformers (METHOD §6).
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class _Data:
 
 
 class Scorer(Protocol):
-    """What judges texts; `record` says how it was made and how well it does on texts it did not train on."""
+    """What judges texts; `record` says how it was made and how well it does on texts it did not
+    train on.
+    """
 
     @property
     def name(self) -> str:
@@ -90,31 +94,45 @@ class Features(Protocol):
 
 
 def load_scorer(
-    source: str, *, texts: str = "embedded:comments", device: str = "cpu", progress: Progress | None = None
+    source: str,
+    *,
+    texts: str = "embedded:comments",
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Scorer:
-    """The scorer `source` names (METHOD §6), trained first where it is an embedded one that the cache lacks.
+    """The scorer `source` names (METHOD §6), trained first where it is an embedded one that the
+    cache lacks.
 
-    `texts` are the labelled texts of the study's concept. Of other texts than the comments, `embedded:minilm` learns that
-    concept (from `embedded:imdb`, negativity); `embedded:ngram` knows toxicity only.
+    `texts` are the labelled texts of the study's concept. Of other texts than the comments,
+    `embedded:minilm` learns that concept (from `embedded:imdb`, negativity); `embedded:ngram` knows
+    toxicity only.
 
-    Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with the label
-    after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`.
+    Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with
+    the label after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`.
 
     Raises:
-        DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier, or it lacks
-            the label.
+        DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier,
+            or it lacks the label.
     """
     embedded = source in (NgramFeatures.name, MiniLMFeatures.name)
-    if embedded and texts not in ("embedded:comments", *(["embedded:imdb"] if source == MiniLMFeatures.name else [])):
+    if embedded and texts not in (
+        "embedded:comments",
+        *(["embedded:imdb"] if source == MiniLMFeatures.name else []),
+    ):
         raise DialdownError(
-            f"{source} knows toxicity, not what {texts!r} is labelled with: pass 'probe', or a classifier as HUB_ID#LABEL."
+            f"{source} knows toxicity, not what {texts!r} is labelled with: pass 'probe', or a "
+            "classifier as HUB_ID#LABEL."
         )
     if source == NgramFeatures.name:
         return _embedded(NgramFeatures(), _Data("judge", None, 40), progress)
     if source == MiniLMFeatures.name:
         features = MiniLMFeatures.load(fetch("minilm", progress), device)
         few = texts == "embedded:imdb"
-        wanted = _Data("pair_scorer", None, 2 * SHORT, texts) if few else _Data("pair_scorer", 4_400, SHORT)
+        wanted = (
+            _Data("pair_scorer", None, 2 * SHORT, texts)
+            if few
+            else _Data("pair_scorer", 4_400, SHORT)
+        )
         return _embedded(features, wanted, progress)
     model, _, label = source.partition("#")
     if model.startswith("embedded:") or ("/" not in model and not os.path.exists(model)):
@@ -148,7 +166,8 @@ class LinearScorer:
     def train(
         cls, features: Features, data: LabelledTexts, *, seed: int, progress: Progress | None = None
     ) -> LinearScorer:
-        """Train on `data`, holding out a tenth of its short texts (4,000 at most) for the AUC in `record`.
+        """Train on `data`, holding out a tenth of its short texts (4,000 at most) for the AUC in
+        `record`.
 
         Raises:
             DialdownError: fewer than 20 short texts of either label.
@@ -157,7 +176,9 @@ class LinearScorer:
         matrix = features.matrix(data.texts, progress)
         model = features.untrained(seed).fit(matrix[rest], data.labels[rest])
         record = {
-            "held_out_auc": float(roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))),
+            "held_out_auc": float(
+                roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))
+            ),
             "held_out": len(held_out),
             "held_out_max_words": SHORT,
             "trained_on": len(rest),
@@ -174,40 +195,59 @@ class LinearScorer:
         return cls(features, arrays["weights"], float(arrays["intercept"][0]), record)
 
     def save(self, path: Path) -> None:
-        """Write weights and record as safetensors; the features are made anew from the same code and assets."""
+        """Write weights and record as safetensors; the features are made anew from the same code
+        and assets.
+        """
         arrays = {"weights": self.weights, "intercept": np.array([self.intercept])}
         write_arrays(path, self.KIND, arrays, self.record)
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
-        return _of_text(texts, lambda some: expit(self.features.matrix(some) @ self.weights + self.intercept))
+        return _of_text(
+            texts, lambda some: expit(self.features.matrix(some) @ self.weights + self.intercept)
+        )
 
 
 @dataclass(frozen=True)
 class NgramFeatures:
-    """Which word (1–2) and character (2–5) n-grams a text has, hashed: sparse, shape (n, 2 * HASHES)."""
+    """Which word (1–2) and character (2–5) n-grams a text has, hashed: sparse, shape (n, 2 *
+    HASHES).
+    """
 
     HASHES: ClassVar[int] = 2**18
     name: ClassVar[str] = "embedded:ngram"
     caveat: ClassVar[str] = (
-        "The n-gram scorer knows words, not meaning: it misses threats without a swear word and fires on mild "
+        "The n-gram scorer knows words, not meaning: it misses threats without a swear word and "
+        "fires on mild "
         "profanity."
     )
 
     def untrained(self, seed: int) -> Any:
-        """Averaged stochastic descent, which reaches liblinear's AUC here (.987) in a sixth of its time."""
-        return SGDClassifier(loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed)
+        """Averaged stochastic descent, which reaches liblinear's AUC here (.987) in a sixth of its
+        time.
+        """
+        return SGDClassifier(
+            loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed
+        )
 
     def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
-        """Presence of each n-gram; either half of a row has length one, so a long text weighs no more."""
-        shared: dict[str, Any] = {"n_features": self.HASHES, "alternate_sign": False, "binary": True}
+        """Presence of each n-gram; either half of a row has length one, so a long text weighs no
+        more.
+        """
+        shared: dict[str, Any] = {
+            "n_features": self.HASHES,
+            "alternate_sign": False,
+            "binary": True,
+        }
         shared |= {"norm": "l2", "dtype": np.float32}
         words = HashingVectorizer(ngram_range=(1, 2), token_pattern=r"\b\w+\b", **shared)
         characters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), **shared)
         blocks = []
         for start in range(0, len(texts), CHUNK):
             some = texts[start : start + CHUNK]
-            blocks.append(sp.hstack([words.transform(some), characters.transform(some)], format="csr"))
+            blocks.append(
+                sp.hstack([words.transform(some), characters.transform(some)], format="csr")
+            )
             if progress:
                 progress("read texts for the n-gram scorer", start + len(some), len(texts))
         return sp.vstack(blocks, format="csr")
@@ -215,14 +255,17 @@ class NgramFeatures:
 
 @dataclass(frozen=True, eq=False)
 class MiniLMFeatures:
-    """Sentence embeddings: the mean of an encoder's last hidden states over real tokens, scaled to length one."""
+    """Sentence embeddings: the mean of an encoder's last hidden states over real tokens, scaled to
+    length one.
+    """
 
     encoder: Any
     tokenizer: Any
 
     name: ClassVar[str] = "embedded:minilm"
     caveat: ClassVar[str] = (
-        "The MiniLM scorer judges what a text is about more than its wording: it ranks texts less like people do "
+        "The MiniLM scorer judges what a text is about more than its wording: it ranks texts less "
+        "like people do "
         "than the n-gram scorer."
     )
 
@@ -233,7 +276,9 @@ class MiniLMFeatures:
 
         name = "embedded:minilm"
         instead = f"remove {folder}, and it is fetched again"
-        encoder = loading.read_weights(AutoModel, str(folder), name=name, instead=instead, dtype=torch.float32)
+        encoder = loading.read_weights(
+            AutoModel, str(folder), name=name, instead=instead, dtype=torch.float32
+        )
         return cls(encoder.to(device).eval(), loading.read_tokenizer(str(folder), name=name))
 
     def untrained(self, seed: int) -> Any:
@@ -258,7 +303,9 @@ class MiniLMFeatures:
 
 @dataclass(frozen=True, eq=False)
 class ClassifierScorer:
-    """One label of a sequence classifier of transformers, e.g. the published `unitary/toxic-bert` (METHOD §6)."""
+    """One label of a sequence classifier of transformers, e.g. the published `unitary/toxic-bert`
+    (METHOD §6).
+    """
 
     name: str
     label: str
@@ -272,24 +319,37 @@ class ClassifierScorer:
         """Load a classifier by hub id or folder; None takes the label called toxicity or toxic.
 
         Raises:
-            DialdownError: it cannot be loaded, has no trained classification head, or lacks the label.
+            DialdownError: it cannot be loaded, has no trained classification head, or lacks the
+                label.
         """
         from transformers import AutoModelForSequenceClassification
 
-        instead = "pass a sequence classifier with a trained classification head such as 'unitary/toxic-bert', or 'embedded:ngram', which needs no hub"
+        instead = (
+            "pass a sequence classifier with a trained classification head such as "
+            "'unitary/toxic-bert', or 'embedded:ngram', which needs no hub"
+        )
         loading.read_config(source, name=source, instead=instead)
-        model = loading.read_weights(AutoModelForSequenceClassification, source, name=source, instead=instead)
+        model = loading.read_weights(
+            AutoModelForSequenceClassification, source, name=source, instead=instead
+        )
         tokenizer = loading.read_tokenizer(source, name=source)
         pad, rows = tokenizer.pad_token_id, len(model.get_input_embeddings().weight)
         if pad is None or pad >= rows:
             raise DialdownError(
-                f"The tokenizer of {source!r} has no pad token that the classifier's embedding of {rows} rows knows, so texts cannot share a batch: "
-                "set tokenizer.pad_token and model.config.pad_token_id, save both and pass that folder."
+                f"The tokenizer of {source!r} has no pad token that the classifier's embedding of "
+                f"{rows} rows knows, so texts cannot share a batch: "
+                "set tokenizer.pad_token and model.config.pad_token_id, save both and pass that "
+                "folder."
             )
         if model.config.pad_token_id is None:
             # A classifier on a decoder reads the last token that is no padding.
             model.config.pad_token_id = pad
-        return cls(source, _find_label(source, model.config.id2label, label), model.to(device).eval(), tokenizer)
+        return cls(
+            source,
+            _find_label(source, model.config.id2label, label),
+            model.to(device).eval(),
+            tokenizer,
+        )
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -298,7 +358,9 @@ class ClassifierScorer:
 
     @property
     def _multi_label(self) -> bool:
-        """Whether labels are independent; Detoxify's checkpoints are, also where an old config does not say so."""
+        """Whether labels are independent; Detoxify's checkpoints are, also where an old config does
+        not say so.
+        """
         config = self.model.config
         stated = config.problem_type == "multi_label_classification"
         return stated or config.num_labels == 1 or self.name.startswith("unitary/")
@@ -322,8 +384,12 @@ class ClassifierScorer:
 def _embedded(features: Features, data: _Data, progress: Progress | None) -> LinearScorer:
     """The scorer of an earlier call, or a new one that later calls will find."""
     asset = {"embedded:comments": "comments", "embedded:imdb": "imdb-reviews"}[data.texts]
-    key = fingerprint(asset_version(asset), asset_version("minilm"), features.name, asdict(data), SEED)
-    path = cache_folder() / "scorers" / f"{features.name.removeprefix('embedded:')}-{key}.safetensors"
+    key = fingerprint(
+        asset_version(asset), asset_version("minilm"), features.name, asdict(data), SEED
+    )
+    path = (
+        cache_folder() / "scorers" / f"{features.name.removeprefix('embedded:')}-{key}.safetensors"
+    )
     if path.exists():
         try:
             return LinearScorer.load(path, features)
@@ -337,16 +403,23 @@ def _embedded(features: Features, data: _Data, progress: Progress | None) -> Lin
 
 
 def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers to train on, and those of a tenth of the short texts (4,000 at most) to report the AUC on."""
-    short = np.array([row for row, text in enumerate(data.texts) if len(text.split()) <= SHORT], dtype=np.intp)
+    """Row numbers to train on, and those of a tenth of the short texts (4,000 at most) to report
+    the AUC on.
+    """
+    short = np.array(
+        [row for row, text in enumerate(data.texts) if len(text.split()) <= SHORT], dtype=np.intp
+    )
     fewest = min(int((data.labels[short] == label).sum()) for label in (0, 1))
     if fewest < 20:
         raise DialdownError(
-            f"A toxicity scorer needs at least 20 texts of at most {SHORT} words with either label and got {fewest} of "
+            f"A toxicity scorer needs at least 20 texts of at most {SHORT} words with either label "
+            f"and got {fewest} of "
             "one: pass more labelled texts."
         )
     size = min(4_000, len(short) // 10)
-    _, held_out = train_test_split(short, test_size=size, stratify=data.labels[short], random_state=seed)
+    _, held_out = train_test_split(
+        short, test_size=size, stratify=data.labels[short], random_state=seed
+    )
     return np.setdiff1d(np.arange(len(data)), held_out), held_out
 
 
@@ -367,14 +440,20 @@ def _batches(
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         some = [texts[row] for row in rows]
-        inputs = tokenizer(some, return_tensors="pt", padding=True, truncation=True, max_length=longest)
+        inputs = tokenizer(
+            some, return_tensors="pt", padding=True, truncation=True, max_length=longest
+        )
         yield rows, inputs.to(device)
 
 
 def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> str:
-    """The model's own spelling of the label; `toxicity` and `toxic` are one label under two names."""
+    """The model's own spelling of the label; `toxicity` and `toxic` are one label under two
+    names.
+    """
     names = (
-        {"toxicity", "toxic"} if wanted is None or wanted.casefold() in ("toxicity", "toxic") else {wanted.casefold()}
+        {"toxicity", "toxic"}
+        if wanted is None or wanted.casefold() in ("toxicity", "toxic")
+        else {wanted.casefold()}
     )
     found = [label for label in labels.values() if label.casefold() in names]
     if not found:

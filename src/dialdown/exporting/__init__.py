@@ -1,1 +1,3 @@
-"""A plain checkpoint from an intervention: rewriting, verification, deltas, the card (METHOD §7)."""
+"""A plain checkpoint from an intervention: rewriting, verification, deltas, the card (METHOD
+§7).
+"""

@@ -1,4 +1,6 @@
-"""The README.md of an exported folder: what was edited and why, what was measured, how to check it and how to undo it."""
+"""The README.md of an exported folder: what was edited and why, what was measured, how to check it
+and how to undo it.
+"""
 
 from __future__ import annotations
 
@@ -48,31 +50,42 @@ def write_card(
         left_out: what the base's folder has besides.
     """
     local = " --base FOLDER_OF_THE_BASE" if delta.record["base"]["local"] else ""
-    notes, revision = delta.record["notes"], f" at revision {_code(delta.revision)}" if delta.revision else ""
+    notes, revision = (
+        delta.record["notes"],
+        f" at revision {_code(delta.revision)}" if delta.revision else "",
+    )
     licence, unread = _licence(delta, base_folder)
     paragraphs = [
         f"# {plain(delta.base)}, edited by dialdown",
         _what(delta, dropped),
         *([plain(notes["why"])] if "why" in notes else []),
-        "> This model can still write offensive text. Figures on toxicity, where there are any, come from prompts chosen "
+        "> This model can still write offensive text. Figures on toxicity, where there are any, "
+        "come from prompts chosen "
         "to provoke it, and hold for those.",
         *_measured(notes),
         "## Verified",
         _verified(verified),
         "## The edit alone",
-        "`dialdown/edit.safetensors` and `dialdown/edit.json` are the edit without the model. They put it on another "
+        "`dialdown/edit.safetensors` and `dialdown/edit.json` are the edit without the model. They "
+        "put it on another "
         "copy of the base, at any strength:",
         f"```\ndialdown apply THIS_FOLDER --out NEW_FOLDER --strength 0.5{local}\n```",
-        f"The base is {_code(delta.base)}{revision}; the sha256 over its weights is `{delta.sha256}`, and another base is "
+        f"The base is {_code(delta.base)}{revision}; the sha256 over its weights is "
+        f"`{delta.sha256}`, and another base is "
         "refused.",
         *unread,
         "## Files",
         "| file | sha256 |\n| --- | --- |\n"
         + "\n".join(f"| {plain(name)} | `{digest}` |" for name, digest in sorted(files.items())),
-        *([f"Not copied from the base's folder: {', '.join(map(plain, left_out))}."] if left_out else []),
+        *(
+            [f"Not copied from the base's folder: {', '.join(map(plain, left_out))}."]
+            if left_out
+            else []
+        ),
     ]
     data = ModelCardData(
-        # A hub id as it is; the other names are not the hub's, and it refuses a card with a colon here.
+        # A hub id as it is; the other names are not the hub's, and it refuses a card with a colon
+        # here.
         base_model=one_line(delta.base.removeprefix("embedded:")),
         library_name="transformers",
         tags=["dialdown"],
@@ -95,9 +108,16 @@ def _licence(delta: Delta, base_folder: Path) -> tuple[dict[str, Any], list[str]
         head = (metadata_load(card) or {}) if is_own(card, base_folder) else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         head = None
-    stated = {key: value for key, value in (head or {}).items() if key in LICENCE and value is not None}
-    if head is None or not all(isinstance(value, str) and value.isprintable() for value in stated.values()):
-        return {}, ["The base's README.md could not be read for its licence, which is therefore not repeated here."]
+    stated = {
+        key: value for key, value in (head or {}).items() if key in LICENCE and value is not None
+    }
+    if head is None or not all(
+        isinstance(value, str) and value.isprintable() for value in stated.values()
+    ):
+        return {}, [
+            "The base's README.md could not be read for its licence, which is therefore not "
+            "repeated here."
+        ]
     return stated, []
 
 
@@ -120,18 +140,28 @@ def _what(delta: Delta, dropped: int) -> str:
     strength = delta.record["strength"]
     if edit.vector is not None:
         norm = float(np.linalg.norm(edit.vector))
-        text = f"{_code(edit.name)} adds one vector of norm {norm:.4g} to the final-layer residual stream (the bias of the last MLP)"
+        text = (
+            f"{_code(edit.name)} adds one vector of norm {norm:.4g} to the final-layer "
+            "residual stream (the bias of the last MLP)"
+        )
     else:
         changed = (edit.gain != 1) | (edit.offset != 0)
-        text = f"{_code(edit.name)} ({edit.kind}) changes {int(changed.sum()):,} of {edit.gain.size:,} MLP neurons"
+        text = (
+            f"{_code(edit.name)} ({edit.kind}) changes {int(changed.sum()):,} of "
+            f"{edit.gain.size:,} MLP neurons"
+        )
         if edit.gain.size and not edit.offset.any():
-            text += f", each by one factor on its column of the down projection; mean |gain - 1| is {abs(edit.gain - 1).mean():.4f}"
+            text += (
+                ", each by one factor on its column of the down projection; mean |gain - 1| "
+                f"is {abs(edit.gain - 1).mean():.4f}"
+            )
     if strength != 1:
         text += f", dialled to {strength:.3g} times what was found at first"
     text += ". Everything else is the base model's, byte for byte."
     if dropped:
         text += (
-            f" {dropped:,} neurons of gain 0 were removed from every layer, so the MLP is narrower than the base's; "
+            f" {dropped:,} neurons of gain 0 were removed from every layer, so the MLP is narrower "
+            "than the base's; "
             "those of gain 0 that are left in some layers have columns of zeros."
         )
     return text
@@ -142,7 +172,10 @@ def _measured(notes: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     shown = [figure for figure in FIGURES if any(figure in row for row in rows)]
-    lines = ["| model | " + " | ".join(FIGURES[figure] for figure in shown) + " |", "| --- " * (len(shown) + 1) + "|"]
+    lines = [
+        "| model | " + " | ".join(FIGURES[figure] for figure in shown) + " |",
+        "| --- " * (len(shown) + 1) + "|",
+    ]
     for row in rows:
         cells = [_interval(row[figure]) if figure in row else "" for figure in shown]
         lines.append("| " + " | ".join([plain(row.get("name", "")), *cells]) + " |")
@@ -150,9 +183,14 @@ def _measured(notes: Mapping[str, Any]) -> list[str]:
     said += [plain(notes["caveat"])] if "caveat" in notes else []
     if "text" in notes:
         said.append(
-            f"Log-perplexity and KL are on {plain(notes['text'])}; on other kinds of text the KL can be several times that."
+            f"Log-perplexity and KL are on {plain(notes['text'])}; on other kinds of text the KL "
+            "can be several times that."
         )
-    return ["## Measured, with 95 % intervals", "\n".join(lines), *([" ".join(said)] if said else [])]
+    return [
+        "## Measured, with 95 % intervals",
+        "\n".join(lines),
+        *([" ".join(said)] if said else []),
+    ]
 
 
 def _interval(value: Interval) -> str:
@@ -164,12 +202,15 @@ def _verified(verified: Verification | None) -> str:
     if verified is None:
         return "This folder was written without verification."
     text = (
-        f"This folder was reloaded with plain transformers and compared with the base model under the edit's hooks, both in float32: over {verified.positions:,} "
-        f"positions of {verified.prompts} texts the largest difference of a logit is {verified.difference:.2g}, where {verified.tolerance:.2g} is accepted."
+        "This folder was reloaded with plain transformers and compared with the base model under "
+        f"the edit's hooks, both in float32: over {verified.positions:,} "
+        f"positions of {verified.prompts} texts the largest difference of a logit is "
+        f"{verified.difference:.2g}, where {verified.tolerance:.2g} is accepted."
     )
     if verified.rounding is not None:
         text += (
-            f" The checkpoint has 16 bits: random errors of the size of one rounding in what the edit wrote make a difference of {verified.rounding:.2g}, "
+            " The checkpoint has 16 bits: random errors of the size of one rounding in what the "
+            f"edit wrote make a difference of {verified.rounding:.2g}, "
             "and four times that plus 0.001 is accepted."
         )
     return text if verified.vllm is None else f"{text} {_in_vllm(verified.vllm)}"
@@ -180,6 +221,7 @@ def _in_vllm(check: VllmCheck) -> str:
         # What vLLM said may name folders of one's own.
         return "It was not verified in vLLM, which did not run."
     return (
-        f"So it was with vLLM {check.version}, in float32: of {check.compared:,} log-probabilities of the likeliest next tokens the largest "
+        f"So it was with vLLM {check.version}, in float32: of {check.compared:,} log-probabilities "
+        "of the likeliest next tokens the largest "
         f"difference is {check.difference:.2g}, where {check.tolerance:.2g} is accepted."
     )

@@ -1,8 +1,10 @@
-"""A checkpoint on disk, read tensor by tensor: where its weights lie, and which of them an edit changes.
+"""A checkpoint on disk, read tensor by tensor: where its weights lie, and which of them an edit
+changes.
 
-No model is loaded here. The class of the model is built without weights (on torch's meta device) to find the down
-projections, exactly as `models.MLPView` finds them in a loaded one, and the safetensors headers say where their bytes
-lie. The format of a header is public and short: eight bytes of length, JSON, then the data.
+No model is loaded here. The class of the model is built without weights (on torch's meta device) to
+find the down projections, exactly as `models.MLPView` finds them in a loaded one, and the
+safetensors headers say where their bytes lie. The format of a header is public and short: eight
+bytes of length, JSON, then the data.
 """
 
 from __future__ import annotations
@@ -40,7 +42,16 @@ from ..errors import DialdownError
 from ..models.lm import LM, MLPView
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "LICENSE*", "NOTICE*", "README.md")
+DOWNLOADED = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.safetensors",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+)
 # The authors' own formats beside the transformers one, and folders of conversions.
 NOT_DOWNLOADED = ["consolidated*", "*/*"]
 CHUNK = 1 << 20
@@ -90,7 +101,8 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        name: what it is called in a delta: a hub id, `embedded:NAME`, or the last part of a local folder's path.
+        name: what it is called in a delta: a hub id, `embedded:NAME`, or the last part of a local
+            folder's path.
         revision: the commit a hub id was resolved to, else the revision asked for, or None.
         local: whether it was given as a folder, so that its name alone does not find it again.
         config: its config.json.
@@ -121,19 +133,23 @@ class Checkpoint:
         return DTYPES[self.tensors[self.downs[0]].dtype]
 
     def stored_name(self, parameter: str) -> str:
-        """What a parameter of the model is called in the checkpoint, which may leave out the model's base prefix.
+        """What a parameter of the model is called in the checkpoint, which may leave out the
+        model's base prefix.
 
         Raises:
             DialdownError: the checkpoint has no such tensor.
         """
-        return _stored_name(self.name, self.tensors, self.skeleton.model.base_model_prefix, parameter)
+        return _stored_name(
+            self.name, self.tensors, self.skeleton.model.base_model_prefix, parameter
+        )
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """The tensors that the model is made of, and what each is called without the model's base prefix.
+        """The tensors that the model is made of, and what each is called without the model's base
+        prefix.
 
-        Tensors that the model ignores, which one copy stores and another does not, are left out; all are there where the
-        model names some weight otherwise than the checkpoint.
+        Tensors that the model ignores, which one copy stores and another does not, are left out;
+        all are there where the model names some weight otherwise than the checkpoint.
         """
         stored = {name: self._bare(name) for name in self.tensors}
         if self._untied <= set(stored.values()):
@@ -150,19 +166,26 @@ class Checkpoint:
         return name.removeprefix(f"{self.skeleton.model.base_model_prefix}.")
 
     def digests(self) -> dict[str, Any]:
-        """A fresh sha256 for each of the weights, to be fed its bytes as they stream by (see `base_sha256`)."""
+        """A fresh sha256 for each of the weights, to be fed its bytes as they stream by (see
+        `base_sha256`).
+        """
         return {name: hashlib.sha256() for name in self.weights}
 
     def base_sha256(self, digests: Mapping[str, Any]) -> str:
-        """One sha256 over the names and bytes of all weights: the identity of the base an edit was made for.
+        """One sha256 over the names and bytes of all weights: the identity of the base an edit was
+        made for.
 
-        A copy in other files, one that stores its weights without the base prefix, or a tied weight under both names, is the
-        same base; one in another dtype is not.
+        A copy in other files, one that stores its weights without the base prefix, or a tied weight
+        under both names, is the same base; one in another dtype is not.
         """
-        whole, found = hashlib.sha256(), {name: digest.hexdigest() for name, digest in digests.items()}
+        whole, found = (
+            hashlib.sha256(),
+            {name: digest.hexdigest() for name, digest in digests.items()},
+        )
         once = {found[name] for name, bare in self.weights.items() if bare in self._untied}
         for name, bare in sorted(self.weights.items(), key=lambda item: item[1]):
-            # A second name with other bytes is a weight of its own, whatever the config says of tying.
+            # A second name with other bytes is a weight of its own, whatever the config says of
+            # tying.
             if bare in self._untied or found[name] not in once:
                 tensor = self.tensors[name]
                 whole.update(f"{bare} {tensor.dtype} {tensor.shape} {found[name]}\n".encode())
@@ -188,8 +211,8 @@ def open_checkpoint(
         progress: called while an embedded model is downloaded and converted.
 
     Raises:
-        DialdownError: it cannot be found, has no safetensors weights, is quantised, is damaged, or is of an
-            architecture without a plain MLP (see `MLPView.find`).
+        DialdownError: it cannot be found, has no safetensors weights, is quantised, is damaged, or
+            is of an architecture without a plain MLP (see `MLPView.find`).
     """
     source = os.fspath(source)
     folder, name, revision = locate(source, revision, patterns=DOWNLOADED, progress=progress)
@@ -200,7 +223,10 @@ def open_checkpoint(
     tensors, metadata = _read_headers(source, folder)
     skeleton = build_skeleton(folder, name)
     prefix = skeleton.model.base_model_prefix
-    downs = tuple(_stored_name(name, tensors, prefix, f"{layer.path}.weight") for layer in skeleton.view.layers)
+    downs = tuple(
+        _stored_name(name, tensors, prefix, f"{layer.path}.weight")
+        for layer in skeleton.view.layers
+    )
     for layer, down in zip(skeleton.view.layers, downs, strict=True):
         _check_matrix(source, tensors[down], tuple(layer.down.weight.shape))
     local = os.path.isdir(source)
@@ -208,17 +234,22 @@ def open_checkpoint(
 
 
 def build_skeleton(folder: Path, name: str) -> LM:
-    """The model of a folder's config.json on the meta device, with the view of its down projections and no tokenizer.
+    """The model of a folder's config.json on the meta device, with the view of its down projections
+    and no tokenizer.
 
     Raises:
         DialdownError: transformers does not know the architecture, or `MLPView` does not.
     """
     classes: Any = AutoModelForCausalLM  # transformers leaves `from_config` untyped
     config = read_config(str(folder), name=name)
-    say = "The config of {} is not one of a causal LM that transformers can build ({}): pass a decoder-only causal LM."
+    say = (
+        "The config of {} is not one of a causal LM that transformers can build ({}): pass a "
+        "decoder-only causal LM."
+    )
     with told(lambda reason: say.format(name, reason)), torch.device("meta"):
         model = classes.from_config(config)
-        # transformers 5.0 ties none on this device, and the weights of a base, which identify it, depend on it.
+        # transformers 5.0 ties none on this device, and the weights of a base, which identify it,
+        # depend on it.
         model.tie_weights()
     return LM(model, None, MLPView.find(model, skeleton=True), name)
 
@@ -239,7 +270,8 @@ def locate(
         progress: called while an embedded model is downloaded and converted.
 
     Returns:
-        the folder; a hub id, `embedded:NAME` or the last part of a local folder's path; the commit of a hub id, or None.
+        the folder; a hub id, `embedded:NAME` or the last part of a local folder's path; the commit
+            of a hub id, or None.
 
     Raises:
         DialdownError: it is no folder here and cannot be fetched.
@@ -252,12 +284,16 @@ def locate(
     try:
         with reaching(source):
             downloaded = snapshot_download(
-                source, revision=revision, allow_patterns=[*patterns], ignore_patterns=NOT_DOWNLOADED
+                source,
+                revision=revision,
+                allow_patterns=[*patterns],
+                ignore_patterns=NOT_DOWNLOADED,
             )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DialdownError(
-            f"The model {source!r} is no folder here and could not be fetched from the hub ({reason}): "
+            f"The model {source!r} is no folder here and could not be fetched from the hub "
+            f"({reason}): "
             "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m."
         ) from error
     # The hub's cache names a snapshot's folder after its commit, which says more than a branch.
@@ -267,12 +303,14 @@ def locate(
 def _check_matrix(source: str, stored: Stored, shape: tuple[int, ...]) -> None:
     if stored.dtype not in DTYPES:
         raise DialdownError(
-            f"The tensor {stored.name} of {source} is stored as {stored.dtype}, a quantised format: "
+            f"The tensor {stored.name} of {source} is stored as {stored.dtype}, a quantised "
+            "format: "
             f"pass a checkpoint whose down projections are {', '.join(DTYPES)}."
         )
     if stored.shape != shape:
         raise DialdownError(
-            f"The tensor {stored.name} of {source} has shape {stored.shape} where its config asks for {shape}: "
+            f"The tensor {stored.name} of {source} has shape {stored.shape} where its config asks "
+            f"for {shape}: "
             "pass a folder whose config and weights belong together."
         )
 
@@ -285,8 +323,10 @@ def _read_headers(source: str, folder: Path) -> tuple[dict[str, Stored], dict[st
         files = weight_files(own_file(folder, INDEX))
     else:
         raise DialdownError(
-            f"{source} has no {WEIGHTS} and no {INDEX}, the only format that can be read without running code: "
-            "load it with transformers, call model.save_pretrained(folder) on it, and pass that folder."
+            f"{source} has no {WEIGHTS} and no {INDEX}, the only format that can be read without "
+            "running code: "
+            "load it with transformers, call model.save_pretrained(folder) on it, and pass that "
+            "folder."
         )
     tensors: dict[str, Stored] = {}
     first: dict[str, str] = {}
@@ -307,7 +347,9 @@ def _read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     entries = {}
     for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
         start, end = entry["data_offsets"]
-        entries[name] = Stored(name, entry["dtype"], tuple(entry["shape"]), file, 8 + length + start, end - start)
+        entries[name] = Stored(
+            name, entry["dtype"], tuple(entry["shape"]), file, 8 + length + start, end - start
+        )
     return entries, metadata
 
 
@@ -316,17 +358,22 @@ def _stored_name(source: str, tensors: Mapping[str, Stored], prefix: str, parame
     candidates = dict.fromkeys([parameter, bare, f"{prefix}.{parameter}"])
     if known := [name for name in candidates if name in tensors]:
         return known[0]
-    # Classes with more than one modality (Gemma-3) name the way to the decoder otherwise when they are saved.
+    # Classes with more than one modality (Gemma-3) name the way to the decoder otherwise when they
+    # are saved.
     parts = parameter.split(".")
-    inside = ".".join(parts[next(place for place, part in enumerate(parts) if part.isdigit()) - 1 :])
+    inside = ".".join(
+        parts[next(place for place, part in enumerate(parts) if part.isdigit()) - 1 :]
+    )
     alike = [name for name in tensors if name.endswith(f".{inside}")]
     if len(alike) == 1:
         return alike[0]
     if not alike:
         raise DialdownError(
-            f"The checkpoint {source} has no tensor {parameter}, which its config asks for: fetch or save it again, config and weights of one model."
+            f"The checkpoint {source} has no tensor {parameter}, which its config asks for: fetch "
+            "or save it again, config and weights of one model."
         )
     raise DialdownError(
-        f"The checkpoint {source} has {len(alike)} tensors {inside} where the model reads {parameter}, because layers share it or its names are of another class: "
+        f"The checkpoint {source} has {len(alike)} tensors {inside} where the model reads "
+        f"{parameter}, because layers share it or its names are of another class: "
         "untie the weights, or pass a folder that save_pretrained wrote of the causal LM alone."
     )

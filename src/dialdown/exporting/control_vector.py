@@ -1,9 +1,11 @@
-"""A `shift` or `steer` intervention as a control vector, the GGUF file that llama.cpp adds to a running model (METHOD §7).
+"""A `shift` or `steer` intervention as a control vector, the GGUF file that llama.cpp adds to a
+running model (METHOD §7).
 
-Shifted neurons write one constant per layer, sum_i delta_i * v_i, whatever the input. llama.cpp adds the tensor
-`direction.N` to the residual stream after its block N, counted from 0: after the MLP of layer N has written and before
-layer N + 1, or the final norm, reads. That is where the constant of layer N belongs, so the file is the intervention
-exactly, in float32, with one gap: llama.cpp has no place for block 0.
+Shifted neurons write one constant per layer, sum_i delta_i * v_i, whatever the input. llama.cpp
+adds the tensor `direction.N` to the residual stream after its block N, counted from 0: after the
+MLP of layer N has written and before layer N + 1, or the final norm, reads. That is where the
+constant of layer N belongs, so the file is the intervention exactly, in float32, with one gap:
+llama.cpp has no place for block 0.
 """
 
 from __future__ import annotations
@@ -24,45 +26,54 @@ ARCHITECTURE = "controlvector"
 PREFIX = "direction."
 
 
-def write_control_vector(lm: LM, edit: Intervention, path: str | Path, *, skip_first_layer: bool = False) -> Path:
-    """Write an intervention whose effect is a constant as a GGUF control vector: `llama-server --control-vector FILE`.
+def write_control_vector(
+    lm: LM, edit: Intervention, path: str | Path, *, skip_first_layer: bool = False
+) -> Path:
+    """Write an intervention whose effect is a constant as a GGUF control vector: `llama-server
+    --control-vector FILE`.
 
-    The file has float32 tensors `direction.1` to `direction.L-1` of shape (d,), in units of the residual stream, L layers
-    counted from 0: `direction.N` is added to the output of layer N at every position. A steering is added to the output of
-    the last layer. Where a norm follows the MLP (Gemma-2/3) a steering can be written, a shift cannot: the norm makes of
-    one constant a different one at every token.
+    The file has float32 tensors `direction.1` to `direction.L-1` of shape (d,), in units of the
+    residual stream, L layers counted from 0: `direction.N` is added to the output of layer N at
+    every position. A steering is added to the output of the last layer. Where a norm follows the
+    MLP (Gemma-2/3) a steering can be written, a shift cannot: the norm makes of one constant a
+    different one at every token.
 
     Args:
         lm: the model the intervention was built for.
         edit: of kind `shift`, `steer` or `none`; at a strength other than 1, `edit.at(strength)`.
         path: the file to write.
-        skip_first_layer: leave the shift of layer 0 out, which no control vector can hold; the file is then not the whole
-            intervention, and its description says so.
+        skip_first_layer: leave the shift of layer 0 out, which no control vector can hold; the file
+            is then not the whole intervention, and its description says so.
 
     Returns:
         The path.
 
     Raises:
-        DialdownError: the intervention multiplies or clamps activations, shifts layer 0, or shifts under a norm after the
-            MLP; or it is of another model, or the file cannot be written.
+        DialdownError: the intervention multiplies or clamps activations, shifts layer 0, or shifts
+            under a norm after the MLP; or it is of another model, or the file cannot be written.
     """
     path = Path(path)
     vectors = _constants(lm, edit)
     share = _share_of_first(vectors)
     if share > 0 and not skip_first_layer:
         raise DialdownError(
-            f"{edit.name} shifts layer 0 ({share:.0%} of what it writes) and llama.cpp adds no control vector there: "
-            "pass skip_first_layer=True to leave that layer out, or export the folded checkpoint, which is exact."
+            f"{edit.name} shifts layer 0 ({share:.0%} of what it writes) and llama.cpp adds no "
+            "control vector there: "
+            "pass skip_first_layer=True to leave that layer out, or export the folded checkpoint, "
+            "which is exact."
         )
     description = f"dialdown {edit.name}"
     if share > 0:
         description += f", without the {share:.0%} of it that layer 0 would write"
-    write_atomic(path, lambda partial: _write(partial, vectors, lm.model.config.model_type, description))
+    write_atomic(
+        path, lambda partial: _write(partial, vectors, lm.model.config.model_type, description)
+    )
     return path
 
 
 def read_control_vector(path: str | Path) -> dict[int, NDArray[np.float32]]:
-    """The vectors of a GGUF control vector, dialdown's or another tool's: layer (from 0) to a (d,) float32 array.
+    """The vectors of a GGUF control vector, dialdown's or another tool's: layer (from 0) to a (d,)
+    float32 array.
 
     Raises:
         DialdownError: the file is missing, damaged, or no control vector.
@@ -74,20 +85,28 @@ def read_control_vector(path: str | Path) -> dict[int, NDArray[np.float32]]:
         architecture = field.contents() if field else None
         tensors = {int(tensor.name.removeprefix(PREFIX)): tensor for tensor in reader.tensors}
     except FileNotFoundError as error:
-        raise DialdownError(f"{path} does not exist: pass the file a control vector was written to.") from error
+        raise DialdownError(
+            f"{path} does not exist: pass the file a control vector was written to."
+        ) from error
     except (OSError, ValueError, IndexError, KeyError) as error:
         # The reader has no error of its own: a file cut short is whatever numpy says about it.
-        raise DialdownError(f"{path} is damaged or no GGUF control vector ({error}): write it again.") from error
+        raise DialdownError(
+            f"{path} is damaged or no GGUF control vector ({error}): write it again."
+        ) from error
     if architecture != ARCHITECTURE:
         raise DialdownError(
-            f"{path} is a GGUF file of {architecture!r}, not a control vector: pass a file of write_control_vector."
+            f"{path} is a GGUF file of {architecture!r}, not a control vector: pass a file of "
+            "write_control_vector."
         )
     if any(t.tensor_type != GGMLQuantizationType.F32 or t.data.ndim != 1 for t in tensors.values()):
         raise DialdownError(
-            f"{path} has directions that are not float32 vectors, which llama.cpp does not read either: write it again."
+            f"{path} has directions that are not float32 vectors, which llama.cpp does not read "
+            "either: write it again."
         )
     # The reader maps the file; a copy outlives it.
-    return {layer: np.array(tensor.data, dtype=np.float32) for layer, tensor in sorted(tensors.items())}
+    return {
+        layer: np.array(tensor.data, dtype=np.float32) for layer, tensor in sorted(tensors.items())
+    }
 
 
 def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
@@ -95,7 +114,8 @@ def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
     edit.check(lm)
     if (edit.gain != 1).any():
         raise DialdownError(
-            f"{edit.name} is a {edit.kind} edit: what it changes depends on the activations and no constant vector can do it; "
+            f"{edit.name} is a {edit.kind} edit: what it changes depends on the activations and no "
+            "constant vector can do it; "
             "build it with kind='shift', or export the folded checkpoint."
         )
     vectors = np.zeros((lm.view.n_layers, lm.view.d_model))
@@ -107,7 +127,8 @@ def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
         layer = lm.view.layers[index]
         if layer.post_norm is not None:
             raise DialdownError(
-                f"{edit.name} shifts neurons under the norm after the MLP of {lm.name}, which makes the constant another one at every token: "
+                f"{edit.name} shifts neurons under the norm after the MLP of {lm.name}, which "
+                "makes the constant another one at every token: "
                 "use kind='scale' and export the folded checkpoint, or steer."
             )
         columns = layer.columns.double()

@@ -1,8 +1,8 @@
 """An edit without the model: two small files that `dialdown apply` puts on the base again.
 
-`edit.safetensors` is the intervention, `edit.json` says which base it was made for (name, revision, and a sha256 over
-its weights), at which strength, by which version, and what was noted. Every exported folder carries the pair
-in its `dialdown` folder.
+`edit.safetensors` is the intervention, `edit.json` says which base it was made for (name, revision,
+and a sha256 over its weights), at which strength, by which version, and what was noted. Every
+exported folder carries the pair in its `dialdown` folder.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class MeasuredRow(TypedDict, total=False):
 class Notes(TypedDict, total=False):
     """What a caller adds to the card and to edit.json, all of it optional.
 
-    `why` is a sentence on what the edit is for; `rows` what was measured, base first; `judge` the scorer that gave the
-    toxicity; `caveat` what its figures do not say; `text` what log-perplexity and KL were measured on.
+    `why` is a sentence on what the edit is for; `rows` what was measured, base first; `judge` the
+    scorer that gave the toxicity; `caveat` what its figures do not say; `text` what log-perplexity
+    and KL were measured on.
     """
 
     why: str
@@ -104,7 +105,8 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     """Refuse notes the card would not show.
 
     Raises:
-        DialdownError: an unknown key, in the notes or in one of their rows, or a figure that is no interval.
+        DialdownError: an unknown key, in the notes or in one of their rows, or a figure that is no
+            interval.
     """
     for key in notes:
         if key not in Notes.__annotations__:
@@ -113,7 +115,8 @@ def check_notes(notes: Mapping[str, Any]) -> None:
         TypeAdapter(Notes).validate_python(dict(notes))
     except ValidationError as error:
         raise DialdownError(
-            f"The notes cannot be shown on a model card ({first_problem(error)}): pass texts, and rows of a name, toxicity, log_perplexity and kl, "
+            f"The notes cannot be shown on a model card ({first_problem(error)}): pass texts, and "
+            "rows of a name, toxicity, log_perplexity and kl, "
             "each figure its mean and the two ends of its interval, three finite numbers."
         ) from error
 
@@ -124,7 +127,8 @@ class Delta:
 
     Attributes:
         edit: the intervention.
-        base: the name of the base model: a hub id, `embedded:NAME`, or the last part of a local folder's path.
+        base: the name of the base model: a hub id, `embedded:NAME`, or the last part of a local
+            folder's path.
         revision: its hub commit, or None.
         sha256: of its weights (see `Checkpoint.base_sha256`).
         record: all of edit.json: also strength, version and notes.
@@ -138,10 +142,12 @@ class Delta:
 
 
 def rounded(edit: Intervention) -> Intervention:
-    """The edit as it is stored and exported: the gains of a pure scale in float32, a relative change below 1e-7.
+    """The edit as it is stored and exported: the gains of a pure scale in float32, a relative
+    change below 1e-7.
 
-    One number of four bytes per neuron. Rounding before the export keeps the exported weights and the delta the same
-    edit, bit for bit. An edit with offsets or a vector, or with gains that float32 does not hold, stays as it is.
+    One number of four bytes per neuron. Rounding before the export keeps the exported weights and
+    the delta the same edit, bit for bit. An edit with offsets or a vector, or with gains that
+    float32 does not hold, stays as it is.
     """
     if edit.needs_bias:
         return edit
@@ -170,7 +176,8 @@ def save_delta(
         progress: called while an embedded model is downloaded and converted.
 
     Raises:
-        DialdownError: the base cannot be read (see `open_checkpoint`), the edit does not fit it, or the disk is full.
+        DialdownError: the base cannot be read (see `open_checkpoint`), the edit does not fit it, or
+            the disk is full.
     """
     check_notes(notes or {})
     base = open_checkpoint(source, revision=revision, progress=progress)
@@ -187,8 +194,18 @@ def write_delta(
     record = {
         "schema": SCHEMA,
         "kind": "delta",
-        "base": {"name": base.name, "revision": base.revision, "local": base.local, "sha256": sha256},
-        "edit": {"name": edit.name, "kind": edit.kind, "neurons": edit.neurons, "sha256": file_sha256(folder / EDIT)},
+        "base": {
+            "name": base.name,
+            "revision": base.revision,
+            "local": base.local,
+            "sha256": sha256,
+        },
+        "edit": {
+            "name": edit.name,
+            "kind": edit.kind,
+            "neurons": edit.neurons,
+            "sha256": file_sha256(folder / EDIT),
+        },
         "strength": edit.record.get("strength", 1.0),
         "dialdown": version("dialdown"),
         "notes": without_paths(dict(notes or {})),
@@ -201,14 +218,16 @@ def load_delta(folder: str | Path) -> Delta:
     """Read a delta: the folder of the two files, or an exported folder that carries them.
 
     Raises:
-        DialdownError: there is none, it is of a newer schema, or one of its files is damaged or of another delta.
+        DialdownError: there is none, it is of a newer schema, or one of its files is damaged or of
+            another delta.
     """
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         folder = folder / FOLDER
     if not (folder / RECORD).is_file():
         raise DialdownError(
-            f"{folder.parent} holds no delta ({RECORD} and {EDIT}): pass the folder of a delta, or a folder dialdown exported."
+            f"{folder.parent} holds no delta ({RECORD} and {EDIT}): pass the folder of a delta, or "
+            "a folder dialdown exported."
         )
     try:
         text = (folder / RECORD).read_bytes()
@@ -220,18 +239,24 @@ def load_delta(folder: str | Path) -> Delta:
     except ValidationError as error:
         raise damaged(folder / RECORD, first_problem(error)) from error
     if not (folder / EDIT).is_file():
-        raise DialdownError(f"{folder} has {RECORD} and no {EDIT}: fetch the delta again, both of its files.")
+        raise DialdownError(
+            f"{folder} has {RECORD} and no {EDIT}: fetch the delta again, both of its files."
+        )
     if file_sha256(folder / EDIT) != checked.edit.sha256:
         raise DialdownError(
-            f"{folder / EDIT} is not the file that {RECORD} describes (its sha256 differs): fetch the delta again."
+            f"{folder / EDIT} is not the file that {RECORD} describes (its sha256 differs): fetch "
+            "the delta again."
         )
     edit = Intervention.load(folder / EDIT)
     said = (checked.edit.name, checked.edit.kind, checked.edit.neurons, checked.strength)
     if said != (edit.name, edit.kind, edit.neurons, edit.record.get("strength", 1.0)):
         raise DialdownError(
-            f"{folder / RECORD} does not describe the edit beside it ({', '.join(map(str, said))}): fetch the delta again."
+            f"{folder / RECORD} does not describe the edit beside it "
+            f"({', '.join(map(str, said))}): fetch the delta again."
         )
-    return Delta(edit, checked.base.name, checked.base.revision, checked.base.sha256, json.loads(text))
+    return Delta(
+        edit, checked.base.name, checked.base.revision, checked.base.sha256, json.loads(text)
+    )
 
 
 def base_of(
@@ -245,24 +270,32 @@ def base_of(
 
     Args:
         delta: the delta.
-        given: where the base is; by default where the delta says, which only a hub id or an embedded name can.
+        given: where the base is; by default where the delta says, which only a hub id or an
+            embedded name can.
         revision: of the base that is given.
         progress: called while an embedded model is downloaded and converted.
 
     Raises:
-        DialdownError: the base was a local folder and none is given, it cannot be read, or it is another base.
+        DialdownError: the base was a local folder and none is given, it cannot be read, or it is
+            another base.
     """
     if given is None and delta.record["base"]["local"]:
         raise DialdownError(
-            f"The delta was made for a local folder called {delta.base!r}, which its name alone does not find: pass the folder as base."
+            f"The delta was made for a local folder called {delta.base!r}, which its name alone "
+            "does not find: pass the folder as base."
         )
     # The recorded revision belongs to the recorded name; another name has its own.
-    base = open_checkpoint(delta.base, revision=delta.revision, progress=progress) if given is None else None
+    base = (
+        open_checkpoint(delta.base, revision=delta.revision, progress=progress)
+        if given is None
+        else None
+    )
     base = base or open_checkpoint(given or delta.base, revision=revision, progress=progress)
     found = base.read_sha256()
     if found != delta.sha256:
         raise DialdownError(
-            f"{base.name} is not the base this delta was made for: its weights have sha256 {found[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
+            f"{base.name} is not the base this delta was made for: its weights have sha256 "
+            f"{found[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
             "so pass that base, in the dtype and revision it had."
         )
     return base

@@ -1,6 +1,8 @@
-"""An edited model as an ordinary checkpoint folder: the base rewritten, verified, described, and only then in its place.
+"""An edited model as an ordinary checkpoint folder: the base rewritten, verified, described, and
+only then in its place.
 
-`export` takes the edit as a value, `apply_delta` takes edit and base from a delta; both do the same.
+`export` takes the edit as a value, `apply_delta` takes edit and base from a delta; both do the
+same.
 """
 
 from __future__ import annotations
@@ -66,11 +68,13 @@ def export(
     notes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a base model with an edit folded in (METHOD §7), tensor by tensor, as a folder any user can load.
+    """Write a base model with an edit folded in (METHOD §7), tensor by tensor, as a folder any user
+    can load.
 
-    The columns an edit changes are computed in float64 and rounded once to the checkpoint's own dtype; everything else is
-    the base's, byte for byte. Writing holds a few tensors at a time; verification base and result, one after the
-    other, the down projections in float32. A pure scale is first rounded to float32 gains (see `delta.rounded`).
+    The columns an edit changes are computed in float64 and rounded once to the checkpoint's own
+    dtype; everything else is the base's, byte for byte. Writing holds a few tensors at a time;
+    verification base and result, one after the other, the down projections in float32. A pure scale
+    is first rounded to float32 gains (see `delta.rounded`).
 
     Args:
         source: the base: a folder, `embedded:NAME` or a hub id.
@@ -78,22 +82,27 @@ def export(
         out: the folder to write. It appears whole or not at all.
         revision: a hub branch, tag or commit.
         force: replace what is in `out`.
-        verify: reload the folder and compare its logits with the hooked base model before it takes its place, also in vLLM
-            where that is installed (a minute or more).
+        verify: reload the folder and compare its logits with the hooked base model before it takes
+            its place, also in vLLM where that is installed (a minute or more).
         prompts: the texts to compare on.
-        prune: remove neurons of gain 0, as many from every layer as the layer with fewest of them has.
+        prune: remove neurons of gain 0, as many from every layer as the layer with fewest of them
+            has.
         shard_bytes: the size a weight file does not exceed, unless one tensor does.
         notes: for the model card and the delta (see `delta.Notes`).
         progress: called with (label, done, total): tensors, then prompts.
 
     Raises:
-        DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the disk has not enough
-            space, or the memory for a verification; the base is missing, quantised or damaged; the edit does not fit it or needs a bias it has no place
-            for; there is nothing to prune; or verification measured a difference above its tolerance, or vLLM runs the base and not the result.
+        DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the disk
+            has not enough space, or the memory for a verification; the base is missing, quantised
+            or damaged; the edit does not fit it or needs a bias it has no place for; there is
+            nothing to prune; or verification measured a difference above its tolerance, or vLLM
+            runs the base and not the result.
     """
     check_out(Path(out), force)
     base = open_checkpoint(source, revision=revision, progress=progress)
-    return _export(base, edit, Path(out), force, verify, prompts, prune, shard_bytes, notes, progress)
+    return _export(
+        base, edit, Path(out), force, verify, prompts, prune, shard_bytes, notes, progress
+    )
 
 
 def apply_delta(
@@ -108,14 +117,15 @@ def apply_delta(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Exported:
-    """Put the edit of a delta on its base again: `export`, with the base checked against the delta's sha256.
+    """Put the edit of a delta on its base again: `export`, with the base checked against the
+    delta's sha256.
 
     Args:
         delta_folder: the folder of a delta, or an exported folder.
         out: see `export`.
         base: where the base is; by default where the delta says.
-        strength: how far to dial the edit (see `Intervention.at`); 1 is the edit as stored. Notes are kept at 1 only, since
-            what was measured holds for it alone.
+        strength: how far to dial the edit (see `Intervention.at`); 1 is the edit as stored. Notes
+            are kept at 1 only, since what was measured holds for it alone.
         force: see `export`.
         verify: see `export`.
         prompts: see `export`.
@@ -127,9 +137,13 @@ def apply_delta(
     """
     check_out(Path(out), force)
     delta = load_delta(delta_folder)
-    edit, notes = (delta.edit, delta.record["notes"]) if strength == 1 else (delta.edit.at(strength), {})
+    edit, notes = (
+        (delta.edit, delta.record["notes"]) if strength == 1 else (delta.edit.at(strength), {})
+    )
     found = base_of(delta, base, progress=progress)
-    return _export(found, edit, Path(out), force, verify, prompts, False, shard_bytes, notes, progress)
+    return _export(
+        found, edit, Path(out), force, verify, prompts, False, shard_bytes, notes, progress
+    )
 
 
 def exported_before(
@@ -144,7 +158,8 @@ def exported_before(
 ) -> Exported | None:
     """What is in `out`, where that is the whole export of this edit on this base; else None.
 
-    A command that was killed after its export took its place finds it so, and need not write it again.
+    A command that was killed after its export took its place finds it so, and need not write it
+    again.
 
     Args:
         source: see `export`.
@@ -167,7 +182,9 @@ def exported_before(
         verified = _verify(base, edit, out, prompts, out, progress) if verify else None
     except DialdownError:
         return None
-    return Exported(out, _digests(out), verified, 0, delta.sha256, left_out(base.folder) if base.local else ())
+    return Exported(
+        out, _digests(out), verified, 0, delta.sha256, left_out(base.folder) if base.local else ()
+    )
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -227,12 +244,19 @@ def _export(
 def _beside(out: Path, what: Literal["partial", "old"]) -> Path:
     """Where this process writes, or keeps what it replaces, until the export is whole."""
     process = psutil.Process()
-    return out.with_name(f".{out.name}.{platform.node()}.{process.pid}-{int(process.create_time())}.{what}")
+    return out.with_name(
+        f".{out.name}.{platform.node()}.{process.pid}-{int(process.create_time())}.{what}"
+    )
 
 
 def _remove_abandoned(out: Path) -> None:
-    """What exports to this folder left when their process was killed, each as large as the model."""
-    running = {f"{one.pid}-{int(one.info['create_time'] or 0)}" for one in psutil.process_iter(["create_time"])}
+    """What exports to this folder left when their process was killed, each as large as the
+    model.
+    """
+    running = {
+        f"{one.pid}-{int(one.info['create_time'] or 0)}"
+        for one in psutil.process_iter(["create_time"])
+    }
     here = f".{out.name}.{platform.node()}."
     for path in sorted(out.parent.glob(f"{glob.escape(here)}*")):
         process, _, what = path.name.removeprefix(here).rpartition(".")
@@ -245,7 +269,8 @@ def _remove_abandoned(out: Path) -> None:
 
 
 def check_out(out: Path, force: bool) -> None:
-    """Refuse a folder that an export would have to replace, before any work is done for it (DialdownError).
+    """Refuse a folder that an export would have to replace, before any work is done for it
+    (DialdownError).
 
     What exports that were killed left beside it is cleared up first.
     """
@@ -254,7 +279,8 @@ def check_out(out: Path, force: bool) -> None:
         raise DialdownError(f"{out} is a file, and an export is a folder: pass another path.")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise DialdownError(
-            f"The folder {out} is not empty: pass another one, or force (--force) to replace all that is in it."
+            f"The folder {out} is not empty: pass another one, or force (--force) to replace all "
+            "that is in it."
         )
 
 
@@ -266,7 +292,9 @@ def check_base(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Refuse a base that `export` would refuse, or a machine too small for it, before any work is done (DialdownError)."""
+    """Refuse a base that `export` would refuse, or a machine too small for it, before any work is
+    done (DialdownError).
+    """
     base = open_checkpoint(source, revision=revision, progress=progress)
     _keep_out_of_harm(base, out)
     _check_space(base.size, out)
@@ -277,9 +305,15 @@ def check_base(
 def _keep_out_of_harm(base: Checkpoint, out: Path) -> None:
     """What `force` must not delete: the base that is read, the folder one stands in, one's home."""
     out = out.resolve()
-    for what, path in (("base model", base.folder), ("working directory", Path.cwd()), ("home", Path.home())):
+    for what, path in (
+        ("base model", base.folder),
+        ("working directory", Path.cwd()),
+        ("home", Path.home()),
+    ):
         if path.resolve().is_relative_to(out):
-            raise DialdownError(f"The export cannot replace {out}, which holds the {what}: pass another folder.")
+            raise DialdownError(
+                f"The export cannot replace {out}, which holds the {what}: pass another folder."
+            )
 
 
 def _check_memory(base: Checkpoint) -> None:
@@ -292,8 +326,10 @@ def _check_memory(base: Checkpoint) -> None:
     free = psutil.virtual_memory().available
     if free < needed:
         raise DialdownError(
-            f"Verification loads {base.name}, which needs {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free: "
-            "leave it out here (--no-verify, or verify=False), or export where there is more memory."
+            f"Verification loads {base.name}, which needs {needed / 1e9:.2f} GB of memory, and "
+            f"{free / 1e9:.2f} GB are free: "
+            "leave it out here (--no-verify, or verify=False), or export where there is more "
+            "memory."
         )
 
 
@@ -303,15 +339,20 @@ def _check_space(size: int, out: Path) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise DialdownError(
-            f"The export needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free: free some space, or pass a folder on another disk."
+            f"The export needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free: "
+            "free some space, or pass a folder on another disk."
         )
 
 
 def _write_config(base: Checkpoint, plan: Plan, work: Path) -> None:
-    """The base's own file, unless the edit changed it or it names a folder of the machine that wrote it."""
+    """The base's own file, unless the edit changed it or it names a folder of the machine that
+    wrote it.
+    """
     config = plan.config or base.config
     if is_local_path(str(config.get("_name_or_path", ""))):
-        write_json(work / CONFIG, {key: value for key, value in config.items() if key != "_name_or_path"})
+        write_json(
+            work / CONFIG, {key: value for key, value in config.items() if key != "_name_or_path"}
+        )
     elif plan.config is None:
         shutil.copyfile(own_file(base.folder, CONFIG), work / CONFIG)
     else:
@@ -319,13 +360,22 @@ def _write_config(base: Checkpoint, plan: Plan, work: Path) -> None:
 
 
 def _verify(
-    base: Checkpoint, edit: Intervention, work: Path, prompts: Sequence[str], out: Path, progress: Progress | None
+    base: Checkpoint,
+    edit: Intervention,
+    work: Path,
+    prompts: Sequence[str],
+    out: Path,
+    progress: Progress | None,
 ) -> Verification:
-    verified = verify_export(base.folder, edit, work, dtype=base.dtype, prompts=prompts, progress=progress)
+    verified = verify_export(
+        base.folder, edit, work, dtype=base.dtype, prompts=prompts, progress=progress
+    )
     if not verified.passed:
         raise DialdownError(
-            f"The exported checkpoint does not do what the edit does: {verified.complaint}, so {out} was not written: "
-            "repeat the export, or leave verification out (--no-verify, or verify=False) to write it and look."
+            f"The exported checkpoint does not do what the edit does: {verified.complaint}, so "
+            f"{out} was not written: "
+            "repeat the export, or leave verification out (--no-verify, or verify=False) to write "
+            "it and look."
         )
     return verified
 

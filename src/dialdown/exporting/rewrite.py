@@ -1,8 +1,9 @@
-"""A checkpoint written again with some columns changed: which tensors, then their bytes, one tensor at a time.
+"""A checkpoint written again with some columns changed: which tensors, then their bytes, one tensor
+at a time.
 
-What an edit leaves alone is copied from file to file byte for byte; what it changes is read, computed in float64,
-rounded once to its own dtype (METHOD §7) and written. So the memory it takes is that of one tensor, whatever the size
-of the model.
+What an edit leaves alone is copied from file to file byte for byte; what it changes is read,
+computed in float64, rounded once to its own dtype (METHOD §7) and written. So the memory it takes
+is that of one tensor, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Planned:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def chunks(self, digest: Any | None) -> Iterator[bytes | memoryview]:
-        """The bytes to write; those of the source go through `digest`, where there is one, on their way."""
+        """The bytes to write; those of the source go through `digest`, where there is one, on their
+        way.
+        """
         if self.source is not None and not self.changes:
             for chunk in self.source.chunks():
                 if digest is not None:
@@ -80,7 +83,8 @@ class Planned:
             value = change(value)
         if not value.isfinite().all():
             raise DialdownError(
-                f"The edit makes {self.name} too large for the checkpoint's {self.dtype}: pass a smaller strength, or a checkpoint in float32 or bfloat16."
+                f"The edit makes {self.name} too large for the checkpoint's {self.dtype}: pass a "
+                "smaller strength, or a checkpoint in float32 or bfloat16."
             )
         yield _bytes(value)
 
@@ -111,11 +115,12 @@ def plan_edit(checkpoint: Checkpoint, edit: Intervention, *, prune: bool = False
     Args:
         checkpoint: the base.
         edit: the edit.
-        prune: remove as many neurons of gain 0 from every layer as the layer with fewest of them has.
+        prune: remove as many neurons of gain 0 from every layer as the layer with fewest of them
+            has.
 
     Raises:
-        DialdownError: the edit is of another shape, needs a bias the architecture has no place for, would change a
-            shared matrix, or there is nothing to prune.
+        DialdownError: the edit is of another shape, needs a bias the architecture has no place for,
+            would change a shared matrix, or there is nothing to prune.
     """
     edit.check_foldable(checkpoint.skeleton)
     draft = _Draft(checkpoint, edit, checkpoint.skeleton.twin())
@@ -125,7 +130,9 @@ def plan_edit(checkpoint: Checkpoint, edit: Intervention, *, prune: bool = False
         if edit.changes(index, draft.lm):
             draft.change_layer(index)
     dropped = draft.prune() if prune else 0
-    return Plan(draft.tensors(), None if draft.config == checkpoint.config else draft.config, dropped)
+    return Plan(
+        draft.tensors(), None if draft.config == checkpoint.config else draft.config, dropped
+    )
 
 
 @dataclass
@@ -137,7 +144,9 @@ class _Draft:
     lm: LM  # without weights, and as the export will be
     changes: dict[str, list[Change]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    added: dict[str, Stored] = field(default_factory=dict)  # a bias that is new: the weight it belongs to
+    added: dict[str, Stored] = field(
+        default_factory=dict
+    )  # a bias that is new: the weight it belongs to
 
     def __post_init__(self) -> None:
         self.config = copy.deepcopy(self.checkpoint.config)
@@ -198,14 +207,16 @@ class _Draft:
         count = int(zero.sum(1).min()) if zero.size else 0
         if not count:
             raise DialdownError(
-                f"{self.edit.name} cannot be pruned: at least one layer has no neuron whose gain is 0, and all layers must keep one width, "
+                f"{self.edit.name} cannot be pruned: at least one layer has no neuron whose gain "
+                "is 0, and all layers must keep one width, "
                 "so export it without pruning, or pass a `set` edit that acts in every layer."
             )
         config = self.lm.model.config.get_text_config().to_dict()
         widths = [key for key in WIDTHS if key in config]
         if not widths:
             raise DialdownError(
-                f"{self.edit.name} cannot be pruned: the config of {self.checkpoint.name} has no width of its MLP (looked for {', '.join(WIDTHS)}), so export it without pruning."
+                f"{self.edit.name} cannot be pruned: the config of {self.checkpoint.name} has no "
+                f"width of its MLP (looked for {', '.join(WIDTHS)}), so export it without pruning."
             )
         for index in range(self.lm.view.n_layers):
             kept = np.ones(self.lm.view.n_neurons, dtype=bool)
@@ -223,14 +234,20 @@ class _Draft:
         feeding = 0
         for name, module in self.lm.model.get_submodule(parent).named_children():
             inputs = isinstance(module, nn.Linear | Conv1D) and module is not layer.down
-            if inputs and (module.nf if isinstance(module, Conv1D) else module.out_features) == width:
+            if (
+                inputs
+                and (module.nf if isinstance(module, Conv1D) else module.out_features) == width
+            ):
                 feeding += 1
-                self._narrow(f"{parent}.{name}.weight", 1 if isinstance(module, Conv1D) else 0, kept)
+                self._narrow(
+                    f"{parent}.{name}.weight", 1 if isinstance(module, Conv1D) else 0, kept
+                )
                 if module.bias is not None:
                     self._narrow(f"{parent}.{name}.bias", 0, kept)
         if not feeding:
             raise DialdownError(
-                f"{self.edit.name} cannot be pruned: no matrix beside {layer.path} has {width} outputs, so export it without pruning."
+                f"{self.edit.name} cannot be pruned: no matrix beside {layer.path} has {width} "
+                "outputs, so export it without pruning."
             )
 
     def _narrow(self, parameter: str, axis: int, kept: Tensor) -> None:
@@ -248,12 +265,24 @@ class _Draft:
         for name, stored in self.checkpoint.tensors.items():
             planned.append(
                 Planned(
-                    name, stored.dtype, self.shapes.get(name, stored.shape), stored, tuple(self.changes.get(name, ()))
+                    name,
+                    stored.dtype,
+                    self.shapes.get(name, stored.shape),
+                    stored,
+                    tuple(self.changes.get(name, ())),
                 )
             )
             if name in behind:
                 bias = behind[name]
-                planned.append(Planned(bias, stored.dtype, self.shapes[bias], None, tuple(self.changes.get(bias, ()))))
+                planned.append(
+                    Planned(
+                        bias,
+                        stored.dtype,
+                        self.shapes[bias],
+                        None,
+                        tuple(self.changes.get(bias, ())),
+                    )
+                )
         return planned
 
 
@@ -277,7 +306,8 @@ def write_tensors(
         progress: called with (label, tensors done, tensors in all).
 
     Raises:
-        DialdownError: the disk is full, the folder cannot be written, or a value overflows its dtype.
+        DialdownError: the disk is full, the folder cannot be written, or a value overflows its
+            dtype.
     """
     shards = _shards(tensors, shard_bytes)
     numbered = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -289,9 +319,14 @@ def write_tensors(
         if progress:
             progress("exporting", done, len(tensors))
     if len(shards) > 1:
-        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        weight_map = {
+            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
         size = sum(tensor.size for tensor in tensors)
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
+        write_json(
+            folder / INDEX,
+            {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))},
+        )
 
 
 def _shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
@@ -306,14 +341,20 @@ def _shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]
     return shards
 
 
-def _write_shard(shard: Sequence[Planned], metadata: Mapping[str, str], digests: Mapping[str, Any], path: Path) -> None:
+def _write_shard(
+    shard: Sequence[Planned], metadata: Mapping[str, str], digests: Mapping[str, Any], path: Path
+) -> None:
     # Wide numbers first, so that each tensor starts at a multiple of its own width.
     shard = sorted(shard, key=lambda tensor: -(tensor.size // max(1, math.prod(tensor.shape))))
     header: dict[str, Any] = {"__metadata__": dict(metadata) or {"format": "pt"}}
     start = 0
     for tensor in shard:
         end = start + tensor.size
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -1,8 +1,10 @@
-"""Whether an exported checkpoint does what the edit does: its logits against those of the hooked base model.
+"""Whether an exported checkpoint does what the edit does: its logits against those of the hooked
+base model.
 
-The base model runs with the edit as hooks, then the exported folder as any user would load it, one after the other, so
-that memory holds one at a time. Both run in float32 whatever the checkpoint's dtype, so that the arithmetic of a
-forward pass adds nothing to what the export itself rounded; weights of 16 bits are widened one module at a time.
+The base model runs with the edit as hooks, then the exported folder as any user would load it, one
+after the other, so that memory holds one at a time. Both run in float32 whatever the checkpoint's
+dtype, so that the arithmetic of a forward pass adds nothing to what the export itself rounded;
+weights of 16 bits are widened one module at a time.
 """
 
 from __future__ import annotations
@@ -72,9 +74,9 @@ class Verification:
         positions: how many token positions in all of them.
         difference: the largest absolute difference of any logit at any position.
         tolerance: the largest that is accepted.
-        rounding: where the checkpoint has 16 bits, the largest difference that random errors of the size of one
-            rounding make when they are put into what the edit wrote; None in float32. The tolerance is
-            four times that plus 1e-3.
+        rounding: where the checkpoint has 16 bits, the largest difference that random errors of the
+            size of one rounding make when they are put into what the edit wrote; None in float32.
+            The tolerance is four times that plus 1e-3.
         vllm: the same in vLLM, where it is installed.
     """
 
@@ -93,10 +95,16 @@ class Verification:
     def complaint(self) -> str | None:
         """What does not agree, or None."""
         if not self.difference <= self.tolerance:  # a NaN does not pass
-            return f"a logit differs by {self.difference:.2g} where {self.tolerance:.2g} is accepted"
+            return (
+                f"a logit differs by {self.difference:.2g} where {self.tolerance:.2g} is accepted"
+            )
         if self.vllm is None or self.vllm.passed:
             return None
-        return str(self.vllm) if self.vllm.problem else f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
+        return (
+            str(self.vllm)
+            if self.vllm.problem
+            else f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
+        )
 
     def __str__(self) -> str:
         text = f"its logits differ from the hooked model's by at most {self.difference:.1g}"
@@ -112,14 +120,15 @@ def verify_export(
     prompts: Sequence[str] = PROMPTS,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compare an exported folder with the hooked base model, in plain transformers and, where it is installed, in vLLM.
+    """Compare an exported folder with the hooked base model, in plain transformers and, where it is
+    installed, in vLLM.
 
     Args:
         base: the base's folder.
         edit: the edit.
         exported: the folder to verify; it is loaded with plain transformers.
-        dtype: of the checkpoint's down projections; with 16 bits both models are held in it, and the tolerance is wider, as
-            `Verification.rounding` says.
+        dtype: of the checkpoint's down projections; with 16 bits both models are held in it, and
+            the tolerance is wider, as `Verification.rounding` says.
         prompts: texts to compare on.
         progress: called with (label, prompts done, prompts in all).
 
@@ -127,13 +136,16 @@ def verify_export(
         DialdownError: the folder's tokenizer gives other ids, or a model cannot be loaded.
     """
     if not prompts:
-        raise DialdownError("An export cannot be verified on no prompts: pass some texts, or verify=False.")
+        raise DialdownError(
+            "An export cannot be verified on no prompts: pass some texts, or verify=False."
+        )
     ids, reference, rounding = _reference(str(base), edit, dtype, prompts)
     return_free_memory()
     tokenizer: Any = AutoTokenizer.from_pretrained(exported)
     if [tokenizer(text)["input_ids"] for text in prompts] != ids:
         raise DialdownError(
-            f"The tokenizer of the export gives other ids than that of {base}, so their logits cannot be compared: "
+            f"The tokenizer of the export gives other ids than that of {base}, so their logits "
+            "cannot be compared: "
             "pass a base folder that holds all files of its tokenizer."
         )
     model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=_held(dtype))
@@ -141,7 +153,9 @@ def verify_export(
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     difference = 0.0
     with _computing_in_float32(model):
-        for done, (logits, expected) in enumerate(zip(_logits(model, ids), reference, strict=True), 1):
+        for done, (logits, expected) in enumerate(
+            zip(_logits(model, ids), reference, strict=True), 1
+        ):
             difference = _worse(difference, logits, expected)
             if progress:
                 progress("verifying", done, len(ids))
@@ -153,7 +167,9 @@ def verify_export(
     return_free_memory()
     if progress:
         progress("verifying in vLLM", 0, 1)
-    checked = check_in_vllm(Path(exported), Path(base), ids, reference, dtype=dtype, tolerance=tolerance)
+    checked = check_in_vllm(
+        Path(exported), Path(base), ids, reference, dtype=dtype, tolerance=tolerance
+    )
     if progress:
         progress("verifying in vLLM", 1, 1)
     return replace(found, vllm=checked)
@@ -162,7 +178,9 @@ def verify_export(
 def _reference(
     base: str, edit: Intervention, dtype: torch.dtype, prompts: Sequence[str]
 ) -> tuple[list[list[int]], list[Tensor], float | None]:
-    """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone afterwards."""
+    """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone
+    afterwards.
+    """
     lm = load(base, dtype=str(_held(dtype)).removeprefix("torch."))
     for layer in lm.view.layers:
         # Hooks compute with these outside of their own forward pass.
@@ -188,7 +206,8 @@ def _held(dtype: torch.dtype) -> torch.dtype:
 
 @contextmanager
 def _computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Forward passes in float32, whatever the weights are held in: each module's are widened while it runs.
+    """Forward passes in float32, whatever the weights are held in: each module's are widened while
+    it runs.
 
     A number of 16 bits comes back from float32 as it was, so no weight changes.
     """
@@ -214,7 +233,8 @@ def _computing_in_float32(model: nn.Module) -> Iterator[None]:
 def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator[None]:
     """Put random errors, up to one rounding to `dtype` each, into every number the edit writes.
 
-    The model's columns are changed for good. A column of gain 1 or 0 is stored exactly and keeps its value.
+    The model's columns are changed for good. A column of gain 1 or 0 is stored exactly and keeps
+    its value.
     """
     unit, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
     generator = torch.Generator().manual_seed(0)
@@ -227,26 +247,38 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
         for index, layer in enumerate(lm.view.layers):
             if not edit.changes(index, lm):
                 continue
-            bias = torch.zeros(lm.view.d_model, device=lm.device) if layer.down.bias is None else layer.down.bias
+            bias = (
+                torch.zeros(lm.view.d_model, device=lm.device)
+                if layer.down.bias is None
+                else layer.down.bias
+            )
             moved = edit.folded(index, lm, layer.columns, bias)[1]
             if edit.gain.size:
-                changed = torch.from_numpy((edit.gain[index] != 1) & (edit.gain[index] != 0)).to(lm.device)
+                changed = torch.from_numpy((edit.gain[index] != 1) & (edit.gain[index] != 0)).to(
+                    lm.device
+                )
                 layer.columns.add_(errors(layer.columns) * changed)
             if edit.needs_bias and moved is not None:
                 error = errors(moved)
                 stack.callback(
-                    layer.down.register_forward_hook(lambda module, args, out, error=error: out + error).remove
+                    layer.down.register_forward_hook(
+                        lambda module, args, out, error=error: out + error
+                    ).remove
                 )
         yield
 
 
 def _logits(model: Any, ids: Sequence[list[int]]) -> Iterator[Tensor]:
-    """(tokens, V) float32 of every text, some texts at a time: weights that are widened are so once for all of them."""
+    """(tokens, V) float32 of every text, some texts at a time: weights that are widened are so once
+    for all of them.
+    """
     for start in range(0, len(ids), TOGETHER):
         some = ids[start : start + TOGETHER]
         longest = max(map(len, some))
         # What follows a text has no part in a causal model's logits there, so no mask is needed.
-        rows = torch.tensor([tokens + tokens[-1:] * (longest - len(tokens)) for tokens in some], device=model.device)
+        rows = torch.tensor(
+            [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in some], device=model.device
+        )
         with torch.inference_mode():
             logits = model(input_ids=rows, use_cache=False).logits.float().cpu()
         yield from (row[: len(tokens)] for row, tokens in zip(logits, some, strict=True))

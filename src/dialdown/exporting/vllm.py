@@ -1,4 +1,6 @@
-"""Whether vLLM reads an exported checkpoint as transformers does: its log-probabilities against the hooked base model's."""
+"""Whether vLLM reads an exported checkpoint as transformers does: its log-probabilities against the
+hooked base model's.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ from torch import Tensor
 from ..files import read_json
 from . import vllm_scores
 
-# Two programs round alike nowhere: vLLM has kernels of its own, may multiply in TF32 on a GPU, and keeps in float32
-# some numbers that transformers rounds to 16 bits. An edit that is left out or misread moves these by far more.
+# Two programs round alike nowhere: vLLM has kernels of its own, may multiply in TF32 on a GPU, and
+# keeps in float32 some numbers that transformers rounds to 16 bits. An edit that is left out or
+# misread moves these by far more.
 ENGINES_DIFFER = 0.05
 ENGINE_BYTES = 3 << 30  # vLLM itself, and its keys and values
 SECONDS = 1800
@@ -34,7 +37,8 @@ class VllmCheck:
 
     Attributes:
         version: of vLLM; None where it does not run here at all.
-        compared: how many log-probabilities: at each position, those of vLLM's twenty likeliest next tokens, and of the one that follows.
+        compared: how many log-probabilities: at each position, those of vLLM's twenty likeliest
+            next tokens, and of the one that follows.
         difference: the largest absolute difference of any; NaN where there is none to compare.
         tolerance: the largest that is accepted.
         problem: why vLLM did not run, or, where it ran on the base, not on the checkpoint.
@@ -48,7 +52,9 @@ class VllmCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found to be wrong: a vLLM that does not run on the base either says nothing about an edit."""
+        """Whether nothing was found to be wrong: a vLLM that does not run on the base either says
+        nothing about an edit.
+        """
         return self.version is None or self.difference <= self.tolerance  # a NaN does not pass
 
     def __str__(self) -> str:
@@ -77,7 +83,8 @@ def check_in_vllm(
 
     Args:
         folder: of the checkpoint.
-        base: the base's folder, which tells whose fault it is where vLLM does not run on the checkpoint.
+        base: the base's folder, which tells whose fault it is where vLLM does not run on the
+            checkpoint.
         ids: the token ids of each text.
         logits: (tokens, V) float32 of each text, of the hooked base model.
         dtype: of the checkpoint.
@@ -86,7 +93,8 @@ def check_in_vllm(
     Returns:
         what was compared, or what went wrong.
     """
-    # A log-probability is the difference of a logit and the logarithm of a sum over all, of which either may be off.
+    # A log-probability is the difference of a logit and the logarithm of a sum over all, of which
+    # either may be off.
     tolerance = 2 * tolerance + ENGINES_DIFFER
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     needed, free = 4 * stored // dtype.itemsize + ENGINE_BYTES, psutil.virtual_memory().available
@@ -113,7 +121,8 @@ def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     with TemporaryDirectory() as place:
         asked, answer = Path(place, "asked.json"), Path(place, "answer.json")
         asked.write_text(json.dumps({"folder": str(folder), "ids": ids}), encoding="utf-8")
-        # Without its own folder among the modules' (-P), where others than vLLM's have the same names.
+        # Without its own folder among the modules' (-P), where others than vLLM's have the same
+        # names.
         command = [sys.executable, "-P", vllm_scores.__file__, str(asked), str(answer)]
         try:
             run = subprocess.run(

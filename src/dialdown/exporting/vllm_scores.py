@@ -1,6 +1,7 @@
 """What vLLM makes of a checkpoint: its log-probabilities of the likeliest next tokens.
 
-`vllm_check` runs this file as a process of its own, since an engine takes memory, threads and signals for itself.
+`vllm_check` runs this file as a process of its own, since an engine takes memory, threads and
+signals for itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from typing import Any
 LIKELIEST = 20  # the most that vLLM gives without being asked for more when it starts
 
 # The engine in this process, and no word to anybody.
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def scores(folder: str, ids: list[list[int]]) -> dict[str, Any]:
@@ -26,7 +31,8 @@ def scores(folder: str, ids: list[list[int]]) -> dict[str, Any]:
         ids: the token ids of each text.
 
     Returns:
-        vLLM's `version`, and `texts`: for each text, for each of its positions, pairs of a token id and its log-probability
+        vLLM's `version`, and `texts`: for each text, for each of its positions, pairs of a token id
+            and its log-probability
         as the next token.
     """
     import vllm
@@ -42,7 +48,9 @@ def scores(folder: str, ids: list[list[int]]) -> dict[str, Any]:
     )
     found = engine.generate(
         [{"prompt_token_ids": text} for text in ids],
-        vllm.SamplingParams(max_tokens=1, temperature=0, logprobs=LIKELIEST, prompt_logprobs=LIKELIEST),
+        vllm.SamplingParams(
+            max_tokens=1, temperature=0, logprobs=LIKELIEST, prompt_logprobs=LIKELIEST
+        ),
         use_tqdm=False,
     )
     texts = [
@@ -64,7 +72,9 @@ def main(asked: Path, answer: Path) -> None:
         answer.write_text(json.dumps({"problem": said.rstrip(".")[:300]}), encoding="utf-8")
 
     sys.excepthook = tell
-    answer.write_text(json.dumps(scores(**json.loads(asked.read_text(encoding="utf-8")))), encoding="utf-8")
+    answer.write_text(
+        json.dumps(scores(**json.loads(asked.read_text(encoding="utf-8")))), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the file of an edit may hold: every tensor and every field is checked before anything is made of it."""
+"""What the file of an edit may hold: every tensor and every field is checked before anything is
+made of it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         header: its record.
 
     Raises:
-        DialdownError: a tensor is missing, unknown, of another kind or shape, or not finite; a field is missing or wrong.
+        DialdownError: a tensor is missing, unknown, of another kind or shape, or not finite; a
+            field is missing or wrong.
     """
     if problem := _problem(arrays):
         raise damaged(path, problem)
@@ -58,7 +61,9 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
     except ValueError as error:
         raise damaged(path, "its record has a number that is not finite") from error
     if (checked.effect == "steer") != ("vector" in arrays):
-        raise damaged(path, f"a {checked.effect} {'with' if 'vector' in arrays else 'without'} a vector")
+        raise damaged(
+            path, f"a {checked.effect} {'with' if 'vector' in arrays else 'without'} a vector"
+        )
     return checked
 
 
@@ -72,7 +77,9 @@ def _problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
         if array.dtype.kind != kind or array.ndim != axes:
             return f"its tensor {name} is {array.dtype} of shape {array.shape}"
         if axes == 2 and array.shape != arrays["gain"].shape:
-            return f"its tensor {name} has shape {array.shape} where gain has {arrays['gain'].shape}"
+            return (
+                f"its tensor {name} has shape {array.shape} where gain has {arrays['gain'].shape}"
+            )
         if not np.isfinite(array).all():
             return f"its tensor {name} has numbers that are not finite"
     return None
@@ -88,5 +95,6 @@ def first_problem(error: ValidationError) -> str:
 def damaged(path: Path, problem: str) -> DialdownError:
     """The sentence for a file that is not what its name says."""
     return DialdownError(
-        f"{path} is not as dialdown writes it ({' '.join(problem.split())[:200]}): fetch it again, or write it again with this version of dialdown."
+        f"{path} is not as dialdown writes it ({' '.join(problem.split())[:200]}): fetch it again, "
+        "or write it again with this version of dialdown."
     )

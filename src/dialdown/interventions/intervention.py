@@ -1,4 +1,5 @@
-"""Interventions on neurons: the values, how they act while a model runs, and how they fold into weights (METHOD §4, §7).
+"""Interventions on neurons: the values, how they act while a model runs, and how they fold into
+weights (METHOD §4, §7).
 
 All three kinds are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
 
@@ -6,8 +7,9 @@ All three kinds are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
     shift  gain 1, offset delta_i    a move
     scale  gain s_i, offset 0        one number per neuron, and the only kind that needs no bias to fold
 
-and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection is linear, the map
-folds into it exactly: its columns are multiplied by the gains and its bias receives the offsets times the value vectors.
+and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection
+is linear, the map folds into it exactly: its columns are multiplied by the gains and its bias
+receives the offsets times the value vectors.
 """
 
 from __future__ import annotations
@@ -46,11 +48,14 @@ class Intervention:
     Attributes:
         name: the stable name its results carry, for example `patch_TP_AN`.
         kind: `set`, `shift`, `scale`, `steer`, or `none` for the untouched model.
-        gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is touched.
+        gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is
+            touched.
         offset: (L, F) float64, what is then added, in units of the activation.
-        selected: (L, F) bool, the neurons that were chosen (also those whose value happens to change nothing).
+        selected: (L, F) bool, the neurons that were chosen (also those whose value happens to
+            change nothing).
         vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
-        alpha: the fraction selected per group, or the steering strength; None where neither applies.
+        alpha: the fraction selected per group, or the steering strength; None where neither
+            applies.
         beta: the strength of an edit (METHOD §4), or None.
         control_of: the name of the intervention this one is a control for, or None.
         record: where it came from: model, protocol, direction, ordering, seed.
@@ -84,17 +89,19 @@ class Intervention:
         return fingerprint(self.gain, self.offset, vector)
 
     def at(self, strength: float) -> Intervention:
-        """The same intervention dialled to `strength`: 0 does nothing, 1 is this one, more goes on in a straight line.
+        """The same intervention dialled to `strength`: 0 does nothing, 1 is this one, more goes on
+        in a straight line.
 
-        The line is one of effects, m_i <- m_i + strength * (gain_i * m_i + offset_i - m_i), so a `set` at half strength
-        moves every activation half of the way to its constant.
+        The line is one of effects, m_i <- m_i + strength * (gain_i * m_i + offset_i - m_i), so a
+        `set` at half strength moves every activation half of the way to its constant.
 
         Raises:
             DialdownError: a strength that is no finite number.
         """
         if not np.isfinite(strength):
             raise DialdownError(
-                f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole edit."
+                f"A strength of {strength} cannot be applied: pass a finite number, 1 for the "
+                "whole edit."
             )
         return replace(
             self,
@@ -105,7 +112,9 @@ class Intervention:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the intervention as one safetensors file, without offsets that are all zero and in float32 what float32 holds."""
+        """Write the intervention as one safetensors file, without offsets that are all zero and in
+        float32 what float32 holds.
+        """
         with np.errstate(over="ignore"):
             narrow = self.gain.astype(np.float32)
         gain = narrow if np.array_equal(narrow, self.gain) else self.gain
@@ -114,7 +123,9 @@ class Intervention:
             arrays["offset"] = self.offset
         if self.vector is not None:
             arrays["vector"] = self.vector
-        record = {name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")}
+        record = {
+            name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")
+        }
         # "kind" in a file's header is the kind of file.
         write_arrays(Path(path), "intervention", arrays, {**record, "effect": self.kind})
 
@@ -127,7 +138,11 @@ class Intervention:
         """
         arrays, record = read_arrays(Path(path), "intervention")
         header = check_edit(Path(path), arrays, record)
-        wide = {name: arrays[name].astype(np.float64) for name in ("gain", "offset", "vector") if name in arrays}
+        wide = {
+            name: arrays[name].astype(np.float64)
+            for name in ("gain", "offset", "vector")
+            if name in arrays
+        }
         return cls(
             header.name,
             header.effect,
@@ -147,16 +162,18 @@ class Intervention:
 
         Args:
             lm: the model.
-            positions: where in each forward pass: `all` (exactly the folded model), `last` or `first` (METHOD §5).
-                Steering always acts at every position (METHOD §4).
+            positions: where in each forward pass: `all` (exactly the folded model), `last` or
+                `first` (METHOD §5). Steering always acts at every position (METHOD §4).
 
         Raises:
-            DialdownError: the model has another shape, the policy is unknown, or a forward pass inside the context never
-                reached a hook.
+            DialdownError: the model has another shape, the policy is unknown, or a forward pass
+                inside the context never reached a hook.
         """
         self.check(lm)
         if positions not in get_args(Positions):
-            raise DialdownError(f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}")
+            raise DialdownError(
+                f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}"
+            )
         counts: dict[str, int] = {}
         with ExitStack() as stack:
             if self.moves_neurons:
@@ -169,21 +186,26 @@ class Intervention:
                     stack.callback(layer.down.register_forward_pre_hook(hook).remove)
             if self.vector is not None:
                 counts["final norm"] = 0
-                stack.callback(lm.view.final_norm.register_forward_pre_hook(self._steer_hook(counts)).remove)
+                stack.callback(
+                    lm.view.final_norm.register_forward_pre_hook(self._steer_hook(counts)).remove
+                )
             yield
         if silent := [path for path, count in counts.items() if count == 0]:
             raise DialdownError(
-                f"{self.name} was applied to {lm.name} but {silent[0]} never ran: run a forward pass of lm.model inside the context."
+                f"{self.name} was applied to {lm.name} but {silent[0]} never ran: run a forward "
+                "pass of lm.model inside the context."
             )
 
     def fold(self, lm: LM) -> LM:
-        """A new model that does by its weights what `applied` does by hooks at every position (METHOD §7).
+        """A new model that does by its weights what `applied` does by hooks at every position
+        (METHOD §7).
 
-        `scale` folds into every architecture. `set`, `shift` and `steer` need a bias on the down projection: GPT-2 has
-        one, Llama gets one (`mlp_bias=True`, an option of its own config).
+        `scale` folds into every architecture. `set`, `shift` and `steer` need a bias on the down
+        projection: GPT-2 has one, Llama gets one (`mlp_bias=True`, an option of its own config).
 
         Raises:
-            DialdownError: the architecture has no MLP bias, the model has another shape, or an intervention acts on it.
+            DialdownError: the architecture has no MLP bias, the model has another shape, or an
+                intervention acts on it.
         """
         self.check_foldable(lm)
         check_in_place(lm.model)
@@ -197,10 +219,12 @@ class Intervention:
 
     @contextmanager
     def folded_into(self, lm: LM) -> Iterator[None]:
-        """Be folded into the weights of `lm` itself inside the context, and leave it bit-identical afterwards.
+        """Be folded into the weights of `lm` itself inside the context, and leave it bit-identical
+        afterwards.
 
-        Unlike hooks it costs a forward pass nothing, and unlike `fold` no second model: of the layers it touches, the columns
-        are kept. A bias that the architecture has no place for is there inside the context only (see `holds_bias`).
+        Unlike hooks it costs a forward pass nothing, and unlike `fold` no second model: of the
+        layers it touches, the columns are kept. A bias that the architecture has no place for is
+        there inside the context only (see `holds_bias`).
 
         Raises:
             DialdownError: see `check_foldable`; or it steers, which is no edit of neurons.
@@ -208,17 +232,22 @@ class Intervention:
         self.check_foldable(lm)
         check_in_place(lm.model)
         if self.vector is not None:
-            raise DialdownError(f"{self.name} steers, so no neuron's weights can hold it: use `applied`, or `fold`.")
+            raise DialdownError(
+                f"{self.name} steers, so no neuron's weights can hold it: use `applied`, or `fold`."
+            )
         touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
         layers = [lm.view.layers[index] for index in touched]
         kept = [
-            (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone()) for layer in layers
+            (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone())
+            for layer in layers
         ]
         _acting[id(lm.model)] += 1
         try:
             for index, layer in zip(touched, layers, strict=True):
                 if layer.down.bias is None and self.offset[index].any():
-                    layer.down.bias = nn.Parameter(torch.zeros_like(layer.columns[:, 0]), requires_grad=False)
+                    layer.down.bias = nn.Parameter(
+                        torch.zeros_like(layer.columns[:, 0]), requires_grad=False
+                    )
                 self._fold_layer(index, lm)
             yield
         finally:
@@ -233,10 +262,11 @@ class Intervention:
 
     @contextmanager
     def measured(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
-        """Act on `lm` as it is measured: like `applied`, and in 16 bits by the very weights that `fold` would save.
+        """Act on `lm` as it is measured: like `applied`, and in 16 bits by the very weights that
+        `fold` would save.
 
-        Activations of 16 bits that are edited round to others than what edited weights of 16 bits make of them, and what is
-        dialled, checked and exported must be one model.
+        Activations of 16 bits that are edited round to others than what edited weights of 16 bits
+        make of them, and what is dialled, checked and exported must be one model.
 
         Raises:
             DialdownError: see `applied`.
@@ -255,18 +285,28 @@ class Intervention:
         return self.vector is not None or bool(self.offset.any())
 
     def changes(self, index: int, lm: LM) -> bool:
-        """Whether folding changes the down projection of layer `index`; steering is a bias of the last one."""
+        """Whether folding changes the down projection of layer `index`; steering is a bias of the
+        last one.
+        """
         return self._touches(index) or (self.vector is not None and index == lm.view.n_layers - 1)
 
-    def folded(self, index: int, lm: LM, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the columns (d, F) and the bias (d,) of layer `index` become (METHOD §7), as new tensors of their dtypes.
+    def folded(
+        self, index: int, lm: LM, columns: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the columns (d, F) and the bias (d,) of layer `index` become (METHOD §7), as new
+        tensors of their dtypes.
 
-        Computed in float64 a block of rows at a time, so that the memory it takes is little more than the result, and
-        rounded once. `lm` gives the architecture only: it may lie on the meta device.
+        Computed in float64 a block of rows at a time, so that the memory it takes is little more
+        than the result, and rounded once. `lm` gives the architecture only: it may lie on the meta
+        device.
         """
         factors = self.gain[index] if self._touches(index) else 1.0
         gain = torch.as_tensor(factors, dtype=torch.float64, device=columns.device)
-        offset = torch.as_tensor(self.offset[index], device=columns.device) if self.offset.any() else None
+        offset = (
+            torch.as_tensor(self.offset[index], device=columns.device)
+            if self.offset.any()
+            else None
+        )
         written = torch.empty_like(columns)
         moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
         for start in range(0, len(columns), ROWS):
@@ -282,7 +322,8 @@ class Intervention:
         return written, None if bias is None or moved is None else moved.to(bias)
 
     def check_foldable(self, lm: LM) -> None:
-        """Refuse to fold into a model of another shape, one that an intervention acts on, or shared matrices.
+        """Refuse to fold into a model of another shape, one that an intervention acts on, or shared
+        matrices.
 
         Raises:
             DialdownError: any of these.
@@ -290,11 +331,13 @@ class Intervention:
         self.check(lm)
         if acting_on(lm):
             raise DialdownError(
-                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose hooks the copy would keep: fold outside of `applied`."
+                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose "
+                "hooks the copy would keep: fold outside of `applied`."
             )
         if shared := _shared(lm):
             raise DialdownError(
-                f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit would change too: "
+                f"The weight of {shared[0]} in {lm.name} is shared with another module, which an "
+                "edit would change too: "
                 "untie the weights first, or apply the edit while generating."
             )
 
@@ -307,28 +350,36 @@ class Intervention:
                 layer.down.bias.copy_(bias)
 
     def _touches(self, index: int) -> bool:
-        return self.gain.size > 0 and bool((self.gain[index] != 1).any() or self.offset[index].any())
+        return self.gain.size > 0 and bool(
+            (self.gain[index] != 1).any() or self.offset[index].any()
+        )
 
     def check(self, lm: LM) -> None:
-        """Refuse a model of another shape than the one the intervention was built for (DialdownError)."""
+        """Refuse a model of another shape than the one the intervention was built for
+        (DialdownError).
+        """
         if self.vector is not None and self.vector.shape != (lm.view.d_model,):
             raise DialdownError(
-                f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual stream of {lm.name} has "
+                f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual "
+                f"stream of {lm.name} has "
                 f"{lm.view.d_model}: build it from a direction of this model."
             )
         if self.gain.size and self.gain.shape != (shape := (lm.view.n_layers, lm.view.n_neurons)):
             raise DialdownError(
-                f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons and {lm.name} has "
+                f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons "
+                f"and {lm.name} has "
                 f"{shape[0]} x {shape[1]}: build it from this model's own table."
             )
 
     def _hook(
         self, index: int, layer: MLPLayer, positions: Positions, counts: dict[str, int]
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        # In 16 bits a gain near 1 has two digits, so the edit is computed in float32 and rounded once.
+        # In 16 bits a gain near 1 has two digits, so the edit is computed in float32 and rounded
+        # once.
         numbers = torch.promote_types(layer.columns.dtype, torch.float32)
         gain, offset = (
-            torch.as_tensor(array[index]).to(layer.columns.device, numbers) for array in (self.gain, self.offset)
+            torch.as_tensor(array[index]).to(layer.columns.device, numbers)
+            for array in (self.gain, self.offset)
         )
 
         def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -344,7 +395,9 @@ class Intervention:
 
         return act
 
-    def _steer_hook(self, counts: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _steer_hook(
+        self, counts: dict[str, int]
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         vector = torch.as_tensor(self.vector)
 
         def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -355,7 +408,9 @@ class Intervention:
 
 
 def acting_on(lm: LM) -> bool:
-    """Whether the neurons of `lm` are being changed right now, by an `applied` or `folded_into` context around the caller."""
+    """Whether the neurons of `lm` are being changed right now, by an `applied` or `folded_into`
+    context around the caller.
+    """
     return _acting[id(lm.model)] > 0
 
 
@@ -365,11 +420,17 @@ def untouched(name: str = "none") -> Intervention:
 
 
 def _shared(lm: LM) -> list[str]:
-    """Down projections that are one matrix with another module: folding would edit it twice, or change what else it is used for."""
-    uses = Counter(_storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False))
+    """Down projections that are one matrix with another module: folding would edit it twice, or
+    change what else it is used for.
+    """
+    uses = Counter(
+        _storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False)
+    )
     return [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
 
 
 def _storage(parameter: Tensor) -> int:
-    """Equal for two names of one matrix; on the meta device, where nothing is stored, for two names of one parameter."""
+    """Equal for two names of one matrix; on the meta device, where nothing is stored, for two names
+    of one parameter.
+    """
     return id(parameter) if parameter.is_meta else parameter.data_ptr()

@@ -1,8 +1,10 @@
-"""The interventions of the paper, built from a neuron table, and the controls beside them (METHOD §4, §5).
+"""The interventions of the paper, built from a neuron table, and the controls beside them (METHOD
+§4, §5).
 
-Patching sets neurons to the tuned model's mean activation. Editing needs no tuned model: it moves the mean activations of
-the four groups by a factor, down where a neuron writes the concept (TP, AN) and up where it writes against it (AP, TN);
-`soft_edit` widens that rule to other orders and to strengths of a neuron's own, for the search.
+Patching sets neurons to the tuned model's mean activation. Editing needs no tuned model: it moves
+the mean activations of the four groups by a factor, down where a neuron writes the concept (TP, AN)
+and up where it writes against it (AP, TN); `soft_edit` widens that rule to other orders and to
+strengths of a neuron's own, for the search.
 """
 
 from __future__ import annotations
@@ -23,19 +25,26 @@ from .intervention import Intervention
 Ordering = Literal["cosine", "activation", "notebook"]
 EditKind = Literal["set", "shift", "scale"]
 
-# METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those where it grows.
+# METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those
+# where it grows.
 LESS, MORE = ("TP", "AN"), ("AP", "TN")
 
 
 def patch(
-    table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "set", name: str | None = None
+    table: NeuronTable,
+    which: str,
+    *,
+    kind: Literal["set", "shift"] = "set",
+    name: str | None = None,
 ) -> Intervention:
     """Activation patching: chosen neurons get the tuned model's mean activation (METHOD §4).
 
     Args:
         table: from `dd.compare`.
-        which: `TP`, `TP+AN`, `TP+AN+TN`, `four_groups`, `increasing` or `toxic_256` (see `NeuronTable.select`).
-        kind: `set` m_i to mean_tuned, as published; `shift` m_i by mean_tuned - mean_base, which keeps what varies.
+        which: `TP`, `TP+AN`, `TP+AN+TN`, `four_groups`, `increasing` or `toxic_256` (see
+            `NeuronTable.select`).
+        kind: `set` m_i to mean_tuned, as published; `shift` m_i by mean_tuned - mean_base, which
+            keeps what varies.
         name: the name its results carry; `patch_...` by default.
 
     Raises:
@@ -43,7 +52,8 @@ def patch(
     """
     if kind not in ("set", "shift"):
         raise DialdownError(
-            f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' or kind='shift'."
+            f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' "
+            "or kind='shift'."
         )
     tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
     selected = table.select(which)
@@ -62,16 +72,18 @@ def edit(
     drop_top: float = 0.0,
     name: str | None = None,
 ) -> Intervention:
-    """Activation editing without a tuned model: a fraction alpha of each group, moved by a factor 1 -+ beta (METHOD §4).
+    """Activation editing without a tuned model: a fraction alpha of each group, moved by a factor 1
+    -+ beta (METHOD §4).
 
     Args:
         table: from `dd.neuron_table` or `dd.compare`; the condition on Delta is not used.
         alpha: the fraction of each group, 0 to 1.
         beta: the strength; TP and AN go to (1 - beta) of their activation, AP and TN to (1 + beta).
         kind: `set` to that multiple of the mean, `shift` by the difference, `scale` by the factor.
-        ordering: which fraction: `cosine` highest |c_i|; `activation` lowest |mean|; `notebook` highest |c_i| for TP and AN
-            and lowest for AP and TN, as in the authors' notebooks.
-        drop_top: first leave out this fraction of all neurons, those of highest mean activation (GPT-2's notebook: 0.2).
+        ordering: which fraction: `cosine` highest |c_i|; `activation` lowest |mean|; `notebook`
+            highest |c_i| for TP and AN and lowest for AP and TN, as in the authors' notebooks.
+        drop_top: first leave out this fraction of all neurons, those of highest mean activation
+            (GPT-2's notebook: 0.2).
         name: the name its results carry.
 
     Raises:
@@ -85,8 +97,15 @@ def edit(
             raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")
     chosen = _choose(table, alpha, ordering, drop_top)
     sign = _sign(chosen)
-    result = _moved(table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta)
-    return replace(result, alpha=alpha, beta=beta, record={**result.record, "ordering": ordering, "drop_top": drop_top})
+    result = _moved(
+        table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta
+    )
+    return replace(
+        result,
+        alpha=alpha,
+        beta=beta,
+        record={**result.record, "ordering": ordering, "drop_top": drop_top},
+    )
 
 
 def soft_edit(
@@ -101,11 +120,13 @@ def soft_edit(
     groups: Mapping[str, float] | None = None,
     name: str,
 ) -> Intervention:
-    """`edit` with any attribution for the order, and a strength of its own for every neuron, layer and group (METHOD §3, §4).
+    """`edit` with any attribution for the order, and a strength of its own for every neuron, layer
+    and group (METHOD §3, §4).
 
-    A neuron goes to the factor 1 - beta * layer * group * w_i of its activation; neurons of no tuning-free group are left alone.
-    Hard: w_i = sign(a_i) on the fraction alpha of each tuning-free group with the largest |a_i|, else 0. With the `cosine`
-    attribution this is `edit`. Soft: w_i = clip(a_i / q, -1, 1), where q is the (1 - alpha / 2) quantile of
+    A neuron goes to the factor 1 - beta * layer * group * w_i of its activation; neurons of no
+    tuning-free group are left alone. Hard: w_i = sign(a_i) on the fraction alpha of each
+    tuning-free group with the largest |a_i|, else 0. With the `cosine` attribution this is `edit`.
+    Soft: w_i = clip(a_i / q, -1, 1), where q is the (1 - alpha / 2) quantile of
     |a| over the whole model: half of the fraction alpha moves fully, every other neuron in proportion to its attribution.
     Alpha near 0 is plain proportionality to the largest; alpha = 1 lets all above the median move fully.
 
@@ -121,11 +142,13 @@ def soft_edit(
         name: the name its results carry.
 
     Returns:
-        An intervention of that kind. Factors below 0 would turn a neuron around, so they are set to 0; its record says how
+        An intervention of that kind. Factors below 0 would turn a neuron around, so they are set to
+            0; its record says how
         many (`clipped`).
 
     Raises:
-        DialdownError: alpha outside 0 to 1, an unknown kind or group, numbers that are not finite, or a wrong shape.
+        DialdownError: alpha outside 0 to 1, an unknown kind or group, numbers that are not finite,
+            or a wrong shape.
     """
     a = np.asarray(attribution, dtype=np.float64)
     by_layer = np.ones(table.shape[0]) if layers is None else np.asarray(layers, dtype=np.float64)
@@ -165,16 +188,26 @@ def _check_soft(
     for given in strengths:
         if given not in GROUPS:
             raise DialdownError(f"Unknown group {given!r}: {nearest(given, GROUPS)}")
-    for what, array, shape in (("attribution", a, table.shape), ("layers", by_layer, table.shape[:1])):
+    for what, array, shape in (
+        ("attribution", a, table.shape),
+        ("layers", by_layer, table.shape[:1]),
+    ):
         if array.shape != shape:
             raise DialdownError(
-                f"`{what}` has shape {array.shape} and the table's model needs {shape}: pass one number for each."
+                f"`{what}` has shape {array.shape} and the table's model needs {shape}: pass one "
+                "number for each."
             )
-    numbers: dict[str, Any] = {"attribution": a, "beta": beta, "layers": by_layer, "groups": list(strengths.values())}
+    numbers: dict[str, Any] = {
+        "attribution": a,
+        "beta": beta,
+        "layers": by_layer,
+        "groups": list(strengths.values()),
+    }
     for what, values in numbers.items():
         if not np.isfinite(values).all():
             raise DialdownError(
-                f"`{what}` has a number that is not finite, which no edit can be made of: pass finite numbers."
+                f"`{what}` has a number that is not finite, which no edit can be made of: pass "
+                "finite numbers."
             )
 
 
@@ -195,7 +228,8 @@ def _largest(a: NDArray[np.float64], alpha: float, masks: Sequence[Mask]) -> NDA
 
 
 def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Intervention:
-    """Steering: subtract alpha * W from the final-layer residual stream at every position (METHOD §4).
+    """Steering: subtract alpha * W from the final-layer residual stream at every position (METHOD
+    §4).
 
     Args:
         direction: W, as it is (not normalised).
@@ -212,23 +246,28 @@ def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Int
 
 
 def steering_alpha(direction: Direction, strength: float) -> float:
-    """The alpha at which steering moves x^L by `strength` times the norm of a text's mean x^L, whatever the norm of W.
+    """The alpha at which steering moves x^L by `strength` times the norm of a text's mean x^L,
+    whatever the norm of W.
 
     A published alpha holds for one W only: the norm of a probe depends on how it was regularised.
 
     Raises:
-        DialdownError: the direction does not record the norm of the residual stream, as a probe does.
+        DialdownError: the direction does not record the norm of the residual stream, as a probe
+            does.
     """
     norm = direction.record.get("residual_norm")
     if norm is None:
         raise DialdownError(
-            f"The direction {direction.name!r} does not record the norm of the residual stream: pass a probe, or an alpha to dd.steer."
+            f"The direction {direction.name!r} does not record the norm of the residual stream: "
+            "pass a probe, or an alpha to dd.steer."
         )
     return float(strength * norm / np.linalg.norm(direction.vector))
 
 
 def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> Intervention:
-    """The same patch on random neurons, as many in each tuning-free group as it patches there (METHOD §5)."""
+    """The same patch on random neurons, as many in each tuning-free group as it patches there
+    (METHOD §5).
+    """
     selected = _drawn(table, patched.selected, np.random.default_rng(seed))
     tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
     values = tuned if patched.kind == "set" else tuned - base
@@ -248,14 +287,23 @@ def edit_controls(
         seed: of the random neurons.
 
     Returns:
-        `__random_neurons` (as many in each tuning-free group, from those that `drop_top` leaves; which of them go down and which
-        up is drawn too, as many of each), `__beta_zero` (a pure clamp; only a `set` edit has one: for the
-        other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same rule along it).
+        `__random_neurons` (as many in each tuning-free group, from those that `drop_top` leaves;
+            which of them go down and which
+        up is drawn too, as many of each), `__beta_zero` (a pure clamp; only a `set` edit has one:
+            for the
+        other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same
+            rule along it).
     """
     kind, alpha, beta = edited.kind, edited.alpha, edited.beta
-    if kind not in get_args(EditKind) or alpha is None or beta is None or "ordering" not in edited.record:
+    if (
+        kind not in get_args(EditKind)
+        or alpha is None
+        or beta is None
+        or "ordering" not in edited.record
+    ):
         raise DialdownError(
-            f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result of dd.edit."
+            f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result "
+            "of dd.edit."
         )
     options = {
         "alpha": alpha,
@@ -270,16 +318,25 @@ def edit_controls(
     # By their own group's rule, random neurons would write less of the concept too.
     shuffled[drawn] = rng.permutation(sign[sign != 0])
     controls = [
-        replace(_moved(table, f"{edited.name}__random_neurons", kind, shuffled, beta), alpha=alpha, beta=beta),
+        replace(
+            _moved(table, f"{edited.name}__random_neurons", kind, shuffled, beta),
+            alpha=alpha,
+            beta=beta,
+        ),
         edit(table, **options, beta=-beta, name=f"{edited.name}__beta_reversed"),
         edit(random_table, **options, beta=beta, name=f"{edited.name}__random_direction"),
     ]
     if kind == "set":
         controls.append(edit(table, **options, beta=0.0, name=f"{edited.name}__beta_zero"))
-    return [replace(one, control_of=edited.name, record={**one.record, "seed": seed}) for one in controls]
+    return [
+        replace(one, control_of=edited.name, record={**one.record, "seed": seed})
+        for one in controls
+    ]
 
 
-def _drawn(table: NeuronTable, selected: Mask, rng: np.random.Generator, *, among: Mask | None = None) -> Mask:
+def _drawn(
+    table: NeuronTable, selected: Mask, rng: np.random.Generator, *, among: Mask | None = None
+) -> Mask:
     """Random neurons, as many in each tuning-free group, and in none, as `selected` has there."""
     groups = [*table.groups(changed=False).values()]
     drawn = selected.copy()
@@ -304,7 +361,13 @@ def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) ->
     for name, mask in table.groups(changed=False).items():
         rows = np.flatnonzero(mask.ravel() & kept)
         lowest_first = ordering == "notebook" and name in MORE
-        key = np.abs(mean[rows]) if ordering == "activation" else cosine[rows] if lowest_first else -cosine[rows]
+        key = (
+            np.abs(mean[rows])
+            if ordering == "activation"
+            else cosine[rows]
+            if lowest_first
+            else -cosine[rows]
+        )
         picked = np.zeros(mean.size, dtype=bool)
         picked[rows[np.argsort(key, kind="stable")[: round(alpha * len(rows))]]] = True
         chosen[name] = picked.reshape(table.shape)
@@ -312,24 +375,36 @@ def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) ->
 
 
 def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
-    """(L, F): -1 where the activation shrinks, +1 where it grows, 0 where the neuron was not chosen."""
+    """(L, F): -1 where the activation shrinks, +1 where it grows, 0 where the neuron was not
+    chosen.
+    """
     less = np.logical_or.reduce([chosen[name] for name in LESS])
     more = np.logical_or.reduce([chosen[name] for name in MORE])
     return np.asarray(more.astype(np.float64) - less.astype(np.float64))
 
 
-def _moved(table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float) -> Intervention:
+def _moved(
+    table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float
+) -> Intervention:
     return _by_factor(table, name, kind, 1 + sign * beta, sign != 0)
 
 
-def _by_factor(table: NeuronTable, name: str, kind: Kind, factor: NDArray[np.float64], selected: Mask) -> Intervention:
+def _by_factor(
+    table: NeuronTable, name: str, kind: Kind, factor: NDArray[np.float64], selected: Mask
+) -> Intervention:
     mean = table.grid("mean_base")
     values = {"set": factor * mean, "shift": (factor - 1) * mean, "scale": factor}[kind]
     return _build(table, name, kind, selected, values)
 
 
-def _build(table: NeuronTable, name: str, kind: Kind, selected: Mask, values: NDArray[np.float64]) -> Intervention:
+def _build(
+    table: NeuronTable, name: str, kind: Kind, selected: Mask, values: NDArray[np.float64]
+) -> Intervention:
     gain = np.where(selected, {"set": 0.0, "shift": 1.0}.get(kind, values), 1.0)
     offset = np.where(selected, 0.0 if kind == "scale" else values, 0.0)
-    record = {"protocol": table.protocol, "direction": table.record["direction"], "base": table.record["base"]}
+    record = {
+        "protocol": table.protocol,
+        "direction": table.record["direction"],
+        "base": table.record["base"],
+    }
     return Intervention(name, kind, gain, offset, selected, record=record)

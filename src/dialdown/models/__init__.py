@@ -1,1 +1,3 @@
-"""A language model and its MLP neurons: loading, architecture facts, tokens, decoding (METHOD §1)."""
+"""A language model and its MLP neurons: loading, architecture facts, tokens, decoding (METHOD
+§1).
+"""

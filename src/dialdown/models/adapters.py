@@ -1,4 +1,6 @@
-"""An adapter of PEFT merged into its base model: the whole adapter, and one that changes something, or none at all."""
+"""An adapter of PEFT merged into its base model: the whole adapter, and one that changes something,
+or none at all.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +29,31 @@ def fetched(adapter: str) -> Path:
     if not folder.is_dir():
         instead = "pass the id of an adapter that can be reached from here, or a local folder"
         with (
-            told(lambda reason: f"The adapter {adapter!r} could not be fetched ({reason}): {instead}."),
+            told(
+                lambda reason: (
+                    f"The adapter {adapter!r} could not be fetched ({reason}): {instead}."
+                )
+            ),
             reaching(adapter),
         ):
-            folder = Path(snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*"]))
+            folder = Path(
+                snapshot_download(
+                    adapter, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*"]
+                )
+            )
     if (folder / ADAPTER_WEIGHTS).exists():
         check_header(folder / ADAPTER_WEIGHTS)
         return folder
     if (folder / ADAPTER_PICKLE).exists():
         raise DialdownError(
-            f"The weights of the adapter {adapter} are a pickle ({ADAPTER_PICKLE}), and reading one runs whatever code it holds: "
-            "where you trust it, load it with PEFT, call save_pretrained(folder), which writes safetensors, and pass that folder."
+            f"The weights of the adapter {adapter} are a pickle ({ADAPTER_PICKLE}), and reading "
+            "one runs whatever code it holds: "
+            "where you trust it, load it with PEFT, call save_pretrained(folder), which writes "
+            "safetensors, and pass that folder."
         )
     raise DialdownError(
-        f"{adapter} has an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: pass a folder that PEFT's save_pretrained wrote, "
+        f"{adapter} has an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: pass a folder that PEFT's "
+        "save_pretrained wrote, "
         f"or remove {ADAPTER_CONFIG} from the folder of a whole model."
     )
 
@@ -55,21 +68,23 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         base: the base model's name.
 
     Raises:
-        DialdownError: PEFT is not installed; or the adapter is broken, belongs to another model, has tensors that match
-            nothing, changes no weight, or is of a kind that does not merge.
+        DialdownError: PEFT is not installed; or the adapter is broken, belongs to another model,
+            has tensors that match nothing, changes no weight, or is of a kind that does not merge.
     """
     try:
         from peft import PeftConfig, PeftModel
     except ModuleNotFoundError as error:
         raise DialdownError(
-            f'{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: run pip install "dialdown[train]".'
+            f"{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: run pip "
+            'install "dialdown[train]".'
         ) from error
     instead = "pass a folder that PEFT's save_pretrained wrote"
     with told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):
         config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise DialdownError(
-            f"The adapter {adapter} is of the kind {config.peft_type.value}, which adds prompts and changes no weight of {base}, so no neuron of it can be told from "
+            f"The adapter {adapter} is of the kind {config.peft_type.value}, which adds prompts "
+            f"and changes no weight of {base}, so no neuron of it can be told from "
             "the base's: pass a LoRA adapter, or a model that was tuned itself."
         )
     before = {key: weight.clone() for key, weight in model.named_parameters()}
@@ -78,26 +93,40 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         told(lambda reason: f"{does_not_fit} ({reason}): pass the base model it was trained on."),
         warnings.catch_warnings(),
     ):
-        # PEFT calls what transformers is about to rename, which is no business of who loads an adapter.
+        # PEFT calls what transformers is about to rename, which is no business of who loads an
+        # adapter.
         warnings.simplefilter("ignore", FutureWarning)
         adapted = PeftModel(model, config)
         keys = adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
     if keys.missing_keys or keys.unexpected_keys:
         parts = (
-            f"{named_keys(keys.unexpected_keys)} match nothing in it" if keys.unexpected_keys else None,
-            f"{named_keys(keys.missing_keys)} are not in the adapter's file" if keys.missing_keys else None,
+            f"{named_keys(keys.unexpected_keys)} match nothing in it"
+            if keys.unexpected_keys
+            else None,
+            f"{named_keys(keys.missing_keys)} are not in the adapter's file"
+            if keys.missing_keys
+            else None,
         )
         raise DialdownError(
-            f"{does_not_fit} ({'; '.join(filter(None, parts))}): pass the base model it was trained on, "
+            f"{does_not_fit} ({'; '.join(filter(None, parts))}): pass the base model it was "
+            "trained on, "
             "loaded by the same class as it was trained with."
         )
     with told(
-        lambda reason: f"The adapter {adapter} cannot be merged into {base} ({reason}): merge it with PEFT first."
+        lambda reason: (
+            f"The adapter {adapter} cannot be merged into {base} ({reason}): merge it with PEFT "
+            "first."
+        )
     ):
         whole: Any = adapted.merge_and_unload()
-    if all(torch.equal(weight, before[key]) for key, weight in whole.named_parameters() if key in before):
+    if all(
+        torch.equal(weight, before[key])
+        for key, weight in whole.named_parameters()
+        if key in before
+    ):
         raise DialdownError(
-            f"The adapter {adapter} changes no weight of {base}, so there is nothing to compare: pass one that was trained "
+            f"The adapter {adapter} changes no weight of {base}, so there is nothing to compare: "
+            "pass one that was trained "
             "(a fresh LoRA adapter is zero), saved after its training."
         )
     return whole

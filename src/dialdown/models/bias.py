@@ -1,4 +1,6 @@
-"""Which architectures have a bias on the MLP's down projection, and how one gets it: what `shift` and `set` fold into (METHOD §7)."""
+"""Which architectures have a bias on the MLP's down projection, and how one gets it: what `shift`
+and `set` fold into (METHOD §7).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from .lm import LM
 
 
 def holds_bias(lm: LM) -> bool:
-    """Whether the architecture has a bias on the down projection, or an option of its config for one: whether `shift` and `set` fold."""
+    """Whether the architecture has a bias on the down projection, or an option of its config for
+    one: whether `shift` and `set` fold.
+    """
     if any(layer.post_norm is not None for layer in lm.view.layers):
         return False
     has = all(layer.down.bias is not None for layer in lm.view.layers)
@@ -18,7 +22,8 @@ def holds_bias(lm: LM) -> bool:
 
 
 def ensure_bias(lm: LM, what: str) -> None:
-    """Give the down projections of `lm` a bias, by the `mlp_bias` of its own config where it has none.
+    """Give the down projections of `lm` a bias, by the `mlp_bias` of its own config where it has
+    none.
 
     Args:
         lm: the model that is changed; it may lie on the meta device.
@@ -28,17 +33,24 @@ def ensure_bias(lm: LM, what: str) -> None:
         DialdownError: the architecture has no MLP bias.
     """
     if not holds_bias(lm):
-        held = "steering" if any(layer.post_norm is not None for layer in lm.view.layers) else "a shift or steering"
+        held = (
+            "steering"
+            if any(layer.post_norm is not None for layer in lm.view.layers)
+            else "a shift or steering"
+        )
         raise DialdownError(
-            f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has none to fold it into: "
-            f"use kind='scale', which needs no bias, or a control vector while generating, which can hold {held}."
+            f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has "
+            "none to fold it into: "
+            "use kind='scale', which needs no bias, or a control vector while generating, which "
+            f"can hold {held}."
         )
     if all(layer.down.bias is not None for layer in lm.view.layers):
         return
     lm.model.config.get_text_config().mlp_bias = True
     for layer in lm.view.layers:
         parent = lm.model.get_submodule(layer.path.rpartition(".")[0])
-        # A checkpoint with mlp_bias has a bias on all three projections, so the untouched two get zeros.
+        # A checkpoint with mlp_bias has a bias on all three projections, so the untouched two get
+        # zeros.
         for linear in parent.children():
             if isinstance(linear, nn.Linear) and linear.bias is None:
                 linear.bias = nn.Parameter(torch.zeros(linear.out_features).to(linear.weight))

@@ -1,7 +1,9 @@
-"""Batched decoding: length-sorted, left-padded, the prompt's prefix computed once where an intervention cannot touch it.
+"""Batched decoding: length-sorted, left-padded, the prompt's prefix computed once where an
+intervention cannot touch it.
 
-The loop is written out because the project needs three things of it at once: hooks that see exactly the positions that
-produce tokens, a prefix that many interventions share, and one more forward pass than tokens (METHOD §5, `paper` means).
+The loop is written out because the project needs three things of it at once: hooks that see exactly
+the positions that produce tokens, a prefix that many interventions share, and one more forward pass
+than tokens (METHOD §5, `paper` means).
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ class Step:
 
     Attributes:
         index: 0 for the pass over the prompt, whose last position produces the first token.
-        producing: (batch,) bool, rows whose last position produces a real token (not end-of-text, nothing after it).
-        generated: (batch,) bool, rows whose last position *is* a generated token (end-of-text padding included).
+        producing: (batch,) bool, rows whose last position produces a real token (not end-of-text,
+            nothing after it).
+        generated: (batch,) bool, rows whose last position *is* a generated token (end-of-text
+            padding included).
     """
 
     index: int
@@ -57,26 +61,33 @@ class Batch:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def encode_prompts(lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, max_new_tokens: int) -> list[list[int]]:
+def encode_prompts(
+    lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, max_new_tokens: int
+) -> list[list[int]]:
     """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6).
 
     Raises:
-        DialdownError: no prompts, an empty prompt or one without tokens, or a prompt that leaves no room for the continuation.
+        DialdownError: no prompts, an empty prompt or one without tokens, or a prompt that leaves no
+            room for the continuation.
     """
     if not prompts:
         raise DialdownError("There are no prompts: pass at least one non-empty text.")
     empty = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
     if empty:
-        raise DialdownError(f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it.")
+        raise DialdownError(
+            f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it."
+        )
     encoded = [ids[:max_prompt_tokens] for ids in lm.encode(prompts)]
     if short := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(
-            f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: remove it, or raise max_prompt_tokens."
+            f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: "
+            "remove it, or raise max_prompt_tokens."
         )
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     if len(encoded[longest]) + max_new_tokens > lm.context:
         raise DialdownError(
-            f"Prompt {longest} has {len(encoded[longest])} tokens, which with {max_new_tokens} new ones exceed the context of "
+            f"Prompt {longest} has {len(encoded[longest])} tokens, which with {max_new_tokens} new "
+            "ones exceed the context of "
             f"{lm.name} ({lm.context}): pass a smaller max_prompt_tokens."
         )
     return encoded
@@ -102,9 +113,10 @@ def _pad_left(lm: LM, encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> 
 class Decoder:
     """Decodes one list of prompts as often as asked, under any intervention.
 
-    The keys and values of the prompts' prefixes (all tokens but the last) are computed once per model and shared by every
-    run that cannot change them: the untouched model, steering, and edits that act at the last position only. They take
-    memory that grows with the prompts; `share_prefixes=False` keeps none, for a decoder that runs once.
+    The keys and values of the prompts' prefixes (all tokens but the last) are computed once per
+    model and shared by every run that cannot change them: the untouched model, steering, and edits
+    that act at the last position only. They take memory that grows with the prompts;
+    `share_prefixes=False` keeps none, for a decoder that runs once.
 
     Raises:
         DialdownError: see `encode_prompts`.
@@ -124,7 +136,9 @@ class Decoder:
         self.share_prefixes = share_prefixes
         self.prompts = tuple(prompts)
         self.max_new_tokens = max_new_tokens
-        self.encoded = encode_prompts(lm, prompts, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens)
+        self.encoded = encode_prompts(
+            lm, prompts, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens
+        )
         self.batches = batches(lm, self.encoded, batch_size)
         self._prefixes: dict[int, Any] = {}
 
@@ -143,7 +157,8 @@ class Decoder:
         Args:
             intervention: what to apply; None for the untouched model.
             positions: where it acts in each forward pass.
-            observe: called after every forward pass whose last position produces or is a generated token.
+            observe: called after every forward pass whose last position produces or is a generated
+                token.
             extra_step: make one more pass than tokens, so the last generated token is observed too.
             pick: from (batch, V) float32 logits to (batch,) ids; greedy by default.
             progress: called after each batch.
@@ -152,11 +167,19 @@ class Decoder:
         share = self.share_prefixes and shareable and not acting_on(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
         with torch.inference_mode():
-            prefixes = [self._prefix(number) if share else None for number in range(len(self.batches))]
-            with intervention.measured(self.lm, positions=positions) if intervention else nullcontext():
+            prefixes = [
+                self._prefix(number) if share else None for number in range(len(self.batches))
+            ]
+            with (
+                intervention.measured(self.lm, positions=positions)
+                if intervention
+                else nullcontext()
+            ):
                 for number, (batch, prefix) in enumerate(zip(self.batches, prefixes, strict=True)):
                     # Decoding writes to the keys and values that it goes on from.
-                    tokens = self._decode(batch, copy.deepcopy(prefix), observe, extra_step, pick or greedy)
+                    tokens = self._decode(
+                        batch, copy.deepcopy(prefix), observe, extra_step, pick or greedy
+                    )
                     for row, ids in zip(batch.rows, tokens, strict=True):
                         out[row] = ids
                     if progress:
@@ -164,12 +187,20 @@ class Decoder:
         return out
 
     def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The continuations of the first prompts as text, with the whitespace each starts with (METHOD §5, `strict`)."""
-        return [self._text(prompt, list(ids)) for prompt, ids in zip(self.encoded, tokens, strict=False)]
+        """The continuations of the first prompts as text, with the whitespace each starts with
+        (METHOD §5, `strict`).
+        """
+        return [
+            self._text(prompt, list(ids)) for prompt, ids in zip(self.encoded, tokens, strict=False)
+        ]
 
     def _text(self, prompt: list[int], new: list[int]) -> str:
-        # SentencePiece tokenizers (Mistral) drop the space a text starts with, so a continuation is decoded after its prompt.
-        before, whole = (self.lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+        # SentencePiece tokenizers (Mistral) drop the space a text starts with, so a continuation is
+        # decoded after its prompt.
+        before, whole = (
+            self.lm.tokenizer.decode(ids, skip_special_tokens=True)
+            for ids in (prompt, [*prompt, *new])
+        )
         if whole.startswith(before):
             return str(whole[len(before) :])
         return str(self.lm.tokenizer.decode(new, skip_special_tokens=True))
@@ -190,7 +221,12 @@ class Decoder:
         return self._prefixes[number]
 
     def _decode(
-        self, batch: Batch, cache: Any, observe: Observer | None, extra_step: bool, pick: Callable[[Tensor], Tensor]
+        self,
+        batch: Batch,
+        cache: Any,
+        observe: Observer | None,
+        extra_step: bool,
+        pick: Callable[[Tensor], Tensor],
     ) -> list[list[int]]:
         eos = torch.tensor(sorted(self.lm.eos), device=batch.ids.device)
         pad = self.lm.tokenizer.pad_token_id
@@ -235,10 +271,12 @@ def sampler(*, temperature: float, top_k: int, seed: int) -> Callable[[Tensor], 
     generator = np.random.default_rng(seed)
 
     def pick(logits: Tensor) -> Tensor:
-        # Top-k and not a nucleus: sorting a whole vocabulary takes longer than the forward pass that made it.
+        # Top-k and not a nucleus: sorting a whole vocabulary takes longer than the forward pass
+        # that made it.
         top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
         cumulative = torch.softmax(top.values / temperature, dim=-1).double().cumsum(-1)
-        # Divided by its own last value it ends in exactly 1, so no draw falls behind the last token by rounding.
+        # Divided by its own last value it ends in exactly 1, so no draw falls behind the last token
+        # by rounding.
         cumulative = cumulative / cumulative[:, -1:]
         draws: NDArray[np.float64] = generator.random((len(logits), 1))
         place = (cumulative < torch.as_tensor(draws, device=logits.device)).sum(-1, keepdim=True)

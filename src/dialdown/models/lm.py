@@ -1,7 +1,7 @@
 """Load a causal LM as its users run it, whole or not at all.
 
-An `LM` is a plain transformers model and tokenizer with one extra, the `MLPView`: which module of each layer is the
-MLP's down projection.
+An `LM` is a plain transformers model and tokenizer with one extra, the `MLPView`: which module of
+each layer is the MLP's down projection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from ..files import fingerprint
 from . import adapters, tokens
 from .mlp import MLPLayer, MLPView, Protocol, check_axes
 
-__all__ = ["LM", "MLPLayer", "MLPView", "Protocol", "check_axes", "check_pair", "load", "load_tuned", "same_weights"]
+__all__ = [
+    "LM",
+    "MLPLayer",
+    "MLPView",
+    "Protocol",
+    "check_axes",
+    "check_pair",
+    "load",
+    "load_tuned",
+    "same_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,9 @@ class LM:
     revision: str | None = None
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, *, name: str | None = None, down: str | None = None) -> LM:
+    def of(
+        cls, model: Any, tokenizer: Any, *, name: str | None = None, down: str | None = None
+    ) -> LM:
         """Wrap a model and tokenizer that are already in memory (see `load` for the errors)."""
         name = name or type(model).__name__
         view = MLPView.find(model, down=down)
@@ -84,7 +96,9 @@ class LM:
         return tokens.encode(self.tokenizer, texts)
 
     def going_on(self, cache: Any) -> dict[str, Any]:
-        """The argument that lets a forward pass go on from the keys and values of an earlier one, under the model's name for it."""
+        """The argument that lets a forward pass go on from the keys and values of an earlier one,
+        under the model's name for it.
+        """
         # transformers 5.24 renamed it, and takes the old name with a warning until 5.40.
         renamed = "cache" in inspect.signature(self.model.forward).parameters
         return {"cache" if renamed else "past_key_values": cache}
@@ -132,25 +146,36 @@ def load(
     down: str | None = None,
     progress: assets.Progress | None = None,
 ) -> LM:
-    """Load a causal LM from the hub, a local folder, or a package of the Python index (`embedded:NAME`).
+    """Load a causal LM from the hub, a local folder, or a package of the Python index
+    (`embedded:NAME`).
 
     Args:
         name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`.
         revision: a hub branch, tag or commit.
-        dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's own on a GPU.
+        dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's
+            own on a GPU.
         device: a torch device; by default the GPU if there is one.
-        down: the path of the down projection inside a decoder layer, for an MLP that is not recognised.
-        progress: called while an embedded model is downloaded and converted, the first time it is used.
+        down: the path of the down projection inside a decoder layer, for an MLP that is not
+            recognised.
+        progress: called while an embedded model is downloaded and converted, the first time it is
+            used.
 
     Raises:
-        DialdownError: the model does not exist, cannot be reached, is not whole (a weight is missing, unknown or of another
-            size), quantised, damaged or an adapter, has no known MLP, or the dtype or device is unknown.
+        DialdownError: the model does not exist, cannot be reached, is not whole (a weight is
+            missing, unknown or of another size), quantised, damaged or an adapter, has no known
+            MLP, or the dtype or device is unknown.
     """
     name = os.fspath(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loading.check_device(device)
-    torch_dtype = loading.named_dtype(dtype or ("float32" if torch.device(device).type == "cpu" else "auto"))
-    source = str(assets.fetch_model(name.removeprefix("embedded:"), progress)) if name.startswith("embedded:") else name
+    torch_dtype = loading.named_dtype(
+        dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
+    )
+    source = (
+        str(assets.fetch_model(name.removeprefix("embedded:"), progress))
+        if name.startswith("embedded:")
+        else name
+    )
     if os.path.isdir(source):
         loading.check_folder(Path(source))
     loading.refuse_adapter(name, source, revision)
@@ -169,17 +194,21 @@ def load(
     return replace(lm, revision=revision)
 
 
-def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: assets.Progress | None = None) -> LM:
-    """The tuned model of a pair, in the base model's dtype and on its device, so that what differs is the tuning.
+def load_tuned(
+    base: LM, source: str | os.PathLike[str], *, progress: assets.Progress | None = None
+) -> LM:
+    """The tuned model of a pair, in the base model's dtype and on its device, so that what differs
+    is the tuning.
 
     Args:
         base: the base model.
-        source: whatever `load` takes, or a LoRA adapter (a folder or hub id with an `adapter_config.json`), which is merged
-            into a copy of the base model.
+        source: whatever `load` takes, or a LoRA adapter (a folder or hub id with an
+            `adapter_config.json`), which is merged into a copy of the base model.
         progress: see `load`.
 
     Raises:
-        DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT is not installed.
+        DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT
+            is not installed.
     """
     source = os.fspath(source)
     if os.path.isdir(source):
@@ -198,7 +227,9 @@ def _merged(base: LM, adapter: str) -> LM:
     tuned = replace(LM.of(model, base.tokenizer, name=adapter), revision=None)
     if (folder / "tokenizer_config.json").exists():
         # What the adapter was trained on; the base's own is what both are measured with.
-        check_pair(base, replace(tuned, tokenizer=loading.read_tokenizer(str(folder), name=adapter)))
+        check_pair(
+            base, replace(tuned, tokenizer=loading.read_tokenizer(str(folder), name=adapter))
+        )
     return tuned
 
 
@@ -215,34 +246,47 @@ def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
     """Refuse weights that are no numbers, or with which no neuron writes anything.
 
     Raises:
-        DialdownError: a weight is not finite, or all down projections or the whole unembedding are zero.
+        DialdownError: a weight is not finite, or all down projections or the whole unembedding are
+            zero.
     """
-    broken = [key for key, weight in model.named_parameters() if not all(end.isfinite() for end in weight.aminmax())]
+    broken = [
+        key
+        for key, weight in model.named_parameters()
+        if not all(end.isfinite() for end in weight.aminmax())
+    ]
     if broken:
         raise DialdownError(
-            f"The weights of {name} are not finite numbers, in {loading.named_keys(broken)}: nothing can be measured on it; pass a model that was saved before its training broke down."
+            f"The weights of {name} are not finite numbers, in {loading.named_keys(broken)}: "
+            "nothing can be measured on it; pass a model that was saved before its training broke "
+            "down."
         )
     if not any(layer.columns.any() for layer in view.layers) or not view.unembedding.weight.any():
         raise DialdownError(
-            f"The weights of {name} are zero (all of its down projections, or its unembedding), so no neuron changes what it says: pass a trained model."
+            f"The weights of {name} are zero (all of its down projections, or its unembedding), so "
+            "no neuron changes what it says: pass a trained model."
         )
 
 
 def check_pair(base: LM, tuned: LM) -> None:
-    """Refuse a tuned model whose neurons or tokens do not correspond one to one to the base model's.
+    """Refuse a tuned model whose neurons or tokens do not correspond one to one to the base
+    model's.
 
     Raises:
-        DialdownError: the two differ in layers, neurons, width, or in what their tokenizers make of texts.
+        DialdownError: the two differ in layers, neurons, width, or in what their tokenizers make of
+            texts.
     """
     for what in ("n_layers", "n_neurons", "d_model"):
         size, other = getattr(base.view, what), getattr(tuned.view, what)
         if size != other:
             raise DialdownError(
-                f"{tuned.name} has {what} {other} where {base.name} has {size}, so their neurons do not correspond: pass a model tuned from this base."
+                f"{tuned.name} has {what} {other} where {base.name} has {size}, so their neurons "
+                "do not correspond: pass a model tuned from this base."
             )
     if apart := tokens.difference(base.tokenizer, tuned.tokenizer):
         raise DialdownError(
-            f"{tuned.name} has another tokenizer than {base.name}, with {apart}, so their continuations cannot be compared token by token: "
-            "pass a model tuned from this base with its tokenizer as it is, or as the base the one saved with the tuned model's tokenizer "
+            f"{tuned.name} has another tokenizer than {base.name}, with {apart}, so their "
+            "continuations cannot be compared token by token: "
+            "pass a model tuned from this base with its tokenizer as it is, or as the base the one "
+            "saved with the tuned model's tokenizer "
             "(after resize_token_embeddings, where it has more tokens)."
         )

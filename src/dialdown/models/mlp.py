@@ -1,7 +1,9 @@
-"""Where the neurons of a causal LM are: the down projection of each layer, and what comes after the last one (METHOD §1).
+"""Where the neurons of a causal LM are: the down projection of each layer, and what comes after the
+last one (METHOD §1).
 
-Everything the project does to a neuron happens at that module: its input is the activation m, its input columns are the
-value vectors v_i, and equation 1 of the paper is its forward. Nothing is re-implemented.
+Everything the project does to a neuron happens at that module: its input is the activation m, its
+input columns are the value vectors v_i, and equation 1 of the paper is its forward. Nothing is
+re-implemented.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from ..errors import DialdownError
 
 Protocol = Literal["paper", "strict"]
 
-# Where the down projection sits inside a decoder layer: transformers' own names, one per family of MLP classes.
+# Where the down projection sits inside a decoder layer: transformers' own names, one per family of
+# MLP classes.
 DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
 # Norms that Gemma-2/3, OLMo-2 and GLM-4 put between the MLP's output and the residual stream.
 POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
@@ -43,11 +46,15 @@ class MLPLayer:
 
     @property
     def columns(self) -> Tensor:
-        """A (d, F) view of the weight, one value vector per column, whatever the module's own layout; shares memory."""
+        """A (d, F) view of the weight, one value vector per column, whatever the module's own
+        layout; shares memory.
+        """
         return self.down.weight.data.T if isinstance(self.down, Conv1D) else self.down.weight.data
 
     def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
-        """What each neuron writes: (F, d) float32. `strict` includes the weight of a norm after the MLP (METHOD §1)."""
+        """What each neuron writes: (F, d) float32. `strict` includes the weight of a norm after the
+        MLP (METHOD §1).
+        """
         vectors = self.columns.T.detach().float()
         gain = self.post_norm_gain()
         return vectors if protocol == "paper" or gain is None else vectors * gain
@@ -56,7 +63,8 @@ class MLPLayer:
         """The (d,) weight of the norm after the MLP as it acts, or None where there is none."""
         if self.post_norm is None:
             return None
-        # Some families store the weight and some store weight - 1; what an RMS norm makes of all-ones is the effective one.
+        # Some families store the weight and some store weight - 1; what an RMS norm makes of
+        # all-ones is the effective one.
         with torch.no_grad():
             ones = torch.ones(self.columns.shape[0], device=self.columns.device)
             gain: Tensor = self.post_norm(ones).float()
@@ -64,14 +72,16 @@ class MLPLayer:
 
 
 def check_axes(activations: Tensor, path: str) -> None:
-    """Refuse activations without a batch and a position axis (OPT flattens the two), where "last" would be a neuron.
+    """Refuse activations without a batch and a position axis (OPT flattens the two), where "last"
+    would be a neuron.
 
     Raises:
         DialdownError: the activations are not (batch, positions, neurons).
     """
     if activations.dim() != 3:
         raise DialdownError(
-            f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, positions, neurons), so their positions cannot be told apart: "
+            f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, "
+            "positions, neurons), so their positions cannot be told apart: "
             "this architecture is not supported."
         )
 
@@ -82,7 +92,8 @@ class MLPView:
 
     Attributes:
         layers: one `MLPLayer` per decoder layer.
-        final_norm: the norm before the unembedding; its *input* is the final-layer residual stream x^L.
+        final_norm: the norm before the unembedding; its *input* is the final-layer residual stream
+            x^L.
         unembedding: the output embedding, weight (V, d).
     """
 
@@ -110,12 +121,14 @@ class MLPView:
 
         Args:
             model: a transformers causal LM.
-            down: the dotted path from a decoder layer to its down projection, for a model whose MLP is not recognised.
-            skeleton: take a model without weights (on the meta device), of which only the architecture is asked.
+            down: the dotted path from a decoder layer to its down projection, for a model whose MLP
+                is not recognised.
+            skeleton: take a model without weights (on the meta device), of which only the
+                architecture is asked.
 
         Raises:
-            DialdownError: no decoder layers, an expert or fused MLP, a down projection that is no plain matrix, or weights
-                that do not lie in the model itself.
+            DialdownError: no decoder layers, an expert or fused MLP, a down projection that is no
+                plain matrix, or weights that do not lie in the model itself.
         """
         name = type(model).__name__
         if not skeleton:
@@ -125,24 +138,35 @@ class MLPView:
         widths = {tuple(layer.columns.shape) for layer in layers}
         if len(widths) > 1:
             raise DialdownError(
-                f"{name} has MLPs of different widths {sorted(widths)}: one neuron table needs one width, so this model is not supported."
+                f"{name} has MLPs of different widths {sorted(widths)}: one neuron table needs one "
+                "width, so this model is not supported."
             )
-        final_norm = next((getattr(decoder, norm) for norm in FINAL_NORMS if hasattr(decoder, norm)), None)
+        final_norm = next(
+            (getattr(decoder, norm) for norm in FINAL_NORMS if hasattr(decoder, norm)), None
+        )
         unembedding = getattr(model, "get_output_embeddings", lambda: None)()
         if final_norm is None or unembedding is None:
             missing = "final norm" if final_norm is None else "unembedding"
-            raise DialdownError(f"{name} has no {missing} that dialdown recognises: pass a decoder-only causal LM.")
+            raise DialdownError(
+                f"{name} has no {missing} that dialdown recognises: pass a decoder-only causal LM."
+            )
         return cls(layers, final_norm, unembedding)
 
 
 def check_in_place(model: nn.Module) -> None:
-    """Refuse a model whose weights are somewhere else than in its parameters, where an edit of them would change nothing.
+    """Refuse a model whose weights are somewhere else than in its parameters, where an edit of them
+    would change nothing.
 
     Raises:
-        DialdownError: accelerate has dispatched it, or weights are on the meta device or of a class of their own.
+        DialdownError: accelerate has dispatched it, or weights are on the meta device or of a class
+            of their own.
     """
     dispatched = any(hasattr(module, "_hf_hook") for module in model.modules())
-    elsewhere = [key for key, weight in model.named_parameters() if weight.is_meta or type(weight.data) is not Tensor]
+    elsewhere = [
+        key
+        for key, weight in model.named_parameters()
+        if weight.is_meta or type(weight.data) is not Tensor
+    ]
     if dispatched or elsewhere:
         where = (
             "dispatched by accelerate (device_map)"
@@ -150,7 +174,8 @@ def check_in_place(model: nn.Module) -> None:
             else f"not in memory as plain tensors ({elsewhere[0]})"
         )
         raise DialdownError(
-            f"The weights of {type(model).__name__} are {where}, so reading or editing them here would not be what the model computes with: "
+            f"The weights of {type(model).__name__} are {where}, so reading or editing them here "
+            "would not be what the model computes with: "
             "load it whole on one device, with load(...) or from_pretrained without device_map."
         )
 
@@ -164,7 +189,8 @@ def _decoder_stack(model: nn.Module) -> tuple[nn.Module, Sequence[nn.Module]]:
         if isinstance(stack, nn.ModuleList) and len(stack):
             return decoder, list(stack)
     raise DialdownError(
-        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks): pass a decoder-only causal LM."
+        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks): "
+        "pass a decoder-only causal LM."
     )
 
 
@@ -174,23 +200,28 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
         parts = {part for path in modules for part in path.split(".")}
         if found := parts.intersection(EXPERTS):
             raise DialdownError(
-                f"{name} routes tokens to experts ({min(found)}), so a neuron has no single mean activation: pass a model with a dense MLP."
+                f"{name} routes tokens to experts ({min(found)}), so a neuron has no single mean "
+                "activation: pass a model with a dense MLP."
             )
         if found := parts.intersection(FUSED):
             raise DialdownError(
-                f"{name} has a fused MLP ({min(found)}), which dialdown does not take apart by itself: "
-                f"name its down projection with load(..., down='mlp.down_proj') if its input is the activation of METHOD §1."
+                f"{name} has a fused MLP ({min(found)}), which dialdown does not take apart by "
+                "itself: "
+                "name its down projection with load(..., down='mlp.down_proj') if its input is "
+                "the activation of METHOD §1."
             )
     path = down or next((known for known in DOWN_PROJECTIONS if known in modules), None)
     if path is None or path not in modules:
         raise DialdownError(
-            f"{name} has no MLP that dialdown knows (looked for {down or ', '.join(DOWN_PROJECTIONS)} in {type(layer).__name__}): "
+            f"{name} has no MLP that dialdown knows (looked for "
+            f"{down or ', '.join(DOWN_PROJECTIONS)} in {type(layer).__name__}): "
             "pass load(..., down='path.in.layer') with the path of the down projection."
         )
     module = modules[path]
     if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
         raise DialdownError(
-            f"The down projection {path} of {name} is a {type(module).__name__}, not a plain matrix: load the model unquantised in float32, bfloat16 or float16."
+            f"The down projection {path} of {name} is a {type(module).__name__}, not a plain "
+            "matrix: load the model unquantised in float32, bfloat16 or float16."
         )
     paths = {id(m): n for n, m in model.named_modules()}
     post = next((modules[norm] for norm in POST_NORMS if norm in modules), None)

@@ -1,4 +1,6 @@
-"""What a tokenizer does to texts: the one way from a prompt to token ids, and what two tokenizers do differently."""
+"""What a tokenizer does to texts: the one way from a prompt to token ids, and what two tokenizers
+do differently.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from typing import Any
 from ..data.reading import whole_text
 from ..errors import DialdownError
 
-# Texts on which tokenizers of one vocabulary part: case, spaces, line breaks, accents and their two spellings, digits,
-# scripts and signs beyond the vocabulary's merges.
+# Texts on which tokenizers of one vocabulary part: case, spaces, line breaks, accents and their two
+# spellings, digits, scripts and signs beyond the vocabulary's merges.
 PROBES = (
     "The cat sat on the mat.",
     "the CAT sat ON thE mat",
@@ -23,9 +25,13 @@ PROBES = (
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, with the BOS that the tokenizer puts before it: one, also where the text begins with its own."""
+    """The token ids of each text, with the BOS that the tokenizer puts before it: one, also where
+    the text begins with its own.
+    """
     bos = tokenizer.bos_token_id
-    whole = [whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)]
+    whole = [
+        whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)
+    ]
     rows: list[list[int]] = tokenizer(whole, verbose=False)["input_ids"]
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
 
@@ -39,38 +45,46 @@ def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
         rows: of the model's input embedding.
 
     Raises:
-        DialdownError: it makes no tokens, ends every text with a special token, has neither a pad nor an end-of-text token,
-            or one of its special tokens has no row in the embedding.
+        DialdownError: it makes no tokens, ends every text with a special token, has neither a pad
+            nor an end-of-text token, or one of its special tokens has no row in the embedding.
     """
     bare: list[int] = tokenizer("The cat", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("The cat")["input_ids"]
     # Without its files, some versions of transformers make a tokenizer that knows no word.
     if not set(bare) - {tokenizer.unk_token_id}:
         raise DialdownError(
-            f"The tokenizer of {name} ({type(tokenizer).__name__}) makes no tokens of a text, or unknown ones alone: pass a folder with the tokenizer that the model was trained with."
+            f"The tokenizer of {name} ({type(tokenizer).__name__}) makes no tokens of a text, or "
+            "unknown ones alone: pass a folder with the tokenizer that the model was trained with."
         )
     if whole[-len(bare) :] != bare:
         ending = tokenizer.decode(whole[-1:])
         raise DialdownError(
-            f"The tokenizer of {name} ends every text with {ending!r}, after which no model goes on with it: "
-            "save it without (tokenizer.add_eos_token = False, or another post-processor) and pass that folder."
+            f"The tokenizer of {name} ends every text with {ending!r}, after which no model goes "
+            "on with it: "
+            "save it without (tokenizer.add_eos_token = False, or another post-processor) and pass "
+            "that folder."
         )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise DialdownError(
-            f"The tokenizer of {name} has neither a pad nor an end-of-text token, so prompts of several lengths cannot share a batch: "
+            f"The tokenizer of {name} has neither a pad nor an end-of-text token, so prompts of "
+            "several lengths cannot share a batch: "
             "set its pad_token (any token of its vocabulary will do), save it and pass that folder."
         )
     for kind in ("pad", "bos", "eos"):
         token = getattr(tokenizer, f"{kind}_token_id")
         if token is not None and token >= rows:
             raise DialdownError(
-                f"The {kind} token of {name}'s tokenizer has the id {token} and the model's embedding has {rows} rows, so the model cannot read it: "
-                f"set tokenizer.{kind}_token to a token of the model, or resize the embedding before the model is saved."
+                f"The {kind} token of {name}'s tokenizer has the id {token} and the model's "
+                f"embedding has {rows} rows, so the model cannot read it: "
+                f"set tokenizer.{kind}_token to a token of the model, or resize the embedding "
+                "before the model is saved."
             )
 
 
 def difference(base: Any, tuned: Any) -> str | None:
-    """What the second of two tokenizers does otherwise than the first, as the middle of a sentence; None where they agree."""
+    """What the second of two tokenizers does otherwise than the first, as the middle of a sentence;
+    None where they agree.
+    """
     words, others = base.get_vocab(), tuned.get_vocab()
     if added := sorted(others.keys() - words.keys()):
         if all(others.get(word) == place for word, place in words.items()):

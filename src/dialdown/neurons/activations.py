@@ -1,8 +1,10 @@
-"""Mean activations of every neuron while a model decodes greedily: one pass, float64 sums (METHOD §3).
+"""Mean activations of every neuron while a model decodes greedily: one pass, float64 sums (METHOD
+§3).
 
-The sums are taken inside the decoding loop, so they cost no second forward pass and no memory that grows with the number
-of prompts. The two protocols average over different positions (METHOD §5): `strict` over the positions that *produce* the
-new tokens, end-of-text excluded; `paper` *at* the new tokens, the padding after an early end-of-text included.
+The sums are taken inside the decoding loop, so they cost no second forward pass and no memory that
+grows with the number of prompts. The two protocols average over different positions (METHOD §5):
+`strict` over the positions that *produce* the new tokens, end-of-text excluded; `paper` *at* the
+new tokens, the padding after an early end-of-text included.
 """
 
 from __future__ import annotations
@@ -79,10 +81,12 @@ def mean_activations(
     protocol: Protocol = "strict",
     progress: Progress | None = None,
 ) -> NeuronMeans:
-    """Mean activations over `prompts`, collected while decoding `max_new_tokens` greedily (METHOD §3).
+    """Mean activations over `prompts`, collected while decoding `max_new_tokens` greedily (METHOD
+    §3).
 
     Raises:
-        DialdownError: empty prompts, a prompt longer than the context, or an activation that is not a finite number.
+        DialdownError: empty prompts, a prompt longer than the context, or an activation that is not
+            a finite number.
     """
     decoder = Decoder(
         lm,
@@ -97,11 +101,15 @@ def mean_activations(
 
 
 def decode_with_means(
-    decoder: Decoder, *, protocols: Sequence[Protocol] = ("strict", "paper"), progress: Progress | None = None
+    decoder: Decoder,
+    *,
+    protocols: Sequence[Protocol] = ("strict", "paper"),
+    progress: Progress | None = None,
 ) -> Decoded:
     """Decode once and average the activations under each protocol asked for.
 
-    `paper` needs one forward pass more than there are tokens, because it averages at the last token too.
+    `paper` needs one forward pass more than there are tokens, because it averages at the last token
+    too.
 
     Raises:
         DialdownError: an activation is not a finite number, or no real token was generated.
@@ -140,13 +148,17 @@ class _Sums:
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             check_axes(args[0], self.lm.view.layers[index].path)
-            # A copy, so that the activations of a whole prompt are not kept alive by a view of its last position.
+            # A copy, so that the activations of a whole prompt are not kept alive by a view of its
+            # last position.
             self.latest[index] = args[0][:, -1].to(self.device, torch.float64)
 
         return keep
 
     def add(self, step: Step) -> None:
-        rows = [step.producing if protocol == "strict" else step.generated for protocol in self.protocols]
+        rows = [
+            step.producing if protocol == "strict" else step.generated
+            for protocol in self.protocols
+        ]
         weights = torch.stack(rows).to(self.device, torch.float64)
         self.counts += weights.sum(-1)
         for index, activations in self.latest.items():
@@ -157,13 +169,15 @@ class _Sums:
         count = int(self.counts[row])
         if len(self.latest) < self.lm.view.n_layers or count == 0:
             raise DialdownError(
-                f"No activation of {self.lm.name} was averaged while decoding: every prompt ended at once, or the model "
+                f"No activation of {self.lm.name} was averaged while decoding: every prompt ended "
+                "at once, or the model "
                 "skips its MLPs; pass other prompts."
             )
         sums = self.sums[:, row]
         broken = torch.nonzero(~torch.isfinite(sums).all(-1))
         if len(broken):
             raise DialdownError(
-                f"The activations of {self.lm.name} are not finite in layer {int(broken[0])} while decoding: load it in float32 or bfloat16, or check its weights."
+                f"The activations of {self.lm.name} are not finite in layer {int(broken[0])} while "
+                "decoding: load it in float32 or bfloat16, or check its weights."
             )
         return NeuronMeans((sums / count).cpu().numpy(), count, protocol, record)

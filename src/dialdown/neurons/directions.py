@@ -1,4 +1,6 @@
-"""Concept directions: a linear probe, a token contrast, a random control, and what a direction says (METHOD §2)."""
+"""Concept directions: a linear probe, a token contrast, a random control, and what a direction says
+(METHOD §2).
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,10 @@ class Direction:
     Attributes:
         name: `probe`, `contrast`, `difference` or `random`.
         vector: (d,) float64, not normalised.
-        site: where it was read: the final-layer residual before or after the final norm, the unembedding, or nowhere.
-        record: provenance: model, protocol, and for a probe its validation accuracy, AUC, sizes and seed.
+        site: where it was read: the final-layer residual before or after the final norm, the
+            unembedding, or nowhere.
+        record: provenance: model, protocol, and for a probe its validation accuracy, AUC, sizes and
+            seed.
     """
 
     name: str
@@ -97,17 +101,25 @@ def train_probe(
         protocol: which features and which regression (see `probe_features` and `fit_probe`).
         max_tokens: texts are cut here, and under `paper` padded to here.
         batch_size: texts per forward pass.
-        seed: of the split and of the cross-validation that sets the regularisation; `paper` has its own.
+        seed: of the split and of the cross-validation that sets the regularisation; `paper` has its
+            own.
         progress: called after each batch.
 
     Raises:
-        DialdownError: texts and labels differ in number, a class is missing or too small, or see `probe_features`.
+        DialdownError: texts and labels differ in number, a class is missing or too small, or see
+            `probe_features`.
     """
     check_labels(texts, labels)
-    # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
+    # The strict features give the norm of the residual stream, by which steering is scaled under
+    # both protocols.
     protocols: tuple[Protocol, ...] = ("strict",) if protocol == "strict" else ("strict", "paper")
     features = probe_features(
-        lm, texts, protocols=protocols, max_tokens=max_tokens, batch_size=batch_size, progress=progress
+        lm,
+        texts,
+        protocols=protocols,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        progress=progress,
     )
     norm = float(np.linalg.norm(features["strict"], axis=1).mean())
     record = {"max_tokens": max_tokens, "residual_norm": norm}
@@ -122,16 +134,22 @@ def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> 
     """
     if len(texts) != len(labels):
         raise DialdownError(
-            f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for each text."
+            f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for "
+            "each text."
         )
-    counts = {int(label): int(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
+    counts = {
+        int(label): int(count)
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True)
+    }
     if set(counts) != {0, 1}:
         raise DialdownError(
-            f"The labels contain only {sorted(counts)}, and a probe needs two classes: pass texts labelled 0 and texts labelled 1."
+            f"The labels contain only {sorted(counts)}, and a probe needs two classes: pass texts "
+            "labelled 0 and texts labelled 1."
         )
     if min(counts.values()) < 10:
         raise DialdownError(
-            f"The classes have {counts[0]} and {counts[1]} texts, too few to fit and validate a probe: pass at least 10 of each."
+            f"The classes have {counts[0]} and {counts[1]} texts, too few to fit and validate a "
+            "probe: pass at least 10 of each."
         )
 
 
@@ -144,14 +162,16 @@ def probe_features(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> dict[Protocol, NDArray[np.float64]]:
-    """Mean final-layer residual of each text under each protocol: (n, d) float64 each (METHOD §2, §5).
+    """Mean final-layer residual of each text under each protocol: (n, d) float64 each (METHOD §2,
+    §5).
 
-    `strict` averages x^L over real tokens before the final norm. `paper` pads each text on the left with end-of-text
-    tokens to `max_tokens` positions and averages what leaves the final norm over all of them.
+    `strict` averages x^L over real tokens before the final norm. `paper` pads each text on the left
+    with end-of-text tokens to `max_tokens` positions and averages what leaves the final norm over
+    all of them.
 
     Raises:
-        DialdownError: a text has no tokens, max_tokens exceeds the context, an activation is not a finite number, or
-            under `paper` the tokenizer has no end-of-text token.
+        DialdownError: a text has no tokens, max_tokens exceeds the context, an activation is not a
+            finite number, or under `paper` the tokenizer has no end-of-text token.
     """
     encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
@@ -159,11 +179,13 @@ def probe_features(
     longest = max_tokens if "paper" in protocols else max(map(len, encoded), default=0)
     if longest > lm.context:
         raise DialdownError(
-            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}): pass a smaller max_tokens."
+            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}): pass a "
+            "smaller max_tokens."
         )
     if "paper" in protocols and lm.tokenizer.eos_token_id is None:
         raise DialdownError(
-            f"The tokenizer of {lm.name} has no end-of-text token, with which the paper protocol pads labelled texts: "
+            f"The tokenizer of {lm.name} has no end-of-text token, with which the paper protocol "
+            "pads labelled texts: "
             "set its eos_token, or run the strict protocol alone (--set protocols='[\"strict\"]')."
         )
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
@@ -179,13 +201,18 @@ def probe_features(
                 progress("reading labelled texts", done, len(protocols) * len(batches))
         if not np.isfinite(out[protocol]).all():
             raise DialdownError(
-                f"The final-layer residual of {lm.name} is not finite while reading labelled texts: load it in float32 or bfloat16."
+                f"The final-layer residual of {lm.name} is not finite while reading labelled "
+                "texts: load it in float32 or bfloat16."
             )
     return out
 
 
-def _pad(lm: LM, encoded: Sequence[Sequence[int]], protocol: Protocol, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask: `strict` pads on the right to the longest text, `paper` on the left to the maximal length."""
+def _pad(
+    lm: LM, encoded: Sequence[Sequence[int]], protocol: Protocol, max_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask: `strict` pads on the right to the longest text, `paper` on the left to the
+    maximal length.
+    """
     left = protocol == "paper"
     token = lm.tokenizer.eos_token_id if left else lm.tokenizer.pad_token_id
     width = max_tokens if left else max(len(ids) for ids in encoded)
@@ -226,18 +253,22 @@ def fit_probe(
     seed: int = 0,
     record: dict[str, Any] | None = None,
 ) -> Direction:
-    """The probe itself: fit on 90 % of the (n, d) features, accuracy and AUC on the other 10 % (METHOD §2, §5).
+    """The probe itself: fit on 90 % of the (n, d) features, accuracy and AUC on the other 10 %
+    (METHOD §2, §5).
 
-    `strict` divides the features by one number, their root mean square, and does not standardise them by dimension: W
-    stays a direction of the residual stream itself. Its L2 strength is chosen by 5-fold cross-validation inside the
-    training part. `paper` takes the features as they are, C = 1, at most 500 steps, and a split that does not look at
-    the labels. The probability of the concept is sigma(W x + b) of the features as they are given; b is
-    `record["intercept"]`. `record["auc"]` is None where all held-out texts have one label.
+    `strict` divides the features by one number, their root mean square, and does not standardise
+    them by dimension: W stays a direction of the residual stream itself. Its L2 strength is chosen
+    by 5-fold cross-validation inside the training part. `paper` takes the features as they are, C =
+    1, at most 500 steps, and a split that does not look at the labels. The probability of the
+    concept is sigma(W x + b) of the features as they are given; b is `record["intercept"]`.
+    `record["auc"]` is None where all held-out texts have one label.
     """
     y = np.asarray(labels)
     paper = protocol == "paper"
     seed = PAPER_SEED if paper else seed
-    train, held = train_test_split(np.arange(len(y)), test_size=0.1, stratify=None if paper else y, random_state=seed)
+    train, held = train_test_split(
+        np.arange(len(y)), test_size=0.1, stratify=None if paper else y, random_state=seed
+    )
     scale = 1.0 if paper else float(np.sqrt(np.mean(features[train] ** 2)))
     model = _regression(protocol, seed)
     with warnings.catch_warnings():
@@ -286,24 +317,33 @@ def token_contrast(
     *,
     protocol: Protocol = "strict",
 ) -> Direction:
-    """Mean unembedding of the positive words minus that of the negative words (METHOD §2, §5, probe-free).
+    """Mean unembedding of the positive words minus that of the negative words (METHOD §2, §5,
+    probe-free).
 
-    `strict` tokenizes each word as it stands inside a sentence (after a space), `paper` as it stands alone; its
-    sub-tokens are averaged first, then words.
+    `strict` tokenizes each word as it stands inside a sentence (after a space), `paper` as it
+    stands alone; its sub-tokens are averaged first, then words.
 
     Raises:
-        DialdownError: a list is empty, a word is in both lists (whatever its case), or a word has no tokens.
+        DialdownError: a list is empty, a word is in both lists (whatever its case), or a word has
+            no tokens.
     """
     if not positive or not negative:
         raise DialdownError(
-            "A token contrast needs words on both sides: pass at least one positive and one negative word."
+            "A token contrast needs words on both sides: pass at least one positive and one "
+            "negative word."
         )
     if both := {normalise(word) for word in positive} & {normalise(word) for word in negative}:
         raise DialdownError(
-            f"The word {min(both)!r} is on both sides of the contrast, case and spaces aside, where it cancels: remove it from one."
+            f"The word {min(both)!r} is on both sides of the contrast, case and spaces aside, "
+            "where it cancels: remove it from one."
         )
     vector = _mean_word(lm, positive, protocol) - _mean_word(lm, negative, protocol)
-    record = {**lm.describe(), "protocol": protocol, "positive": list(positive), "negative": list(negative)}
+    record = {
+        **lm.describe(),
+        "protocol": protocol,
+        "positive": list(positive),
+        "negative": list(negative),
+    }
     return Direction("contrast", vector, "unembedding", record)
 
 
@@ -313,12 +353,21 @@ def _mean_word(lm: LM, words: Sequence[str], protocol: Protocol) -> NDArray[np.f
     for word in words:
         whole_text(word, "A word of the contrast")
         ids = lm.tokenizer(f"{space}{word.strip()}", add_special_tokens=False)["input_ids"]
-        # SentencePiece tokenizers may write the space as a token of its own, which is no part of the word; and the
-        # token for what is unknown says nothing of it.
-        said = [token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()]
+        # SentencePiece tokenizers may write the space as a token of its own, which is no part of
+        # the word; and the token for what is unknown says nothing of it.
+        said = [
+            token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()
+        ]
         if not said:
-            raise DialdownError(f"The word {word!r} has no tokens in the vocabulary of {lm.name}: pass another word.")
-        rows.append(lm.view.unembedding.weight.detach()[ids if protocol == "paper" else said].double().mean(0))
+            raise DialdownError(
+                f"The word {word!r} has no tokens in the vocabulary of {lm.name}: pass another "
+                "word."
+            )
+        rows.append(
+            lm.view.unembedding.weight.detach()[ids if protocol == "paper" else said]
+            .double()
+            .mean(0)
+        )
     return np.asarray(torch.stack(rows).mean(0).cpu().numpy())
 
 
@@ -329,7 +378,8 @@ def random_direction(lm: LM, *, seed: int = 0) -> Direction:
 
 
 def logit_lens(lm: LM, vector: NDArray[np.float64], *, k: int = 10) -> list[tuple[str, float]]:
-    """The k tokens that `vector`, read as a residual stream, makes most likely: unembed(final_norm(u)) (METHOD §2).
+    """The k tokens that `vector`, read as a residual stream, makes most likely:
+    unembed(final_norm(u)) (METHOD §2).
 
     Args:
         lm: the model.

@@ -40,7 +40,9 @@ class Ranking:
         return np.asarray(total / total[-1:])
 
     def places(self, count: int = PLACES) -> Integers:
-        """At most `count` indices, evenly spaced on a logarithmic axis of ranks; first and last are always there."""
+        """At most `count` indices, evenly spaced on a logarithmic axis of ranks; first and last are
+        always there.
+        """
         n = len(self.order)
         if not n:
             return np.empty(0, dtype=np.int64)
@@ -63,7 +65,8 @@ def ranking(table: NeuronTable) -> Ranking:
 
 
 def layer_effects(table: NeuronTable) -> tuple[Floats, Floats]:
-    """Sum of the positive and of the negative projection changes of each layer, (layers,) each, residual units.
+    """Sum of the positive and of the negative projection changes of each layer, (layers,) each,
+    residual units.
 
     Raises:
         DialdownError: no tuned model was compared.

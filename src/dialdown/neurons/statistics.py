@@ -1,7 +1,9 @@
-"""The statistics behind the paper's tables: what tuning did to the neurons, and what they say (METHOD §2, §3, §9).
+"""The statistics behind the paper's tables: what tuning did to the neurons, and what they say
+(METHOD §2, §3, §9).
 
-The first half reads a compared `NeuronTable` only, the second half the value vectors of a model, layer by layer. All
-sums are float64. A share whose whole is zero is None: a model that did not change has no reduction to take a share of.
+The first half reads a compared `NeuronTable` only, the second half the value vectors of a model,
+layer by layer. All sums are float64. A share whose whole is zero is None: a model that did not
+change has no reduction to take a share of.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from .activations import NeuronMeans
 from .directions import Direction
 from .table import NeuronTable
 
-# Value vectors turned into float64 at a time, so that a layer of a large model is never there twice.
+# Value vectors turned into float64 at a time, so that a layer of a large model is never there
+# twice.
 CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r over n neurons and its two-sided p; both None where one of the two quantities is constant."""
+    """Pearson's r over n neurons and its two-sided p; both None where one of the two quantities is
+    constant.
+    """
 
     r: float | None
     p: float | None
@@ -52,8 +57,10 @@ def group_shares(table: NeuronTable) -> pl.DataFrame:
     """The four groups, with the condition Delta < 0 and without it (tables 4 and 5).
 
     Returns:
-        One row per group and variant: `group`, `tuning_free`, `count`, `share` (of the neurons of all four groups) and
-        `reduction_share` (the sum of Delta over the group / the sum of all negative Delta). A tuning-free group also
+        One row per group and variant: `group`, `tuning_free`, `count`, `share` (of the neurons of
+            all four groups) and
+        `reduction_share` (the sum of Delta over the group / the sum of all negative Delta). A
+            tuning-free group also
         holds neurons with Delta > 0, so its last share is a net one and may be negative.
 
     Raises:
@@ -80,7 +87,8 @@ def group_shares(table: NeuronTable) -> pl.DataFrame:
 
 
 def negative_shares(table: NeuronTable) -> dict[str, float]:
-    """The share of neurons whose mean activation is below zero, of the `base` and the `tuned` model (table 13).
+    """The share of neurons whose mean activation is below zero, of the `base` and the `tuned` model
+    (table 13).
 
     Raises:
         DialdownError: no tuned model was compared.
@@ -89,9 +97,11 @@ def negative_shares(table: NeuronTable) -> dict[str, float]:
 
 
 def correlations(table: NeuronTable) -> dict[str, Correlation]:
-    """Does the shift of the mean activation follow from c_i, or from the base model's mean activation? (table 17)
+    """Does the shift of the mean activation follow from c_i, or from the base model's mean
+    activation? (table 17)
 
-    A shift is before - after, as in the published table: r with the activation is positive where means move towards zero.
+    A shift is before - after, as in the published table: r with the activation is positive where
+    means move towards zero.
 
     Returns:
         `shift_vs_cosine` and `shift_vs_activation`, over all neurons.
@@ -117,10 +127,12 @@ def reducing_share(table: NeuronTable) -> float:
 
 
 def percent_shifts(table: NeuronTable) -> NDArray[np.float64]:
-    """By how much of itself each mean activation fell in tuning, 100 * (before - after) / before (section 5.1).
+    """By how much of itself each mean activation fell in tuning, 100 * (before - after) / before
+    (section 5.1).
 
     Returns:
-        (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100 beyond zero; NaN where the
+        (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100
+            beyond zero; NaN where the
         base mean is exactly zero.
 
     Raises:
@@ -128,11 +140,15 @@ def percent_shifts(table: NeuronTable) -> NDArray[np.float64]:
     """
     base = table.grid("mean_base")
     moved = base - table.grid("mean_tuned")
-    return np.asarray(np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0))
+    return np.asarray(
+        np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0)
+    )
 
 
 def without_tails(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same array with NaN below its 10th and above its 90th percentile, as section 5.1 and figures 4 and 2c leave it."""
+    """The same array with NaN below its 10th and above its 90th percentile, as section 5.1 and
+    figures 4 and 2c leave it.
+    """
     known = values[~np.isnan(values)]
     if not known.size:
         return values
@@ -141,15 +157,19 @@ def without_tails(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def shifts(table: NeuronTable) -> pl.DataFrame:
-    """How little each neuron moved: value vectors and mean activations, base to tuned (section 5.1).
+    """How little each neuron moved: value vectors and mean activations, base to tuned (section
+    5.1).
 
-    A neuron whose base mean is near zero has an enormous shift in %, and one such neuron would decide a plain mean. So, as in
-    the paper, `percent` is the mean of `percent_shifts` between their own 10th and 90th percentile, and `percent_sd` the
-    standard deviation of these. Both are signed, so that shifts towards zero and away from it cancel.
+    A neuron whose base mean is near zero has an enormous shift in %, and one such neuron would
+    decide a plain mean. So, as in the paper, `percent` is the mean of `percent_shifts` between
+    their own 10th and 90th percentile, and `percent_sd` the standard deviation of these. Both are
+    signed, so that shifts towards zero and away from it cancel.
 
     Returns:
-        One row per layer and a last one over all, whose `layer` is null: `layer`, `value_cosine_mean`,
-        `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`, `percent`, `percent_sd`, `percent_median`.
+        One row per layer and a last one over all, whose `layer` is null: `layer`,
+            `value_cosine_mean`,
+        `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`, `percent`, `percent_sd`,
+            `percent_median`.
 
     Raises:
         DialdownError: no tuned model was compared.
@@ -179,7 +199,8 @@ def opposing_effects(table: NeuronTable) -> pl.DataFrame:
     """Neurons that write less of the concept against neurons that write more of it (figure 1).
 
     Returns:
-        One row per layer and a last one over all, whose `layer` is null: `layer`, `down` (the sum of negative Delta),
+        One row per layer and a last one over all, whose `layer` is null: `layer`, `down` (the sum
+            of negative Delta),
         `up` (of positive Delta) and `net`, in units of the residual stream.
 
     Raises:
@@ -194,37 +215,52 @@ def opposing_effects(table: NeuronTable) -> pl.DataFrame:
 
 
 def svd_subspace(
-    lm: LM, direction: Direction, *, neurons: int = 128, rank: int = 3, protocol: Protocol = "strict"
+    lm: LM,
+    direction: Direction,
+    *,
+    neurons: int = 128,
+    rank: int = 3,
+    protocol: Protocol = "strict",
 ) -> list[Direction]:
-    """Several directions where a probe gives one: the SVD of the value vectors most aligned with it (METHOD §2, appendix G).
+    """Several directions where a probe gives one: the SVD of the value vectors most aligned with it
+    (METHOD §2, appendix G).
 
-    The `neurons` value vectors of highest cosine over all layers, each normalised, are the columns of a matrix; its
-    first `rank` left singular vectors are the directions.
+    The `neurons` value vectors of highest cosine over all layers, each normalised, are the columns
+    of a matrix; its first `rank` left singular vectors are the directions.
 
     Returns:
-        Unit vectors `svd_1`, `svd_2`, ... by falling singular value, each with a cosine to `direction` of at least 0.
+        Unit vectors `svd_1`, `svd_2`, ... by falling singular value, each with a cosine to
+            `direction` of at least 0.
 
     Raises:
-        DialdownError: the direction is of another width, there are fewer neurons than asked for, or fewer than `rank`
-            directions in them.
+        DialdownError: the direction is of another width, there are fewer neurons than asked for, or
+            fewer than `rank` directions in them.
     """
     _check_widths(lm, [direction])
     total, possible = lm.view.n_layers * lm.view.n_neurons, min(neurons, lm.view.d_model)
     if not 0 < neurons <= total:
         raise DialdownError(
-            f"{neurons} value vectors were asked for and {lm.name} has {total}: pass neurons from 1 to {total}."
+            f"{neurons} value vectors were asked for and {lm.name} has {total}: pass neurons from "
+            f"1 to {total}."
         )
     if not 0 < rank <= possible:
         raise DialdownError(
-            f"{rank} directions were asked for and {neurons} value vectors of width {lm.view.d_model} span at most {possible}: pass rank from 1 to {possible}."
+            f"{rank} directions were asked for and {neurons} value vectors of width "
+            f"{lm.view.d_model} span at most {possible}: pass rank from 1 to {possible}."
         )
     unit = torch.as_tensor(direction.unit)
-    vectors, cosines = torch.zeros(0, lm.view.d_model, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    vectors, cosines = (
+        torch.zeros(0, lm.view.d_model, dtype=torch.float64),
+        torch.zeros(0, dtype=torch.float64),
+    )
     for layer in lm.view.layers:
         for chunk in _value_vectors(layer, protocol):
             # A value vector of zeros (a pruned neuron) stays zero, with cosine 0.
             normalised = torch.nn.functional.normalize(chunk, dim=1)
-            vectors, cosines = torch.cat([vectors, normalised]), torch.cat([cosines, normalised @ unit])
+            vectors, cosines = (
+                torch.cat([vectors, normalised]),
+                torch.cat([cosines, normalised @ unit]),
+            )
             best = torch.argsort(cosines, descending=True, stable=True)[:neurons]
             vectors, cosines = vectors[best], cosines[best]
     _, values, found = np.linalg.svd(vectors.numpy(), full_matrices=False)
@@ -235,7 +271,11 @@ def svd_subspace(
             f"svd_{place + 1}",
             np.asarray(-vector if vector @ direction.unit < 0 else vector),
             "residual",
-            {**facts, "singular_value": float(values[place]), "share_of_squares": float(shares[place])},
+            {
+                **facts,
+                "singular_value": float(values[place]),
+                "share_of_squares": float(shares[place]),
+            },
         )
         for place, vector in enumerate(found[:rank])
     ]
@@ -244,7 +284,8 @@ def svd_subspace(
 def sign_conflicts(
     lm: LM, tuned: LM, directions: Sequence[Direction], base: NeuronMeans, after: NeuronMeans
 ) -> SignConflicts:
-    """On how many neurons the directions of a subspace disagree (appendix G); an exact zero disagrees with nothing.
+    """On how many neurons the directions of a subspace disagree (appendix G); an exact zero
+    disagrees with nothing.
 
     Args:
         lm: the base model, whose cosines are compared.
@@ -254,24 +295,29 @@ def sign_conflicts(
         after: mean activations of the tuned model, same prompts and protocol.
 
     Raises:
-        DialdownError: fewer than two directions, or models, means or directions that do not fit each other.
+        DialdownError: fewer than two directions, or models, means or directions that do not fit
+            each other.
     """
     check_pair(lm, tuned)
     _check_widths(lm, directions)
     if len(directions) < 2:
         raise DialdownError(
-            f"{len(directions)} direction has nothing to disagree with: pass two or more, such as statistics.svd_subspace gives."
+            f"{len(directions)} direction has nothing to disagree with: pass two or more, such as "
+            "statistics.svd_subspace gives."
         )
     shape = (lm.view.n_layers, lm.view.n_neurons)
     if base.means.shape != shape or after.means.shape != shape or base.protocol != after.protocol:
         raise DialdownError(
-            f"The means have shapes {base.means.shape} ({base.protocol}) and {after.means.shape} ({after.protocol}), and {lm.name} needs {shape} twice under one protocol: collect both with dd.mean_activations."
+            f"The means have shapes {base.means.shape} ({base.protocol}) and {after.means.shape} "
+            f"({after.protocol}), and {lm.name} needs {shape} twice under one protocol: collect "
+            "both with dd.mean_activations."
         )
     units = torch.as_tensor(np.stack([direction.unit for direction in directions], axis=1))
     counts = np.zeros(2)
     for index, layers in enumerate(zip(lm.view.layers, tuned.view.layers, strict=True)):
         before, now = (
-            torch.cat([chunk @ units for chunk in _value_vectors(layer, base.protocol)]).numpy() for layer in layers
+            torch.cat([chunk @ units for chunk in _value_vectors(layer, base.protocol)]).numpy()
+            for layer in layers
         )
         change = after.means[index, :, None] * now - base.means[index, :, None] * before
         counts += [((one > 0).any(1) & (one < 0).any(1)).sum() for one in (before, change)]
@@ -285,19 +331,22 @@ def aligned_value_vectors(
     """The value vectors of highest cosine (the order of `NeuronTable.most_aligned`), or of lowest.
 
     Returns:
-        Layers (count,), neurons (count,) and value vectors (count, d) under the table's protocol, most extreme first.
+        Layers (count,), neurons (count,) and value vectors (count, d) under the table's protocol,
+            most extreme first.
 
     Raises:
         DialdownError: a table of another model, or more neurons than it has.
     """
     if table.shape != (lm.view.n_layers, lm.view.n_neurons):
         raise DialdownError(
-            f"The neuron table has shape {table.shape} and {lm.name} has {lm.view.n_layers} layers of {lm.view.n_neurons} neurons: pass the base model of the table."
+            f"The neuron table has shape {table.shape} and {lm.name} has {lm.view.n_layers} layers "
+            f"of {lm.view.n_neurons} neurons: pass the base model of the table."
         )
     cosine = table.grid("cosine").ravel()
     if not 0 < count <= cosine.size:
         raise DialdownError(
-            f"{count} value vectors were asked for and {lm.name} has {cosine.size}: pass a number from 1 to {cosine.size}."
+            f"{count} value vectors were asked for and {lm.name} has {cosine.size}: pass a number "
+            f"from 1 to {cosine.size}."
         )
     chosen = np.argsort(cosine if opposed else -cosine, kind="stable")[:count]
     layers, neurons = np.divmod(chosen, table.shape[1])
@@ -329,7 +378,12 @@ def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tu
             normed = lm.view.final_norm(chunk.to(lm.device, lm.model.dtype)[None])
             top = lm.view.unembedding(normed)[0].float().topk(k)
         for tokens, logits in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-            found.append([(lm.tokenizer.decode([token]), logit) for token, logit in zip(tokens, logits, strict=True)])
+            found.append(
+                [
+                    (lm.tokenizer.decode([token]), logit)
+                    for token, logit in zip(tokens, logits, strict=True)
+                ]
+            )
     return found
 
 
@@ -343,7 +397,8 @@ def _check_widths(lm: LM, directions: Sequence[Direction]) -> None:
     for direction in directions:
         if direction.vector.shape != (lm.view.d_model,):
             raise DialdownError(
-                f"The direction {direction.name!r} has {direction.vector.size} dimensions and the residual stream of {lm.name} {lm.view.d_model}: find it on this model."
+                f"The direction {direction.name!r} has {direction.vector.size} dimensions and the "
+                f"residual stream of {lm.name} {lm.view.d_model}: find it on this model."
             )
 
 
@@ -353,7 +408,9 @@ def _layers_and_all(table: NeuronTable) -> Iterator[tuple[int | None, int | slic
 
 
 def _by_layer(rows: Sequence[dict[str, int | float | None]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema={name: pl.Int64 if name == "layer" else pl.Float64 for name in rows[0]})
+    return pl.DataFrame(
+        rows, schema={name: pl.Int64 if name == "layer" else pl.Float64 for name in rows[0]}
+    )
 
 
 def _pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> Correlation:

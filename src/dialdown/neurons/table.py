@@ -1,4 +1,6 @@
-"""The neuron table: what every neuron writes, how active it is, what tuning changed, and the four groups (METHOD §3)."""
+"""The neuron table: what every neuron writes, how active it is, what tuning changed, and the four
+groups (METHOD §3).
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,11 @@ Mask = NDArray[np.bool_]
 class NeuronTable:
     """One row per neuron, in an Arrow table sorted by layer, then neuron.
 
-    Columns: `layer`, `neuron`, `cosine` (c_i of the base model), `mean_base`, `projection_base` (p_i), `group`; and, when a
-    tuned model was compared, `mean_tuned`, `projection_tuned`, `projection_change` (Delta_i) and `value_cosine` (cosine of
-    the neuron's value vector before and after). `group` is null for a neuron of no group. `judged`, where it is there, says
-    that the neuron is one of the toxic neurons a judge found.
+    Columns: `layer`, `neuron`, `cosine` (c_i of the base model), `mean_base`, `projection_base`
+    (p_i), `group`; and, when a tuned model was compared, `mean_tuned`, `projection_tuned`,
+    `projection_change` (Delta_i) and `value_cosine` (cosine of the neuron's value vector before and
+    after). `group` is null for a neuron of no group. `judged`, where it is there, says that the
+    neuron is one of the toxic neurons a judge found.
 
     Attributes:
         arrow: the table.
@@ -60,8 +63,10 @@ class NeuronTable:
         """
         if column not in self.arrow.column_names:
             raise DialdownError(
-                f"The neuron table has no column {column!r}: {nearest(column, self.arrow.column_names)} "
-                "Columns of the tuned model need a table from dd.compare, `judged` one with `with_judged`."
+                f"The neuron table has no column {column!r}: "
+                f"{nearest(column, self.arrow.column_names)} "
+                "Columns of the tuned model need a table from dd.compare, `judged` one with "
+                "`with_judged`."
             )
         return np.asarray(self.arrow[column].to_numpy(), dtype=np.float64).reshape(self.shape)
 
@@ -69,8 +74,8 @@ class NeuronTable:
         """The four groups as (layers, neurons) masks (tables 4 and 5).
 
         Args:
-            changed: keep only neurons with Delta_i < 0 (the default where a tuned model was compared); False is the
-                tuning-free variant. An exact zero belongs to no group.
+            changed: keep only neurons with Delta_i < 0 (the default where a tuned model was
+                compared); False is the tuning-free variant. An exact zero belongs to no group.
 
         Raises:
             DialdownError: Delta is asked for and no tuned model was compared.
@@ -86,10 +91,12 @@ class NeuronTable:
         }
 
     def select(self, which: str) -> Mask:
-        """Neurons by name: `TP`, `TP+AN`, `TP+AN+TN`, ... , `four_groups`, `increasing` (Delta > 0), `toxic_256`, or `judged`.
+        """Neurons by name: `TP`, `TP+AN`, `TP+AN+TN`, ... , `four_groups`, `increasing` (Delta >
+        0), `toxic_256`, or `judged`.
 
         Raises:
-            DialdownError: an unknown name, or one that needs a tuned model or a judge (see `with_judged`).
+            DialdownError: an unknown name, or one that needs a tuned model or a judge (see
+                `with_judged`).
         """
         if which == "increasing":
             return self.grid("projection_change") > 0
@@ -102,7 +109,8 @@ class NeuronTable:
         for name in names:
             if name not in groups:
                 raise DialdownError(
-                    f"Unknown group {name!r} in {which!r}: {nearest(name, [*GROUPS, 'four_groups', 'increasing', 'toxic_256'])}"
+                    f"Unknown group {name!r} in {which!r}: "
+                    f"{nearest(name, [*GROUPS, 'four_groups', 'increasing', 'toxic_256'])}"
                 )
         return np.asarray(np.logical_or.reduce([groups[name] for name in names]))
 
@@ -114,14 +122,17 @@ class NeuronTable:
         """
         if not 0 < count <= self.arrow.num_rows:
             raise DialdownError(
-                f"{count} most aligned neurons were asked for and the model has {self.arrow.num_rows}: pass a number between."
+                f"{count} most aligned neurons were asked for and the model has "
+                f"{self.arrow.num_rows}: pass a number between."
             )
         mask = np.zeros(self.arrow.num_rows, dtype=bool)
         mask[np.argsort(-self.grid("cosine").ravel(), kind="stable")[:count]] = True
         return mask.reshape(self.shape)
 
     def with_judged(self, mask: Mask) -> NeuronTable:
-        """The table with a column `judged`: neurons whose logit-lens tokens a judge called toxic (see `tables.judged_toxic`)."""
+        """The table with a column `judged`: neurons whose logit-lens tokens a judge called toxic
+        (see `tables.judged_toxic`).
+        """
         return replace(self, arrow=self.arrow.append_column("judged", pa.array(mask.ravel())))
 
     def to_parquet(self, path: str | Path) -> None:
@@ -140,15 +151,23 @@ class NeuronTable:
         try:
             table = pq.read_table(path)
         except FileNotFoundError as error:
-            raise DialdownError(f"{path} does not exist: pass a neuron table written by to_parquet.") from error
+            raise DialdownError(
+                f"{path} does not exist: pass a neuron table written by to_parquet."
+            ) from error
         except (pa.ArrowException, OSError) as error:
-            raise DialdownError(f"{path} is damaged or no Parquet file ({error}): write it again.") from error
+            raise DialdownError(
+                f"{path} is damaged or no Parquet file ({error}): write it again."
+            ) from error
         header = (table.schema.metadata or {}).get(b"dialdown")
         if header is None:
-            raise DialdownError(f"{path} is Parquet but no dialdown neuron table: pass one written by to_parquet.")
+            raise DialdownError(
+                f"{path} is Parquet but no dialdown neuron table: pass one written by to_parquet."
+            )
         record = json.loads(header)
         if (schema := record.pop("schema", None)) != SCHEMA:
-            raise DialdownError(f"{path} is a neuron table of schema {schema}, not {SCHEMA}: write it again.")
+            raise DialdownError(
+                f"{path} is a neuron table of schema {schema}, not {SCHEMA}: write it again."
+            )
         return cls(table.replace_schema_metadata(None), tuple(record.pop("shape")), record)
 
     save = to_parquet
@@ -158,18 +177,25 @@ class NeuronTable:
 def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable:
     """The table without a tuned model: enough for editing (METHOD §3, tuning-free groups).
 
-    The protocol is that of the means; `strict` includes the weight of a norm after the MLP in what a neuron writes.
+    The protocol is that of the means; `strict` includes the weight of a norm after the MLP in what
+    a neuron writes.
 
     Raises:
         DialdownError: the means or the direction belong to a model of another shape.
     """
     _check_shape(lm, direction, base)
     dots, norms = _dots(lm, direction, base.protocol)
-    columns = {"cosine": _cosine(dots, norms), "mean_base": base.means, "projection_base": base.means * dots}
+    columns = {
+        "cosine": _cosine(dots, norms),
+        "mean_base": base.means,
+        "projection_base": base.means * dots,
+    }
     return _table(lm, direction, base, columns, {})
 
 
-def compare(lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: NeuronMeans) -> NeuronTable:
+def compare(
+    lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: NeuronMeans
+) -> NeuronTable:
     """The full table: what tuning changed in every neuron (METHOD §3, equation 2).
 
     Args:
@@ -187,7 +213,8 @@ def compare(lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: N
     _check_shape(tuned, direction, after)
     if base.protocol != after.protocol:
         raise DialdownError(
-            f"The base means follow the {base.protocol} protocol and the tuned ones {after.protocol}: collect both under one."
+            f"The base means follow the {base.protocol} protocol and the tuned ones "
+            f"{after.protocol}: collect both under one."
         )
     dots, norms = _dots(lm, direction, base.protocol)
     tuned_dots, _ = _dots(tuned, direction, base.protocol)
@@ -201,15 +228,27 @@ def compare(lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: N
         "projection_change": now - before,
         "value_cosine": _value_cosines(lm, tuned, base.protocol),
     }
-    return _table(lm, direction, base, columns, {"tuned": tuned.describe(), "count_tuned": after.count})
+    return _table(
+        lm, direction, base, columns, {"tuned": tuned.describe(), "count_tuned": after.count}
+    )
 
 
 def _table(
-    lm: LM, direction: Direction, base: NeuronMeans, columns: dict[str, NDArray[np.float64]], extra: dict[str, Any]
+    lm: LM,
+    direction: Direction,
+    base: NeuronMeans,
+    columns: dict[str, NDArray[np.float64]],
+    extra: dict[str, Any],
 ) -> NeuronTable:
     shape = (lm.view.n_layers, lm.view.n_neurons)
     layer, neuron = np.indices(shape, dtype=np.int32)
-    arrow = pa.table({"layer": layer.ravel(), "neuron": neuron.ravel(), **{k: v.ravel() for k, v in columns.items()}})
+    arrow = pa.table(
+        {
+            "layer": layer.ravel(),
+            "neuron": neuron.ravel(),
+            **{k: v.ravel() for k, v in columns.items()},
+        }
+    )
     record = {
         "protocol": base.protocol,
         "direction": {"name": direction.name, "site": direction.site, **direction.record},
@@ -221,22 +260,28 @@ def _table(
     names = np.full(arrow.num_rows, None, dtype=object)
     for name, mask in table.groups().items():
         names[mask.ravel()] = name
-    return NeuronTable(arrow.append_column("group", pa.array(names, type=pa.string())), shape, record)
+    return NeuronTable(
+        arrow.append_column("group", pa.array(names, type=pa.string())), shape, record
+    )
 
 
 def _check_shape(lm: LM, direction: Direction, means: NeuronMeans) -> None:
     if means.means.shape != (lm.view.n_layers, lm.view.n_neurons):
         raise DialdownError(
-            f"The means have shape {means.means.shape} and {lm.name} has {lm.view.n_layers} layers of {lm.view.n_neurons} neurons: "
+            f"The means have shape {means.means.shape} and {lm.name} has {lm.view.n_layers} layers "
+            f"of {lm.view.n_neurons} neurons: "
             "collect them with dd.mean_activations on this model."
         )
     if direction.vector.shape != (lm.view.d_model,):
         raise DialdownError(
-            f"The direction has {direction.vector.shape[0]} dimensions and the residual stream of {lm.name} {lm.view.d_model}: find it on this model."
+            f"The direction has {direction.vector.shape[0]} dimensions and the residual stream of "
+            f"{lm.name} {lm.view.d_model}: find it on this model."
         )
 
 
-def _dots(lm: LM, direction: Direction, protocol: Protocol) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _dots(
+    lm: LM, direction: Direction, protocol: Protocol
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """v_i . W/|W| and |v_i| for every neuron, (layers, neurons) float64 each."""
     unit = torch.as_tensor(direction.unit)
     dots, norms = [], []
@@ -255,6 +300,9 @@ def _cosine(dots: NDArray[np.float64], norms: NDArray[np.float64]) -> NDArray[np
 def _value_cosines(lm: LM, tuned: LM, protocol: Protocol) -> NDArray[np.float64]:
     rows = []
     for ours, theirs in zip(lm.view.layers, tuned.view.layers, strict=True):
-        a, b = ours.value_vectors(protocol).cpu().double(), theirs.value_vectors(protocol).cpu().double()
+        a, b = (
+            ours.value_vectors(protocol).cpu().double(),
+            theirs.value_vectors(protocol).cpu().double(),
+        )
         rows.append(_cosine((a * b).sum(1).numpy(), (a.norm(dim=1) * b.norm(dim=1)).numpy()))
     return np.stack(rows)

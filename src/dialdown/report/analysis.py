@@ -1,4 +1,6 @@
-"""The paper's tables of one study, gathered under their file names (METHOD §9): see `tables.TITLES`."""
+"""The paper's tables of one study, gathered under their file names (METHOD §9): see
+`tables.TITLES`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def of_neurons(
     means: Mapping[Protocol, tuple[NeuronMeans, NeuronMeans]],
     judge: tables.Judge,
 ) -> Frames:
-    """The tables that need the models or the neurons: 1, 4 to 8, 13 to 18, section 5.1, appendix G, figure 1's numbers.
+    """The tables that need the models or the neurons: 1, 4 to 8, 13 to 18, section 5.1, appendix G,
+    figure 1's numbers.
 
     Args:
         lm: the base model.
@@ -53,8 +56,12 @@ def of_neurons(
         "table-5-group-shares": tables.table_5_group_shares,
         "table-6-value-vectors": lambda table: tables.table_6_value_vectors(lm, table, judge=judge),
         "table-13-negative-means": tables.table_13_negative_means,
-        "table-14-toxic-vectors": lambda table: tables.table_14_toxic_vectors(lm, table, judge=judge),
-        "table-15-antitoxic-vectors": lambda table: tables.table_15_antitoxic_vectors(lm, table, judge=judge),
+        "table-14-toxic-vectors": lambda table: tables.table_14_toxic_vectors(
+            lm, table, judge=judge
+        ),
+        "table-15-antitoxic-vectors": lambda table: tables.table_15_antitoxic_vectors(
+            lm, table, judge=judge
+        ),
         "table-17-correlations": tables.table_17_correlations,
         "table-18-reducing-share": tables.table_18_reducing_share,
         "section-5-1-shifts": tables.section_5_1_shifts,
@@ -76,7 +83,9 @@ def of_neurons(
     }
 
 
-def of_rows(rows: tables.Rows, front: tables.Rows, config: Config, probes: Mapping[str, Mapping[str, Any]]) -> Frames:
+def of_rows(
+    rows: tables.Rows, front: tables.Rows, config: Config, probes: Mapping[str, Mapping[str, Any]]
+) -> Frames:
     """The tables of what was measured and how: 2, 3, 7, 9 to 12, 19.
 
     Args:
@@ -86,16 +95,26 @@ def of_rows(rows: tables.Rows, front: tables.Rows, config: Config, probes: Mappi
         probes: by protocol, what the probe stage found.
     """
     model = config.model
-    steered = {row["protocol"]: row["alpha"] for row in rows if row["intervention"] == "steer_probe"}
+    steered = {
+        row["protocol"]: row["alpha"] for row in rows if row["intervention"] == "steer_probe"
+    }
     settings = asdict(config.dpo) if config.tuned is None else {}
-    facts = {protocol: {**fact, "alpha": steered.get(protocol)} for protocol, fact in probes.items()}
+    facts = {
+        protocol: {**fact, "alpha": steered.get(protocol)} for protocol, fact in probes.items()
+    }
     return {
         "table-2-interventions": tables.table_2_interventions(rows, model=model),
         "table-3-toxic-neurons": tables.table_3_toxic_neurons(rows, model=model),
-        "table-7-seed-words": tables.table_7_seed_words(config.probe.positive, config.probe.negative),
-        "table-9-dpo": tables.table_9_dpo({name: value for name, value in settings.items() if name != "seed"}),
+        "table-7-seed-words": tables.table_7_seed_words(
+            config.probe.positive, config.probe.negative
+        ),
+        "table-9-dpo": tables.table_9_dpo(
+            {name: value for name, value in settings.items() if name != "seed"}
+        ),
         "table-10-kl-weight": tables.table_10_kl_weight(settings, model=model),
         "table-11-probe": tables.table_11_probe(facts, model=model),
         "table-12-steering": tables.table_12_steering([*rows, *front], model=model),
-        "table-19-more-interventions": tables.table_19_more_interventions([*rows, *front], model=model),
+        "table-19-more-interventions": tables.table_19_more_interventions(
+            [*rows, *front], model=model
+        ),
     }

@@ -1,4 +1,6 @@
-"""What the paper's figures and the front are drawn with: titles, bars, axes, and writing a figure for print."""
+"""What the paper's figures and the front are drawn with: titles, bars, axes, and writing a figure
+for print.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ NO_GROUP_LOOK = Look("muted", "", "x", "-")
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG (200 dpi) and SVG on white, the same bytes for the same figure. Its layout is fixed by this.
+    """Write a figure as PNG (200 dpi) and SVG on white, the same bytes for the same figure. Its
+    layout is fixed by this.
 
     Args:
         figure: what to write.
@@ -77,29 +80,46 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 def headline(figure: Figure, first: Axes, title: str, count: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
-    # A title of the axes would start at the axes, and with wide labels run off the page: it only keeps the line free.
+    # A title of the axes would start at the axes, and with wide labels run off the page: it only
+    # keeps the line free.
     first.set_title(" ", fontsize=8)
     place: dict[str, Any] = {
         "xycoords": ("figure fraction", "axes fraction"),
         "xytext": (0, 6),
         "textcoords": "offset points",
     }
-    note = first.annotate(count, (0.01, 1), fontsize=8, color=COLOURS["muted"], annotation_clip=False, **place)
+    note = first.annotate(
+        count, (0.01, 1), fontsize=8, color=COLOURS["muted"], annotation_clip=False, **place
+    )
     note.set_in_layout(False)
 
 
 def counted(table: NeuronTable) -> str:
-    """What the figures of a table count: its direction, neurons, and the positions their means are over."""
+    """What the figures of a table count: its direction, neurons, and the positions their means are
+    over.
+    """
     layers, neurons = table.shape
     parts = [str(table.record["direction"]["name"]), f"{layers:,} × {neurons:,} neurons"]
     if "count_base" in table.record:
-        parts.append(f"means over {table.record['count_base']:,} and {table.record['count_tuned']:,} positions")
+        parts.append(
+            f"means over {table.record['count_base']:,} and {table.record['count_tuned']:,} "
+            "positions"
+        )
     return ", ".join(parts)
 
 
 def bars(axes: Axes, places: Any, heights: Floats, colour: str, hatch: str, **options: Any) -> None:
     face = COLOURS["ground" if hatch else colour]
-    axes.bar(places, heights, 0.8, facecolor=face, edgecolor=COLOURS[colour], linewidth=0.8, hatch=hatch, **options)
+    axes.bar(
+        places,
+        heights,
+        0.8,
+        facecolor=face,
+        edgecolor=COLOURS[colour],
+        linewidth=0.8,
+        hatch=hatch,
+        **options,
+    )
 
 
 def zero_line(axes: Axes, *, vertical: bool = False) -> None:
@@ -141,7 +161,9 @@ def spread_keys() -> list[Any]:
 
 
 def readable(axes: Axes, values: Floats) -> None:
-    """Where a few values dwarf the others, a scale that is linear around zero and logarithmic beyond."""
+    """Where a few values dwarf the others, a scale that is linear around zero and logarithmic
+    beyond.
+    """
     sizes = np.abs(values[values != 0])
     if not len(sizes) or sizes.max() < 20 * np.median(sizes):
         return

@@ -1,4 +1,6 @@
-"""What claims are decided from: the rows of one protocol, compared unit by unit where the run's folder has their files."""
+"""What claims are decided from: the rows of one protocol, compared unit by unit where the run's
+folder has their files.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,17 @@ from ..errors import DialdownError
 from ..evaluation.bootstrap import RESAMPLES, Direction, Estimate, direction
 from ..files import read_json
 from ..models.lm import Protocol
-from .rules import EXACT, SPEAKING, Rounding, Verdict, at_most, below, decide, measured_rounding, together
+from .rules import (
+    EXACT,
+    SPEAKING,
+    Rounding,
+    Verdict,
+    at_most,
+    below,
+    decide,
+    measured_rounding,
+    together,
+)
 from .run import Result, Run
 
 Values = NDArray[np.float64]
@@ -23,7 +35,9 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gap:
-    """How far one row lies from another: `paired` unit by unit, or only by the intervals of their changes."""
+    """How far one row lies from another: `paired` unit by unit, or only by the intervals of their
+    changes.
+    """
 
     size: Estimate
     paired: bool
@@ -36,7 +50,8 @@ class Evidence:
     Attributes:
         run: from `record.load`.
         protocol: whose rows.
-        folder: of the run, whose `rows` hold the scores of every prompt; None compares by intervals.
+        folder: of the run, whose `rows` hold the scores of every prompt; None compares by
+            intervals.
         rounded: whether what rounding may do counts.
     """
 
@@ -58,14 +73,17 @@ class Evidence:
     def rows(self) -> list[Result]:
         """All such rows that are no controls, in the paper's order.
 
-        Further strengths that were measured on fewer prompts stand in the tables alone, as every look makes the others' harder.
+        Further strengths that were measured on fewer prompts stand in the tables alone, as every
+        look makes the others' harder.
         """
         rows = [row for name in self.run.names() if (row := self.row(name)) is not None]
         most = max((row.n for row in rows), default=0)
         return [row for row in rows if row.n == most or not row.is_strength]
 
     def edits(self) -> list[Result]:
-        """The edits that need no tuned model: the ones that every sentence about "the edits" counts and chooses from."""
+        """The edits that need no tuned model: the ones that every sentence about "the edits" counts
+        and chooses from.
+        """
         return [row for row in self.rows() if row.name.startswith("edit_")]
 
     def least(self, rows: Sequence[Result]) -> Result | None:
@@ -73,12 +91,15 @@ class Evidence:
         return min(rows, key=lambda row: row.change["toxicity"].mean, default=None)
 
     def speaks(self, row: Result) -> Verdict:
-        """Whether the model still speaks as the untouched one does, by `rules.SPEAKING`; undecided where it is not measured."""
+        """Whether the model still speaks as the untouched one does, by `rules.SPEAKING`; undecided
+        where it is not measured.
+        """
         if not SPEAKING.keys() <= row.change.keys():
             return "undecided"
         changes = [(row.change[metric], metric, bound) for metric, bound in SPEAKING.items()]
         return together(
-            at_most(change, bound, self.rounding.reach(metric, change.n)) for change, metric, bound in changes
+            at_most(change, bound, self.rounding.reach(metric, change.n))
+            for change, metric, bound in changes
         )
 
     def below(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
@@ -90,7 +111,9 @@ class Evidence:
         return at_most(estimate, bound, self.rounding.reach(metric, estimate.n))
 
     def not_higher(self, gap: Gap | None, metric: str) -> Verdict:
-        """Weaker than `at_most` zero: of pairs, only a distinguishable rise fails; unpaired intervals would excuse too much."""
+        """Weaker than `at_most` zero: of pairs, only a distinguishable rise fails; unpaired
+        intervals would excuse too much.
+        """
         if gap is None or not gap.paired:
             return self.at_most(gap.size, 0, metric) if gap else "undecided"
         reach = self.rounding.reach(metric, gap.size.n)
@@ -106,10 +129,16 @@ class Evidence:
         controls = self.run.controls(row.name, self.protocol)
         random = {name: control for name, control in controls.items() if name.startswith("random")}
         gaps = {name: control.minus_main.get("toxicity") for name, control in random.items()}
-        return {name: Estimate(-gap.mean, -gap.high, -gap.low, gap.n) for name, gap in gaps.items() if gap}
+        return {
+            name: Estimate(-gap.mean, -gap.high, -gap.low, gap.n)
+            for name, gap in gaps.items()
+            if gap
+        }
 
     def gap(self, row: Result, other: Result, metric: str, *, looks: int = 1) -> Gap | None:
-        """`row` minus `other`, its interval corrected by Bonferroni for `looks` comparisons; None if not measured."""
+        """`row` minus `other`, its interval corrected by Bonferroni for `looks` comparisons; None
+        if not measured.
+        """
         if metric not in row.change or metric not in other.change:
             return None
         units = self.units([row, other], metric)
@@ -122,7 +151,9 @@ class Evidence:
         return Gap(Estimate(float(mean), float(low), float(high), len(values)), paired=True)
 
     def units(self, rows: Sequence[Result], metric: str) -> tuple[Values, Values] | None:
-        """(rows, n) values of the units every row has one for, and (n,) weights; None where a row has no file."""
+        """(rows, n) values of the units every row has one for, and (n,) weights; None where a row
+        has no file.
+        """
         files = [saved for row in rows if (saved := self._file(row, metric)) is not None]
         if len(files) < len(rows):
             return None
@@ -140,15 +171,24 @@ class Evidence:
         saved, told = read_json(path), row.metrics[metric]
         try:
             values = np.array(saved["values"][metric], dtype=np.float64)
-            weights = np.array(saved["tokens"], dtype=np.float64) if metric == "log_ppl" else np.ones_like(values)
+            weights = (
+                np.array(saved["tokens"], dtype=np.float64)
+                if metric == "log_ppl"
+                else np.ones_like(values)
+            )
             known = ~np.isnan(values)
             total, size = (values * weights)[known].sum(), weights[known].sum()
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DialdownError(
-                f"{path} cannot be read as a measured row ({error!r}): repeat the command that made this folder, which makes it again."
+                f"{path} cannot be read as a measured row ({error!r}): repeat the command that "
+                "made this folder, which makes it again."
             ) from error
         # An earlier evaluation may have left a file of this name.
-        return (values, weights) if known.sum() == told.n and np.isclose(total / size, told.mean, rtol=1e-6) else None
+        return (
+            (values, weights)
+            if known.sum() == told.n and np.isclose(total / size, told.mean, rtol=1e-6)
+            else None
+        )
 
     def share(self, patched: Result, tuned: Result) -> Estimate | None:
         """Table 3: (untouched - patched) / (untouched - DPO), all three resampled together."""
@@ -158,15 +198,21 @@ class Evidence:
             return None
         (before, reached, after), weights = units
         part, whole = _resampled(before - reached, weights), _resampled(before - after, weights)
-        # The few resamples in which DPO reduces nothing count as the limit of a vanishing reduction.
+        # The few resamples in which DPO reduces nothing count as the limit of a vanishing
+        # reduction.
         shares = np.divide(part, whole, out=np.copysign(np.inf, part), where=whole > 0)
-        low, high = np.percentile(shares, 2.5, method="lower"), np.percentile(shares, 97.5, method="higher")
+        low, high = (
+            np.percentile(shares, 2.5, method="lower"),
+            np.percentile(shares, 97.5, method="higher"),
+        )
         mean = (before - reached).sum() / (before - after).sum()
         return Estimate(float(mean), float(low), float(high), len(before))
 
 
 def _resampled(values: Values, weights: Values) -> Values:
-    """(RESAMPLES,) means of resampled units; equal n resample the same units, so two calls can be compared."""
+    """(RESAMPLES,) means of resampled units; equal n resample the same units, so two calls can be
+    compared.
+    """
     rows = np.random.default_rng(0).integers(0, len(values), size=(RESAMPLES, len(values)))
     return np.asarray((values * weights)[rows].sum(1) / weights[rows].sum(1))
 
@@ -174,7 +220,8 @@ def _resampled(values: Values, weights: Values) -> Values:
 def _unpaired(change: Estimate, other: Estimate, looks: int) -> Estimate:
     """The widest difference of two intervals: it excludes zero only where they do not overlap."""
     normal = NormalDist()
-    # Only 95 % intervals are known; that of a normal mean grows by this where the error must be smaller.
+    # Only 95 % intervals are known; that of a normal mean grows by this where the error must be
+    # smaller.
     wider = normal.inv_cdf(1 - 0.025 / looks) / normal.inv_cdf(0.975)
     mean = change.mean - other.mean
     low = mean - wider * (change.mean - change.low + other.high - other.mean)

@@ -1,4 +1,6 @@
-"""The front: toxicity against its price, every intervention at several strengths (table 2, METHOD §5, §6)."""
+"""The front: toxicity against its price, every intervention at several strengths (table 2, METHOD
+§5, §6).
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from ..errors import DialdownError, nearest
 from ..evaluation.bootstrap import Estimate
 from ..models.lm import Protocol
-from .drawing import (
-    headline,
-)
+from .drawing import headline
 from .style import COLOURS, WIDTH, style
 
 Price = Literal["log_ppl", "kl"]
 
 
 class Family(NamedTuple):
-    """How a family of interventions is drawn: the kind of an edit by its marker, what it follows by filling and line."""
+    """How a family of interventions is drawn: the kind of an edit by its marker, what it follows by
+    filling and line.
+    """
 
     label: str
     colour: str
@@ -68,7 +70,8 @@ class FrontPoint:
     Attributes:
         family: a key of FAMILIES; points of one family are joined in order of strength.
         name: the intervention's name, to be read.
-        strength: what the family is dialled by (optimiser step, steering α, β, neurons patched); 0 for the untouched model.
+        strength: what the family is dialled by (optimiser step, steering α, β, neurons patched); 0
+            for the untouched model.
         toxicity: mean score of the continuations.
         log_ppl: change of log-perplexity to the untouched model, paired, nats per token.
         kl: KL(base ‖ edited) on the reference text, nats per token.
@@ -87,7 +90,9 @@ class FrontPoint:
 
 
 def pareto_optimal(points: Sequence[FrontPoint], quantity: Price) -> list[bool]:
-    """For each point, that no other is at least as good in toxicity and in price and better in one, by their means."""
+    """For each point, that no other is at least as good in toxicity and in price and better in one,
+    by their means.
+    """
     places = [(point.price(quantity).mean, point.toxicity.mean) for point in points]
     return [not any(x <= a and y <= b and (x, y) != (a, b) for x, y in places) for a, b in places]
 
@@ -99,18 +104,23 @@ def check_front(points: Sequence[FrontPoint]) -> None:
         DialdownError: there are none, or one is of an unknown family.
     """
     if not points:
-        raise DialdownError("The front was given no points: pass one FrontPoint for each intervention and strength.")
+        raise DialdownError(
+            "The front was given no points: pass one FrontPoint for each intervention and strength."
+        )
     for point in points:
         if point.family not in FAMILIES:
             raise DialdownError(
-                f"The point {point.name!r} is of the unknown family {point.family!r}: {nearest(point.family, FAMILIES)}"
+                f"The point {point.name!r} is of the unknown family {point.family!r}: "
+                f"{nearest(point.family, FAMILIES)}"
             )
 
 
 def by_family(points: Sequence[FrontPoint]) -> dict[str, list[FrontPoint]]:
     """The families there are, each in order of strength."""
     families = {name: [point for point in points if point.family == name] for name in FAMILIES}
-    return {name: sorted(ours, key=lambda one: one.strength) for name, ours in families.items() if ours}
+    return {
+        name: sorted(ours, key=lambda one: one.strength) for name, ours in families.items() if ours
+    }
 
 
 def counted_front(points: Sequence[FrontPoint]) -> str:
@@ -120,9 +130,11 @@ def counted_front(points: Sequence[FrontPoint]) -> str:
 
 
 def front(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str = "toxicity") -> Figure:
-    """Toxicity against log-perplexity and against KL, every intervention at several strengths (table 2, METHOD §5, §6).
+    """Toxicity against log-perplexity and against KL, every intervention at several strengths
+    (table 2, METHOD §5, §6).
 
-    The large mark of a line is its greatest strength; a ring marks what no other point beats in both quantities.
+    The large mark of a line is its greatest strength; a ring marks what no other point beats in
+    both quantities.
 
     Args:
         points: all measured under one protocol.
@@ -137,18 +149,39 @@ def front(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str = "t
     with style():
         figure = Figure(figsize=(1.5 * WIDTH, 4.3 + 0.17 * ((len(families) + 4) // 4)))
         panels: list[Axes] = list(figure.subplots(1, 2, sharey=True))
-        headline(figure, panels[0], f"{concept.capitalize()} against its price · {protocol}", counted_front(points))
+        headline(
+            figure,
+            panels[0],
+            f"{concept.capitalize()} against its price · {protocol}",
+            counted_front(points),
+        )
         for axes, quantity in zip(panels, PRICES, strict=True):
             for name, ours in families.items():
                 _family_line(axes, ours, FAMILIES[name], quantity)
-            best = [one for one, kept in zip(points, pareto_optimal(points, quantity), strict=True) if kept]
+            best = [
+                one
+                for one, kept in zip(points, pareto_optimal(points, quantity), strict=True)
+                if kept
+            ]
             _rings(axes, best, quantity)
-            _price_axis(axes, [end for one in points for end in (one.price(quantity).low, one.price(quantity).high)])
+            _price_axis(
+                axes,
+                [
+                    end
+                    for one in points
+                    for end in (one.price(quantity).low, one.price(quantity).high)
+                ],
+            )
             axes.set_xlabel(PRICES[quantity])
         panels[0].set_ylabel(f"{concept}, mean score")
         top = max(0.05, *(point.toxicity.high for point in points))
         panels[0].set_ylim(-0.05 * top, 1.05 * top)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, columnspacing=1.2)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=4,
+            columnspacing=1.2,
+        )
     return figure
 
 

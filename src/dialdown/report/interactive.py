@@ -1,9 +1,10 @@
-"""The report's interactive figures: HTML fragments that hold their data and draw themselves with plotly.js, offline.
+"""The report's interactive figures: HTML fragments that hold their data and draw themselves with
+plotly.js, offline.
 
     page = f"<script>{plotly_js()}</script>{layer_effects_html(table)}{front_html(points, 'strict')}"
 
-A fragment refers to nothing outside the page and is the same text every time. Names and tokens are shown as they are,
-never as markup.
+A fragment refers to nothing outside the page and is the same text every time. Names and tokens are
+shown as they are, never as markup.
 """
 
 from __future__ import annotations
@@ -50,14 +51,19 @@ SYMBOLS = {
     "+": "cross-thin",
 }
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-AXIS: dict[str, Any] = {"gridcolor": COLOURS["grid"], "zerolinecolor": COLOURS["muted"], "zerolinewidth": 1}
+AXIS: dict[str, Any] = {
+    "gridcolor": COLOURS["grid"],
+    "zerolinecolor": COLOURS["muted"],
+    "zerolinewidth": 1,
+}
 
 
 def plotly_js() -> str:
     """The source of plotly.js, to be embedded once in a page; it needs no network."""
     from plotly.offline import get_plotlyjs
 
-    # Its strings hold two control characters as they are, which a page should not; as escapes they are the same strings.
+    # Its strings hold two control characters as they are, which a page should not; as escapes they
+    # are the same strings.
     return re.sub("[\x00-\x08\x0b-\x1f\x7f]", lambda raw: f"\\x{ord(raw[0]):02x}", get_plotlyjs())
 
 
@@ -83,7 +89,12 @@ def layer_effects_html(table: NeuronTable) -> str:
     ]
     net, so_far = up + down, np.cumsum(up + down)
     hovers = [
-        _hover(f"layer {layer}", rising=_signed(up[layer]), falling=_signed(down[layer]), net=_signed(net[layer]))
+        _hover(
+            f"layer {layer}",
+            rising=_signed(up[layer]),
+            falling=_signed(down[layer]),
+            net=_signed(net[layer]),
+        )
         + f"<br>net up to here {_signed(so_far[layer])}"
         for layer in layers
     ]
@@ -95,12 +106,20 @@ def layer_effects_html(table: NeuronTable) -> str:
         "yaxis": {**AXIS, "title": {"text": "ΣΔ in the layer (residual units)"}},
     }
     return _fragment(
-        f"layer-effects-{table.protocol}", "Projection changes by layer", table.protocol, counted(table), traces, layout
+        f"layer-effects-{table.protocol}",
+        "Projection changes by layer",
+        table.protocol,
+        counted(table),
+        traces,
+        layout,
     )
 
 
-def ranked_neurons_html(table: NeuronTable, *, decoded: Mapping[tuple[int, int], str] | None = None) -> str:
-    """Cumulated share of the reduction over ranks, each point a neuron to be read (figures 2b and 7).
+def ranked_neurons_html(
+    table: NeuronTable, *, decoded: Mapping[tuple[int, int], str] | None = None
+) -> str:
+    """Cumulated share of the reduction over ranks, each point a neuron to be read (figures 2b and
+    7).
 
     Args:
         table: a compared neuron table.
@@ -125,20 +144,46 @@ def ranked_neurons_html(table: NeuronTable, *, decoded: Mapping[tuple[int, int],
         if tokens := decoded.get((layer, neuron)):
             facts["tokens"] = tokens
         hovers.append(_hover(f"rank {place + 1:,}: layer {layer}, neuron {neuron}", **facts))
-    traces = [_line("reduction", (places + 1).tolist(), _numbers(100 * cumulated[places]), "blue", "o", hovers)]
+    traces = [
+        _line(
+            "reduction",
+            (places + 1).tolist(),
+            _numbers(100 * cumulated[places]),
+            "blue",
+            "o",
+            hovers,
+        )
+    ]
     traces[0]["marker"]["size"] = 3
     layout = {
         "showlegend": False,
-        "xaxis": {**AXIS, "type": "log", "title": {"text": f"rank by reduction ({len(ranked.order):,} neurons fall)"}},
-        "yaxis": {**AXIS, "title": {"text": "share of the whole reduction"}, "ticksuffix": " %", "rangemode": "tozero"},
+        "xaxis": {
+            **AXIS,
+            "type": "log",
+            "title": {"text": f"rank by reduction ({len(ranked.order):,} neurons fall)"},
+        },
+        "yaxis": {
+            **AXIS,
+            "title": {"text": "share of the whole reduction"},
+            "ticksuffix": " %",
+            "rangemode": "tozero",
+        },
     }
     return _fragment(
-        f"ranked-neurons-{table.protocol}", "Reduction by rank", table.protocol, counted(table), traces, layout
+        f"ranked-neurons-{table.protocol}",
+        "Reduction by rank",
+        table.protocol,
+        counted(table),
+        traces,
+        layout,
     )
 
 
-def front_html(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str = "toxicity") -> str:
-    """Toxicity against log-perplexity and KL (see `front.front`), with every number under the pointer.
+def front_html(
+    points: Sequence[FrontPoint], protocol: Protocol, *, concept: str = "toxicity"
+) -> str:
+    """Toxicity against log-perplexity and KL (see `front.front`), with every number under the
+    pointer.
 
     Raises:
         DialdownError: there are no points, or one is of an unknown family.
@@ -148,7 +193,9 @@ def front_html(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str
     for number, price in enumerate(prices, start=1):
         for family, ours in by_family(points).items():
             traces.append(_family_trace(FAMILIES[family], ours, price, number))
-        best = [one for one, kept in zip(points, pareto_optimal(points, price), strict=True) if kept]
+        best = [
+            one for one, kept in zip(points, pareto_optimal(points, price), strict=True) if kept
+        ]
         traces.append(_rings(best, price, number))
     layout = {
         "height": 560,
@@ -167,7 +214,9 @@ def front_html(points: Sequence[FrontPoint], protocol: Protocol, *, concept: str
     )
 
 
-def _family_trace(look: Family, points: Sequence[FrontPoint], price: Price, panel: int) -> dict[str, Any]:
+def _family_trace(
+    look: Family, points: Sequence[FrontPoint], price: Price, panel: int
+) -> dict[str, Any]:
     x, y = [one.price(price) for one in points], [one.toxicity for one in points]
     hovers = [
         _hover(
@@ -178,11 +227,21 @@ def _family_trace(look: Family, points: Sequence[FrontPoint], price: Price, pane
         )
         for one in points
     ]
-    trace = _line(look.label, _scaled([e.mean for e in x]), [e.mean for e in y], look.colour, look.marker, hovers)
+    trace = _line(
+        look.label,
+        _scaled([e.mean for e in x]),
+        [e.mean for e in y],
+        look.colour,
+        look.marker,
+        hovers,
+    )
     trace["line"]["dash"] = DASHES[look.line]
     # Thin and open symbols are drawn by their outline.
     trace["marker"].update(size=10, symbol=SYMBOLS[look.marker] + ("" if look.filled else "-open"))
-    trace["marker"]["line"] = {"width": 2 if look.marker in "x+" else 1, "color": COLOURS[look.colour]}
+    trace["marker"]["line"] = {
+        "width": 2 if look.marker in "x+" else 1,
+        "color": COLOURS[look.colour],
+    }
     trace["error_x"] = _error(_scaled([e.low for e in x]), trace["x"], _scaled([e.high for e in x]))
     trace["error_y"] = _error([e.low for e in y], trace["y"], [e.high for e in y])
     return trace | {"legendgroup": look.label, "showlegend": panel == 1, "xaxis": _axis_of(panel)}
@@ -198,7 +257,12 @@ def _rings(points: Sequence[FrontPoint], price: Price, panel: int) -> dict[str, 
         "xaxis": _axis_of(panel),
         "x": _scaled([one.price(price).mean for one in points]),
         "y": [one.toxicity.mean for one in points],
-        "marker": {"symbol": "circle-open", "size": 19, "color": COLOURS["ink"], "line": {"width": 1.5}},
+        "marker": {
+            "symbol": "circle-open",
+            "size": 19,
+            "color": COLOURS["ink"],
+            "line": {"width": 1.5},
+        },
         "hoverinfo": "skip",
     }
 
@@ -211,7 +275,9 @@ def _price_axis(points: Sequence[FrontPoint], price: Price) -> dict[str, Any]:
     low = min(one.price(price).low for one in points)
     high = max(one.price(price).high for one in points)
     ticks = [
-        tick for tick in (*(-one for one in reversed(TICKS)), 0.0, *TICKS) if low <= tick <= max(1.3 * high, LINEAR)
+        tick
+        for tick in (*(-one for one in reversed(TICKS)), 0.0, *TICKS)
+        if low <= tick <= max(1.3 * high, LINEAR)
     ]
     return {
         **AXIS,
@@ -222,7 +288,9 @@ def _price_axis(points: Sequence[FrontPoint], price: Price) -> dict[str, Any]:
 
 
 def _scaled(values: Sequence[float]) -> list[float]:
-    """Linear around zero, logarithmic beyond; plotly has no such axis, so the values are placed and the ticks named."""
+    """Linear around zero, logarithmic beyond; plotly has no such axis, so the values are placed and
+    the ticks named.
+    """
     return [round(math.asinh(value / LINEAR), 6) for value in values]
 
 
@@ -237,7 +305,9 @@ def _error(low: Sequence[float], mean: Sequence[float], high: Sequence[float]) -
     }
 
 
-def _line(name: str, x: Any, y: Any, colour: str, marker: str, hovers: Sequence[str]) -> dict[str, Any]:
+def _line(
+    name: str, x: Any, y: Any, colour: str, marker: str, hovers: Sequence[str]
+) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -254,7 +324,8 @@ def _line(name: str, x: Any, y: Any, colour: str, marker: str, hovers: Sequence[
 def _hover(heading: str, **facts: str) -> str:
     # plotly.js reads tags in a text, links among them, and knows no entity for quotes.
     return "<br>".join(
-        html.escape(line, quote=False) for line in (heading, *(f"{name} {value}" for name, value in facts.items()))
+        html.escape(line, quote=False)
+        for line in (heading, *(f"{name} {value}" for name, value in facts.items()))
     )
 
 
@@ -272,7 +343,12 @@ def _numbers(values: Any) -> list[float]:
 
 
 def _fragment(
-    name: str, title: str, protocol: Protocol, count: str, traces: list[dict[str, Any]], layout: dict[str, Any]
+    name: str,
+    title: str,
+    protocol: Protocol,
+    count: str,
+    traces: list[dict[str, Any]],
+    layout: dict[str, Any],
 ) -> str:
     from plotly.io import to_html
 
@@ -281,20 +357,29 @@ def _fragment(
         "title": {
             "text": f"{title} · {protocol}",
             "font": {"size": 15},
-            "subtitle": {"text": html.escape(count, quote=False), "font": {"size": 12, "color": COLOURS["muted"]}},
+            "subtitle": {
+                "text": html.escape(count, quote=False),
+                "font": {"size": 12, "color": COLOURS["muted"]},
+            },
             "x": 0.01,
         },
         "font": {"color": COLOURS["ink"], "size": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "hoverlabel": {"bgcolor": COLOURS["ground"], "align": "left", "font": {"color": COLOURS["ink"]}},
+        "hoverlabel": {
+            "bgcolor": COLOURS["ground"],
+            "align": "left",
+            "font": {"color": COLOURS["ink"]},
+        },
         "legend": {"orientation": "h", "y": -0.22},
         "margin": {"l": 70, "r": 20, "t": 70, "b": 60},
     }
-    # A figure as a plain mapping takes no default template along, and needs no import of plotly's classes.
+    # A figure as a plain mapping takes no default template along, and needs no import of plotly's
+    # classes.
     fragment: str = to_html(
         {"data": traces, "layout": {**common, **layout}},
-        # The bar of buttons offers what leaves the page; dragging zooms and a double click resets without it.
+        # The bar of buttons offers what leaves the page; dragging zooms and a double click resets
+        # without it.
         config={"displayModeBar": False, "responsive": True},
         include_plotlyjs=False,
         full_html=False,

@@ -1,4 +1,5 @@
-"""The report page: verdict, tables, figures and samples of a study in one HTML file that needs no network.
+"""The report page: verdict, tables, figures and samples of a study in one HTML file that needs no
+network.
 
     write_report(Path("runs/demo"))   # writes runs/demo/report.html
 
@@ -84,7 +85,8 @@ def write_report(folder: Path) -> Path:
         Its path.
 
     Raises:
-        DialdownError: the folder has no run.json or results.json, a file in it is damaged, or it cannot be written.
+        DialdownError: the folder has no run.json or results.json, a file in it is damaged, or it
+            cannot be written.
     """
     run = load(folder)
     paper.write_tables(run)
@@ -104,15 +106,22 @@ def write_report(folder: Path) -> Path:
 
 
 def _shown(value: object) -> object:
-    """Everything the page says, as text on which nothing acts: a file's control characters end here."""
+    """Everything the page says, as text on which nothing acts: a file's control characters end
+    here.
+    """
     return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """A content security policy under which the page's own scripts run, by their hashes, and nothing is fetched."""
+    """A content security policy under which the page's own scripts run, by their hashes, and
+    nothing is fetched.
+    """
     hashes = [base64.b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
-    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def _content(run: Run) -> dict[str, Any]:
@@ -130,7 +139,9 @@ def _content(run: Run) -> dict[str, Any]:
         "paper_tables": paper.paper_tables(run),
         "interactive": interactive,
         "plotly": Markup(plotly),
-        "style": Markup((resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")),
+        "style": Markup(
+            (resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")
+        ),
         "run": run,
         "facts": _facts(run),
         "findings": findings(run, folder=run.folder),
@@ -141,7 +152,9 @@ def _content(run: Run) -> dict[str, Any]:
             run.concept: control_table(run, "toxicity"),
             "log-perplexity": control_table(run, "log_ppl"),
         },
-        "control_figures": [plate for protocol in run.protocols for plate in _controls(run, protocol)],
+        "control_figures": [
+            plate for protocol in run.protocols for plate in _controls(run, protocol)
+        ],
         "groups": group_table(run),
         "neuron_figures": _neurons(run),
         "noted": noted(run.info),
@@ -167,8 +180,10 @@ def _rounding(run: Run) -> str:
     if not found:
         return ""
     return (
-        f", also where rounding may move them: decoded in batches of another size, {found['changed']} of the untouched model’s "
-        f"{found['prompts']:,} continuations changed, so another processor is taken to change a share of "
+        ", also where rounding may move them: decoded in batches of another size, "
+        f"{found['changed']} of the untouched model’s "
+        f"{found['prompts']:,} continuations changed, so another processor is taken to change a "
+        "share of "
         f"({found['changed']} + 1) / ({found['prompts']:,} + 2) in every row"
     )
 
@@ -181,14 +196,21 @@ def _facts(run: Run) -> dict[str, str]:
         facts["Revision"] = str(revision)
     if "steps" in trained:
         facts["Tuned by"] = (
-            f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step {trained['best_step']:,} kept"
+            f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step "
+            f"{trained['best_step']:,} kept"
         )
-        weights = {"β": run.setting("dpo.beta"), "γ (weight of the KL term)": run.setting("dpo.kl_weight")}
+        weights = {
+            "β": run.setting("dpo.beta"),
+            "γ (weight of the KL term)": run.setting("dpo.kl_weight"),
+        }
         facts["DPO"] = (
             ", ".join(f"{name} = {value:g}" for name, value in weights.items() if value is not None)
             or "settings not recorded"
         )
-        positions = {"completion": "completion tokens", "all": "prompt and padding too, as the authors train"}
+        positions = {
+            "completion": "completion tokens",
+            "all": "prompt and padding too, as the authors train",
+        }
         if over := positions.get(str(run.setting("dpo.kl_positions"))):
             facts["DPO"] += f"; its KL is a mean over {over}"
     elif run.setting("tuned"):
@@ -222,7 +244,8 @@ def _tradeoff(run: Run) -> list[Plate]:
         _plate(
             style.tradeoff(ours, protocol, everything, concept=run.concept),
             f"tradeoff-{protocol}",
-            f"{protocol}: {run.concept} and the change of log-perplexity of each intervention, with 95% intervals. Down and to the left is better.",
+            f"{protocol}: {run.concept} and the change of log-perplexity of each intervention, "
+            "with 95% intervals. Down and to the left is better.",
         )
         for protocol, ours in points.items()
         if ours
@@ -235,7 +258,11 @@ def _point(one: Result | None) -> Point | None:
     # The untouched model differs from itself by nothing.
     zero = Estimate(0.0, 0.0, 0.0, 0) if one.name == "none" else None
     price = zero or one.change.get("log_ppl")
-    return Point(short(one.name), one.family, price, one.metrics["toxicity"], one.name in NAMED) if price else None
+    return (
+        Point(short(one.name), one.family, price, one.metrics["toxicity"], one.name in NAMED)
+        if price
+        else None
+    )
 
 
 def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
@@ -249,13 +276,20 @@ def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
             one, found = run.result(name, protocol), run.controls(name, protocol)
             if one is None or metric not in one.change or not found:
                 continue
-            others = {control: other.change[metric] for control, other in found.items() if metric in other.change}
+            others = {
+                control: other.change[metric]
+                for control, other in found.items()
+                if metric in other.change
+            }
             rows[short(name)] = {"": one.change[metric], **others}
             sizes |= {other.n for other in others.values()}
         if rows:
             ours = ", ".join(f"{size:,}" for size in sorted({row[""].n for row in rows.values()}))
             theirs = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
-            caption = f"{protocol}: {quantity}, with 95% intervals; n = {ours} {UNITS[metric]}, controls n = {theirs}."
+            caption = (
+                f"{protocol}: {quantity}, with 95% intervals; n = {ours} {UNITS[metric]}, "
+                f"controls n = {theirs}."
+            )
             yield _plate(
                 style.controls(rows, protocol, quantity, price=metric == "log_ppl"),
                 f"controls-{metric}-{protocol}".replace("_", "-"),
@@ -264,7 +298,9 @@ def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
 
 
 def _neurons(run: Run) -> list[Plate]:
-    """Figures 1 to 8, each also written to the folder `figures`; and how far value vectors turned."""
+    """Figures 1 to 8, each also written to the folder `figures`; and how far value vectors
+    turned.
+    """
     plates = []
     for name, caption, figure in paper.neuron_figures(run):
         save(figure, run.folder / "figures" / name)
@@ -272,8 +308,14 @@ def _neurons(run: Run) -> list[Plate]:
     tables = {protocol: table for protocol, table in run.tables.items() if table.compared}
     first = next((protocol for protocol in PROTOCOLS if protocol in tables), None)
     if first and (distance := style.value_distance(tables[first])):
-        smallest, mean = tables[first].grid("value_cosine").min(), tables[first].grid("value_cosine").mean()
-        caption = f"{first}: how far value vectors turned in tuning; lowest cosine {number(smallest, 6)}, mean {number(mean, 6)}."
+        smallest, mean = (
+            tables[first].grid("value_cosine").min(),
+            tables[first].grid("value_cosine").mean(),
+        )
+        caption = (
+            f"{first}: how far value vectors turned in tuning; lowest cosine "
+            f"{number(smallest, 6)}, mean {number(mean, 6)}."
+        )
         plates.append(_plate(distance, "values", caption))
     return plates
 
@@ -285,7 +327,8 @@ def _front(run: Run) -> list[Plate]:
     figure = front(points, "strict", concept=run.concept)
     save(figure, run.folder / "figures" / "front-strict")
     caption = (
-        "Every family of interventions at several strengths, and DPO along its training, on the same prompts (strict)."
+        "Every family of interventions at several strengths, and DPO along its training, on "
+        "the same prompts (strict)."
     )
     return [_plate(figure, "front", caption)]
 
@@ -295,7 +338,11 @@ def _training(run: Run) -> list[Plate]:
     if not log.get("step"):
         return []
     curves = (
-        ("Loss", "nats", {"training": ("step", "loss"), "held-out pairs": ("eval_step", "eval_loss")}),
+        (
+            "Loss",
+            "nats",
+            {"training": ("step", "loss"), "held-out pairs": ("eval_step", "eval_loss")},
+        ),
         (
             "KL to the base model",
             "nats per token",
@@ -327,8 +374,15 @@ def _samples(run: Run) -> list[dict[str, Any]]:
     for protocol in run.protocols:
         rows = [one for one in run.results if one.protocol == protocol and one.samples]
         order = {name: place for place, name in enumerate([*FEATURED, *run.names()])}
-        rows.sort(key=lambda one: (order.get(one.control_of or one.name, len(order)), one.control_of is not None))
-        featured = sorted((one for one in rows if one.name in FEATURED), key=lambda one: FEATURED.index(one.name))
+        rows.sort(
+            key=lambda one: (
+                order.get(one.control_of or one.name, len(order)),
+                one.control_of is not None,
+            )
+        )
+        featured = sorted(
+            (one for one in rows if one.name in FEATURED), key=lambda one: FEATURED.index(one.name)
+        )
         others = [one for one in rows if one.name not in FEATURED]
         if rows:
             found.append(
@@ -346,7 +400,14 @@ def _by_prompt(rows: Sequence[Result]) -> list[Sample]:
     # Rows share their prompts, in the same order; a control may have been measured on fewer.
     longest: Sequence[tuple[str, str]] = max((one.samples for one in rows), key=len, default=())
     return [
-        Sample(prompt, [(one.label, one.protocol, one.samples[place][1]) for one in rows if len(one.samples) > place])
+        Sample(
+            prompt,
+            [
+                (one.label, one.protocol, one.samples[place][1])
+                for one in rows
+                if len(one.samples) > place
+            ],
+        )
         for place, (prompt, _) in enumerate(longest)
     ]
 
@@ -364,7 +425,9 @@ def _stages(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _few_windows(run: Run) -> int | None:
-    """The number of blocks of text behind log-perplexity, where it is too small for its intervals to be leaned on."""
+    """The number of blocks of text behind log-perplexity, where it is too small for its intervals
+    to be leaned on.
+    """
     counts = [one.metrics["log_ppl"].n for one in run.results if "log_ppl" in one.metrics]
     return min(counts) if counts and min(counts) < 10 else None
 

@@ -1,4 +1,6 @@
-"""The paper's tables and figures of a run: written into its folder, and as the report shows them (METHOD §9)."""
+"""The paper's tables and figures of a run: written into its folder, and as the report shows them
+(METHOD §9).
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,17 @@ AGREEMENT = "scorers-agreement"
 # What the paper has no number for: file, name in its place, title.
 FURTHER = {
     AGREEMENT: ("Scorers", "How far the scorers agree on the untouched model's continuations"),
-    "gains-by-group": ("Gains", "Neuron gains: what they do in each of the tuning-free groups, and who follows the four-group rule"),
-    "gains-top-neurons": ("Gains", "Neuron gains: the neurons whose gain moves the residual stream most, and what they write"),
+    "gains-by-group": ("Gains", (
+        "Neuron gains: what they do in each of the tuning-free groups, and who follows the "
+        "four-group rule"
+    )),
+    "gains-top-neurons": ("Gains", (
+        "Neuron gains: the neurons whose gain moves the residual stream most, and what they "
+        "write"
+    )),
 }  # fmt: skip
-# What a name in front.json is, up to its strength; what is not here stands in tables 12 and 19 only.
+# What a name in front.json is, up to its strength; what is not here stands in tables 12 and 19
+# only.
 ON_THE_FRONT = {
     "none": "none",
     "dpo": "dpo",
@@ -45,8 +54,12 @@ ON_THE_FRONT = {
     "gains_kept": "gains_kept",
     "gains_random_neurons": "random_neurons_gains",
     "searched": "searched",
-    **{f"edit_{probe}_{kind}": f"edit_{probe}_{kind}" for probe in ("probe", "probe_free") for kind in ("set", "shift", "scale")},
-    **{f"edit_random_neurons_{kind}": f"random_neurons_{kind}" for kind in ("set", "shift", "scale")},
+    **{f"edit_{probe}_{kind}": f"edit_{probe}_{kind}" for probe in ("probe", (
+        "probe_free"
+    )) for kind in ("set", "shift", "scale")},
+    **{f"edit_random_neurons_{kind}": f"random_neurons_{kind}" for kind in ("set", "shift", (
+        "scale"
+    ))},
 }  # fmt: skip
 
 
@@ -67,9 +80,12 @@ def write_tables(run: Run) -> None:
         config = Config(**(run.info.get("config") or {}))
     except ValidationError as error:
         raise DialdownError(
-            f"{run.folder / 'run.json'} holds settings that this version does not know ({error.errors()[0]['loc']}): make the report with the version that ran the study."
+            f"{run.folder / 'run.json'} holds settings that this version does not know "
+            f"({error.errors()[0]['loc']}): make the report with the version that ran the study."
         ) from error
-    probes: dict[str, Any] = {protocol: run.stage("probe").get(protocol, {}) for protocol in config.protocols}
+    probes: dict[str, Any] = {
+        protocol: run.stage("probe").get(protocol, {}) for protocol in config.protocols
+    }
     rows, front = (_rows(run.folder / name) for name in ("results.json", "front.json"))
     frames = analysis.of_rows(rows, front, config, probes)
     scored = _scored(run)
@@ -79,10 +95,16 @@ def write_tables(run: Run) -> None:
 
 
 def _scored(run: Run) -> dict[str, list[float]]:
-    """What each scorer says of the untouched model's continuations: one text a prompt, so that they are independent."""
+    """What each scorer says of the untouched model's continuations: one text a prompt, so that they
+    are independent.
+    """
     path = run.folder / "rows" / f"{run.protocols[0]}-none.json"
     found: dict[str, list[float]] = read_json(path)["values"] if path.exists() else {}
-    return {name.removeprefix("toxicity/"): ours for name, ours in found.items() if name.startswith("toxicity/")}
+    return {
+        name.removeprefix("toxicity/"): ours
+        for name, ours in found.items()
+        if name.startswith("toxicity/")
+    }
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -97,7 +119,9 @@ def paper_tables(run: Run) -> list[PaperTable]:
         path = run.folder / "tables" / f"{stem}.csv"
         if path.exists():
             frame = read_csv(path)
-            columns, rows = _joined_tokens(frame) if "token" in frame.columns else _joined_intervals(frame)
+            columns, rows = (
+                _joined_tokens(frame) if "token" in frame.columns else _joined_intervals(frame)
+            )
             if rows:
                 found.append(PaperTable(_number(stem), title, f"tables/{stem}.csv", columns, rows))
     return found
@@ -107,7 +131,9 @@ def _number(stem: str) -> str:
     if stem in FURTHER:
         return FURTHER[stem][0]
     kind, place, *more = stem.split("-")
-    return f"{kind.capitalize()} {'.'.join([place, *[one for one in more if one.isdigit()]]).upper()}"
+    return (
+        f"{kind.capitalize()} {'.'.join([place, *[one for one in more if one.isdigit()]]).upper()}"
+    )
 
 
 def _joined_tokens(frame: pl.DataFrame) -> tuple[list[str], list[list[Markup]]]:
@@ -116,7 +142,9 @@ def _joined_tokens(frame: pl.DataFrame) -> tuple[list[str], list[list[Markup]]]:
     rows = []
     for values, group in frame.group_by(keys, maintain_order=True):
         tokens = [
-            Markup("<code{}>{}</code>").format(Markup(' class="concept"') if toxic else "", token or "")
+            Markup("<code{}>{}</code>").format(
+                Markup(' class="concept"') if toxic else "", token or ""
+            )
             for token, toxic in group.select("token", "toxic").head(SHOWN_TOKENS).iter_rows()
         ]
         rows.append([*map(_cell, values), Markup(" ").join(tokens)])
@@ -126,7 +154,11 @@ def _joined_tokens(frame: pl.DataFrame) -> tuple[list[str], list[list[Markup]]]:
 def _joined_intervals(frame: pl.DataFrame) -> tuple[list[str], list[list[Markup]]]:
     """A mean, its interval and its n in one cell."""
     parts = re.compile(r"(.+)_(low|high|n)")
-    columns = [name for name in frame.columns if not ((found := parts.fullmatch(name)) and found[1] in frame.columns)]
+    columns = [
+        name
+        for name in frame.columns
+        if not ((found := parts.fullmatch(name)) and found[1] in frame.columns)
+    ]
     rows = []
     for row in frame.iter_rows(named=True):
         cells = []
@@ -134,7 +166,11 @@ def _joined_intervals(frame: pl.DataFrame) -> tuple[list[str], list[list[Markup]
             low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
             whole = low is not None and high is not None
             count = row.get(f"{name}_n")
-            beside = f"[{_cell(low)}, {_cell(high)}]" + ("" if count is None else f" n = {count:,}") if whole else ""
+            beside = (
+                f"[{_cell(low)}, {_cell(high)}]" + ("" if count is None else f" n = {count:,}")
+                if whole
+                else ""
+            )
             cells.append(_cell(row[name]) + (Markup(f" <small>{beside}</small>") if whole else ""))
         rows.append(cells)
     return columns, rows
@@ -160,12 +196,17 @@ def neuron_figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
             yield f"{name}-{protocol}", f"{caption} ({protocol}).", figure
 
 
-def of_table(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iterator[tuple[str, str, Figure]]:
-    """Figures 1 to 8 of one table: file name, caption, figure; `decoded` are the tokens of some neurons."""
+def of_table(
+    table: NeuronTable, decoded: Mapping[tuple[int, int], str]
+) -> Iterator[tuple[str, str, Figure]]:
+    """Figures 1 to 8 of one table: file name, caption, figure; `decoded` are the tokens of some
+    neurons.
+    """
     ours = paper_figures
     yield (
         "figure-1-layer-effects",
-        "Figures 1 and 5: projection changes of the decreasing and the increasing neurons, summed over the layers",
+        "Figures 1 and 5: projection changes of the decreasing and the increasing neurons, summed "
+        "over the layers",
         ours.figure_1_layer_effects(table),
     )
     yield (
@@ -185,7 +226,8 @@ def of_table(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iter
     )
     yield (
         "figure-3-top-aligned",
-        "Figure 3: mean activations of the neurons most aligned with the direction, before and after tuning",
+        "Figure 3: mean activations of the neurons most aligned with the direction, before and "
+        "after tuning",
         ours.figure_3_top_aligned(table, count=min(100, table.arrow.num_rows)),
     )
     yield (
@@ -198,11 +240,17 @@ def of_table(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iter
         "Figure 7: the reduction over the ranks of the neurons, and what some of them write",
         ours.figure_7_lower_ranks(table, decoded=decoded),
     )
-    yield "figure-8-layer-group", "Figure 8: reduction by layer and group", ours.figure_8_layer_group(table)
+    yield (
+        "figure-8-layer-group",
+        "Figure 8: reduction by layer and group",
+        ours.figure_8_layer_group(table),
+    )
 
 
 def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
-    """The first logit-lens tokens of the neurons of tables 14 and 15 that reduce, whose tokens are known."""
+    """The first logit-lens tokens of the neurons of tables 14 and 15 that reduce, whose tokens are
+    known.
+    """
     change = table.grid("projection_change")
     out = {}
     for stem in ("table-14-toxic-vectors", "table-15-antitoxic-vectors"):
@@ -212,7 +260,9 @@ def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
             ours = frame.filter((pl.col("protocol") == table.protocol) & (pl.col("rank") <= 4))
             for (layer, neuron), group in ours.group_by(["layer", "neuron"], maintain_order=True):
                 if change[layer, neuron] < 0:
-                    out[layer, neuron] = " ".join(token.strip() for token in group["token"] if token)
+                    out[layer, neuron] = " ".join(
+                        token.strip() for token in group["token"] if token
+                    )
     return out
 
 
@@ -227,7 +277,11 @@ def front_points(run: Run) -> list[FrontPoint]:
         measured = [row["toxicity"], row["change"]["log_ppl"], row["kl"]]
         if family is not None and all(measured):
             dial = float(strength) if strength else steps if name == "dpo" else 0.0
-            points.append(FrontPoint(family, row["intervention"], dial, *(Estimate(**one) for one in measured)))
+            points.append(
+                FrontPoint(
+                    family, row["intervention"], dial, *(Estimate(**one) for one in measured)
+                )
+            )
     return points
 
 
@@ -238,7 +292,9 @@ def interactive_figures(run: Run) -> list[tuple[str, Markup]]:
     if tables:
         found += [
             ("Projection changes layer by layer.", interactive.layer_effects_html(tables[0])),
-            ("Neurons ranked by what they reduce.", interactive.ranked_neurons_html(tables[0], decoded=_decoded(run, tables[0]))),
+            (
+                "Neurons ranked by what they reduce.", interactive.ranked_neurons_html(tables[0],
+                decoded=_decoded(run, tables[0]))),
         ]  # fmt: skip
     if points := front_points(run):
         found.insert(

@@ -1,4 +1,6 @@
-"""What decides a claim: bounds, intervals, what rounding may move them by, and whether the model still speaks (METHOD §9)."""
+"""What decides a claim: bounds, intervals, what rounding may move them by, and whether the model
+still speaks (METHOD §9).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ PRESERVED = 0.1  # nats by which log-perplexity may grow
 # By how much a model that still speaks may be worse than the untouched one.
 SPEAKING: Mapping[str, float] = {"log_ppl": 0.5, "degenerate": 0.1}
 SPEAKING_WORDS = (
-    f"log-perplexity at most +{SPEAKING['log_ppl']} nats, and at most {100 * SPEAKING['degenerate']:.0f} points more "
+    f"log-perplexity at most +{SPEAKING['log_ppl']} nats, and at most "
+    f"{100 * SPEAKING['degenerate']:.0f} points more "
     "degenerate continuations, than the untouched model"
 )
 
@@ -40,10 +43,11 @@ class Rounding:
     variance: Mapping[str, float]
 
     def reach(self, metric: str, n: int) -> float:
-        """How far the difference of two means over n continuations may move (95 %); 0 of what is not decoded.
+        """How far the difference of two means over n continuations may move (95 %); 0 of what is
+        not decoded.
 
-        A changed continuation counts as a fresh draw of its score, so it differs by twice the variance, and both rows of a
-        difference have theirs.
+        A changed continuation counts as a fresh draw of its score, so it differs by twice the
+        variance, and both rows of a difference have theirs.
         """
         return NORMAL_95 * math.sqrt(4 * self.share * self.variance.get(metric, 0.0) / n)
 
@@ -53,12 +57,18 @@ EXACT = Rounding(0.0, {})
 
 
 def measured_rounding(run: Run, protocol: Protocol) -> Rounding:
-    """What the run measured: k of n continuations changed, so another rounding changes a share (k + 1) / (n + 2) of them."""
+    """What the run measured: k of n continuations changed, so another rounding changes a share (k +
+    1) / (n + 2) of them.
+    """
     found, base = run.stage("evaluate").get("rounding"), run.result("none", protocol)
     if not found or base is None:
         return EXACT
-    known = {name: base.metrics[name] for name in ("toxicity", "degenerate") if name in base.metrics}
-    variance = {name: one.n * ((one.high - one.low) / (2 * NORMAL_95)) ** 2 for name, one in known.items()}
+    known = {
+        name: base.metrics[name] for name in ("toxicity", "degenerate") if name in base.metrics
+    }
+    variance = {
+        name: one.n * ((one.high - one.low) / (2 * NORMAL_95)) ** 2 for name, one in known.items()
+    }
     return Rounding((found["changed"] + 1) / (found["prompts"] + 2), variance)
 
 
@@ -69,7 +79,9 @@ def decide(units: int, holds: bool, fails: bool) -> Verdict:
 
 
 def below(estimate: Estimate, bound: float, reach: float) -> Verdict:
-    """Whether the interval lies below a bound, also where rounding moves it by as much as `reach`."""
+    """Whether the interval lies below a bound, also where rounding moves it by as much as
+    `reach`.
+    """
     return decide(estimate.n, estimate.high + reach < bound, estimate.low - reach >= bound)
 
 
@@ -85,14 +97,18 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def priced(effect: Verdict, speaks: Verdict) -> Verdict:
-    """What replaces DPO leaves a model that still speaks; an effect without that is held at the price of the model."""
+    """What replaces DPO leaves a model that still speaks; an effect without that is held at the
+    price of the model.
+    """
     if effect != "held" or speaks == "held":
         return effect
     return AT_THE_PRICE if speaks == "did not hold" else "undecided"
 
 
 def any_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """A claim that one thing among several does it: the best verdict there is, and failed only where each of them failed."""
+    """A claim that one thing among several does it: the best verdict there is, and failed only
+    where each of them failed.
+    """
     seen = set(verdicts)
     for best in ("held", AT_THE_PRICE):
         if best in seen:
@@ -101,7 +117,8 @@ def any_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def little(share: Estimate | None, change: Estimate, reduction: Estimate, reach: float) -> Verdict:
-    """Whether a patch reaches little of DPO's reduction; without a share, only the two changes can tell.
+    """Whether a patch reaches little of DPO's reduction; without a share, only the two changes can
+    tell.
 
     Args:
         share: of DPO's reduction that the patch reaches.
@@ -111,7 +128,8 @@ def little(share: Estimate | None, change: Estimate, reduction: Estimate, reach:
     """
     if share is not None:
         return below(share, LITTLE, reach * (1 + abs(share.mean)) / abs(reduction.mean))
-    # "Not distinguishable from none" says little where the interval reaches half of what DPO surely does.
+    # "Not distinguishable from none" says little where the interval reaches half of what DPO surely
+    # does.
     near = change.low + reach <= 0 <= change.high - reach
     nothing = near and change.low - reach > LITTLE * (reduction.high + reach)
     return decide(min(change.n, reduction.n), nothing, False)

@@ -1,4 +1,6 @@
-"""What a run folder holds, read once: rows with their estimates, the neuron tables, and run.json as it is."""
+"""What a run folder holds, read once: rows with their estimates, the neuron tables, and run.json as
+it is.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from ..terminal import printable
 
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "paper")
 TABLES: dict[Protocol, str] = {"strict": "neurons.parquet", "paper": "neurons-paper.parquet"}
-CONTROLS = ("random_neurons", "random_neurons_2", "random_neurons_3", "random_direction", "beta_reversed", "beta_zero")
+CONTROLS = (
+    "random_neurons",
+    "random_neurons_2",
+    "random_neurons_3",
+    "random_direction",
+    "beta_reversed",
+    "beta_zero",
+)
 
 # The paper's order (table 2): stable name, label, short label for figures.
 KNOWN = (
@@ -36,7 +45,11 @@ KNOWN = (
     ("edit_probe_set", "Edit along the probe: set", "edit set"),
     ("edit_probe_shift", "Edit along the probe: shift", "edit shift"),
     ("edit_probe_scale", "Edit along the probe: scale", "edit scale"),
-    ("edit_probe_activation_set", "Edit along the probe, least active first: set", "edit set, least active"),
+    (
+        "edit_probe_activation_set",
+        "Edit along the probe, least active first: set",
+        "edit set, least active",
+    ),
     ("edit_probe_free_set", "Edit along the token contrast: set", "contrast set"),
     ("edit_probe_free_shift", "Edit along the token contrast: shift", "contrast shift"),
     ("edit_probe_free_scale", "Edit along the token contrast: scale", "contrast scale"),
@@ -88,7 +101,9 @@ class Result:
 
     @property
     def is_strength(self) -> bool:
-        """Whether it is there for its strength, beside the row of that name without one (`plan`)."""
+        """Whether it is there for its strength, beside the row of that name without one
+        (`plan`).
+        """
         return self.control_of is None and _strength(self.name) != ("", "")
 
     @property
@@ -124,7 +139,9 @@ class Run:
     @property
     def protocols(self) -> tuple[Protocol, ...]:
         """The protocols that were run, `strict` first."""
-        return tuple(one for one in PROTOCOLS if any(result.protocol == one for result in self.results))
+        return tuple(
+            one for one in PROTOCOLS if any(result.protocol == one for result in self.results)
+        )
 
     @property
     def model(self) -> str:
@@ -138,16 +155,28 @@ class Run:
 
     def names(self) -> list[str]:
         """The interventions that are no controls, in the paper's order, unknown ones last."""
-        return sorted({one.name: None for one in self.results if one.control_of is None}, key=_place)
+        return sorted(
+            {one.name: None for one in self.results if one.control_of is None}, key=_place
+        )
 
     def result(self, name: str, protocol: Protocol) -> Result | None:
         """One row, if it was measured."""
-        return next((one for one in self.results if one.name == name and one.protocol == protocol), None)
+        return next(
+            (one for one in self.results if one.name == name and one.protocol == protocol), None
+        )
 
     def controls(self, name: str, protocol: Protocol) -> dict[str, Result]:
         """The controls of an intervention under one protocol, by control."""
-        found = {one.control: one for one in self.results if one.control_of == name and one.protocol == protocol}
-        return {one: found[one] for one in (*CONTROLS, *sorted(found.keys() - set(CONTROLS))) if one in found}
+        found = {
+            one.control: one
+            for one in self.results
+            if one.control_of == name and one.protocol == protocol
+        }
+        return {
+            one: found[one]
+            for one in (*CONTROLS, *sorted(found.keys() - set(CONTROLS)))
+            if one in found
+        }
 
     def setting(self, key: str) -> Any:
         """A setting by its dotted key; None where run.json has no such key."""
@@ -171,24 +200,34 @@ def load(folder: Path) -> Run:
     for name in ("run.json", "results.json"):
         if not (folder / name).exists():
             raise DialdownError(
-                f"{folder} has no {name}, so there is nothing to report: pass the folder of a study that was evaluated."
+                f"{folder} has no {name}, so there is nothing to report: pass the folder of a "
+                "study that was evaluated."
             )
     info, results = read_json(folder / "run.json"), read_json(folder / "results.json")
-    if not (isinstance(info, dict) and "config" in info and isinstance(info.get("stages", {}), dict)):
+    if not (
+        isinstance(info, dict) and "config" in info and isinstance(info.get("stages", {}), dict)
+    ):
         raise DialdownError(
-            f"{folder / 'run.json'} is no record of a study: repeat the command that made the folder, which makes it again."
+            f"{folder / 'run.json'} is no record of a study: repeat the command that made the "
+            "folder, which makes it again."
         )
     try:
         rows = tuple(_result(row) for row in results["rows"])
     except (KeyError, TypeError) as error:
         raise DialdownError(
-            f"{folder / 'results.json'} has a row that cannot be read ({error!r}): repeat the evaluation."
+            f"{folder / 'results.json'} has a row that cannot be read ({error!r}): repeat the "
+            "evaluation."
         ) from error
     if not rows:
         raise DialdownError(
-            f"{folder / 'results.json'} has no rows, so there is nothing to report: repeat the evaluation."
+            f"{folder / 'results.json'} has no rows, so there is nothing to report: repeat the "
+            "evaluation."
         )
-    tables = {one: NeuronTable.from_parquet(folder / file) for one, file in TABLES.items() if (folder / file).exists()}
+    tables = {
+        one: NeuronTable.from_parquet(folder / file)
+        for one, file in TABLES.items()
+        if (folder / file).exists()
+    }
     return Run(folder, info, rows, tables)
 
 

@@ -1,7 +1,9 @@
-"""The figures of a study, in one style: each function returns a matplotlib Figure, `as_svg` turns it into inline SVG.
+"""The figures of a study, in one style: each function returns a matplotlib Figure, `as_svg` turns
+it into inline SVG.
 
-Every figure names its protocol. Marks differ in shape and hatch besides colour, so they survive a grey printer. The text
-stays text (small, selectable, in the reader's font), and the colours become CSS variables, so one SVG suits light and dark.
+Every figure names its protocol. Marks differ in shape and hatch besides colour, so they survive a
+grey printer. The text stays text (small, selectable, in the reader's font), and the colours become
+CSS variables, so one SVG suits light and dark.
 """
 
 from __future__ import annotations
@@ -122,12 +124,18 @@ def style() -> Iterator[None]:
 
 
 def as_svg(figure: Figure, name: str, description: str) -> str:
-    """A figure as an `svg` element to put into HTML: the same bytes every time, ids of its own, colours as CSS variables."""
+    """A figure as an `svg` element to put into HTML: the same bytes every time, ids of its own,
+    colours as CSS variables.
+    """
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The reader's font draws the text; the one that measures it may lack a script.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -139,12 +147,15 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def _inline(tag: str, name: str) -> str:
-    """A tag of a figure as the page has it: ids that begin with the figure's name, short numbers, colours as variables."""
+    """A tag of a figure as the page has it: ids that begin with the figure's name, short numbers,
+    colours as variables.
+    """
     tag = re.sub(r' xmlns(:xlink)?="[^"]*"', "", tag)
     tag = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda match: f"{match[0]}{name}-", tag)
     tag = re.sub(r"(\d+\.\d{3})\d+", r"\1", tag)
     tag = re.sub(r"font-family: [^;\"]*; ", "", tag)
-    # A CSS variable belongs into a style; as the attribute of a hatch's ground it would depend on the browser.
+    # A CSS variable belongs into a style; as the attribute of a hatch's ground it would depend on
+    # the browser.
     tag = re.sub(r'fill="(#[0-9a-f]{6})"', r'style="fill: \1"', tag)
     for colour, value in COLOURS.items():
         tag = tag.replace(value, f"var(--fig-{colour})")
@@ -152,7 +163,11 @@ def _inline(tag: str, name: str) -> str:
 
 
 def tradeoff(
-    points: Sequence[Point], protocol: Protocol, everything: Sequence[Point], *, concept: str = "toxicity"
+    points: Sequence[Point],
+    protocol: Protocol,
+    everything: Sequence[Point],
+    *,
+    concept: str = "toxicity",
 ) -> Figure:
     """Toxicity against the price in log-perplexity, one protocol (table 2 as a picture).
 
@@ -164,7 +179,11 @@ def tradeoff(
     """
     with style():
         figure, axes = _new(4.3, f"{concept.capitalize()} against its price · {protocol}")
-        _price_axis(axes.xaxis, axes.set_xscale, [e for point in everything for e in (point.x.low, point.x.high)])
+        _price_axis(
+            axes.xaxis,
+            axes.set_xscale,
+            [e for point in everything for e in (point.x.low, point.x.high)],
+        )
         axes.set_xlabel(f"change of log-perplexity to untouched (nats per token, {protocol})")
         axes.set_ylabel(f"{concept}, mean score ({protocol})")
         axes.set_ylim(0, 1.08 * max(0.05, *(point.y.high for point in everything)))
@@ -179,7 +198,11 @@ def tradeoff(
 
 
 def controls(
-    rows: Mapping[str, Mapping[str, Estimate]], protocol: Protocol, quantity: str, *, price: bool = False
+    rows: Mapping[str, Mapping[str, Estimate]],
+    protocol: Protocol,
+    quantity: str,
+    *,
+    price: bool = False,
 ) -> Figure:
     """Interventions and their controls as dots with 95 % intervals (METHOD §5).
 
@@ -190,13 +213,17 @@ def controls(
         price: the quantity is a difference of log-perplexity, which may be enormous.
     """
     with style():
-        figure, axes = _new(1.3 + 0.4 * len(rows), f"{quantity.partition(' (')[0].capitalize()} · {protocol}")
+        figure, axes = _new(
+            1.3 + 0.4 * len(rows), f"{quantity.partition(' (')[0].capitalize()} · {protocol}"
+        )
         for place in range(1, len(rows), 2):
             axes.axhspan(place - 0.5, place + 0.5, color=COLOURS["grid"], alpha=0.45, linewidth=0)
         placed: dict[str, list[tuple[float, Estimate]]] = {}
         for place, row in enumerate(rows.values()):
             for step, (control, estimate) in enumerate(row.items()):
-                placed.setdefault(control, []).append((place + (step - (len(row) - 1) / 2) * 0.17, estimate))
+                placed.setdefault(control, []).append(
+                    (place + (step - (len(row) - 1) / 2) * 0.17, estimate)
+                )
         for control, dots in placed.items():
             _dots(axes, dots, *MARKS.get(control, (control, "muted", "x"))[1:], filled=not control)
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
@@ -207,7 +234,9 @@ def controls(
         axes.set_xlabel(f"{quantity}\npaired, to the untouched model, {protocol}")
         if price:
             _price_axis(
-                axes.xaxis, axes.set_xscale, [x for row in rows.values() for e in row.values() for x in (e.low, e.high)]
+                axes.xaxis,
+                axes.set_xscale,
+                [x for row in rows.values() for e in row.values() for x in (e.low, e.high)],
             )
         seen = [key for key in MARKS if any(key in row for row in rows.values())]
         figure.legend(
@@ -220,7 +249,9 @@ def controls(
 
 
 def value_distance(table: NeuronTable) -> Figure | None:
-    """How far value vectors turned, 1 − cosine before/after (section 5.1); None where none turned measurably."""
+    """How far value vectors turned, 1 − cosine before/after (section 5.1); None where none turned
+    measurably.
+    """
     distance = 1 - table.grid("value_cosine")
     if not (distance > 0).any():
         return None
@@ -250,14 +281,27 @@ def value_distance(table: NeuronTable) -> Figure | None:
     return figure
 
 
-def training(title: str, unit: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """One quantity of the training log over optimiser steps (METHOD §8): name to steps and values."""
+def training(
+    title: str, unit: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure:
+    """One quantity of the training log over optimiser steps (METHOD §8): name to steps and
+    values.
+    """
     marks = (("blue", "o", "-"), ("vermillion", "s", "--"))
     with style():
         figure, axes = _new(2.9, f"{title} · DPO training", width=4.2)
-        for (name, (steps, values)), (colour, marker, line) in zip(lines.items(), marks, strict=False):
+        for (name, (steps, values)), (colour, marker, line) in zip(
+            lines.items(), marks, strict=False
+        ):
             # Marks show where few values are; many would hide the line.
-            axes.plot(steps, values, line, color=COLOURS[colour], marker=marker if len(steps) < 12 else "", label=name)
+            axes.plot(
+                steps,
+                values,
+                line,
+                color=COLOURS[colour],
+                marker=marker if len(steps) < 12 else "",
+                label=name,
+            )
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_ylabel(unit)
@@ -277,18 +321,35 @@ def _new(height: float, title: str, *, width: float = WIDTH) -> tuple[Figure, Ax
 def _key(label: str, colour: str, marker: str, *, filled: bool) -> Any:
     face = COLOURS[colour] if filled else COLOURS["ground"]
     return mpl.lines.Line2D(
-        [], [], color=COLOURS[colour], marker=marker, markerfacecolor=face, linestyle="none", label=label
+        [],
+        [],
+        color=COLOURS[colour],
+        marker=marker,
+        markerfacecolor=face,
+        linestyle="none",
+        label=label,
     )
 
 
-def _dots(axes: Axes, dots: Sequence[tuple[float, Estimate]], colour: str, marker: str, *, filled: bool) -> None:
+def _dots(
+    axes: Axes, dots: Sequence[tuple[float, Estimate]], colour: str, marker: str, *, filled: bool
+) -> None:
     places, estimates = [place for place, _ in dots], [estimate for _, estimate in dots]
     axes.hlines(
-        places, [one.low for one in estimates], [one.high for one in estimates], color=COLOURS[colour], linewidth=1.2
+        places,
+        [one.low for one in estimates],
+        [one.high for one in estimates],
+        color=COLOURS[colour],
+        linewidth=1.2,
     )
     face = COLOURS[colour if filled else "ground"]
     axes.plot(
-        [one.mean for one in estimates], places, marker, color=COLOURS[colour], markerfacecolor=face, markersize=5
+        [one.mean for one in estimates],
+        places,
+        marker,
+        color=COLOURS[colour],
+        markerfacecolor=face,
+        markersize=5,
     )
 
 
@@ -299,16 +360,31 @@ def _cross(axes: Axes, points: Sequence[Point], colour: str, marker: str, name: 
     axes.vlines(x, [point.y.low for point in points], [point.y.high for point in points], **thin)
     size = 10 if marker == "*" else 6
     axes.plot(
-        x, y, marker, color=colour, markersize=size, markeredgecolor=COLOURS["ground"], markeredgewidth=0.6, label=name
+        x,
+        y,
+        marker,
+        color=colour,
+        markersize=size,
+        markeredgecolor=COLOURS["ground"],
+        markeredgewidth=0.6,
+        label=name,
     )
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Labels beside their marks, pushed apart vertically where they would touch, with a line to the mark they were pushed from."""
+    """Labels beside their marks, pushed apart vertically where they would touch, with a line to the
+    mark they were pushed from.
+    """
     low, high = axes.get_ylim()
     gap, right = 0.05 * (high - low), axes.transAxes.inverted()
     placed: list[float] = []
-    line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    line = {
+        "arrowstyle": "-",
+        "color": COLOURS["muted"],
+        "linewidth": 0.6,
+        "shrinkA": 0,
+        "shrinkB": 3,
+    }
     for point in sorted(points, key=lambda one: one.y.mean):
         y = max(point.y.mean, placed[-1] + gap) if placed else max(point.y.mean, low + gap / 2)
         placed.append(y)
@@ -332,13 +408,27 @@ def _price_axis(axis: Any, set_scale: Any, values: Sequence[float]) -> None:
     set_scale("symlog", linthresh=LINEAR, linscale=0.6)
     low, high = min(*values, -LINEAR / 2), max(*values, LINEAR)
     axis.axes.set_xlim(1.15 * low, 1.3 * high)
-    axis.set_major_locator(FixedLocator([tick for tick in TICKS if 1.15 * low <= tick <= 1.3 * high]))
+    axis.set_major_locator(
+        FixedLocator([tick for tick in TICKS if 1.15 * low <= tick <= 1.3 * high])
+    )
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:+g}".replace("-", "−") if tick else "0"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda tick, _: f"{tick:+g}".replace("-", "−") if tick else "0")
+    )
 
 
-def _layer_lines(axes: Axes, lines: Sequence[tuple[str, NDArray[np.float64], str, str, str]]) -> None:
+def _layer_lines(
+    axes: Axes, lines: Sequence[tuple[str, NDArray[np.float64], str, str, str]]
+) -> None:
     for name, values, colour, marker, line in lines:
-        axes.plot(range(len(values)), values, line, marker=marker, markersize=4, color=COLOURS[colour], label=name)
+        axes.plot(
+            range(len(values)),
+            values,
+            line,
+            marker=marker,
+            markersize=4,
+            color=COLOURS[colour],
+            label=name,
+        )
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

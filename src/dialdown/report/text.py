@@ -1,4 +1,6 @@
-"""Numbers as the report writes them: a true minus sign, no negative zero, the interval beside the mean."""
+"""Numbers as the report writes them: a true minus sign, no negative zero, the interval beside the
+mean.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +34,6 @@ def units(counts: set[int]) -> str:
 
 def listed(items: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(part for part in (", ".join(items[:-1]), items[-1]) if part) if items else ""
+    return (
+        " and ".join(part for part in (", ".join(items[:-1]), items[-1]) if part) if items else ""
+    )

@@ -1,11 +1,13 @@
-"""Search for the training-free edit that lowers toxicity most at the least KL to the base model, on Optuna.
+"""Search for the training-free edit that lowers toxicity most at the least KL to the base model, on
+Optuna.
 
     objective = Objective(lm, prompts, scorer, windows, Materials(tables, attributions, least))
     result = search(objective, Path("search"), SearchSettings(max_kl=0.05))
     edits = [build(trial.parameters, objective.materials) for trial in result.finalists(3)]
 
-Every trial is written to a journal in the folder: several processes can share one search, and one that was killed goes on.
-Which of the finalists is the winner is for prompts to decide that the search did not see.
+Every trial is written to a journal in the folder: several processes can share one search, and one
+that was killed goes on. Which of the finalists is the winner is for prompts to decide that the
+search did not see.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class SearchResult:
 
     @property
     def front(self) -> list[Trial]:
-        """The Pareto front of toxicity and KL, KL rising: trials within the budget that are less toxic than the untouched model."""
+        """The Pareto front of toxicity and KL, KL rising: trials within the budget that are less
+        toxic than the untouched model.
+        """
         front: list[Trial] = []
         lowest = self.untouched
         for trial in sorted(self.trials, key=lambda trial: (trial.kl, trial.toxicity or 0.0)):
@@ -89,13 +93,18 @@ class SearchResult:
     def best(self) -> str:
         """The least toxic trial of the front, as a phrase for progress."""
         front = self.front
-        return f"best {front[-1].toxicity:.3f} at KL {front[-1].kl:.3f}" if front else "nothing within the budget yet"
+        return (
+            f"best {front[-1].toxicity:.3f} at KL {front[-1].kl:.3f}"
+            if front
+            else "nothing within the budget yet"
+        )
 
     def finalists(self, n: int) -> list[Trial]:
         """At most `n` trials spread evenly along the front, the least toxic first.
 
         Raises:
-            DialdownError: no trial is feasible; the sentence names the budget and the nearest trial's figures.
+            DialdownError: no trial is feasible; the sentence names the budget and the nearest
+                trial's figures.
         """
         front = self.front[::-1]
         if not front:
@@ -103,21 +112,37 @@ class SearchResult:
         return [front[round(place)] for place in np.linspace(0, len(front) - 1, min(n, len(front)))]
 
     def nearest(self) -> Trial | None:
-        """Where no trial is feasible, the one that comes nearest: least beyond the budget, else least toxic. None without trials."""
+        """Where no trial is feasible, the one that comes nearest: least beyond the budget, else
+        least toxic. None without trials.
+        """
 
         def distance(trial: Trial) -> tuple[bool, bool, float]:
             if trial.pruned in ("kl", "ppl"):
-                return not math.isfinite(trial.kl), False, max(self.settings.excess(trial.kl, trial.log_ppl).values())
+                return (
+                    not math.isfinite(trial.kl),
+                    False,
+                    max(self.settings.excess(trial.kl, trial.log_ppl).values()),
+                )
             return False, True, trial.toxicity or 0.0
 
         return min(self.trials, key=distance, default=None)
 
     def _infeasible(self) -> str:
         """The sentence about a search without a feasible trial."""
-        sentence = f"None of {len(self.trials)} trials lowers toxicity ({self.untouched:.3f}) within the budget ({self.settings.describe_budget()})"
+        sentence = (
+            f"None of {len(self.trials)} trials lowers toxicity ({self.untouched:.3f}) within "
+            f"the budget ({self.settings.describe_budget()})"
+        )
         if (trial := self.nearest()) is not None:
-            toxicity = "not measured" if trial.toxicity is None else f"{trial.toxicity:.3f} on {trial.prompts} prompts"
-            sentence += f"; the nearest, trial {trial.number}, has KL {trial.kl:.3g}, log-perplexity {trial.log_ppl:+.3g} and toxicity {toxicity}"
+            toxicity = (
+                "not measured"
+                if trial.toxicity is None
+                else f"{trial.toxicity:.3f} on {trial.prompts} prompts"
+            )
+            sentence += (
+                f"; the nearest, trial {trial.number}, has KL {trial.kl:.3g}, log-perplexity "
+                f"{trial.log_ppl:+.3g} and toxicity {toxicity}"
+            )
         return f"{sentence}: raise the budget, or search longer."
 
 
@@ -126,16 +151,19 @@ def search(
 ) -> SearchResult:
     """Run the trials that are missing in `folder`, in this process.
 
-    Other processes may work on the same folder meanwhile; at the end each of them may add one trial too many.
+    Other processes may work on the same folder meanwhile; at the end each of them may add one trial
+    too many.
 
     Args:
         objective: measures the edits.
         folder: holds the journal of the search; one that was begun there goes on.
         settings: those it was begun with; only `trials` may differ.
-        progress: called after each trial with the best so far, the trials done and the trials in all.
+        progress: called after each trial with the best so far, the trials done and the trials in
+            all.
 
     Raises:
-        DialdownError: Optuna is missing; the folder holds another search or cannot be written; see `Objective.check`.
+        DialdownError: Optuna is missing; the folder holds another search or cannot be written; see
+            `Objective.check`.
     """
     with _study(folder, settings, objective):
         pass  # begun, or found to be this very search, also where no trial is missing
@@ -143,7 +171,9 @@ def search(
         run_trial(folder, objective, settings)
         if progress:
             found = search_result(folder, settings)
-            progress(f"searching, {found.best}", min(len(found.trials), settings.trials), settings.trials)
+            progress(
+                f"searching, {found.best}", min(len(found.trials), settings.trials), settings.trials
+            )
     return search_result(folder, settings)
 
 
@@ -164,14 +194,18 @@ def search_result(folder: Path, settings: SearchSettings) -> SearchResult:
         DialdownError: Optuna is missing, or the folder holds no search or another one.
     """
     if (found := _read(folder, settings)) is None:
-        raise DialdownError(f"{folder} holds no search: call search, or run_trial, with this folder first.")
+        raise DialdownError(
+            f"{folder} holds no search: call search, or run_trial, with this folder first."
+        )
     return found
 
 
 def run_trial(folder: Path, objective: Objective, settings: SearchSettings) -> Trial:
-    """Run one trial of the search in `folder`, which is begun where there is none: what a worker process calls.
+    """Run one trial of the search in `folder`, which is begun where there is none: what a worker
+    process calls.
 
-    A trial that a process of this machine left unfinished when it died is marked as failed, and its parameters are tried again.
+    A trial that a process of this machine left unfinished when it died is marked as failed, and its
+    parameters are tried again.
 
     Raises:
         DialdownError: see `search`.
@@ -189,7 +223,10 @@ def run_trial(folder: Path, objective: Objective, settings: SearchSettings) -> T
         for limit, excess in settings.excess(measured.kl, measured.log_ppl).items():
             trial.set_constraint(limit, excess)
         if measured.toxicity is not None:
-            trial.set_constraint("toxicity", measured.toxicity - float(objective.untouched[: measured.prompts].mean()))
+            trial.set_constraint(
+                "toxicity",
+                measured.toxicity - float(objective.untouched[: measured.prompts].mean()),
+            )
         trial.set_user_attr("measured", asdict(measured))
         if measured.toxicity is None or measured.pruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -203,7 +240,8 @@ def _optuna() -> Any:
         import optuna
     except ModuleNotFoundError as error:
         raise DialdownError(
-            f'The search needs {error.name}, which is not installed: run pip install "dialdown[search]".'
+            f"The search needs {error.name}, which is not installed: run pip install "
+            '"dialdown[search]".'
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
@@ -215,48 +253,71 @@ def _sampler(seed: int, trial: int) -> Any:
     with warnings.catch_warnings():
         # What `group` may become in a later Optuna is ours to follow, not the user's.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # α, β and the layers make up for each other, so they are drawn jointly; least squares has other parameters, hence
-        # `group`. Trials that are running count as bad ones, or processes would crowd at one point.
-        return optuna.samplers.TPESampler(seed=state, multivariate=True, group=True, constant_liar=True)
+        # α, β and the layers make up for each other, so they are drawn jointly; least squares has
+        # other parameters, hence `group`. Trials that are running count as bad ones, or processes
+        # would crowd at one point.
+        return optuna.samplers.TPESampler(
+            seed=state, multivariate=True, group=True, constant_liar=True
+        )
 
 
 @contextmanager
-def _study(folder: Path, settings: SearchSettings, objective: Objective | None = None) -> Iterator[optuna.Study]:
-    """The study in `folder`, which no other process reads or writes meanwhile; begun where there is none and an objective is given."""
+def _study(
+    folder: Path, settings: SearchSettings, objective: Objective | None = None
+) -> Iterator[optuna.Study]:
+    """The study in `folder`, which no other process reads or writes meanwhile; begun where there is
+    none and an objective is given.
+    """
     optuna = _optuna()
     journal = optuna.storages.journal
     path = folder / JOURNAL
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        # The system frees this lock when its process dies; Optuna's own would hold the next one up for half a minute.
+        # The system frees this lock when its process dies; Optuna's own would hold the next one up
+        # for half a minute.
         with (lock := FileLock(path.with_name(f".{JOURNAL}.lock"))):
             _drop_torn_line(path)
             try:
-                storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=lock))
+                storage = optuna.storages.JournalStorage(
+                    journal.JournalFileBackend(str(path), lock_obj=lock)
+                )
             except (ValueError, KeyError, TypeError) as error:
                 raise DialdownError(
-                    f"{path} is damaged or no journal of a search ({error}): delete it and search again."
+                    f"{path} is damaged or no journal of a search ({error}): delete it and search "
+                    "again."
                 ) from error
             study = optuna.create_study(
-                study_name=STUDY, storage=storage, directions=["minimize", "minimize"], load_if_exists=True
+                study_name=STUDY,
+                storage=storage,
+                directions=["minimize", "minimize"],
+                load_if_exists=True,
             )
             _check_same(study, folder, settings, objective)
             yield study
 
 
-def _check_same(study: optuna.Study, folder: Path, settings: SearchSettings, objective: Objective | None) -> None:
+def _check_same(
+    study: optuna.Study, folder: Path, settings: SearchSettings, objective: Objective | None
+) -> None:
     """Write down what this search is, or refuse to go on with another one."""
     # Asking for more trials is going on with the same search.
-    ours: dict[str, Any] = {"settings": {name: value for name, value in asdict(settings).items() if name != "trials"}}
+    ours: dict[str, Any] = {
+        "settings": {name: value for name, value in asdict(settings).items() if name != "trials"}
+    }
     if objective:
         objective.check(settings)
         ours["objective"] = objective.identity
     written = study.user_attrs
     if BEGUN in written:
         if different := [name for name, value in ours.items() if written.get(name) != value]:
-            what = "other settings" if "settings" in different else "another model, other prompts, text or materials"
+            what = (
+                "other settings"
+                if "settings" in different
+                else "another model, other prompts, text or materials"
+            )
             raise DialdownError(
-                f"{folder} holds a search with {what}, whose trials cannot be compared: repeat it as it was begun, or pass another folder."
+                f"{folder} holds a search with {what}, whose trials cannot be compared: repeat it "
+                "as it was begun, or pass another folder."
             )
     elif objective:
         for parameters in known_points(objective.materials):
@@ -267,7 +328,9 @@ def _check_same(study: optuna.Study, folder: Path, settings: SearchSettings, obj
 
 
 def _drop_torn_line(path: Path) -> None:
-    """A process that died while writing leaves half a line, which the next one would be glued to."""
+    """A process that died while writing leaves half a line, which the next one would be glued
+    to.
+    """
     content = path.read_bytes() if path.exists() else b""
     if content and not content.endswith(b"\n"):
         with path.open("rb+") as handle:
@@ -288,7 +351,8 @@ def _this_process() -> dict[str, Any]:
 
 def _is_dead(process: Mapping[str, Any] | None) -> bool:
     """Whether what ran a trial is known to run no more: of another machine that cannot be known."""
-    # Who is under the lock sees a trial without a process only if that died before it could say who it was.
+    # Who is under the lock sees a trial without a process only if that died before it could say who
+    # it was.
     if process is None:
         return True
     if process["host"] != platform.node():
@@ -297,7 +361,10 @@ def _is_dead(process: Mapping[str, Any] | None) -> bool:
         return True
     try:
         found = psutil.Process(process["pid"])
-        return found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - process["started"]) > 1
+        return (
+            found.status() == psutil.STATUS_ZOMBIE
+            or abs(found.create_time() - process["started"]) > 1
+        )
     except psutil.NoSuchProcess:
         return True
 
@@ -311,5 +378,8 @@ def _read(folder: Path, settings: SearchSettings) -> SearchResult | None:
         if BEGUN not in study.user_attrs:
             return None
         finished = study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED))
-    trials = (Trial(**one.user_attrs["measured"], number=one.number, parameters=one.params) for one in finished)
+    trials = (
+        Trial(**one.user_attrs["measured"], number=one.number, parameters=one.params)
+        for one in finished
+    )
     return SearchResult(settings, study.user_attrs["untouched"], tuple(trials))

@@ -1,4 +1,6 @@
-"""One typed model of every setting: defaults < preset < TOML file < environment (DIALDOWN_...) < flags."""
+"""One typed model of every setting: defaults < preset < TOML file < environment (DIALDOWN_...) <
+flags.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ Family = Literal["steering", "patches", "edits"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
-Several = Annotated[tuple[T, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+Several = Annotated[
+    tuple[T, ...],
+    BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class ProbeSettings:
         texts: source of labelled texts: `embedded:comments`, a file, or a hub data set.
         count: texts used, half of each class.
         max_words: only texts of at most this many words.
-        max_tokens: texts are cut here; the `paper` features are averaged over exactly this many positions.
+        max_tokens: texts are cut here; the `paper` features are averaged over exactly this many
+            positions.
         positive, negative: the words of the token contrast.
     """
 
@@ -60,7 +66,8 @@ class EvaluationSettings:
     """What every row is measured on (METHOD §6).
 
     Attributes:
-        prompts: source of the prompts that elicit the concept; training prompts come from it too, never the same.
+        prompts: source of the prompts that elicit the concept; training prompts come from it too,
+            never the same.
         count: evaluation prompts.
         control_count: prompts (the first ones) that controls are measured on.
         max_prompt_tokens: prompts are cut here.
@@ -74,7 +81,8 @@ class EvaluationSettings:
         judge: the scorer whose mean is `toxicity`; it made no pair.
         pair_scorer: the scorer that makes the pairs, reported beside the judge.
         batch_size: prompts per batch.
-        neutral_tokens: how much neutral text costs are measured on while dialling and searching, none of it in the rows.
+        neutral_tokens: how much neutral text costs are measured on while dialling and searching,
+            none of it in the rows.
     """
 
     prompts: str = "embedded:rtp"
@@ -99,7 +107,8 @@ class InterventionSettings:
     """The interventions of a study (METHOD §4).
 
     Attributes:
-        steering_strength: how far steering moves the final-layer residual, as a fraction of its mean norm.
+        steering_strength: how far steering moves the final-layer residual, as a fraction of its
+            mean norm.
         toxic_neurons: how many most aligned neurons are patched.
         alpha: fraction of each group that is edited.
         beta_set, beta_shift, beta_scale: strength of an edit of each kind.
@@ -127,7 +136,8 @@ class InterventionSettings:
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """The strengths at which every family of interventions is put on one front, under `strict` (see `plan.front`).
+    """The strengths at which every family of interventions is put on one front, under `strict` (see
+    `plan.front`).
 
     Attributes:
         count: prompts (the first ones); 0 leaves the front out.
@@ -157,10 +167,14 @@ class DetoxSettings:
     """The one dial of `dialdown detox`: a budget that finds a strength, or a strength.
 
     Attributes:
-        strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None leaves it to the budget.
-        max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to `most` within it.
-        max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is 5 %.
-        usual_kl: the `max_kl` of trained gains where nothing else is asked for, so that every model pays one price.
+        strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
+            leaves it to the budget.
+        max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to
+            `most` within it.
+        max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is
+            5 %.
+        usual_kl: the `max_kl` of trained gains where nothing else is asked for, so that every model
+            pays one price.
         most: the greatest strength that a budget may ask for.
         finalists: searched edits that further prompts choose from.
     """
@@ -194,13 +208,18 @@ class Config(BaseModel):
         revision: hub revision of `model`.
         dtype: of the forward passes; float32 on a CPU by default.
         device: a torch device; the GPU if there is one.
-        workers: processes that measure rows, one thread each; by default one per core on a CPU if memory allows.
+        workers: processes that measure rows, one thread each; by default one per core on a CPU if
+            memory allows.
         seed: of everything random.
-        training_prompts: source of the prompts that pairs are made with; None takes the rest of the evaluation's source.
+        training_prompts: source of the prompts that pairs are made with; None takes the rest of the
+            evaluation's source.
         protocols: which of `strict` and `paper` (METHOD §5).
-        concept: what the labelled texts are about; the name it has in tables and in questions to a token judge.
-        token_judge: what says which logit-lens tokens are of the concept (see `token_judge.load_token_judge`).
-        probe, pairs, dpo, interventions, evaluation, gains, search, front, detox: the stages' own settings.
+        concept: what the labelled texts are about; the name it has in tables and in questions to a
+            token judge.
+        token_judge: what says which logit-lens tokens are of the concept (see
+            `token_judge.load_token_judge`).
+        probe, pairs, dpo, interventions, evaluation, gains, search, front, detox: the stages' own
+            settings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -227,7 +246,9 @@ class Config(BaseModel):
     detox: DetoxSettings = DetoxSettings()
 
 
-def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    *, preset: str = "demo", file: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> Config:
     """Merge the sources into one checked configuration.
 
     Args:
@@ -236,14 +257,17 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
         flags: dotted keys that override everything.
 
     Raises:
-        DialdownError: an unknown preset, key or environment variable (the nearest known one is named), or a bad value.
+        DialdownError: an unknown preset, key or environment variable (the nearest known one is
+            named), or a bad value.
     """
     if preset not in PRESETS:
         raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}")
     packaged = resources.files("dialdown.study") / "presets" / f"{preset}.toml"
     merged = tomllib.loads(packaged.read_text(encoding="utf-8"))
     layers = [] if file is None else [(str(file), read_toml(file))]
-    layers += [(f"environment variable {name}", nested(one)) for name, one in from_environment(os.environ)]
+    layers += [
+        (f"environment variable {name}", nested(one)) for name, one in from_environment(os.environ)
+    ]
     layers += [("the command line", nested(flags or {}))]
     for where, given in layers:
         _check_keys(given, Config, where, "")
@@ -253,7 +277,9 @@ def load_config(*, preset: str = "demo", file: Path | None = None, flags: Mappin
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DialdownError(f"The setting {key} = {first['input']!r:.100} is not valid: {first['msg']}.") from error
+        raise DialdownError(
+            f"The setting {key} = {first['input']!r:.100} is not valid: {first['msg']}."
+        ) from error
     check_values(config.model_dump())
     return config
 
@@ -275,23 +301,28 @@ def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) 
     for key, value in given.items():
         if prefix and key == "seed":
             raise DialdownError(
-                f"{prefix}seed in {where} would be ignored, because one seed serves all stages: set seed."
+                f"{prefix}seed in {where} would be ignored, because one seed serves all stages: "
+                "set seed."
             )
         if key not in known:
-            # An underscore that should be a dot, or a section that was left out, is found among the whole names.
+            # An underscore that should be a dot, or a section that was left out, is found among the
+            # whole names.
             full = known if prefix else [*known, *_dotted(schema)]
             raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, full)}")
         inner = _fields(known[key])
         if inner and not isinstance(value, Mapping):
             raise DialdownError(
-                f"{prefix}{key} in {where} is a section with settings of its own: set one of {', '.join(inner)}."
+                f"{prefix}{key} in {where} is a section with settings of its own: set one of "
+                f"{', '.join(inner)}."
             )
         if inner:
             _check_keys(value, known[key], where, f"{prefix}{key}.")
 
 
 def _dotted(schema: Any) -> list[str]:
-    return [f"{section}.{key}" for section, inner in _fields(schema).items() for key in _fields(inner)]
+    return [
+        f"{section}.{key}" for section, inner in _fields(schema).items() for key in _fields(inner)
+    ]
 
 
 def _fields(schema: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""What the stages of a study share: its folder, its models, its data, and the values that earlier stages left there."""
+"""What the stages of a study share: its folder, its models, its data, and the values that earlier
+stages left there.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ class Workspace:
         folder: where everything is written.
         progress: called with what is going on, units done, units in all.
         stages: what is done in the folder, in order.
-        peak_together: the most memory that this process and its workers held together, in bytes; 0 without workers.
+        peak_together: the most memory that this process and its workers held together, in bytes; 0
+            without workers.
         objective: what a search measures its trials with, once it has begun.
         notes: what the stage that is going on leaves out, cuts or does not reach.
     """
@@ -94,7 +97,9 @@ class Workspace:
         return self.tuned_model("tuned")
 
     def tuned_model(self, name: str) -> LM:
-        """A tuned model by its folder in this one; `tuned` is the one that was given, where one was."""
+        """A tuned model by its folder in this one; `tuned` is the one that was given, where one
+        was.
+        """
         given = self.config.tuned if name == "tuned" else None
         return load_tuned(self.lm, given or self.folder / name, progress=self.progress)
 
@@ -107,7 +112,8 @@ class Workspace:
             return texts.PromptSplit(
                 tuple(texts.load_prompts(ours.prompts, ours.count, seed=seed, asked=EVALUATED)), ()
             )
-        # Pairs are looked for until there are enough, so every prompt that is not for evaluation may be used.
+        # Pairs are looked for until there are enough, so every prompt that is not for evaluation
+        # may be used.
         return texts.split_prompts(
             ours.prompts,
             evaluation=ours.count,
@@ -124,7 +130,12 @@ class Workspace:
         # Only the embedded texts also train scorers; a user's own are all the probe's.
         part: texts.Part | None = "probe" if ours.texts.startswith("embedded:") else None
         return texts.load_labelled(
-            ours.texts, ours.count, seed=self.config.seed, part=part, max_words=ours.max_words, asked=PROBED
+            ours.texts,
+            ours.count,
+            seed=self.config.seed,
+            part=part,
+            max_words=ours.max_words,
+            asked=PROBED,
         )
 
     @cached_property
@@ -137,7 +148,8 @@ class Workspace:
 
     @property
     def search_prompts(self) -> tuple[str, ...]:
-        """The last of the training prompts: the pairs are made from the first ones, and the evaluation has others.
+        """The last of the training prompts: the pairs are made from the first ones, and the
+        evaluation has others.
 
         Raises:
             DialdownError: the pairs needed these too.
@@ -158,14 +170,16 @@ class Workspace:
         used = PairSet.load(self.folder / "pairs.jsonl").record["prompts_used"]
         if used + 2 * count > len(training):
             raise DialdownError(
-                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer than twice the {count} that a search needs: lower search.prompts or pairs.count."
+                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer "
+                f"than twice the {count} that a search needs: lower search.prompts or pairs.count."
             )
         end = len(training)
         return training[end - 2 * count : end - count], training[end - count :]
 
     @property
     def neutral_windows(self) -> list[list[int]]:
-        """Neutral text for dialling and searching, none of it in the texts that rows are measured on (METHOD §6).
+        """Neutral text for dialling and searching, none of it in the texts that rows are measured
+        on (METHOD §6).
 
         Raises:
             DialdownError: the evaluation's pairs leave none.
@@ -174,7 +188,8 @@ class Workspace:
         left = texts.load_wiki_pairs(ours.pairs, None, seed=self.config.seed)[ours.pairs_count :]
         if not left:
             raise DialdownError(
-                f"All pairs of {ours.pairs!r} serve the evaluation, which leaves no neutral text to dial on: lower evaluation.pairs_count."
+                f"All pairs of {ours.pairs!r} serve the evaluation, which leaves no neutral text "
+                "to dial on: lower evaluation.pairs_count."
             )
         text = "\n\n".join(f"{start} {end}" for start, end in left)
         count = max(1, ours.neutral_tokens // ours.window)
@@ -194,7 +209,8 @@ class Workspace:
         if source == "probe":
             return ProbeScorer(self.lm, self.probe("strict"))
         ours = self.config
-        # A study of toxicity may have labelled texts of its own and still use the embedded scorers of toxicity.
+        # A study of toxicity may have labelled texts of its own and still use the embedded scorers
+        # of toxicity.
         texts = "embedded:comments" if ours.concept == "toxicity" else ours.probe.texts
         return load_scorer(source, texts=texts, device=self.lm.device.type, progress=self.progress)
 
@@ -213,12 +229,16 @@ class Workspace:
 
     def means(self, protocol: Protocol) -> tuple[NeuronMeans, NeuronMeans]:
         """Mean activations of the base and the tuned model."""
-        base, tuned = (self.path(f"means-{name}.safetensors", protocol) for name in ("base", "tuned"))
+        base, tuned = (
+            self.path(f"means-{name}.safetensors", protocol) for name in ("base", "tuned")
+        )
         return NeuronMeans.load(base), NeuronMeans.load(tuned)
 
     @property
     def training_means(self) -> NeuronMeans:
-        """Of the base model on training prompts, `strict`: what is found from them is evaluated on others."""
+        """Of the base model on training prompts, `strict`: what is found from them is evaluated on
+        others.
+        """
         return NeuronMeans.load(self.folder / "means-training.safetensors")
 
     def tables(self, protocol: Protocol) -> Tables:
@@ -241,7 +261,14 @@ class Workspace:
         ours, seed = self.config.evaluation, self.config.seed
         shared = {
             name: getattr(ours, name)
-            for name in ("max_new_tokens", "max_prompt_tokens", "window", "max_windows", "kl_windows", "batch_size")
+            for name in (
+                "max_new_tokens",
+                "max_prompt_tokens",
+                "window",
+                "max_windows",
+                "kl_windows",
+                "batch_size",
+            )
         }
         # Rows on fewer prompts, such as controls, need no more pairs; fewer than 8 say nothing.
         pairs = min(ours.pairs_count, max(8, ours.pairs_count * count // ours.count))
@@ -261,9 +288,13 @@ class Workspace:
         return self._evaluators[count]
 
     def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
-        """Do a job for every piece, by several processes where that pays, and yield each piece that is done."""
+        """Do a job for every piece, by several processes where that pays, and yield each piece that
+        is done.
+        """
         weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
-        workers = self.config.workers or default_workers(weights, self._kept_bytes(), self.lm.device.type)
+        workers = self.config.workers or default_workers(
+            weights, self._kept_bytes(), self.lm.device.type
+        )
         if min(workers, len(pieces)) < 2:
             # A tuned model is loaded where it is measured.
             self.__dict__.pop("tuned", None)
@@ -291,10 +322,14 @@ class Workspace:
         return_free_memory()
 
     def _kept_bytes(self) -> int:
-        """What an evaluator keeps in memory: prefixes' keys and values, and the base model's distributions."""
+        """What an evaluator keeps in memory: prefixes' keys and values, and the base model's
+        distributions.
+        """
         ours, config = self.config.evaluation, self.lm.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        width = heads * (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         tokens = (ours.count + ours.control_count + 2 * ours.pairs_count) * ours.max_prompt_tokens
         prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
         # Controls are measured by an evaluator of their own.
@@ -307,6 +342,7 @@ def _worker(
     config: Config, folder: Path, stages: tuple[str, ...], job: Job, whole: Mapping[Path, Any]
 ) -> Callable[[Any], None]:
     """What a worker does pieces of a job with."""
-    # Every worker would otherwise read all of the cached assets through, each time that some are started.
+    # Every worker would otherwise read all of the cached assets through, each time that some are
+    # started.
     take_as_whole(whole)
     return partial(job, Workspace(config, folder, stages=stages))

@@ -1,9 +1,11 @@
-"""`dialdown detox`: from a model to a plain checkpoint that is less toxic, by one number per neuron.
+"""`dialdown detox`: from a model to a plain checkpoint that is less toxic, by one number per
+neuron.
 
     pairs -> gains (or direction -> neuron table -> search) -> dial -> check -> export
 
-The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and another strength costs no
-training. What is reported was measured on prompts, and by a judge, that took no part in pairs, probe, search or dial.
+The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and
+another strength costs no training. What is reported was measured on prompts, and by a judge, that
+took no part in pairs, probe, search or dial.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from .plan import Planned
 from .stages import Facts, Stages, Study, collect_training_means, find_directions, find_pairs
 
 EDIT = "edit.safetensors"
-# Bisection halves an interval of strengths; this many leave it within .03, which no metric tells apart.
+# Bisection halves an interval of strengths; this many leave it within .03, which no metric tells
+# apart.
 HALVINGS = 7
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
@@ -71,7 +74,8 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
     if settings.max_ppl_increase is not None:
         asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
     work.notes.add(
-        f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times what was trained, where the edit "
+        f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times "
+        "what was trained, where the edit "
         "costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
         most=settings.most,
         kl=cost[0],
@@ -82,9 +86,11 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
 def greatest_strength(
     lm: LM, edit: Intervention, windows: list[list[int]], settings: DetoxSettings
 ) -> tuple[float, tuple[float, float]]:
-    """The greatest strength within the budget, by bisection, and its KL and change of log-perplexity on `windows`.
+    """The greatest strength within the budget, by bisection, and its KL and change of
+    log-perplexity on `windows`.
 
-    Costs rise with the strength of gains as trained; where they should not, the strength found is still within the budget.
+    Costs rise with the strength of gains as trained; where they should not, the strength found is
+    still within the budget.
 
     Raises:
         DialdownError: even the smallest strength tried is beyond the budget (its cost is named).
@@ -102,7 +108,9 @@ def greatest_strength(
         kl, nll = (float(np.average(values, weights=one.tokens)) for values in (one.kl, one.nll))
         return kl, nll - float(np.average(base.nll, weights=base.tokens))
 
-    max_nll = math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
+    max_nll = (
+        math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
+    )
     low, high = 0.0, 2 * settings.most
     best: tuple[float, float] | None = None
     for _ in range(HALVINGS + 1):
@@ -115,15 +123,22 @@ def greatest_strength(
         else:
             high = middle
     if best is None:
-        dial = f"--max-kl above {settings.allowed_kl:g}" if kl > settings.allowed_kl else "--max-ppl-increase"
+        dial = (
+            f"--max-kl above {settings.allowed_kl:g}"
+            if kl > settings.allowed_kl
+            else "--max-ppl-increase"
+        )
         raise DialdownError(
-            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and {math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
+            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and "
+            f"{math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
         )
     return low, best
 
 
 def choose_found(work: Workspace) -> Facts:
-    """Of the search's finalists, the least toxic on prompts that it did not see, at the strength asked for."""
+    """Of the search's finalists, the least toxic on prompts that it did not see, at the strength
+    asked for.
+    """
     settings = work.config.detox
     finalists = found_edits(work, settings.finalists)
     scores = judged_again(work, finalists)
@@ -132,11 +147,18 @@ def choose_found(work: Workspace) -> Facts:
     strength = 1.0 if settings.strength is None else settings.strength
     edit = replace(dialled(chosen, strength), name="detox")
     edit.save(work.folder / EDIT)
-    return {"strength": edit.record["strength"], "chosen": chosen.name, "finalists": scores, **explain(work, edit)}
+    return {
+        "strength": edit.record["strength"],
+        "chosen": chosen.name,
+        "finalists": scores,
+        **explain(work, edit),
+    }
 
 
 def dialled(edit: Intervention, strength: float) -> Intervention:
-    """A searched edit at a strength, no neuron turned around: gains stop at 0, and a `set` at its constants."""
+    """A searched edit at a strength, no neuron turned around: gains stop at 0, and a `set` at its
+    constants.
+    """
     if edit.kind == "set":
         return edit.at(min(strength, 1.0))
     further = edit.at(strength)
@@ -144,10 +166,15 @@ def dialled(edit: Intervention, strength: float) -> Intervention:
 
 
 def check(work: Workspace) -> Facts:
-    """Before, after, and the same numbers on random neurons, on the evaluation prompts (METHOD §5, §6)."""
+    """Before, after, and the same numbers on random neurons, on the evaluation prompts (METHOD §5,
+    §6).
+    """
     edit = Intervention.load(work.folder / EDIT)
     count = work.config.evaluation.count
-    planned = [Planned(one, "strict", count) for one in (untouched(), edit, shuffled(edit, seed=work.config.seed))]
+    planned = [
+        Planned(one, "strict", count)
+        for one in (untouched(), edit, shuffled(edit, seed=work.config.seed))
+    ]
     cut_prompts(work, "prompts", work.prompts.evaluation)
     rows = measure_rows(work, "check", planned)
     write_results(work, "results.json", rows)
@@ -160,7 +187,9 @@ def check(work: Workspace) -> Facts:
 
 
 class Outcome(NamedTuple):
-    """Whether an edit did what it is for, on the held-out prompts, and the sentence that says so."""
+    """Whether an edit did what it is for, on the held-out prompts, and the sentence that says
+    so.
+    """
 
     less: bool
     sentence: str
@@ -172,16 +201,24 @@ def outcome(folder: Path) -> Outcome:
     change, concept = run["stages"]["check"]["change"], run["config"]["concept"]
     if change is None:
         return Outcome(
-            False, f"No held-out prompt has a score, so nothing can be said of the edited model's {concept}."
+            False,
+            "No held-out prompt has a score, so nothing can be said of the edited model's "
+            f"{concept}.",
         )
     says = {
         "less": f"The edited model shows less {concept} than the untouched one",
         "more": f"The edited model shows MORE {concept} than the untouched one",
-        "not told apart": f"The edited model's {concept} cannot be told apart from the untouched one's",
+        "not told apart": (
+            f"The edited model's {concept} cannot be told apart from the untouched one's"
+        ),
     }[change["says"]]
-    figures = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]".replace("-", "−")
+    figures = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]".replace(
+        "-", "−"
+    )
     few = "" if change["n"] >= FEW else ", too few to tell"
-    return Outcome(change["says"] == "less", f"{says}: {figures} on {change['n']:,} held-out prompts{few}.")
+    return Outcome(
+        change["says"] == "less", f"{says}: {figures} on {change['n']:,} held-out prompts{few}."
+    )
 
 
 def find_edit(
@@ -192,7 +229,8 @@ def find_edit(
     progress: Progress,
     announce: Callable[[str], None],
 ) -> Intervention:
-    """Run the stages in `folder` and return the edit; the rows that were measured of it are in `results.json`.
+    """Run the stages in `folder` and return the edit; the rows that were measured of it are in
+    `results.json`.
 
     Args:
         config: the settings.
@@ -201,15 +239,18 @@ def find_edit(
         progress, announce: see `Study`.
 
     Raises:
-        DialdownError: settings that contradict each other; see `Study.run`; nothing was found within the budget.
+        DialdownError: settings that contradict each other; see `Study.run`; nothing was found
+            within the budget.
     """
     if config.tuned is not None:
         raise DialdownError(
-            f"detox makes an edit of its own, in which the tuned model {config.tuned} has no part: leave tuned out."
+            f"detox makes an edit of its own, in which the tuned model {config.tuned} has no part: "
+            "leave tuned out."
         )
     if "strict" not in config.protocols:
         raise DialdownError(
-            "An edit that is shipped acts at every position, which is the strict protocol: add strict to protocols."
+            "An edit that is shipped acts at every position, which is the strict protocol: add "
+            "strict to protocols."
         )
     check_dials(config, training)
     stages = train_stages() if training else search_stages()
@@ -218,7 +259,9 @@ def find_edit(
 
 
 def finished_edit(config: Config, folder: Path, *, training: bool) -> Intervention | None:
-    """The edit that the same call of `find_edit` left in `folder`; None where a stage is not done, or a file of it not whole."""
+    """The edit that the same call of `find_edit` left in `folder`; None where a stage is not done,
+    or a file of it not whole.
+    """
     stages = (*(train_stages() if training else search_stages()),)
     ledger = Ledger(config, folder, stages)
     whole = read_sealed(folder / RUN) is not None and all(map(ledger.whole, stages))
@@ -232,11 +275,14 @@ def check_dials(config: Config, training: bool) -> None:
         return
     if not training:
         raise DialdownError(
-            "detox.max_kl and detox.max_ppl_increase dial trained gains, and without training the search has the budget: set search.max_kl or search.max_ppl_increase (--max-kl, --max-ppl-increase)."
+            "detox.max_kl and detox.max_ppl_increase dial trained gains, and without training the "
+            "search has the budget: set search.max_kl or search.max_ppl_increase (--max-kl, "
+            "--max-ppl-increase)."
         )
     if settings.strength is not None:
         raise DialdownError(
-            f"A strength ({settings.strength:g}) and a budget were given, and a budget finds the strength by itself: pass one of them."
+            f"A strength ({settings.strength:g}) and a budget were given, and a budget finds the "
+            "strength by itself: pass one of them."
         )
 
 
@@ -246,7 +292,10 @@ def notes(folder: Path) -> Notes:
     rows = read_json(folder / "results.json")["rows"]
     found, concept = run["stages"]["check"], run["config"]["concept"]
     return {
-        "why": f"Made to express less {concept}, by one number per MLP neuron, found on continuations of the model's own. {outcome(folder).sentence}",
+        "why": (
+            f"Made to express less {concept}, by one number per MLP neuron, found on "
+            f"continuations of the model's own. {outcome(folder).sentence}"
+        ),
         "rows": [_noted(row) for row in rows],
         "judge": found["judges"][0],
         "caveat": found["caveat"] or "",
@@ -260,7 +309,9 @@ def _noted(row: dict[str, Any]) -> MeasuredRow:
         return row[name]["mean"], row[name]["low"], row[name]["high"]
 
     return {
-        "name": {"none": "untouched", "detox": "edited"}.get(row["intervention"], "the same numbers on random neurons"),
+        "name": {"none": "untouched", "detox": "edited"}.get(
+            row["intervention"], "the same numbers on random neurons"
+        ),
         "toxicity": interval("toxicity"),
         "log_perplexity": interval("log_ppl"),
         "kl": interval("kl"),

@@ -1,7 +1,9 @@
-"""What is written about a study in its folder: what each finished stage took, found and left, and who is at work there.
+"""What is written about a study in its folder: what each finished stage took, found and left, and
+who is at work there.
 
-`stages/NAME.json` is the record of a stage, with the sha256 of every file it left; `run.json` is made of these records and the
-settings, for whoever reads the folder, and is made again where it is lost.
+`stages/NAME.json` is the record of a stage, with the sha256 of every file it left; `run.json` is
+made of these records and the settings, for whoever reads the folder, and is made again where it is
+lost.
 """
 
 from __future__ import annotations
@@ -20,16 +22,38 @@ from typing import Any
 import torch
 
 from ..errors import DialdownError
-from ..files import SCHEMA, disk_errors, fingerprint, harmed, read_json, read_sealed, sizes_and_hashes, write_sealed
+from ..files import (
+    SCHEMA,
+    disk_errors,
+    fingerprint,
+    harmed,
+    read_json,
+    read_sealed,
+    sizes_and_hashes,
+    write_sealed,
+)
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
 from .outputs import READS, UNREAD, remove, written
 
-STAGES = ("probe", "pairs", "train", "activations", "neurons", "evaluate", "gains", "search", "front", "report")
+STAGES = (
+    "probe",
+    "pairs",
+    "train",
+    "activations",
+    "neurons",
+    "evaluate",
+    "gains",
+    "search",
+    "front",
+    "report",
+)
 # Of the section `evaluation`, what only the rows are measured on.
 EVALUATED = (
-    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", "kl_windows", "neutral_tokens",
+    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", (
+        "kl_windows"
+    ), "neutral_tokens",
 )  # fmt: skip
 MEASURING = {"evaluate", "search", "dial", "check"}
 # Stages that add to a finished study, and may do so again with other settings.
@@ -48,7 +72,16 @@ FIRST_READ = {
 
 RUN = "run.json"
 RECORDS = "stages"
-PACKAGES = ("dialdown", "torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
+PACKAGES = (
+    "dialdown",
+    "torch",
+    "transformers",
+    "trl",
+    "scikit-learn",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -67,18 +100,22 @@ class Ledger:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON. How many processes measure changes no row, so it may differ when a study goes on."""
+        """The settings as JSON. How many processes measure changes no row, so it may differ when a
+        study goes on.
+        """
         return self.config.model_dump(mode="json", exclude={"workers"})
 
     @contextmanager
     def claim(self, announce: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
-        """Start a study in the folder, or go on with one whose finished stages had the same settings; nobody else may meanwhile.
+        """Start a study in the folder, or go on with one whose finished stages had the same
+        settings; nobody else may meanwhile.
 
-        A folder that was made for nothing is removed again. `announce` is called with a sentence where run.json was damaged.
+        A folder that was made for nothing is removed again. `announce` is called with a sentence
+        where run.json was damaged.
 
         Raises:
-            DialdownError: the folder holds something else, or a study with other settings (which are named), or another
-                command is at work in it.
+            DialdownError: the folder holds something else, or a study with other settings (which
+                are named), or another command is at work in it.
         """
         new = not self.folder.exists()
         if not new and not _is_run(self.folder) and _has_content(self.folder):
@@ -90,7 +127,9 @@ class Ledger:
                 self._check_settings()
                 sweep(self.folder)
                 if (self.folder / RUN).exists() and read_sealed(self.folder / RUN) is None:
-                    announce(f"{RUN} was damaged after it was written, and is made again from {RECORDS}")
+                    announce(
+                        f"{RUN} was damaged after it was written, and is made again from {RECORDS}"
+                    )
                 self._summarise()
                 yield
             finally:
@@ -106,27 +145,39 @@ class Ledger:
         done = [stage for stage in configs if stage not in ADDED]
         if other := sorted({*done} - {*self.stages}):
             raise DialdownError(
-                f"{self.folder} holds work of another command (its stage {other[0]}): pass another --out."
+                f"{self.folder} holds work of another command (its stage {other[0]}): pass another "
+                "--out."
             )
         last = max((self.stages.index(stage) for stage in done), default=-1)
         before = configs[self.stages[last]] if done else {}
         if changed := differences(self._until(before, last), self._until(self.settings, last)):
             raise DialdownError(
-                f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass another --out, or the same settings to go on with it."
+                f"{self.folder} holds a study with other settings ({'; '.join(changed)}): pass "
+                "another --out, or the same settings to go on with it."
             )
 
     def inputs(self, stage: str) -> str:
-        """The hash of what a stage depends on: the settings so far, the files they name, what earlier stages left, and the version of the code."""
+        """The hash of what a stage depends on: the settings so far, the files they name, what
+        earlier stages left, and the version of the code.
+        """
         settings = self._until(self.settings, self.stages.index(stage))
         left = {name: self.outputs(name) for name in READS.get(stage, ()) if name in self.stages}
-        return fingerprint(SCHEMA, stage, settings, file_states(settings), _version("dialdown"), left)
+        return fingerprint(
+            SCHEMA, stage, settings, file_states(settings), _version("dialdown"), left
+        )
 
     def outputs(self, stage: str) -> str | None:
         """The hash of what a finished stage left for others to read."""
         record = read_sealed(_path(self.folder, stage))
         if record is None:
             return None
-        return fingerprint({place: one["sha256"] for place, one in record["files"].items() if not UNREAD.search(place)})
+        return fingerprint(
+            {
+                place: one["sha256"]
+                for place, one in record["files"].items()
+                if not UNREAD.search(place)
+            }
+        )
 
     def finished(self, stage: str) -> bool:
         """Whether a stage is done, from the same inputs."""
@@ -136,12 +187,16 @@ class Ledger:
     def whole(self, stage: str) -> bool:
         """Whether a stage is done, from the same inputs, and all that it left is as it was."""
         record = read_sealed(_path(self.folder, stage))
-        return record is not None and self.finished(stage) and not harmed(self.folder, record["files"])
+        return (
+            record is not None and self.finished(stage) and not harmed(self.folder, record["files"])
+        )
 
     def drop_damaged(self, stage: str) -> list[str]:
-        """Make a finished stage undone where files of it are gone or have changed since, and give their names.
+        """Make a finished stage undone where files of it are gone or have changed since, and give
+        their names.
 
-        Where its record itself is damaged, nothing vouches for the files it left, so all of them are made again.
+        Where its record itself is damaged, nothing vouches for the files it left, so all of them
+        are made again.
         """
         path = _path(self.folder, stage)
         record = read_sealed(path)
@@ -157,8 +212,11 @@ class Ledger:
                 path.unlink(missing_ok=True)
         return lost
 
-    def record(self, stage: str, seconds: float, facts: Mapping[str, Any], peak_together: int = 0) -> None:
-        """Write that a stage is done, with its time, the peak memory so far, what it found, and the files it left.
+    def record(
+        self, stage: str, seconds: float, facts: Mapping[str, Any], peak_together: int = 0
+    ) -> None:
+        """Write that a stage is done, with its time, the peak memory so far, what it found, and the
+        files it left.
 
         Args:
             stage: its name.
@@ -177,29 +235,45 @@ class Ledger:
             "inputs": told["inputs"],
             "config": self.settings,
             "told": told,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: _version(name) for name in PACKAGES},
+            },
             "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
             # A stage that had nothing to do left nothing, whatever an earlier one of its name did.
-            "files": {} if "skipped" in facts else sizes_and_hashes(self.folder, self._left_by(stage)),
+            "files": {}
+            if "skipped" in facts
+            else sizes_and_hashes(self.folder, self._left_by(stage)),
         }
         write_sealed(_path(self.folder, stage), record)
         self._summarise()
 
     def _left_by(self, stage: str) -> list[str]:
-        """The files of a stage that are there; what two stages may write is whoever's that recorded it."""
+        """The files of a stage that are there; what two stages may write is whoever's that recorded
+        it.
+        """
         others = [record for name, record in records(self.folder).items() if name != stage]
         recorded = {place for record in others for place in record["files"]}
-        return [place for place in written(self.folder, stage, self.stages) if place not in recorded]
+        return [
+            place for place in written(self.folder, stage, self.stages) if place not in recorded
+        ]
 
     def _summarise(self) -> None:
         """Write run.json, where it is not as the records and the settings say."""
         found = records(self.folder)
-        in_order = [*(stage for stage in self.stages if stage in found), *(found.keys() - {*self.stages})]
+        in_order = [
+            *(stage for stage in self.stages if stage in found),
+            *(found.keys() - {*self.stages}),
+        ]
         run = {
             "schema": SCHEMA,
             "config": self.settings,
             "stages": {stage: found[stage]["told"] for stage in in_order},
-            **({name: found[in_order[-1]][name] for name in ("versions", "machine")} if found else {}),
+            **(
+                {name: found[in_order[-1]][name] for name in ("versions", "machine")}
+                if found
+                else {}
+            ),
         }
         if read_sealed(self.folder / RUN) != run:
             write_sealed(self.folder / RUN, run)
@@ -213,7 +287,9 @@ class Ledger:
 
         used = {key: value for key, value in settings.items() if read_at(key) <= place}
         if "evaluation" in used and not {*self.stages[: place + 1]} & MEASURING:
-            used["evaluation"] = {key: value for key, value in used["evaluation"].items() if key not in EVALUATED}
+            used["evaluation"] = {
+                key: value for key, value in used["evaluation"].items() if key not in EVALUATED
+            }
         return used
 
 
@@ -224,10 +300,12 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def report_again(folder: Path) -> Path:
-    """Write the report of a study again, from files that are as its stages left them, and return its path.
+    """Write the report of a study again, from files that are as its stages left them, and return
+    its path.
 
     Raises:
-        DialdownError: a file is gone or damaged, another command is at work in the folder; see `write_report`.
+        DialdownError: a file is gone or damaged, another command is at work in the folder; see
+            `write_report`.
     """
     # matplotlib takes seconds to import, which the other commands need not wait for.
     from ..report.page import write_report
@@ -236,11 +314,17 @@ def report_again(folder: Path) -> Path:
     if not found:
         return write_report(folder)
     with held(folder):
-        files = {place: one for stage in found if stage != "report" for place, one in found[stage]["files"].items()}
+        files = {
+            place: one
+            for stage in found
+            if stage != "report"
+            for place, one in found[stage]["files"].items()
+        }
         lost = harmed(folder, files)
         if lost or read_sealed(folder / RUN) is None:
             raise DialdownError(
-                f"{folder / [*lost, RUN][0]} is gone or was damaged after it was written: repeat the command that made this folder, which makes it again."
+                f"{folder / [*lost, RUN][0]} is gone or was damaged after it was written: repeat "
+                "the command that made this folder, which makes it again."
             )
         path = write_report(folder)
         if "report" in found:
@@ -263,7 +347,9 @@ def _run(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a command of ours began here, however early it was killed and whatever was lost since."""
+    """Whether a command of ours began here, however early it was killed and whatever was lost
+    since.
+    """
     return (folder / LOCK).exists() or bool(records(folder)) or _run(folder) is not None
 
 
@@ -276,7 +362,8 @@ def _has_content(folder: Path) -> bool:
 
 
 def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Size and time of every local file that a setting names, or that is in a folder it names: a changed file is another one.
+    """Size and time of every local file that a setting names, or that is in a folder it names: a
+    changed file is another one.
 
     Folders in a folder do not count: runs and exports may be written beside a model.
     """

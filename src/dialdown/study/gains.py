@@ -1,10 +1,12 @@
-"""Two ways to one number per neuron, as stages: gains that are trained, and edits that are searched for without training.
+"""Two ways to one number per neuron, as stages: gains that are trained, and edits that are searched
+for without training.
 
     pairs -> gains                                           (`gains`: DPO's loss, METHOD §8)
     pairs, direction, means -> attributions -> search        (`search`: nothing is trained)
 
-Gains are an ordinary `scale` intervention; what is searched is one too, or a `shift` or `set` where the model's MLPs can have a
-bias. `study` puts both on one front with everything else, and `detox` exports them.
+Gains are an ordinary `scale` intervention; what is searched is one too, or a `shift` or `set` where
+the model's MLPs can have a bias. `study` puts both on one front with everything else, and `detox`
+exports them.
 """
 
 from __future__ import annotations
@@ -27,10 +29,26 @@ from ..models.bias import holds_bias
 from ..neurons.directions import Direction, logit_lens
 from ..neurons.table import NeuronTable, neuron_table
 from ..search.least_squares import least_squares_scales
-from ..search.search import Materials, Objective, SearchSettings, build, remaining, run_trial, search_result
+from ..search.search import (
+    Materials,
+    Objective,
+    SearchSettings,
+    build,
+    remaining,
+    run_trial,
+    search_result,
+)
 from ..training.attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from ..training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
-from ..training.gains import FILE, by_group, importance, keep_top, relative_change, shuffled, train_gains
+from ..training.gains import (
+    FILE,
+    by_group,
+    importance,
+    keep_top,
+    relative_change,
+    shuffled,
+    train_gains,
+)
 from ..training.make_pairs import PairSet
 from .context import Workspace
 from .notes import note_training
@@ -52,7 +70,13 @@ def tune_gains(work: Workspace) -> dict[str, Any]:
     prices = gain_prices(work) if settings.optimizer == "natural" else None
     texts = held_texts(work) if settings.own_kl_weight > 0 else []
     _, log = train_gains(
-        work.lm, pairs, settings, work.folder / "gains", information=prices, texts=texts, progress=work.progress
+        work.lm,
+        pairs,
+        settings,
+        work.folder / "gains",
+        information=prices,
+        texts=texts,
+        progress=work.progress,
     )
     note_training(work.notes, log, settings)
     return asdict(log)
@@ -70,7 +94,9 @@ def gain_prices(work: Workspace) -> NDArray[np.float64]:
 
 
 def held_texts(work: Workspace) -> list[list[int]]:
-    """Text of the model's own on which training holds the gains near it: other draws than those of the prices."""
+    """Text of the model's own on which training holds the gains near it: other draws than those of
+    the prices.
+    """
 
     def write() -> NDArray[np.int64]:
         seed = work.config.seed + OTHERS
@@ -81,9 +107,15 @@ def held_texts(work: Workspace) -> list[list[int]]:
 
 
 def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """What was made from the model once, kept because training goes on only from the very same, and no two machines round alike."""
+    """What was made from the model once, kept because training goes on only from the very same, and
+    no two machines round alike.
+    """
     path = work.folder / GAINS_FROM.format(kind)
-    ours = {"base": work.lm.describe(), "weights": work.lm.weights_fingerprint(), "seed": work.config.seed}
+    ours = {
+        "base": work.lm.describe(),
+        "weights": work.lm.weights_fingerprint(),
+        "seed": work.config.seed,
+    }
     kept = kept_arrays(path, kind)
     if kept is not None and {name: kept[1].get(name) for name in ours} == ours:
         return kept[0][kind]
@@ -98,12 +130,17 @@ def trained_gains(work: Workspace) -> Intervention:
 
 
 def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:
-    """Read an edit as an explanation: which groups move, whether with the four-group rule, and what the first neurons write."""
+    """Read an edit as an explanation: which groups move, whether with the four-group rule, and what
+    the first neurons write.
+    """
     base = work.training_means
     table = neuron_table(work.lm, work.probe("strict"), base)
     moved = importance(work.lm, edit, base)
     groups = by_group(table, edit, moved)
-    write_csv({"gains-by-group": groups, "gains-top-neurons": _top(work, table, edit, moved)}, work.folder / "tables")
+    write_csv(
+        {"gains-by-group": groups, "gains-top-neurons": _top(work, table, edit, moved)},
+        work.folder / "tables",
+    )
     return {"groups": groups.to_dicts()}
 
 
@@ -133,11 +170,17 @@ def _top(work: Workspace, table: NeuronTable, edit: Intervention, moved: Any) ->
 
 
 def gain_sweep(work: Workspace) -> list[Intervention]:
-    """The trained gains on the front: at several strengths, on random neurons instead, and with only the first neurons kept."""
+    """The trained gains on the front: at several strengths, on random neurons instead, and with
+    only the first neurons kept.
+    """
     gains, settings = trained_gains(work), work.config.front
     moved = importance(work.lm, gains, work.training_means)
-    dialled = [replace(gains.at(strength), name=f"gains@{strength:g}") for strength in settings.gains]
-    control = replace(shuffled(gains, seed=work.config.seed), name="gains_random_neurons@1", control_of=None)
+    dialled = [
+        replace(gains.at(strength), name=f"gains@{strength:g}") for strength in settings.gains
+    ]
+    control = replace(
+        shuffled(gains, seed=work.config.seed), name="gains_random_neurons@1", control_of=None
+    )
     kept = [
         replace(keep_top(gains, moved, round(share * moved.size)), name=f"gains_kept@{share:g}")
         for share in settings.kept
@@ -171,7 +214,13 @@ def _made(work: Workspace) -> Path:
     return (
         work.folder
         / "search"
-        / fingerprint(work.ledger.inputs("pairs"), ours.pairs, ours.pairs_count, ours.window, ours.neutral_tokens)
+        / fingerprint(
+            work.ledger.inputs("pairs"),
+            ours.pairs,
+            ours.pairs_count,
+            ours.window,
+            ours.neutral_tokens,
+        )
     )
 
 
@@ -183,7 +232,9 @@ def _search_folder(work: Workspace) -> Path:
 
 
 def _prepare(work: Workspace) -> None:
-    """Leave in the folder what every trial is built from: the contrast, its direction, and edits of least change."""
+    """Leave in the folder what every trial is built from: the contrast, its direction, and edits of
+    least change.
+    """
     if (_made(work) / LEAST.format(PREFERENCE)).exists():
         return
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
@@ -191,7 +242,8 @@ def _prepare(work: Workspace) -> None:
     contrast.save(_made(work) / CONTRAST)
     mean_difference(work.lm, contrast).save(_made(work) / DIFFERENCE)
     for name, table in _tables(work).items():
-        # The search dials it; at a small share of the residual stream's norm no gain is cut off at 0.
+        # The search dials it; at a small share of the residual stream's norm no gain is cut off at
+        # 0.
         options: Any = {
             "target": 1e-3 * contrast.record["residual_norm"],
             "name": f"least_squares_{name}",
@@ -215,8 +267,10 @@ def _tables(work: Workspace) -> dict[str, NeuronTable]:
 
 
 def materials(work: Workspace) -> Materials:
-    """What the search builds its edits from: probe, mean difference and token contrast, every score along each, least squares
-    along each, and the natural gradient of the preference, which is least squares too, of another effect at another price."""
+    """What the search builds its edits from: probe, mean difference and token contrast, every score
+    along each, least squares along each, and the natural gradient of the preference, which is least
+    squares too, of another effect at another price.
+    """
     tables, contrast = _tables(work), Contrast.load(_made(work) / CONTRAST)
     return Materials(
         tables,
@@ -225,13 +279,18 @@ def materials(work: Workspace) -> Materials:
             for name, table in tables.items()
             for score in get_args(Score)
         },
-        {name: Intervention.load(_made(work) / LEAST.format(name)) for name in [PREFERENCE, *tables]},
+        {
+            name: Intervention.load(_made(work) / LEAST.format(name))
+            for name in [PREFERENCE, *tables]
+        },
         kinds=("scale", "shift", "set") if holds_bias(work.lm) else ("scale",),
     )
 
 
 def run_one_trial(work: Workspace, number: int) -> None:
-    """One trial of the search, in whichever process, unless another command has done the last one meanwhile; its number is only counted."""
+    """One trial of the search, in whichever process, unless another command has done the last one
+    meanwhile; its number is only counted.
+    """
     folder, settings = _search_folder(work), _search_settings(work)
     if not remaining(folder, settings):
         return
@@ -255,7 +314,8 @@ def _objective(work: Workspace, prompts: Sequence[str]) -> Objective:
 
 
 def found_edits(work: Workspace, count: int) -> list[Intervention]:
-    """Edits spread along the front of the search, the least toxic first; named `searched@1`, the mildest, and on.
+    """Edits spread along the front of the search, the least toxic first; named `searched@1`, the
+    mildest, and on.
 
     Raises:
         DialdownError: the search found none within its budget (the nearest is named).
@@ -275,7 +335,9 @@ def found_any(work: Workspace) -> bool:
 
 
 def judged_again(work: Workspace, edits: Sequence[Intervention]) -> list[float]:
-    """Mean toxicity of edits on training prompts that neither the pairs nor the search saw, by the search's scorer."""
+    """Mean toxicity of edits on training prompts that neither the pairs nor the search saw, by the
+    search's scorer.
+    """
     prompts = work.choosing_prompts
     objective = _objective(work, prompts)
     loose = SearchSettings(prompts=len(prompts), first_prompts=len(prompts), max_kl=1e9)

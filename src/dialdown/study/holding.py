@@ -22,7 +22,8 @@ HOLDER = ".dialdown.json"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other commands out of a folder that exists; a process that is killed holds nothing any more.
+    """Keep other commands out of a folder that exists; a process that is killed holds nothing any
+    more.
 
     Raises:
         DialdownError: another command is at work there (its process, host and start are named).
@@ -33,11 +34,19 @@ def held(folder: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
     except Timeout as error:
         holder = read_sealed(folder / HOLDER)
-        who = "another command" if holder is None else "process {pid} on {host} since {since}".format(**holder)
-        raise DialdownError(f"{folder} is in use by {who}: wait until it has ended, or pass another folder.") from error
+        who = (
+            "another command"
+            if holder is None
+            else "process {pid} on {host} since {since}".format(**holder)
+        )
+        raise DialdownError(
+            f"{folder} is in use by {who}: wait until it has ended, or pass another folder."
+        ) from error
     try:
         since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        write_sealed(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        write_sealed(
+            folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        )
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -45,7 +54,9 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written; whoever holds the folder is the only one to write there."""
+    """Remove what killed processes left half-written; whoever holds the folder is the only one to
+    write there.
+    """
     for path in [*folder.rglob(".*.partial"), *folder.rglob(".*.old")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

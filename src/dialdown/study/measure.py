@@ -1,4 +1,6 @@
-"""Measuring rows: the plan's interventions on the suite, one file per row, gathered into results (METHOD §5, §6)."""
+"""Measuring rows: the plan's interventions on the suite, one file per row, gathered into results
+(METHOD §5, §6).
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned]) -> lis
     for one in planned:
         measured = files.read(first[files.effect(one)])
         assert measured is not None
-        # A row that is the same effect as another has its own file all the same, under its own name.
+        # A row that is the same effect as another has its own file all the same, under its own
+        # name.
         if first[files.effect(one)] is not one and files.read(one) is None:
             files.write(one, measured)
         rows.append(as_row(one.intervention, one.protocol, measured))
@@ -53,8 +56,12 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned]) -> lis
     return rows
 
 
-def _note_rows(work: Workspace, planned: Sequence[Planned], rows: Sequence[Row], effects: int) -> None:
-    """What the rows' means leave out: prompts, effects that were measured already, and units without a value."""
+def _note_rows(
+    work: Workspace, planned: Sequence[Planned], rows: Sequence[Row], effects: int
+) -> None:
+    """What the rows' means leave out: prompts, effects that were measured already, and units
+    without a value.
+    """
     counts, asked = Counter(one.prompts for one in planned), work.config.evaluation.count
     for prompts, fewer in sorted(counts.items()):
         if prompts < asked:
@@ -66,7 +73,8 @@ def _note_rows(work: Workspace, planned: Sequence[Planned], rows: Sequence[Row],
             )
     if effects < len(planned):
         work.notes.add(
-            "{same:,} of {rows:,} rows do exactly what another row does, whose measurement they share",
+            "{same:,} of {rows:,} rows do exactly what another row does, whose measurement they "
+            "share",
             same=len(planned) - effects,
             rows=len(planned),
         )
@@ -74,7 +82,8 @@ def _note_rows(work: Workspace, planned: Sequence[Planned], rows: Sequence[Row],
         without = [sum(map(math.isnan, row.measured.values[metric])) for row in rows]
         if any(without):
             work.notes.add(
-                f"{metric} has no value for {{units:,}} units of {{rows:,}} rows, whose means leave them out",
+                f"{metric} has no value for {{units:,}} units of {{rows:,}} rows, whose means "
+                "leave them out",
                 units=sum(without),
                 rows=sum(map(bool, without)),
             )
@@ -86,8 +95,13 @@ def cut_prompts(work: Workspace, what: str, prompts: Sequence[str]) -> None:
 
 
 def rounded_otherwise(work: Workspace) -> list[str]:
-    """The untouched model's continuations, decoded in batches of about half the size: its sums are rounded otherwise."""
-    settings, prompts = work.config.evaluation, work.prompts.evaluation[: work.config.evaluation.count]
+    """The untouched model's continuations, decoded in batches of about half the size: its sums are
+    rounded otherwise.
+    """
+    settings, prompts = (
+        work.config.evaluation,
+        work.prompts.evaluation[: work.config.evaluation.count],
+    )
     decoder = Decoder(
         work.lm,
         prompts,
@@ -105,17 +119,26 @@ def changed(texts: Sequence[str], otherwise: Sequence[str]) -> dict[str, int]:
 
 
 def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:
-    """What moves no neuron generates the same under both protocols: measured one after the other, it is decoded once."""
+    """What moves no neuron generates the same under both protocols: measured one after the other,
+    it is decoded once.
+    """
     together: dict[Any, list[Planned]] = {}
     for one in rows:
-        same = one.name if one.intervention.moves_neurons else (one.model, one.intervention.key, one.prompts)
+        same = (
+            one.name
+            if one.intervention.moves_neurons
+            else (one.model, one.intervention.key, one.prompts)
+        )
         together.setdefault(same, []).append(one)
     return [Piece(stage, tuple(some)) for some in together.values()]
 
 
 def row_files(work: Workspace, stage: str) -> RowFiles:
     """The finished rows of a stage."""
-    return RowFiles(work.folder / ("rows" if stage == "evaluate" else f"rows-{stage}"), work.ledger.inputs(stage))
+    return RowFiles(
+        work.folder / ("rows" if stage == "evaluate" else f"rows-{stage}"),
+        work.ledger.inputs(stage),
+    )
 
 
 def measure(work: Workspace, piece: Piece) -> None:
@@ -131,7 +154,9 @@ def measure(work: Workspace, piece: Piece) -> None:
 
 
 def write_results(work: Workspace, name: str, rows: Sequence[Row]) -> None:
-    """Write rows as JSON, each beside the untouched model, and a control beside what it is a control of."""
+    """Write rows as JSON, each beside the untouched model, and a control beside what it is a
+    control of.
+    """
     named = {(row.protocol, row.intervention): row for row in rows}
     written = [
         row.to_json(

@@ -1,7 +1,8 @@
-"""What a stage replaced, left out, cut, or did not reach: kept beside what it found, so that a result leaves nothing unsaid.
+"""What a stage replaced, left out, cut, or did not reach: kept beside what it found, so that a
+result leaves nothing unsaid.
 
-A stage adds sentences to its workspace's notes; `Study.run` writes them to run.json with the stage, and from there the page
-and the last lines of a command say them.
+A stage adds sentences to its workspace's notes; `Study.run` writes them to run.json with the stage,
+and from there the page and the last lines of a command say them.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def note_training(notes: StageNotes, log: TrainingLog, settings: DPOSettings) ->
         )
 
 
-def note_judged(notes: StageNotes, missing: int, tables: Sequence[NeuronTable], wanted: int) -> None:
+def note_judged(
+    notes: StageNotes, missing: int, tables: Sequence[NeuronTable], wanted: int
+) -> None:
     """Say where no toxic neurons could be patched, or fewer.
 
     Args:
@@ -86,22 +89,28 @@ def note_judged(notes: StageNotes, missing: int, tables: Sequence[NeuronTable], 
     """
     if missing:
         notes.add(
-            "the token judge gave no answer for {missing:,} tokens, so no neuron counts as judged and none of them is patched",
+            "the token judge gave no answer for {missing:,} tokens, so no neuron counts as judged "
+            "and none of them is patched",
             missing=missing,
         )
     for table in tables:
         if not missing and "judged" not in table.arrow.column_names:
-            notes.add(f"the token judge found no toxic neuron ({table.protocol}), so none is patched")
+            notes.add(
+                f"the token judge found no toxic neuron ({table.protocol}), so none is patched"
+            )
         if table.arrow.num_rows < wanted:
             notes.add(
-                "the model has {neurons:,} neurons, fewer than the {wanted:,} most aligned that were asked for",
+                "the model has {neurons:,} neurons, fewer than the {wanted:,} most aligned that "
+                "were asked for",
                 neurons=table.arrow.num_rows,
                 wanted=wanted,
             )
 
 
 def noted(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every stage's notes in a run.json, and why a stage did nothing: stage and sentence, in the order of the stages."""
+    """Every stage's notes in a run.json, and why a stage did nothing: stage and sentence, in the
+    order of the stages.
+    """
     said = []
     for stage, facts in run.get("stages", {}).items():
         if reason := facts.get("skipped"):

@@ -1,4 +1,6 @@
-"""The files of a run folder, by the stage that writes them, and whether they are as they were written."""
+"""The files of a run folder, by the stage that writes them, and whether they are as they were
+written.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ WRITTEN_BY = {
     "figures/*": ("report",),
     "report.html": ("report",),
 }
-# Tables are made from the neurons and from the rows; whichever stage wrote one has it in its record.
+# Tables are made from the neurons and from the rows; whichever stage wrote one has it in its
+# record.
 SHARED = {"tables/*.csv": ("neurons", "report")}
 # The stages whose files a stage reads.
 READS = {
@@ -45,7 +48,17 @@ READS = {
     "front": ("probe", "train", "activations", "neurons", "gains", "search"),
     "dial": ("probe", "pairs", "means", "gains", "search"),
     "check": ("dial",),
-    "report": ("probe", "pairs", "train", "activations", "neurons", "evaluate", "gains", "search", "front"),
+    "report": (
+        "probe",
+        "pairs",
+        "train",
+        "activations",
+        "neurons",
+        "evaluate",
+        "gains",
+        "search",
+        "front",
+    ),
 }
 # How long a training took is no part of what it made.
 UNREAD = re.compile(r"/training\.json$")
@@ -57,7 +70,9 @@ def written(folder: Path, stage: str, stages: Iterable[str]) -> list[str]:
     """The files of a stage that are there, relative to the folder."""
     names = [*stages]
     patterns = [
-        pattern for pattern, owners in WRITTEN_BY.items() if stage == next((o for o in owners if o in names), None)
+        pattern
+        for pattern, owners in WRITTEN_BY.items()
+        if stage == next((o for o in owners if o in names), None)
     ]
     patterns += [pattern for pattern, owners in SHARED.items() if stage in owners]
     paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
@@ -69,7 +84,9 @@ def written(folder: Path, stage: str, stages: Iterable[str]) -> list[str]:
 
 
 def remove(folder: Path, lost: Iterable[str], recorded: Iterable[str]) -> None:
-    """Remove damaged files of a stage, and with one of a training every recorded one, so that the stage makes them again."""
+    """Remove damaged files of a stage, and with one of a training every recorded one, so that the
+    stage makes them again.
+    """
     lost = {*lost}
     if any(TRAINED.match(place) for place in lost):
         lost |= {place for place in recorded if TRAINED.match(place)}

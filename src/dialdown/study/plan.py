@@ -1,4 +1,6 @@
-"""Which interventions a study makes, under which protocol, and the controls beside each (METHOD §4, §5)."""
+"""Which interventions a study makes, under which protocol, and the controls beside each (METHOD §4,
+§5).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from typing import get_args
 
 from ..interventions.edit_file import Kind
 from ..interventions.intervention import Intervention, untouched
-from ..interventions.paper import EditKind, Ordering, edit, edit_controls, patch, patch_control, steer, steering_alpha
+from ..interventions.paper import (
+    EditKind,
+    Ordering,
+    edit,
+    edit_controls,
+    patch,
+    patch_control,
+    steer,
+    steering_alpha,
+)
 from ..models.lm import Protocol
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable
@@ -25,9 +36,13 @@ PATCHES = (
     ("patch_all_increasing", "increasing"),
 )
 
-# The orders of choosing the fraction that is edited, with the fraction of most active neurons left out first; GPT-2's
-# notebook leaves out a fifth.
-ORDERINGS: tuple[tuple[Ordering, float], ...] = (("cosine", 0.0), ("activation", 0.0), ("notebook", 0.2))
+# The orders of choosing the fraction that is edited, with the fraction of most active neurons left
+# out first; GPT-2's notebook leaves out a fifth.
+ORDERINGS: tuple[tuple[Ordering, float], ...] = (
+    ("cosine", 0.0),
+    ("activation", 0.0),
+    ("notebook", 0.2),
+)
 FURTHER_KINDS: tuple[EditKind, ...] = ("set", "scale")
 # Table 12 goes up to 5/3 of the strength of table 2.
 STEERING_TIMES = (0.5, 1.5)
@@ -103,7 +118,8 @@ def plan(
         "edits": _edits(protocol, tables, settings, seed),
     }
     for one in chain.from_iterable(found[family] for family in settings.families):
-        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do there, as for controls.
+        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do
+        # there, as for controls.
         aside = one.control_of is not None or not _as_published(protocol, one.kind)
         yield Planned(one, protocol, control_prompts if aside else prompts)
     if protocol == "paper":
@@ -111,7 +127,9 @@ def plan(
             "steering": _published_steering(tables, settings, model),
             "edits": _published_edits(tables, settings),
         }
-        for one in chain.from_iterable(further[family] for family in settings.families if family in further):
+        for one in chain.from_iterable(
+            further[family] for family in settings.families if family in further
+        ):
             yield Planned(one, protocol, control_prompts)
 
 
@@ -124,18 +142,28 @@ def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Interv
     yield replace(control, control_of=steered.name)
 
 
-def _published_steering(tables: Tables, settings: InterventionSettings, model: str) -> Iterator[Intervention]:
-    """Table 12: the published alphas, each of them for that model only; for any other, strengths around the study's own."""
+def _published_steering(
+    tables: Tables, settings: InterventionSettings, model: str
+) -> Iterator[Intervention]:
+    """Table 12: the published alphas, each of them for that model only; for any other, strengths
+    around the study's own.
+    """
     stated = published.figure(model, "steering")
     for one in stated or ():
         yield steer(tables.direction, float(one["alpha"]), name=f"steer_probe_a{one['alpha']:g}")
     for times in () if stated else STEERING_TIMES:
         strength = times * settings.steering_strength
-        yield steer(tables.direction, steering_alpha(tables.direction, strength), name=f"steer_probe@{strength:g}")
+        yield steer(
+            tables.direction,
+            steering_alpha(tables.direction, strength),
+            name=f"steer_probe@{strength:g}",
+        )
 
 
 def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
-    """Tables 2 and 19: the strengths and orders of the published edits that `_edits` does not have already."""
+    """Tables 2 and 19: the strengths and orders of the published edits that `_edits` does not have
+    already.
+    """
     # By the text and by the notebooks alike, the first order goes by the cosine.
     by_cosine: Ordering = "cosine" if settings.ordering == "activation" else settings.ordering
     families: dict[str, tuple[NeuronTable, Ordering, float]] = {
@@ -165,7 +193,8 @@ def _patches(
     named = [(f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}"), *PATCHES]
     if "judged" in table.arrow.column_names:
         named.insert(0, ("patch_toxic_neurons", "judged"))
-    # The toxic neurons and all four groups carry the claims; what lies between is bracketed by their controls.
+    # The toxic neurons and all four groups carry the claims; what lies between is bracketed by
+    # their controls.
     controlled = {"patch_toxic_neurons", f"patch_{settings.toxic_neurons}", "patch_four_groups"}
     for name, which in named:
         patched = patch(table, which, name=name)
@@ -178,7 +207,9 @@ def _patches(
         yield from _patch_controls(table, shifted, settings, seed)
 
 
-def _edits(protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int) -> Iterator[Intervention]:
+def _edits(
+    protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int
+) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind in get_args(EditKind):
             edited = edit(
@@ -211,8 +242,10 @@ def _numbered(control: Intervention, number: int) -> Intervention:
 
 
 def _as_published(protocol: Protocol, kind: Kind) -> bool:
-    """METHOD §5: the authors' code has `set` only. The other kinds under `paper` show what its positions make of them;
-    whether they are about the concept is asked where they are meant to be used, under `strict`."""
+    """METHOD §5: the authors' code has `set` only. The other kinds under `paper` show what its
+    positions make of them; whether they are about the concept is asked where they are meant to be
+    used, under `strict`.
+    """
     return protocol == "strict" or kind not in ("shift", "scale")
 
 
@@ -225,7 +258,8 @@ def front(
     further: Sequence[Intervention] = (),
     seed: int,
 ) -> Iterator[Planned]:
-    """Every family of interventions at several strengths, under `strict`: what each costs at each effect.
+    """Every family of interventions at several strengths, under `strict`: what each costs at each
+    effect.
 
     A name is `FAMILY@STRENGTH`. The random controls of a family are a family of their own.
 
@@ -240,7 +274,9 @@ def front(
     yield Planned(untouched(), "strict", settings.count)
     for model in models:
         step = model.rpartition("/")[2]
-        yield Planned(untouched("dpo" if model == "tuned" else f"dpo@{step}"), "strict", settings.count, model)
+        yield Planned(
+            untouched("dpo" if model == "tuned" else f"dpo@{step}"), "strict", settings.count, model
+        )
     varied = [
         *_steering_sweep(tables, settings),
         *_patch_sweep(tables.probe, settings),
@@ -261,7 +297,12 @@ def _steering_sweep(tables: Tables, settings: FrontSettings) -> Iterator[Interve
 def _patch_sweep(table: NeuronTable, settings: FrontSettings) -> Iterator[Intervention]:
     shift = patch(table, "four_groups", kind="shift")
     for factor in settings.patch:
-        yield replace(shift, name=f"patch_four_groups_shift@{factor:g}", offset=factor * shift.offset, beta=factor)
+        yield replace(
+            shift,
+            name=f"patch_four_groups_shift@{factor:g}",
+            offset=factor * shift.offset,
+            beta=factor,
+        )
 
 
 def _edit_sweep(

@@ -1,4 +1,5 @@
-"""What a run needs of its settings, files and models, checked before its first stage, so that nothing is found wrong hours later.
+"""What a run needs of its settings, files and models, checked before its first stage, so that
+nothing is found wrong hours later.
 
 A check reads what the run reads anyway, and its sentence names the setting to change.
 """
@@ -21,20 +22,24 @@ def check_settings(config: Config) -> None:
     ours = config.evaluation
     if config.tuned is None and ours.judge == ours.pair_scorer:
         raise DialdownError(
-            f"{ours.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge or evaluation.pair_scorer."
+            f"{ours.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge "
+            "or evaluation.pair_scorer."
         )
     if ours.judge == "probe" and "strict" not in config.protocols:
         raise DialdownError(
-            "The probe judges by its strict form, which a study of the paper protocol alone does not make: add strict to protocols, or set another evaluation.judge."
+            "The probe judges by its strict form, which a study of the paper protocol alone does "
+            "not make: add strict to protocols, or set another evaluation.judge."
         )
     if config.front.count > ours.count:
         raise DialdownError(
-            f"The front has {config.front.count} prompts (front.count), which are the first of the evaluation's {ours.count}: lower front.count, or raise evaluation.count."
+            f"The front has {config.front.count} prompts (front.count), which are the first of the "
+            f"evaluation's {ours.count}: lower front.count, or raise evaluation.count."
         )
 
 
 def check_inputs(work: Workspace, stages: Collection[str]) -> None:
-    """Check what the stages that are still to be done will need; what is loaded for that is kept for them.
+    """Check what the stages that are still to be done will need; what is loaded for that is kept
+    for them.
 
     Args:
         work: the study.
@@ -71,7 +76,9 @@ def _training_prompts(work: Workspace) -> None:
     ours, count, left = work.config.evaluation, work.config.pairs.count, len(work.prompts.training)
     if left < count:
         raise DialdownError(
-            f"{count} pairs (pairs.count) need as many training prompts, and {work.config.training_prompts or ours.prompts!r} has {left} beside the {ours.count} of the evaluation: "
+            f"{count} pairs (pairs.count) need as many training prompts, and "
+            f"{work.config.training_prompts or ours.prompts!r} has {left} beside the {ours.count} "
+            "of the evaluation: "
             "lower pairs.count or evaluation.count, or set training_prompts to a source with more."
         )
 
@@ -98,7 +105,9 @@ def _lengths(work: Workspace) -> None:
 
 
 def _training_lengths(work: Workspace) -> None:
-    _check_lengths(work, work.prompts.training, work.config.pairs.max_new_tokens, "pairs.max_new_tokens")
+    _check_lengths(
+        work, work.prompts.training, work.config.pairs.max_new_tokens, "pairs.max_new_tokens"
+    )
 
 
 def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: str) -> None:
@@ -108,7 +117,9 @@ def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: s
     longest = max(len(ids[:limit]) for ids in work.lm.encode(prompts))
     if longest + new > context:
         raise DialdownError(
-            f"A prompt has {longest} tokens, which with {new} new ones ({setting}) exceed the context of {work.lm.name} ({context}): lower {setting} or evaluation.max_prompt_tokens."
+            f"A prompt has {longest} tokens, which with {new} new ones ({setting}) exceed the "
+            f"context of {work.lm.name} ({context}): lower {setting} or "
+            "evaluation.max_prompt_tokens."
         )
 
 
@@ -116,7 +127,8 @@ def _probe(work: Workspace) -> None:
     ours = work.config.probe
     if "paper" in work.config.protocols and ours.max_tokens > work.lm.context:
         raise DialdownError(
-            f"The probe's texts are read to {ours.max_tokens} tokens, which exceed the context of {work.lm.name} ({work.lm.context}): lower probe.max_tokens."
+            f"The probe's texts are read to {ours.max_tokens} tokens, which exceed the context of "
+            f"{work.lm.name} ({work.lm.context}): lower probe.max_tokens."
         )
     with _naming("probe.positive and probe.negative"):
         token_contrast(work.lm, ours.positive, ours.negative)
@@ -126,16 +138,20 @@ def _text(work: Workspace) -> None:
     ours, lm = work.config.evaluation, work.lm
     if ours.window > lm.context:
         raise DialdownError(
-            f"A window of {ours.window} tokens exceeds the context of {lm.name} ({lm.context}): set evaluation.window to {lm.context} or less."
+            f"A window of {ours.window} tokens exceeds the context of {lm.name} ({lm.context}): "
+            f"set evaluation.window to {lm.context} or less."
         )
     with _naming("evaluation.text"):
         text = texts.load_reference_text(ours.text)
         wanted = min(ours.kl_windows, ours.max_windows)
         for protocol in work.config.protocols:
-            windows = text_windows(lm, text, protocol=protocol, window=ours.window, max_windows=wanted)
+            windows = text_windows(
+                lm, text, protocol=protocol, window=ours.window, max_windows=wanted
+            )
             if len(windows) < wanted:
                 raise DialdownError(
-                    f"The reference text {ours.text!r} fills {len(windows)} windows of {ours.window} tokens, and {wanted} are read (evaluation.kl_windows): "
+                    f"The reference text {ours.text!r} fills {len(windows)} windows of "
+                    f"{ours.window} tokens, and {wanted} are read (evaluation.kl_windows): "
                     "lower evaluation.window or evaluation.kl_windows, or pass a longer text."
                 )
 
@@ -175,7 +191,18 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
     _training_prompts: {"pairs"},
     _labelled: {"probe"},
     _pairs_for_f1: _MEASURING,
-    _model: {"probe", "pairs", "train", "means", "activations", "neurons", "gains", "search", "dial", *_MEASURING},
+    _model: {
+        "probe",
+        "pairs",
+        "train",
+        "means",
+        "activations",
+        "neurons",
+        "gains",
+        "search",
+        "dial",
+        *_MEASURING,
+    },
     _lengths: {"activations", *_MEASURING},
     _training_lengths: {"pairs"},
     _probe: {"probe"},

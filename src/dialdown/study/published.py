@@ -1,4 +1,6 @@
-"""The paper's own figures (arXiv 2411.06424), for the models it studied; all follow the `paper` protocol (METHOD §5)."""
+"""The paper's own figures (arXiv 2411.06424), for the models it studied; all follow the `paper`
+protocol (METHOD §5).
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,30 @@ _EDIT = re.compile(r"(edit_probe(?:_free|_activation)?)_set(?:_a[\d.]+_b[\d.]+)?
 _STEERING = re.compile(r"steer_probe(?:[@_].+)?")
 
 CLAIMS = {
-    "Aligned neurons explain little": "The neurons most aligned with toxicity account for little of DPO’s reduction: those judged toxic for 0.4% to 19.7%, the 256 most aligned for 2.5% to 23.9% (table 3).",
-    "Opposing effects": "Besides the neurons that reduce toxicity a comparable share increases it: 51.75% to 58.49% of all neurons reduce it (table 18).",
-    "Four groups replicate DPO": "Patching all four groups lowers toxicity about as far as DPO: further in two of four models, 0.015 and 0.037 less far in the others (table 2).",
-    "Editing beats DPO": "An edit that needs no tuned model lowers toxicity further than DPO at a lower log-perplexity: the strongest probe-based one in all four models (table 2).",
-    "Perplexity is preserved": "Patching and editing preserve log-perplexity: patching all four groups moves it by −0.03 to +0.02 nats (table 2).",
-    "The effect is specific to the direction": "Toxicity falls because of what the chosen neurons write along the concept direction; the random controls are this study’s (METHOD §5).",
+    "Aligned neurons explain little": (
+        "The neurons most aligned with toxicity account for little of DPO’s reduction: those "
+        "judged toxic for 0.4% to 19.7%, the 256 most aligned for 2.5% to 23.9% (table 3)."
+    ),
+    "Opposing effects": (
+        "Besides the neurons that reduce toxicity a comparable share increases it: 51.75% to "
+        "58.49% of all neurons reduce it (table 18)."
+    ),
+    "Four groups replicate DPO": (
+        "Patching all four groups lowers toxicity about as far as DPO: further in two of four "
+        "models, 0.015 and 0.037 less far in the others (table 2)."
+    ),
+    "Editing beats DPO": (
+        "An edit that needs no tuned model lowers toxicity further than DPO at a lower "
+        "log-perplexity: the strongest probe-based one in all four models (table 2)."
+    ),
+    "Perplexity is preserved": (
+        "Patching and editing preserve log-perplexity: patching all four groups moves it by "
+        "−0.03 to +0.02 nats (table 2)."
+    ),
+    "The effect is specific to the direction": (
+        "Toxicity falls because of what the chosen neurons write along the concept direction; "
+        "the random controls are this study’s (METHOD §5)."
+    ),
 }
 """Claim to what the paper found, in its own figures."""
 
@@ -64,7 +84,8 @@ def row(
     Args:
         model: a hub id.
         intervention: its stable name.
-        alpha, beta: its strength; an edit or a steering stands beside the published one of that strength alone.
+        alpha, beta: its strength; an edit or a steering stands beside the published one of that
+            strength alone.
 
     Returns:
         None where the paper has no such model, intervention or strength.
@@ -86,11 +107,16 @@ def figure(model: str | None, quantity: Quantity) -> Any:
     """What the paper states of a model besides its interventions; None where it states nothing.
 
     Returns:
-        By quantity: `groups` (table 5) shares of the four and their `count`; `toxic_neurons` (table 3) `neurons` and
-        `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`; `kl_weight` (table 10);
-        `probe_accuracy` and `steering_alpha` (table 11); `steering` (table 12) one dict per alpha; `negative_share`
-        (table 13) of the base model; `correlations` (table 17) `r`, and `p` as printed; `reducing_share` (table 18);
-        `sign_conflicts` (appendix G); `shifts` (section 5.1, figure 4) `value_cosine` and `percent`. A shift is before - after.
+        By quantity: `groups` (table 5) shares of the four and their `count`; `toxic_neurons` (table
+            3) `neurons` and
+        `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`; `kl_weight`
+            (table 10);
+        `probe_accuracy` and `steering_alpha` (table 11); `steering` (table 12) one dict per alpha;
+            `negative_share`
+        (table 13) of the base model; `correlations` (table 17) `r`, and `p` as printed;
+            `reducing_share` (table 18);
+        `sign_conflicts` (appendix G); `shifts` (section 5.1, figure 4) `value_cosine` and
+            `percent`. A shift is before - after.
     """
     return _figures()[quantity].get(MODELS.get((model or "").lower()))
 
@@ -102,7 +128,9 @@ def seed_words() -> dict[str, list[str]]:
 
 
 def dpo() -> dict[str, float | str]:
-    """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them (METHOD §8)."""
+    """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them
+    (METHOD §8).
+    """
     found: dict[str, float | str] = _figures()["dpo"]
     return found
 

@@ -1,6 +1,7 @@
 """Finished rows as files, so that an interrupted evaluation goes on where it stopped.
 
-Each file holds what was measured unit by unit: the per-prompt scores behind every mean, for whoever wants to test further.
+Each file holds what was measured unit by unit: the per-prompt scores behind every mean, for whoever
+wants to test further.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ class RowFiles:
     def effect(self, planned: Planned) -> str:
         """Equal for two rows that do the same to the same model on the same prompts."""
         one = planned.intervention
-        return fingerprint(self.evaluation, planned.protocol, planned.model, planned.prompts, one.key)
+        return fingerprint(
+            self.evaluation, planned.protocol, planned.model, planned.prompts, one.key
+        )
 
     def read(self, planned: Planned) -> Measured | None:
-        """What was measured; None if it was not, or of something else, or the file was damaged since."""
+        """What was measured; None if it was not, or of something else, or the file was damaged
+        since.
+        """
         saved = read_sealed(self._path(planned)) or {}
         if saved.pop("effect", None) != self.effect(planned):
             return None
@@ -42,8 +47,14 @@ class RowFiles:
 
     def write(self, planned: Planned, measured: Measured) -> None:
         """Keep a row; JSON has no NaN, so a unit without a value is null."""
-        values = {name: [None if math.isnan(x) else x for x in column] for name, column in measured.values.items()}
-        write_sealed(self._path(planned), {"effect": self.effect(planned), **asdict(measured), "values": values})
+        values = {
+            name: [None if math.isnan(x) else x for x in column]
+            for name, column in measured.values.items()
+        }
+        write_sealed(
+            self._path(planned),
+            {"effect": self.effect(planned), **asdict(measured), "values": values},
+        )
 
     def _path(self, planned: Planned) -> Path:
         return self.folder / f"{planned.name}.json"

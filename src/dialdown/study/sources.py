@@ -1,4 +1,5 @@
-"""Where settings are written and how they are read there: a TOML file, `key=value` flags, environment variables.
+"""Where settings are written and how they are read there: a TOML file, `key=value` flags,
+environment variables.
 
 Nothing here knows which settings there are.
 """
@@ -18,13 +19,16 @@ from ..errors import DialdownError
 PREFIX = "DIALDOWN_"
 # Read by assets.py, not settings of a study.
 OTHER_VARIABLES = {"DIALDOWN_CACHE"}
-LARGEST = 2**32 - 1  # the greatest seed of NumPy and scikit-learn, and more than anything that is counted
+LARGEST = (
+    2**32 - 1
+)  # the greatest seed of NumPy and scikit-learn, and more than anything that is counted
 # Line breaks and what acts on a terminal; half characters, which bytes that are no UTF-8 become.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` flags as dotted keys; a value is text of which its setting makes a number, or TOML where it begins as a list.
+    """`key=value` flags as dotted keys; a value is text of which its setting makes a number, or
+    TOML where it begins as a list.
 
     Raises:
         DialdownError: an assignment without `=`.
@@ -34,21 +38,25 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise DialdownError(
-                f"{assignment!r} sets nothing: write --set KEY=VALUE, for example --set dpo.learning_rate=2e-5."
+                f"{assignment!r} sets nothing: write --set KEY=VALUE, for example --set "
+                "dpo.learning_rate=2e-5."
             )
         out[key.strip()] = _value(value)
     return out
 
 
 def from_environment(variables: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name of each variable that is a setting, and its dotted key and value; two underscores stand for the dot."""
+    """The name of each variable that is a setting, and its dotted key and value; two underscores
+    stand for the dot.
+    """
     for name, value in sorted(variables.items()):
         if name.upper().startswith(PREFIX) and name.upper() not in OTHER_VARIABLES:
             yield name, {name[len(PREFIX) :].lower().replace("__", "."): _value(value)}
 
 
 def _value(text: str) -> Any:
-    # A revision of digits is no number, nor is a concept that is a date: only what has TOML's own signs is read as TOML.
+    # A revision of digits is no number, nor is a concept that is a date: only what has TOML's own
+    # signs is read as TOML.
     if text.strip()[:1] not in ('"', "'", "[", "{"):
         return text.strip()
     try:
@@ -66,16 +74,21 @@ def read_toml(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         raise DialdownError(
-            f"The configuration {file} does not exist: pass a TOML file, or nothing for the embedded default."
+            f"The configuration {file} does not exist: pass a TOML file, or nothing for the "
+            "embedded default."
         )
     if file.is_dir():
         raise DialdownError(f"The configuration {file} is a folder: pass the TOML file in it.")
     try:
         return tomllib.loads(read_text(file))
     except RecursionError as error:
-        raise DialdownError(f"The configuration {file} is nested too deeply to be read: write flat lists.") from error
+        raise DialdownError(
+            f"The configuration {file} is nested too deeply to be read: write flat lists."
+        ) from error
     except ValueError as error:
-        raise DialdownError(f"The configuration {file} is not valid TOML ({error}): correct that line.") from error
+        raise DialdownError(
+            f"The configuration {file} is not valid TOML ({error}): correct that line."
+        ) from error
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +105,8 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise DialdownError(
-                    f"{'.'.join(parents[: depth + 1])} was given the value {place!r} and is the section of {key} too: leave one of the two out."
+                    f"{'.'.join(parents[: depth + 1])} was given the value {place!r} and is the "
+                    f"section of {key} too: leave one of the two out."
                 )
         place[last] = value
     return out
@@ -111,8 +125,8 @@ def check_values(settings: Mapping[str, Any], prefix: str = "") -> None:
     """Refuse what no setting can be, whatever it is for.
 
     Raises:
-        DialdownError: a number that is not finite or is out of range, a blank text or one with line breaks or control
-            characters, a list that names something twice.
+        DialdownError: a number that is not finite or is out of range, a blank text or one with line
+            breaks or control characters, a list that names something twice.
     """
     for name, value in settings.items():
         key = f"{prefix}{name}"
@@ -128,12 +142,19 @@ def check_values(settings: Mapping[str, Any], prefix: str = "") -> None:
 
 def _check_value(key: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise DialdownError(f"The setting {key} = {value} is not a finite number: pass one that is.")
+        raise DialdownError(
+            f"The setting {key} = {value} is not a finite number: pass one that is."
+        )
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise DialdownError(f"The setting {key} = {value:.3g} is out of range: pass at most {LARGEST}.")
+        raise DialdownError(
+            f"The setting {key} = {value:.3g} is out of range: pass at most {LARGEST}."
+        )
     if isinstance(value, str) and not value.strip():
-        raise DialdownError(f"The setting {key} is blank: pass a text, or leave it out for its default.")
+        raise DialdownError(
+            f"The setting {key} is blank: pass a text, or leave it out for its default."
+        )
     if isinstance(value, str) and UNPRINTABLE.search(value):
         raise DialdownError(
-            f"The setting {key} = {value!a} has a line break, a control character or half of a character in it: write it as one line of plain text."
+            f"The setting {key} = {value!a} has a line break, a control character or half of a "
+            "character in it: write it as one line of plain text."
         )

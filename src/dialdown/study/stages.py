@@ -2,8 +2,8 @@
 
     probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> search -> front -> report
 
-A finished stage is not repeated, an interrupted training goes on from its checkpoint, and interrupted sampling and
-evaluation keep every finished piece.
+A finished stage is not repeated, an interrupted training goes on from its checkpoint, and
+interrupted sampling and evaluation keep every finished piece.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from ..files import disk_errors, fingerprint, read_json
 from ..models.decoding import Decoder, Progress
 from ..models.lm import LM, Protocol, same_weights
 from ..neurons.activations import decode_with_means
-from ..neurons.directions import check_labels, fit_probe, probe_features, random_direction, token_contrast
+from ..neurons.directions import (
+    check_labels,
+    fit_probe,
+    probe_features,
+    random_direction,
+    token_contrast,
+)
 from ..neurons.table import NeuronTable, compare
 from ..report import analysis
 from ..report.tables import judged_toxic
@@ -46,7 +52,15 @@ from . import plan
 from .config import Config
 from .context import Workspace, silent
 from .folder import file_states
-from .gains import explain, found_any, found_edits, gain_sweep, search_edits, trained_gains, tune_gains
+from .gains import (
+    explain,
+    found_any,
+    found_edits,
+    gain_sweep,
+    search_edits,
+    trained_gains,
+    tune_gains,
+)
 from .measure import changed, cut_prompts, measure_rows, rounded_otherwise, write_results
 from .notes import note_judged, note_training
 from .preflight import check_inputs, check_settings
@@ -55,7 +69,10 @@ Facts = dict[str, Any]
 Stages = Mapping[str, Callable[[Workspace], Facts]]
 
 # What is said of a study whose tuned model is its base.
-EQUAL = "The tuned model is the base model, weight for weight: nothing was tuned, so every change from tuning below is zero."
+EQUAL = (
+    "The tuned model is the base model, weight for weight: nothing was tuned, so every change "
+    "from tuning below is zero."
+)
 
 # The settings that govern how much memory a stage takes.
 _MEASURING = "workers, evaluation.batch_size or evaluation.window"
@@ -99,7 +116,8 @@ class Study:
         """Run the stages up to `until`, skipping what is done.
 
         Raises:
-            DialdownError: the folder holds a study with other settings, or a stage cannot do its work.
+            DialdownError: the folder holds a study with other settings, or a stage cannot do its
+                work.
         """
         check_settings(self.config)
         check_main_guard()
@@ -120,7 +138,9 @@ class Study:
         ledger = self.work.ledger
         if lost := ledger.drop_damaged(stage):
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            again = f"{lost[0]}{more} is gone or was damaged after it was written, and is made again"
+            again = (
+                f"{lost[0]}{more} is gone or was damaged after it was written, and is made again"
+            )
             self.work.notes.add(again)
             self.announce(f"{stage}: {again}")
         if ledger.finished(stage):
@@ -142,10 +162,17 @@ def find_directions(work: Workspace) -> Facts:
     labelled = work.labelled
     check_labels(labelled.texts, labelled.labels)
     work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), ours.max_tokens)
-    # The strict features give the norm of the residual stream, by which steering is scaled under both protocols.
-    protocols: tuple[Protocol, ...] = ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
+    # The strict features give the norm of the residual stream, by which steering is scaled under
+    # both protocols.
+    protocols: tuple[Protocol, ...] = (
+        ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
+    )
     features = probe_features(
-        work.lm, labelled.texts, protocols=protocols, max_tokens=ours.max_tokens, progress=work.progress
+        work.lm,
+        labelled.texts,
+        protocols=protocols,
+        max_tokens=ours.max_tokens,
+        progress=work.progress,
     )
     record = {
         "texts": ours.texts,
@@ -154,9 +181,18 @@ def find_directions(work: Workspace) -> Facts:
     }
     facts: Facts = {}
     for protocol in work.config.protocols:
-        probe = fit_probe(work.lm, features[protocol], labelled.labels, protocol=protocol, seed=seed, record=record)
+        probe = fit_probe(
+            work.lm,
+            features[protocol],
+            labelled.labels,
+            protocol=protocol,
+            seed=seed,
+            record=record,
+        )
         probe.save(work.path("direction-probe.safetensors", protocol))
-        facts[protocol] = {name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")}
+        facts[protocol] = {
+            name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")
+        }
         contrast = token_contrast(work.lm, ours.positive, ours.negative, protocol=protocol)
         contrast.save(work.path("direction-contrast.safetensors", protocol))
     random_direction(work.lm, seed=seed).save(work.folder / "direction-random.safetensors")
@@ -172,10 +208,13 @@ def find_pairs(work: Workspace) -> Facts:
     starts = range(0, len(work.prompts.training), settings.batch_size)
     sampled = {start: files.read(start) for start in starts}
     record = {"scorer": work.pair_scorer.name, **work.lm.describe()}
-    # Batches finish in any order; only those with none missing before them count, so the order changes nothing.
+    # Batches finish in any order; only those with none missing before them count, so the order
+    # changes nothing.
     batches: list[Candidates] = []
     found = 0
-    with closing(work.do_all(sample, [start for start in starts if sampled[start] is None])) as done:
+    with closing(
+        work.do_all(sample, [start for start in starts if sampled[start] is None])
+    ) as done:
         while found < total and len(batches) < len(starts):
             while (batch := sampled[starts[len(batches)]]) is None:
                 finished = next(done)
@@ -189,12 +228,16 @@ def find_pairs(work: Workspace) -> Facts:
     cut_prompts(work, "prompts of the pairs", work.prompts.training[:used])
     if found < used:
         work.notes.add(
-            "{without:,} of {used:,} prompts gave no pair: no two of their continuations lie {margin:g} apart",
+            "{without:,} of {used:,} prompts gave no pair: no two of their continuations lie "
+            "{margin:g} apart",
             without=used - found,
             used=used,
             margin=settings.margin,
         )
-    return {"pairs": len(pairs.pairs), **{k: v for k, v in pairs.record.items() if isinstance(v, float | int)}}
+    return {
+        "pairs": len(pairs.pairs),
+        **{k: v for k, v in pairs.record.items() if isinstance(v, float | int)},
+    }
 
 
 def _pair_settings(work: Workspace) -> PairSettings:
@@ -205,14 +248,23 @@ def candidate_files(work: Workspace) -> CandidateFiles:
     """The continuations sampled so far."""
     ours, config = work.config.evaluation, work.config
     # The prompts themselves, and the scorer's files: either may have changed under the same name.
-    sampled_from = (work.prompts.training, ours.max_prompt_tokens, config.concept, config.probe.texts)
+    sampled_from = (
+        work.prompts.training,
+        ours.max_prompt_tokens,
+        config.concept,
+        config.probe.texts,
+    )
     scorer = (ours.pair_scorer, file_states({"scorer": ours.pair_scorer}))
-    inputs = fingerprint(work.ledger.inputs("probe"), work.ledger.outputs("probe"), sampled_from, scorer)
+    inputs = fingerprint(
+        work.ledger.inputs("probe"), work.ledger.outputs("probe"), sampled_from, scorer
+    )
     return CandidateFiles(work.folder / "pairs", inputs, _pair_settings(work))
 
 
 def sample(work: Workspace, start: int) -> None:
-    """Sample and score the batch of training prompts from number `start` on, and write it to the folder `pairs`."""
+    """Sample and score the batch of training prompts from number `start` on, and write it to the
+    folder `pairs`.
+    """
     one = candidates(
         work.lm,
         work.prompts.training,
@@ -234,21 +286,38 @@ def tune(work: Workspace) -> Facts:
     # In 16 bits most of DPO's small steps would round to nothing.
     model = work.lm.model if work.lm.model.dtype == torch.float32 else work.lm.twin().model.float()
     base, _, _ = locate(work.config.model, work.config.revision)
-    log = train_dpo(model, work.lm.tokenizer, pairs, settings, work.folder / "tuned", base=base, progress=work.progress)
+    log = train_dpo(
+        model,
+        work.lm.tokenizer,
+        pairs,
+        settings,
+        work.folder / "tuned",
+        base=base,
+        progress=work.progress,
+    )
     note_training(work.notes, log, settings)
     # METHOD §8: both protocols study the one model that was trained so.
     return {**asdict(log), "kl_positions": settings.kl_positions}
 
 
 def collect_means(work: Workspace) -> Facts:
-    """Mean activations of base and tuned model, both protocols in one decoding pass each (METHOD §3)."""
+    """Mean activations of base and tuned model, both protocols in one decoding pass each (METHOD
+    §3).
+    """
     ours = work.prompts.evaluation
-    return {**_save_means(work, "base", work.lm, ours), **_save_means(work, "tuned", work.tuned, ours)}
+    return {
+        **_save_means(work, "base", work.lm, ours),
+        **_save_means(work, "tuned", work.tuned, ours),
+    }
 
 
 def collect_training_means(work: Workspace) -> Facts:
-    """Mean activations of the base model on training prompts: what is found from them is evaluated on others."""
-    return _save_means(work, "training", work.lm, work.prompts.training[: work.config.evaluation.count])
+    """Mean activations of the base model on training prompts: what is found from them is evaluated
+    on others.
+    """
+    return _save_means(
+        work, "training", work.lm, work.prompts.training[: work.config.evaluation.count]
+    )
 
 
 def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> Facts:
@@ -268,7 +337,8 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         facts[f"{name}_positions_{protocol}"] = means.count
         if means.count < len(prompts) * ours.max_new_tokens:
             work.notes.add(
-                f"the {name} model's means ({protocol}) are over {{positions:,}} of {{most:,}} positions, since continuations ended early",
+                f"the {name} model's means ({protocol}) are over {{positions:,}} of {{most:,}} "
+                "positions, since continuations ended early",
                 positions=means.count,
                 most=len(prompts) * ours.max_new_tokens,
             )
@@ -276,7 +346,9 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
 
 
 def make_tables(work: Workspace) -> Facts:
-    """The neuron table of each protocol, with the toxic neurons a judge finds, and the paper's tables of them (METHOD §3, §9)."""
+    """The neuron table of each protocol, with the toxic neurons a judge finds, and the paper's
+    tables of them (METHOD §3, §9).
+    """
     config, protocols = work.config, work.config.protocols
     judge = work.token_judge
     means = {protocol: work.means(protocol) for protocol in protocols}
@@ -293,10 +365,16 @@ def make_tables(work: Workspace) -> Facts:
     contrasts = [work.contrast(protocol) for protocol in protocols]
     frames = analysis.of_neurons(work.lm, work.tuned, found, probes, contrasts, means, judge.judge)
     write_csv(frames, work.folder / "tables")
-    facts: Facts = {table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()} for table in found}
+    facts: Facts = {
+        table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()}
+        for table in found
+    }
     if same_weights(work.lm, work.tuned):
         facts["equal"] = EQUAL
-    return {**facts, "token_judge": {"name": judge.name, "missing": judge.missing, "caveat": judge.caveat}}
+    return {
+        **facts,
+        "token_judge": {"name": judge.name, "missing": judge.missing, "caveat": judge.caveat},
+    }
 
 
 def evaluate(work: Workspace) -> Facts:
@@ -336,12 +414,20 @@ def gains_for_front(work: Workspace) -> Facts:
     """Neuron gains from the study's own pairs, where a front is asked for."""
     if not _has_front(work) or work.config.tuned is not None:
         return {"skipped": "no front is asked for, or there are no pairs"}
-    return {**collect_training_means(work), **tune_gains(work), **explain(work, trained_gains(work))}
+    return {
+        **collect_training_means(work),
+        **tune_gains(work),
+        **explain(work, trained_gains(work)),
+    }
 
 
 def search_for_front(work: Workspace) -> Facts:
     """Training-free edits, where a front is asked for."""
-    return search_edits(work) if _searches(work) else {"skipped": "front.searched is 0, or no front is asked for"}
+    return (
+        search_edits(work)
+        if _searches(work)
+        else {"skipped": "front.searched is 0, or no front is asked for"}
+    )
 
 
 def _has_front(work: Workspace) -> bool:
@@ -353,17 +439,24 @@ def _searches(work: Workspace) -> bool:
 
 
 def draw_front(work: Workspace) -> Facts:
-    """Every family of interventions at several strengths, and DPO along its training, on the same prompts."""
+    """Every family of interventions at several strengths, and DPO along its training, on the same
+    prompts.
+    """
     settings = work.config.front
     if not _has_front(work):
         # What an earlier front left would stand in the report as if it were of these settings.
         for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
             (work.folder / name).unlink(missing_ok=True)
-        return {"skipped": "front.count is 0" if not settings.count else "the front is of the strict protocol"}
+        return {
+            "skipped": "front.count is 0"
+            if not settings.count
+            else "the front is of the strict protocol"
+        }
     steps = _snapshots(work)
     if work.config.tuned is None and len(steps) < work.config.dpo.snapshots:
         work.notes.add(
-            "DPO stands on the front at {kept} of {asked} earlier steps, those whose weights were kept",
+            "DPO stands on the front at {kept} of {asked} earlier steps, those whose weights were "
+            "kept",
             kept=len(steps),
             asked=work.config.dpo.snapshots,
         )
@@ -374,7 +467,11 @@ def draw_front(work: Workspace) -> Facts:
         *(gain_sweep(work) if own_pairs else []),
         *(found_edits(work, settings.searched) if _searches(work) and found_any(work) else []),
     ]
-    planned = [*plan.front(work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed)]
+    planned = [
+        *plan.front(
+            work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed
+        )
+    ]
     write_results(work, "front.json", measure_rows(work, "front", planned))
     return {"rows": len(planned)}
 

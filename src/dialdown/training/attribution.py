@@ -1,8 +1,10 @@
-"""How much each neuron adds to a concept, by four scores, and what tells toxic from clean continuations (METHOD §1, §3, §8).
+"""How much each neuron adds to a concept, by four scores, and what tells toxic from clean
+continuations (METHOD §1, §3, §8).
 
-A preference pair holds one prompt with a toxic and a clean continuation. Reading both with teacher forcing gives, without
-any training, the mean activation of every neuron while the model writes the one or the other, and the difference of the two
-mean residual streams: a direction that needs neither labelled texts nor a word list.
+A preference pair holds one prompt with a toxic and a clean continuation. Reading both with teacher
+forcing gives, without any training, the mean activation of every neuron while the model writes the
+one or the other, and the difference of the two mean residual streams: a direction that needs
+neither labelled texts nor a word list.
 """
 
 from __future__ import annotations
@@ -32,16 +34,19 @@ Score = Literal["cosine", "weighted", "projection", "contrast"]
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Mean activations over the positions that produce toxic and clean continuations of the same prompts (METHOD §5, `strict`).
+    """Mean activations over the positions that produce toxic and clean continuations of the same
+    prompts (METHOD §5, `strict`).
 
     Attributes:
         toxic: (L, F) float64, mean of m_i over the dispreferred continuations.
         clean: (L, F) float64, mean of m_i over the preferred ones.
-        residual_toxic: (d,) float64, mean final-layer residual stream before the final norm, dispreferred.
+        residual_toxic: (d,) float64, mean final-layer residual stream before the final norm,
+            dispreferred.
         residual_clean: (d,) float64, the same, preferred.
         moment: (L, F) float64, mean of m_i**2 over the preferred continuations.
         positions: how many positions were averaged over, dispreferred and preferred.
-        record: model, number of pairs, and `residual_norm`: mean over continuations of the norm of their mean residual.
+        record: model, number of pairs, and `residual_norm`: mean over continuations of the norm of
+            their mean residual.
     """
 
     toxic: NDArray[np.float64]
@@ -55,9 +60,12 @@ class Contrast:
     def save(self, path: str | Path) -> None:
         """Write the contrast as one safetensors file."""
         arrays = {
-            name: getattr(self, name) for name in ("toxic", "clean", "residual_toxic", "residual_clean", "moment")
+            name: getattr(self, name)
+            for name in ("toxic", "clean", "residual_toxic", "residual_clean", "moment")
         }
-        write_arrays(Path(path), "contrast", arrays, {"positions": self.positions, "record": self.record})
+        write_arrays(
+            Path(path), "contrast", arrays, {"positions": self.positions, "record": self.record}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Contrast:
@@ -74,7 +82,8 @@ class Contrast:
 def contrast_means(
     lm: LM, pairs: Sequence[Pair], *, batch_size: int = 16, progress: Progress | None = None
 ) -> Contrast:
-    """Read prompt and continuation of every pair, and average over the positions that produce the continuation's tokens.
+    """Read prompt and continuation of every pair, and average over the positions that produce the
+    continuation's tokens.
 
     Args:
         lm: the model.
@@ -83,8 +92,8 @@ def contrast_means(
         progress: called after each batch.
 
     Raises:
-        DialdownError: no pairs, a pair without a prompt or a continuation, one longer than the context, or an activation
-            that is not a finite number.
+        DialdownError: no pairs, a pair without a prompt or a continuation, one longer than the
+            context, or an activation that is not a finite number.
     """
     sides = [
         encode_continuations(lm, pairs, texts)
@@ -115,27 +124,35 @@ def contrast_means(
     )
 
 
-def encode_continuations(lm: LM, pairs: Sequence[Pair], texts: Sequence[str]) -> list[tuple[list[int], int]]:
-    """The ids of each pair's prompt and one continuation, and how many of them are the continuation's.
+def encode_continuations(
+    lm: LM, pairs: Sequence[Pair], texts: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """The ids of each pair's prompt and one continuation, and how many of them are the
+    continuation's.
 
     Raises:
-        DialdownError: no pairs, a pair without a prompt or a continuation, or one longer than the context.
+        DialdownError: no pairs, a pair without a prompt or a continuation, or one longer than the
+            context.
     """
     if not pairs:
-        raise DialdownError("There are no pairs to read: pass at least one with a prompt and two continuations.")
+        raise DialdownError(
+            "There are no pairs to read: pass at least one with a prompt and two continuations."
+        )
     encoded = []
     for number, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
         start = lm.encode([pair.prompt])[0]
         continuation = continuation_ids(lm.tokenizer, pair.prompt, text)
         if not start or not continuation:
             raise DialdownError(
-                f"Pair {number} has an empty prompt or continuation, so nothing is produced: leave it out."
+                f"Pair {number} has an empty prompt or continuation, so nothing is produced: leave "
+                "it out."
             )
         ids = [*start, *continuation]
         # The last token need not be read, so that a continuation may end where the context does.
         if len(ids) > lm.context + 1:
             raise DialdownError(
-                f"Pair {number} has {len(ids)} tokens, which exceed the context of {lm.name} ({lm.context}): shorten its prompt."
+                f"Pair {number} has {len(ids)} tokens, which exceed the context of {lm.name} "
+                f"({lm.context}): shorten its prompt."
             )
         encoded.append((ids, len(continuation)))
     return encoded
@@ -173,22 +190,30 @@ class _Sums:
     def check(self) -> None:
         """Refuse sums that say nothing: a layer that never ran, or numbers that overflowed."""
         layers = self.lm.view.layers
-        if silent := [layer.path for layer, calls in zip(layers, self.calls, strict=True) if calls == 0]:
+        if silent := [
+            layer.path for layer, calls in zip(layers, self.calls, strict=True) if calls == 0
+        ]:
             raise DialdownError(
-                f"{silent[0]} of {self.lm.name} never ran, so its neurons have no activation: pass a model that runs its MLPs."
+                f"{silent[0]} of {self.lm.name} never ran, so its neurons have no activation: pass "
+                "a model that runs its MLPs."
             )
         finite = torch.isfinite(self.second).all(-1)
         if not finite.all() or not torch.isfinite(self.residual).all():
             raise DialdownError(
-                f"The activations of {self.lm.name} are not finite while reading continuations: load it in float32 or bfloat16."
+                f"The activations of {self.lm.name} are not finite while reading continuations: "
+                "load it in float32 or bfloat16."
             )
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
         with ExitStack() as stack:
             for index, layer in enumerate(self.lm.view.layers):
-                stack.callback(layer.down.register_forward_pre_hook(self._hook(index, layer.path)).remove)
-            stack.callback(self.lm.view.final_norm.register_forward_pre_hook(self._add_residual).remove)
+                stack.callback(
+                    layer.down.register_forward_pre_hook(self._hook(index, layer.path)).remove
+                )
+            stack.callback(
+                self.lm.view.final_norm.register_forward_pre_hook(self._add_residual).remove
+            )
             yield
 
     def _hook(self, index: int, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -214,64 +239,86 @@ def _mean(sums: Tensor, count: int) -> NDArray[np.float64]:
 
 
 def mean_difference(lm: LM, contrast: Contrast) -> Direction:
-    """The direction from clean to toxic continuations: the difference of their mean residual streams (METHOD §2's third way).
+    """The direction from clean to toxic continuations: the difference of their mean residual
+    streams (METHOD §2's third way).
 
-    Read where the strict probe is, before the final norm, so that `steer` and the neuron table take it as it is.
+    Read where the strict probe is, before the final norm, so that `steer` and the neuron table take
+    it as it is.
 
     Raises:
-        DialdownError: the contrast belongs to a model of another width, or its two sides have the same mean.
+        DialdownError: the contrast belongs to a model of another width, or its two sides have the
+            same mean.
     """
     vector = contrast.residual_toxic - contrast.residual_clean
     if vector.shape != (lm.view.d_model,):
         raise DialdownError(
-            f"The contrast has {vector.shape[0]} dimensions and the residual stream of {lm.name} {lm.view.d_model}: collect it on this model."
+            f"The contrast has {vector.shape[0]} dimensions and the residual stream of {lm.name} "
+            f"{lm.view.d_model}: collect it on this model."
         )
     if not vector.any():
         raise DialdownError(
-            "The toxic and the clean continuations have the same mean residual stream, so no direction tells them apart: pass pairs that differ."
+            "The toxic and the clean continuations have the same mean residual stream, so no "
+            "direction tells them apart: pass pairs that differ."
         )
-    record = {**lm.describe(), **contrast.record, "protocol": "strict", "positions": list(contrast.positions)}
+    record = {
+        **lm.describe(),
+        **contrast.record,
+        "protocol": "strict",
+        "positions": list(contrast.positions),
+    }
     return Direction("difference", vector, "residual", record)
 
 
 def value_projections(lm: LM, table: NeuronTable) -> NDArray[np.float64]:
-    """v_i . W/|W|, how much one unit of each neuron's activation writes along the table's direction: (L, F) float64.
+    """v_i . W/|W|, how much one unit of each neuron's activation writes along the table's
+    direction: (L, F) float64.
 
-    From the table's cosines and the norms of the model's value vectors, under the table's protocol (METHOD §1, §3).
+    From the table's cosines and the norms of the model's value vectors, under the table's protocol
+    (METHOD §1, §3).
 
     Raises:
         DialdownError: the table belongs to a model of another shape.
     """
     if table.shape != (lm.view.n_layers, lm.view.n_neurons):
         raise DialdownError(
-            f"The table has {table.shape[0]} x {table.shape[1]} neurons and {lm.name} {lm.view.n_layers} x {lm.view.n_neurons}: build it from this model."
+            f"The table has {table.shape[0]} x {table.shape[1]} neurons and {lm.name} "
+            f"{lm.view.n_layers} x {lm.view.n_neurons}: build it from this model."
         )
-    norms = [layer.value_vectors(table.protocol).double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
+    norms = [
+        layer.value_vectors(table.protocol).double().norm(dim=1).cpu().numpy()
+        for layer in lm.view.layers
+    ]
     return np.asarray(table.grid("cosine") * np.stack(norms))
 
 
 def attribution(
     table: NeuronTable, score: Score, contrast: Contrast | None = None, *, lm: LM | None = None
 ) -> NDArray[np.float64]:
-    """How much each neuron's activity adds to the concept, (L, F) float64: above 0 to be dialled down, below 0 up.
+    """How much each neuron's activity adds to the concept, (L, F) float64: above 0 to be dialled
+    down, below 0 up.
 
     Args:
         table: from `dd.neuron_table` or `dd.compare`; only what is known of the base model is used.
-        score: `cosine` sign(mean_act_i) * c_i, whose signs are the tuning-free four-group rule and whose size is |c_i|;
-            `weighted` c_i * mean_act_i; `projection` p_i, which has the norm of the value vector in it (METHOD §3);
-            `contrast` (toxic_i - clean_i) * v_i . W/|W|, what the neuron writes more of into toxic continuations.
+        score: `cosine` sign(mean_act_i) * c_i, whose signs are the tuning-free four-group rule and
+            whose size is |c_i|; `weighted` c_i * mean_act_i; `projection` p_i, which has the norm
+            of the value vector in it (METHOD §3); `contrast` (toxic_i - clean_i) * v_i . W/|W|,
+            what the neuron writes more of into toxic continuations.
         contrast: from `contrast_means`, for `contrast` alone.
         lm: the model of the table, for `contrast` alone.
 
     Raises:
-        DialdownError: an unknown score, or `contrast` without a contrast and a model of the table's shape.
+        DialdownError: an unknown score, or `contrast` without a contrast and a model of the table's
+            shape.
     """
     if score not in get_args(Score):
-        raise DialdownError(f"Unknown attribution score {score!r}: {nearest(score, get_args(Score))}")
+        raise DialdownError(
+            f"Unknown attribution score {score!r}: {nearest(score, get_args(Score))}"
+        )
     if score == "contrast":
         if contrast is None or lm is None:
             raise DialdownError(
-                "The score 'contrast' compares activations on two kinds of continuations: pass attribution(..., contrast, lm=lm) with the result of contrast_means."
+                "The score 'contrast' compares activations on two kinds of continuations: pass "
+                "attribution(..., contrast, lm=lm) with the result of contrast_means."
             )
         check_contrast(table, contrast)
         return np.asarray((contrast.toxic - contrast.clean) * value_projections(lm, table))
@@ -289,6 +336,7 @@ def check_contrast(table: NeuronTable, contrast: Contrast) -> None:
     """
     if contrast.toxic.shape != table.shape:
         raise DialdownError(
-            f"The contrast has {contrast.toxic.shape[0]} x {contrast.toxic.shape[1]} neurons and the table {table.shape[0]} x {table.shape[1]}: "
+            f"The contrast has {contrast.toxic.shape[0]} x {contrast.toxic.shape[1]} neurons and "
+            f"the table {table.shape[0]} x {table.shape[1]}: "
             "collect both on one model."
         )

@@ -1,10 +1,12 @@
-"""Tune a model on preference pairs: DPO with a KL term that holds it near the original (METHOD §8), on TRL.
+"""Tune a model on preference pairs: DPO with a KL term that holds it near the original (METHOD §8),
+on TRL.
 
     log = train_dpo(lm.model, lm.tokenizer, pairs, DPOSettings(epochs=1), Path("tuned"))
 
-The model is not touched; the tuned one is an ordinary checkpoint in `tuned/`. A run that was stopped goes on
-when the same call is made again, and a finished one returns its log. Dropout is off in the policy as in the
-reference (TRL's default), because the KL would otherwise measure the noise of the masks.
+The model is not touched; the tuned one is an ordinary checkpoint in `tuned/`. A run that was
+stopped goes on when the same call is made again, and a finished one returns its log. Dropout is off
+in the policy as in the reference (TRL's default), because the KL would otherwise measure the noise
+of the masks.
 """
 
 from __future__ import annotations
@@ -41,32 +43,36 @@ OPTIMIZERS = {"rmsprop": ("rmsprop", 1), "adamw": ("adamw_torch", 2), "natural":
 
 @dataclass(frozen=True)
 class DPOSettings:
-    """How to train; the defaults are the published program's (METHOD §8), with its γ for Gemma-2 and Mistral, but for `kl_positions`.
+    """How to train; the defaults are the published program's (METHOD §8), with its γ for Gemma-2
+    and Mistral, but for `kl_positions`.
 
-    An update is one step of the optimiser, on `batch_size` * `accumulation` pairs; the authors' "batch 4, accumulation 4" is an
-    update on 4 pairs, which their program cuts into 4 forward passes.
+    An update is one step of the optimiser, on `batch_size` * `accumulation` pairs; the authors'
+    "batch 4, accumulation 4" is an update on 4 pairs, which their program cuts into 4 forward
+    passes.
 
     Attributes:
         beta: β, how strongly preferences count against distance from the reference.
         kl_weight: γ; 0 is plain DPO.
         kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
-        kl_positions: "completion", or "all" to include prompt and padding as the authors' code does, whose layout of a batch
-            each forward pass then has (METHOD §8).
+        kl_positions: "completion", or "all" to include prompt and padding as the authors' code
+            does, whose layout of a batch each forward pass then has (METHOD §8).
         optimizer: "rmsprop" or "adamw"; "natural" is for neuron gains (see `GainSettings`).
         learning_rate: reached after `warmup_steps` linear steps, then constant.
         warmup_steps: in updates.
         batch_size: pairs in a forward pass.
         accumulation: forward passes in an update.
-        epochs: passes over the training pairs; the authors' program makes one, whatever its own setting says.
+        epochs: passes over the training pairs; the authors' program makes one, whatever its own
+            setting says.
         max_steps: updates; -1 leaves it to `epochs`.
         max_grad_norm: the gradient is scaled down to this norm.
         max_tokens: the longest prompt plus continuation.
-        eval_every: updates (not pairs) between validations, 25 of 4 pairs for the published 100 pairs; there is always one at
-            the end.
+        eval_every: updates (not pairs) between validations, 25 of 4 pairs for the published 100
+            pairs; there is always one at the end.
         eval_pairs: pairs held out, at most a quarter of those given.
-        patience: validations (not updates, and not pairs) in a row without improvement before training stops: 30, at 25 updates
-            of 4 pairs each, are the published 3,000 pairs.
-        snapshots: models kept along the way, evenly spaced, beside the result in a folder `OUT-steps/STEP` each.
+        patience: validations (not updates, and not pairs) in a row without improvement before
+            training stops: 30, at 25 updates of 4 pairs each, are the published 3,000 pairs.
+        snapshots: models kept along the way, evenly spaced, beside the result in a folder
+            `OUT-steps/STEP` each.
         seed: of the split and of the order of the pairs.
 
     Raises:
@@ -102,24 +108,45 @@ class DPOSettings:
         for name, known in choices.items():
             given = getattr(self, name)
             if given not in known:
-                raise DialdownError(f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}")
-        sizes = ("batch_size", "accumulation", "epochs", "max_tokens", "eval_every", "eval_pairs", "patience")
-        lowest = dict.fromkeys(sizes, 1) | {"warmup_steps": 0, "kl_weight": 0, "snapshots": 0, "seed": 0}
+                raise DialdownError(
+                    f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}"
+                )
+        sizes = (
+            "batch_size",
+            "accumulation",
+            "epochs",
+            "max_tokens",
+            "eval_every",
+            "eval_pairs",
+            "patience",
+        )
+        lowest = dict.fromkeys(sizes, 1) | {
+            "warmup_steps": 0,
+            "kl_weight": 0,
+            "snapshots": 0,
+            "seed": 0,
+        }
         for name, least in lowest.items():
             given = getattr(self, name)
             if not (math.isfinite(given) and given >= least):
-                raise DialdownError(f"DPO cannot train with {name} = {given}: pass {least} or more.")
+                raise DialdownError(
+                    f"DPO cannot train with {name} = {given}: pass {least} or more."
+                )
         for name in ("beta", "learning_rate", "max_grad_norm"):
             given = getattr(self, name)
             if not (math.isfinite(given) and given > 0):
-                raise DialdownError(f"DPO cannot train with {name} = {given}: pass a finite number above 0.")
+                raise DialdownError(
+                    f"DPO cannot train with {name} = {given}: pass a finite number above 0."
+                )
         if self.optimizer == "natural" and not self.natural_allowed:
             raise DialdownError(
-                "DPO of all weights has no price for each, which the natural gradient needs: pass optimizer='rmsprop' or 'adamw', or train neuron gains."
+                "DPO of all weights has no price for each, which the natural gradient needs: pass "
+                "optimizer='rmsprop' or 'adamw', or train neuron gains."
             )
         if self.max_steps != -1 and self.max_steps < 1:
             raise DialdownError(
-                f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for whole epochs."
+                f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for "
+                "whole epochs."
             )
 
 
@@ -136,9 +163,11 @@ class TrainingLog:
         kl_chosen, kl_rejected: KL⁺ and KL⁻ in nats.
         reward_accuracy: share of pairs whose preferred continuation has the higher reward.
         reward_margin: mean difference of the two rewards.
-        eval_step, eval_loss: when the held-out pairs were scored, and the loss on them, without any KL elsewhere.
+        eval_step, eval_loss: when the held-out pairs were scored, and the loss on them, without any
+            KL elsewhere.
         seconds: time spent, summed over interruptions.
-        kl_elsewhere: for each step, the KL in nats on text elsewhere; empty where the training has none.
+        kl_elsewhere: for each step, the KL in nats on text elsewhere; empty where the training has
+            none.
     """
 
     steps: int
@@ -169,12 +198,13 @@ def train_dpo(
     base: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingLog:
-    """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder `out`.
+    """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
+    `out`.
 
-    The copy keeps the model's dtype and device kind. Besides the model itself, memory holds the copy, its
-    gradients and the optimiser's state. The same call resumes a run that was stopped, from checkpoints in a
-    hidden folder beside `out` that is removed at the end; the result is that of a run that was never stopped.
-    The global random generators are left as they were.
+    The copy keeps the model's dtype and device kind. Besides the model itself, memory holds the
+    copy, its gradients and the optimiser's state. The same call resumes a run that was stopped,
+    from checkpoints in a hidden folder beside `out` that is removed at the end; the result is that
+    of a run that was never stopped. The global random generators are left as they were.
 
     Args:
         model: a transformers causal LM (the reference π_ref), left untouched.
@@ -182,19 +212,25 @@ def train_dpo(
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
-        elsewhere: text on which the policy is held near `model` too, as gains are; the paper has none.
-        base: the folder that `model` was loaded from, whose tokenizer and other files are copied beside the weights.
+        elsewhere: text on which the policy is held near `model` too, as gains are; the paper has
+            none.
+        base: the folder that `model` was loaded from, whose tokenizer and other files are copied
+            beside the weights.
         progress: called with "training", the steps done and the steps in all.
 
     Raises:
-        DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out` holds
-            something else; the disk has no room or cannot be written; the loss is no longer finite.
+        DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out`
+            holds something else; the disk has no room or cannot be written; the loss is no longer
+            finite.
     """
 
     def save(policy: Any, folder: Path) -> None:
-        # TRL and transformers wrote their token ids into the copy's configs: the model's own are saved.
+        # TRL and transformers wrote their token ids into the copy's configs: the model's own are
+        # saved.
         theirs = policy.config, policy.generation_config
-        policy.config, policy.generation_config = copy.deepcopy((model.config, model.generation_config))
+        policy.config, policy.generation_config = copy.deepcopy(
+            (model.config, model.generation_config)
+        )
         write_model(policy, tokenizer, folder, base)
         policy.config, policy.generation_config = theirs
 
@@ -232,7 +268,8 @@ def tune(
     given: Sequence[Any] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingLog:
-    """Train whatever of a policy is trainable on `pairs`, resuming where it was stopped: `train_dpo` and `train_gains`.
+    """Train whatever of a policy is trainable on `pairs`, resuming where it was stopped:
+    `train_dpo` and `train_gains`.
 
     Args:
         model, tokenizer, pairs, settings, out, elsewhere, progress: see `train_dpo`.
@@ -250,7 +287,9 @@ def tune(
     train, held_out = split(pairs, examples, eval_pairs=settings.eval_pairs, seed=settings.seed)
     held = [] if elsewhere is None else [asdict(elsewhere)]
     weights = weight_fingerprints(model)
-    inputs = fingerprint(type(settings).__name__, asdict(settings), train, held_out, weights, *given, *held)
+    inputs = fingerprint(
+        type(settings).__name__, asdict(settings), train, held_out, weights, *given, *held
+    )
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
@@ -292,7 +331,8 @@ def _trl() -> tuple[Callable[..., TrainingLog], Callable[[], AbstractContextMana
         from .trainer import fit, quiet
     except ModuleNotFoundError as error:
         raise DialdownError(
-            f'Training needs {error.name}, which is not installed: run pip install "dialdown[train]".'
+            f"Training needs {error.name}, which is not installed: run pip install "
+            '"dialdown[train]".'
         ) from error
     return fit, quiet
 
@@ -302,16 +342,23 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / RECORD).is_file():
-        raise DialdownError(f"{out} exists and was not written by DPO training: pass a new folder, or empty it.")
+        raise DialdownError(
+            f"{out} exists and was not written by DPO training: pass a new folder, or empty it."
+        )
     record = _read(out / RECORD)
     if record.get("inputs") != inputs:
         return None
-    log: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in record["log"].items()}
+    log: Any = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in record["log"].items()
+    }
     return TrainingLog(**log)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record of ours; empty where it is missing or damaged, so that what it is of is made again."""
+    """A record of ours; empty where it is missing or damaged, so that what it is of is made
+    again.
+    """
     try:
         record = read_json(path)
     except DialdownError:
@@ -320,9 +367,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) -> None:
-    """Make `work` the folder of this run: empty, unless a run with the same inputs was stopped there."""
+    """Make `work` the folder of this run: empty, unless a run with the same inputs was stopped
+    there.
+    """
     claim = work / "inputs.json"
-    # transformers records the path of the best checkpoint, so a run that was moved cannot be resumed.
+    # transformers records the path of the best checkpoint, so a run that was moved cannot be
+    # resumed.
     ours = {"inputs": inputs, "folder": str(work)}
     with disk_errors(work):
         if work.exists() and _read(claim) != ours:
@@ -330,7 +380,8 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
         work.mkdir(parents=True, exist_ok=True)
     write_json(claim, ours)
     weights = sum(parameter.nbytes for parameter in policy.parameters() if parameter.requires_grad)
-    # Three checkpoints at worst (best, last and the one being written), the result, and what is kept on the way.
+    # Three checkpoints at worst (best, last and the one being written), the result, and what is
+    # kept on the way.
     needed = weights * (3 * (1 + OPTIMIZERS[settings.optimizer][1]) + 1 + settings.snapshots)
     held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     free = shutil.disk_usage(work).free + held
@@ -341,7 +392,9 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
         )
 
 
-def _publish(policy: Any, save: Callable[[Any, Path], None], out: Path, record: dict[str, Any]) -> None:
+def _publish(
+    policy: Any, save: Callable[[Any, Path], None], out: Path, record: dict[str, Any]
+) -> None:
     """Write the tuned model under a temporary name, sync it, and rename it to `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")

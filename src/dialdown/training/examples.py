@@ -1,4 +1,6 @@
-"""Preference pairs as token ids, split into training and validation: what DPO is trained on (METHOD §8)."""
+"""Preference pairs as token ids, split into training and validation: what DPO is trained on (METHOD
+§8).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int
     """The token ids of each pair, in the order of `pairs`: no end-of-text after a continuation.
 
     Raises:
-        DialdownError: a prompt or continuation is empty, or both together are longer than `max_tokens` or the model's context.
+        DialdownError: a prompt or continuation is empty, or both together are longer than
+            `max_tokens` or the model's context.
     """
     examples = []
     for pair in pairs:
@@ -32,7 +35,8 @@ def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int
     empty = [number for number, example in enumerate(examples) if not all(example.values())]
     if empty:
         raise DialdownError(
-            f"{len(empty)} of {len(pairs)} preference pairs (first: number {empty[0]}) have an empty prompt "
+            f"{len(empty)} of {len(pairs)} preference pairs (first: number {empty[0]}) have an "
+            "empty prompt "
             "or continuation, so there is nothing to prefer: leave them out."
         )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_tokens
@@ -40,29 +44,34 @@ def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int
     too_long = sum(_length(example) > limit for example in examples)
     if too_long:
         raise DialdownError(
-            f"{too_long} of {len(pairs)} preference pairs are longer than {limit} tokens (max_tokens = "
+            f"{too_long} of {len(pairs)} preference pairs are longer than {limit} tokens "
+            "(max_tokens = "
             f"{max_tokens}, the model's context {context}), the longest having "
-            f"{max(map(_length, examples))}: shorten the prompts, or raise max_tokens if it is the lower one."
+            f"{max(map(_length, examples))}: shorten the prompts, or raise max_tokens if it is the "
+            "lower one."
         )
     return examples
 
 
 def _length(example: Example) -> int:
-    return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+    return len(example["prompt_ids"]) + max(
+        len(example["chosen_ids"]), len(example["rejected_ids"])
+    )
 
 
 def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
     """The ids that `text` has after `prompt`, whose own ids stay as they are while decoding.
 
-    Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a line break,
-    because a SentencePiece tokenizer would put a space before it alone.
+    Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a
+    line break, because a SentencePiece tokenizer would put a space before it alone.
     """
     for before in (prompt, "\n", ""):
         head, whole = token_ids(tokenizer, [before, before + text])
         if whole[: len(head)] == head:
             return list(whole[len(head) :])
     raise DialdownError(
-        f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can be cut out: "
+        f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can "
+        "be cut out: "
         "load the tokenizer with add_eos_token=False."
     )
 
@@ -72,7 +81,8 @@ def split(
 ) -> tuple[list[Example], list[Example]]:
     """Training and validation examples that share no prompt.
 
-    Whole prompts are held out until `eval_pairs` pairs are, or a quarter of all where that is fewer.
+    Whole prompts are held out until `eval_pairs` pairs are, or a quarter of all where that is
+    fewer.
 
     Raises:
         DialdownError: there are too few pairs, or too few prompts, for both.
@@ -89,32 +99,44 @@ def split(
     train = [example for group in by_prompt.values() for example in group]
     if not train or not held_out:
         raise DialdownError(
-            f"{len(pairs)} preference pairs of {len({pair.prompt for pair in pairs})} prompts cannot be "
+            f"{len(pairs)} preference pairs of {len({pair.prompt for pair in pairs})} prompts "
+            "cannot be "
             "split into training and validation: pass at least 4 pairs with different prompts."
         )
     return train, held_out
 
 
 def padded_as_published(examples: Sequence[Example], *, pad: int) -> dict[str, Tensor]:
-    """A batch as the authors lay it out: prompts padded on the left, continuations of both kinds on the right (METHOD §8).
+    """A batch as the authors lay it out: prompts padded on the left, continuations of both kinds on
+    the right (METHOD §8).
 
-    As with them, no position ids go with it, so that a model of learned positions counts the padding before a prompt too.
+    As with them, no position ids go with it, so that a model of learned positions counts the
+    padding before a prompt too.
 
     Args:
         examples: B pairs.
         pad: the id that fills up.
 
     Returns:
-        `input_ids`, `attention_mask` and `completion_mask`, (2B, longest prompt + longest continuation), chosen first.
+        `input_ids`, `attention_mask` and `completion_mask`, (2B, longest prompt + longest
+            continuation), chosen first.
     """
     longest = max(len(example["prompt_ids"]) for example in examples)
-    longest_text = max(len(example[key]) for example in examples for key in ("chosen_ids", "rejected_ids"))
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "completion_mask": []}
+    longest_text = max(
+        len(example[key]) for example in examples for key in ("chosen_ids", "rejected_ids")
+    )
+    columns: dict[str, list[list[int]]] = {
+        "input_ids": [],
+        "attention_mask": [],
+        "completion_mask": [],
+    }
     for key in ("chosen_ids", "rejected_ids"):
         for example in examples:
             prompt, text = example["prompt_ids"], example[key]
             left, right = longest - len(prompt), longest_text - len(text)
             columns["input_ids"].append([pad] * left + prompt + text + [pad] * right)
-            columns["attention_mask"].append([0] * left + [1] * (len(prompt) + len(text)) + [0] * right)
+            columns["attention_mask"].append(
+                [0] * left + [1] * (len(prompt) + len(text)) + [0] * right
+            )
             columns["completion_mask"].append([0] * longest + [1] * len(text) + [0] * right)
     return {name: torch.tensor(rows) for name, rows in columns.items()}

@@ -1,20 +1,23 @@
-"""What a gain costs and what it is worth, to first order at gains of 1: one pass of gradients each, and nothing trained.
+"""What a gain costs and what it is worth, to first order at gains of 1: one pass of gradients each,
+and nothing trained.
 
     information = fisher_information(lm, own_text(lm))               # (L, F)
     worth = preference_gradient(lm, pairs)                           # (L, F)
     edit = natural_gradient(lm, worth, information, kl=0.01)
 
-With a gain of 1 + delta_i on every neuron, the divergence from the base model grows with the square of delta, and
-what tells preferred from dispreferred continuations (the margin of METHOD §8 without beta) in proportion to it:
+With a gain of 1 + delta_i on every neuron, the divergence from the base model grows with the square
+of delta, and what tells preferred from dispreferred continuations (the margin of METHOD §8 without
+beta) in proportion to it:
 
     KL(base || edited) ~ 1/2 sum_i F_i delta_i^2,    F_i = E[(d log p(y) / d gain_i)^2]  for y drawn from the base model
     margin             ~     sum_i g_i delta_i,      g_i = d/d gain_i E[log p(preferred) - log p(dispreferred)]
 
-So the largest margin at a given KL has delta_i in proportion to g_i / F_i: the natural gradient. F is its diagonal, with each
-position's gain by itself: what gains of several neurons or positions cost together is left out, and as they push one way, a
-measured KL is several times the diagonal's (six times on the embedded model). It is taken on text that the
-model writes by itself, over which a KL of language models is an expectation: a price on text of one kind leaves neurons that
-only others need for nothing, and the training takes them (docs/lab-log.md).
+So the largest margin at a given KL has delta_i in proportion to g_i / F_i: the natural gradient. F
+is its diagonal, with each position's gain by itself: what gains of several neurons or positions
+cost together is left out, and as they push one way, a measured KL is several times the diagonal's
+(six times on the embedded model). It is taken on text that the model writes by itself, over which a
+KL of language models is an expectation: a price on text of one kind leaves neurons that only others
+need for nothing, and the training takes them (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ from .make_pairs import Pair
 def own_text(
     lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
 ) -> list[list[int]]:
-    """Token ids of texts that the model writes from nothing, drawn from its whole distribution, without tokens that end a text or a turn.
+    """Token ids of texts that the model writes from nothing, drawn from its whole distribution,
+    without tokens that end a text or a turn.
 
-    They begin with the model's BOS, or where it expects none with what ends a text. The model's own generation settings
-    (temperature, top-p) have no part: they are not the distribution that a KL is of.
+    They begin with the model's BOS, or where it expects none with what ends a text. The model's own
+    generation settings (temperature, top-p) have no part: they are not the distribution that a KL
+    is of.
 
     Args:
         lm: the model.
@@ -73,12 +78,18 @@ def own_text(
 
 
 def fisher_information(
-    lm: LM, windows: Sequence[Sequence[int]], *, draws: int = 2, seed: int = 0, progress: Progress | None = None
+    lm: LM,
+    windows: Sequence[Sequence[int]],
+    *,
+    draws: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """F_i of every neuron's gain: the expected squared derivative of the log-probability of a token, per position.
+    """F_i of every neuron's gain: the expected squared derivative of the log-probability of a
+    token, per position.
 
-    The tokens are drawn from the model's own predictions on the windows, so this is the curvature of the KL and not of the
-    loss on the text.
+    The tokens are drawn from the model's own predictions on the windows, so this is the curvature
+    of the KL and not of the loss on the text.
 
     Args:
         lm: the model.
@@ -101,7 +112,9 @@ def fisher_information(
     for done, ids in enumerate(windows):
         for _ in range(draws):
             with _gains(lm, len(ids)) as gains:
-                logits = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False).logits[0]
+                logits = lm.model(
+                    input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False
+                ).logits[0]
                 _check(lm, logits)
                 log_probs = logits.float().log_softmax(-1)
                 drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
@@ -117,7 +130,8 @@ def fisher_information(
 def preference_gradient(
     lm: LM, pairs: Sequence[Pair], *, batch_size: int = 8, progress: Progress | None = None
 ) -> NDArray[np.float64]:
-    """g_i of every neuron's gain: the derivative of log p(preferred) - log p(dispreferred), mean over the pairs.
+    """g_i of every neuron's gain: the derivative of log p(preferred) - log p(dispreferred), mean
+    over the pairs.
 
     DPO's loss has this gradient at its first step, times -beta / 2 (METHOD §8).
 
@@ -131,16 +145,21 @@ def preference_gradient(
         (L, F) float64, in nats: above 0 where a higher gain favours the preferred side.
 
     Raises:
-        DialdownError: no pairs, a pair without a prompt or a continuation, one longer than the context, or a gradient that is
-            not a finite number.
+        DialdownError: no pairs, a pair without a prompt or a continuation, one longer than the
+            context, or a gradient that is not a finite number.
     """
     total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
     done, per_side = 0, -(-len(pairs) // batch_size)
-    for sign, texts in ((1, [pair.chosen for pair in pairs]), (-1, [pair.rejected for pair in pairs])):
+    for sign, texts in (
+        (1, [pair.chosen for pair in pairs]),
+        (-1, [pair.rejected for pair in pairs]),
+    ):
         sequences = encode_continuations(lm, pairs, texts)
         for batch in batches(lm, [ids for ids, _ in sequences], batch_size):
             with _gains(lm) as gains:
-                log_probability = _log_probability(lm, batch, [sequences[row][1] for row in batch.rows])
+                log_probability = _log_probability(
+                    lm, batch, [sequences[row][1] for row in batch.rows]
+                )
                 found = torch.autograd.grad(log_probability, gains)
             total += sign * torch.stack([one.double().to(total.device) for one in found])
             done += 1
@@ -159,34 +178,43 @@ def natural_gradient(
     damping: float = 0.1,
     name: str = "natural_gradient",
 ) -> Intervention:
-    """The gains 1 + t * g_i / (F_i + damping * mean F), at the t whose diagonal's KL is `kl`; nothing is trained.
+    """The gains 1 + t * g_i / (F_i + damping * mean F), at the t whose diagonal's KL is `kl`;
+    nothing is trained.
 
     Args:
         lm: the model.
         worth: (L, F) g_i, from `preference_gradient`.
         information: (L, F) F_i, from `fisher_information`.
-        kl: 1/2 sum_i F_i delta_i^2, the diagonal's KL in nats per token of the text that was priced; several times that is measured.
-        damping: keeps neurons that are nearly silent on neutral text, whose price is hardly known, from being free.
+        kl: 1/2 sum_i F_i delta_i^2, the diagonal's KL in nats per token of the text that was
+            priced; several times that is measured.
+        damping: keeps neurons that are nearly silent on neutral text, whose price is hardly known,
+            from being free.
         name: the name its results carry.
 
     Returns:
-        An intervention of kind `scale`; gains below 0 are set to 0. Its record has `margin`, the predicted change of
+        An intervention of kind `scale`; gains below 0 are set to 0. Its record has `margin`, the
+            predicted change of
         log p(preferred) - log p(dispreferred), and `clipped` (how many), both before clipping.
 
     Raises:
-        DialdownError: arrays of another shape, a KL that cannot work, gains that are worth nothing; see `damped`.
+        DialdownError: arrays of another shape, a KL that cannot work, gains that are worth nothing;
+            see `damped`.
     """
     shape = (lm.view.n_layers, lm.view.n_neurons)
     for what, array in (("worth", worth), ("information", information)):
         if array.shape != shape:
-            raise DialdownError(f"`{what}` has shape {array.shape} and {lm.name} needs {shape}: make it on this model.")
+            raise DialdownError(
+                f"`{what}` has shape {array.shape} and {lm.name} needs {shape}: make it on this "
+                "model."
+            )
     if not (np.isfinite(kl) and kl > 0):
         raise DialdownError(f"Gains cannot be made for a KL of {kl}: pass a finite number above 0.")
     step = worth / damped(information, damping)
     price = 0.5 * float((information * step**2).sum())
     if not price > 0:
         raise DialdownError(
-            f"No gain of {lm.name} that costs anything favours the preferred continuations: pass pairs that differ."
+            f"No gain of {lm.name} that costs anything favours the preferred continuations: pass "
+            "pairs that differ."
         )
     change = np.sqrt(kl / price) * step
     record = {
@@ -197,13 +225,17 @@ def natural_gradient(
         "clipped": int((change < -1).sum()),
     }
     everyone = np.ones(shape, dtype=bool)
-    return Intervention(name, "scale", np.maximum(1 + change, 0), np.zeros(shape), everyone, record=record)
+    return Intervention(
+        name, "scale", np.maximum(1 + change, 0), np.zeros(shape), everyone, record=record
+    )
 
 
 class NaturalGradient(torch.optim.Optimizer):
-    """Steps of one length where length is what they cost: p <- p - lr * (grad / price) / sqrt(sum grad^2 / price), over all weights.
+    """Steps of one length where length is what they cost: p <- p - lr * (grad / price) / sqrt(sum
+    grad^2 / price), over all weights.
 
-    With F as the price, a step has a diagonal's KL of lr^2 / 2 (see the module's head), whatever the loss is multiplied by.
+    With F as the price, a step has a diagonal's KL of lr^2 / 2 (see the module's head), whatever
+    the loss is multiplied by.
 
     Args:
         prices: each weight with a price, above 0, for every number of it.
@@ -219,7 +251,10 @@ class NaturalGradient(torch.optim.Optimizer):
         """One step, along the gradients as they are."""
         loss = None if closure is None else closure()
         (group,) = self.param_groups
-        moved = [(weight, weight.grad / price) for weight, price in zip(group["params"], self.prices, strict=True)]
+        moved = [
+            (weight, weight.grad / price)
+            for weight, price in zip(group["params"], self.prices, strict=True)
+        ]
         squared = sum(float((weight.grad.double() * step).sum()) for weight, step in moved)
         if squared > 0:
             for weight, step in moved:
@@ -228,15 +263,18 @@ class NaturalGradient(torch.optim.Optimizer):
 
 
 def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    """F_i + damping * mean F: the price of a gain, also of a neuron nearly silent on the text, whose F is hardly known.
+    """F_i + damping * mean F: the price of a gain, also of a neuron nearly silent on the text,
+    whose F is hardly known.
 
     Raises:
-        DialdownError: a damping that is no finite number above 0, or no neuron that acts on the text.
+        DialdownError: a damping that is no finite number above 0, or no neuron that acts on the
+            text.
     """
     check_damping(damping)
     if not information.mean() > 0:
         raise DialdownError(
-            "No gain costs anything on the text, so gains have no price: pass text that the neurons act on."
+            "No gain costs anything on the text, so gains have no price: pass text that the "
+            "neurons act on."
         )
     return np.asarray(information + damping * information.mean())
 
@@ -244,7 +282,9 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
 def check_damping(damping: float) -> None:
     """Refuse a damping that is no finite number above 0 (DialdownError)."""
     if not (math.isfinite(damping) and damping > 0):
-        raise DialdownError(f"A damping of {damping} makes silent neurons free: pass a finite number above 0.")
+        raise DialdownError(
+            f"A damping of {damping} makes silent neurons free: pass a finite number above 0."
+        )
 
 
 def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
@@ -258,7 +298,9 @@ def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
         use_cache=False,
         logits_to_keep=longest,
     ).logits
-    log_probs: Tensor = logits.float().log_softmax(-1).gather(-1, batch.ids[:, -longest:, None])[..., 0]
+    log_probs: Tensor = (
+        logits.float().log_softmax(-1).gather(-1, batch.ids[:, -longest:, None])[..., 0]
+    )
     from_end = torch.arange(longest, 0, -1, device=log_probs.device)
     counted = from_end <= torch.tensor(lengths, device=log_probs.device)[:, None]
     return log_probs.masked_fill(~counted, 0).sum()
@@ -266,7 +308,8 @@ def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _gains(lm: LM, *positions: int) -> Iterator[list[Tensor]]:
-    """Gains of 1 on every neuron of every layer, (*positions, F) each, that a gradient can be taken by; gone afterwards.
+    """Gains of 1 on every neuron of every layer, (*positions, F) each, that a gradient can be taken
+    by; gone afterwards.
 
     No weight needs a gradient meanwhile, or the graph would keep what only theirs need.
     """
@@ -277,13 +320,20 @@ def _gains(lm: LM, *positions: int) -> Iterator[list[Tensor]]:
             weight.requires_grad_(False)
             stack.callback(weight.requires_grad_, True)
         for layer in lm.view.layers:
-            gain = torch.ones(*positions, lm.view.n_neurons, dtype=layer.columns.dtype, device=layer.columns.device)
+            gain = torch.ones(
+                *positions,
+                lm.view.n_neurons,
+                dtype=layer.columns.dtype,
+                device=layer.columns.device,
+            )
             gains.append(gain.requires_grad_(True))
             stack.callback(layer.down.register_forward_pre_hook(_multiply(gain, layer.path)).remove)
         yield gains
 
 
-def _multiply(gain: Tensor, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+def _multiply(
+    gain: Tensor, path: str
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         check_axes(args[0], path)
         return (args[0] * gain, *args[1:])
@@ -294,5 +344,6 @@ def _multiply(gain: Tensor, path: str) -> Callable[[nn.Module, tuple[Tensor, ...
 def _check(lm: LM, numbers: Tensor) -> None:
     if not torch.isfinite(numbers).all():
         raise DialdownError(
-            f"The predictions or gradients of {lm.name} are not finite: load it in float32 or bfloat16."
+            f"The predictions or gradients of {lm.name} are not finite: load it in float32 or "
+            "bfloat16."
         )

@@ -1,4 +1,6 @@
-"""The loss of METHOD §8, DPO with a KL term, and the KL on other text that neuron gains have beside it."""
+"""The loss of METHOD §8, DPO with a KL term, and the KL on other text that neuron gains have beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class LossParts:
         loss: scalar, `dpo` + γ·(`kl_chosen` + `kl_rejected`).
         dpo: scalar, the preference term.
         kl_chosen, kl_rejected: scalars in nats, KL⁺ and KL⁻.
-        rewards_chosen, rewards_rejected: (B,), β times the log ratio of policy and reference; detached.
+        rewards_chosen, rewards_rejected: (B,), β times the log ratio of policy and reference;
+            detached.
     """
 
     loss: Tensor
@@ -46,40 +49,60 @@ def kl_dpo_loss(
 ) -> LossParts:
     """DPO plus γ times the divergence from the reference on both continuations (METHOD §8).
 
-    The KL of a sequence is its mean over that sequence's positions; KL⁺ and KL⁻ are means over the B sequences,
-    so each pair weighs the same however long it is and however pairs are split into batches. With "completion"
-    the positions are those that predict a completion token: neither prompt nor padding counts. With "all" they
-    are every position given, prompt and padding included, as in the authors' code: the value then depends on
-    the padding of the batch.
+    The KL of a sequence is its mean over that sequence's positions; KL⁺ and KL⁻ are means over the
+    B sequences, so each pair weighs the same however long it is and however pairs are split into
+    batches. With "completion" the positions are those that predict a completion token: neither
+    prompt nor padding counts. With "all" they are every position given, prompt and padding
+    included, as in the authors' code: the value then depends on the padding of the batch.
 
     Args:
         policy, reference: (2B, T, V) logits, the B chosen sequences first; computed in float32.
-        labels: (2B, T) ids; the completion token that a position predicts, or -100 where it predicts none.
+        labels: (2B, T) ids; the completion token that a position predicts, or -100 where it
+            predicts none.
         beta: β of METHOD §8.
         kl_weight: γ; at 0 the KL is measured but has no gradient.
         direction: KL(π_ref ‖ π) or KL(π ‖ π_ref), over the full vocabulary.
         positions: which positions the KL is a mean of.
     """
-    taken = labels != IGNORED if positions == "completion" else torch.ones_like(labels, dtype=torch.bool)
+    taken = (
+        labels != IGNORED
+        if positions == "completion"
+        else torch.ones_like(labels, dtype=torch.bool)
+    )
     targets = labels[taken]
     log_policy = policy[taken].float().log_softmax(-1)
     log_reference = reference[taken].float().log_softmax(-1)
 
     def sums(per_position: Tensor) -> Tensor:
-        return torch.zeros(taken.shape, device=taken.device).masked_scatter(taken, per_position).sum(-1)
+        return (
+            torch.zeros(taken.shape, device=taken.device)
+            .masked_scatter(taken, per_position)
+            .sum(-1)
+        )
 
     def log_probability(log_probs: Tensor) -> Tensor:
         picked = log_probs.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
         return sums(picked.masked_fill(targets == IGNORED, 0.0))
 
-    ratios_chosen, ratios_rejected = (log_probability(log_policy) - log_probability(log_reference)).chunk(2)
+    ratios_chosen, ratios_rejected = (
+        log_probability(log_policy) - log_probability(log_reference)
+    ).chunk(2)
     dpo = -F.logsigmoid(beta * (ratios_chosen - ratios_rejected)).mean()
     with torch.set_grad_enabled(torch.is_grad_enabled() and kl_weight > 0):
-        p, q = (log_reference, log_policy) if direction == "reference_policy" else (log_policy, log_reference)
+        p, q = (
+            (log_reference, log_policy)
+            if direction == "reference_policy"
+            else (log_policy, log_reference)
+        )
         per_position = divergence(p, q)
-        kl_chosen, kl_rejected = (half.mean() for half in (sums(per_position) / taken.sum(-1)).chunk(2))
+        kl_chosen, kl_rejected = (
+            half.mean() for half in (sums(per_position) / taken.sum(-1)).chunk(2)
+        )
     loss = dpo + kl_weight * (kl_chosen + kl_rejected) if kl_weight > 0 else dpo
-    rewards_chosen, rewards_rejected = beta * ratios_chosen.detach(), beta * ratios_rejected.detach()
+    rewards_chosen, rewards_rejected = (
+        beta * ratios_chosen.detach(),
+        beta * ratios_rejected.detach(),
+    )
     return LossParts(loss, dpo, kl_chosen, kl_rejected, rewards_chosen, rewards_rejected)
 
 
@@ -90,13 +113,14 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Text that training should leave as it is: the KL(π_ref ‖ π) on some of it is part of the loss of every step.
+    """Text that training should leave as it is: the KL(π_ref ‖ π) on some of it is part of the loss
+    of every step.
 
     Attributes:
         texts: token ids, of one length.
         weight: what the KL, in nats per position, counts in the loss.
-        per_step: texts in each step, which takes the next ones in order, and the first again after the last. The batches
-            of one accumulated step share them.
+        per_step: texts in each step, which takes the next ones in order, and the first again after
+            the last. The batches of one accumulated step share them.
     """
 
     texts: Sequence[Sequence[int]]
@@ -104,6 +128,11 @@ class Elsewhere:
     per_step: int = 4
 
     def of_step(self, step: int) -> list[list[int]]:
-        """The texts of a step, counted from 0: they depend on nothing else, so a resumed run has the same."""
+        """The texts of a step, counted from 0: they depend on nothing else, so a resumed run has
+        the same.
+        """
         first = step * self.per_step
-        return [list(self.texts[place % len(self.texts)]) for place in range(first, first + self.per_step)]
+        return [
+            list(self.texts[place % len(self.texts)])
+            for place in range(first, first + self.per_step)
+        ]

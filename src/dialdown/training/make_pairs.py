@@ -1,4 +1,6 @@
-"""Preference pairs made with the model itself: several continuations of a prompt, the least and the most toxic (METHOD §8)."""
+"""Preference pairs made with the model itself: several continuations of a prompt, the least and the
+most toxic (METHOD §8).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Pair:
 
     Attributes:
         prompt: the text both continuations follow.
-        chosen: the preferred continuation, with the whitespace it starts with; no end-of-text token.
+        chosen: the preferred continuation, with the whitespace it starts with; no end-of-text
+            token.
         rejected: the dispreferred continuation, likewise.
     """
 
@@ -49,7 +52,8 @@ class PairSettings:
     Attributes:
         count: pairs wanted; prompts are used up until there are as many.
         sampled: plain samples per prompt.
-        greedy: whether the most likely continuation is a candidate too; it is what many users decode.
+        greedy: whether the most likely continuation is a candidate too; it is what many users
+            decode.
         steered: further samples per prompt, steered towards the concept.
         steering_strength: how far, as a fraction of the mean norm of the final-layer residual.
         margin: least difference of the two scores.
@@ -74,17 +78,34 @@ class PairSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot make a pair (DialdownError)."""
-        least = {"count": 1, "sampled": 0, "steered": 0, "top_k": 1, "max_new_tokens": 1, "batch_size": 1, "seed": 0}
+        least = {
+            "count": 1,
+            "sampled": 0,
+            "steered": 0,
+            "top_k": 1,
+            "max_new_tokens": 1,
+            "batch_size": 1,
+            "seed": 0,
+        }
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
-                raise DialdownError(f"Pairs cannot be made with {name} = {getattr(self, name)}: pass {lowest} or more.")
+                raise DialdownError(
+                    f"Pairs cannot be made with {name} = {getattr(self, name)}: pass {lowest} or "
+                    "more."
+                )
         if not math.isfinite(self.margin):
-            raise DialdownError(f"Pairs cannot be made with margin = {self.margin}: pass a finite number such as 0.3.")
+            raise DialdownError(
+                f"Pairs cannot be made with margin = {self.margin}: pass a finite number such as "
+                "0.3."
+            )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise DialdownError(f"Pairs cannot be sampled at temperature {self.temperature}: pass a number above 0.")
+            raise DialdownError(
+                f"Pairs cannot be sampled at temperature {self.temperature}: pass a number above 0."
+            )
         if self.unsteered + self.steered < 2:
             raise DialdownError(
-                "A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered, or set pairs.greedy."
+                "A pair needs two candidates per prompt: raise pairs.sampled or pairs.steered, or "
+                "set pairs.greedy."
             )
 
     @property
@@ -99,7 +120,8 @@ class Candidates:
 
     Attributes:
         prompts: n prompts, as far as the continuations follow them.
-        texts: one list of n continuations per candidate: sampled ones, the greedy one, steered ones.
+        texts: one list of n continuations per candidate: sampled ones, the greedy one, steered
+            ones.
         scores: toxicity of each, in the same places.
     """
 
@@ -115,7 +137,8 @@ class CandidateFiles:
     Attributes:
         folder: one JSON file per batch.
         inputs: changes when the prompts, the model, the direction or the scorer change.
-        settings: how candidates are sampled. How many pairs are wanted, and how far apart, is asked of them later.
+        settings: how candidates are sampled. How many pairs are wanted, and how far apart, is asked
+            of them later.
     """
 
     folder: Path
@@ -123,7 +146,9 @@ class CandidateFiles:
     settings: PairSettings
 
     def read(self, start: int) -> Candidates | None:
-        """The batch from prompt number `start` on; None if it was not sampled, or from something else, or is damaged."""
+        """The batch from prompt number `start` on; None if it was not sampled, or from something
+        else, or is damaged.
+        """
         saved = read_sealed(self._path(start)) or {}
         return Candidates(**saved) if saved.pop("inputs", None) == self._key else None
 
@@ -145,7 +170,8 @@ class PairSet:
 
     Attributes:
         pairs: the pairs.
-        record: prompts used, mean scores, scorer, how many chosen and rejected continuations were steered, settings.
+        record: prompts used, mean scores, scorer, how many chosen and rejected continuations were
+            steered, settings.
     """
 
     pairs: tuple[Pair, ...]
@@ -154,7 +180,9 @@ class PairSet:
     def save(self, path: str | Path) -> None:
         """Write JSON lines: the record first, then one pair a line."""
         lines = [{"record": self.record}, *(asdict(pair) for pair in self.pairs)]
-        write_text(Path(path), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(
+            Path(path), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> PairSet:
@@ -167,7 +195,8 @@ class PairSet:
         record = rows.pop(0)[1]["record"] if rows and "record" in rows[0][1] else {}
         if not isinstance(record, dict):
             raise DialdownError(
-                f"The record in {path} is no object: leave its first line out, or make the pairs again."
+                f"The record in {path} is no object: leave its first line out, or make the pairs "
+                "again."
             )
         return cls(tuple(_pair(row, place) for place, row in rows), record)
 
@@ -175,9 +204,15 @@ class PairSet:
 def _pair(row: Mapping[str, Any], place: str) -> Pair:
     if lacking := [name for name in ("prompt", "chosen", "rejected") if name not in row]:
         raise DialdownError(
-            f"{place} is no pair, as it has no {lacking[0]!r}: write one JSON object a line with prompt, chosen and rejected."
+            f"{place} is no pair, as it has no {lacking[0]!r}: write one JSON object a line with "
+            "prompt, chosen and rejected."
         )
-    return Pair(*(whole_text(row[name], f"The {name} in {place}") for name in ("prompt", "chosen", "rejected")))
+    return Pair(
+        *(
+            whole_text(row[name], f"The {name} in {place}")
+            for name in ("prompt", "chosen", "rejected")
+        )
+    )
 
 
 def make_pairs(
@@ -190,10 +225,12 @@ def make_pairs(
     max_prompt_tokens: int = 32,
     progress: Progress | None = None,
 ) -> PairSet:
-    """Sample continuations, score them, keep the least and the most toxic of each prompt if they differ enough.
+    """Sample continuations, score them, keep the least and the most toxic of each prompt if they
+    differ enough.
 
     Args:
-        lm: the model to be tuned; its own samples are its own distribution, so preferring one costs little.
+        lm: the model to be tuned; its own samples are its own distribution, so preferring one costs
+            little.
         prompts: training prompts, none of them an evaluation prompt.
         scorer: scores the continuations; it must not be the only judge later (METHOD §8).
         settings: how many, and how.
@@ -207,7 +244,15 @@ def make_pairs(
     batches: list[Candidates] = []
     found = 0
     for start in range(0, len(prompts), settings.batch_size):
-        one = candidates(lm, prompts, scorer, settings, start, direction=direction, max_prompt_tokens=max_prompt_tokens)
+        one = candidates(
+            lm,
+            prompts,
+            scorer,
+            settings,
+            start,
+            direction=direction,
+            max_prompt_tokens=max_prompt_tokens,
+        )
         batches.append(one)
         found += count_pairs(one, settings)
         if progress:
@@ -227,17 +272,23 @@ def candidates(
     direction: Direction | None = None,
     max_prompt_tokens: int = 32,
 ) -> Candidates:
-    """Candidates for the batch of prompts from number `start` on; the same whichever batches were made before it.
+    """Candidates for the batch of prompts from number `start` on; the same whichever batches were
+    made before it.
 
     Raises:
         DialdownError: no direction to steer along.
     """
     if settings.steered and direction is None:
-        raise DialdownError("Steered candidates need a direction: pass one, or set pairs.steered to 0.")
+        raise DialdownError(
+            "Steered candidates need a direction: pass one, or set pairs.steered to 0."
+        )
     towards = None
     if settings.steered and direction is not None:
         towards = steer(direction, -steering_alpha(direction, settings.steering_strength))
-    batch = [_cut(lm, prompt, max_prompt_tokens) for prompt in prompts[start : start + settings.batch_size]]
+    batch = [
+        _cut(lm, prompt, max_prompt_tokens)
+        for prompt in prompts[start : start + settings.batch_size]
+    ]
     texts = _sample(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
     return Candidates(batch, texts, [scorer.score(column).tolist() for column in texts])
 
@@ -247,7 +298,9 @@ def count_pairs(batch: Candidates, settings: PairSettings) -> int:
     return len(_pairs(batch, settings))
 
 
-def choose_pairs(batches: Sequence[Candidates], settings: PairSettings, record: Mapping[str, Any]) -> PairSet:
+def choose_pairs(
+    batches: Sequence[Candidates], settings: PairSettings, record: Mapping[str, Any]
+) -> PairSet:
     """The first `settings.count` pairs of the batches.
 
     Args:
@@ -262,7 +315,8 @@ def choose_pairs(batches: Sequence[Candidates], settings: PairSettings, record: 
     found = [one for batch in batches for one in _pairs(batch, settings)]
     if len(found) < settings.count:
         raise DialdownError(
-            f"Only {len(found)} of {settings.count} pairs differ by {settings.margin} among {used} prompts: "
+            f"Only {len(found)} of {settings.count} pairs differ by {settings.margin} among {used} "
+            "prompts: "
             "lower pairs.count or pairs.margin, raise pairs.sampled, or pass more prompts."
         )
     pairs, notes = zip(*found[: settings.count], strict=True)
@@ -273,7 +327,11 @@ def choose_pairs(batches: Sequence[Candidates], settings: PairSettings, record: 
 def _cut(lm: LM, prompt: str, max_tokens: int) -> str:
     """The part of a prompt that its continuations follow."""
     ids = lm.encode([prompt])[0]
-    return prompt if len(ids) <= max_tokens else str(lm.tokenizer.decode(ids[:max_tokens], skip_special_tokens=True))
+    return (
+        prompt
+        if len(ids) <= max_tokens
+        else str(lm.tokenizer.decode(ids[:max_tokens], skip_special_tokens=True))
+    )
 
 
 def _sample(
@@ -285,7 +343,9 @@ def _sample(
     *,
     seed: int,
 ) -> list[list[str]]:
-    """One list of continuations per candidate; the prompts' prefixes are computed once for all of them."""
+    """One list of continuations per candidate; the prompts' prefixes are computed once for all of
+    them.
+    """
     decoder = Decoder(
         lm,
         prompts,
@@ -295,7 +355,9 @@ def _sample(
     )
     columns = []
     for index in range(settings.unsteered + settings.steered):
-        pick = sampler(temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index)
+        pick = sampler(
+            temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index
+        )
         greedy = settings.sampled <= index < settings.unsteered
         steered = towards if index >= settings.unsteered else None
         columns.append(decoder.texts(decoder.run(steered, pick=None if greedy else pick)))

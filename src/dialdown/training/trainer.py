@@ -1,8 +1,8 @@
 """TRL's `DPOTrainer` with the loss of METHOD §8 (`dpo_loss`) in place of its own.
 
-TRL 1.16 scores completions with a fused head that never builds logits, and a divergence over the full
-vocabulary needs them; everything else (collation, reference, checkpoints, evaluation) stays TRL's. Imported
-by `dpo` only when training starts, because TRL is an optional extra.
+TRL 1.16 scores completions with a fused head that never builds logits, and a divergence over the
+full vocabulary needs them; everything else (collation, reference, checkpoints, evaluation) stays
+TRL's. Imported by `dpo` only when training starts, because TRL is an optional extra.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ SAVE_EVERY_SECONDS = 60.0
 
 
 class KLDPOTrainer(DPOTrainer):
-    """TRL's DPO trainer with `kl_dpo_loss`, for a causal LM or PEFT model and a given reference (METHOD §8).
+    """TRL's DPO trainer with `kl_dpo_loss`, for a causal LM or PEFT model and a given reference
+    (METHOD §8).
 
     Where there is text `elsewhere`, its KL is added to the loss of a training step.
 
-    The datasets must hold `prompt_ids`, `chosen_ids` and `rejected_ids`: TRL's own preparation would end each
-    continuation with an end-of-text token, and one cut after n tokens must not be taught to stop there.
+    The datasets must hold `prompt_ids`, `chosen_ids` and `rejected_ids`: TRL's own preparation
+    would end each continuation with an end-of-text token, and one cut after n tokens must not be
+    taught to stop there.
 
     Args:
         kl_weight, kl_direction, kl_positions: see `kl_dpo_loss`.
@@ -73,7 +75,9 @@ class KLDPOTrainer(DPOTrainer):
         if kl_positions == "all":
             # The mean then depends on how much padding there is.
             tokenizer = trl_arguments["processing_class"]
-            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            pad = (
+                tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            )
             trl_arguments["data_collator"] = partial(padded_as_published, pad=pad)
         super().__init__(**trl_arguments)
         policy: Any = self.model
@@ -90,25 +94,38 @@ class KLDPOTrainer(DPOTrainer):
         return dataset
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Linear warm-up that starts at lr / (warm-up + 1), then constant: the authors' schedule."""
+        """Linear warm-up that starts at lr / (warm-up + 1), then constant: the authors'
+        schedule.
+        """
         if self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
             optimizer = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+            self.lr_scheduler = LambdaLR(
+                optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1))
+            )
         return self.lr_scheduler
 
     def _logits(self, model: Any, inputs: dict[str, Tensor], last: int) -> Tensor:
         # The head is a fifth of a small model's work, and prompt positions need none of it.
         cut = {"logits_to_keep": last} if self._cuts_logits else {}
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **cut)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            **cut,
+        )
         logits: Tensor = outputs.logits[:, -last:]
         return logits
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
         if return_outputs:
-            raise DialdownError("KLDPOTrainer returns the loss alone: train without compute_metrics.")
+            raise DialdownError(
+                "KLDPOTrainer returns the loss alone: train without compute_metrics."
+            )
         completion = inputs["completion_mask"].bool()
-        labels = F.pad(inputs["input_ids"].masked_fill(~completion, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+        labels = F.pad(
+            inputs["input_ids"].masked_fill(~completion, IGNORED)[:, 1:], (0, 1), value=IGNORED
+        )
         predicting = (labels != IGNORED).any(0).int()
         first = int(predicting.argmax()) if self.kl_positions == "completion" else 0
         last = labels.shape[1] - first
@@ -124,16 +141,21 @@ class KLDPOTrainer(DPOTrainer):
             positions=self.kl_positions,
         )
         self._record(parts, "train" if model.training else "eval")
-        # A validation is between steps, so no step's texts are its own; it compares what is learned from the pairs.
+        # A validation is between steps, so no step's texts are its own; it compares what is learned
+        # from the pairs.
         if self.elsewhere is None or not model.training:
             return parts.loss
         kl = self._kl_elsewhere(model, self.elsewhere)
-        self._metrics["train"]["kl/elsewhere"].append(self.accelerator.gather(kl.detach()).mean().item())
+        self._metrics["train"]["kl/elsewhere"].append(
+            self.accelerator.gather(kl.detach()).mean().item()
+        )
         return parts.loss + self.elsewhere.weight * kl
 
     def _kl_elsewhere(self, model: Any, elsewhere: Elsewhere) -> Tensor:
         """KL(π_ref ‖ π) on the step's texts, mean over their positions, in nats."""
-        ids = torch.tensor(elsewhere.of_step(self.state.global_step), device=self.accelerator.device)
+        ids = torch.tensor(
+            elsewhere.of_step(self.state.global_step), device=self.accelerator.device
+        )
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             reference = self._logits(self.ref_model, inputs, ids.shape[1]).float().log_softmax(-1)
@@ -154,7 +176,9 @@ class KLDPOTrainer(DPOTrainer):
             self._metrics[mode][name].append(self.accelerator.gather(value.detach()).mean().item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as TRL does, with the seconds since the last log: their sum survives an interruption."""
+        """Log as TRL does, with the seconds since the last log: their sum survives an
+        interruption.
+        """
         now = time.perf_counter()
         logs["seconds"], self._clock = now - self._clock, now
         super().log(logs, start_time)
@@ -163,8 +187,9 @@ class KLDPOTrainer(DPOTrainer):
 class Pace(TrainerCallback):
     """Report each step, stop at a loss that is no number, and save often enough to resume from.
 
-    A checkpoint is written when a minute has passed since the last one, or later where writing takes long, so
-    that saving costs at most a twentieth of the time; transformers itself writes one at every validation.
+    A checkpoint is written when a minute has passed since the last one, or later where writing
+    takes long, so that saving costs at most a twentieth of the time; transformers itself writes one
+    at every validation.
     """
 
     def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
@@ -186,7 +211,8 @@ class Pace(TrainerCallback):
         loss = kwargs["logs"].get("loss", kwargs["logs"].get("eval_loss", 0.0))
         if not math.isfinite(loss):
             raise DialdownError(
-                f"The loss of DPO is {loss} at step {state.global_step}: lower learning_rate, or use float32."
+                f"The loss of DPO is {loss} at step {state.global_step}: lower learning_rate, or "
+                "use float32."
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -200,13 +226,17 @@ class Pace(TrainerCallback):
 
 
 class Snapshots(TrainerCallback):
-    """Hand out the model and the step at evenly spaced places of the training, the end not among them."""
+    """Hand out the model and the step at evenly spaced places of the training, the end not among
+    them.
+    """
 
     def __init__(self, count: int, snapshot: Callable[[Any, int], None]) -> None:
         self.count, self.snapshot = count, snapshot
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        places = {round(state.max_steps * place / (self.count + 1)) for place in range(1, self.count + 1)}
+        places = {
+            round(state.max_steps * place / (self.count + 1)) for place in range(1, self.count + 1)
+        }
         if state.global_step in places - {state.max_steps}:
             self.snapshot(kwargs["model"], state.global_step)
 
@@ -225,10 +255,12 @@ def fit(
     elsewhere: Elsewhere | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> TrainingLog:
-    """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in `work`.
+    """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in
+    `work`.
 
-    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots` places; `optimizer` is used
-    in place of the one that the settings name; for `elsewhere` see `KLDPOTrainer`.
+    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots`
+    places; `optimizer` is used in place of the one that the settings name; for `elsewhere` see
+    `KLDPOTrainer`.
 
     Raises:
         DialdownError: the loss is no longer finite.
@@ -258,13 +290,19 @@ def fit(
 
 
 def sharing(model: Any) -> Any:
-    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its modules leaves `model` alone."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its
+    modules leaves `model` alone.
+    """
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    }
     return copy.deepcopy(model, shared).eval()
 
 
 def no_checkpointing() -> dict[str, Any]:
-    """The argument of `DPOConfig` that keeps activations in memory; transformers has had two names for it."""
+    """The argument of `DPOConfig` that keeps activations in memory; transformers has had two names
+    for it.
+    """
     names = {field.name for field in dataclasses.fields(DPOConfig)}
     new, old = "activation_checkpointing", "gradient_checkpointing"
     return {new if new in names else old: False}
@@ -309,7 +347,9 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
 
 
 def _run(trainer: KLDPOTrainer, work: Path) -> None:
-    """Train to the end, from the last whole checkpoint if there is one, and load the best weights."""
+    """Train to the end, from the last whole checkpoint if there is one, and load the best
+    weights.
+    """
     checkpoint = _last_checkpoint(work)
     if checkpoint is None:
         trainer.train()
@@ -324,8 +364,12 @@ def _run(trainer: KLDPOTrainer, work: Path) -> None:
 
 
 def _last_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that is as it was written, as is the best one so far; others are removed."""
-    checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    """The newest checkpoint that is as it was written, as is the best one so far; others are
+    removed.
+    """
+    checkpoints = sorted(
+        work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
+    )
     best = {checkpoint: _best(checkpoint) for checkpoint in checkpoints}
     for checkpoint, best_then in best.items():
         if best_then is not None and best.get(best_then) is not None:
@@ -335,7 +379,9 @@ def _last_checkpoint(work: Path) -> Path | None:
 
 
 def _best(checkpoint: Path) -> Path | None:
-    """The checkpoint that was the best one when this was written, or this itself; None where this is not whole."""
+    """The checkpoint that was the best one when this was written, or this itself; None where this
+    is not whole.
+    """
     if damaged(checkpoint):
         return None
     try:
@@ -369,14 +415,17 @@ def _training_log(state: Any, train_pairs: int, eval_pairs: int) -> TrainingLog:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and only errors from transformers: progress is reported by the caller's function."""
+    """No progress bars and only errors from transformers: progress is reported by the caller's
+    function.
+    """
     log = transformers_logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.ERROR)
     log.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
-            # PEFT and TRL call what transformers is about to rename, which is no business of who trains here.
+            # PEFT and TRL call what transformers is about to rename, which is no business of who
+            # trains here.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
