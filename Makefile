@@ -14,6 +14,7 @@ test: lint types tests
 lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 
 types: $(VENV)/dev
 	$(BIN)/mypy
@@ -25,5 +26,5 @@ tests: $(VENV)/dev
 $(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F),search]"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F)]"
 	@touch $@

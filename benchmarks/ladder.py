@@ -1,8 +1,7 @@
 """The ladder at one price: every way of lowering toxicity, dialled to the same KL on other text,
 judged on unseen prompts.
 
-    dialdown detox embedded:smollm2-135m --out calm                            # pairs and neuron gains
-    dialdown detox embedded:smollm2-135m --out calm --no-training --force      # searched edits, from the same pairs
+    dialdown detox embedded:smollm2-135m --out calm     # pairs and neuron gains
     python benchmarks/ladder.py calm-work
 
 Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rate, for two passes
@@ -10,13 +9,12 @@ Full DPO is trained here, on the very pairs of the gains, as `--dpo` says (a rat
 does not), and dialled like them: by interpolating its weights with the base model's. The KL that is
 matched is the mean over four kinds of text, because an edit can be cheap on the one kind that it
 was made with; what those texts lose in log-perplexity is there too, beside that of the evaluation's
-text. The prompts are training prompts that pairs, search and `detox` left alone: the evaluation's
+text. The prompts are training prompts that pairs and `detox` left alone: the evaluation's
 have seen every recipe that was tried while this was developed. Differences are paired over prompts,
 to the DPO that the judge finds least toxic: a choice in hindsight, in its favour. A second price,
 as in `--kl 0.06 0.03`, is compared with that same row, which tells whether a way is as good at
 less. With `--fewer 132` gains and DPO are trained on the first 132 pairs too (one pass), with
-`--adam` gains also by Adam instead of the natural gradient. Without the second command the searched
-edits are left out.
+`--adam` gains also by Adam instead of the natural gradient.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction
 from dialdown.study.config import Config
 from dialdown.study.context import Workspace
-from dialdown.study.gains import found_any, found_edits, gain_prices, held_texts, trained_gains
+from dialdown.study.gains import gain_prices, held_texts, trained_gains
 from dialdown.training.gains import importance, keep_top, shuffled
 from dialdown.training.loss import Elsewhere
 from dialdown.training.make_pairs import Pair, PairSet
@@ -134,15 +132,6 @@ def edits(
         out = work.folder / "ladder-gains-adam"
         trained, _ = dd.train_gains(work.lm, pairs, plain, out, texts=texts, progress=told)
         yield "neuron gains, by Adam", trained
-    if "search" in work.stages and found_any(work):
-        for one in found_edits(work, 2):
-            recipe = one.record["search"]
-            rule = (
-                f"{recipe['neurons']} {recipe['kind']}"
-                if "neurons" in recipe
-                else f"least squares, {recipe['direction']}"
-            )
-            yield f"searched, no training: {rule}, {one.name}", one
     for name in ("probe", "random"):
         table = dd.neuron_table(
             work.lm, Direction.load(work.folder / f"direction-{name}.safetensors"), base
@@ -172,11 +161,9 @@ def texts_of_many_kinds(work: Workspace) -> dict[str, TextProbe]:
 
 
 def unseen_prompts(work: Workspace, count: int) -> tuple[str, ...]:
-    """The first training prompts between those that the pairs used and the last, which the search
-    has.
-    """
+    """The first training prompts after those that the pairs used."""
     used = PairSet.load(work.folder / "pairs.jsonl").record["prompts_used"]
-    unseen = work.prompts.training[used : -2 * work.config.search.prompts]
+    unseen = work.prompts.training[used:]
     if len(unseen) < count:
         raise SystemExit(
             f"{work.folder} leaves {len(unseen)} prompts unseen: pass --prompts {len(unseen)} or "
@@ -226,11 +213,11 @@ class Bench:
 
     @classmethod
     def of(cls, folder: Path, prompts: int) -> Bench:
-        """From the work folder of `dialdown detox`, whichever of its two ways ran last."""
+        """From the work folder of `dialdown detox`."""
         stages = tuple(read_json(folder / "run.json")["stages"])
         order = tuple(
             one
-            for one in ("probe", "pairs", "gains", "means", "search", "dial", "check")
+            for one in ("probe", "pairs", "gains", "means", "step", "dial", "check")
             if one in stages
         )
         work = Workspace(Config(**read_json(folder / "run.json")["config"]), folder, stages=order)

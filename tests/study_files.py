@@ -95,7 +95,6 @@ def write_study(root: Path) -> Path:
         },
         "interventions": {"toxic_neurons": 5},
         "gains": {"eval_pairs": 2},
-        "search": {"trials": 4, "prompts": 6, "first_prompts": 3},
         "evaluation": {
             "prompts": write_lines(
                 root / "prompts.jsonl", [{"prompt": sentence(rng, 4)} for _ in range(14)]

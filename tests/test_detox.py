@@ -25,17 +25,10 @@ from dialdown.evaluation.bootstrap import Estimate, direction
 from dialdown.evaluation.perplexity import TextProbe
 from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
-from dialdown.study.config import Config, DetoxSettings, load_config
+from dialdown.study.config import DetoxSettings, load_config
 from dialdown.study.context import Workspace
-from dialdown.study.detox import (
-    EDIT,
-    dialled,
-    finished_edit,
-    greatest_strength,
-    outcome,
-    search_stages,
-)
-from dialdown.study.gains import gain_prices, run_one_trial
+from dialdown.study.detox import EDIT, finished_edit, greatest_strength, outcome
+from dialdown.study.gains import STEP, gain_prices
 from dialdown.training.gains import FILE, shuffled
 
 
@@ -284,49 +277,20 @@ def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result
     assert (work_of(out) / "tables" / "gains-top-neurons.csv").exists()
 
 
-def test_without_training_a_search_finds_the_edit(config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "searched"
-    few = ("--no-training", "--set", "detox.finalists=2", "--set", "search.trials=6")
-    refused = detox(config, out, *few, "--max-kl", 1e-9)
+def test_without_training_one_step_is_dialled_to_the_budget(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stepped"
+    refused = detox(config, out, "--no-training", "--max-kl", 1e-12)
     assert refused.exit_code == 1
-    assert "within the budget (KL at most 1e-09)" in str(refused.exception)
-    assert "the nearest" in str(refused.exception)
+    assert "which is beyond the budget: raise --max-kl above 1e-12" in str(refused.exception)
     assert not out.exists()
     # What the sentence advises works in the same folder.
-    found = detox(config, out, *few, "--max-kl", 50)
-    assert finished(found, out)
-    assert stages(out)["search"]["trials"] == 6
-    # Another command on the same search, which began when the last trial was missing, adds none.
-    settings = json.loads((work_of(out) / "run.json").read_text())["config"]
-    run_one_trial(Workspace(Config(**settings), work_of(out), stages=tuple(search_stages())), 5)
-    journals = [path.read_text() for path in work_of(out).rglob("search.journal")]
-    assert [text.count('"measured"') for text in journals] == [6, 6]
-    assert len(stages(out)["dial"]["finalists"]) <= 2
+    assert finished(detox(config, out, "--no-training", "--max-kl", 0.001), out)
+    dial = stages(out)["dial"]
+    assert 0.0005 < dial["neutral_kl"] <= 0.001
     assert "gains" not in stages(out)
-    edit = dd.Intervention.load(work_of(out) / EDIT)
-    assert edit.kind == edit.record["search"].get("kind", "scale")
-    assert edit.record["search"]
-    assert edit.record["strength"] == 1
-    assert (edit.gain >= 0).all()
-
-
-def test_no_dial_turns_a_neuron_around() -> None:
-    rng = np.random.default_rng(0)
-    gain, offset, everyone = (
-        1 + 0.5 * rng.standard_normal((2, 5)),
-        rng.standard_normal((2, 5)),
-        np.ones((2, 5), bool),
-    )
-    scale = dd.Intervention("it", "scale", gain, np.zeros((2, 5)), everyone)
-    np.testing.assert_allclose(dialled(scale, 3.0).gain, np.maximum(1 + 3 * (gain - 1), 0))
-    shift = dd.Intervention("it", "shift", np.ones((2, 5)), offset, everyone)
-    np.testing.assert_allclose(dialled(shift, 3.0).offset, 3 * offset)
-    constant = dd.Intervention("it", "set", np.zeros((2, 5)), offset, everyone)
-    for strength, expected in ((0.5, 0.5), (3.0, 1.0)):
-        edit = dialled(constant, strength)
-        np.testing.assert_allclose(edit.gain, 1 - expected)
-        np.testing.assert_allclose(edit.offset, expected * offset)
-        assert edit.record["strength"] == expected
+    step, edit = (dd.Intervention.load(work_of(out) / name) for name in (STEP, EDIT))
+    assert edit.record["strength"] == dial["strength"]
+    np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
 
 
 @pytest.mark.parametrize("way", ["--training", "--no-training"])
@@ -345,9 +309,6 @@ def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(
     both = detox(config, tmp_path / "out", "--strength", 0.5, "--set", "detox.max_kl=0.1")
     assert both.exit_code == 1
     assert "pass one of them" in str(both.exception)
-    unread = detox(config, tmp_path / "out", "--no-training", "--set", "detox.max_kl=0.1")
-    assert unread.exit_code == 1
-    assert "set search.max_kl" in str(unread.exception)
     assert not work_of(tmp_path / "out").exists()
 
 

@@ -30,6 +30,7 @@ from dialdown.files import read_json
 from dialdown.models.decoding import Decoder
 from dialdown.models.lm import LM, check_pair, load_tuned, same_weights, tokens
 from dialdown.models.mlp import MLPView
+from dialdown.report.stage import RUN
 from dialdown.study.config import load_config
 from dialdown.study.stages import Study
 
@@ -196,7 +197,7 @@ def test_a_diff_of_a_model_with_itself_says_so_everywhere(tmp_path: Path) -> Non
     """It is a sound check of a set-up, and must not be read as a tuning that did nothing."""
     file = write_study(tmp_path)
     flags = {"model": str(tmp_path / "model"), "tuned": str(tmp_path / "model")}
-    Study(load_config(preset="diff", file=file, flags=flags), tmp_path / "run").run()
+    Study(load_config(preset="diff", file=file, flags=flags), tmp_path / "run", stages=RUN).run()
     said = read_json(tmp_path / "run" / "run.json")["stages"]["neurons"]["equal"]
     assert "The tuned model is the base model" in said
     assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from dialdown.errors import DialdownError
 from dialdown.study.config import Config, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.preflight import check_inputs
-from dialdown.study.stages import DO, Study, find_directions
+from dialdown.study.stages import STUDY, Study, find_directions
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def settings(file: Path, **flags: Any) -> Config:
 
 def test_a_study_that_can_run_passes(file: Path, tmp_path: Path) -> None:
     work = Workspace(settings(file), tmp_path / "run")
-    check_inputs(work, [*DO])
+    check_inputs(work, [*STUDY])
     assert not (tmp_path / "run").exists()
 
 
@@ -117,7 +117,7 @@ def test_a_given_tuned_model_needs_no_prompts_to_train_on(
     assert config.training_prompts is not None
     alone = config.model_copy(update={"training_prompts": None})
     work = Workspace(alone, tmp_path / "run")
-    check_inputs(work, [*DO])
+    check_inputs(work, [*STUDY])
     assert len(work.prompts.evaluation) == 14
     assert work.prompts.training == ()
 

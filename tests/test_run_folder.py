@@ -31,9 +31,10 @@ from dialdown.files import (
     write_text,
 )
 from dialdown.interventions.intervention import untouched
+from dialdown.report.stage import report_again
 from dialdown.study.config import Config
 from dialdown.study.context import Workspace
-from dialdown.study.folder import file_states, report_again
+from dialdown.study.folder import file_states
 from dialdown.study.holding import held
 from dialdown.study.plan import Planned
 from dialdown.study.rows import RowFiles

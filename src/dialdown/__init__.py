@@ -1,7 +1,7 @@
 """Dial a concept down, neuron by neuron.
 
     texts -> direction -> activations -> neuron table -> groups -> interventions -> evaluation -> report
-                                                                 -> gains, search -> export
+                                                                 -> gains, one step -> export
 
 Each arrow is one function below, each thing between two arrows a value that can be saved, loaded
 and printed.
@@ -15,7 +15,7 @@ from .exporting.control_vector import write_control_vector
 from .exporting.delta import load_delta, save_delta
 from .exporting.export import Exported, apply_delta, export
 from .interventions.intervention import Intervention, untouched
-from .interventions.paper import edit, edit_controls, patch, patch_control, soft_edit, steer
+from .interventions.paper import edit, edit_controls, patch, patch_control, steer
 from .models.decoding import Decoder
 from .models.lm import LM, MLPView, load, load_tuned
 from .neurons.activations import NeuronMeans, mean_activations
@@ -23,8 +23,6 @@ from .neurons.directions import Direction, logit_lens, random_direction, token_c
 from .neurons.statistics import svd_subspace
 from .neurons.table import NeuronTable, compare, neuron_table
 from .report.tables import judged_toxic
-from .search.least_squares import least_squares_scales
-from .search.search import SearchSettings
 from .training.attribution import Contrast, contrast_means, mean_difference
 from .training.dpo import DPOSettings, train_dpo
 from .training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
@@ -49,7 +47,6 @@ __all__ = [
     "PairSet",
     "PairSettings",
     "Row",
-    "SearchSettings",
     "Suite",
     "TokenJudge",
     "apply_delta",
@@ -61,7 +58,6 @@ __all__ = [
     "export",
     "fisher_information",
     "judged_toxic",
-    "least_squares_scales",
     "load",
     "load_delta",
     "load_scorer",
@@ -79,7 +75,6 @@ __all__ = [
     "preference_gradient",
     "random_direction",
     "save_delta",
-    "soft_edit",
     "steer",
     "svd_subspace",
     "token_contrast",

@@ -17,7 +17,6 @@ from ..data.catalogue import ASSETS
 EXTRAS = {
     "train": ("trl", "datasets", "accelerate", "peft"),
     "judge": ("openai",),
-    "search": ("optuna",),
     "eval": ("lm_eval",),
 }
 

@@ -139,6 +139,7 @@ def _study(stage: str) -> Callable[..., None]:
 def run_study(settings: Config, folder: Path, *, until: str) -> None:
     """Run a study in the terminal, up to a stage."""
     # torch and transformers take seconds to import, which `--help` should not.
+    from ..report.stage import RUN
     from ..study.stages import Study
     from ..workers import quiet_libraries
 
@@ -146,9 +147,7 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     display = Display()
     start = time.monotonic()
     with display.bar, _interruptible():
-        Study(settings, folder, progress=display.progress, announce=display.announce).run(
-            until=until
-        )
+        Study(settings, folder, display.progress, display.announce, RUN).run(until=until)
     out.print(
         f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.",
         markup=False,
@@ -285,7 +284,7 @@ def detox(
         typer.Option(
             help=(
                 "Instead: the KL to the base it may cost on neutral text, nats per token; 0.04 "
-                "for trained gains (detox.usual_kl) where no dial is given."
+                "(detox.usual_kl) where no dial is given."
             )
         ),
     ] = None,
@@ -294,7 +293,10 @@ def detox(
         typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %."),
     ] = None,
     training: Annotated[
-        bool, typer.Option(help="Train gains, or search for an edit without training.")
+        bool,
+        typer.Option(
+            help="Train the gains, or take one step of the natural gradient, in a minute or two."
+        ),
     ] = True,
     preset: Annotated[
         str, typer.Option(help="detox, or smoke to see that it all works.")
@@ -314,15 +316,12 @@ def detox(
     says the opposite (the folder is written all the same); 1 where nothing was written; 130 on
     Ctrl-C.
     """
-    # Without training the budget steers the search itself; with it, how far the trained gains are
-    # dialled.
-    section = "detox" if training else "search"
     named = {
         "model": model,
         "seed": seed,
         "detox.strength": strength,
-        f"{section}.max_kl": max_kl,
-        f"{section}.max_ppl_increase": max_ppl_increase,
+        "detox.max_kl": max_kl,
+        "detox.max_ppl_increase": max_ppl_increase,
     }
     if strength is not None and (max_kl is not None or max_ppl_increase is not None):
         raise DialdownError(
@@ -338,7 +337,7 @@ def detox(
 
     quiet_libraries()
     out_folder = out_folder.absolute()
-    check_dials(settings, training)
+    check_dials(settings)
     work = out_folder.with_name(f"{out_folder.name}-work")
     display = Display()
     source: dict[str, Any] = {
@@ -490,7 +489,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="The folder of an evaluated study.")],
 ) -> None:
     """Write report.html again from what a study saved."""
-    from ..study.folder import report_again
+    from ..report.stage import report_again
 
     out.print(f"Wrote {report_again(folder)}", soft_wrap=True, markup=False)
 

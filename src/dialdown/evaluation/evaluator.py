@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DialdownError
-from ..interventions.intervention import Intervention, Positions, acting_on, untouched
+from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder, Progress
+from ..models.hooks import Positions, being_changed
 from ..models.lm import LM, Protocol
 from .bootstrap import Estimate, estimate
 from .overlap import token_f1
@@ -249,7 +250,7 @@ class Evaluator:
         """Decode, unless the row before did exactly that: the protocols differ only where neurons
         are moved.
         """
-        if acting_on(decoder.lm):
+        if being_changed(decoder.lm):
             return decoder.run(intervention, positions=positions)
         model, key = (
             decoder.lm.model,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.reading import whole_text
 from ..errors import DialdownError
-from ..interventions.intervention import Intervention, Positions
+from ..models.hooks import Change, Positions
 from ..models.lm import LM, Protocol
 
 # The unit that is resampled for the interval of log-perplexity and KL. Windows are too few where
@@ -90,7 +90,7 @@ class TextProbe:
         ]
 
     def measure(
-        self, lm: LM, intervention: Intervention | None = None, *, positions: Positions = "all"
+        self, lm: LM, intervention: Change | None = None, *, positions: Positions = "all"
     ) -> TextMeasure:
         """One forward pass per window.
 

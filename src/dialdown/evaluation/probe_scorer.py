@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from ..errors import DialdownError
-from ..interventions.intervention import acting_on
+from ..models.hooks import being_changed
 from ..models.lm import LM
 from ..neurons.directions import Direction, probe_features
 from .scorers import Scores
@@ -97,9 +97,9 @@ class ProbeScorer:
         return scores
 
     def _check_untouched(self) -> None:
-        # Steering moves no neuron, so `acting_on` does not know of it, but it would move what the
+        # Steering moves no neuron, so `being_changed` does not know of it, but it would move what the
         # probe reads.
-        if acting_on(self.lm) or self.lm.view.final_norm._forward_pre_hooks:
+        if being_changed(self.lm) or self.lm.view.final_norm._forward_pre_hooks:
             raise DialdownError(
                 f"The probe reads texts with {self.lm.name}, on which an intervention acts right "
                 "now: score outside of `applied`."

@@ -15,11 +15,11 @@ receives the offsets times the value vectors.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,16 +29,19 @@ from torch import Tensor, nn
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..models.bias import ensure_bias
+from ..models.hooks import (
+    NeuronHook,
+    Positions,
+    being_changed,
+    changing,
+    neuron_hooks,
+    residual_hook,
+)
 from ..models.lm import LM
-from ..models.mlp import MLPLayer, check_axes, check_in_place
+from ..models.mlp import check_in_place
 from .edit_file import Kind, check_edit
 
-Positions = Literal["all", "last", "first"]
-
 ROWS = 128  # of a down projection that are held in float64 at a time
-
-# By id of the model: how many `applied` or `folded_into` contexts that move neurons are open.
-_acting: Counter[int] = Counter()
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,23 +177,21 @@ class Intervention:
             raise DialdownError(
                 f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}"
             )
-        counts: dict[str, int] = {}
+        touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
+        steered: list[Tensor] = []
         with ExitStack() as stack:
             if self.moves_neurons:
-                _acting[id(lm.model)] += 1
-                stack.callback(_acting.subtract, [id(lm.model)])
-            for index, layer in enumerate(lm.view.layers):
-                if self._touches(index):
-                    counts[layer.path] = 0
-                    hook = self._hook(index, layer, positions, counts)
-                    stack.callback(layer.down.register_forward_pre_hook(hook).remove)
+                stack.enter_context(changing(lm))
+            calls = stack.enter_context(
+                neuron_hooks(lm, self._edit(lm, touched, positions), touched)
+            )
             if self.vector is not None:
-                counts["final norm"] = 0
-                stack.callback(
-                    lm.view.final_norm.register_forward_pre_hook(self._steer_hook(counts)).remove
-                )
+                stack.enter_context(residual_hook(lm, self._steering(steered)))
             yield
-        if silent := [path for path, count in counts.items() if count == 0]:
+        silent = [lm.view.layers[index].path for index in touched if not calls[index]]
+        if self.vector is not None and not steered:
+            silent.append("the final norm")
+        if silent:
             raise DialdownError(
                 f"{self.name} was applied to {lm.name} but {silent[0]} never ran: run a forward "
                 "pass of lm.model inside the context."
@@ -241,7 +242,6 @@ class Intervention:
             (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone())
             for layer in layers
         ]
-        _acting[id(lm.model)] += 1
         try:
             for index, layer in zip(touched, layers, strict=True):
                 if layer.down.bias is None and self.offset[index].any():
@@ -249,9 +249,9 @@ class Intervention:
                         torch.zeros_like(layer.columns[:, 0]), requires_grad=False
                     )
                 self._fold_layer(index, lm)
-            yield
+            with changing(lm):
+                yield
         finally:
-            _acting[id(lm.model)] -= 1
             with torch.no_grad():
                 for layer, (columns, bias) in zip(layers, kept, strict=True):
                     layer.columns.copy_(columns)
@@ -275,7 +275,7 @@ class Intervention:
         if wide or positions != "all" or not self.moves_neurons or self.vector is not None:
             by_weights = False
         else:
-            by_weights = not (acting_on(lm) or _shared(lm))
+            by_weights = not (being_changed(lm) or _shared(lm))
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield
 
@@ -329,7 +329,7 @@ class Intervention:
             DialdownError: any of these.
         """
         self.check(lm)
-        if acting_on(lm):
+        if being_changed(lm):
             raise DialdownError(
                 f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose "
                 "hooks the copy would keep: fold outside of `applied`."
@@ -371,47 +371,37 @@ class Intervention:
                 f"{shape[0]} x {shape[1]}: build it from this model's own table."
             )
 
-    def _hook(
-        self, index: int, layer: MLPLayer, positions: Positions, counts: dict[str, int]
-    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _edit(self, lm: LM, layers: Sequence[int], positions: Positions) -> NeuronHook:
         # In 16 bits a gain near 1 has two digits, so the edit is computed in float32 and rounded
         # once.
-        numbers = torch.promote_types(layer.columns.dtype, torch.float32)
-        gain, offset = (
-            torch.as_tensor(array[index]).to(layer.columns.device, numbers)
-            for array in (self.gain, self.offset)
-        )
+        numbers = {}
+        for index in layers:
+            columns = lm.view.layers[index].columns
+            dtype = torch.promote_types(columns.dtype, torch.float32)
+            numbers[index] = [
+                torch.as_tensor(array[index]).to(columns.device, dtype)
+                for array in (self.gain, self.offset)
+            ]
 
-        def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            counts[layer.path] += 1
-            m = args[0]
-            check_axes(m, layer.path)
+        def act(index: int, m: Tensor) -> Tensor:
+            gain, offset = numbers[index]
             if positions == "all":
-                return (torch.addcmul(offset, m.to(numbers), gain).to(m), *args[1:])
+                return torch.addcmul(offset, m.to(gain.dtype), gain).to(m)
             where = -1 if positions == "last" else 0
             edited = m.clone()
-            edited[:, where] = m[:, where].to(numbers) * gain + offset
-            return (edited, *args[1:])
+            edited[:, where] = m[:, where].to(gain.dtype) * gain + offset
+            return edited
 
         return act
 
-    def _steer_hook(
-        self, counts: dict[str, int]
-    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _steering(self, steered: list[Tensor]) -> Callable[[Tensor], Tensor]:
         vector = torch.as_tensor(self.vector)
 
-        def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            counts["final norm"] += 1
-            return (args[0] + vector.to(args[0]), *args[1:])
+        def act(residual: Tensor) -> Tensor:
+            steered[:] = [vector]
+            return residual + vector.to(residual)
 
         return act
-
-
-def acting_on(lm: LM) -> bool:
-    """Whether the neurons of `lm` are being changed right now, by an `applied` or `folded_into`
-    context around the caller.
-    """
-    return _acting[id(lm.model)] > 0
 
 
 def untouched(name: str = "none") -> Intervention:

@@ -3,22 +3,20 @@
 
 Patching sets neurons to the tuned model's mean activation. Editing needs no tuned model: it moves
 the mean activations of the four groups by a factor, down where a neuron writes the concept (TP, AN)
-and up where it writes against it (AP, TN); `soft_edit` widens that rule to other orders and to
-strengths of a neuron's own, for the search.
+and up where it writes against it (AP, TN).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError, nearest
 from ..neurons.directions import Direction
-from ..neurons.table import GROUPS, Mask, NeuronTable
+from ..neurons.table import Mask, NeuronTable
 from .edit_file import Kind
 from .intervention import Intervention
 
@@ -106,125 +104,6 @@ def edit(
         beta=beta,
         record={**result.record, "ordering": ordering, "drop_top": drop_top},
     )
-
-
-def soft_edit(
-    table: NeuronTable,
-    attribution: NDArray[np.float64],
-    *,
-    beta: float,
-    alpha: float = 1.0,
-    kind: EditKind = "scale",
-    soft: bool = True,
-    layers: NDArray[np.float64] | None = None,
-    groups: Mapping[str, float] | None = None,
-    name: str,
-) -> Intervention:
-    """`edit` with any attribution for the order, and a strength of its own for every neuron, layer
-    and group (METHOD §3, §4).
-
-    A neuron goes to the factor 1 - beta * layer * group * w_i of its activation; neurons of no
-    tuning-free group are left alone. Hard: w_i = sign(a_i) on the fraction alpha of each
-    tuning-free group with the largest |a_i|, else 0. With the `cosine` attribution this is `edit`.
-    Soft: w_i = clip(a_i / q, -1, 1), where q is the (1 - alpha / 2) quantile of
-    |a| over the whole model: half of the fraction alpha moves fully, every other neuron in proportion to its attribution.
-    Alpha near 0 is plain proportionality to the largest; alpha = 1 lets all above the median move fully.
-
-    Args:
-        table: from `dd.neuron_table` or `dd.compare`; the condition on Delta is not used.
-        attribution: (L, F), above 0 where a neuron is to be dialled down (see `attribution`).
-        beta: the strength.
-        alpha: 0 to 1, see above.
-        kind: as in `edit`.
-        soft: in proportion, or a hard selection.
-        layers: (L,) strength of each layer; 1 by default.
-        groups: strength of each of TP, TN, AP, AN; 1 for those not named.
-        name: the name its results carry.
-
-    Returns:
-        An intervention of that kind. Factors below 0 would turn a neuron around, so they are set to
-            0; its record says how
-        many (`clipped`).
-
-    Raises:
-        DialdownError: alpha outside 0 to 1, an unknown kind or group, numbers that are not finite,
-            or a wrong shape.
-    """
-    a = np.asarray(attribution, dtype=np.float64)
-    by_layer = np.ones(table.shape[0]) if layers is None else np.asarray(layers, dtype=np.float64)
-    strengths = dict.fromkeys(GROUPS, 1.0) | dict(groups or {})
-    _check_soft(table, a, beta, alpha, by_layer, strengths, kind)
-    masks = table.groups(changed=False)
-    by_group = np.zeros(table.shape)
-    for group, mask in masks.items():
-        by_group[mask] = strengths[group]
-    weight = _saturating(a, alpha) if soft else _largest(a, alpha, list(masks.values()))
-    moved = by_layer[:, None] * by_group * weight
-    factor = 1 - beta * moved
-    result = _by_factor(table, name, kind, np.maximum(factor, 0), moved != 0)
-    record = {
-        **result.record,
-        "soft": soft,
-        "layers": None if layers is None else by_layer.tolist(),
-        "groups": strengths,
-        "clipped": int((factor < 0).sum()),
-    }
-    return replace(result, alpha=alpha, beta=beta, record=record)
-
-
-def _check_soft(
-    table: NeuronTable,
-    a: NDArray[np.float64],
-    beta: float,
-    alpha: float,
-    by_layer: NDArray[np.float64],
-    strengths: Mapping[str, float],
-    kind: str,
-) -> None:
-    if not 0 <= alpha <= 1:
-        raise DialdownError(f"alpha={alpha} is no fraction: pass a number from 0 to 1.")
-    if kind not in get_args(EditKind):
-        raise DialdownError(f"Unknown edit option {kind!r}: {nearest(kind, get_args(EditKind))}")
-    for given in strengths:
-        if given not in GROUPS:
-            raise DialdownError(f"Unknown group {given!r}: {nearest(given, GROUPS)}")
-    for what, array, shape in (
-        ("attribution", a, table.shape),
-        ("layers", by_layer, table.shape[:1]),
-    ):
-        if array.shape != shape:
-            raise DialdownError(
-                f"`{what}` has shape {array.shape} and the table's model needs {shape}: pass one "
-                "number for each."
-            )
-    numbers: dict[str, Any] = {
-        "attribution": a,
-        "beta": beta,
-        "layers": by_layer,
-        "groups": list(strengths.values()),
-    }
-    for what, values in numbers.items():
-        if not np.isfinite(values).all():
-            raise DialdownError(
-                f"`{what}` has a number that is not finite, which no edit can be made of: pass "
-                "finite numbers."
-            )
-
-
-def _saturating(a: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    full = float(np.quantile(np.abs(a), 1 - alpha / 2))
-    # Where so many are zero that the quantile is, every other one lies above it.
-    return np.asarray(np.clip(a / full, -1, 1) if full > 0 else np.sign(a))
-
-
-def _largest(a: NDArray[np.float64], alpha: float, masks: Sequence[Mask]) -> NDArray[np.float64]:
-    weight = np.zeros(a.size)
-    flat = a.ravel()
-    for mask in masks:
-        rows = np.flatnonzero(mask)
-        picked = rows[np.argsort(-np.abs(flat[rows]), kind="stable")[: round(alpha * len(rows))]]
-        weight[picked] = np.sign(flat[picked])
-    return weight.reshape(a.shape)
 
 
 def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Intervention:
@@ -386,15 +265,9 @@ def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
 def _moved(
     table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float
 ) -> Intervention:
-    return _by_factor(table, name, kind, 1 + sign * beta, sign != 0)
-
-
-def _by_factor(
-    table: NeuronTable, name: str, kind: Kind, factor: NDArray[np.float64], selected: Mask
-) -> Intervention:
-    mean = table.grid("mean_base")
+    mean, factor = table.grid("mean_base"), 1 + sign * beta
     values = {"set": factor * mean, "shift": (factor - 1) * mean, "scale": factor}[kind]
-    return _build(table, name, kind, selected, values)
+    return _build(table, name, kind, sign != 0, values)
 
 
 def _build(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..interventions.intervention import Intervention, Positions, acting_on
+from .hooks import Change, Positions, being_changed
 from .lm import LM
 
 Progress = Callable[[str, int, int], None]
@@ -144,7 +144,7 @@ class Decoder:
 
     def run(
         self,
-        intervention: Intervention | None = None,
+        change: Change | None = None,
         *,
         positions: Positions = "all",
         observe: Observer | None = None,
@@ -155,7 +155,7 @@ class Decoder:
         """The new token ids of each prompt, in the order given, cut before the end-of-text token.
 
         Args:
-            intervention: what to apply; None for the untouched model.
+            change: what to apply, such as an intervention; None for the untouched model.
             positions: where it acts in each forward pass.
             observe: called after every forward pass whose last position produces or is a generated
                 token.
@@ -163,18 +163,14 @@ class Decoder:
             pick: from (batch, V) float32 logits to (batch,) ids; greedy by default.
             progress: called after each batch.
         """
-        shareable = intervention is None or not intervention.moves_neurons or positions == "last"
-        share = self.share_prefixes and shareable and not acting_on(self.lm)
+        shareable = change is None or not change.moves_neurons or positions == "last"
+        share = self.share_prefixes and shareable and not being_changed(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
         with torch.inference_mode():
             prefixes = [
                 self._prefix(number) if share else None for number in range(len(self.batches))
             ]
-            with (
-                intervention.measured(self.lm, positions=positions)
-                if intervention
-                else nullcontext()
-            ):
+            with change.measured(self.lm, positions=positions) if change else nullcontext():
                 for number, (batch, prefix) in enumerate(zip(self.batches, prefixes, strict=True)):
                     # Decoding writes to the keys and values that it goes on from.
                     tokens = self._decode(

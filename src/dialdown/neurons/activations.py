@@ -9,8 +9,8 @@ new tokens, the padding after an early end-of-text included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.decoding import Decoder, Progress, Step
-from ..models.lm import LM, Protocol, check_axes
+from ..models.hooks import neuron_hooks
+from ..models.lm import LM, Protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,19 +141,13 @@ class _Sums:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for index, layer in enumerate(self.lm.view.layers):
-                stack.callback(layer.down.register_forward_pre_hook(self._hook(index)).remove)
+        with neuron_hooks(self.lm, self._keep):
             yield
 
-    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            check_axes(args[0], self.lm.view.layers[index].path)
-            # A copy, so that the activations of a whole prompt are not kept alive by a view of its
-            # last position.
-            self.latest[index] = args[0][:, -1].to(self.device, torch.float64)
-
-        return keep
+    def _keep(self, index: int, m: Tensor) -> None:
+        # A copy, so that the activations of a whole prompt are not kept alive by a view of its
+        # last position.
+        self.latest[index] = m[:, -1].to(self.device, torch.float64)
 
     def add(self, step: Step) -> None:
         rows = [

@@ -38,7 +38,7 @@ FAMILIES = {
     "dpo": Family("DPO", "vermillion", "*", "-", True),
     "gains": Family("neuron gains", "sky", "o", "-", True),
     "gains_kept": Family("neuron gains, few kept", "sky", "o", ":", False),
-    "searched": Family("searched, no training", "ink", "h", "--", True),
+    "step": Family("one step, no training", "ink", "h", "--", True),
     "steer": Family("steering", "purple", "^", "-.", True),
     "patch": Family("patching", "blue", "s", "-", True),
     "patch_shift": Family("patching, shift", "blue", "s", "--", False),

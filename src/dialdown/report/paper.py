@@ -53,7 +53,7 @@ ON_THE_FRONT = {
     "gains": "gains",
     "gains_kept": "gains_kept",
     "gains_random_neurons": "random_neurons_gains",
-    "searched": "searched",
+    "step": "step",
     **{f"edit_{probe}_{kind}": f"edit_{probe}_{kind}" for probe in ("probe", (
         "probe_free"
     )) for kind in ("set", "shift", "scale")},

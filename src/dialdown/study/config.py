@@ -19,7 +19,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..errors import DialdownError, nearest
 from ..interventions.paper import EditKind, Ordering
 from ..models.lm import Protocol
-from ..search.search import SearchSettings
 from ..training.dpo import DPOSettings
 from ..training.gains import GainSettings
 from ..training.make_pairs import PairSettings
@@ -81,7 +80,7 @@ class EvaluationSettings:
         judge: the scorer whose mean is `toxicity`; it made no pair.
         pair_scorer: the scorer that makes the pairs, reported beside the judge.
         batch_size: prompts per batch.
-        neutral_tokens: how much neutral text costs are measured on while dialling and searching,
+        neutral_tokens: how much neutral text costs are measured on while dialling,
             none of it in the rows.
     """
 
@@ -147,7 +146,7 @@ class FrontSettings:
         alphas: fractions of each group, for the `scale` edit at its usual β.
         gains: how far the neuron gains are dialled.
         kept: fractions of the neurons that keep their gain, those it moves most first.
-        searched: edits of the search, spread along its own front.
+        step: how far the one step of the natural gradient is dialled.
     """
 
     count: Annotated[int, Field(ge=0)] = 0
@@ -159,7 +158,7 @@ class FrontSettings:
     alphas: Several[Fraction] = (0.4, 0.6, 0.8)
     gains: Several[Strength] = (0.5, 1.0, 2.0, 3.0, 4.0)
     kept: Several[Fraction] = (0.01, 0.03, 0.1, 0.3)
-    searched: Annotated[int, Field(ge=0)] = 4
+    step: Several[Strength] = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -173,10 +172,9 @@ class DetoxSettings:
             `most` within it.
         max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is
             5 %.
-        usual_kl: the `max_kl` of trained gains where nothing else is asked for, so that every model
+        usual_kl: the `max_kl` where nothing else is asked for, so that every model
             pays one price.
         most: the greatest strength that a budget may ask for.
-        finalists: searched edits that further prompts choose from.
     """
 
     strength: Strength | None = None
@@ -184,7 +182,6 @@ class DetoxSettings:
     max_ppl_increase: Strength | None = None
     usual_kl: Strength = 0.04
     most: Strength = 3.0
-    finalists: Count = 3
 
     @property
     def has_budget(self) -> bool:
@@ -193,7 +190,7 @@ class DetoxSettings:
 
     @property
     def allowed_kl(self) -> float:
-        """The KL that trained gains may cost, infinite where only perplexity has a budget."""
+        """The KL that the edit may cost, infinite where only perplexity has a budget."""
         if self.max_kl is None:
             return math.inf if self.has_budget else self.usual_kl
         return self.max_kl
@@ -218,7 +215,7 @@ class Config(BaseModel):
             token judge.
         token_judge: what says which logit-lens tokens are of the concept (see
             `token_judge.load_token_judge`).
-        probe, pairs, dpo, interventions, evaluation, gains, search, front, detox: the stages' own
+        probe, pairs, dpo, interventions, evaluation, gains, front, detox: the stages' own
             settings.
     """
 
@@ -241,7 +238,6 @@ class Config(BaseModel):
     interventions: InterventionSettings = InterventionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gains: GainSettings = GainSettings()
-    search: SearchSettings = SearchSettings()
     front: FrontSettings = FrontSettings()
     detox: DetoxSettings = DetoxSettings()
 

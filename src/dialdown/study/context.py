@@ -28,8 +28,6 @@ from ..models.lm import LM, Protocol, load, load_tuned
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
-from ..search.search import Objective
-from ..training.make_pairs import PairSet
 from ..workers import default_workers, do_all, return_free_memory
 from .config import Config
 from .folder import STAGES, Ledger
@@ -61,7 +59,6 @@ class Workspace:
         stages: what is done in the folder, in order.
         peak_together: the most memory that this process and its workers held together, in bytes; 0
             without workers.
-        objective: what a search measures its trials with, once it has begun.
         notes: what the stage that is going on leaves out, cuts or does not reach.
     """
 
@@ -70,7 +67,6 @@ class Workspace:
     progress: Progress = silent
     stages: tuple[str, ...] = STAGES
     peak_together: int = field(default=0, init=False)
-    objective: Objective | None = field(default=None, init=False)
     notes: StageNotes = field(default_factory=StageNotes, init=False)
     _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)
 
@@ -147,38 +143,8 @@ class Workspace:
         return load_token_judge(config.token_judge, concept=concept, progress=self.progress)
 
     @property
-    def search_prompts(self) -> tuple[str, ...]:
-        """The last of the training prompts: the pairs are made from the first ones, and the
-        evaluation has others.
-
-        Raises:
-            DialdownError: the pairs needed these too.
-        """
-        return self._unused_prompts()[1]
-
-    @property
-    def choosing_prompts(self) -> tuple[str, ...]:
-        """As many before those, for a choice among the edits that the search found.
-
-        Raises:
-            DialdownError: the pairs needed these too.
-        """
-        return self._unused_prompts()[0]
-
-    def _unused_prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        count, training = self.config.search.prompts, self.prompts.training
-        used = PairSet.load(self.folder / "pairs.jsonl").record["prompts_used"]
-        if used + 2 * count > len(training):
-            raise DialdownError(
-                f"The pairs used {used} of {len(training)} training prompts, which leaves fewer "
-                f"than twice the {count} that a search needs: lower search.prompts or pairs.count."
-            )
-        end = len(training)
-        return training[end - 2 * count : end - count], training[end - count :]
-
-    @property
     def neutral_windows(self) -> list[list[int]]:
-        """Neutral text for dialling and searching, none of it in the texts that rows are measured
+        """Neutral text for dialling, none of it in the texts that rows are measured
         on (METHOD §6).
 
         Raises:

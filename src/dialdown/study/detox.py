@@ -1,11 +1,11 @@
 """`dialdown detox`: from a model to a plain checkpoint that is less toxic, by one number per
 neuron.
 
-    pairs -> gains (or direction -> neuron table -> search) -> dial -> check -> export
+    pairs -> gains, or without training one step -> dial -> check -> export
 
 The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and
 another strength costs no training. What is reported was measured on prompts, and by a judge, that
-took no part in pairs, probe, search or dial.
+took no part in pairs, probe or dial.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..training.gains import shuffled
 from .config import Config, DetoxSettings
 from .context import Workspace
 from .folder import RUN, Ledger
-from .gains import explain, found_edits, judged_again, search_edits, trained_gains, tune_gains
+from .gains import STEP, explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows, write_results
 from .plan import Planned
 from .stages import Facts, Stages, Study, collect_training_means, find_directions, find_pairs
@@ -42,22 +42,20 @@ HALVINGS = 7
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
 
-def train_stages() -> Stages:
-    """The way with training: neuron gains."""
-    return {**_SHARED, "gains": tune_gains, "dial": dial_gains, "check": check}
-
-
-def search_stages() -> Stages:
-    """The way without: a search over training-free edits."""
-    return {**_SHARED, "search": search_edits, "dial": choose_found, "check": check}
+def detox_stages(training: bool) -> Stages:
+    """The stages with training, and without."""
+    gains: Stages = {"gains": tune_gains} if training else {"step": take_step}
+    return {**_SHARED, **gains, "dial": dial, "check": check}
 
 
 _SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": collect_training_means}
 
 
-def dial_gains(work: Workspace) -> Facts:
-    """The gains at the strength asked for, or at the greatest one within the budget."""
-    gains, settings = trained_gains(work), work.config.detox
+def dial(work: Workspace) -> Facts:
+    """The gains, trained or of one step, at the strength asked for, or at the greatest one within the budget."""
+    stepped = "step" in work.stages
+    gains = Intervention.load(work.folder / STEP) if stepped else trained_gains(work)
+    settings = work.config.detox
     strength, facts = settings.strength, {}
     if strength is None:
         strength, cost = greatest_strength(work.lm, gains, work.neutral_windows, settings)
@@ -75,8 +73,7 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
         asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
     work.notes.add(
         f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times "
-        "what was trained, where the edit "
-        "costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
+        "the gains, where the edit costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
         most=settings.most,
         kl=cost[0],
         perplexity=math.expm1(cost[1]),
@@ -133,36 +130,6 @@ def greatest_strength(
             f"{math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
         )
     return low, best
-
-
-def choose_found(work: Workspace) -> Facts:
-    """Of the search's finalists, the least toxic on prompts that it did not see, at the strength
-    asked for.
-    """
-    settings = work.config.detox
-    finalists = found_edits(work, settings.finalists)
-    scores = judged_again(work, finalists)
-    chosen = finalists[int(np.argmin(scores))]
-    # The search kept to its own budget.
-    strength = 1.0 if settings.strength is None else settings.strength
-    edit = replace(dialled(chosen, strength), name="detox")
-    edit.save(work.folder / EDIT)
-    return {
-        "strength": edit.record["strength"],
-        "chosen": chosen.name,
-        "finalists": scores,
-        **explain(work, edit),
-    }
-
-
-def dialled(edit: Intervention, strength: float) -> Intervention:
-    """A searched edit at a strength, no neuron turned around: gains stop at 0, and a `set` at its
-    constants.
-    """
-    if edit.kind == "set":
-        return edit.at(min(strength, 1.0))
-    further = edit.at(strength)
-    return replace(further, gain=np.maximum(further.gain, 0))
 
 
 def check(work: Workspace) -> Facts:
@@ -235,7 +202,7 @@ def find_edit(
     Args:
         config: the settings.
         folder: of the work; the same call goes on there.
-        training: neuron gains, or a search without training.
+        training: gains that are trained, or one step of the natural gradient.
         progress, announce: see `Study`.
 
     Raises:
@@ -252,8 +219,8 @@ def find_edit(
             "An edit that is shipped acts at every position, which is the strict protocol: add "
             "strict to protocols."
         )
-    check_dials(config, training)
-    stages = train_stages() if training else search_stages()
+    check_dials(config)
+    stages = detox_stages(training)
     Study(config, folder, progress, announce, stages).run()
     return Intervention.load(folder / EDIT)
 
@@ -262,24 +229,16 @@ def finished_edit(config: Config, folder: Path, *, training: bool) -> Interventi
     """The edit that the same call of `find_edit` left in `folder`; None where a stage is not done,
     or a file of it not whole.
     """
-    stages = (*(train_stages() if training else search_stages()),)
+    stages = (*detox_stages(training),)
     ledger = Ledger(config, folder, stages)
     whole = read_sealed(folder / RUN) is not None and all(map(ledger.whole, stages))
     return Intervention.load(folder / EDIT) if whole else None
 
 
-def check_dials(config: Config, training: bool) -> None:
-    """Refuse a budget that nothing would follow, or one beside a strength (DialdownError)."""
+def check_dials(config: Config) -> None:
+    """Refuse a budget beside a strength (DialdownError)."""
     settings = config.detox
-    if not settings.has_budget:
-        return
-    if not training:
-        raise DialdownError(
-            "detox.max_kl and detox.max_ppl_increase dial trained gains, and without training the "
-            "search has the budget: set search.max_kl or search.max_ppl_increase (--max-kl, "
-            "--max-ppl-increase)."
-        )
-    if settings.strength is not None:
+    if settings.has_budget and settings.strength is not None:
         raise DialdownError(
             f"A strength ({settings.strength:g}) and a budget were given, and a budget finds the "
             "strength by itself: pass one of them."

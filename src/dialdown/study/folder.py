@@ -45,7 +45,7 @@ STAGES = (
     "neurons",
     "evaluate",
     "gains",
-    "search",
+    "step",
     "front",
     "report",
 )
@@ -55,16 +55,15 @@ EVALUATED = (
         "kl_windows"
     ), "neutral_tokens",
 )  # fmt: skip
-MEASURING = {"evaluate", "search", "dial", "check"}
+MEASURING = {"evaluate", "dial", "check"}
 # Stages that add to a finished study, and may do so again with other settings.
-ADDED = ("gains", "search", "front", "report", "dial", "check")
+ADDED = ("gains", "step", "front", "report", "dial", "check")
 # The stage that first reads a section of the settings; every other setting counts from the start.
 FIRST_READ = {
     **dict.fromkeys(("pairs", "evaluation", "training_prompts", "tuned", "concept"), "pairs"),
     "dpo": "train",
     **dict.fromkeys(("token_judge", "interventions"), "neurons"),
     "gains": "gains",
-    "search": "search",
     # The stages that only a front needs look whether there is one.
     "front": "gains",
     "detox": "dial",
@@ -299,26 +298,21 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
     return {stage: record for stage, record in read.items() if record is not None}
 
 
-def report_again(folder: Path) -> Path:
-    """Write the report of a study again, from files that are as its stages left them, and return
-    its path.
+@contextmanager
+def held_whole(folder: Path, again: str) -> Iterator[None]:
+    """Hold a folder whose stages' files are all as they left them; `again`, which writes its own
+    files anew inside the context, is recorded with them.
 
     Raises:
-        DialdownError: a file is gone or damaged, another command is at work in the folder; see
-            `write_report`.
+        DialdownError: a file is gone or damaged, or another command is at work in the folder.
     """
-    # matplotlib takes seconds to import, which the other commands need not wait for.
-    from ..report.page import write_report
-
-    found = records(folder)
-    if not found:
-        return write_report(folder)
     with held(folder):
+        done = records(folder)
         files = {
-            place: one
-            for stage in found
-            if stage != "report"
-            for place, one in found[stage]["files"].items()
+            place: state
+            for stage, record in done.items()
+            if stage != again
+            for place, state in record["files"].items()
         }
         lost = harmed(folder, files)
         if lost or read_sealed(folder / RUN) is None:
@@ -326,11 +320,10 @@ def report_again(folder: Path) -> Path:
                 f"{folder / [*lost, RUN][0]} is gone or was damaged after it was written: repeat "
                 "the command that made this folder, which makes it again."
             )
-        path = write_report(folder)
-        if "report" in found:
-            files = sizes_and_hashes(folder, found["report"]["files"])
-            write_sealed(_path(folder, "report"), {**found["report"], "files": files})
-        return path
+        yield
+        if again in done:
+            left = sizes_and_hashes(folder, done[again]["files"])
+            write_sealed(_path(folder, again), {**done[again], "files": left})
 
 
 def _path(folder: Path, stage: str) -> Path:

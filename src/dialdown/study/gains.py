@@ -1,44 +1,28 @@
-"""Two ways to one number per neuron, as stages: gains that are trained, and edits that are searched
-for without training.
+"""One number per neuron, as stages of a study: gains that are trained, and one step of the natural
+gradient, which is not (METHOD §8).
 
-    pairs -> gains                                           (`gains`: DPO's loss, METHOD §8)
-    pairs, direction, means -> attributions -> search        (`search`: nothing is trained)
+    pairs -> gains    DPO's loss, over a training
+    pairs -> step     its first step alone: what each gain is worth over what it costs
 
-Gains are an ordinary `scale` intervention; what is searched is one too, or a `shift` or `set` where
-the model's MLPs can have a bias. `study` puts both on one front with everything else, and `detox`
-exports them.
+Both are ordinary `scale` interventions. `front` puts them beside everything else, and `detox` dials
+and exports them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from ..data.csv_tables import write_csv
-from ..files import fingerprint, kept_arrays, write_arrays
+from ..files import kept_arrays, write_arrays
 from ..interventions.intervention import Intervention
-from ..models.bias import holds_bias
-from ..neurons.directions import Direction, logit_lens
+from ..neurons.directions import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
-from ..search.least_squares import least_squares_scales
-from ..search.search import (
-    Materials,
-    Objective,
-    SearchSettings,
-    build,
-    remaining,
-    run_trial,
-    search_result,
-)
-from ..training.attribution import Contrast, Score, attribution, contrast_means, mean_difference
 from ..training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from ..training.gains import (
     FILE,
@@ -54,10 +38,10 @@ from .context import Workspace
 from .notes import note_training
 
 TOP = 20
-CONTRAST = "contrast.safetensors"
-DIFFERENCE = "direction-difference.safetensors"
-LEAST = "least-squares-{}.safetensors"
-PREFERENCE = "preference"
+STEP = "step.safetensors"
+# What the step costs at strength 1 by the diagonal alone, in nats per token; several times that is
+# measured.
+STEP_KL = 0.01
 GAINS_FROM = "gains-{}.safetensors"
 # Added to the seed where draws should be others than those of the prices.
 OTHERS = 1000
@@ -129,6 +113,17 @@ def trained_gains(work: Workspace) -> Intervention:
     return Intervention.load(work.folder / "gains" / FILE)
 
 
+def take_step(work: Workspace) -> dict[str, Any]:
+    """The gains that the natural gradient of the pairs' margin asks for; nothing is trained."""
+    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
+    worth = preference_gradient(work.lm, pairs, progress=work.progress)
+    step = natural_gradient(
+        work.lm, worth, gain_prices(work), kl=STEP_KL, damping=work.config.gains.damping
+    )
+    step.save(work.folder / STEP)
+    return {name: step.record[name] for name in ("kl", "margin", "clipped")}
+
+
 def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:
     """Read an edit as an explanation: which groups move, whether with the four-group rule, and what
     the first neurons write.
@@ -170,8 +165,8 @@ def _top(work: Workspace, table: NeuronTable, edit: Intervention, moved: Any) ->
 
 
 def gain_sweep(work: Workspace) -> list[Intervention]:
-    """The trained gains on the front: at several strengths, on random neurons instead, and with
-    only the first neurons kept.
+    """Gains on the front: the trained ones dialled, on random neurons instead, and with only the
+    first neurons kept; and the one step, dialled.
     """
     gains, settings = trained_gains(work), work.config.front
     moved = importance(work.lm, gains, work.training_means)
@@ -185,161 +180,6 @@ def gain_sweep(work: Workspace) -> list[Intervention]:
         replace(keep_top(gains, moved, round(share * moved.size)), name=f"gains_kept@{share:g}")
         for share in settings.kept
     ]
-    return [*dialled, control, *kept]
-
-
-def search_edits(work: Workspace) -> dict[str, Any]:
-    """Look for the training-free edits of least toxicity at each price."""
-    settings = _search_settings(work)
-    _prepare(work)
-    folder = _search_folder(work)
-    missing = remaining(folder, settings)
-    total = settings.trials
-    work.progress("searching", total - missing, total)
-    with closing(work.do_all(run_one_trial, range(missing))) as finished:
-        for _ in finished:
-            found = search_result(folder, settings)
-            work.progress(f"searching, {found.best}", min(len(found.trials), total), total)
-    found = search_result(folder, settings)
-    return {"trials": len(found.trials), "front": [asdict(trial) for trial in found.front]}
-
-
-def _search_settings(work: Workspace) -> SearchSettings:
-    return replace(work.config.search, seed=work.config.seed)
-
-
-def _made(work: Workspace) -> Path:
-    """Where what a search is built from lies; what was made from other inputs lies elsewhere."""
-    ours = work.config.evaluation
-    return (
-        work.folder
-        / "search"
-        / fingerprint(
-            work.ledger.inputs("pairs"),
-            ours.pairs,
-            ours.pairs_count,
-            ours.window,
-            ours.neutral_tokens,
-        )
-    )
-
-
-def _search_folder(work: Workspace) -> Path:
-    settings = asdict(_search_settings(work))
-    # More trials go on with the same search; another budget is another search.
-    del settings["trials"]
-    return _made(work) / fingerprint(settings)
-
-
-def _prepare(work: Workspace) -> None:
-    """Leave in the folder what every trial is built from: the contrast, its direction, and edits of
-    least change.
-    """
-    if (_made(work) / LEAST.format(PREFERENCE)).exists():
-        return
-    pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
-    contrast = contrast_means(work.lm, pairs, progress=work.progress)
-    contrast.save(_made(work) / CONTRAST)
-    mean_difference(work.lm, contrast).save(_made(work) / DIFFERENCE)
-    for name, table in _tables(work).items():
-        # The search dials it; at a small share of the residual stream's norm no gain is cut off at
-        # 0.
-        options: Any = {
-            "target": 1e-3 * contrast.record["residual_norm"],
-            "name": f"least_squares_{name}",
-            "progress": work.progress,
-        }
-        least = least_squares_scales(work.lm, table, contrast, work.neutral_windows, **options)
-        least.save(_made(work) / LEAST.format(name))
-    worth = preference_gradient(work.lm, pairs, progress=work.progress)
-    # At a small KL, again so that none is cut off.
-    steepest = natural_gradient(work.lm, worth, gain_prices(work), kl=1e-5)
-    steepest.save(_made(work) / LEAST.format(PREFERENCE))
-
-
-def _tables(work: Workspace) -> dict[str, NeuronTable]:
-    base = work.training_means
-    difference = Direction.load(_made(work) / DIFFERENCE)
-    return {
-        one.name: neuron_table(work.lm, one, base)
-        for one in (work.probe("strict"), difference, work.contrast("strict"))
-    }
-
-
-def materials(work: Workspace) -> Materials:
-    """What the search builds its edits from: probe, mean difference and token contrast, every score
-    along each, least squares along each, and the natural gradient of the preference, which is least
-    squares too, of another effect at another price.
-    """
-    tables, contrast = _tables(work), Contrast.load(_made(work) / CONTRAST)
-    return Materials(
-        tables,
-        {
-            (name, score): attribution(table, score, contrast, lm=work.lm)
-            for name, table in tables.items()
-            for score in get_args(Score)
-        },
-        {
-            name: Intervention.load(_made(work) / LEAST.format(name))
-            for name in [PREFERENCE, *tables]
-        },
-        kinds=("scale", "shift", "set") if holds_bias(work.lm) else ("scale",),
-    )
-
-
-def run_one_trial(work: Workspace, number: int) -> None:
-    """One trial of the search, in whichever process, unless another command has done the last one
-    meanwhile; its number is only counted.
-    """
-    folder, settings = _search_folder(work), _search_settings(work)
-    if not remaining(folder, settings):
-        return
-    if work.objective is None:
-        work.objective = _objective(work, work.search_prompts)
-    run_trial(folder, work.objective, settings)
-
-
-def _objective(work: Workspace, prompts: Sequence[str]) -> Objective:
-    ours = work.config.evaluation
-    return Objective(
-        work.lm,
-        prompts,
-        work.pair_scorer,
-        work.neutral_windows,
-        materials(work),
-        max_new_tokens=ours.max_new_tokens,
-        max_prompt_tokens=ours.max_prompt_tokens,
-        batch_size=ours.batch_size,
-    )
-
-
-def found_edits(work: Workspace, count: int) -> list[Intervention]:
-    """Edits spread along the front of the search, the least toxic first; named `searched@1`, the
-    mildest, and on.
-
-    Raises:
-        DialdownError: the search found none within its budget (the nearest is named).
-    """
-    finalists = search_result(_search_folder(work), _search_settings(work)).finalists(count)
-    stuff = materials(work)
-    places = range(len(finalists), 0, -1)
-    return [
-        replace(build(trial.parameters, stuff), name=f"searched@{place}")
-        for place, trial in zip(places, finalists, strict=True)
-    ]
-
-
-def found_any(work: Workspace) -> bool:
-    """Whether the search found an edit within its budget."""
-    return bool(search_result(_search_folder(work), _search_settings(work)).front)
-
-
-def judged_again(work: Workspace, edits: Sequence[Intervention]) -> list[float]:
-    """Mean toxicity of edits on training prompts that neither the pairs nor the search saw, by the
-    search's scorer.
-    """
-    prompts = work.choosing_prompts
-    objective = _objective(work, prompts)
-    loose = SearchSettings(prompts=len(prompts), first_prompts=len(prompts), max_kl=1e9)
-    measured = [objective.measure(one, loose).toxicity for one in edits]
-    return [math.inf if one is None else one for one in measured]
+    step = Intervention.load(work.folder / STEP)
+    steps = [replace(step.at(strength), name=f"step@{strength:g}") for strength in settings.step]
+    return [*dialled, control, *kept, *steps]

@@ -199,7 +199,7 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
         "activations",
         "neurons",
         "gains",
-        "search",
+        "step",
         "dial",
         *_MEASURING,
     },

@@ -1,6 +1,6 @@
 """The whole study as stages in one folder: each leaves values others can load.
 
-    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> search -> front -> report
+    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> step -> front
 
 A finished stage is not repeated, an interrupted training goes on from its checkpoint, and
 interrupted sampling and evaluation keep every finished piece.
@@ -52,15 +52,7 @@ from . import plan
 from .config import Config
 from .context import Workspace, silent
 from .folder import file_states
-from .gains import (
-    explain,
-    found_any,
-    found_edits,
-    gain_sweep,
-    search_edits,
-    trained_gains,
-    tune_gains,
-)
+from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
 from .measure import changed, cut_prompts, measure_rows, rounded_otherwise, write_results
 from .notes import note_judged, note_training
 from .preflight import check_inputs, check_settings
@@ -74,6 +66,8 @@ EQUAL = (
     "from tuning below is zero."
 )
 
+NO_GAINS = "no front is asked for, or there are no pairs"
+
 # The settings that govern how much memory a stage takes.
 _MEASURING = "workers, evaluation.batch_size or evaluation.window"
 MEMORY = {
@@ -83,9 +77,9 @@ MEMORY = {
     "means": "evaluation.batch_size",
     "activations": "evaluation.batch_size",
     "neurons": "the precision: set dtype to bfloat16",
-    "gains": "gains.batch_size",
+    **dict.fromkeys(("gains", "step"), "gains.batch_size"),
     "dial": "evaluation.window",
-    **dict.fromkeys(("evaluate", "search", "front", "check"), _MEASURING),
+    **dict.fromkeys(("evaluate", "front", "check"), _MEASURING),
 }
 
 
@@ -105,7 +99,7 @@ class Study:
     folder: Path
     progress: Progress = silent
     announce: Callable[[str], None] = lambda sentence: None
-    stages: Stages = field(default_factory=lambda: DO)
+    stages: Stages = field(default_factory=lambda: STUDY)
 
     @cached_property
     def work(self) -> Workspace:
@@ -413,7 +407,7 @@ def evaluate(work: Workspace) -> Facts:
 def gains_for_front(work: Workspace) -> Facts:
     """Neuron gains from the study's own pairs, where a front is asked for."""
     if not _has_front(work) or work.config.tuned is not None:
-        return {"skipped": "no front is asked for, or there are no pairs"}
+        return {"skipped": NO_GAINS}
     return {
         **collect_training_means(work),
         **tune_gains(work),
@@ -421,21 +415,15 @@ def gains_for_front(work: Workspace) -> Facts:
     }
 
 
-def search_for_front(work: Workspace) -> Facts:
-    """Training-free edits, where a front is asked for."""
-    return (
-        search_edits(work)
-        if _searches(work)
-        else {"skipped": "front.searched is 0, or no front is asked for"}
-    )
+def step_for_front(work: Workspace) -> Facts:
+    """One step of the natural gradient, where a front is asked for."""
+    if not _has_front(work) or work.config.tuned is not None:
+        return {"skipped": NO_GAINS}
+    return take_step(work)
 
 
 def _has_front(work: Workspace) -> bool:
     return work.config.front.count > 0 and "strict" in work.config.protocols
-
-
-def _searches(work: Workspace) -> bool:
-    return _has_front(work) and work.config.front.searched > 0 and work.config.tuned is None
 
 
 def draw_front(work: Workspace) -> Facts:
@@ -463,10 +451,7 @@ def draw_front(work: Workspace) -> Facts:
     models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
     ours = work.config.interventions
     own_pairs = work.config.tuned is None
-    further = [
-        *(gain_sweep(work) if own_pairs else []),
-        *(found_edits(work, settings.searched) if _searches(work) and found_any(work) else []),
-    ]
+    further = gain_sweep(work) if own_pairs else []
     planned = [
         *plan.front(
             work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed
@@ -485,16 +470,7 @@ def _snapshots(work: Workspace) -> list[int]:
     return sorted(int(path.name) for path in kept if read_json(path / RECORD)["inputs"] == inputs)
 
 
-def report(work: Workspace) -> Facts:
-    """The page, and the tables and figures that need the measured rows."""
-    # matplotlib takes seconds to import, which the other stages need not wait for.
-    from ..report.page import write_report
-
-    write_report(work.folder)
-    return {}
-
-
-DO: Mapping[str, Callable[[Workspace], Facts]] = {
+STUDY: Stages = {
     "probe": find_directions,
     "pairs": find_pairs,
     "train": tune,
@@ -502,7 +478,6 @@ DO: Mapping[str, Callable[[Workspace], Facts]] = {
     "neurons": make_tables,
     "evaluate": evaluate,
     "gains": gains_for_front,
-    "search": search_for_front,
+    "step": step_for_front,
     "front": draw_front,
-    "report": report,
 }

@@ -1,5 +1,4 @@
-"""How much each neuron adds to a concept, by four scores, and what tells toxic from clean
-continuations (METHOD §1, §3, §8).
+"""What tells toxic from clean continuations: mean activations and residual streams (METHOD §2, §8).
 
 A preference pair holds one prompt with a toxic and a clean continuation. Reading both with teacher
 forcing gives, without any training, the mean activation of every neuron while the model writes the
@@ -13,23 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import DialdownError, nearest
+from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.decoding import Batch, Progress, batches
 from ..models.lm import LM, check_axes
 from ..neurons.directions import Direction
-from ..neurons.table import NeuronTable
 from .examples import continuation_ids
 from .make_pairs import Pair
-
-Score = Literal["cosine", "weighted", "projection", "contrast"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,76 +263,3 @@ def mean_difference(lm: LM, contrast: Contrast) -> Direction:
         "positions": list(contrast.positions),
     }
     return Direction("difference", vector, "residual", record)
-
-
-def value_projections(lm: LM, table: NeuronTable) -> NDArray[np.float64]:
-    """v_i . W/|W|, how much one unit of each neuron's activation writes along the table's
-    direction: (L, F) float64.
-
-    From the table's cosines and the norms of the model's value vectors, under the table's protocol
-    (METHOD §1, §3).
-
-    Raises:
-        DialdownError: the table belongs to a model of another shape.
-    """
-    if table.shape != (lm.view.n_layers, lm.view.n_neurons):
-        raise DialdownError(
-            f"The table has {table.shape[0]} x {table.shape[1]} neurons and {lm.name} "
-            f"{lm.view.n_layers} x {lm.view.n_neurons}: build it from this model."
-        )
-    norms = [
-        layer.value_vectors(table.protocol).double().norm(dim=1).cpu().numpy()
-        for layer in lm.view.layers
-    ]
-    return np.asarray(table.grid("cosine") * np.stack(norms))
-
-
-def attribution(
-    table: NeuronTable, score: Score, contrast: Contrast | None = None, *, lm: LM | None = None
-) -> NDArray[np.float64]:
-    """How much each neuron's activity adds to the concept, (L, F) float64: above 0 to be dialled
-    down, below 0 up.
-
-    Args:
-        table: from `dd.neuron_table` or `dd.compare`; only what is known of the base model is used.
-        score: `cosine` sign(mean_act_i) * c_i, whose signs are the tuning-free four-group rule and
-            whose size is |c_i|; `weighted` c_i * mean_act_i; `projection` p_i, which has the norm
-            of the value vector in it (METHOD §3); `contrast` (toxic_i - clean_i) * v_i . W/|W|,
-            what the neuron writes more of into toxic continuations.
-        contrast: from `contrast_means`, for `contrast` alone.
-        lm: the model of the table, for `contrast` alone.
-
-    Raises:
-        DialdownError: an unknown score, or `contrast` without a contrast and a model of the table's
-            shape.
-    """
-    if score not in get_args(Score):
-        raise DialdownError(
-            f"Unknown attribution score {score!r}: {nearest(score, get_args(Score))}"
-        )
-    if score == "contrast":
-        if contrast is None or lm is None:
-            raise DialdownError(
-                "The score 'contrast' compares activations on two kinds of continuations: pass "
-                "attribution(..., contrast, lm=lm) with the result of contrast_means."
-            )
-        check_contrast(table, contrast)
-        return np.asarray((contrast.toxic - contrast.clean) * value_projections(lm, table))
-    cosine, mean = table.grid("cosine"), table.grid("mean_base")
-    if score == "cosine":
-        return np.asarray(np.sign(mean) * cosine)
-    return cosine * mean if score == "weighted" else table.grid("projection_base")
-
-
-def check_contrast(table: NeuronTable, contrast: Contrast) -> None:
-    """Refuse a contrast whose neurons are not the table's.
-
-    Raises:
-        DialdownError: the two differ in shape.
-    """
-    if contrast.toxic.shape != table.shape:
-        raise DialdownError(
-            f"The contrast has {contrast.toxic.shape[0]} x {contrast.toxic.shape[1]} neurons and "
-            f"the table {table.shape[0]} x {table.shape[1]}: "
-            "collect both on one model."
-        )

@@ -1,0 +1,112 @@
+"""Reading a model's activations and changing them: the one place where hooks are put on a model.
+
+    with neuron_hooks(lm, read) as calls:        # read(layer, m): m is (batch, positions, F)
+        lm.model(**batch)
+
+A hook sits before the down projection, so that it sees the activations m, and what it returns goes
+on in their place. Every context leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from .lm import LM
+from .mlp import check_axes
+
+Positions = Literal["all", "last", "first"]
+"""Where in each forward pass a change acts (METHOD §5)."""
+NeuronHook = Callable[[int, Tensor], Tensor | None]
+
+# How many contexts are changing the neurons of a model, by the model's id.
+_changing: Counter[int] = Counter()
+
+
+class Change(Protocol):
+    """What may act on a model while it decodes or reads: `interventions.Intervention` is one."""
+
+    @property
+    def name(self) -> str:
+        """What its results carry."""
+
+    @property
+    def moves_neurons(self) -> bool:
+        """Whether it acts on neurons, not on the final residual stream alone."""
+
+    def measured(self, lm: LM, *, positions: Positions = "all") -> AbstractContextManager[None]:
+        """Act on `lm` inside the context."""
+
+
+@contextmanager
+def neuron_hooks(
+    lm: LM, act: NeuronHook, layers: Sequence[int] | None = None
+) -> Iterator[Counter[int]]:
+    """Call `act(layer, m)` with what each down projection reads, and pass on what it returns.
+
+    Args:
+        lm: the model.
+        act: from a layer's index and its activations (batch, positions, F) to what replaces them,
+            or None.
+        layers: which layers; all by default.
+
+    Yields:
+        How often each layer was called.
+
+    Raises:
+        DialdownError: activations without a batch and a position axis.
+    """
+    calls: Counter[int] = Counter()
+    with ExitStack() as stack:
+        for index in range(lm.view.n_layers) if layers is None else layers:
+            layer = lm.view.layers[index]
+
+            def hook(
+                module: nn.Module,
+                args: tuple[Tensor, ...],
+                index: int = index,
+                path: str = layer.path,
+            ) -> tuple[Tensor, ...] | None:
+                check_axes(args[0], path)
+                calls[index] += 1
+                changed = act(index, args[0])
+                return None if changed is None else (changed, *args[1:])
+
+            stack.callback(layer.down.register_forward_pre_hook(hook).remove)
+        yield calls
+
+
+@contextmanager
+def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `act(x)` with the final-layer residual stream before the final norm, (batch, positions,
+    d), and pass on what it returns.
+    """
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        changed = act(args[0])
+        return None if changed is None else (changed, *args[1:])
+
+    handle = lm.view.final_norm.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def changing(lm: LM) -> Iterator[None]:
+    """Mark that the neurons of `lm` are being changed inside the context."""
+    _changing[id(lm.model)] += 1
+    try:
+        yield
+    finally:
+        _changing[id(lm.model)] -= 1
+
+
+def being_changed(lm: LM) -> bool:
+    """Whether the neurons of `lm` are being changed by a context around the caller."""
+    return _changing[id(lm.model)] > 0

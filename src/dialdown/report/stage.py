@@ -1,0 +1,35 @@
+"""The report as the last stage of `dialdown run`, and drawn again from what a study left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..study.context import Workspace
+from ..study.folder import held_whole, records
+from ..study.stages import STUDY, Facts, Stages
+
+
+def report(work: Workspace) -> Facts:
+    """The page, and the tables and figures that need the measured rows."""
+    # The libraries that draw take seconds to import, which the other stages need not wait for.
+    from .page import write_report
+
+    write_report(work.folder)
+    return {}
+
+
+RUN: Stages = {**STUDY, "report": report}
+
+
+def report_again(folder: Path) -> Path:
+    """Write the report of a study again and return its path.
+
+    Raises:
+        DialdownError: see `held_whole` and `write_report`.
+    """
+    from .page import write_report
+
+    if not records(folder):
+        return write_report(folder)
+    with held_whole(folder, "report"):
+        return write_report(folder)
