@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import dialdown as dd
+from dialdown.models import Decoder
 
 SHAPES = {
     "llama-3.1-8b": {
@@ -222,11 +223,11 @@ def frozen_stages(bench: Bench) -> None:
     """Decoding with and without means, rows of evaluation, folding."""
     lm, sizes = bench.lm, bench.sizes
     prompts = bench.texts(sizes.prompts, PROMPT_TOKENS, seed=1)
-    warm = dd.Decoder(lm, prompts[: sizes.batch], max_new_tokens=2, batch_size=sizes.batch)
+    warm = Decoder(lm, prompts[: sizes.batch], max_new_tokens=2, batch_size=sizes.batch)
     warm.run()
     limit = bench.decoding(sizes.prompts, sizes.batch, NEW_TOKENS)
     what = f"{sizes.prompts} prompts x {NEW_TOKENS} tokens"
-    alone = dd.Decoder(lm, prompts, batch_size=sizes.batch, share_prefixes=False)
+    alone = Decoder(lm, prompts, batch_size=sizes.batch, share_prefixes=False)
     bench.measure("decode", what, limit, alone.run)
     bench.measure(
         "decode with means",

@@ -26,9 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from study_files import write_study
 
-from dialdown import cli, detox, dpo_trainer, export  # noqa: F401  (imported before the forks)
+from dialdown.cli import main as cli
+from dialdown.exporting import export  # noqa: F401
 from dialdown.files import file_sha256
-from dialdown.report import page  # noqa: F401
+from dialdown.report import (
+    page,  # noqa: F401
+    stage,  # noqa: F401
+)
+from dialdown.study import detox  # noqa: F401
+from dialdown.training import trainer  # noqa: F401
 
 # What says when, where, or how long: no two runs agree on it.
 OWN = {"run.json", "report.html", "training.json", "edit.json", "README.md"}

@@ -27,10 +27,11 @@ import torch
 
 import dialdown as dd
 from dialdown.data.texts import load_prompts
+from dialdown.models import Decoder
 from dialdown.neurons.activations import decode_with_means
 
 
-def sequences(decoder: dd.Decoder, tokens: list[list[int]]) -> list[torch.Tensor]:
+def sequences(decoder: Decoder, tokens: list[list[int]]) -> list[torch.Tensor]:
     """Prompt and continuation of each batch, right-padded, as the second forward reads them."""
     pad = decoder.lm.tokenizer.pad_token_id
     out = []
@@ -41,7 +42,7 @@ def sequences(decoder: dd.Decoder, tokens: list[list[int]]) -> list[torch.Tensor
     return out
 
 
-def recipe(decoder: dd.Decoder) -> None:
+def recipe(decoder: Decoder) -> None:
     """Decode, then keep every activation of a second forward, then average the new positions."""
     tokens = decoder.run()
     kept: list[torch.Tensor] = []
@@ -58,7 +59,7 @@ def recipe(decoder: dd.Decoder) -> None:
         handle.remove()
 
 
-def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
+def with_nnsight(decoder: Decoder) -> Callable[[], None]:
     """The second forward through nnsight's tracing."""
     from nnsight import LanguageModel, save
 
@@ -77,7 +78,7 @@ def with_nnsight(decoder: dd.Decoder) -> Callable[[], None]:
     return run
 
 
-def with_transformer_lens(decoder: dd.Decoder) -> Callable[[], None]:
+def with_transformer_lens(decoder: Decoder) -> Callable[[], None]:
     """The second forward through TransformerLens's cache."""
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -111,9 +112,7 @@ def main() -> None:
 
     lm = dd.load(args.model)
     # A first decode has no prompt passes of an earlier one to start from, so none may keep any.
-    decoder = dd.Decoder(
-        lm, load_prompts("embedded:rtp", args.prompts, seed=0), share_prefixes=False
-    )
+    decoder = Decoder(lm, load_prompts("embedded:rtp", args.prompts, seed=0), share_prefixes=False)
     ways: dict[str, Callable[[], object]] = {
         "decode": decoder.run,
         "ours": lambda: decode_with_means(decoder, protocols=("strict",)),

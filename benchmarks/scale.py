@@ -17,7 +17,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
-from dialdown import NeuronTable, edit, interactive, patch, statistics, tables
+from dialdown import NeuronTable, edit, patch
+from dialdown.neurons import statistics
+from dialdown.report import interactive, tables
 from dialdown.report.drawing import save
 from dialdown.report.paper import of_table
 from dialdown.workers import peak_bytes

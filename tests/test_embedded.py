@@ -10,6 +10,7 @@ import torch
 
 import dialdown as dd
 from dialdown.data.texts import load_prompts
+from dialdown.models import Decoder
 
 pytestmark = pytest.mark.embedded
 PROMPTS = 12
@@ -40,8 +41,8 @@ def test_the_model_is_what_the_readme_says(lm: dd.LM) -> None:
 
 
 def test_batched_decoding_gives_each_prompt_its_own_tokens(lm: dd.LM, prompts: list[str]) -> None:
-    together = dd.Decoder(lm, prompts, max_new_tokens=12).run()
-    alone = [dd.Decoder(lm, [prompt], max_new_tokens=12).run()[0] for prompt in prompts]
+    together = Decoder(lm, prompts, max_new_tokens=12).run()
+    alone = [Decoder(lm, [prompt], max_new_tokens=12).run()[0] for prompt in prompts]
     assert together == alone
     for prompt, tokens in zip(prompts[:3], together, strict=False):
         ids = lm.tokenizer(prompt, return_tensors="pt")

@@ -20,6 +20,7 @@ import dialdown as dd
 from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Evaluator
+from dialdown.models import Decoder
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.report.stage import RUN
 from dialdown.report.tables import TITLES
@@ -280,12 +281,12 @@ def test_saved_values_give_the_row_again(finished: Path, config: Path) -> None:
         if r["intervention"] == "edit_probe_scale" and r["protocol"] == "strict"
     )
     prompts = [sample["prompt"] for sample in row["samples"]]
-    decoder = dd.Decoder(lm, prompts, max_new_tokens=5)
+    decoder = Decoder(lm, prompts, max_new_tokens=5)
     assert decoder.texts(decoder.run(edited)) == [
         sample["continuation"] for sample in row["samples"]
     ]
     folded = edited.fold(lm)
-    again = dd.Decoder(folded, prompts, max_new_tokens=5)
+    again = Decoder(folded, prompts, max_new_tokens=5)
     assert again.texts(again.run()) == [sample["continuation"] for sample in row["samples"]]
 
 

@@ -23,14 +23,13 @@ from rich.progress import (
 )
 
 from ..errors import DialdownError, enough_memory
-from ..study.config import Config, load_config
-from ..study.sources import parse_assignments
 from ..terminal import Terminal, take_any_text
 
 if TYPE_CHECKING:
     from ..exporting.export import Exported
     from ..interventions.intervention import Intervention
     from ..models.lm import LM
+    from ..study.config import Config
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -127,18 +126,26 @@ def _study(stage: str) -> Callable[..., None]:
         set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
     ) -> None:
         named = {"model": model, "tuned": tuned, "seed": seed}
-        flags = {key: value for key, value in named.items() if value is not None}
-        settings = load_config(
-            preset=preset, file=config, flags={**flags, **parse_assignments(set_)}
-        )
+        settings = _settings(preset, config, named, set_)
         run_study(settings, out_folder or Path("runs") / preset, until=stage)
 
     return command
 
 
+def _settings(
+    preset: str, file: Path | None, named: dict[str, Any], assignments: list[str]
+) -> Config:
+    """The settings of a command: its preset, its file, its own flags, then what `--set` says."""
+    # What a command imports takes seconds, which `--help` should not.
+    from ..study.config import load_config
+    from ..study.sources import parse_assignments
+
+    flags = {key: value for key, value in named.items() if value is not None}
+    return load_config(preset=preset, file=file, flags={**flags, **parse_assignments(assignments)})
+
+
 def run_study(settings: Config, folder: Path, *, until: str) -> None:
     """Run a study in the terminal, up to a stage."""
-    # torch and transformers take seconds to import, which `--help` should not.
     from ..report.stage import RUN
     from ..study.stages import Study
     from ..workers import quiet_libraries
@@ -233,14 +240,9 @@ def diff(
     """What tuning did: weights, activations, groups, correlations, and which neurons matter when
     they are patched.
     """
-    flags = {
-        "model": base,
-        "tuned": tuned,
-        **({} if seed is None else {"seed": seed}),
-        **parse_assignments(set_),
-    }
+    settings = _settings("diff", None, {"model": base, "tuned": tuned, "seed": seed}, set_)
     folder = out_folder or Path("runs") / f"diff-{Path(tuned).name}"
-    run_study(load_config(preset="diff", flags=flags), folder, until="report")
+    run_study(settings, folder, until="report")
     from .summary import show_neurons
 
     show_neurons(folder, out)
@@ -323,13 +325,7 @@ def detox(
         "detox.max_kl": max_kl,
         "detox.max_ppl_increase": max_ppl_increase,
     }
-    if strength is not None and (max_kl is not None or max_ppl_increase is not None):
-        raise DialdownError(
-            "A strength and a budget were given, and a budget finds the strength by itself: pass "
-            "one of them."
-        )
-    flags = {key: value for key, value in named.items() if value is not None}
-    settings = load_config(preset=preset, file=config, flags={**flags, **parse_assignments(set_)})
+    settings = _settings(preset, config, named, set_)
     from ..exporting.export import check_base, check_out, export, exported_before
     from ..study.detox import check_dials, find_edit, finished_edit, notes, outcome
     from ..workers import quiet_libraries

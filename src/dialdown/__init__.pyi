@@ -1,0 +1,59 @@
+from .errors import DialdownError
+from .evaluation.evaluator import Suite, evaluate
+from .evaluation.scorers import load_scorer
+from .exporting.control_vector import write_control_vector
+from .exporting.delta import load_delta, save_delta
+from .exporting.export import apply_delta, export
+from .interventions.intervention import Intervention, untouched
+from .interventions.paper import edit, edit_controls, patch, patch_control, steer
+from .models.lm import LM, load, load_tuned
+from .neurons.activations import mean_activations
+from .neurons.directions import Direction, logit_lens, random_direction, token_contrast, train_probe
+from .neurons.table import NeuronTable, compare, neuron_table
+from .training.dpo import DPOSettings, train_dpo
+from .training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from .training.gains import GainSettings, train_gains
+from .training.make_pairs import Pair, PairSet, PairSettings, make_pairs
+
+__all__ = [
+    "LM",
+    "DPOSettings",
+    "DialdownError",
+    "Direction",
+    "GainSettings",
+    "Intervention",
+    "NeuronTable",
+    "Pair",
+    "PairSet",
+    "PairSettings",
+    "Suite",
+    "apply_delta",
+    "compare",
+    "edit",
+    "edit_controls",
+    "evaluate",
+    "export",
+    "fisher_information",
+    "load",
+    "load_delta",
+    "load_scorer",
+    "load_tuned",
+    "logit_lens",
+    "make_pairs",
+    "mean_activations",
+    "natural_gradient",
+    "neuron_table",
+    "own_text",
+    "patch",
+    "patch_control",
+    "preference_gradient",
+    "random_direction",
+    "save_delta",
+    "steer",
+    "token_contrast",
+    "train_dpo",
+    "train_gains",
+    "train_probe",
+    "untouched",
+    "write_control_vector",
+]

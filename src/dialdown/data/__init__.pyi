@@ -1,0 +1,19 @@
+from .assets import fetch
+from .texts import (
+    LabelledTexts,
+    load_labelled,
+    load_prompts,
+    load_reference_text,
+    load_wiki_pairs,
+    split_prompts,
+)
+
+__all__ = [
+    "LabelledTexts",
+    "fetch",
+    "load_labelled",
+    "load_prompts",
+    "load_reference_text",
+    "load_wiki_pairs",
+    "split_prompts",
+]

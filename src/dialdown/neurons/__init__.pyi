@@ -1,0 +1,20 @@
+from .activations import NeuronMeans, decode_with_means, mean_activations
+from .directions import Direction, logit_lens, random_direction, token_contrast, train_probe
+from .statistics import svd_subspace
+from .table import GROUPS, NeuronTable, compare, neuron_table
+
+__all__ = [
+    "GROUPS",
+    "Direction",
+    "NeuronMeans",
+    "NeuronTable",
+    "compare",
+    "decode_with_means",
+    "logit_lens",
+    "mean_activations",
+    "neuron_table",
+    "random_direction",
+    "svd_subspace",
+    "token_contrast",
+    "train_probe",
+]
