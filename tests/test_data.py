@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialdown.data import corpora
 from dialdown.data import texts as data
+from dialdown.data.corpora import falls_in, normalise, share_of
 from dialdown.data.texts import (
     load_labelled,
     load_prompts,
     load_reference_text,
     load_wiki_pairs,
-    part_of,
     split_prompts,
 )
 from dialdown.errors import DialdownError
@@ -25,6 +26,16 @@ WORDS = ["you", "fool", "dear", "friend", "go", "away"]
 some_prompts = st.lists(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join), min_size=1, max_size=12
 )
+
+
+def part_of(text):
+    parts = [
+        part
+        for part in ("probe", "judge", "pair_scorer")
+        if falls_in(share_of("embedded:comments", part), text)
+    ]
+    assert len(parts) == 1
+    return parts[0]
 
 
 def write_jsonl(path, rows):
@@ -45,7 +56,7 @@ def labelled_csv(tmp_path, n=200):
 )
 def test_case_and_white_space_do_not_move_a_text_to_another_part(text, change):
     changed = change(text)
-    if data.normalise(changed) == data.normalise(text):
+    if normalise(changed) == normalise(text):
         assert part_of(changed) == part_of(text)
 
 
@@ -156,7 +167,7 @@ def reviews(tmp_path, monkeypatch):
     """A file like the embedded one, where 1 is a positive review; odd reviews are positive."""
     with (tmp_path / "sample.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *((review(i), i % 2) for i in range(200))])
-    monkeypatch.setattr(data, "fetch", lambda name: {"imdb-reviews": tmp_path}[name])
+    monkeypatch.setattr(corpora, "fetch", lambda name: {"imdb-reviews": tmp_path}[name])
 
 
 def films(texts):
@@ -223,7 +234,7 @@ def test_embedded_wiki_pairs_and_reference_text_share_no_sentence(tmp_path, monk
     write_jsonl(
         tmp_path / "test.jsonl", [{"text": text} for text in [*long, "A heading.", *long[:4]]]
     )
-    monkeypatch.setattr(data, "fetch", lambda _: tmp_path)
+    monkeypatch.setattr(corpora, "fetch", lambda _: tmp_path)
     paired = {f"{prompt} {gold}" for prompt, gold in load_wiki_pairs("embedded:wiki", None, seed=0)}
     reference = load_reference_text("embedded:wiki").split("\n\n")
     assert len(paired) == 11
@@ -239,7 +250,7 @@ def test_wikitext_rows_are_joined_as_published(tmp_path, monkeypatch):
     for split in ("valid", "test"):
         with gzip.open(tmp_path / f"{split}.raw.gz", "wt", encoding="utf-8") as packed:
             packed.write(body)
-    monkeypatch.setattr(data, "fetch", lambda _: tmp_path)
+    monkeypatch.setattr(corpora, "fetch", lambda _: tmp_path)
     rows = ["", " = Title = \n", "", body.split("\n")[3] + "\n"]
     assert load_reference_text("embedded:wikitext2") == "\n\n".join(rows)
     expected = (

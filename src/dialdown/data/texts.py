@@ -7,19 +7,34 @@ every machine.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
 from .assets import fetch
+from .corpora import (
+    REVIEW_PROMPTS,
+    Part,
+    category_prompts,
+    challenge_prompts,
+    encyclopedic_prompts,
+    falls_in,
+    film_reviews,
+    halves,
+    normalise,
+    review_prompts,
+    review_sentences,
+    share_of,
+    successive_sentences,
+    wiki_sentences,
+    wikitext2_rows,
+)
 from .reading import (
     ROW_TYPES,
     field_of,
@@ -34,34 +49,7 @@ from .reading import (
 )
 
 T = TypeVar("T")
-Part = Literal["probe", "judge", "pair_scorer"]
-
-# Shares of the texts' hashes. The probe, the scorer that judges and the scorer that makes the
-# preference pairs must not share a training text, or one's mistakes would look like the others'
-# agreement (METHOD §8).
-_PARTS: Mapping[Part, tuple[float, float]] = {
-    "probe": (0.0, 0.2),
-    "judge": (0.2, 0.7),
-    "pair_scorer": (0.7, 1.0),
-}
-# The reviews are few, so no judge has a part; they are shared out whole, as two sentences of one
-# review are no independent texts, and the prompts have reviews of their own. They are cut into
-# sentences because what is judged later is as short: on sentences of unseen reviews, a probe of
-# SmolLM2-135M trained on sentences has an AUC of .718, on two sentences at a time .712, on whole
-# reviews (their first 128 tokens) .690.
-_REVIEW_PARTS: Mapping[Part, tuple[float, float]] = {
-    "probe": (0.0, 0.5),
-    "pair_scorer": (0.5, 0.75),
-}
-_REVIEW_PROMPTS = (0.75, 1.0)
 _TEXT_COLUMNS = ("text", "comment_text", "prompt")
-_PAIR_WORDS = 8  # shorter embedded sentences (headings, mostly) leave nothing to continue
-_REVIEW_WORDS = 5  # shorter pieces of reviews ("Avoid.", "1/10") are left out
-_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-# Not after an initial, nor after Mr., Mrs. or Dr.
-_SENTENCE_END = re.compile(
-    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[DM]r\.)(?<!\bMrs\.)\s+(?=[\"'(]?[A-Z0-9])"
-)
 
 
 @dataclass(frozen=True)
@@ -96,27 +84,6 @@ class Asked:
 
     source: str
     count: str
-
-
-def normalise(text: str) -> str:
-    """The form in which texts are compared: case folded, runs of white space as one space."""
-    return " ".join(text.casefold().split())
-
-
-def part_of(text: str) -> Part:
-    """Which of the three disjoint parts of a labelled corpus `text` belongs to, by a hash of its
-    normal form.
-    """
-    return next(part for part, share in _PARTS.items() if _falls_in(share, text))
-
-
-def _falls_in(share: tuple[float, float], text: str) -> bool:
-    """Whether the hash of a text's normal form, as a number in [0, 1), lies in a share of them."""
-    digest = hashlib.blake2b(
-        normalise(text).encode("utf-8", "surrogatepass"), digest_size=8
-    ).digest()
-    # A float holds 53 bits; rounded from all 64, the highest hashes would be 1 and in no share.
-    return share[0] <= (int.from_bytes(digest, "big") >> 11) / 2**53 < share[1]
 
 
 def load_prompts(
@@ -201,7 +168,7 @@ def load_labelled(
             label occurs, or there are too few texts for `n`; or the reviews' judge part is asked
             for.
     """
-    share = None if part is None else _share(source, part)
+    share = None if part is None else share_of(source, part)
     texts: dict[str, tuple[str, int, str]] = {}
     for text, label, whole in _read_labelled(source):
         if max_words is None or len(text.split()) <= max_words:
@@ -209,7 +176,7 @@ def load_labelled(
     kept = [
         (text, label)
         for key, (text, label, whole) in texts.items()
-        if key and (share is None or _falls_in(share, whole))
+        if key and (share is None or falls_in(share, whole))
     ]
     by_label = {label: [text for text, its in kept if its == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
@@ -246,9 +213,9 @@ def load_wiki_pairs(
             pairs.
     """
     if source == "embedded:wiki":
-        pairs = [_halves(sentence) for sentence in _wiki_sentences(for_pairs=True)]
+        pairs = [halves(sentence) for sentence in wiki_sentences(for_pairs=True)]
     elif source == "embedded:wikitext2":
-        pairs = _successive_sentences(_wikitext2_rows("valid"))
+        pairs = successive_sentences(wikitext2_rows("valid"))
     else:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
         pairs = [
@@ -270,9 +237,9 @@ def load_reference_text(source: str) -> str:
         DialdownError: the source is missing, unreadable or blank.
     """
     if source == "embedded:wiki":
-        text = "\n\n".join(_wiki_sentences(for_pairs=False))
+        text = "\n\n".join(wiki_sentences(for_pairs=False))
     elif source == "embedded:wikitext2":
-        text = "\n\n".join(_wikitext2_rows("test"))
+        text = "\n\n".join(wikitext2_rows("test"))
     elif is_embedded(source) or is_hub_id(source) or suffix_of(Path(source)) in ROW_TYPES:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
         text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
@@ -324,13 +291,13 @@ def _pick(
 
 def _read_prompts(source: str) -> Iterable[str]:
     readers = {
-        "embedded:challenge": _challenge_prompts,
-        "embedded:category": _category_prompts,
-        "embedded:wikitext2": _encyclopedic_prompts,
-        "embedded:imdb": _review_prompts,
+        "embedded:challenge": challenge_prompts,
+        "embedded:category": category_prompts,
+        "embedded:wikitext2": encyclopedic_prompts,
+        "embedded:imdb": review_prompts,
     }
     if source == "embedded:rtp":
-        return [*_challenge_prompts(), *_category_prompts()]
+        return [*challenge_prompts(), *category_prompts()]
     if source in readers:
         return readers[source]()
     if suffix_of(Path(source)) == ".txt":
@@ -343,23 +310,12 @@ def _read_prompts(source: str) -> Iterable[str]:
     ]
 
 
-def _share(source: str, part: Part) -> tuple[float, float]:
-    if source != "embedded:imdb":
-        return _PARTS[part]
-    if part not in _REVIEW_PARTS:
-        raise DialdownError(
-            f"The 200 reviews of {source!r} are too few for a part called {part!r}: take 'probe' "
-            "or 'pair_scorer'."
-        )
-    return _REVIEW_PARTS[part]
-
-
 def _read_labelled(source: str) -> Iterator[tuple[str, int, str]]:
     """Texts, their labels, and the whole that each is a part of and that must not be divided."""
     if source == "embedded:imdb":
-        for review, label in _reviews():
-            if not _falls_in(_REVIEW_PROMPTS, review):
-                yield from ((sentence, label, review) for sentence in _review_sentences(review))
+        for review, label in film_reviews():
+            if not falls_in(REVIEW_PROMPTS, review):
+                yield from ((sentence, label, review) for sentence in review_sentences(review))
         return
     if source == "embedded:comments":
         rows = read_file(fetch("comments") / "clean_data.csv")
@@ -368,77 +324,3 @@ def _read_labelled(source: str) -> Iterator[tuple[str, int, str]]:
     for place, row in rows:
         text = field_of(row, _TEXT_COLUMNS, place, blank=True)
         yield text, label_of(row, place), text
-
-
-def _reviews() -> Iterator[tuple[str, int]]:
-    """Film reviews, and 1 for a negative one; the file says 1 for a positive one."""
-    for place, row in read_file(fetch("imdb-reviews") / "sample.csv"):
-        yield field_of(row, ("text",), place), 1 - label_of(row, place)
-
-
-def _review_sentences(review: str) -> list[str]:
-    pieces = [
-        piece.strip() for line in _LINE_BREAK.split(review) for piece in _SENTENCE_END.split(line)
-    ]
-    return [piece for piece in pieces if len(piece.split()) >= _REVIEW_WORDS]
-
-
-def _challenge_prompts() -> list[str]:
-    rows = read_file(fetch("challenge-prompts") / "test.jsonl")
-    return [field_of(row, ("text",), place) for place, row in rows]
-
-
-def _category_prompts() -> list[str]:
-    files = sorted(fetch("category-prompts").glob("rtp_*.txt"))
-    return [line for file in files for line in read_text(file).split("\n") if line.strip()]
-
-
-def _encyclopedic_prompts() -> list[str]:
-    return [sentence for sentence, _ in _successive_sentences(_wikitext2_rows("train"))]
-
-
-def _review_prompts() -> list[str]:
-    """Halves of sentences: a review's opening alone would be 57 prompts, and a whole sentence has
-    passed its verdict.
-    """
-    reviews = (review for review, _ in _reviews() if _falls_in(_REVIEW_PROMPTS, review))
-    sentences = (sentence for review in reviews for sentence in _review_sentences(review))
-    return [_halves(sentence)[0] for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
-
-
-def _wiki_sentences(*, for_pairs: bool) -> list[str]:
-    """The embedded sentences in their order: every other one of the longer ones for the pairs, the
-    rest as text.
-    """
-    rows = read_file(fetch("wiki-sentences") / "test.jsonl")
-    sentences = list(dict.fromkeys(field_of(row, ("text",), place) for place, row in rows))
-    longer = [sentence for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
-    paired = set(longer[::2])
-    return [sentence for sentence in sentences if (sentence in paired) == for_pairs]
-
-
-def _wikitext2_rows(split: str) -> list[str]:
-    """The rows as the hub has them: every line with its line break, blank lines empty."""
-    text = read_text(fetch("wikitext2") / f"{split}.raw.gz")
-    return [f"{line}\n" if line.strip() else "" for line in text.removesuffix("\n").split("\n")]
-
-
-def _halves(sentence: str) -> tuple[str, str]:
-    words = sentence.split()
-    middle = len(words) // 2
-    return " ".join(words[:middle]), " ".join(words[middle:])
-
-
-def _successive_sentences(rows: Iterable[str]) -> list[tuple[str, str]]:
-    """Sentence and next sentence, each sentence used once, of the paragraphs (headings start with
-    `=`).
-    """
-    pairs = []
-    for row in rows:
-        sentences = (
-            [] if row.lstrip().startswith("=") else [s.strip() for s in re.split(r"(?<= \.) ", row)]
-        )
-        for first, second in zip(sentences[::2], sentences[1::2], strict=False):
-            if min(len(first.split()), len(second.split())) >= _PAIR_WORDS:
-                pairs.append((first, second))
-    return pairs
