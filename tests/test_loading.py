@@ -32,7 +32,7 @@ from dialdown.models.lm import LM, check_pair, load_tuned, same_weights, tokens
 from dialdown.models.mlp import MLPView
 from dialdown.report.stage import RUN
 from dialdown.study.config import load_config
-from dialdown.study.stages import Study
+from dialdown.study.run import Study
 
 
 @pytest.fixture(scope="module")

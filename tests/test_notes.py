@@ -14,7 +14,7 @@ from dialdown.study.config import load_config
 from dialdown.study.context import Workspace
 from dialdown.study.measure import changed, rounded_otherwise
 from dialdown.study.notes import StageNotes, note_training, noted
-from dialdown.study.stages import Study
+from dialdown.study.run import Study
 from dialdown.training.dpo import DPOSettings, TrainingLog
 
 LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)

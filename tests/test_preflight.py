@@ -16,7 +16,8 @@ from dialdown.errors import DialdownError
 from dialdown.study.config import Config, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.preflight import check_inputs
-from dialdown.study.stages import STUDY, Study, find_directions
+from dialdown.study.run import STUDY, Study
+from dialdown.study.stages import find_directions
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from dialdown.study.folder import file_states
 from dialdown.study.holding import held
 from dialdown.study.plan import Planned
 from dialdown.study.rows import RowFiles
-from dialdown.study.stages import Study
+from dialdown.study.run import Study
 from dialdown.training.make_pairs import CandidateFiles, Candidates, PairSettings
 
 

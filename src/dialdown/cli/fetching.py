@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data.assets import Progress, fetch
+from ..data.assets import fetch
 from ..evaluation.scorers import load_scorer
+from ..progress import Progress
 from ..workers import do_all
 
 # The long ones first: two scorers that are trained, and the model that is converted.

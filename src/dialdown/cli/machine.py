@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import psutil
 import torch
 
-from ..data.assets import cache_folder
 from ..data.catalogue import ASSETS
+from ..data.wheels import cache_folder
 
 EXTRAS = {
     "train": ("trl", "datasets", "accelerate", "peft"),

@@ -147,7 +147,7 @@ def _settings(
 def run_study(settings: Config, folder: Path, *, until: str) -> None:
     """Run a study in the terminal, up to a stage."""
     from ..report.stage import RUN
-    from ..study.stages import Study
+    from ..study.run import Study
     from ..workers import quiet_libraries
 
     quiet_libraries()

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
-from ..models.decoding import Decoder, Progress
+from ..models.decoding import Decoder
 from ..models.hooks import Positions, being_changed
 from ..models.lm import LM, Protocol
+from ..progress import Progress
 from .bootstrap import Estimate, estimate
 from .overlap import token_f1
 from .perplexity import TextProbe, text_windows

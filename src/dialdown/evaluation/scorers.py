@@ -28,11 +28,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from ..data import loading
-from ..data.assets import Progress, asset_version, cache_folder, fetch
+from ..data.assets import asset_version, fetch
+from ..data.corpora import Part
 from ..data.reading import whole_text
-from ..data.texts import LabelledTexts, Part, load_labelled
+from ..data.texts import LabelledTexts, load_labelled
+from ..data.wheels import cache_folder
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
+from ..progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..data.assets import Progress, cache_folder
 from ..data.reading import read_text, suffix_of
+from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..files import disk_errors, fingerprint, write_text
+from ..progress import Progress
 from .scorers import Scorer, load_scorer
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ..data.assets import Progress, fetch_model
+from ..data.assets import fetch_model
 from ..data.hub import reaching
 from ..data.loading import (
     INDEX,
@@ -40,6 +40,7 @@ from ..data.loading import (
 from ..data.model_files import CONFIG, COPIED, own_file
 from ..errors import DialdownError
 from ..models.lm import LM, MLPView
+from ..progress import Progress
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DOWNLOADED = (

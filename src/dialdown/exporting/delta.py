@@ -28,12 +28,12 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from ..data.assets import Progress
 from ..data.local_paths import without_paths
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
 from ..interventions.edit_file import Kind, damaged, first_problem
 from ..interventions.intervention import Intervention
+from ..progress import Progress
 from .checkpoint import Checkpoint, open_checkpoint
 
 FOLDER = "dialdown"

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import psutil
 
-from ..data.assets import Progress
 from ..data.local_paths import is_local_path
 from ..data.model_files import CONFIG, copy_files, left_out, own_file
 from ..errors import DialdownError
 from ..files import disk_errors, file_sha256, write_json
 from ..interventions.intervention import Intervention
+from ..progress import Progress
 from ..workers import return_free_memory
 from .card import CARD, write_card
 from .checkpoint import Checkpoint, open_checkpoint

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..data.assets import Progress
 from ..data.loading import INDEX, WEIGHTS
 from ..errors import DialdownError
 from ..files import write_atomic, write_json
 from ..interventions.intervention import Intervention
 from ..models.bias import ensure_bias
 from ..models.lm import LM
+from ..progress import Progress
 from .checkpoint import DTYPES, Checkpoint, Stored
 
 SHARD_BYTES = 5_000_000_000

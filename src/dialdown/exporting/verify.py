@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..data.assets import Progress
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, load
+from ..progress import Progress
 from ..workers import return_free_memory
 from .vllm import VllmCheck, check_in_vllm, installed
 

@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DialdownError
+from ..progress import Progress
 from .hooks import Change, Positions, being_changed
 from .lm import LM
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on, how many units are done, and how many there are."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
+from ..progress import Progress
 from . import adapters, tokens
 from .mlp import MLPLayer, MLPView, Protocol, check_axes
 
@@ -144,7 +145,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     down: str | None = None,
-    progress: assets.Progress | None = None,
+    progress: Progress | None = None,
 ) -> LM:
     """Load a causal LM from the hub, a local folder, or a package of the Python index
     (`embedded:NAME`).
@@ -194,9 +195,7 @@ def load(
     return replace(lm, revision=revision)
 
 
-def load_tuned(
-    base: LM, source: str | os.PathLike[str], *, progress: assets.Progress | None = None
-) -> LM:
+def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress | None = None) -> LM:
     """The tuned model of a pair, in the base model's dtype and on its device, so that what differs
     is the tuning.
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.decoding import Decoder, Progress, Step
+from ..models.decoding import Decoder, Step
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM, Protocol
+from ..progress import Progress
 
 
 @dataclass(frozen=True, eq=False)

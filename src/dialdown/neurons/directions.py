@@ -21,12 +21,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from ..data.corpora import normalise
 from ..data.reading import whole_text
-from ..data.texts import normalise
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.decoding import Progress
 from ..models.lm import LM, Protocol
+from ..progress import Progress
 
 Site = Literal["residual", "after_norm", "unembedding", "random"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..study.context import Workspace
+from ..study.context import Facts, Stages, Workspace
 from ..study.folder import held_whole, records
-from ..study.stages import STUDY, Facts, Stages
+from ..study.run import STUDY
 
 
 def report(work: Workspace) -> Facts:

@@ -17,17 +17,18 @@ import psutil
 
 from ..data import texts
 from ..data.assets import found_whole, take_as_whole
+from ..data.corpora import Part
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator, Suite
 from ..evaluation.perplexity import text_windows
 from ..evaluation.probe_scorer import ProbeScorer
 from ..evaluation.scorers import Scorer, load_scorer
 from ..evaluation.token_judge import TokenJudge, load_token_judge
-from ..models.decoding import Progress
 from ..models.lm import LM, Protocol, load, load_tuned
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
+from ..progress import Progress, silent
 from ..workers import default_workers, do_all, return_free_memory
 from .config import Config
 from .folder import STAGES, Ledger
@@ -42,10 +43,6 @@ F1_PAIRS = texts.Asked("evaluation.pairs", "evaluation.pairs_count")
 
 Job = Callable[["Workspace", Any], None]
 """A function of a module that does one piece of work and leaves its result in the folder."""
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass
@@ -124,7 +121,7 @@ class Workspace:
         """The labelled texts that the probe is trained on."""
         ours = self.config.probe
         # Only the embedded texts also train scorers; a user's own are all the probe's.
-        part: texts.Part | None = "probe" if ours.texts.startswith("embedded:") else None
+        part: Part | None = "probe" if ours.texts.startswith("embedded:") else None
         return texts.load_labelled(
             ours.texts,
             ours.count,
@@ -312,3 +309,9 @@ def _worker(
     # started.
     take_as_whole(whole)
     return partial(job, Workspace(config, folder, stages=stages))
+
+
+Facts = dict[str, Any]
+"""What a stage found, for run.json."""
+Stages = Mapping[str, Callable[[Workspace], Facts]]
+"""Stages by name, in their order."""

@@ -24,16 +24,17 @@ from ..evaluation.perplexity import TextProbe
 from ..exporting.delta import MeasuredRow, Notes
 from ..files import read_json, read_sealed
 from ..interventions.intervention import Intervention, untouched
-from ..models.decoding import Progress
 from ..models.lm import LM
+from ..progress import Progress
 from ..training.gains import shuffled
 from .config import Config, DetoxSettings
-from .context import Workspace
+from .context import Facts, Stages, Workspace
 from .folder import RUN, Ledger
 from .gains import STEP, explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows, write_results
 from .plan import Planned
-from .stages import Facts, Stages, Study, collect_training_means, find_directions, find_pairs
+from .run import Study
+from .stages import collect_training_means, find_directions, find_pairs
 
 EDIT = "edit.safetensors"
 # Bisection halves an interval of strengths; this many leave it within .03, which no metric tells

@@ -1,30 +1,21 @@
-"""The whole study as stages in one folder: each leaves values others can load.
-
-    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> step -> front
-
-A finished stage is not repeated, an interrupted training goes on from its checkpoint, and
-interrupted sampling and evaluation keep every finished piece.
+"""The stages of the paper's study: each reads what earlier ones left in the folder, and leaves
+values that others can load.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import torch
 
 from ..data.csv_tables import write_csv
-from ..errors import enough_memory
 from ..exporting.checkpoint import locate
-from ..files import disk_errors, fingerprint, read_json
-from ..models.decoding import Decoder, Progress
+from ..files import fingerprint
+from ..models.decoding import Decoder
 from ..models.lm import LM, Protocol, same_weights
 from ..neurons.activations import decode_with_means
 from ..neurons.directions import (
@@ -37,7 +28,7 @@ from ..neurons.directions import (
 from ..neurons.table import NeuronTable, compare
 from ..report import analysis
 from ..report.tables import judged_toxic
-from ..training.dpo import RECORD, train_dpo
+from ..training.dpo import train_dpo
 from ..training.make_pairs import (
     CandidateFiles,
     Candidates,
@@ -47,107 +38,17 @@ from ..training.make_pairs import (
     choose_pairs,
     count_pairs,
 )
-from ..workers import check_main_guard
 from . import plan
-from .config import Config
-from .context import Workspace, silent
+from .context import Facts, Workspace
 from .folder import file_states
-from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
 from .measure import changed, cut_prompts, measure_rows, rounded_otherwise, write_results
 from .notes import note_judged, note_training
-from .preflight import check_inputs, check_settings
-
-Facts = dict[str, Any]
-Stages = Mapping[str, Callable[[Workspace], Facts]]
 
 # What is said of a study whose tuned model is its base.
 EQUAL = (
     "The tuned model is the base model, weight for weight: nothing was tuned, so every change "
     "from tuning below is zero."
 )
-
-NO_GAINS = "no front is asked for, or there are no pairs"
-
-# The settings that govern how much memory a stage takes.
-_MEASURING = "workers, evaluation.batch_size or evaluation.window"
-MEMORY = {
-    "probe": "probe.max_tokens",
-    "pairs": "workers or pairs.batch_size",
-    "train": "dpo.batch_size (and raise dpo.accumulation as much)",
-    "means": "evaluation.batch_size",
-    "activations": "evaluation.batch_size",
-    "neurons": "the precision: set dtype to bfloat16",
-    **dict.fromkeys(("gains", "step"), "gains.batch_size"),
-    "dial": "evaluation.window",
-    **dict.fromkeys(("evaluate", "front", "check"), _MEASURING),
-}
-
-
-@dataclass
-class Study:
-    """A study in a folder, or another sequence of stages such as `detox`.
-
-    Attributes:
-        config: its settings.
-        folder: where everything is written.
-        progress: called with what is going on, units done, units in all.
-        announce: called with a sentence when a stage starts, ends or is found done.
-        stages: what is done, in order; by default the study of METHOD §9.
-    """
-
-    config: Config
-    folder: Path
-    progress: Progress = silent
-    announce: Callable[[str], None] = lambda sentence: None
-    stages: Stages = field(default_factory=lambda: STUDY)
-
-    @cached_property
-    def work(self) -> Workspace:
-        """What the stages share."""
-        return Workspace(self.config, self.folder, self.progress, tuple(self.stages))
-
-    def run(self, *, until: str | None = None) -> None:
-        """Run the stages up to `until`, skipping what is done.
-
-        Raises:
-            DialdownError: the folder holds a study with other settings, or a stage cannot do its
-                work.
-        """
-        check_settings(self.config)
-        check_main_guard()
-        ledger, names = self.work.ledger, [*self.stages]
-        names = names if until is None else names[: names.index(until) + 1]
-        with disk_errors(self.folder):
-            new = not (self.folder.is_dir() and any(self.folder.iterdir()))
-        if new:
-            # What cannot work leaves no folder.
-            check_inputs(self.work, names)
-        with ledger.claim(self.announce):
-            if not new:
-                check_inputs(self.work, [stage for stage in names if not ledger.finished(stage)])
-            for stage in names:
-                self._do(stage)
-
-    def _do(self, stage: str) -> None:
-        ledger = self.work.ledger
-        if lost := ledger.drop_damaged(stage):
-            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            again = (
-                f"{lost[0]}{more} is gone or was damaged after it was written, and is made again"
-            )
-            self.work.notes.add(again)
-            self.announce(f"{stage}: {again}")
-        if ledger.finished(stage):
-            self.announce(f"{stage}: done before")
-            return
-        self.announce(f"{stage} ...")
-        start = time.perf_counter()
-        with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
-            facts = self.stages[stage](self.work)
-        facts["notes"] = self.work.notes.take()
-        seconds = time.perf_counter() - start
-        ledger.record(stage, seconds, facts, self.work.peak_together)
-        self.announce(f"{stage}: {seconds:.0f} s")
 
 
 def find_directions(work: Workspace) -> Facts:
@@ -402,82 +303,3 @@ def evaluate(work: Workspace) -> Facts:
         if one.intervention.control_of is None and one.intervention.kind != "none":
             one.intervention.save(work.folder / "interventions" / f"{one.name}.safetensors")
     return facts
-
-
-def gains_for_front(work: Workspace) -> Facts:
-    """Neuron gains from the study's own pairs, where a front is asked for."""
-    if not _has_front(work) or work.config.tuned is not None:
-        return {"skipped": NO_GAINS}
-    return {
-        **collect_training_means(work),
-        **tune_gains(work),
-        **explain(work, trained_gains(work)),
-    }
-
-
-def step_for_front(work: Workspace) -> Facts:
-    """One step of the natural gradient, where a front is asked for."""
-    if not _has_front(work) or work.config.tuned is not None:
-        return {"skipped": NO_GAINS}
-    return take_step(work)
-
-
-def _has_front(work: Workspace) -> bool:
-    return work.config.front.count > 0 and "strict" in work.config.protocols
-
-
-def draw_front(work: Workspace) -> Facts:
-    """Every family of interventions at several strengths, and DPO along its training, on the same
-    prompts.
-    """
-    settings = work.config.front
-    if not _has_front(work):
-        # What an earlier front left would stand in the report as if it were of these settings.
-        for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
-            (work.folder / name).unlink(missing_ok=True)
-        return {
-            "skipped": "front.count is 0"
-            if not settings.count
-            else "the front is of the strict protocol"
-        }
-    steps = _snapshots(work)
-    if work.config.tuned is None and len(steps) < work.config.dpo.snapshots:
-        work.notes.add(
-            "DPO stands on the front at {kept} of {asked} earlier steps, those whose weights were "
-            "kept",
-            kept=len(steps),
-            asked=work.config.dpo.snapshots,
-        )
-    models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
-    ours = work.config.interventions
-    own_pairs = work.config.tuned is None
-    further = gain_sweep(work) if own_pairs else []
-    planned = [
-        *plan.front(
-            work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed
-        )
-    ]
-    write_results(work, "front.json", measure_rows(work, "front", planned))
-    return {"rows": len(planned)}
-
-
-def _snapshots(work: Workspace) -> list[int]:
-    """The steps at which this very training, not an earlier one, was kept."""
-    if work.config.tuned is not None:
-        return []
-    inputs = read_json(work.folder / "tuned" / RECORD)["inputs"]
-    kept = [path for path in (work.folder / "tuned-steps").glob("*") if path.name.isdigit()]
-    return sorted(int(path.name) for path in kept if read_json(path / RECORD)["inputs"] == inputs)
-
-
-STUDY: Stages = {
-    "probe": find_directions,
-    "pairs": find_pairs,
-    "train": tune,
-    "activations": collect_means,
-    "neurons": make_tables,
-    "evaluate": evaluate,
-    "gains": gains_for_front,
-    "step": step_for_front,
-    "front": draw_front,
-}

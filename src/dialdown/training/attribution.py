@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.decoding import Batch, Progress, batches
+from ..models.decoding import Batch, batches
 from ..models.lm import LM, check_axes
 from ..neurons.directions import Direction
+from ..progress import Progress
 from .examples import continuation_ids
 from .make_pairs import Pair
 

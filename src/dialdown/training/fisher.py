@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention
-from ..models.decoding import Batch, Progress, batches
+from ..models.decoding import Batch, batches
 from ..models.lm import LM, check_axes
+from ..progress import Progress
 from .attribution import encode_continuations
 from .make_pairs import Pair
 

@@ -19,9 +19,10 @@ from ..evaluation.scorers import Scorer
 from ..files import fingerprint, read_sealed, write_sealed, write_text
 from ..interventions.intervention import Intervention
 from ..interventions.paper import steer, steering_alpha
-from ..models.decoding import Decoder, Progress, sampler
+from ..models.decoding import Decoder, sampler
 from ..models.lm import LM
 from ..neurons.directions import Direction
+from ..progress import Progress
 
 
 @dataclass(frozen=True)

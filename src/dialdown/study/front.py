@@ -1,0 +1,81 @@
+"""The stages that only a front needs: gains, trained and of one step, and every family of
+interventions at several strengths.
+"""
+
+from __future__ import annotations
+
+from ..files import read_json
+from ..training.dpo import RECORD
+from . import plan
+from .context import Facts, Workspace
+from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
+from .measure import measure_rows, write_results
+from .stages import collect_training_means
+
+NO_GAINS = "no front is asked for, or there are no pairs"
+
+
+def gains_for_front(work: Workspace) -> Facts:
+    """Neuron gains from the study's own pairs, where a front is asked for."""
+    if not _has_front(work) or work.config.tuned is not None:
+        return {"skipped": NO_GAINS}
+    return {
+        **collect_training_means(work),
+        **tune_gains(work),
+        **explain(work, trained_gains(work)),
+    }
+
+
+def step_for_front(work: Workspace) -> Facts:
+    """One step of the natural gradient, where a front is asked for."""
+    if not _has_front(work) or work.config.tuned is not None:
+        return {"skipped": NO_GAINS}
+    return take_step(work)
+
+
+def _has_front(work: Workspace) -> bool:
+    return work.config.front.count > 0 and "strict" in work.config.protocols
+
+
+def draw_front(work: Workspace) -> Facts:
+    """Every family of interventions at several strengths, and DPO along its training, on the same
+    prompts.
+    """
+    settings = work.config.front
+    if not _has_front(work):
+        # What an earlier front left would stand in the report as if it were of these settings.
+        for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
+            (work.folder / name).unlink(missing_ok=True)
+        return {
+            "skipped": "front.count is 0"
+            if not settings.count
+            else "the front is of the strict protocol"
+        }
+    steps = _snapshots(work)
+    if work.config.tuned is None and len(steps) < work.config.dpo.snapshots:
+        work.notes.add(
+            "DPO stands on the front at {kept} of {asked} earlier steps, those whose weights were "
+            "kept",
+            kept=len(steps),
+            asked=work.config.dpo.snapshots,
+        )
+    models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
+    ours = work.config.interventions
+    own_pairs = work.config.tuned is None
+    further = gain_sweep(work) if own_pairs else []
+    planned = [
+        *plan.front(
+            work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed
+        )
+    ]
+    write_results(work, "front.json", measure_rows(work, "front", planned))
+    return {"rows": len(planned)}
+
+
+def _snapshots(work: Workspace) -> list[int]:
+    """The steps at which this very training, not an earlier one, was kept."""
+    if work.config.tuned is not None:
+        return []
+    inputs = read_json(work.folder / "tuned" / RECORD)["inputs"]
+    kept = [path for path in (work.folder / "tuned-steps").glob("*") if path.name.isdigit()]
+    return sorted(int(path.name) for path in kept if read_json(path / RECORD)["inputs"] == inputs)

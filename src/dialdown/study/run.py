@@ -1,0 +1,118 @@
+"""A study, or another sequence of stages, run in one folder.
+
+    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> step -> front
+
+A finished stage is not repeated, an interrupted training goes on from its checkpoint, and
+interrupted sampling and evaluation keep every finished piece.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import enough_memory
+from ..files import disk_errors
+from ..progress import Progress, silent
+from ..workers import check_main_guard
+from .config import Config
+from .context import Stages, Workspace
+from .front import draw_front, gains_for_front, step_for_front
+from .preflight import check_inputs, check_settings
+from .stages import collect_means, evaluate, find_directions, find_pairs, make_tables, tune
+
+STUDY: Stages = {
+    "probe": find_directions,
+    "pairs": find_pairs,
+    "train": tune,
+    "activations": collect_means,
+    "neurons": make_tables,
+    "evaluate": evaluate,
+    "gains": gains_for_front,
+    "step": step_for_front,
+    "front": draw_front,
+}
+
+# The settings that govern how much memory a stage takes.
+_MEASURING = "workers, evaluation.batch_size or evaluation.window"
+MEMORY = {
+    "probe": "probe.max_tokens",
+    "pairs": "workers or pairs.batch_size",
+    "train": "dpo.batch_size (and raise dpo.accumulation as much)",
+    "means": "evaluation.batch_size",
+    "activations": "evaluation.batch_size",
+    "neurons": "the precision: set dtype to bfloat16",
+    **dict.fromkeys(("gains", "step"), "gains.batch_size"),
+    "dial": "evaluation.window",
+    **dict.fromkeys(("evaluate", "front", "check"), _MEASURING),
+}
+
+
+@dataclass
+class Study:
+    """A study in a folder, or another sequence of stages such as `detox`.
+
+    Attributes:
+        config: its settings.
+        folder: where everything is written.
+        progress: called with what is going on, units done, units in all.
+        announce: called with a sentence when a stage starts, ends or is found done.
+        stages: what is done, in order; by default the study of METHOD §9.
+    """
+
+    config: Config
+    folder: Path
+    progress: Progress = silent
+    announce: Callable[[str], None] = lambda sentence: None
+    stages: Stages = field(default_factory=lambda: STUDY)
+
+    @cached_property
+    def work(self) -> Workspace:
+        """What the stages share."""
+        return Workspace(self.config, self.folder, self.progress, tuple(self.stages))
+
+    def run(self, *, until: str | None = None) -> None:
+        """Run the stages up to `until`, skipping what is done.
+
+        Raises:
+            DialdownError: the folder holds a study with other settings, or a stage cannot do its
+                work.
+        """
+        check_settings(self.config)
+        check_main_guard()
+        ledger, names = self.work.ledger, [*self.stages]
+        names = names if until is None else names[: names.index(until) + 1]
+        with disk_errors(self.folder):
+            new = not (self.folder.is_dir() and any(self.folder.iterdir()))
+        if new:
+            # What cannot work leaves no folder.
+            check_inputs(self.work, names)
+        with ledger.claim(self.announce):
+            if not new:
+                check_inputs(self.work, [stage for stage in names if not ledger.finished(stage)])
+            for stage in names:
+                self._do(stage)
+
+    def _do(self, stage: str) -> None:
+        ledger = self.work.ledger
+        if lost := ledger.drop_damaged(stage):
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            again = (
+                f"{lost[0]}{more} is gone or was damaged after it was written, and is made again"
+            )
+            self.work.notes.add(again)
+            self.announce(f"{stage}: {again}")
+        if ledger.finished(stage):
+            self.announce(f"{stage}: done before")
+            return
+        self.announce(f"{stage} ...")
+        start = time.perf_counter()
+        with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
+            facts = self.stages[stage](self.work)
+        facts["notes"] = self.work.notes.take()
+        seconds = time.perf_counter() - start
+        ledger.record(stage, seconds, facts, self.work.peak_together)
+        self.announce(f"{stage}: {seconds:.0f} s")
