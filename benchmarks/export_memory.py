@@ -47,7 +47,7 @@ def peak_of_export(base: Path, *, verify: bool) -> int:
     gain = 1 + 0.1 * np.random.default_rng(0).standard_normal((LAYERS, NEURONS))
     edit = Intervention("it", "scale", gain, np.zeros_like(gain), np.ones(gain.shape, dtype=bool))
     with TemporaryDirectory(dir=base.parent) as out:
-        export(base, edit, Path(out) / "edited", verify=verify, shard_bytes=SHARD)
+        export(base, edit, Path(out) / "edited", verify=verify)
     return peak_bytes() or 0
 
 

@@ -40,12 +40,6 @@ def _what_transformers_logs_as_deprecated_is_a_warning() -> Iterator[None]:
     logging.getLogger("transformers").removeHandler(handler)
 
 
-@pytest.fixture(autouse=True)
-def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where vLLM is installed, every export would start it."""
-    monkeypatch.setattr("dialdown.exporting.verify.installed", lambda: False)
-
-
 @contextmanager
 def unchanged(lm: LM) -> Iterator[LM]:
     """Check that the model comes out of the block bit-identical and without hooks."""

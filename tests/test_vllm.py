@@ -1,22 +1,24 @@
-"""Verification in vLLM, where it is installed: with the real one on the embedded model, and with
+"""Verification in vLLM: with the real one on the embedded model where it is installed, and with
 stand-ins for the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 import torch
-from test_export import FEW, exact, saved
+from test_export import exact, saved
 from test_interventions import make
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.exporting import vllm as vllm_check
-from dialdown.exporting.export import export
+from dialdown.exporting.export import Exported, export
+from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
 
 Install = Callable[..., None]
@@ -55,11 +57,6 @@ class LLM:
 
 
 @pytest.fixture
-def without_vllm() -> None:
-    """Here vLLM is looked for, unlike in the other files (see conftest.py)."""
-
-
-@pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def install(more: str = "", source: str = STAND_IN) -> None:
         place = tmp_path / "installed"
@@ -71,27 +68,26 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return install
 
 
+def exported(lm: LM, edit: Intervention, place: Path) -> Exported:
+    return export(saved(lm, place / "base"), edit, place / "out", verify="vllm")
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("set", torch.float32), ("scale", torch.bfloat16)])
 def test_what_vllm_makes_of_a_folder_is_compared_and_told(
     tmp_path: Path, stand_in: Install, kind: str, dtype: torch.dtype
 ) -> None:
     stand_in()
     lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
-    done = export(
-        saved(lm, tmp_path / "base"),
-        exact(make(lm, kind, strength=0.3)),
-        tmp_path / "out",
-        prompts=FEW,
-    )
-    found = done.verification
-    assert found is not None
-    assert found.vllm is not None
-    assert (found.vllm.version, found.vllm.problem) == ("0-stand-in", None)
-    assert found.vllm.compared >= 20 * found.positions
-    assert found.vllm.difference <= 2 * found.tolerance
-    assert found.vllm.tolerance == pytest.approx(2 * found.tolerance + 0.05)
+    done = exported(lm, exact(make(lm, kind, strength=0.3)), tmp_path)
+    measured = done.verification
+    assert measured is not None
+    assert measured.vllm is not None
+    assert measured.vllm.version == "0-stand-in"
+    assert measured.vllm.compared >= 20 * measured.positions
+    assert measured.vllm.difference <= 2 * measured.tolerance
+    assert measured.vllm.tolerance == pytest.approx(2 * measured.tolerance + 0.05)
     assert "So it was with vLLM 0-stand-in" in (done.folder / "README.md").read_text()
-    assert "in vLLM 0-stand-in a log-probability differs by up to" in str(found)
+    assert "in vLLM 0-stand-in a log-probability differs by up to" in str(measured)
 
 
 @pytest.mark.parametrize("more", ["+ .06", "* float('nan')"])
@@ -99,16 +95,12 @@ def test_a_folder_that_vllm_reads_otherwise_is_not_written(
     llama: LM, tmp_path: Path, stand_in: Install, more: str
 ) -> None:
     stand_in(more)
-    with pytest.raises(
-        DialdownError,
-        match=r"in vLLM 0-stand-in a log-probability differs by up to (0\.06|nan), where 0\.052 is accepted",
-    ):
-        export(
-            saved(llama, tmp_path / "base"),
-            exact(make(llama, "scale")),
-            tmp_path / "out",
-            prompts=FEW,
-        )
+    sentence = (
+        r"in vLLM 0-stand-in a log-probability differs by up to (0\.06|nan), "
+        r"where 0\.052 is accepted"
+    )
+    with pytest.raises(DialdownError, match=sentence):
+        exported(llama, exact(make(llama, "scale")), tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -119,17 +111,13 @@ def test_a_folder_that_vllm_reads_otherwise_is_not_written(
         ("import os; print('a word', flush=True); os._exit(3)", "it ended with exit status 3"),
     ],
 )
-def test_a_vllm_that_does_not_run_says_nothing_about_the_folder(
+def test_a_vllm_that_does_not_run_at_all_is_told_from_a_folder_that_it_refuses(
     llama: LM, tmp_path: Path, stand_in: Install, source: str, reason: str
 ) -> None:
     stand_in(source=source)
-    done = export(
-        saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW
-    )
-    assert str(done.verification).endswith(f"not verified in vLLM, which did not run: {reason}")
-    card = (done.folder / "README.md").read_text()
-    assert "It was not verified in vLLM, which did not run." in card
-    assert reason not in card
+    with pytest.raises(DialdownError, match=f"does not run here, not on the base .*{reason}"):
+        exported(llama, exact(make(llama, "scale")), tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_vllm_refuses_and_its_base_not_is_not_written(
@@ -148,37 +136,39 @@ class LLM:
         return []
 """
     stand_in(source=refusing)
-    sentence = r"vLLM 0-stand-in runs the base and not the edited model: ValueError: no module named surplus.weight, so"
+    sentence = (
+        "vLLM 0-stand-in runs the base and not the edited model "
+        r"\(ValueError: no module named surplus.weight\)"
+    )
     with pytest.raises(DialdownError, match=sentence):
-        export(
-            saved(llama, tmp_path / "base"),
-            exact(make(llama, "scale")),
-            tmp_path / "out",
-            prompts=FEW,
-        )
+        exported(llama, exact(make(llama, "scale")), tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_vllm_is_not_started_where_its_weights_do_not_fit(
+def test_vllm_is_not_started_unasked_nor_where_it_is_not_or_its_weights_do_not_fit(
     llama: LM, tmp_path: Path, stand_in: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    edit = exact(make(llama, "scale"))
+    if find_spec("vllm") is None:
+        with pytest.raises(DialdownError, match=r"vLLM, which is not installed.*--verify"):
+            exported(llama, edit, tmp_path)
     stand_in(source="raise AssertionError")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(vllm_check, "ENGINE_BYTES", 1 << 60)
-    done = export(
-        saved(llama, tmp_path / "base"), exact(make(llama, "scale")), tmp_path / "out", prompts=FEW
-    )
-    assert "which did not run: it needs 1152921504.6 GB of memory" in str(done.verification)
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=3 << 30))
+    with pytest.raises(DialdownError, match=r"vLLM needs 3\.2 GB of memory"):
+        exported(llama, edit, tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert export(tmp_path / "base", edit, tmp_path / "out").verification is not None
 
 
 @pytest.mark.embedded
-@pytest.mark.skipif(not vllm_check.installed(), reason="vLLM is not installed")
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 @pytest.mark.parametrize("kind", ["scale", "set", "shift"])
 def test_the_real_vllm_reads_every_kind_of_folder(tmp_path: Path, kind: str) -> None:
     lm = dd.load("embedded:smollm2-135m", device="cpu")
     edit = exact(make(lm, kind, share=0.1, strength=0.3))
-    found = export("embedded:smollm2-135m", edit, tmp_path / "out").verification
-    assert found is not None
-    assert found.vllm is not None
-    assert found.vllm.problem is None
-    assert found.vllm.difference <= found.vllm.tolerance
+    done = export("embedded:smollm2-135m", edit, tmp_path / "out", verify="vllm").verification
+    assert done is not None
+    assert done.vllm is not None
+    assert done.vllm.difference <= done.vllm.tolerance

@@ -10,10 +10,13 @@ changed on the disk is noticed where the file is read.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -96,6 +100,71 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             # Where the name is too long there is no such file either, and the first error says so.
             with suppress(OSError):
                 partial.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill, which takes its place, synced to disk, where the block
+    ends well; else `path` stays as it was.
+
+    Processes that write to one place at once do not disturb each other, and the last has it. What
+    stood there goes only once the new folder is whole.
+
+    Raises:
+        DialdownError: the disk is full or the folder cannot be written.
+    """
+    path = path.resolve()
+    remove_abandoned(path)
+    process = psutil.Process()
+    this = _process_name(process.pid, process.create_time())
+    new, old = (_beside(path, f"{this}.{what}") for what in ("partial", "old"))
+    with disk_errors(path):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for file in new.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            for folder in (new, old):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what `whole_folder` left beside a path where its process was killed; what it was about
+    to replace comes back.
+    """
+    running = {
+        _process_name(process.pid, process.info["create_time"])
+        for process in psutil.process_iter(["create_time"])
+    }
+    here = _beside(path, "").name
+    for folder in path.parent.glob(f"{glob.escape(here)}*"):
+        process, _, what = folder.name.removeprefix(here).rpartition(".")
+        if process in running:
+            continue
+        if what == "old" and not path.exists():
+            folder.rename(path)
+        elif what in ("partial", "old"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden neighbour of a path, named after this machine too, whose processes alone are known."""
+    return path.with_name(f".{path.name}.{platform.node()}.{ending}")
+
+
+def _process_name(number: int, start: float | None) -> str:
+    """A process by its start too, since numbers are given again; that of another user may be
+    unknown.
+    """
+    return f"{number}-{int(start or 0)}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import (
@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperCommand
 
 from ..errors import DialdownError, enough_memory
 from ..terminal import Terminal, take_any_text
@@ -253,14 +254,35 @@ OutFolder = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")]
 Verify = Annotated[
-    bool,
+    Literal["transformers", "vllm", "no"],
     typer.Option(
         help=(
-            "Reload the folder, also in vLLM where installed, and compare it with the hooked "
-            "base model."
+            "Reload the folder and compare it with the hooked base model, in transformers or in "
+            "vLLM too; --no-verify leaves it out."
         )
     ),
 ]
+# As `dialdown.export` takes it.
+VERIFY: Mapping[str, Any] = {"transformers": True, "vllm": "vllm", "no": False}
+
+
+class Verifying(TyperCommand):
+    """A command with `--verify [WORD]` and `--no-verify`; typer's own options need a word or have
+    none.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = []
+        for word, following in zip(args, [*args[1:], ""], strict=True):
+            if word == "--no-verify":
+                words.append("--verify=no")
+            elif word == "--verify" and following not in VERIFY:
+                words.append("--verify=transformers")
+            else:
+                words.append(word)
+        return super().parse_args(ctx, words)
+
+
 Base = Annotated[
     str | None, typer.Option(help="Where the base model is, if not where the edit says.")
 ]
@@ -273,7 +295,7 @@ Strength = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Verifying)
 def detox(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
     out_folder: OutFolder,
@@ -308,7 +330,7 @@ def detox(
     ] = None,
     seed: Seed = None,
     force: Force = False,
-    verify: Verify = True,
+    verify: Verify = "transformers",
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
     """One number per neuron that makes a model less toxic: found, checked on held-out prompts,
@@ -326,7 +348,7 @@ def detox(
         "detox.max_ppl_increase": max_ppl_increase,
     }
     settings = _settings(preset, config, named, set_)
-    from ..exporting.export import check_base, check_out, export, exported_before
+    from ..exporting.export import check_export, export, exported_before
     from ..study.detox import check_dials, find_edit, finished_edit, notes, outcome
     from ..workers import quiet_libraries
     from .summary import show_check, show_notes
@@ -338,7 +360,7 @@ def detox(
     display = Display()
     source: dict[str, Any] = {
         "revision": settings.revision,
-        "verify": verify,
+        "verify": VERIFY[verify],
         "progress": display.progress,
     }
     with display.bar, _interruptible():
@@ -346,8 +368,7 @@ def detox(
         # Killed in its last lines, the same command finds its own export whole.
         done = None if edit is None else exported_before(settings.model, edit, out_folder, **source)
         if done is None:
-            check_out(out_folder, force)
-            check_base(settings.model, out_folder, **source)
+            check_export(settings.model, out_folder, force=force, **source)
             edit = find_edit(
                 settings,
                 work,
@@ -382,14 +403,14 @@ def detox(
         raise typer.Exit(NOT_LESS)
 
 
-@app.command("apply")
+@app.command("apply", cls=Verifying)
 def apply_edit(
     folder: EditFolder,
     out_folder: OutFolder,
     base: Base = None,
     strength: Strength = 1.0,
     force: Force = False,
-    verify: Verify = True,
+    verify: Verify = "transformers",
 ) -> None:
     """Put an edit on its base model again, at any strength, as a checkpoint."""
     from ..exporting.export import apply_delta
@@ -404,7 +425,7 @@ def apply_edit(
             base=base,
             strength=strength,
             force=force,
-            verify=verify,
+            verify=VERIFY[verify],
             progress=display.progress,
         )
     _say_left_out(done)

@@ -170,7 +170,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
             model is not whole.
     """
     if os.path.isdir(source) and "gguf_file" not in options:
-        _check_files(Path(source), name)
+        weight_files(Path(source), name)
     with (
         told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
         reaching(name),
@@ -276,20 +276,25 @@ def check_folder(folder: Path) -> None:
     )
 
 
-def _check_files(folder: Path, name: str) -> None:
-    """Refuse weights that are missing, cut, quantised, or pickles, before anything opens a
-    pickle.
+def weight_files(folder: Path, name: str) -> list[str]:
+    """The safetensors files of a model's folder, before anything opens a pickle.
+
+    Args:
+        folder: the folder.
+        name: what the user called it.
+
+    Raises:
+        DialdownError: the weights are missing, cut, quantised, or pickles.
     """
     if (folder / WEIGHTS).exists():
         files = [WEIGHTS]
     elif (folder / INDEX).exists():
-        files = weight_files(folder / INDEX)
+        files = _indexed(folder / INDEX)
     elif pickles := [file for file in PICKLES if (folder / file).exists()]:
         raise DialdownError(
             f"The weights of {name!r} are a pickle ({pickles[0]}), and reading one runs whatever "
-            "code it holds: where you trust it, load it with "
-            "transformers, call model.save_pretrained(folder), which writes safetensors, and pass "
-            "that folder."
+            "code it holds: where you trust it, load it with transformers, call "
+            "model.save_pretrained(folder), which writes safetensors, and pass that folder."
         )
     else:
         raise DialdownError(
@@ -298,9 +303,10 @@ def _check_files(folder: Path, name: str) -> None:
         )
     for file in files:
         check_header(folder / file)
+    return files
 
 
-def weight_files(index: Path) -> list[str]:
+def _indexed(index: Path) -> list[str]:
     """The files that an index names (DialdownError where it names none)."""
     places = read_object(index).get("weight_map")
     if (

@@ -35,7 +35,6 @@ def write_card(
     base_folder: Path,
     files: Mapping[str, str],
     verified: Verification | None,
-    dropped: int,
     left_out: Sequence[str] = (),
 ) -> None:
     """Write README.md.
@@ -46,7 +45,6 @@ def write_card(
         base_folder: the base's folder, whose README.md gives the licence where it has one.
         files: sha256 of every other file, by its path in the folder.
         verified: what verification measured, or None where it was left out.
-        dropped: neurons removed from each layer.
         left_out: what the base's folder has besides.
     """
     local = " --base FOLDER_OF_THE_BASE" if delta.record["base"]["local"] else ""
@@ -57,7 +55,7 @@ def write_card(
     licence, unread = _licence(delta, base_folder)
     paragraphs = [
         f"# {plain(delta.base)}, edited by dialdown",
-        _what(delta, dropped),
+        _what(delta),
         *([plain(notes["why"])] if "why" in notes else []),
         "> This model can still write offensive text. Figures on toxicity, where there are any, "
         "come from prompts chosen "
@@ -135,7 +133,7 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def _what(delta: Delta, dropped: int) -> str:
+def _what(delta: Delta) -> str:
     edit = delta.edit
     strength = delta.record["strength"]
     if edit.vector is not None:
@@ -158,12 +156,6 @@ def _what(delta: Delta, dropped: int) -> str:
     if strength != 1:
         text += f", dialled to {strength:.3g} times what was found at first"
     text += ". Everything else is the base model's, byte for byte."
-    if dropped:
-        text += (
-            f" {dropped:,} neurons of gain 0 were removed from every layer, so the MLP is narrower "
-            "than the base's; "
-            "those of gain 0 that are left in some layers have columns of zeros."
-        )
     return text
 
 
@@ -217,9 +209,6 @@ def _verified(verified: Verification | None) -> str:
 
 
 def _in_vllm(check: VllmCheck) -> str:
-    if check.problem is not None:
-        # What vLLM said may name folders of one's own.
-        return "It was not verified in vLLM, which did not run."
     return (
         f"So it was with vLLM {check.version}, in float32: of {check.compared:,} log-probabilities "
         "of the likeliest next tokens the largest "

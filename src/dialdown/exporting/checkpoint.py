@@ -1,10 +1,9 @@
-"""A checkpoint on disk, read tensor by tensor: where its weights lie, and which of them an edit
-changes.
+"""A base model on disk: its config, where the bytes of each tensor lie, and the identity of its
+weights.
 
 No model is loaded here. The class of the model is built without weights (on torch's meta device) to
-find the down projections, exactly as `models.MLPView` finds them in a loaded one, and the
-safetensors headers say where their bytes lie. The format of a header is public and short: eight
-bytes of length, JSON, then the data.
+find the down projections, exactly as `models.MLPView` finds them in a loaded one. The header of a
+safetensors file says where its bytes lie: eight bytes of length, JSON, then the data.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ from transformers import AutoModelForCausalLM
 from ..data.assets import fetch_model
 from ..data.hub import reaching
 from ..data.loading import (
-    INDEX,
-    WEIGHTS,
     check_folder,
-    check_header,
     read_config,
     read_object,
     refuse_adapter,
@@ -43,16 +39,7 @@ from ..models.lm import LM, MLPView
 from ..progress import Progress
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-DOWNLOADED = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.safetensors",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-)
+DOWNLOADED = (*COPIED, "*.json", "*.safetensors", "README.md")
 # The authors' own formats beside the transformers one, and folders of conversions.
 NOT_DOWNLOADED = ["consolidated*", "*/*"]
 CHUNK = 1 << 20
@@ -66,7 +53,7 @@ class Stored:
         name: its name in the checkpoint.
         dtype: the safetensors code, for example `BF16`.
         shape: its shape.
-        file: the safetensors file.
+        file: the safetensors file, a path below the checkpoint's folder.
         start: the position of its first byte in the file.
         size: bytes.
     """
@@ -86,14 +73,15 @@ class Stored:
             handle.readinto(data)
         return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
 
-    def chunks(self) -> Iterator[bytes]:
-        """Its bytes, a megabyte at a time."""
+    def sha256(self) -> str:
+        """Of its bytes, a megabyte at a time."""
+        digest, left = hashlib.sha256(), self.size
         with self.file.open("rb") as handle:
             handle.seek(self.start)
-            left = self.size
-            while left > 0 and (chunk := handle.read(min(left, CHUNK))):
+            while chunk := handle.read(min(left, CHUNK)):
+                digest.update(chunk)
                 left -= len(chunk)
-                yield chunk
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,13 +92,11 @@ class Checkpoint:
         folder: where it lies.
         name: what it is called in a delta: a hub id, `embedded:NAME`, or the last part of a local
             folder's path.
-        revision: the commit a hub id was resolved to, else the revision asked for, or None.
+        revision: the commit a hub id was resolved to, or None.
         local: whether it was given as a folder, so that its name alone does not find it again.
         config: its config.json.
-        tensors: its tensors by name, in the order of the files.
-        metadata: the metadata of its first safetensors header.
+        tensors: its tensors by name.
         skeleton: the model without weights, wrapped so that its down projections are at hand.
-        downs: for each layer the name of its down projection's weight in the checkpoint.
     """
 
     folder: Path
@@ -119,14 +105,19 @@ class Checkpoint:
     local: bool
     config: dict[str, Any]
     tensors: Mapping[str, Stored]
-    metadata: Mapping[str, str]
     skeleton: LM
-    downs: tuple[str, ...]
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
         return sum(stored.size for stored in self.tensors.values())
+
+    @cached_property
+    def downs(self) -> tuple[str, ...]:
+        """For each layer the name of its down projection's weight in the checkpoint."""
+        return tuple(
+            self.stored_name(f"{layer.path}.weight") for layer in self.skeleton.view.layers
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,8 +131,27 @@ class Checkpoint:
         Raises:
             DialdownError: the checkpoint has no such tensor.
         """
-        return _stored_name(
-            self.name, self.tensors, self.skeleton.model.base_model_prefix, parameter
+        prefixed = f"{self.skeleton.model.base_model_prefix}.{parameter}"
+        for name in (parameter, self._bare(parameter), prefixed):
+            if name in self.tensors:
+                return name
+        # Classes with more than one modality (Gemma-3) name the way to the decoder otherwise when
+        # they are saved.
+        parts = parameter.split(".")
+        layer = next(place for place, part in enumerate(parts) if part.isdigit())
+        inside = ".".join(parts[layer - 1 :])
+        alike = [name for name in self.tensors if name.endswith(f".{inside}")]
+        if len(alike) == 1:
+            return alike[0]
+        if not alike:
+            raise DialdownError(
+                f"The checkpoint {self.name} has no tensor {parameter}, which its config asks for: "
+                "fetch or save it again, config and weights of one model."
+            )
+        raise DialdownError(
+            f"The checkpoint {self.name} has {len(alike)} tensors {inside} where the model reads "
+            f"{parameter}, because layers share it or its names are of another class: untie the "
+            "weights, or pass a folder that save_pretrained wrote of the causal LM alone."
         )
 
     @cached_property
@@ -166,39 +176,24 @@ class Checkpoint:
     def _bare(self, name: str) -> str:
         return name.removeprefix(f"{self.skeleton.model.base_model_prefix}.")
 
-    def digests(self) -> dict[str, Any]:
-        """A fresh sha256 for each of the weights, to be fed its bytes as they stream by (see
-        `base_sha256`).
-        """
-        return {name: hashlib.sha256() for name in self.weights}
-
-    def base_sha256(self, digests: Mapping[str, Any]) -> str:
-        """One sha256 over the names and bytes of all weights: the identity of the base an edit was
-        made for.
+    @cached_property
+    def sha256(self) -> str:
+        """One sha256 over the names and bytes of all weights, read for it: the identity of the base
+        an edit was made for.
 
         A copy in other files, one that stores its weights without the base prefix, or a tied weight
         under both names, is the same base; one in another dtype is not.
         """
-        whole, found = (
-            hashlib.sha256(),
-            {name: digest.hexdigest() for name, digest in digests.items()},
-        )
-        once = {found[name] for name, bare in self.weights.items() if bare in self._untied}
+        digests = {name: self.tensors[name].sha256() for name in self.weights}
+        once = {digests[name] for name, bare in self.weights.items() if bare in self._untied}
+        whole = hashlib.sha256()
         for name, bare in sorted(self.weights.items(), key=lambda item: item[1]):
             # A second name with other bytes is a weight of its own, whatever the config says of
             # tying.
-            if bare in self._untied or found[name] not in once:
+            if bare in self._untied or digests[name] not in once:
                 tensor = self.tensors[name]
-                whole.update(f"{bare} {tensor.dtype} {tensor.shape} {found[name]}\n".encode())
+                whole.update(f"{bare} {tensor.dtype} {tensor.shape} {digests[name]}\n".encode())
         return whole.hexdigest()
-
-    def read_sha256(self) -> str:
-        """`base_sha256`, reading the weights for it."""
-        digests = self.digests()
-        for name, digest in digests.items():
-            for chunk in self.tensors[name].chunks():
-                digest.update(chunk)
-        return self.base_sha256(digests)
 
 
 def open_checkpoint(
@@ -221,20 +216,20 @@ def open_checkpoint(
     refuse_adapter(source, str(folder))
     config = read_object(own_file(folder, CONFIG))
     refuse_quantised(source, config)
-    tensors, metadata = _read_headers(source, folder)
-    skeleton = build_skeleton(folder, name)
-    prefix = skeleton.model.base_model_prefix
-    downs = tuple(
-        _stored_name(name, tensors, prefix, f"{layer.path}.weight")
-        for layer in skeleton.view.layers
-    )
-    for layer, down in zip(skeleton.view.layers, downs, strict=True):
-        _check_matrix(source, tensors[down], tuple(layer.down.weight.shape))
-    local = os.path.isdir(source)
-    return Checkpoint(folder, name, revision, local, config, tensors, metadata, skeleton, downs)
+    files = [own_file(folder, file) for file in weight_files(folder, source)]
+    tensors = {stored.name: stored for file in files for stored in _stored(file)}
+    skeleton = _skeleton(folder, name)
+    base = Checkpoint(folder, name, revision, os.path.isdir(source), config, tensors, skeleton)
+    for layer, down in zip(skeleton.view.layers, base.downs, strict=True):
+        if (shape := tuple(layer.down.weight.shape)) != tensors[down].shape:
+            raise DialdownError(
+                f"The tensor {down} of {source} has shape {tensors[down].shape} where its config "
+                f"asks for {shape}: pass a folder whose config and weights belong together."
+            )
+    return base
 
 
-def build_skeleton(folder: Path, name: str) -> LM:
+def _skeleton(folder: Path, name: str) -> LM:
     """The model of a folder's config.json on the meta device, with the view of its down projections
     and no tokenizer.
 
@@ -262,17 +257,14 @@ def locate(
     patterns: Sequence[str] = (CONFIG, *COPIED),
     progress: Progress | None = None,
 ) -> tuple[Path, str, str | None]:
-    """The folder of a model, its name as others know it, and its revision.
+    """The folder of a model, its name as others know it (see `Checkpoint`), and the commit of a hub
+    id or None.
 
     Args:
         source: a local folder, `embedded:NAME`, or a hub id.
         revision: a hub branch, tag or commit.
         patterns: the files that are needed of a hub id.
         progress: called while an embedded model is downloaded and converted.
-
-    Returns:
-        the folder; a hub id, `embedded:NAME` or the last part of a local folder's path; the commit
-            of a hub id, or None.
 
     Raises:
         DialdownError: it is no folder here and cannot be fetched.
@@ -294,87 +286,20 @@ def locate(
         reason = " ".join(str(error).split())[:200]
         raise DialdownError(
             f"The model {source!r} is no folder here and could not be fetched from the hub "
-            f"({reason}): "
-            "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m."
+            f"({reason}): pass a hub id that can be reached from here, a local folder, or "
+            "embedded:smollm2-135m."
         ) from error
     # The hub's cache names a snapshot's folder after its commit, which says more than a branch.
     return Path(downloaded), source, Path(downloaded).name
 
 
-def _check_matrix(source: str, stored: Stored, shape: tuple[int, ...]) -> None:
-    if stored.dtype not in DTYPES:
-        raise DialdownError(
-            f"The tensor {stored.name} of {source} is stored as {stored.dtype}, a quantised "
-            "format: "
-            f"pass a checkpoint whose down projections are {', '.join(DTYPES)}."
-        )
-    if stored.shape != shape:
-        raise DialdownError(
-            f"The tensor {stored.name} of {source} has shape {stored.shape} where its config asks "
-            f"for {shape}: "
-            "pass a folder whose config and weights belong together."
-        )
-
-
-def _read_headers(source: str, folder: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """All tensors of a folder, in the order of its files, and the metadata of the first file."""
-    if (folder / WEIGHTS).is_file():
-        files = [WEIGHTS]
-    elif (folder / INDEX).is_file():
-        files = weight_files(own_file(folder, INDEX))
-    else:
-        raise DialdownError(
-            f"{source} has no {WEIGHTS} and no {INDEX}, the only format that can be read without "
-            "running code: "
-            "load it with transformers, call model.save_pretrained(folder) on it, and pass that "
-            "folder."
-        )
-    tensors: dict[str, Stored] = {}
-    first: dict[str, str] = {}
-    for file in files:
-        entries, metadata = _read_header(own_file(folder, file))
-        tensors.update(entries)
-        first = first or metadata
-    return tensors, first
-
-
-def _read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    # The library checks what a header must be; it does not say where the bytes lie.
-    check_header(file)
+def _stored(file: Path) -> Iterator[Stored]:
+    """The tensors of a safetensors file whose header is known to be sound."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
-    metadata = header.pop("__metadata__", {})
-    entries = {}
-    for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
         start, end = entry["data_offsets"]
-        entries[name] = Stored(
-            name, entry["dtype"], tuple(entry["shape"]), file, 8 + length + start, end - start
-        )
-    return entries, metadata
-
-
-def _stored_name(source: str, tensors: Mapping[str, Stored], prefix: str, parameter: str) -> str:
-    bare = parameter.removeprefix(f"{prefix}.")
-    candidates = dict.fromkeys([parameter, bare, f"{prefix}.{parameter}"])
-    if known := [name for name in candidates if name in tensors]:
-        return known[0]
-    # Classes with more than one modality (Gemma-3) name the way to the decoder otherwise when they
-    # are saved.
-    parts = parameter.split(".")
-    inside = ".".join(
-        parts[next(place for place, part in enumerate(parts) if part.isdigit()) - 1 :]
-    )
-    alike = [name for name in tensors if name.endswith(f".{inside}")]
-    if len(alike) == 1:
-        return alike[0]
-    if not alike:
-        raise DialdownError(
-            f"The checkpoint {source} has no tensor {parameter}, which its config asks for: fetch "
-            "or save it again, config and weights of one model."
-        )
-    raise DialdownError(
-        f"The checkpoint {source} has {len(alike)} tensors {inside} where the model reads "
-        f"{parameter}, because layers share it or its names are of another class: "
-        "untie the weights, or pass a folder that save_pretrained wrote of the causal LM alone."
-    )
+        place = 8 + length + start
+        yield Stored(name, entry["dtype"], tuple(entry["shape"]), file, place, end - start)

@@ -182,13 +182,13 @@ def save_delta(
     check_notes(notes or {})
     base = open_checkpoint(source, revision=revision, progress=progress)
     edit.check_foldable(base.skeleton)
-    return write_delta(Path(folder), edit, base, base.read_sha256(), notes)
+    return write_delta(Path(folder), edit, base, notes or {})
 
 
 def write_delta(
-    folder: Path, edit: Intervention, base: Checkpoint, sha256: str, notes: Mapping[str, Any] | None
+    folder: Path, edit: Intervention, base: Checkpoint, notes: Mapping[str, Any]
 ) -> Delta:
-    """Write the two files of a delta whose base is open and hashed."""
+    """Write the two files of a delta whose base is open."""
     edit = rounded(replace(edit, name=without_paths(edit.name), record=without_paths(edit.record)))
     edit.save(folder / EDIT)
     record = {
@@ -198,7 +198,7 @@ def write_delta(
             "name": base.name,
             "revision": base.revision,
             "local": base.local,
-            "sha256": sha256,
+            "sha256": base.sha256,
         },
         "edit": {
             "name": edit.name,
@@ -208,10 +208,10 @@ def write_delta(
         },
         "strength": edit.record.get("strength", 1.0),
         "dialdown": version("dialdown"),
-        "notes": without_paths(dict(notes or {})),
+        "notes": without_paths(dict(notes)),
     }
     write_json(folder / RECORD, record)
-    return Delta(edit, base.name, base.revision, sha256, record)
+    return Delta(edit, base.name, base.revision, base.sha256, record)
 
 
 def load_delta(folder: str | Path) -> Delta:
@@ -291,11 +291,10 @@ def base_of(
         else None
     )
     base = base or open_checkpoint(given or delta.base, revision=revision, progress=progress)
-    found = base.read_sha256()
-    if found != delta.sha256:
+    if base.sha256 != delta.sha256:
         raise DialdownError(
             f"{base.name} is not the base this delta was made for: its weights have sha256 "
-            f"{found[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
+            f"{base.sha256[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
             "so pass that base, in the dtype and revision it had."
         )
     return base

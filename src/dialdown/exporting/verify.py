@@ -24,7 +24,8 @@ from ..interventions.intervention import Intervention
 from ..models.lm import LM, load
 from ..progress import Progress
 from ..workers import return_free_memory
-from .vllm import VllmCheck, check_in_vllm, installed
+from .checkpoint import Checkpoint
+from .vllm import VllmCheck, compare_in_vllm
 
 PROMPTS = (
     "The library opens at nine in the morning and",
@@ -77,7 +78,7 @@ class Verification:
         rounding: where the checkpoint has 16 bits, the largest difference that random errors of the
             size of one rounding make when they are put into what the edit wrote; None in float32.
             The tolerance is four times that plus 1e-3.
-        vllm: the same in vLLM, where it is installed.
+        vllm: the same in vLLM, where it was asked for.
     """
 
     prompts: int
@@ -87,113 +88,96 @@ class Verification:
     rounding: float | None
     vllm: VllmCheck | None = None
 
-    @property
-    def passed(self) -> bool:
-        return self.complaint is None
-
-    @property
-    def complaint(self) -> str | None:
-        """What does not agree, or None."""
-        if not self.difference <= self.tolerance:  # a NaN does not pass
-            return (
-                f"a logit differs by {self.difference:.2g} where {self.tolerance:.2g} is accepted"
-            )
-        if self.vllm is None or self.vllm.passed:
-            return None
-        return (
-            str(self.vllm)
-            if self.vllm.problem
-            else f"{self.vllm}, where {self.vllm.tolerance:.2g} is accepted"
-        )
-
     def __str__(self) -> str:
         text = f"its logits differ from the hooked model's by at most {self.difference:.1g}"
         return text if self.vllm is None else f"{text}; {self.vllm}"
 
 
 def verify_export(
-    base: str | Path,
+    base: Checkpoint,
     edit: Intervention,
-    exported: str | Path,
+    exported: Path,
     *,
-    dtype: torch.dtype,
-    prompts: Sequence[str] = PROMPTS,
+    vllm: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compare an exported folder with the hooked base model, in plain transformers and, where it is
-    installed, in vLLM.
+    """Compare an exported folder with the hooked base model on 32 texts (`PROMPTS`).
 
     Args:
-        base: the base's folder.
+        base: the base; if its weights have 16 bits, both models are held in that, and the tolerance
+            is wider, as `Verification.rounding` says.
         edit: the edit.
         exported: the folder to verify; it is loaded with plain transformers.
-        dtype: of the checkpoint's down projections; with 16 bits both models are held in it, and
-            the tolerance is wider, as `Verification.rounding` says.
-        prompts: texts to compare on.
-        progress: called with (label, prompts done, prompts in all).
+        vllm: compare in vLLM too.
+        progress: called with (label, texts done, texts in all).
 
     Raises:
-        DialdownError: the folder's tokenizer gives other ids, or a model cannot be loaded.
+        DialdownError: a difference is above its tolerance; the folder's tokenizer gives other ids;
+            a model cannot be loaded, or vLLM does not run.
     """
-    if not prompts:
-        raise DialdownError(
-            "An export cannot be verified on no prompts: pass some texts, or verify=False."
-        )
-    ids, reference, rounding = _reference(str(base), edit, dtype, prompts)
+    ids, reference, rounding = _reference(base, edit)
     return_free_memory()
     tokenizer: Any = AutoTokenizer.from_pretrained(exported)
-    if [tokenizer(text)["input_ids"] for text in prompts] != ids:
+    if [tokenizer(text)["input_ids"] for text in PROMPTS] != ids:
         raise DialdownError(
-            f"The tokenizer of the export gives other ids than that of {base}, so their logits "
-            "cannot be compared: "
-            "pass a base folder that holds all files of its tokenizer."
+            f"The tokenizer of the export gives other ids than that of {base.name}, so their "
+            "logits cannot be compared: pass a base folder that holds all files of its tokenizer."
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=_held(dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=_held(base.dtype))
     model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     difference = 0.0
     with _computing_in_float32(model):
-        for done, (logits, expected) in enumerate(
-            zip(_logits(model, ids), reference, strict=True), 1
-        ):
+        pairs = zip(_logits(model, ids), reference, strict=True)
+        for done, (logits, expected) in enumerate(pairs, 1):
             difference = _worse(difference, logits, expected)
             if progress:
                 progress("verifying", done, len(ids))
     tolerance = TOLERANCE + SLACK * (rounding or 0.0)
-    found = Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
-    if not (found.passed and installed()):
-        return found
+    if not difference <= tolerance:  # a NaN does not pass
+        raise _unlike(f"a logit differs by {difference:.2g}", tolerance)
+    measured = Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
+    if not vllm:
+        return measured
     del model
     return_free_memory()
     if progress:
         progress("verifying in vLLM", 0, 1)
-    checked = check_in_vllm(
-        Path(exported), Path(base), ids, reference, dtype=dtype, tolerance=tolerance
-    )
+    check = compare_in_vllm(exported, base.folder, ids, reference, tolerance=tolerance)
+    if not check.difference <= check.tolerance:
+        raise _unlike(str(check), check.tolerance)
     if progress:
         progress("verifying in vLLM", 1, 1)
-    return replace(found, vllm=checked)
+    return replace(measured, vllm=check)
+
+
+def _unlike(what: str, tolerance: float) -> DialdownError:
+    return DialdownError(
+        f"The exported checkpoint does not do what the edit does, so it was not written: {what}, "
+        f"where {tolerance:.2g} is accepted: repeat the export, or leave verification out "
+        "(--no-verify, or verify=False) to write it and look."
+    )
 
 
 def _reference(
-    base: str, edit: Intervention, dtype: torch.dtype, prompts: Sequence[str]
+    base: Checkpoint, edit: Intervention
 ) -> tuple[list[list[int]], list[Tensor], float | None]:
     """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone
     afterwards.
     """
-    lm = load(base, dtype=str(_held(dtype)).removeprefix("torch."))
+    lm = load(str(base.folder), dtype=str(_held(base.dtype)).removeprefix("torch."))
     for layer in lm.view.layers:
         # Hooks compute with these outside of their own forward pass.
         layer.down.float()
-    ids: list[list[int]] = [lm.tokenizer(text)["input_ids"] for text in prompts]
+    ids: list[list[int]] = [lm.tokenizer(text)["input_ids"] for text in PROMPTS]
     with _computing_in_float32(lm.model):
         # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
         with edit.applied(lm):
             reference = [*_logits(lm.model, ids)]
-        if dtype.itemsize > 2:
+        if base.dtype.itemsize > 2:
             return ids, reference, None
         rounding = 0.0
-        with _rounding_errors(lm, edit, dtype), edit.applied(lm):
+        with _rounding_errors(lm, edit, base.dtype), edit.applied(lm):
             for logits, expected in zip(_logits(lm.model, ids), reference, strict=True):
                 rounding = _worse(rounding, logits, expected)
     return ids, reference, rounding

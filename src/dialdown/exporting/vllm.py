@@ -1,11 +1,10 @@
 """Whether vLLM reads an exported checkpoint as transformers does: its log-probabilities against the
-hooked base model's.
+hooked base model's. Asked for by `--verify vllm`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..errors import DialdownError
 from ..files import read_json
 from . import vllm_scores
 
@@ -36,84 +36,88 @@ class VllmCheck:
     """What vLLM made of a checkpoint, in float32.
 
     Attributes:
-        version: of vLLM; None where it does not run here at all.
+        version: of vLLM.
         compared: how many log-probabilities: at each position, those of vLLM's twenty likeliest
             next tokens, and of the one that follows.
-        difference: the largest absolute difference of any; NaN where there is none to compare.
+        difference: the largest absolute difference of any; NaN where there is one.
         tolerance: the largest that is accepted.
-        problem: why vLLM did not run, or, where it ran on the base, not on the checkpoint.
     """
 
-    version: str | None
+    version: str
     compared: int
     difference: float
     tolerance: float
-    problem: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was found to be wrong: a vLLM that does not run on the base either says
-        nothing about an edit.
-        """
-        return self.version is None or self.difference <= self.tolerance  # a NaN does not pass
 
     def __str__(self) -> str:
-        if self.version is None:
-            return f"not verified in vLLM, which did not run: {self.problem}"
-        if self.problem is not None:
-            return f"vLLM {self.version} runs the base and not the edited model: {self.problem}"
         return f"in vLLM {self.version} a log-probability differs by up to {self.difference:.2g}"
 
 
-def installed() -> bool:
-    """Whether vLLM is there."""
-    return find_spec("vllm") is not None
+def check_vllm(size: int, dtype: torch.dtype) -> None:
+    """Refuse a verification in vLLM where it is not installed, or has not the memory for it.
+
+    Args:
+        size: of the checkpoint, in bytes.
+        dtype: of the checkpoint.
+
+    Raises:
+        DialdownError: either.
+    """
+    if find_spec("vllm") is None:
+        raise DialdownError(
+            "The export cannot be verified in vLLM, which is not installed: run pip install vllm, "
+            "or verify it in transformers alone (--verify, or verify=True)."
+        )
+    needed, free = 4 * size // dtype.itemsize + ENGINE_BYTES, psutil.virtual_memory().available
+    if not torch.cuda.is_available() and free < needed:
+        raise DialdownError(
+            f"vLLM needs {needed / 1e9:.1f} GB of memory for this model, and {free / 1e9:.1f} GB "
+            "are free: verify it in transformers alone (--verify, or verify=True)."
+        )
 
 
-def check_in_vllm(
+def compare_in_vllm(
     folder: Path,
     base: Path,
     ids: Sequence[Sequence[int]],
     logits: Sequence[Tensor],
     *,
-    dtype: torch.dtype,
     tolerance: float,
 ) -> VllmCheck:
     """Compare a checkpoint in vLLM with the logits that it should have.
 
     Args:
         folder: of the checkpoint.
-        base: the base's folder, which tells whose fault it is where vLLM does not run on the
-            checkpoint.
+        base: the base's folder, which tells whose fault it is where vLLM does not run.
         ids: the token ids of each text.
         logits: (tokens, V) float32 of each text, of the hooked base model.
-        dtype: of the checkpoint.
         tolerance: how much a logit may differ in transformers.
 
-    Returns:
-        what was compared, or what went wrong.
+    Raises:
+        DialdownError: vLLM does not run on the checkpoint, or on neither.
     """
-    # A log-probability is the difference of a logit and the logarithm of a sum over all, of which
-    # either may be off.
-    tolerance = 2 * tolerance + ENGINES_DIFFER
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    needed, free = 4 * stored // dtype.itemsize + ENGINE_BYTES, psutil.virtual_memory().available
-    if not torch.cuda.is_available() and free < needed:
-        problem = f"it needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-        return VllmCheck(None, 0, math.nan, tolerance, problem)
-    found = _scores(folder, ids)
-    if "problem" in found:
+    answer = _scores(folder, ids)
+    if problem := answer.get("problem"):
         version = _scores(base, ids).get("version")
-        return VllmCheck(version, 0, math.nan, tolerance, found["problem"])
+        if version is None:
+            raise DialdownError(
+                f"vLLM does not run here, not on the base either ({problem}): verify the export in "
+                "transformers alone (--verify, or verify=True)."
+            )
+        raise DialdownError(
+            f"vLLM {version} runs the base and not the edited model ({problem}): leave "
+            "verification out (--no-verify, or verify=False) to write it and look."
+        )
     differences = [
         abs(score - float(expected[token]))
-        for text, of_base in zip(found["texts"], logits, strict=True)
+        for text, of_base in zip(answer["texts"], logits, strict=True)
         for position, expected in zip(text, of_base.log_softmax(-1), strict=True)
         for token, score in position
     ]
     # `max` of Python would lose a NaN.
     worst = float(torch.tensor(differences).max())
-    return VllmCheck(found["version"], len(differences), worst, tolerance)
+    # A log-probability is the difference of a logit and the logarithm of a sum over all, of which
+    # either may be off.
+    return VllmCheck(answer["version"], len(differences), worst, 2 * tolerance + ENGINES_DIFFER)
 
 
 def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
