@@ -14,8 +14,10 @@ import tiny
 import torch
 from test_export import exact, saved
 from test_interventions import make
+from typer.main import get_command
 
 import dialdown as dd
+from dialdown.cli.main import app
 from dialdown.errors import DialdownError
 from dialdown.exporting.export import Exported, export
 from dialdown.interventions.intervention import Intervention
@@ -172,3 +174,21 @@ def test_the_real_vllm_reads_every_kind_of_folder(tmp_path: Path, kind: str) -> 
     assert done is not None
     assert done.vllm is not None
     assert done.vllm.difference <= done.vllm.tolerance
+
+
+@pytest.mark.parametrize(
+    ("words", "verify"),
+    [
+        ([], "transformers"),
+        (["--verify"], "transformers"),
+        (["--verify", "vllm"], "vllm"),
+        (["--verify=vllm"], "vllm"),
+        (["--no-verify"], "no"),
+    ],
+)
+def test_what_verifies_is_a_word_of_the_command_line_or_none(words: list[str], verify: str) -> None:
+    apply = get_command(app).commands["apply"]  # type: ignore[attr-defined]
+    for arguments in (["FOLDER", *words, "--out", "OUT"], [*words, "--out", "OUT", "FOLDER"]):
+        assert apply.make_context("apply", arguments).params["verify"] == verify
+    if words == ["--verify"]:
+        assert apply.make_context("apply", ["--out", "OUT", "--verify", "FOLDER"])
