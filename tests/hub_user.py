@@ -92,8 +92,10 @@ def _run(arguments: list[str], output: str, errors: str) -> None:
 
 
 def _shell() -> None:
-    import dialdown.cli.main
-    import dialdown.study.stages  # noqa: F401  (what every command imports)
+    # What the commands import, each of them only where it needs it.
+    import dialdown.report.page
+    import dialdown.study.detox
+    import dialdown.training.trainer  # noqa: F401
 
     for line in sys.stdin:
         children = []
