@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from study_files import write_study
 
+from dialdown.cli import edits
 from dialdown.cli import main as cli
 from dialdown.exporting import export  # noqa: F401
 from dialdown.files import file_sha256
@@ -102,7 +103,7 @@ def said_at_the_end(command: Command, root: Path, status: int) -> str:
     toxic.
     """
     said = (root / "said.txt").read_text(encoding="utf-8", errors="replace")
-    if status not in (0, cli.NOT_LESS):
+    if status not in (0, edits.NOT_LESS):
         raise SystemExit(f"{command.name} ended with {status}:\n{said[-2000:]}")
     return said
 

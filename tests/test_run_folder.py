@@ -367,7 +367,7 @@ def test_a_report_is_not_made_of_damaged_files(made: Made) -> None:
 
 def test_being_asked_to_end_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, cli._interruptible():
+    with pytest.raises(SystemExit) as ended, cli.interruptible():
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err

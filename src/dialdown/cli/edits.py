@@ -1,0 +1,272 @@
+"""The commands that make an edit and use it: `detox`, `apply`, `chat`, `control-vector`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from .app import Display, Seed, Set, app, err, interruptible, out, settings_of
+
+if TYPE_CHECKING:
+    from ..exporting.export import Exported
+    from ..interventions.intervention import Intervention
+    from ..models.lm import LM
+
+NOT_LESS = 3
+"""The exit status of a `detox` whose export is whole and whose check does not say that it did what it is for."""
+
+
+OutFolder = Annotated[
+    Path, typer.Option("--out", help="The folder to write; it appears whole or not at all.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")]
+Verify = Annotated[
+    Literal["transformers", "vllm", "no"],
+    typer.Option(
+        help=(
+            "Reload the folder and compare it with the hooked base model, in transformers or in "
+            "vLLM too; --no-verify leaves it out."
+        )
+    ),
+]
+# As `dialdown.export` takes it.
+VERIFY: Mapping[str, Any] = {"transformers": True, "vllm": "vllm", "no": False}
+
+
+class Verifying(TyperCommand):
+    """A command with `--verify [WORD]` and `--no-verify`; typer's own options need a word or have
+    none.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = []
+        for word, following in zip(args, [*args[1:], ""], strict=True):
+            if word == "--no-verify":
+                words.append("--verify=no")
+            elif word == "--verify" and following not in VERIFY:
+                words.append("--verify=transformers")
+            else:
+                words.append(word)
+        return super().parse_args(ctx, words)
+
+
+Base = Annotated[
+    str | None, typer.Option(help="Where the base model is, if not where the edit says.")
+]
+EditFolder = Annotated[
+    Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")
+]
+Strength = Annotated[
+    float,
+    typer.Option(help="How far to dial: 0 is the base model, 1 the edit as the folder holds it."),
+]
+
+
+@app.command(cls=Verifying)
+def detox(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
+    out_folder: OutFolder,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far to dial; 1 is the edit as it was trained or found."),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Instead: the KL to the base it may cost on neutral text, nats per token; 0.04 "
+                "(detox.usual_kl) where no dial is given."
+            )
+        ),
+    ] = None,
+    max_ppl_increase: Annotated[
+        float | None,
+        typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %."),
+    ] = None,
+    training: Annotated[
+        bool,
+        typer.Option(
+            help="Train the gains, or take one step of the natural gradient, in a minute or two."
+        ),
+    ] = True,
+    preset: Annotated[
+        str, typer.Option(help="detox, or smoke to see that it all works.")
+    ] = "detox",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file of further settings.")
+    ] = None,
+    seed: Seed = None,
+    force: Force = False,
+    verify: Verify = "transformers",
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """One number per neuron that makes a model less toxic: found, checked on held-out prompts,
+    folded into a checkpoint.
+
+    Exit status: 0 where the check says that it is less toxic; 3 where the check cannot say so, or
+    says the opposite (the folder is written all the same); 1 where nothing was written; 130 on
+    Ctrl-C.
+    """
+    named = {
+        "model": model,
+        "seed": seed,
+        "detox.strength": strength,
+        "detox.max_kl": max_kl,
+        "detox.max_ppl_increase": max_ppl_increase,
+    }
+    settings = settings_of(preset, config, named, set_)
+    from ..exporting.export import check_export, export, exported_before
+    from ..study.detox import check_dials, find_edit, finished_edit, notes, outcome
+    from ..workers import quiet_libraries
+    from .summary import show_check, show_notes
+
+    quiet_libraries()
+    out_folder = out_folder.absolute()
+    check_dials(settings)
+    work = out_folder.with_name(f"{out_folder.name}-work")
+    display = Display()
+    source: dict[str, Any] = {
+        "revision": settings.revision,
+        "verify": VERIFY[verify],
+        "progress": display.progress,
+    }
+    with display.bar, interruptible():
+        edit = None if force else finished_edit(settings, work, training=training)
+        # Killed in its last lines, the same command finds its own export whole.
+        done = None if edit is None else exported_before(settings.model, edit, out_folder, **source)
+        if done is None:
+            check_export(settings.model, out_folder, force=force, **source)
+            edit = find_edit(
+                settings,
+                work,
+                training=training,
+                progress=display.progress,
+                announce=display.announce,
+            )
+            done = export(
+                settings.model, edit, out_folder, force=force, notes=notes(work), **source
+            )
+    result = outcome(work)
+    out.print(
+        result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False
+    )
+    show_check(work, out)
+    show_notes(work, out)
+    _say_left_out(done)
+    found = done.verification or "not verified"
+    out.print(
+        f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.",
+        soft_wrap=True,
+        markup=False,
+    )
+    if not result.less:
+        err.print(
+            result.sentence,
+            "The folder is written; exit status 3 says so.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(NOT_LESS)
+
+
+@app.command("apply", cls=Verifying)
+def apply_edit(
+    folder: EditFolder,
+    out_folder: OutFolder,
+    base: Base = None,
+    strength: Strength = 1.0,
+    force: Force = False,
+    verify: Verify = "transformers",
+) -> None:
+    """Put an edit on its base model again, at any strength, as a checkpoint."""
+    from ..exporting.export import apply_delta
+    from ..workers import quiet_libraries
+
+    quiet_libraries()
+    display = Display()
+    with display.bar:
+        done = apply_delta(
+            folder,
+            out_folder,
+            base=base,
+            strength=strength,
+            force=force,
+            verify=VERIFY[verify],
+            progress=display.progress,
+        )
+    _say_left_out(done)
+    out.print(
+        f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True, markup=False
+    )
+
+
+def _say_left_out(done: Exported) -> None:
+    """Name what of the base's folder is not in an export."""
+    if done.left_out:
+        out.print(
+            f"Not copied from the base's folder: {', '.join(done.left_out)}.",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+@app.command()
+def chat(
+    folder: EditFolder,
+    base: Base = None,
+    strength: Strength = 1.0,
+    tokens: Annotated[int, typer.Option(help="The longest reply, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
+) -> None:
+    """Talk to the base and the edited model side by side; /strength moves the dial between
+    turns.
+    """
+    from ..workers import quiet_libraries
+    from .chat import ChatSettings
+    from .chat import chat as talk
+
+    settings = ChatSettings(strength, tokens, temperature, seed)
+    quiet_libraries()
+    lm, edit = _base_and_edit(folder, base)
+    talk(lm, edit, settings=settings, console=out)
+
+
+@app.command("control-vector")
+def control_vector(
+    folder: EditFolder,
+    out_file: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
+    base: Base = None,
+    strength: Strength = 1.0,
+    skip_first_layer: Annotated[
+        bool, typer.Option(help="Leave out layer 0, which llama.cpp has no place for.")
+    ] = False,
+) -> None:
+    """Write a shift or a steering (a folder of dd.save_delta or dd.export) as a control vector for
+    llama.cpp.
+    """
+    from ..exporting.control_vector import write_control_vector
+    from ..workers import quiet_libraries
+
+    quiet_libraries()
+    lm, edit = _base_and_edit(folder, base)
+    path = write_control_vector(lm, edit.at(strength), out_file, skip_first_layer=skip_first_layer)
+    out.print(
+        f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
+    from ..exporting.delta import base_of, load_delta
+    from ..models.lm import load
+
+    delta = load_delta(folder)
+    found = base_of(delta, base)
+    return load(base or delta.base, revision=found.revision), delta.edit
