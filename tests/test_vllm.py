@@ -4,6 +4,7 @@ stand-ins for the rest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +65,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         place = tmp_path / "installed"
         place.mkdir()
         (place / "vllm.py").write_text(source.replace("{more}", more))
-        monkeypatch.setenv("PYTHONPATH", str(place))
+        before = os.environ.get("PYTHONPATH", "")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), before]).rstrip(os.pathsep))
         monkeypatch.syspath_prepend(place)
 
     return install

