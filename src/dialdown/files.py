@@ -78,8 +78,8 @@ def _os_error(error: OSError | SafetensorError) -> tuple[int | None, str | None]
     """
     if isinstance(error, OSError):
         return error.errno, error.strerror
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return (int(found[1]), os.strerror(int(found[1]))) if found else (None, None)
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(match[1]), os.strerror(int(match[1]))) if match else (None, None)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -266,9 +266,9 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
     if not isinstance(record, dict):
         record = {}
     if record.get("kind") != kind or record.get("schema") != SCHEMA:
-        found = f"{record.get('kind', 'something else')!r} (schema {record.get('schema')})"
+        held = f"{record.get('kind', 'something else')!r} (schema {record.get('schema')})"
         raise DialdownError(
-            f"{path} holds {found}, not a dialdown {kind} of schema {SCHEMA}: pass another file or "
+            f"{path} holds {held}, not a dialdown {kind} of schema {SCHEMA}: pass another file or "
             "write it again."
         )
     # Files of earlier versions have none and begin with their schema.
@@ -335,10 +335,10 @@ def hashes(folder: Path, places: Iterable[str]) -> dict[str, str | None]:
 
 def sizes_and_hashes(folder: Path, places: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Size in bytes and sha256 of each file."""
-    found = hashes(folder, places)
+    state = hashes(folder, places)
     return {
         place: {"bytes": (folder / place).stat().st_size, "sha256": sha256}
-        for place, sha256 in found.items()
+        for place, sha256 in state.items()
     }
 
 

@@ -187,8 +187,8 @@ def peak_bytes() -> int | None:
     status = Path("/proc/self/status")
     # Not `getrusage`: on Linux a process starts with the peak of the one that started it.
     if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        return int(found[1]) << 10 if found else None
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        return int(match[1]) << 10 if match else None
     if sys.platform == "darwin":
         import resource
 

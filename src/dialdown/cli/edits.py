@@ -157,9 +157,9 @@ def detox(
     show_check(work, out)
     show_notes(work, out)
     _say_left_out(done)
-    found = done.verification or "not verified"
+    verified = done.verification or "not verified"
     out.print(
-        f"{out_folder} is an ordinary checkpoint ({found}); the work is in {work}.",
+        f"{out_folder} is an ordinary checkpoint ({verified}); the work is in {work}.",
         soft_wrap=True,
         markup=False,
     )
@@ -268,5 +268,5 @@ def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
     from ..models.lm import load
 
     delta = load_delta(folder)
-    found = base_of(delta, base)
-    return load(base or delta.base, revision=found.revision), delta.edit
+    source = base_of(delta, base)
+    return load(base or delta.base, revision=source.revision), delta.edit

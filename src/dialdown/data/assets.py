@@ -132,11 +132,11 @@ def found_whole() -> dict[Path, Any]:
     return dict(_whole)
 
 
-def take_as_whole(found: Mapping[Path, Any]) -> None:
+def take_as_whole(whole: Mapping[Path, Any]) -> None:
     """Take what another process found whole for whole here, while sizes and times are the same, and
     not read it again.
     """
-    _whole.update(found)
+    _whole.update(whole)
 
 
 def _harm(name: str, folder: Path) -> str | None:

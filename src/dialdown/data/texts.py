@@ -178,7 +178,7 @@ def load_labelled(
         for key, (text, label, whole) in texts.items()
         if key and (share is None or falls_in(share, whole))
     ]
-    by_label = {label: [text for text, its in kept if its == label] for label in (0, 1)}
+    by_label = {label: [text for text, own in kept if own == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
         only = int(bool(by_label[1]))
         raise DialdownError(

@@ -167,11 +167,9 @@ def edit_controls(
 
     Returns:
         `__random_neurons` (as many in each tuning-free group, from those that `drop_top` leaves;
-            which of them go down and which
-        up is drawn too, as many of each), `__beta_zero` (a pure clamp; only a `set` edit has one:
-            for the
-        other kinds beta = 0 changes nothing), `__beta_reversed`, and `__random_direction` (the same
-            rule along it).
+        which of them go down and which up is drawn too, as many of each), `__beta_zero` (a pure
+        clamp; only a `set` edit has one: for the other kinds beta = 0 changes nothing),
+        `__beta_reversed`, and `__random_direction` (the same rule along it).
     """
     kind, alpha, beta = edited.kind, edited.alpha, edited.beta
     if (
@@ -208,8 +206,8 @@ def edit_controls(
     if kind == "set":
         controls.append(edit(table, **options, beta=0.0, name=f"{edited.name}__beta_zero"))
     return [
-        replace(one, control_of=edited.name, record={**one.record, "seed": seed})
-        for one in controls
+        replace(control, control_of=edited.name, record={**control.record, "seed": seed})
+        for control in controls
     ]
 
 

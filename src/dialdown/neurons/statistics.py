@@ -58,10 +58,9 @@ def group_shares(table: NeuronTable) -> pl.DataFrame:
 
     Returns:
         One row per group and variant: `group`, `tuning_free`, `count`, `share` (of the neurons of
-            all four groups) and
-        `reduction_share` (the sum of Delta over the group / the sum of all negative Delta). A
-            tuning-free group also
-        holds neurons with Delta > 0, so its last share is a net one and may be negative.
+        all four groups) and `reduction_share` (the sum of Delta over the group / the sum of all
+        negative Delta). A tuning-free group also holds neurons with Delta > 0, so its last share is
+        a net one and may be negative.
 
     Raises:
         DialdownError: no tuned model was compared.
@@ -132,8 +131,7 @@ def percent_shifts(table: NeuronTable) -> NDArray[np.float64]:
 
     Returns:
         (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100
-            beyond zero; NaN where the
-        base mean is exactly zero.
+        beyond zero; NaN where the base mean is exactly zero.
 
     Raises:
         DialdownError: no tuned model was compared.
@@ -167,9 +165,8 @@ def shifts(table: NeuronTable) -> pl.DataFrame:
 
     Returns:
         One row per layer and a last one over all, whose `layer` is null: `layer`,
-            `value_cosine_mean`,
-        `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`, `percent`, `percent_sd`,
-            `percent_median`.
+        `value_cosine_mean`, `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`,
+        `percent`, `percent_sd`, `percent_median`.
 
     Raises:
         DialdownError: no tuned model was compared.
@@ -200,8 +197,7 @@ def opposing_effects(table: NeuronTable) -> pl.DataFrame:
 
     Returns:
         One row per layer and a last one over all, whose `layer` is null: `layer`, `down` (the sum
-            of negative Delta),
-        `up` (of positive Delta) and `net`, in units of the residual stream.
+        of negative Delta), `up` (of positive Delta) and `net`, in units of the residual stream.
 
     Raises:
         DialdownError: no tuned model was compared.
@@ -230,7 +226,7 @@ def svd_subspace(
 
     Returns:
         Unit vectors `svd_1`, `svd_2`, ... by falling singular value, each with a cosine to
-            `direction` of at least 0.
+        `direction` of at least 0.
 
     Raises:
         DialdownError: the direction is of another width, there are fewer neurons than asked for, or
@@ -263,7 +259,7 @@ def svd_subspace(
             )
             best = torch.argsort(cosines, descending=True, stable=True)[:neurons]
             vectors, cosines = vectors[best], cosines[best]
-    _, values, found = np.linalg.svd(vectors.numpy(), full_matrices=False)
+    _, values, axes = np.linalg.svd(vectors.numpy(), full_matrices=False)
     shares = values**2 / (values**2).sum()
     facts = {**lm.describe(), "protocol": protocol, "of": direction.name, "neurons": neurons}
     return [
@@ -277,7 +273,7 @@ def svd_subspace(
                 "share_of_squares": float(shares[place]),
             },
         )
-        for place, vector in enumerate(found[:rank])
+        for place, vector in enumerate(axes[:rank])
     ]
 
 
@@ -320,7 +316,7 @@ def sign_conflicts(
             for layer in layers
         )
         change = after.means[index, :, None] * now - base.means[index, :, None] * before
-        counts += [((one > 0).any(1) & (one < 0).any(1)).sum() for one in (before, change)]
+        counts += [((signed > 0).any(1) & (signed < 0).any(1)).sum() for signed in (before, change)]
     cosine, changed = counts / base.means.size
     return SignConflicts(float(cosine), float(changed))
 
@@ -332,7 +328,7 @@ def aligned_value_vectors(
 
     Returns:
         Layers (count,), neurons (count,) and value vectors (count, d) under the table's protocol,
-            most extreme first.
+        most extreme first.
 
     Raises:
         DialdownError: a table of another model, or more neurons than it has.
@@ -372,19 +368,19 @@ def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tu
     u = torch.as_tensor(np.asarray(vectors))
     # 16 M logits at a time, 64 MB in float32, whatever the vocabulary.
     rows = max(1, (1 << 24) // lm.view.unembedding.weight.shape[0])
-    found = []
+    lens = []
     for chunk in torch.split(u, rows):
         with torch.inference_mode():
             normed = lm.view.final_norm(chunk.to(lm.device, lm.model.dtype)[None])
             top = lm.view.unembedding(normed)[0].float().topk(k)
         for tokens, logits in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-            found.append(
+            lens.append(
                 [
                     (lm.tokenizer.decode([token]), logit)
                     for token, logit in zip(tokens, logits, strict=True)
                 ]
             )
-    return found
+    return lens
 
 
 def _value_vectors(layer: MLPLayer, protocol: Protocol) -> Iterator[Tensor]:
@@ -416,8 +412,8 @@ def _by_layer(rows: Sequence[dict[str, int | float | None]]) -> pl.DataFrame:
 def _pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> Correlation:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(None, None, x.size)
-    found = pearsonr(x, y)
-    return Correlation(float(found.statistic), float(found.pvalue), x.size)
+    result = pearsonr(x, y)
+    return Correlation(float(result.statistic), float(result.pvalue), x.size)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -299,10 +299,10 @@ def _cosine(dots: NDArray[np.float64], norms: NDArray[np.float64]) -> NDArray[np
 
 def _value_cosines(lm: LM, tuned: LM, protocol: Protocol) -> NDArray[np.float64]:
     rows = []
-    for ours, theirs in zip(lm.view.layers, tuned.view.layers, strict=True):
+    for before, after in zip(lm.view.layers, tuned.view.layers, strict=True):
         a, b = (
-            ours.value_vectors(protocol).cpu().double(),
-            theirs.value_vectors(protocol).cpu().double(),
+            before.value_vectors(protocol).cpu().double(),
+            after.value_vectors(protocol).cpu().double(),
         )
         rows.append(_cosine((a * b).sum(1).numpy(), (a.norm(dim=1) * b.norm(dim=1)).numpy()))
     return np.stack(rows)

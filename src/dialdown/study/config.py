@@ -262,7 +262,8 @@ def load_config(
     merged = tomllib.loads(packaged.read_text(encoding="utf-8"))
     layers = [] if file is None else [(str(file), read_toml(file))]
     layers += [
-        (f"environment variable {name}", nested(one)) for name, one in from_environment(os.environ)
+        (f"environment variable {name}", nested(setting))
+        for name, setting in from_environment(os.environ)
     ]
     layers += [("the command line", nested(flags or {}))]
     for where, given in layers:

@@ -99,17 +99,20 @@ class Workspace:
     @cached_property
     def prompts(self) -> texts.PromptSplit:
         """Evaluation prompts, and training prompts disjoint from them."""
-        ours, seed = self.config.evaluation, self.config.seed
+        settings, seed = self.config.evaluation, self.config.seed
         if self.config.tuned is not None:
             # Nothing is trained, so no prompts need be left for it.
             return texts.PromptSplit(
-                tuple(texts.load_prompts(ours.prompts, ours.count, seed=seed, asked=EVALUATED)), ()
+                tuple(
+                    texts.load_prompts(settings.prompts, settings.count, seed=seed, asked=EVALUATED)
+                ),
+                (),
             )
         # Pairs are looked for until there are enough, so every prompt that is not for evaluation
         # may be used.
         return texts.split_prompts(
-            ours.prompts,
-            evaluation=ours.count,
+            settings.prompts,
+            evaluation=settings.count,
             training=None,
             training_source=self.config.training_prompts,
             seed=seed,
@@ -119,15 +122,15 @@ class Workspace:
     @cached_property
     def labelled(self) -> texts.LabelledTexts:
         """The labelled texts that the probe is trained on."""
-        ours = self.config.probe
+        settings = self.config.probe
         # Only the embedded texts also train scorers; a user's own are all the probe's.
-        part: Part | None = "probe" if ours.texts.startswith("embedded:") else None
+        part: Part | None = "probe" if settings.texts.startswith("embedded:") else None
         return texts.load_labelled(
-            ours.texts,
-            ours.count,
+            settings.texts,
+            settings.count,
             seed=self.config.seed,
             part=part,
-            max_words=ours.max_words,
+            max_words=settings.max_words,
             asked=PROBED,
         )
 
@@ -147,16 +150,20 @@ class Workspace:
         Raises:
             DialdownError: the evaluation's pairs leave none.
         """
-        ours = self.config.evaluation
-        left = texts.load_wiki_pairs(ours.pairs, None, seed=self.config.seed)[ours.pairs_count :]
+        settings = self.config.evaluation
+        left = texts.load_wiki_pairs(settings.pairs, None, seed=self.config.seed)[
+            settings.pairs_count :
+        ]
         if not left:
             raise DialdownError(
-                f"All pairs of {ours.pairs!r} serve the evaluation, which leaves no neutral text "
+                f"All pairs of {settings.pairs!r} serve the evaluation, which leaves no neutral text "
                 "to dial on: lower evaluation.pairs_count."
             )
         text = "\n\n".join(f"{start} {end}" for start, end in left)
-        count = max(1, ours.neutral_tokens // ours.window)
-        return text_windows(self.lm, text, protocol="strict", window=ours.window, max_windows=count)
+        count = max(1, settings.neutral_tokens // settings.window)
+        return text_windows(
+            self.lm, text, protocol="strict", window=settings.window, max_windows=count
+        )
 
     @cached_property
     def judge(self) -> Scorer:
@@ -171,10 +178,10 @@ class Workspace:
     def _scorer(self, source: str) -> Scorer:
         if source == "probe":
             return ProbeScorer(self.lm, self.probe("strict"))
-        ours = self.config
+        settings = self.config
         # A study of toxicity may have labelled texts of its own and still use the embedded scorers
         # of toxicity.
-        texts = "embedded:comments" if ours.concept == "toxicity" else ours.probe.texts
+        texts = "embedded:comments" if settings.concept == "toxicity" else settings.probe.texts
         return load_scorer(source, texts=texts, device=self.lm.device.type, progress=self.progress)
 
     def path(self, name: str, protocol: Protocol) -> Path:
@@ -221,9 +228,9 @@ class Workspace:
 
     def suite(self, count: int) -> Suite:
         """The evaluation suite on the first `count` prompts."""
-        ours, seed = self.config.evaluation, self.config.seed
+        settings, seed = self.config.evaluation, self.config.seed
         shared = {
-            name: getattr(ours, name)
+            name: getattr(settings, name)
             for name in (
                 "max_new_tokens",
                 "max_prompt_tokens",
@@ -234,11 +241,11 @@ class Workspace:
             )
         }
         # Rows on fewer prompts, such as controls, need no more pairs; fewer than 8 say nothing.
-        pairs = min(ours.pairs_count, max(8, ours.pairs_count * count // ours.count))
+        pairs = min(settings.pairs_count, max(8, settings.pairs_count * count // settings.count))
         return Suite(
             self.prompts.evaluation[:count],
-            texts.load_wiki_pairs(ours.pairs, pairs, seed=seed, asked=F1_PAIRS),
-            texts.load_reference_text(ours.text),
+            texts.load_wiki_pairs(settings.pairs, pairs, seed=seed, asked=F1_PAIRS),
+            texts.load_reference_text(settings.text),
             (self.judge, self.pair_scorer),
             seed=seed,
             **shared,
@@ -288,16 +295,18 @@ class Workspace:
         """What an evaluator keeps in memory: prefixes' keys and values, and the base model's
         distributions.
         """
-        ours, config = self.config.evaluation, self.lm.model.config.get_text_config()
+        settings, config = self.config.evaluation, self.lm.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = heads * (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
-        tokens = (ours.count + ours.control_count + 2 * ours.pairs_count) * ours.max_prompt_tokens
+        tokens = (
+            settings.count + settings.control_count + 2 * settings.pairs_count
+        ) * settings.max_prompt_tokens
         prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
         # Controls are measured by an evaluator of their own.
-        evaluators = 2 if ours.control_count < ours.count else 1
-        distributions = ours.kl_windows * ours.window * config.vocab_size * 4
+        evaluators = 2 if settings.control_count < settings.count else 1
+        distributions = settings.kl_windows * settings.window * config.vocab_size * 4
         return int(prefixes + evaluators * len(self.config.protocols) * distributions)
 
 

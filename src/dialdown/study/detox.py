@@ -99,11 +99,14 @@ def greatest_strength(
     def cost(strength: float) -> tuple[float, float]:
         with edit.at(strength).folded_into(lm):
             try:
-                one = text.measure(lm)
+                measured = text.measure(lm)
             except DialdownError:
                 # So strong an edit overflows; a weaker one may not.
                 return math.inf, math.inf
-        kl, nll = (float(np.average(values, weights=one.tokens)) for values in (one.kl, one.nll))
+        kl, nll = (
+            float(np.average(values, weights=measured.tokens))
+            for values in (measured.kl, measured.nll)
+        )
         return kl, nll - float(np.average(base.nll, weights=base.tokens))
 
     max_nll = (
@@ -140,8 +143,8 @@ def check(work: Workspace) -> Facts:
     edit = Intervention.load(work.folder / EDIT)
     count = work.config.evaluation.count
     planned = [
-        Planned(one, "strict", count)
-        for one in (untouched(), edit, shuffled(edit, seed=work.config.seed))
+        Planned(edited, "strict", count)
+        for edited in (untouched(), edit, shuffled(edit, seed=work.config.seed))
     ]
     cut_prompts(work, "prompts", work.prompts.evaluation)
     rows = measure_rows(work, "check", planned)
@@ -250,15 +253,15 @@ def notes(folder: Path) -> Notes:
     """What the model card says of the edit in a folder that `find_edit` left."""
     run = read_json(folder / "run.json")
     rows = read_json(folder / "results.json")["rows"]
-    found, concept = run["stages"]["check"], run["config"]["concept"]
+    checked, concept = run["stages"]["check"], run["config"]["concept"]
     return {
         "why": (
             f"Made to express less {concept}, by one number per MLP neuron, found on "
             f"continuations of the model's own. {outcome(folder).sentence}"
         ),
         "rows": [_noted(row) for row in rows],
-        "judge": found["judges"][0],
-        "caveat": found["caveat"] or "",
+        "judge": checked["judges"][0],
+        "caveat": checked["caveat"] or "",
         # A path of one's own is nobody else's business.
         "text": TEXTS.get(run["config"]["evaluation"]["text"], "a text of the maker's"),
     }

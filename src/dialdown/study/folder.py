@@ -172,8 +172,8 @@ class Ledger:
             return None
         return fingerprint(
             {
-                place: one["sha256"]
-                for place, one in record["files"].items()
+                place: state["sha256"]
+                for place, state in record["files"].items()
                 if not UNREAD.search(place)
             }
         )
@@ -259,19 +259,17 @@ class Ledger:
 
     def _summarise(self) -> None:
         """Write run.json, where it is not as the records and the settings say."""
-        found = records(self.folder)
+        done = records(self.folder)
         in_order = [
-            *(stage for stage in self.stages if stage in found),
-            *(found.keys() - {*self.stages}),
+            *(stage for stage in self.stages if stage in done),
+            *(done.keys() - {*self.stages}),
         ]
         run = {
             "schema": SCHEMA,
             "config": self.settings,
-            "stages": {stage: found[stage]["told"] for stage in in_order},
+            "stages": {stage: done[stage]["told"] for stage in in_order},
             **(
-                {name: found[in_order[-1]][name] for name in ("versions", "machine")}
-                if found
-                else {}
+                {name: done[in_order[-1]][name] for name in ("versions", "machine")} if done else {}
             ),
         }
         if read_sealed(self.folder / RUN) != run:
@@ -360,16 +358,16 @@ def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 
     Folders in a folder do not count: runs and exports may be written beside a model.
     """
-    found = []
+    states = []
     for value in settings.values():
         if isinstance(value, Mapping):
-            found += file_states(value)
+            states += file_states(value)
         elif isinstance(value, str) and os.path.exists(source := value.partition("#")[0]):
             path = Path(source)
             for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
                 stat = file.stat()
-                found.append((str(file), stat.st_size, stat.st_mtime_ns))
-    return found
+                states.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return states
 
 
 def _version(package: str) -> str | None:

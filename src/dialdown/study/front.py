@@ -60,12 +60,12 @@ def draw_front(work: Workspace) -> Facts:
             asked=work.config.dpo.snapshots,
         )
     models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
-    ours = work.config.interventions
+    usual = work.config.interventions
     own_pairs = work.config.tuned is None
     further = gain_sweep(work) if own_pairs else []
     planned = [
         *plan.front(
-            work.tables("strict"), settings, ours, models, further=further, seed=work.config.seed
+            work.tables("strict"), settings, usual, models, further=further, seed=work.config.seed
         )
     ]
     write_results(work, "front.json", measure_rows(work, "front", planned))

@@ -95,17 +95,17 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
     no two machines round alike.
     """
     path = work.folder / GAINS_FROM.format(kind)
-    ours = {
+    origin = {
         "base": work.lm.describe(),
         "weights": work.lm.weights_fingerprint(),
         "seed": work.config.seed,
     }
     kept = kept_arrays(path, kind)
-    if kept is not None and {name: kept[1].get(name) for name in ours} == ours:
+    if kept is not None and {name: kept[1].get(name) for name in origin} == origin:
         return kept[0][kind]
-    made = make()
-    write_arrays(path, kind, {kind: made}, ours)
-    return made
+    array = make()
+    write_arrays(path, kind, {kind: array}, origin)
+    return array
 
 
 def trained_gains(work: Workspace) -> Intervention:

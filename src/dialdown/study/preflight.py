@@ -19,21 +19,21 @@ from .context import F1_PAIRS, Workspace
 
 def check_settings(config: Config) -> None:
     """Refuse settings that contradict each other (DialdownError)."""
-    ours = config.evaluation
-    if config.tuned is None and ours.judge == ours.pair_scorer:
+    settings = config.evaluation
+    if config.tuned is None and settings.judge == settings.pair_scorer:
         raise DialdownError(
-            f"{ours.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge "
+            f"{settings.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge "
             "or evaluation.pair_scorer."
         )
-    if ours.judge == "probe" and "strict" not in config.protocols:
+    if settings.judge == "probe" and "strict" not in config.protocols:
         raise DialdownError(
             "The probe judges by its strict form, which a study of the paper protocol alone does "
             "not make: add strict to protocols, or set another evaluation.judge."
         )
-    if config.front.count > ours.count:
+    if config.front.count > settings.count:
         raise DialdownError(
             f"The front has {config.front.count} prompts (front.count), which are the first of the "
-            f"evaluation's {ours.count}: lower front.count, or raise evaluation.count."
+            f"evaluation's {settings.count}: lower front.count, or raise evaluation.count."
         )
 
 
@@ -73,11 +73,15 @@ def _training_prompts(work: Workspace) -> None:
     if work.config.tuned is not None:
         # Nothing is trained.
         return
-    ours, count, left = work.config.evaluation, work.config.pairs.count, len(work.prompts.training)
+    settings, count, left = (
+        work.config.evaluation,
+        work.config.pairs.count,
+        len(work.prompts.training),
+    )
     if left < count:
         raise DialdownError(
             f"{count} pairs (pairs.count) need as many training prompts, and "
-            f"{work.config.training_prompts or ours.prompts!r} has {left} beside the {ours.count} "
+            f"{work.config.training_prompts or settings.prompts!r} has {left} beside the {settings.count} "
             "of the evaluation: "
             "lower pairs.count or evaluation.count, or set training_prompts to a source with more."
         )
@@ -89,9 +93,11 @@ def _labelled(work: Workspace) -> None:
 
 
 def _pairs_for_f1(work: Workspace) -> None:
-    ours = work.config.evaluation
+    settings = work.config.evaluation
     with _naming("evaluation.pairs"):
-        texts.load_wiki_pairs(ours.pairs, ours.pairs_count, seed=work.config.seed, asked=F1_PAIRS)
+        texts.load_wiki_pairs(
+            settings.pairs, settings.pairs_count, seed=work.config.seed, asked=F1_PAIRS
+        )
 
 
 def _model(work: Workspace) -> None:
@@ -100,8 +106,10 @@ def _model(work: Workspace) -> None:
 
 
 def _lengths(work: Workspace) -> None:
-    ours = work.config.evaluation
-    _check_lengths(work, work.prompts.evaluation, ours.max_new_tokens, "evaluation.max_new_tokens")
+    settings = work.config.evaluation
+    _check_lengths(
+        work, work.prompts.evaluation, settings.max_new_tokens, "evaluation.max_new_tokens"
+    )
 
 
 def _training_lengths(work: Workspace) -> None:
@@ -124,34 +132,34 @@ def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: s
 
 
 def _probe(work: Workspace) -> None:
-    ours = work.config.probe
-    if "paper" in work.config.protocols and ours.max_tokens > work.lm.context:
+    settings = work.config.probe
+    if "paper" in work.config.protocols and settings.max_tokens > work.lm.context:
         raise DialdownError(
-            f"The probe's texts are read to {ours.max_tokens} tokens, which exceed the context of "
+            f"The probe's texts are read to {settings.max_tokens} tokens, which exceed the context of "
             f"{work.lm.name} ({work.lm.context}): lower probe.max_tokens."
         )
     with _naming("probe.positive and probe.negative"):
-        token_contrast(work.lm, ours.positive, ours.negative)
+        token_contrast(work.lm, settings.positive, settings.negative)
 
 
 def _text(work: Workspace) -> None:
-    ours, lm = work.config.evaluation, work.lm
-    if ours.window > lm.context:
+    settings, lm = work.config.evaluation, work.lm
+    if settings.window > lm.context:
         raise DialdownError(
-            f"A window of {ours.window} tokens exceeds the context of {lm.name} ({lm.context}): "
+            f"A window of {settings.window} tokens exceeds the context of {lm.name} ({lm.context}): "
             f"set evaluation.window to {lm.context} or less."
         )
     with _naming("evaluation.text"):
-        text = texts.load_reference_text(ours.text)
-        wanted = min(ours.kl_windows, ours.max_windows)
+        text = texts.load_reference_text(settings.text)
+        wanted = min(settings.kl_windows, settings.max_windows)
         for protocol in work.config.protocols:
             windows = text_windows(
-                lm, text, protocol=protocol, window=ours.window, max_windows=wanted
+                lm, text, protocol=protocol, window=settings.window, max_windows=wanted
             )
             if len(windows) < wanted:
                 raise DialdownError(
-                    f"The reference text {ours.text!r} fills {len(windows)} windows of "
-                    f"{ours.window} tokens, and {wanted} are read (evaluation.kl_windows): "
+                    f"The reference text {settings.text!r} fills {len(windows)} windows of "
+                    f"{settings.window} tokens, and {wanted} are read (evaluation.kl_windows): "
                     "lower evaluation.window or evaluation.kl_windows, or pass a longer text."
                 )
 

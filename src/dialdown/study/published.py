@@ -94,8 +94,8 @@ def row(
     if name is None:
         return None
     if _STEERING.fullmatch(intervention):
-        found = next((one for one in figures["steering"][name] if one["alpha"] == alpha), None)
-        return found and {metric: found[metric] for metric in figures["metrics"]}
+        published = next((one for one in figures["steering"][name] if one["alpha"] == alpha), None)
+        return published and {metric: published[metric] for metric in figures["metrics"]}
     if edit := _EDIT.fullmatch(intervention):
         strengths = dict(zip(STRENGTHS, EDITS[edit[1]], strict=False))
         intervention = strengths.get((alpha or 0.0, beta or 0.0), "")
@@ -108,37 +108,33 @@ def figure(model: str | None, quantity: Quantity) -> Any:
 
     Returns:
         By quantity: `groups` (table 5) shares of the four and their `count`; `toxic_neurons` (table
-            3) `neurons` and
-        `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`; `kl_weight`
-            (table 10);
-        `probe_accuracy` and `steering_alpha` (table 11); `steering` (table 12) one dict per alpha;
-            `negative_share`
-        (table 13) of the base model; `correlations` (table 17) `r`, and `p` as printed;
-            `reducing_share` (table 18);
-        `sign_conflicts` (appendix G); `shifts` (section 5.1, figure 4) `value_cosine` and
-            `percent`. A shift is before - after.
+        3) `neurons` and `share` for `judged` and `top`; `mlp` (table 8) as in `tables.table_8_mlp`;
+        `kl_weight` (table 10); `probe_accuracy` and `steering_alpha` (table 11); `steering` (table
+        12) one dict per alpha; `negative_share` (table 13) of the base model; `correlations` (table
+        17) `r`, and `p` as printed; `reducing_share` (table 18); `sign_conflicts` (appendix G);
+        `shifts` (section 5.1, figure 4) `value_cosine` and `percent`. A shift is before - after.
     """
     return _figures()[quantity].get(MODELS.get((model or "").lower()))
 
 
 def seed_words() -> dict[str, list[str]]:
     """Table 7: the `toxic` and `non_toxic` words of the token contrast."""
-    found: dict[str, list[str]] = _figures()["seed_words"]
-    return found
+    published: dict[str, list[str]] = _figures()["seed_words"]
+    return published
 
 
 def dpo() -> dict[str, float | str]:
     """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them
     (METHOD §8).
     """
-    found: dict[str, float | str] = _figures()["dpo"]
-    return found
+    published: dict[str, float | str] = _figures()["dpo"]
+    return published
 
 
 def dpo_notes() -> dict[str, str]:
     """What some numbers of table 9 mean in the authors' program, by setting."""
-    found: dict[str, str] = _figures()["dpo_notes"]
-    return found
+    published: dict[str, str] = _figures()["dpo_notes"]
+    return published
 
 
 @cache
