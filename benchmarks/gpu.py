@@ -303,7 +303,7 @@ def training_stages(bench: Bench) -> None:
         "a batch of pairs",
         f"{sizes.pairs} prompts x 4 x {PAIR_TOKENS} tokens",
         limit,
-        lambda: dd.make_pairs(lm, prompts, EvenWords(), settings),
+        lambda: dd.make_pairs(lm, prompts, EvenWords().score, settings, scorer="even words"),
     )
     texts = dd.own_text(lm, texts=12, tokens=96)
     # Each draw has a backward pass of its own, which costs as much as a forward pass where no

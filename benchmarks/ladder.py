@@ -31,20 +31,21 @@ import numpy as np
 import torch
 
 import dialdown as dd
+from dialdown.data.pairs import Pair, PairSet
 from dialdown.data.texts import load_labelled, load_prompts, load_reference_text
 from dialdown.evaluation.bootstrap import estimate
 from dialdown.evaluation.evaluator import Evaluator, Row, Suite
-from dialdown.evaluation.perplexity import TextMeasure, TextProbe, text_windows
+from dialdown.evaluation.perplexity import ReferenceText, TextMeasure
 from dialdown.files import read_json, write_json
+from dialdown.interventions.explain import importance, keep_top, shuffled
 from dialdown.interventions.intervention import untouched
 from dialdown.models.lm import LM
+from dialdown.models.tokens import text_windows
 from dialdown.neurons.directions import Direction
 from dialdown.study.config import Config
 from dialdown.study.context import Workspace
 from dialdown.study.gains import gain_prices, held_texts, trained_gains
-from dialdown.training.gains import importance, keep_top, shuffled
 from dialdown.training.loss import Elsewhere
-from dialdown.training.make_pairs import Pair, PairSet
 
 Dial = Callable[[float], AbstractContextManager[None]]
 # One pass over the pairs, with a warm-up as short as the run; METHOD §8 has the first of the
@@ -139,7 +140,7 @@ def edits(
         yield f"the paper's rule as scale, {name} direction", dd.edit(table, alpha=0.5, beta=0.1)
 
 
-def texts_of_many_kinds(work: Workspace) -> dict[str, TextProbe]:
+def texts_of_many_kinds(work: Workspace) -> dict[str, ReferenceText]:
     """What is measured beside the rows, KL first of all: sentences of an encyclopedia, its
     articles, film reviews and friendly comments.
     """
@@ -157,7 +158,9 @@ def texts_of_many_kinds(work: Workspace) -> dict[str, TextProbe]:
         for name, text in texts.items()
     }
     kinds = {"wiki": work.neutral_windows[:WINDOWS], **windows}
-    return {name: TextProbe(work.lm, some, kl_windows=len(some)) for name, some in kinds.items()}
+    return {
+        name: ReferenceText(work.lm, some, kl_windows=len(some)) for name, some in kinds.items()
+    }
 
 
 def unseen_prompts(work: Workspace, count: int) -> tuple[str, ...]:
@@ -208,7 +211,7 @@ class Bench:
 
     work: Workspace
     dialled: LM
-    probes: dict[str, TextProbe]
+    probes: dict[str, ReferenceText]
     suite: Suite
 
     @classmethod

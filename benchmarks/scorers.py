@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from dialdown.data.assets import fetch
 from dialdown.data.texts import load_labelled
-from dialdown.evaluation.agreement import agreement
+from dialdown.evaluation.bootstrap import agreement
 from dialdown.evaluation.scorers import load_scorer
 
 

@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.evaluation.agreement import agreement
+from dialdown.evaluation.bootstrap import agreement
 from dialdown.evaluation.probe_scorer import ProbeScorer
 from dialdown.evaluation.token_judge import load_token_judge
 from dialdown.interventions.intervention import Intervention

@@ -22,14 +22,15 @@ import dialdown as dd
 from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate, direction
-from dialdown.evaluation.perplexity import TextProbe
+from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
+from dialdown.interventions.explain import shuffled
 from dialdown.study.config import DetoxSettings, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.detox import EDIT, finished_edit, greatest_strength, outcome
 from dialdown.study.gains import STEP, gain_prices
-from dialdown.training.gains import FILE, shuffled
+from dialdown.training.gains import FILE
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +399,7 @@ def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: fl
     assert all(
         torch.equal(before[name], tensor) for name, tensor in llama.model.state_dict().items()
     )
-    text = TextProbe(llama, windows, kl_windows=2)
+    text = ReferenceText(llama, windows, kl_windows=2)
 
     def cost(s: float) -> float:
         with gains.at(s).folded_into(llama):

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import json
 import random
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,12 +31,12 @@ from transformers import (
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from dialdown.data.pairs import Pair
 from dialdown.errors import DialdownError
-from dialdown.training import dpo
 from dialdown.training import trainer as dpo_trainer
-from dialdown.training.dpo import DPOSettings, train_dpo
+from dialdown.training.dpo import RECORD, all_weights, encode, split, train_dpo, tune
 from dialdown.training.loss import Elsewhere
-from dialdown.training.make_pairs import Pair
+from dialdown.training.settings import DPOSettings, TrainingLog
 from dialdown.training.trainer import KLDPOTrainer, no_checkpointing
 
 NOUNS = ("cat", "dog", "house", "tree", "river", "stone", "cloud", "road")
@@ -143,21 +144,10 @@ def config(tmp_path: Path) -> DPOConfig:
 
 
 def kl_trainer(
-    policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **kl: Any
+    policy: Any, reference: Any, tokenizer: Any, tmp_path: Path, **changes: Any
 ) -> KLDPOTrainer:
-    terms = {
-        "kl_weight": 0.7,
-        "kl_direction": "reference_policy",
-        "kl_positions": "completion",
-    } | kl
-    return KLDPOTrainer(
-        model=policy,
-        ref_model=copy.deepcopy(reference),
-        args=config(tmp_path),
-        train_dataset=Dataset.from_list(EXAMPLES),
-        processing_class=copy.deepcopy(tokenizer),
-        **terms,
-    )
+    settings = DPOSettings(beta=0.3, batch_size=3, **{"kl_weight": 0.7, **changes})
+    return KLDPOTrainer(policy, reference, tokenizer, settings, EXAMPLES, EXAMPLES, tmp_path)
 
 
 def naive_loss(
@@ -259,7 +249,7 @@ def test_a_tuned_folder_says_over_which_positions_its_kl_was(tokenizer, tmp_path
             replace(QUICK, kl_positions=positions, max_steps=1),
             tmp_path / positions,
         )
-        record = json.loads((tmp_path / positions / dpo.RECORD).read_text())
+        record = json.loads((tmp_path / positions / RECORD).read_text())
         assert record["settings"]["kl_positions"] == positions
 
 
@@ -315,23 +305,7 @@ def test_a_peft_policy_trains_only_its_adapter(tokenizer, tmp_path):
     assert all("ia3" in name for name in graded)
 
 
-def encoded(
-    tokenizer: Any, pairs: list[Pair], monkeypatch: Any, tmp_path: Path
-) -> list[dict[str, list[int]]]:
-    """What reaches the trainer."""
-    seen: list[dict[str, list[int]]] = []
-
-    def fit(*args: Any, train: Any, held_out: Any, **kwargs: Any) -> None:
-        seen.extend(train + held_out)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(dpo_trainer, "fit", fit)
-    with pytest.raises(KeyboardInterrupt):
-        train_dpo(tiny("llama"), tokenizer, pairs, QUICK, tmp_path / "tuned")
-    return seen
-
-
-def test_continuations_keep_the_prompt_and_do_not_end(tokenizer, monkeypatch, tmp_path):
+def test_continuations_keep_the_prompt_and_do_not_end(tokenizer):
     merging = Pair("the cat in the ho", "use is good", "\n")
     assert (
         tokenizer("the cat in the house")["input_ids"][
@@ -340,7 +314,9 @@ def test_continuations_keep_the_prompt_and_do_not_end(tokenizer, monkeypatch, tm
         != (tokenizer("the cat in the ho")["input_ids"])
     )
     pairs = [*PAIRS, merging]
-    seen = encoded(tokenizer, pairs, monkeypatch, tmp_path)
+    examples = encode(tiny("llama"), tokenizer, pairs, max_tokens=64)
+    train, held_out = split(pairs, examples, eval_pairs=2, seed=0)
+    seen = train + held_out
     texts = {tuple(tokenizer.decode(ids) for ids in example.values()) for example in seen}
     assert texts == {(pair.prompt, pair.chosen, pair.rejected) for pair in pairs}
     prompts = [tokenizer(pair.prompt)["input_ids"] for pair in pairs]
@@ -356,7 +332,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def story(log: dpo.TrainingLog) -> dpo.TrainingLog:
+def story(log: TrainingLog) -> TrainingLog:
     """The log without what differs between two equal runs."""
     return replace(log, seconds=0.0)
 
@@ -511,10 +487,12 @@ def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_pa
     half = tmp_path / ".resumed.training" / "checkpoint-99"
     half.mkdir()
     (half / "trainer_state.json").write_text("{")
-    with monkeypatch.context() as patch:
-        patch.setattr(dpo, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
+
+    def stop(policy: Any, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(replace(all_weights(tiny("llama"), tokenizer), save=stop), PAIRS, settings, out)
     assert not out.exists()
     again: list[int] = []
     resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(-1, again))
@@ -633,14 +611,14 @@ def test_a_folder_of_something_else_is_not_overwritten(tokenizer, tmp_path):
 
 def test_a_disk_without_room_is_refused_before_training(tokenizer, monkeypatch, tmp_path):
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(dpo.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DialdownError, match="DPO needs up to"):
         train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")
 
 
 def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "dialdown.training.trainer")
-    monkeypatch.delattr(sys.modules["dialdown"], "dpo_trainer")
+    monkeypatch.delattr("dialdown.training.trainer")
     monkeypatch.setitem(sys.modules, "trl.trainer.dpo_config", None)
     with pytest.raises(DialdownError, match=r'pip install "dialdown\[train\]"'):
         train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")

@@ -24,11 +24,12 @@ import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate, direction, estimate
 from dialdown.evaluation.evaluator import METRICS, Evaluator, Measured, Suite, as_row
-from dialdown.evaluation.overlap import token_f1
-from dialdown.evaluation.perplexity import BLOCK, TextProbe, kl_per_position, text_windows
-from dialdown.evaluation.repetition import is_degenerate, repetition
+from dialdown.evaluation.overlap import is_degenerate, repetition, token_f1
+from dialdown.evaluation.perplexity import BLOCK, ReferenceText
 from dialdown.interventions.intervention import untouched
+from dialdown.models.kl import kl_divergence
 from dialdown.models.lm import LM
+from dialdown.models.tokens import text_windows
 
 TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
@@ -242,7 +243,7 @@ def test_text_that_has_no_perplexity(llama: LM) -> None:
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
 def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -> None:
     windows = text_windows(named, TEXT, protocol=protocol, window=20, max_windows=9)
-    probe = TextProbe(named, windows, kl_windows=2)
+    probe = ReferenceText(named, windows, kl_windows=2)
     other = make(named, "scale", share=1.0).fold(named)
     for lm in (named, other):
         got = probe.measure(lm)
@@ -266,7 +267,7 @@ def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -
 
 def test_a_long_window_is_measured_in_blocks_that_keep_its_mean(llama: LM) -> None:
     windows = text_windows(llama, TEXT * 3, protocol="strict", window=75, max_windows=1)
-    got = TextProbe(llama, windows, kl_windows=1).measure(
+    got = ReferenceText(llama, windows, kl_windows=1).measure(
         make(llama, "scale", share=1.0).fold(llama)
     )
     assert got.tokens.tolist() == [BLOCK, BLOCK, 74 - 2 * BLOCK]
@@ -277,7 +278,7 @@ def test_a_long_window_is_measured_in_blocks_that_keep_its_mean(llama: LM) -> No
 
 def test_kl_of_known_distributions() -> None:
     p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
-    got = kl_per_position(p.log(), q.log())
+    got = kl_divergence(p.log(), q.log(), dtype=torch.float64)
     torch.testing.assert_close(
         got, torch.tensor([0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], dtype=torch.float64)
     )
@@ -287,15 +288,15 @@ def test_kl_of_known_distributions() -> None:
 def test_a_token_that_both_models_rule_out_counts_nothing() -> None:
     p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
     expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    assert float(kl_per_position(p.log(), q.log())) == pytest.approx(expected, rel=1e-6)
-    assert float(kl_per_position(q.log(), torch.tensor([[1.0, 0.0, 0.0]]).log())) == np.inf
+    assert float(kl_divergence(p.log(), q.log())) == pytest.approx(expected, rel=1e-6)
+    assert float(kl_divergence(q.log(), torch.tensor([[1.0, 0.0, 0.0]]).log())) == np.inf
 
 
 @pytest.mark.parametrize("positions", ["all", "first"])
 def test_a_text_is_read_under_an_edit(llama: LM, positions: Any) -> None:
     edit = make(llama, "set")
     windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=9)
-    probe = TextProbe(llama, windows, kl_windows=9)
+    probe = ReferenceText(llama, windows, kl_windows=9)
     got = probe.measure(llama, edit, positions=positions)
     if positions == "all":
         expected = probe.measure(edit.fold(llama))
@@ -312,14 +313,14 @@ def test_a_perplexity_that_is_not_finite_names_the_intervention(llama: LM) -> No
     broken = replace(make(llama, "shift"), name="too_much")
     broken.offset[1, 2] = float("nan")
     with pytest.raises(DialdownError, match="tiny-llama under too_much is not finite"):
-        TextProbe(llama, windows, kl_windows=0).measure(llama, broken)
+        ReferenceText(llama, windows, kl_windows=0).measure(llama, broken)
 
 
 def test_predictions_of_the_base_that_are_not_finite_are_said_of_the_base(llama: LM) -> None:
     windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=1)
     overflowing = llama.twin()
     overflowing.view.final_norm.weight.data[0] = float("inf")
-    probe = TextProbe(llama, windows, kl_windows=0)
+    probe = ReferenceText(llama, windows, kl_windows=0)
     with pytest.raises(
         DialdownError, match=r"log-perplexity of tiny-llama is not finite.* float32 or bfloat16\.$"
     ):
@@ -492,7 +493,7 @@ def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
     assert paper.texts == [llama.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
     assert paper.texts != strict.texts
     windows = text_windows(llama, TEXT, protocol="paper", window=20, max_windows=64)
-    first = TextProbe(llama, windows, kl_windows=2).measure(llama, edit, positions="first")
+    first = ReferenceText(llama, windows, kl_windows=2).measure(llama, edit, positions="first")
     share = first.tokens.sum() / sum(map(len, windows))
     assert paper.values["log_ppl"] == pytest.approx((first.nll * share).tolist())
     assert paper.values["kl"] == pytest.approx(first.kl.tolist())

@@ -16,6 +16,7 @@ from conftest import unchanged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dialdown.data.pairs import Pair
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
 from dialdown.training.fisher import (
@@ -24,7 +25,6 @@ from dialdown.training.fisher import (
     own_text,
     preference_gradient,
 )
-from dialdown.training.make_pairs import Pair
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAIRS = (

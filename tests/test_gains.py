@@ -15,22 +15,16 @@ import torch
 import torch.nn.functional as F
 
 import dialdown as dd
+from dialdown.data.pairs import Pair
 from dialdown.errors import DialdownError
+from dialdown.interventions.explain import by_group, importance, keep_top, relative_change
 from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.neurons.directions import Direction
 from dialdown.training.fisher import fisher_information
-from dialdown.training.gains import (
-    FILE,
-    GainSettings,
-    by_group,
-    importance,
-    keep_top,
-    relative_change,
-    train_gains,
-)
-from dialdown.training.make_pairs import Pair
+from dialdown.training.gains import FILE, train_gains
+from dialdown.training.settings import GainSettings
 
 PAIRS = tuple(
     Pair(f"{noun} in the", chosen, rejected)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.evaluation.perplexity import TextProbe
+from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.interventions.intervention import Intervention, untouched
 from dialdown.models.bias import holds_bias
 from dialdown.models.decoding import Decoder
@@ -236,7 +236,7 @@ def test_decoding_and_reading_in_16_bits_run_the_exported_model() -> None:
         Decoder(lm, prompts, max_new_tokens=12).run(edit)
         == Decoder(folded, prompts, max_new_tokens=12).run()
     )
-    probe = TextProbe(lm, IDS.tolist(), kl_windows=2)
+    probe = ReferenceText(lm, IDS.tolist(), kl_windows=2)
     measured, exported = probe.measure(lm, edit), probe.measure(folded)
     assert (measured.kl == exported.kl).all()
     assert (measured.nll == exported.nll).all()

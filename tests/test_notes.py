@@ -15,7 +15,7 @@ from dialdown.study.context import Workspace
 from dialdown.study.measure import changed, rounded_otherwise
 from dialdown.study.notes import StageNotes, note_training, noted
 from dialdown.study.run import Study
-from dialdown.training.dpo import DPOSettings, TrainingLog
+from dialdown.training.settings import DPOSettings, TrainingLog
 
 LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)
 SETTINGS = DPOSettings(batch_size=4, accumulation=2, epochs=1, eval_pairs=8)

@@ -15,18 +15,13 @@ import torch
 from test_evaluation import FakeScorer
 
 import dialdown as dd
+from dialdown.data.pairs import Pair, PairSet
 from dialdown.errors import DialdownError
+from dialdown.models.decoding import Decoder
 from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction
-from dialdown.training import make_pairs as pairs
-from dialdown.training.make_pairs import (
-    Candidates,
-    Pair,
-    PairSet,
-    PairSettings,
-    choose_pairs,
-    make_pairs,
-)
+from dialdown.training.make_pairs import Candidates, choose_pairs, make_pairs
+from dialdown.training.settings import PairSettings
 
 PROMPTS = [
     f"{word} {other}"
@@ -43,9 +38,13 @@ def probe(**record: Any) -> Direction:
     return Direction("probe", vector, "residual", {"residual_norm": 20.0, **record})
 
 
+def pairs_of(lm: LM, prompts: list[str], scorer: FakeScorer, *args: Any, **options: Any) -> PairSet:
+    return make_pairs(lm, prompts, scorer.score, *args, scorer=scorer.name, **options)
+
+
 def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None:
     scorer = FakeScorer()
-    made = make_pairs(llama, PROMPTS, scorer, QUICK, direction=probe())
+    made = pairs_of(llama, PROMPTS, scorer, QUICK, direction=probe())
     assert len(made.pairs) == 6
     # Four lists of texts a batch, one per candidate, in the order of the prompts.
     candidates = {
@@ -70,23 +69,16 @@ def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None
     assert made.record["settings"]["sampled"] == 3
 
 
-def test_steered_candidates_move_towards_the_concept(
-    llama: LM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alphas: list[float] = []
-    original = pairs.steer
-
-    def steer(direction: Direction, alpha: float) -> Any:
-        alphas.append(alpha)
-        return original(direction, alpha)
-
-    monkeypatch.setattr(pairs, "steer", steer)
-    direction = probe()
-    make_pairs(llama, PROMPTS, FakeScorer(), QUICK, direction=direction)
-    # Steering subtracts alpha * W; towards the concept alpha is negative, half the residual's norm
-    # long.
-    assert alphas
-    assert alphas == pytest.approx([-0.5 * 20 / np.linalg.norm(direction.vector)] * len(alphas))
+def test_steered_candidates_move_towards_the_concept(llama: LM) -> None:
+    """Steering subtracts alpha * W; towards the concept alpha is negative, half the residual's norm
+    long.
+    """
+    direction, scorer = probe(), FakeScorer()
+    pairs_of(llama, PROMPTS, scorer, replace(QUICK, temperature=1e-4), direction=direction)
+    alpha = -0.5 * 20 / np.linalg.norm(direction.vector)
+    decoder = Decoder(llama, PROMPTS[:4], max_new_tokens=QUICK.max_new_tokens)
+    assert scorer.seen[3] == decoder.texts(decoder.run(dd.steer(direction, alpha)))
+    assert scorer.seen[3] != scorer.seen[2] == decoder.texts(decoder.run())
 
 
 def test_the_steered_candidate_is_the_last_and_says_what_it_is_pushed_to(llama: LM) -> None:
@@ -99,7 +91,7 @@ def test_the_steered_candidate_is_the_last_and_says_what_it_is_pushed_to(llama: 
     token = int((gain * llama.view.unembedding.weight[:, 3]).argmax())
     scorer = FakeScorer()
     strong = replace(QUICK, steering_strength=1e6, margin=0.0, temperature=0.01)
-    make_pairs(
+    pairs_of(
         llama,
         PROMPTS,
         scorer,
@@ -115,7 +107,7 @@ def test_candidates_differ_and_are_seeded(llama: LM) -> None:
     runs = []
     for seed in (0, 0, 1):
         scorer = FakeScorer()
-        made = make_pairs(llama, PROMPTS, scorer, replace(QUICK, seed=seed), direction=probe())
+        made = pairs_of(llama, PROMPTS, scorer, replace(QUICK, seed=seed), direction=probe())
         runs.append((made.pairs, scorer.seen))
     assert runs[0] == runs[1]
     assert runs[0][0] != runs[2][0]
@@ -130,8 +122,8 @@ def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_s
 ) -> None:
     with_it, without = FakeScorer(), FakeScorer()
     direction = probe()
-    made = make_pairs(llama, PROMPTS, with_it, replace(QUICK, greedy=True), direction=direction)
-    make_pairs(llama, PROMPTS, without, QUICK, direction=direction)
+    made = pairs_of(llama, PROMPTS, with_it, replace(QUICK, greedy=True), direction=direction)
+    pairs_of(llama, PROMPTS, without, QUICK, direction=direction)
     assert any(with_it.seen[3])
     # Three samples come first, then it, then the steered one.
     assert with_it.seen[:3] == without.seen[:3]
@@ -143,7 +135,7 @@ def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_s
         assert llama.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True) == text
     assert made.record["settings"]["greedy"] is True
     # It is not counted as steered.
-    unsteered = make_pairs(llama, PROMPTS, FakeScorer(), replace(QUICK, greedy=True, steered=0))
+    unsteered = pairs_of(llama, PROMPTS, FakeScorer(), replace(QUICK, greedy=True, steered=0))
     assert unsteered.record["chosen_steered"] == unsteered.record["rejected_steered"] == 0
     assert PairSettings(sampled=1, greedy=True, steered=0).unsteered == 2
 
@@ -151,13 +143,13 @@ def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_s
 def test_a_pair_holds_the_part_of_the_prompt_its_continuations_follow(llama: LM) -> None:
     long = [prompt + " and then some more" for prompt in PROMPTS]
     settings = replace(QUICK, steered=0, sampled=4)
-    cut = make_pairs(llama, long, FakeScorer(), settings, max_prompt_tokens=6)
+    cut = pairs_of(llama, long, FakeScorer(), settings, max_prompt_tokens=6)
     for pair in cut.pairs:
         assert len(llama.tokenizer(pair.prompt)["input_ids"]) <= 6
         assert any(prompt.startswith(pair.prompt) for prompt in long)
     short = [llama.tokenizer.decode(llama.tokenizer(prompt)["input_ids"][:6]) for prompt in long]
-    assert cut.pairs == make_pairs(llama, short, FakeScorer(), settings).pairs
-    whole = make_pairs(llama, long, FakeScorer(), settings, max_prompt_tokens=64)
+    assert cut.pairs == pairs_of(llama, short, FakeScorer(), settings).pairs
+    whole = pairs_of(llama, long, FakeScorer(), settings, max_prompt_tokens=64)
     assert all(pair.prompt in long for pair in whole.pairs)
 
 
@@ -192,7 +184,7 @@ def test_pairs_that_cannot_be_made(
     llama: LM, settings: PairSettings, direction: Any, message: str
 ) -> None:
     with pytest.raises(DialdownError, match=message):
-        make_pairs(llama, PROMPTS, FakeScorer(), settings, direction=direction)
+        pairs_of(llama, PROMPTS, FakeScorer(), settings, direction=direction)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +192,7 @@ def test_pairs_that_cannot_be_made(
     [
         ({"sampled": 1, "steered": 0}, "needs two candidates"),
         ({"batch_size": 0}, "batch_size = 0: pass 1 or more"),
-        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"temperature": 0.0}, "temperature = 0.0"),
         ({"seed": -1}, "seed = -1: pass 0 or more"),
     ],
 )
@@ -263,12 +255,3 @@ def test_a_line_that_is_no_pair(tmp_path: Path, line: str, message: str) -> None
         assert f"line {number + 1} of " in str(error.value).lower()
     with pytest.raises(DialdownError, match="does not exist"):
         PairSet.load(tmp_path / "none.jsonl")
-
-
-def test_the_public_names_are_these() -> None:
-    assert (dd.Pair, dd.PairSet, dd.PairSettings, dd.make_pairs) == (
-        Pair,
-        PairSet,
-        PairSettings,
-        make_pairs,
-    )

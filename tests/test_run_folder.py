@@ -39,7 +39,8 @@ from dialdown.study.holding import held
 from dialdown.study.plan import Planned
 from dialdown.study.rows import RowFiles
 from dialdown.study.run import Study
-from dialdown.training.make_pairs import CandidateFiles, Candidates, PairSettings
+from dialdown.training.make_pairs import CandidateFiles, Candidates
+from dialdown.training.settings import PairSettings
 
 
 @dataclass

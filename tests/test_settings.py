@@ -10,7 +10,7 @@ import pytest
 from dialdown.errors import DialdownError
 from dialdown.study.config import load_config
 from dialdown.study.sources import parse_assignments
-from dialdown.training.make_pairs import PairSettings
+from dialdown.training.settings import PairSettings
 
 
 def test_a_list_may_come_from_the_environment_with_or_without_brackets(

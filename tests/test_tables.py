@@ -40,7 +40,7 @@ from dialdown.report import tables
 from dialdown.study import published
 from dialdown.study.config import load_config
 from dialdown.study.plan import Tables, plan
-from dialdown.training.dpo import DPOSettings
+from dialdown.training.settings import DPOSettings
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAPERS = "gpt2-medium"

@@ -1,3 +1,4 @@
+from .data.pairs import Pair, PairSet
 from .errors import DialdownError
 from .evaluation.evaluator import Suite, evaluate
 from .evaluation.scorers import load_scorer
@@ -10,10 +11,11 @@ from .models.lm import LM, load, load_tuned
 from .neurons.activations import mean_activations
 from .neurons.directions import Direction, logit_lens, random_direction, token_contrast, train_probe
 from .neurons.table import NeuronTable, compare, neuron_table
-from .training.dpo import DPOSettings, train_dpo
+from .training.dpo import train_dpo
 from .training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
-from .training.gains import GainSettings, train_gains
-from .training.make_pairs import Pair, PairSet, PairSettings, make_pairs
+from .training.gains import train_gains
+from .training.make_pairs import make_pairs
+from .training.settings import DPOSettings, GainSettings, PairSettings
 
 __all__ = [
     "LM",

@@ -1,4 +1,5 @@
 from .assets import fetch
+from .pairs import Pair, PairSet
 from .texts import (
     LabelledTexts,
     load_labelled,
@@ -10,6 +11,8 @@ from .texts import (
 
 __all__ = [
     "LabelledTexts",
+    "Pair",
+    "PairSet",
     "fetch",
     "load_labelled",
     "load_prompts",

@@ -1,18 +1,36 @@
-"""Means with bootstrap 95 % intervals, and paired differences (METHOD §6)."""
+"""Means with bootstrap 95 % intervals, paired differences, and whether scorers agree (METHOD §6)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import ConstantInputWarning, pearsonr, rankdata
+from sklearn.metrics import cohen_kappa_score
+
+from ..errors import DialdownError
 
 RESAMPLES = 2000
 FEW = 10
 """Fewer units than this bootstrap to an interval that is too narrow to decide anything."""
+FEWEST = 3  # two texts always correlate perfectly, one way or the other
+
+AGREEMENT = {
+    "first": pl.String,
+    "second": pl.String,
+    "n": pl.Int64,
+    **dict.fromkeys(("spearman", "spearman_low", "spearman_high", "kappa"), pl.Float64),
+    **dict.fromkeys(("both", "one", "none"), pl.Float64),
+}
 
 Direction = Literal["less", "more", "not told apart"]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | int]:
         """`{mean, low, high, n}`, as in results.json."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+        return asdict(self)
 
 
 def direction(change: Estimate) -> Direction:
@@ -57,7 +75,84 @@ def estimate(
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     if not len(x):
         return None
-    rows = np.random.default_rng(seed).integers(0, len(x), size=(RESAMPLES, len(x)))
-    means: NDArray[np.float64] = (x[rows] * w[rows]).sum(1) / w[rows].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float((x * w).sum() / w.sum()), float(low), float(high), len(x))
+    interval = _interval(lambda rows: (x[rows] * w[rows]).sum(1) / w[rows].sum(1), len(x), seed)
+    assert interval is not None
+    return Estimate(float((x * w).sum() / w.sum()), *interval, len(x))
+
+
+def _interval(
+    statistic: Callable[[NDArray[np.int64]], Values], n: int, seed: int = 0
+) -> tuple[float, float] | None:
+    """The 95 % percentile interval of a statistic of (resamples, n) row numbers; resamples for
+    which it is NaN are left out.
+    """
+    values = statistic(np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n)))
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) -> pl.DataFrame:
+    """How far each pair of scorers agrees on the same texts, one row per pair in the order given
+    (METHOD §6).
+
+    Args:
+        scores: for each scorer, a probability per text, the texts in one order. A text that either
+            scorer of a pair has no number for (NaN) is left out of that pair.
+        threshold: above it a text has the concept.
+
+    Returns:
+        Columns `first` and `second` (the scorers), `n` (texts both have a number for), `spearman`
+        (rank correlation) with `spearman_low` and `spearman_high` (95 % percentile bootstrap over
+        texts, seed 0; resamples that are constant are left out), `kappa` (Cohen's, of the two
+        decisions at the threshold), and the shares of texts that `both`, exactly `one`, and `none`
+        decide to have the concept. What cannot be said is null: the correlation of fewer than 3
+        texts or of constant scores, and kappa where both scorers decide the same of every text.
+
+    Raises:
+        DialdownError: fewer than two scorers, or different numbers of texts.
+    """
+    if len(scores) < 2:
+        raise DialdownError(
+            f"Agreement needs two scorers and got {len(scores)}: pass the scores of at least two."
+        )
+    counts = {name: len(values) for name, values in scores.items()}
+    if len(set(counts.values())) > 1:
+        raise DialdownError(
+            f"The scorers judged different numbers of texts ({counts}): score the same texts with "
+            "each."
+        )
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
+    rows = [
+        {"first": first, "second": second, **_compare(arrays[first], arrays[second], threshold)}
+        for first, second in combinations(arrays, 2)
+    ]
+    return pl.DataFrame(rows, schema=AGREEMENT)
+
+
+def _compare(x: Values, y: Values, threshold: float) -> dict[str, float | int | None]:
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[known], y[known]
+    row: dict[str, float | int | None] = {"n": len(x)}
+    if len(x) >= FEWEST:
+        spearman = float(_spearman(x, y))
+        interval = _interval(lambda rows: _spearman(x[rows], y[rows]), len(x))
+        row["spearman"] = None if np.isnan(spearman) else spearman
+        row["spearman_low"], row["spearman_high"] = interval or (None, None)
+    if len(x):
+        a, b = x > threshold, y > threshold
+        same = (a.all() and b.all()) or not (a.any() or b.any())
+        row["kappa"] = None if same else float(cohen_kappa_score(a, b))
+        row["both"], row["none"] = float((a & b).mean()), float((~a & ~b).mean())
+        row["one"] = float((a != b).mean())
+    return row
+
+
+def _spearman(x: Values, y: Values) -> Values:
+    """Rank correlation along the last axis; NaN where a row is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        ranks = rankdata(x, axis=-1), rankdata(y, axis=-1)
+        return np.asarray(pearsonr(*ranks, axis=-1).statistic)

@@ -19,11 +19,11 @@ from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
 from ..models.hooks import Positions, being_changed
 from ..models.lm import LM, Protocol
+from ..models.tokens import text_windows
 from ..progress import Progress
 from .bootstrap import Estimate, estimate
-from .overlap import token_f1
-from .perplexity import TextProbe, text_windows
-from .repetition import is_degenerate, repetition
+from .overlap import is_degenerate, repetition, token_f1
+from .perplexity import ReferenceText
 from .scorers import Scorer
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
@@ -180,7 +180,7 @@ class Evaluator:
         self.lm = lm
         self.suite = suite
         self.decoder = self._decoder(lm, share_prefixes=True)
-        self._texts: dict[Protocol, TextProbe] = {}
+        self._texts: dict[Protocol, ReferenceText] = {}
         self._latest: tuple[Any, Any, list[list[int]]] = (lambda: None, None, [])
 
     def _decoder(self, lm: LM, *, share_prefixes: bool) -> Decoder:
@@ -263,7 +263,7 @@ class Evaluator:
             self._latest = weakref.ref(model), key, decoder.run(intervention, positions=positions)
         return self._latest[2]
 
-    def _text(self, protocol: Protocol) -> TextProbe:
+    def _text(self, protocol: Protocol) -> ReferenceText:
         if protocol not in self._texts:
             suite = self.suite
             windows = text_windows(
@@ -281,7 +281,7 @@ class Evaluator:
                 if [w[0].tolist() for w in probe.windows] == windows
             ]
             self._texts[protocol] = (
-                same[0] if same else TextProbe(self.lm, windows, kl_windows=suite.kl_windows)
+                same[0] if same else ReferenceText(self.lm, windows, kl_windows=suite.kl_windows)
             )
         return self._texts[protocol]
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..models.hooks import Change, Positions
-from ..models.lm import LM, Protocol
+from ..models.kl import kl_divergence
+from ..models.lm import LM
 
 # The unit that is resampled for the interval of log-perplexity and KL. Windows are too few where
 # the text is short, and tokens depend on their neighbours.
@@ -40,41 +40,7 @@ class TextMeasure:
     kl: NDArray[np.float64]
 
 
-def text_windows(
-    lm: LM, text: str, *, protocol: Protocol, window: int, max_windows: int
-) -> list[list[int]]:
-    """Cut a text into windows of `window` tokens: `strict` starts each with the model's BOS,
-    `paper` the first at most.
-
-    Raises:
-        DialdownError: the window exceeds the context, or the text has fewer than two tokens.
-    """
-    if window > lm.context:
-        raise DialdownError(
-            f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a "
-            "smaller window."
-        )
-    # One very long text is what a tokenizer warns about; it is cut into windows right below.
-    whole_text(text, "The reference text")
-    ids: list[int] = lm.tokenizer(text, add_special_tokens=protocol == "paper", verbose=False)[
-        "input_ids"
-    ]
-    start = lm.bos if protocol == "strict" else []
-    step = window - len(start)
-    windows = [[*start, *ids[at : at + step]] for at in range(0, len(ids), step)][:max_windows]
-    if protocol == "strict" or len(windows) == 1:
-        # A last window of one token predicts nothing; under `paper` that token is among those the
-        # sum is divided by.
-        windows = [ids for ids in windows if len(ids) > 1]
-    if not windows:
-        raise DialdownError(
-            "The reference text has fewer than two tokens, so it has no perplexity: pass a longer "
-            "text."
-        )
-    return windows
-
-
-class TextProbe:
+class ReferenceText:
     """Measures models and interventions on the same windows, against one base model's
     distributions.
 
@@ -113,7 +79,9 @@ class TextProbe:
                     nll.append(-float(picked.mean()))
                     tokens.append(len(picked))
                     if base is not None:
-                        kl.append(float(kl_per_position(base[block], log_probs).mean()))
+                        # Rounding makes the KL of nearly equal distributions slightly negative.
+                        per_position = kl_divergence(base[block], log_probs, dtype=torch.float64)
+                        kl.append(float(per_position.clamp(min=0).mean()))
         if not np.isfinite(nll).all():
             # An edit is blamed only where the model without it is sound.
             edited = intervention is not None and all(
@@ -133,14 +101,3 @@ class TextProbe:
         with torch.inference_mode():
             logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
             return logits
-
-
-def kl_per_position(base: Tensor, other: Tensor) -> Tensor:
-    """KL(base || other) at each position from (positions, V) log-probabilities: (positions,)
-    float64, in nats.
-    """
-    # A token that the base model rules out counts nothing, also where the other one rules it out
-    # too (-inf - -inf).
-    terms = torch.where(base == -torch.inf, 0.0, base.exp() * (base - other))
-    # Rounding makes the KL of nearly equal distributions slightly negative, which no KL is.
-    return terms.sum(-1, dtype=torch.float64).clamp(min=0)

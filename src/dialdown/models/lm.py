@@ -138,6 +138,17 @@ def weight_fingerprints(model: nn.Module) -> list[str]:
     return [fingerprint(weight.view(torch.uint8).numpy()) for weight in weights]
 
 
+def sharing(model: Any) -> Any:
+    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its
+    modules leaves `model` alone.
+    """
+    shared: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, shared).eval()
+
+
 def load(
     name: str | os.PathLike[str],
     *,

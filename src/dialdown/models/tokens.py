@@ -5,10 +5,13 @@ do differently.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.reading import whole_text
 from ..errors import DialdownError
+
+if TYPE_CHECKING:
+    from .lm import LM, Protocol
 
 # Texts on which tokenizers of one vocabulary part: case, spaces, line breaks, accents and their two
 # spellings, digits, scripts and signs beyond the vocabulary's merges.
@@ -34,6 +37,90 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     ]
     rows: list[list[int]] = tokenizer(whole, verbose=False)["input_ids"]
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
+
+
+def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
+    """The ids that `text` has after `prompt`, whose own ids stay as they are while decoding.
+
+    Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a
+    line break, because a SentencePiece tokenizer would put a space before it alone.
+    """
+    for before in (prompt, "\n", ""):
+        head, whole = encode(tokenizer, [before, before + text])
+        if whole[: len(head)] == head:
+            return list(whole[len(head) :])
+    raise DialdownError(
+        f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can "
+        "be cut out: "
+        "load the tokenizer with add_eos_token=False."
+    )
+
+
+def encode_continuations(
+    lm: LM, prompts: Sequence[str], texts: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """The ids of each prompt and its continuation, and how many of them are the continuation's.
+
+    Raises:
+        DialdownError: no pairs, a pair without a prompt or a continuation, or one longer than the
+            context.
+    """
+    if not prompts:
+        raise DialdownError(
+            "There are no pairs to read: pass at least one with a prompt and two continuations."
+        )
+    encoded = []
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        start = lm.encode([prompt])[0]
+        continuation = continuation_ids(lm.tokenizer, prompt, text)
+        if not start or not continuation:
+            raise DialdownError(
+                f"Pair {number} has an empty prompt or continuation, so nothing is produced: leave "
+                "it out."
+            )
+        ids = [*start, *continuation]
+        # The last token need not be read, so that a continuation may end where the context does.
+        if len(ids) > lm.context + 1:
+            raise DialdownError(
+                f"Pair {number} has {len(ids)} tokens, which exceed the context of {lm.name} "
+                f"({lm.context}): shorten its prompt."
+            )
+        encoded.append((ids, len(continuation)))
+    return encoded
+
+
+def text_windows(
+    lm: LM, text: str, *, protocol: Protocol, window: int, max_windows: int
+) -> list[list[int]]:
+    """Cut a text into windows of `window` tokens: `strict` starts each with the model's BOS,
+    `paper` the first at most.
+
+    Raises:
+        DialdownError: the window exceeds the context, or the text has fewer than two tokens.
+    """
+    if window > lm.context:
+        raise DialdownError(
+            f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a "
+            "smaller window."
+        )
+    # One very long text is what a tokenizer warns about; it is cut into windows right below.
+    whole_text(text, "The reference text")
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=protocol == "paper", verbose=False)[
+        "input_ids"
+    ]
+    start = lm.bos if protocol == "strict" else []
+    step = window - len(start)
+    windows = [[*start, *ids[at : at + step]] for at in range(0, len(ids), step)][:max_windows]
+    if protocol == "strict" or len(windows) == 1:
+        # A last window of one token predicts nothing; under `paper` that token is among those the
+        # sum is divided by.
+        windows = [ids for ids in windows if len(ids) > 1]
+    if not windows:
+        raise DialdownError(
+            "The reference text has fewer than two tokens, so it has no perplexity: pass a longer "
+            "text."
+        )
+    return windows
 
 
 def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:

@@ -1,17 +1,21 @@
 from .activations import NeuronMeans, decode_with_means, mean_activations
+from .continuations import ContinuationMeans, continuation_means, mean_difference
 from .directions import Direction, logit_lens, random_direction, token_contrast, train_probe
 from .statistics import svd_subspace
 from .table import GROUPS, NeuronTable, compare, neuron_table
 
 __all__ = [
     "GROUPS",
+    "ContinuationMeans",
     "Direction",
     "NeuronMeans",
     "NeuronTable",
     "compare",
+    "continuation_means",
     "decode_with_means",
     "logit_lens",
     "mean_activations",
+    "mean_difference",
     "neuron_table",
     "random_direction",
     "svd_subspace",

@@ -17,8 +17,7 @@ from pydantic import ValidationError
 
 from ..data.csv_tables import read_csv, write_csv
 from ..errors import DialdownError
-from ..evaluation.agreement import agreement
-from ..evaluation.bootstrap import Estimate
+from ..evaluation.bootstrap import Estimate, agreement
 from ..files import read_json
 from ..neurons.table import NeuronTable
 from ..study.config import Config

@@ -19,9 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..errors import DialdownError, nearest
 from ..interventions.paper import EditKind, Ordering
 from ..models.lm import Protocol
-from ..training.dpo import DPOSettings
-from ..training.gains import GainSettings
-from ..training.make_pairs import PairSettings
+from ..training.settings import DPOSettings, GainSettings, PairSettings
 from .sources import check_values, from_environment, merge, nested, read_toml
 
 PRESETS = ("smoke", "demo", "diff", "full", "detox")

@@ -20,11 +20,11 @@ from ..data.assets import found_whole, take_as_whole
 from ..data.corpora import Part
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator, Suite
-from ..evaluation.perplexity import text_windows
 from ..evaluation.probe_scorer import ProbeScorer
 from ..evaluation.scorers import Scorer, load_scorer
 from ..evaluation.token_judge import TokenJudge, load_token_judge
 from ..models.lm import LM, Protocol, load, load_tuned
+from ..models.tokens import text_windows
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table

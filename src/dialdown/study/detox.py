@@ -20,13 +20,13 @@ import numpy as np
 
 from ..errors import DialdownError
 from ..evaluation.bootstrap import FEW, direction
-from ..evaluation.perplexity import TextProbe
+from ..evaluation.perplexity import ReferenceText
 from ..exporting.delta import MeasuredRow, Notes
 from ..files import read_json, read_sealed
+from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
 from ..progress import Progress
-from ..training.gains import shuffled
 from .config import Config, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .folder import RUN, Ledger
@@ -93,7 +93,7 @@ def greatest_strength(
     Raises:
         DialdownError: even the smallest strength tried is beyond the budget (its cost is named).
     """
-    text = TextProbe(lm, windows, kl_windows=len(windows))
+    text = ReferenceText(lm, windows, kl_windows=len(windows))
     base = text.measure(lm)
 
     def cost(strength: float) -> tuple[float, float]:

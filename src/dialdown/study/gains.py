@@ -19,21 +19,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..data.csv_tables import write_csv
+from ..data.pairs import PairSet
 from ..files import kept_arrays, write_arrays
+from ..interventions.explain import by_group, importance, keep_top, relative_change, shuffled
 from ..interventions.intervention import Intervention
 from ..neurons.directions import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
 from ..training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
-from ..training.gains import (
-    FILE,
-    by_group,
-    importance,
-    keep_top,
-    relative_change,
-    shuffled,
-    train_gains,
-)
-from ..training.make_pairs import PairSet
+from ..training.gains import FILE, train_gains
 from .context import Workspace
 from .notes import note_training
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from ..neurons.table import NeuronTable
-    from ..training.dpo import DPOSettings, TrainingLog
+    from ..training.settings import DPOSettings, TrainingLog
 
 
 class Note(TypedDict):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from ..data import texts
 from ..errors import DialdownError, enough_memory
-from ..evaluation.perplexity import text_windows
+from ..models.tokens import text_windows
 from ..neurons.directions import check_labels, token_contrast
 from .config import Config
 from .context import F1_PAIRS, Workspace

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.csv_tables import write_csv
+from ..data.pairs import PairSet
 from ..exporting.checkpoint import locate
 from ..files import fingerprint
 from ..models.decoding import Decoder
@@ -29,15 +30,8 @@ from ..neurons.table import NeuronTable, compare
 from ..report import analysis
 from ..report.tables import judged_toxic
 from ..training.dpo import train_dpo
-from ..training.make_pairs import (
-    CandidateFiles,
-    Candidates,
-    PairSet,
-    PairSettings,
-    candidates,
-    choose_pairs,
-    count_pairs,
-)
+from ..training.make_pairs import CandidateFiles, Candidates, candidates, choose_pairs, count_pairs
+from ..training.settings import PairSettings
 from . import plan
 from .context import Facts, Workspace
 from .folder import file_states
@@ -163,7 +157,7 @@ def sample(work: Workspace, start: int) -> None:
     one = candidates(
         work.lm,
         work.prompts.training,
-        work.pair_scorer,
+        work.pair_scorer.score,
         _pair_settings(work),
         start,
         direction=work.probe(work.config.protocols[0]),

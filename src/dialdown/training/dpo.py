@@ -13,177 +13,51 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..data.model_files import write_model
-from ..errors import DialdownError, nearest
+from ..data.pairs import Pair
+from ..errors import DialdownError
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
+from ..models import tokens
 from ..models.lm import weight_fingerprints
-from .examples import encode, split
-from .loss import Elsewhere, KLDirection, KLPositions
-from .make_pairs import Pair
+from ..progress import Progress
+from .loss import Elsewhere
+from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
 RECORD = "training.json"
-Optimizer = Literal["rmsprop", "adamw", "natural"]
-OPTIMIZERS = {"rmsprop": ("rmsprop", 1), "adamw": ("adamw_torch", 2), "natural": ("sgd", 0)}
-"""What transformers calls each optimiser, and how many numbers it keeps per weight; `natural` is handed to it."""
 
 
 @dataclass(frozen=True)
-class DPOSettings:
-    """How to train; the defaults are the published program's (METHOD §8), with its γ for Gemma-2
-    and Mistral, but for `kl_positions`.
-
-    An update is one step of the optimiser, on `batch_size` * `accumulation` pairs; the authors'
-    "batch 4, accumulation 4" is an update on 4 pairs, which their program cuts into 4 forward
-    passes.
+class Trainable:
+    """What of a model is trained, and how it is kept.
 
     Attributes:
-        beta: β, how strongly preferences count against distance from the reference.
-        kl_weight: γ; 0 is plain DPO.
-        kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
-        kl_positions: "completion", or "all" to include prompt and padding as the authors' code
-            does, whose layout of a batch each forward pass then has (METHOD §8).
-        optimizer: "rmsprop" or "adamw"; "natural" is for neuron gains (see `GainSettings`).
-        learning_rate: reached after `warmup_steps` linear steps, then constant.
-        warmup_steps: in updates.
-        batch_size: pairs in a forward pass.
-        accumulation: forward passes in an update.
-        epochs: passes over the training pairs; the authors' program makes one, whatever its own
-            setting says.
-        max_steps: updates; -1 leaves it to `epochs`.
-        max_grad_norm: the gradient is scaled down to this norm.
-        max_tokens: the longest prompt plus continuation.
-        eval_every: updates (not pairs) between validations, 25 of 4 pairs for the published 100
-            pairs; there is always one at the end.
-        eval_pairs: pairs held out, at most a quarter of those given.
-        patience: validations (not updates, and not pairs) in a row without improvement before
-            training stops: 30, at 25 updates of 4 pairs each, are the published 3,000 pairs.
-        snapshots: models kept along the way, evenly spaced, beside the result in a folder
-            `OUT-steps/STEP` each.
-        seed: of the split and of the order of the pairs.
-
-    Raises:
-        DialdownError: a value outside its range.
+        model: a transformers causal LM, the reference; left untouched.
+        tokenizer: its tokenizer, left untouched.
+        prepare: makes a policy of the model, which may be changed.
+        save: writes a policy into a folder.
+        optimizer: makes one for a policy; None for the one that the settings name.
+        given: what the result depends on besides the model, the pairs and the settings.
     """
 
-    beta: float = 0.1
-    kl_weight: float = 0.05
-    kl_direction: KLDirection = "reference_policy"
-    kl_positions: KLPositions = "completion"
-    optimizer: Optimizer = "rmsprop"
-    learning_rate: float = 1e-5
-    warmup_steps: int = 150
-    batch_size: int = 4
-    accumulation: int = 1
-    epochs: int = 1
-    max_steps: int = -1
-    max_grad_norm: float = 10.0
-    max_tokens: int = 256
-    eval_every: int = 25
-    eval_pairs: int = 64
-    patience: int = 30
-    snapshots: int = 0
-    seed: int = 0
-    natural_allowed: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        choices = {
-            "kl_direction": get_args(KLDirection),
-            "kl_positions": get_args(KLPositions),
-            "optimizer": get_args(Optimizer),
-        }
-        for name, known in choices.items():
-            given = getattr(self, name)
-            if given not in known:
-                raise DialdownError(
-                    f"Unknown {name} {given!r} for DPO: {nearest(str(given), known)}"
-                )
-        sizes = (
-            "batch_size",
-            "accumulation",
-            "epochs",
-            "max_tokens",
-            "eval_every",
-            "eval_pairs",
-            "patience",
-        )
-        lowest = dict.fromkeys(sizes, 1) | {
-            "warmup_steps": 0,
-            "kl_weight": 0,
-            "snapshots": 0,
-            "seed": 0,
-        }
-        for name, least in lowest.items():
-            given = getattr(self, name)
-            if not (math.isfinite(given) and given >= least):
-                raise DialdownError(
-                    f"DPO cannot train with {name} = {given}: pass {least} or more."
-                )
-        for name in ("beta", "learning_rate", "max_grad_norm"):
-            given = getattr(self, name)
-            if not (math.isfinite(given) and given > 0):
-                raise DialdownError(
-                    f"DPO cannot train with {name} = {given}: pass a finite number above 0."
-                )
-        if self.optimizer == "natural" and not self.natural_allowed:
-            raise DialdownError(
-                "DPO of all weights has no price for each, which the natural gradient needs: pass "
-                "optimizer='rmsprop' or 'adamw', or train neuron gains."
-            )
-        if self.max_steps != -1 and self.max_steps < 1:
-            raise DialdownError(
-                f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for "
-                "whole epochs."
-            )
-
-
-@dataclass(frozen=True)
-class TrainingLog:
-    """What happened in training; every field is JSON-able (`dataclasses.asdict`).
-
-    Attributes:
-        steps: optimiser steps made.
-        best_step: the step whose weights were kept, the one of lowest validation loss.
-        train_pairs, eval_pairs: pairs trained on, and held out.
-        step: optimiser steps 1, 2, ...; the next six have one value for each.
-        loss, dpo_loss: the whole loss and its preference term.
-        kl_chosen, kl_rejected: KL⁺ and KL⁻ in nats.
-        reward_accuracy: share of pairs whose preferred continuation has the higher reward.
-        reward_margin: mean difference of the two rewards.
-        eval_step, eval_loss: when the held-out pairs were scored, and the loss on them, without any
-            KL elsewhere.
-        seconds: time spent, summed over interruptions.
-        kl_elsewhere: for each step, the KL in nats on text elsewhere; empty where the training has
-            none.
-    """
-
-    steps: int
-    best_step: int
-    train_pairs: int
-    eval_pairs: int
-    step: tuple[int, ...]
-    loss: tuple[float, ...]
-    dpo_loss: tuple[float, ...]
-    kl_chosen: tuple[float, ...]
-    kl_rejected: tuple[float, ...]
-    reward_accuracy: tuple[float, ...]
-    reward_margin: tuple[float, ...]
-    eval_step: tuple[int, ...]
-    eval_loss: tuple[float, ...]
-    seconds: float
-    kl_elsewhere: tuple[float, ...] = ()
+    model: Any
+    tokenizer: Any
+    prepare: Callable[[Any], Any]
+    save: Callable[[Any, Path], None]
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
+    given: Sequence[Any] = ()
 
 
 def train_dpo(
@@ -195,7 +69,7 @@ def train_dpo(
     *,
     elsewhere: Elsewhere | None = None,
     base: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainingLog:
     """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
     `out`.
@@ -222,101 +96,89 @@ def train_dpo(
             holds something else; the disk has no room or cannot be written; the loss is no longer
             finite.
     """
+    weights = all_weights(model, tokenizer, base)
+    return tune(weights, pairs, settings, out, elsewhere=elsewhere, progress=progress)
+
+
+def all_weights(model: Any, tokenizer: Any, base: Path | None = None) -> Trainable:
+    """Every weight of a copy, kept as a checkpoint; see `train_dpo`."""
+
+    def prepare(model: Any) -> Any:
+        policy = copy.deepcopy(model)
+        if not any(parameter.requires_grad for parameter in policy.parameters()):
+            policy.requires_grad_(True)
+        return policy
 
     def save(policy: Any, folder: Path) -> None:
         # TRL and transformers wrote their token ids into the copy's configs: the model's own are
         # saved.
-        theirs = policy.config, policy.generation_config
+        changed = policy.config, policy.generation_config
         policy.config, policy.generation_config = copy.deepcopy(
             (model.config, model.generation_config)
         )
         write_model(policy, tokenizer, folder, base)
-        policy.config, policy.generation_config = theirs
+        policy.config, policy.generation_config = changed
 
-    return tune(
-        model,
-        tokenizer,
-        pairs,
-        settings,
-        out,
-        prepare=_own_weights,
-        save=save,
-        elsewhere=elsewhere,
-        progress=progress,
-    )
-
-
-def _own_weights(model: Any) -> Any:
-    policy = copy.deepcopy(model)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
-        policy.requires_grad_(True)
-    return policy
+    return Trainable(model, tokenizer, prepare, save)
 
 
 def tune(
-    model: Any,
-    tokenizer: Any,
+    trainable: Trainable,
     pairs: Sequence[Pair],
     settings: DPOSettings,
     out: Path,
     *,
-    prepare: Callable[[Any], Any],
-    save: Callable[[Any, Path], None],
-    optimizer: Callable[[Any], torch.optim.Optimizer | None] = lambda policy: None,
     elsewhere: Elsewhere | None = None,
-    given: Sequence[Any] = (),
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainingLog:
-    """Train whatever of a policy is trainable on `pairs`, resuming where it was stopped:
-    `train_dpo` and `train_gains`.
-
-    Args:
-        model, tokenizer, pairs, settings, out, elsewhere, progress: see `train_dpo`.
-        prepare: from the model to a policy that may be changed.
-        save: writes a policy into a folder.
-        optimizer: makes one for a policy, or None for the one that the settings name.
-        given: what else the result depends on.
-
-    Raises:
-        DialdownError: see `train_dpo`.
+    """Train a policy on `pairs`, resuming where it was stopped; see `train_dpo`, whose errors it
+    raises.
     """
-    fit, quiet = _trl()
+    trainer = _trl()
     out = out.resolve()
+    model, tokenizer = trainable.model, trainable.tokenizer
     examples = encode(model, tokenizer, pairs, max_tokens=settings.max_tokens)
     train, held_out = split(pairs, examples, eval_pairs=settings.eval_pairs, seed=settings.seed)
     held = [] if elsewhere is None else [asdict(elsewhere)]
-    weights = weight_fingerprints(model)
     inputs = fingerprint(
-        type(settings).__name__, asdict(settings), train, held_out, weights, *given, *held
+        type(settings).__name__,
+        asdict(settings),
+        train,
+        held_out,
+        weight_fingerprints(model),
+        *trainable.given,
+        *held,
     )
     work = out.with_name(f".{out.name}.training")
     if (finished := _finished(out, inputs)) is not None:
         shutil.rmtree(work, ignore_errors=True)
         return finished
-    with quiet():
-        policy = prepare(model)
+    with trainer.quiet():
+        policy = trainable.prepare(model)
     _claim(work, inputs, policy, settings)
 
     def publish(policy: Any, folder: Path, record: dict[str, Any]) -> None:
-        _publish(policy, save, folder, {"inputs": inputs, "settings": asdict(settings), **record})
+        record = {"inputs": inputs, "settings": asdict(settings), **record}
+        with whole_folder(folder) as partial:
+            trainable.save(policy, partial)
+            write_json(partial / RECORD, record)
 
     def snapshot(policy: Any, step: int) -> None:
         publish(policy, out.with_name(f"{out.name}-steps") / str(step), {"step": step})
 
-    with disk_errors(out), quiet(), _random_state_kept():
-        log = fit(
+    with disk_errors(out), trainer.quiet(), _random_state_kept():
+        log: TrainingLog = trainer.KLDPOTrainer(
             policy,
             model,
             tokenizer,
             settings,
+            train,
+            held_out,
             work,
-            train=train,
-            held_out=held_out,
-            snapshot=snapshot,
-            optimizer=optimizer(policy),
             elsewhere=elsewhere,
-            progress=progress,
-        )
+            optimizer=trainable.optimizer and trainable.optimizer(policy),
+            callbacks=[trainer.Pace(progress), trainer.Snapshots(settings.snapshots, snapshot)],
+        ).fit()
         publish(policy, out, {"log": asdict(log)})
     shutil.rmtree(work)
     # A trainer and its model refer to each other, so only a collection frees their memory.
@@ -325,15 +187,79 @@ def tune(
     return log
 
 
-def _trl() -> tuple[Callable[..., TrainingLog], Callable[[], AbstractContextManager[None]]]:
+def _trl() -> ModuleType:
     try:
-        from .trainer import fit, quiet
+        from . import trainer
     except ModuleNotFoundError as error:
         raise DialdownError(
             f"Training needs {error.name}, which is not installed: run pip install "
             '"dialdown[train]".'
         ) from error
-    return fit, quiet
+    return trainer
+
+
+def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int) -> list[Example]:
+    """The token ids of each pair, in the order of `pairs`: no end-of-text after a continuation.
+
+    Raises:
+        DialdownError: a prompt or continuation is empty, or both together are longer than
+            `max_tokens` or the model's context.
+    """
+    examples = []
+    for pair in pairs:
+        (prompt,) = tokens.encode(tokenizer, [pair.prompt])
+        chosen = tokens.continuation_ids(tokenizer, pair.prompt, pair.chosen)
+        rejected = tokens.continuation_ids(tokenizer, pair.prompt, pair.rejected)
+        examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    empty = [number for number, example in enumerate(examples) if not all(example.values())]
+    if empty:
+        raise DialdownError(
+            f"{len(empty)} of {len(pairs)} preference pairs (first: number {empty[0]}) have an "
+            "empty prompt or continuation, so there is nothing to prefer: leave them out."
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_tokens
+    limit = min(max_tokens, context)
+    lengths = [
+        len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+        for example in examples
+    ]
+    if too_long := sum(length > limit for length in lengths):
+        raise DialdownError(
+            f"{too_long} of {len(pairs)} preference pairs are longer than {limit} tokens "
+            f"(max_tokens = {max_tokens}, the model's context {context}), the longest having "
+            f"{max(lengths)}: shorten the prompts, or raise max_tokens if it is the lower one."
+        )
+    return examples
+
+
+def split(
+    pairs: Sequence[Pair], examples: list[Example], *, eval_pairs: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples that share no prompt.
+
+    Whole prompts are held out until `eval_pairs` pairs are, or a quarter of all where that is
+    fewer.
+
+    Raises:
+        DialdownError: there are too few pairs, or too few prompts, for both.
+    """
+    wanted = min(eval_pairs, len(pairs) // 4)
+    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+    random.Random(seed).shuffle(prompts)
+    by_prompt: dict[str, list[Example]] = {prompt: [] for prompt in prompts}
+    for pair, example in zip(pairs, examples, strict=True):
+        by_prompt[pair.prompt].append(example)
+    held_out: list[Example] = []
+    while prompts and len(held_out) < wanted:
+        held_out += by_prompt.pop(prompts.pop())
+    train = [example for group in by_prompt.values() for example in group]
+    if not train or not held_out:
+        raise DialdownError(
+            f"{len(pairs)} preference pairs of {len({pair.prompt for pair in pairs})} prompts "
+            "cannot be split into training and validation: pass at least 4 pairs with different "
+            "prompts."
+        )
+    return train, held_out
 
 
 def _finished(out: Path, inputs: str) -> TrainingLog | None:
@@ -355,9 +281,7 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record of ours; empty where it is missing or damaged, so that what it is of is made
-    again.
-    """
+    """A record; empty where it is missing or damaged, so that what it is of is made again."""
     try:
         record = read_json(path)
     except DialdownError:
@@ -372,12 +296,12 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
     claim = work / "inputs.json"
     # transformers records the path of the best checkpoint, so a run that was moved cannot be
     # resumed.
-    ours = {"inputs": inputs, "folder": str(work)}
+    record = {"inputs": inputs, "folder": str(work)}
     with disk_errors(work):
-        if work.exists() and _read(claim) != ours:
+        if work.exists() and _read(claim) != record:
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
-    write_json(claim, ours)
+    write_json(claim, record)
     weights = sum(parameter.nbytes for parameter in policy.parameters() if parameter.requires_grad)
     # Three checkpoints at worst (best, last and the one being written), the result, and what is
     # kept on the way.
@@ -389,15 +313,6 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
             f"DPO needs up to {needed / 1e9:.1f} GB for checkpoints in {work.parent}, where "
             f"{free / 1e9:.1f} GB are free: make room, or pass a folder on another disk."
         )
-
-
-def _publish(
-    policy: Any, save: Callable[[Any, Path], None], out: Path, record: dict[str, Any]
-) -> None:
-    """Write the tuned model, whole, as the folder `out`."""
-    with whole_folder(out) as folder:
-        save(policy, folder)
-        write_json(folder / RECORD, record)
 
 
 @contextmanager

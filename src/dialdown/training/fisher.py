@@ -31,13 +31,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.pairs import Pair
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
 from ..models.lm import LM, check_axes
+from ..models.tokens import encode_continuations
 from ..progress import Progress
-from .attribution import encode_continuations
-from .make_pairs import Pair
+from .settings import check_damping
 
 
 def own_text(
@@ -155,7 +156,7 @@ def preference_gradient(
         (1, [pair.chosen for pair in pairs]),
         (-1, [pair.rejected for pair in pairs]),
     ):
-        sequences = encode_continuations(lm, pairs, texts)
+        sequences = encode_continuations(lm, [pair.prompt for pair in pairs], texts)
         for batch in batches(lm, [ids for ids, _ in sequences], batch_size):
             with _gains(lm) as gains:
                 log_probability = _log_probability(
@@ -278,14 +279,6 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
             "neurons act on."
         )
     return np.asarray(information + damping * information.mean())
-
-
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is no finite number above 0 (DialdownError)."""
-    if not (math.isfinite(damping) and damping > 0):
-        raise DialdownError(
-            f"A damping of {damping} makes silent neurons free: pass a finite number above 0."
-        )
 
 
 def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:

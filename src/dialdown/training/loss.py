@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KLDirection = Literal["reference_policy", "policy_reference"]
-KLPositions = Literal["completion", "all"]
+from ..models.kl import kl_divergence
+from .settings import KLDirection, KLPositions
+
 IGNORED = -100
 
 
@@ -94,7 +94,7 @@ def kl_dpo_loss(
             if direction == "reference_policy"
             else (log_policy, log_reference)
         )
-        per_position = divergence(p, q)
+        per_position = kl_divergence(p, q)
         kl_chosen, kl_rejected = (
             half.mean() for half in (sums(per_position) / taken.sum(-1)).chunk(2)
         )
@@ -104,11 +104,6 @@ def kl_dpo_loss(
         beta * ratios_rejected.detach(),
     )
     return LossParts(loss, dpo, kl_chosen, kl_rejected, rewards_chosen, rewards_rejected)
-
-
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats at every position, from log-probabilities (..., V)."""
-    return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
 
 
 @dataclass(frozen=True)

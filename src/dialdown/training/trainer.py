@@ -1,4 +1,4 @@
-"""TRL's `DPOTrainer` with the loss of METHOD §8 (`dpo_loss`) in place of its own.
+"""TRL's `DPOTrainer` with the loss of METHOD §8 (`kl_dpo_loss`) in place of its own.
 
 TRL 1.16 scores completions with a fused head that never builds logits, and a divergence over the
 full vocabulary needs them; everything else (collation, reference, checkpoints, evaluation) stays
@@ -16,7 +16,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
@@ -34,55 +34,124 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from ..errors import DialdownError
 from ..files import damaged, seal
-from .dpo import OPTIMIZERS, DPOSettings, TrainingLog
-from .examples import Example, padded_as_published
-from .loss import IGNORED, Elsewhere, KLDirection, KLPositions, LossParts, divergence, kl_dpo_loss
+from ..models.kl import kl_divergence
+from ..models.lm import sharing
+from ..progress import Progress
+from .loss import IGNORED, Elsewhere, LossParts, kl_dpo_loss
+from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
 SAVE_SHARE = 0.05
 SAVE_EVERY_SECONDS = 60.0
+# The fields of a log that have a value for each step, and what the trainer calls them.
+STEPS = {
+    "step": "step",
+    "loss": "loss",
+    "dpo_loss": "dpo_loss",
+    "kl_chosen": "kl/chosen",
+    "kl_rejected": "kl/rejected",
+    "reward_accuracy": "rewards/accuracies",
+    "reward_margin": "rewards/margins",
+    "kl_elsewhere": "kl/elsewhere",
+}
 
 
 class KLDPOTrainer(DPOTrainer):
-    """TRL's DPO trainer with `kl_dpo_loss`, for a causal LM or PEFT model and a given reference
+    """TRL's DPO trainer with `kl_dpo_loss`, which checkpoints into a folder and goes on from there
     (METHOD §8).
 
-    Where there is text `elsewhere`, its KL is added to the loss of a training step.
-
-    The datasets must hold `prompt_ids`, `chosen_ids` and `rejected_ids`: TRL's own preparation
-    would end each continuation with an end-of-text token, and one cut after n tokens must not be
-    taught to stop there.
+    It is given token ids, as TRL's own preparation would end each continuation with an end-of-text
+    token, and one cut after n tokens must not be taught to stop there.
 
     Args:
-        kl_weight, kl_direction, kl_positions: see `kl_dpo_loss`.
-        elsewhere: text on which the policy is held near the reference too, or None.
-        trl_arguments: as for `trl.DPOTrainer`; `ref_model` is required.
+        policy: a causal LM or PEFT model, trained in place.
+        reference: the model that it is held near, left untouched.
+        tokenizer: their tokenizer, left untouched.
+        settings: how to train.
+        train, held_out: the examples.
+        work: the folder of the checkpoints.
+        elsewhere: text on which the policy is held near the reference too: its KL is added to the
+            loss of a training step.
+        optimizer: in place of the one that the settings name.
+        callbacks: of transformers, beside the trainer's own.
     """
 
     def __init__(
         self,
+        policy: Any,
+        reference: Any,
+        tokenizer: Any,
+        settings: DPOSettings,
+        train: Sequence[Example],
+        held_out: Sequence[Example],
+        work: Path,
         *,
-        kl_weight: float,
-        kl_direction: KLDirection,
-        kl_positions: KLPositions,
         elsewhere: Elsewhere | None = None,
-        **trl_arguments: Any,
+        optimizer: torch.optim.Optimizer | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.kl_weight = kl_weight
-        self.kl_direction: KLDirection = kl_direction
-        self.kl_positions: KLPositions = kl_positions
-        self.elsewhere = elsewhere
+        self.settings, self.elsewhere, self.work = settings, elsewhere, work
+        self.train_pairs, self.eval_pairs = len(train), len(held_out)
         self._clock = time.perf_counter()
-        if kl_positions == "all":
+        collator = None
+        if settings.kl_positions == "all":
             # The mean then depends on how much padding there is.
-            tokenizer = trl_arguments["processing_class"]
-            pad = (
-                tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            )
-            trl_arguments["data_collator"] = partial(padded_as_published, pad=pad)
-        super().__init__(**trl_arguments)
-        policy: Any = self.model
+            pad = tokenizer.pad_token_id
+            pad = tokenizer.eos_token_id if pad is None else pad
+            collator = partial(padded_as_published, pad=pad)
+        super().__init__(
+            model=policy,
+            # TRL may patch, freeze or move it.
+            ref_model=sharing(reference),
+            args=_arguments(settings, work, on_cpu=reference.device.type == "cpu"),
+            data_collator=collator,
+            train_dataset=Dataset.from_list([*train]),
+            eval_dataset=Dataset.from_list([*held_out]),
+            processing_class=copy.deepcopy(tokenizer),
+            callbacks=[EarlyStoppingCallback(settings.patience), *callbacks],
+            optimizers=(optimizer, None),
+        )
+        self.remove_callback(PrinterCallback)
         base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
         self._cuts_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    def fit(self) -> TrainingLog:
+        """Train to the end, from the last whole checkpoint if there is one, and load the best
+        weights.
+
+        Raises:
+            DialdownError: the loss is no longer finite.
+        """
+        checkpoint = _last_checkpoint(self.work)
+        if checkpoint is None:
+            self.train()
+            return self._log()
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        # Resuming a run that was stopped after its last step would make one step more.
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            self.state = state
+            self._load_best_model()
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        return self._log()
+
+    def _log(self) -> TrainingLog:
+        state: Any = self.state
+        steps = [entry for entry in state.log_history if "loss" in entry]
+        validations = [entry for entry in state.log_history if "eval_loss" in entry]
+        columns: dict[str, Any] = {
+            name: tuple(entry[key] for entry in steps if key in entry)
+            for name, key in STEPS.items()
+        }
+        return TrainingLog(
+            steps=state.global_step,
+            best_step=state.best_global_step,
+            train_pairs=self.train_pairs,
+            eval_pairs=self.eval_pairs,
+            eval_step=tuple(entry["step"] for entry in validations),
+            eval_loss=tuple(entry["eval_loss"] for entry in validations),
+            seconds=sum(entry["seconds"] for entry in state.log_history),
+            **columns,
+        )
 
     def _send_telemetry(self) -> None:
         """Report nothing to anybody."""
@@ -105,15 +174,10 @@ class KLDPOTrainer(DPOTrainer):
             )
         return self.lr_scheduler
 
-    def _logits(self, model: Any, inputs: dict[str, Tensor], last: int) -> Tensor:
+    def _logits(self, model: Any, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         # The head is a fifth of a small model's work, and prompt positions need none of it.
         cut = {"logits_to_keep": last} if self._cuts_logits else {}
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-            **cut,
-        )
+        outputs = model(input_ids=ids, attention_mask=mask, use_cache=False, **cut)
         logits: Tensor = outputs.logits[:, -last:]
         return logits
 
@@ -122,23 +186,23 @@ class KLDPOTrainer(DPOTrainer):
             raise DialdownError(
                 "KLDPOTrainer returns the loss alone: train without compute_metrics."
             )
-        completion = inputs["completion_mask"].bool()
-        labels = F.pad(
-            inputs["input_ids"].masked_fill(~completion, IGNORED)[:, 1:], (0, 1), value=IGNORED
-        )
+        settings = self.settings
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        produced = ids.masked_fill(~inputs["completion_mask"].bool(), IGNORED)
+        labels = F.pad(produced[:, 1:], (0, 1), value=IGNORED)
         predicting = (labels != IGNORED).any(0).int()
-        first = int(predicting.argmax()) if self.kl_positions == "completion" else 0
+        first = int(predicting.argmax()) if settings.kl_positions == "completion" else 0
         last = labels.shape[1] - first
         with torch.no_grad():
-            reference = self._logits(self.ref_model, inputs, last)
+            reference = self._logits(self.ref_model, ids, mask, last)
         parts = kl_dpo_loss(
-            self._logits(model, inputs, last),
+            self._logits(model, ids, mask, last),
             reference,
             labels[:, first:],
-            beta=self.beta,
-            kl_weight=self.kl_weight,
-            direction=self.kl_direction,
-            positions=self.kl_positions,
+            beta=settings.beta,
+            kl_weight=settings.kl_weight,
+            direction=settings.kl_direction,
+            positions=settings.kl_positions,
         )
         self._record(parts, "train" if model.training else "eval")
         # A validation is between steps, so no step's texts are its own; it compares what is learned
@@ -146,34 +210,30 @@ class KLDPOTrainer(DPOTrainer):
         if self.elsewhere is None or not model.training:
             return parts.loss
         kl = self._kl_elsewhere(model, self.elsewhere)
-        self._metrics["train"]["kl/elsewhere"].append(
-            self.accelerator.gather(kl.detach()).mean().item()
-        )
+        self._note("train", "kl/elsewhere", kl)
         return parts.loss + self.elsewhere.weight * kl
 
     def _kl_elsewhere(self, model: Any, elsewhere: Elsewhere) -> Tensor:
         """KL(π_ref ‖ π) on the step's texts, mean over their positions, in nats."""
-        ids = torch.tensor(
-            elsewhere.of_step(self.state.global_step), device=self.accelerator.device
-        )
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        texts = elsewhere.of_step(self.state.global_step)
+        ids = torch.tensor(texts, device=self.accelerator.device)
+        mask = torch.ones_like(ids)
         with torch.no_grad():
-            reference = self._logits(self.ref_model, inputs, ids.shape[1]).float().log_softmax(-1)
-        policy = self._logits(model, inputs, ids.shape[1]).float().log_softmax(-1)
-        return divergence(reference, policy).mean()
+            reference = self._logits(self.ref_model, ids, mask, ids.shape[1])
+        policy = self._logits(model, ids, mask, ids.shape[1])
+        p, q = reference.float().log_softmax(-1), policy.float().log_softmax(-1)
+        return kl_divergence(p, q).mean()
 
     def _record(self, parts: LossParts, mode: str) -> None:
-        measured = {
-            "dpo_loss": parts.dpo,
-            "kl/chosen": parts.kl_chosen,
-            "kl/rejected": parts.kl_rejected,
-            "rewards/chosen": parts.rewards_chosen,
-            "rewards/rejected": parts.rewards_rejected,
-            "rewards/accuracies": (parts.rewards_chosen > parts.rewards_rejected).float(),
-            "rewards/margins": parts.rewards_chosen - parts.rewards_rejected,
-        }
-        for name, value in measured.items():
-            self._metrics[mode][name].append(self.accelerator.gather(value.detach()).mean().item())
+        margins = parts.rewards_chosen - parts.rewards_rejected
+        self._note(mode, "dpo_loss", parts.dpo)
+        self._note(mode, "kl/chosen", parts.kl_chosen)
+        self._note(mode, "kl/rejected", parts.kl_rejected)
+        self._note(mode, "rewards/accuracies", (margins > 0).float())
+        self._note(mode, "rewards/margins", margins)
+
+    def _note(self, mode: str, name: str, value: Tensor) -> None:
+        self._metrics[mode][name].append(self.accelerator.gather(value.detach()).mean().item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, with the seconds since the last log: their sum survives an
@@ -192,7 +252,7 @@ class Pace(TrainerCallback):
     at every validation.
     """
 
-    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
         self.saved = self.began_saving = time.perf_counter()
         self.wait = SAVE_EVERY_SECONDS
@@ -241,62 +301,36 @@ class Snapshots(TrainerCallback):
             self.snapshot(kwargs["model"], state.global_step)
 
 
-def fit(
-    policy: Any,
-    model: Any,
-    tokenizer: Any,
-    settings: DPOSettings,
-    work: Path,
-    *,
-    train: list[Example],
-    held_out: list[Example],
-    snapshot: Callable[[Any, int], None],
-    optimizer: torch.optim.Optimizer | None,
-    elsewhere: Elsewhere | None,
-    progress: Callable[[str, int, int], None] | None,
-) -> TrainingLog:
-    """Train `policy` in place against `model` (METHOD §8), with checkpoints to resume from in
-    `work`.
+def padded_as_published(examples: Sequence[Example], *, pad: int) -> dict[str, Tensor]:
+    """A batch as the authors lay it out: prompts padded on the left, continuations of both kinds on
+    the right (METHOD §8).
 
-    `snapshot` is called with the model as it then is and the step, at each of `settings.snapshots`
-    places; `optimizer` is used in place of the one that the settings name; for `elsewhere` see
-    `KLDPOTrainer`.
+    As with them, no position ids go with it, so that a model of learned positions counts the
+    padding before a prompt too.
 
-    Raises:
-        DialdownError: the loss is no longer finite.
+    Args:
+        examples: B pairs.
+        pad: the id that fills up.
+
+    Returns:
+        `input_ids`, `attention_mask` and `completion_mask`, (2B, longest prompt + longest
+            continuation), chosen first.
     """
-    trainer = KLDPOTrainer(
-        model=policy,
-        # TRL may patch, freeze or move it.
-        ref_model=sharing(model),
-        args=_arguments(settings, work, on_cpu=model.device.type == "cpu"),
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out),
-        processing_class=copy.deepcopy(tokenizer),
-        callbacks=[
-            EarlyStoppingCallback(settings.patience),
-            Pace(progress),
-            Snapshots(settings.snapshots, snapshot),
-        ],
-        kl_weight=settings.kl_weight,
-        kl_direction=settings.kl_direction,
-        kl_positions=settings.kl_positions,
-        elsewhere=elsewhere,
-        optimizers=(optimizer, None),
-    )
-    trainer.remove_callback(PrinterCallback)
-    _run(trainer, work)
-    return _training_log(trainer.state, len(train), len(held_out))
-
-
-def sharing(model: Any) -> Any:
-    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its
-    modules leaves `model` alone.
-    """
-    shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    texts = [(example["prompt_ids"], example["chosen_ids"]) for example in examples]
+    texts += [(example["prompt_ids"], example["rejected_ids"]) for example in examples]
+    before = max(len(prompt) for prompt, _ in texts)
+    after = max(len(text) for _, text in texts)
+    rows: dict[str, list[list[int]]] = {
+        "input_ids": [],
+        "attention_mask": [],
+        "completion_mask": [],
     }
-    return copy.deepcopy(model, shared).eval()
+    for prompt, text in texts:
+        left, right = before - len(prompt), after - len(text)
+        rows["input_ids"].append([pad] * left + prompt + text + [pad] * right)
+        rows["attention_mask"].append([0] * left + [1] * len(prompt + text) + [0] * right)
+        rows["completion_mask"].append([0] * before + [1] * len(text) + [0] * right)
+    return {name: torch.tensor(values) for name, values in rows.items()}
 
 
 def no_checkpointing() -> dict[str, Any]:
@@ -346,23 +380,6 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
     )
 
 
-def _run(trainer: KLDPOTrainer, work: Path) -> None:
-    """Train to the end, from the last whole checkpoint if there is one, and load the best
-    weights.
-    """
-    checkpoint = _last_checkpoint(work)
-    if checkpoint is None:
-        trainer.train()
-        return
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    # Resuming a run that was stopped after its last step would make one step more.
-    if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
-        trainer.state = state
-        trainer._load_best_model()
-        return
-    trainer.train(resume_from_checkpoint=str(checkpoint))
-
-
 def _last_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint that is as it was written, as is the best one so far; others are
     removed.
@@ -389,28 +406,6 @@ def _best(checkpoint: Path) -> Path | None:
     except (FileNotFoundError, ValueError):
         return None
     return Path(state["best_model_checkpoint"] or checkpoint)
-
-
-def _training_log(state: Any, train_pairs: int, eval_pairs: int) -> TrainingLog:
-    steps = [entry for entry in state.log_history if "loss" in entry]
-    validations = [entry for entry in state.log_history if "eval_loss" in entry]
-    return TrainingLog(
-        steps=state.global_step,
-        best_step=state.best_global_step,
-        train_pairs=train_pairs,
-        eval_pairs=eval_pairs,
-        step=tuple(entry["step"] for entry in steps),
-        loss=tuple(entry["loss"] for entry in steps),
-        dpo_loss=tuple(entry["dpo_loss"] for entry in steps),
-        kl_chosen=tuple(entry["kl/chosen"] for entry in steps),
-        kl_rejected=tuple(entry["kl/rejected"] for entry in steps),
-        kl_elsewhere=tuple(entry["kl/elsewhere"] for entry in steps if "kl/elsewhere" in entry),
-        reward_accuracy=tuple(entry["rewards/accuracies"] for entry in steps),
-        reward_margin=tuple(entry["rewards/margins"] for entry in steps),
-        eval_step=tuple(entry["step"] for entry in validations),
-        eval_loss=tuple(entry["eval_loss"] for entry in validations),
-        seconds=sum(entry["seconds"] for entry in state.log_history),
-    )
 
 
 @contextmanager

@@ -1,0 +1,117 @@
+"""Gains and other edits read as explanations: how far each neuron moves, which groups follow the
+four-group rule, and an edit with only its first neurons, or its numbers on others (METHOD §3–§5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..models.lm import LM
+from ..neurons.activations import NeuronMeans
+from ..neurons.table import NeuronTable
+from .intervention import Intervention
+from .paper import LESS
+
+
+def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:
+    """A `scale` intervention from gains, (L, F) float64: whatever differs from 1 is selected."""
+    return Intervention(name, "scale", gain, np.zeros_like(gain), gain != 1, record=record)
+
+
+def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
+    """How far an edit moves what each neuron writes on average: |change of its mean activation| *
+    ||v_i||, (L, F) float64.
+    """
+    norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
+    moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
+    return moved
+
+
+def _mean_change(edit: Intervention, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((edit.gain - 1) * mean + edit.offset)
+
+
+def relative_change(table: NeuronTable, edit: Intervention) -> NDArray[np.float64]:
+    """By which share of itself an edit moves each neuron's mean activation, (L, F) float64: gain -
+    1 where it scales, 0 where the mean is.
+    """
+    if edit.kind == "scale":
+        return edit.gain - 1
+    mean = table.grid("mean_base")
+    return np.divide(_mean_change(edit, mean), mean, out=np.zeros_like(mean), where=mean != 0)
+
+
+def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64]) -> pl.DataFrame:
+    """What gains, or another edit, do in each of the tuning-free groups: how many neurons, their
+    mean change, and who follows the rule.
+
+    The four-group rule (METHOD §4) dials TP and AN down and AP and TN up; `with_rule` is the share
+    of a group's dialled neurons whose activation moves that way, `with_rule_weighted` the same with
+    each neuron counting by `moved` (see `importance`).
+
+    Args:
+        table: of the base model along the direction that makes the groups.
+        edit: an intervention of its shape.
+        moved: (L, F), from `importance`.
+
+    Returns:
+        one row per group and one for `all`: `group`, `neurons`, `mean_change` (of the activation,
+            relative: gain - 1), `mean_size` (of its
+        absolute value), `share_moved`, `with_rule`, `with_rule_weighted`.
+    """
+    change = relative_change(table, edit)
+    masks = table.groups(changed=False)
+    down = np.logical_or(*(masks[name] for name in LESS))
+    follows = np.where(down, change < 0, change > 0)
+    rows = []
+    for name, mask in [*masks.items(), ("all", np.logical_or.reduce([*masks.values()]))]:
+        count, weight = int(mask.sum()), float(moved[mask].sum())
+        dialled = mask & (change != 0)
+        rows.append(
+            {
+                "group": name,
+                "neurons": count,
+                "mean_change": float(change[mask].mean()) if count else None,
+                "mean_size": float(np.abs(change[mask]).mean()) if count else None,
+                "share_moved": weight / float(moved.sum()) if weight else 0.0,
+                "with_rule": float(follows[dialled].mean()) if dialled.any() else None,
+                "with_rule_weighted": float(np.average(follows[mask], weights=moved[mask]))
+                if weight
+                else None,
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Intervention:
+    """The gains of the `count` neurons that come first by `order` (L, F), highest first; every
+    other neuron keeps its activation.
+    """
+    kept = np.zeros(order.size, dtype=bool)
+    kept[np.argsort(-order.ravel(), kind="stable")[:count]] = True
+    kept = kept.reshape(order.shape) & gains.selected
+    gain = np.where(kept, gains.gain, 1.0)
+    return replace(gains, name=f"{gains.name}_top_{count}", gain=gain, selected=kept)
+
+
+def shuffled(edit: Intervention, *, seed: int) -> Intervention:
+    """The control of gains: the same numbers, each layer's among its own neurons at random (METHOD
+    §5).
+    """
+    order = np.random.default_rng(seed).permuted(
+        np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape), axis=1
+    )
+    return replace(
+        edit,
+        name=f"{edit.name}__random_neurons",
+        gain=np.asarray(np.take_along_axis(edit.gain, order, axis=1)),
+        offset=np.asarray(np.take_along_axis(edit.offset, order, axis=1)),
+        selected=np.asarray(np.take_along_axis(edit.selected, order, axis=1)),
+        control_of=edit.name,
+        record={**edit.record, "seed": seed},
+    )
