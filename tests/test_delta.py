@@ -127,7 +127,7 @@ def test_a_damaged_delta_is_refused(llama: LM, tmp_path: Path) -> None:
         load_delta(base)
     save_delta(make(llama, "scale"), base, tmp_path / "delta")
     make(llama, "scale", seed=1).save(tmp_path / "delta/edit.safetensors")
-    with pytest.raises(DialdownError, match="its sha256 differs"):
+    with pytest.raises(DialdownError, match=r"describes .*sha256"):
         load_delta(tmp_path / "delta")
     path = tmp_path / "delta/edit.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))

@@ -1,5 +1,5 @@
 """The README.md of an exported folder: what was edited and why, what was measured, how to check it
-and how to undo it.
+and how to undo it. Its text is in `card.md`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
+from jinja2 import Environment, PackageLoader
 
 from ..data.catalogue import ASSETS
 from ..data.model_files import is_own
 from ..files import write_text
 from ..terminal import printable
-from .delta import Delta, Interval
+from .delta import Delta
 from .verify import Verification
-from .vllm import VllmCheck
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
-
 # What Markdown and HTML read as something else than a letter; some only where a line begins.
 MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)|^[-+=#]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
 FIGURES = {"toxicity": "toxicity", "log_perplexity": "log perplexity", "kl": "KL(base ‖ model)"}
@@ -47,95 +46,61 @@ def write_card(
         verified: what verification measured, or None where it was left out.
         left_out: what the base's folder has besides.
     """
-    local = " --base FOLDER_OF_THE_BASE" if delta.record["base"]["local"] else ""
-    notes, revision = (
-        delta.record["notes"],
-        f" at revision {_code(delta.revision)}" if delta.revision else "",
-    )
-    licence, unread = _licence(delta, base_folder)
-    paragraphs = [
-        f"# {plain(delta.base)}, edited by dialdown",
-        _what(delta),
-        *([plain(notes["why"])] if "why" in notes else []),
-        "> This model can still write offensive text. Figures on toxicity, where there are any, "
-        "come from prompts chosen "
-        "to provoke it, and hold for those.",
-        *_measured(notes),
-        "## Verified",
-        _verified(verified),
-        "## The edit alone",
-        "`dialdown/edit.safetensors` and `dialdown/edit.json` are the edit without the model. They "
-        "put it on another "
-        "copy of the base, at any strength:",
-        f"```\ndialdown apply THIS_FOLDER --out NEW_FOLDER --strength 0.5{local}\n```",
-        f"The base is {_code(delta.base)}{revision}; the sha256 over its weights is "
-        f"`{delta.sha256}`, and another base is "
-        "refused.",
-        *unread,
-        "## Files",
-        "| file | sha256 |\n| --- | --- |\n"
-        + "\n".join(f"| {plain(name)} | `{digest}` |" for name, digest in sorted(files.items())),
-        *(
-            [f"Not copied from the base's folder: {', '.join(map(plain, left_out))}."]
-            if left_out
-            else []
-        ),
-    ]
-    data = ModelCardData(
+    licence = _licence(delta, base_folder)
+    head = ModelCardData(
         # A hub id as it is; the other names are not the hub's, and it refuses a card with a colon
         # here.
-        base_model=one_line(delta.base.removeprefix("embedded:")),
+        base_model=_one_line(delta.base.removeprefix("embedded:")),
         library_name="transformers",
         tags=["dialdown"],
-        **licence,
+        **(licence or {}),
     )
-    write_text(folder / CARD, f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(paragraphs) + "\n")
+    notes = delta.record["notes"]
+    rows = notes.get("rows", [])
+    figures = {key: word for key, word in FIGURES.items() if any(key in row for row in rows)}
+    markdown = Environment(
+        loader=PackageLoader("dialdown", "exporting"), trim_blocks=True, keep_trailing_newline=True
+    )
+    markdown.filters |= {"plain": _plain, "code": _code}
+    text = markdown.get_template("card.md").render(
+        head=head.to_yaml(),
+        delta=delta,
+        what=_what(delta),
+        notes=notes,
+        rows=rows,
+        figures=figures,
+        files=files,
+        verified=verified,
+        licence=licence,
+        left_out=left_out,
+    )
+    write_text(folder / CARD, text)
 
 
-def _licence(delta: Delta, base_folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What is known of the base's licence, and a sentence where it could not be read.
+def _licence(delta: Delta, base_folder: Path) -> dict[str, Any] | None:
+    """What is known of the base's licence, or None where it could not be read.
 
     Of an embedded model it is known here, of others from the front matter of their own card.
     """
     if delta.base.startswith("embedded:"):
-        return {"license": ASSETS[delta.base.removeprefix("embedded:")].licence}, []
+        return {"license": ASSETS[delta.base.removeprefix("embedded:")].licence}
     card = base_folder / CARD
     if not card.is_file():
-        return {}, []
+        return {}
     try:
         head = (metadata_load(card) or {}) if is_own(card, base_folder) else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        head = None
-    stated = {
-        key: value for key, value in (head or {}).items() if key in LICENCE and value is not None
-    }
-    if head is None or not all(
-        isinstance(value, str) and value.isprintable() for value in stated.values()
-    ):
-        return {}, [
-            "The base's README.md could not be read for its licence, which is therefore not "
-            "repeated here."
-        ]
-    return stated, []
-
-
-def plain(text: str) -> str:
-    """A text as one line that Markdown shows as it is: no control characters, no markup."""
-    return MARKUP.sub(r"\\\g<0>", one_line(text))
-
-
-def _code(text: str) -> str:
-    return f"`{one_line(text).replace('`', chr(39))}`"
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and what would act instead of being shown."""
-    return " ".join(printable(text).split())
+        return None
+    if head is None:
+        return None
+    stated = {key: head[key] for key in LICENCE if head.get(key) is not None}
+    sound = all(isinstance(value, str) and value.isprintable() for value in stated.values())
+    return stated if sound else None
 
 
 def _what(delta: Delta) -> str:
-    edit = delta.edit
-    strength = delta.record["strength"]
+    """The first sentence: what the edit does."""
+    edit, strength = delta.edit, delta.record["strength"]
     if edit.vector is not None:
         norm = float(np.linalg.norm(edit.vector))
         text = (
@@ -143,74 +108,30 @@ def _what(delta: Delta) -> str:
             "residual stream (the bias of the last MLP)"
         )
     else:
-        changed = (edit.gain != 1) | (edit.offset != 0)
+        changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())
         text = (
-            f"{_code(edit.name)} ({edit.kind}) changes {int(changed.sum()):,} of "
-            f"{edit.gain.size:,} MLP neurons"
+            f"{_code(edit.name)} ({edit.kind}) changes {changed:,} of {edit.gain.size:,} MLP "
+            "neurons"
         )
-        if edit.gain.size and not edit.offset.any():
-            text += (
-                ", each by one factor on its column of the down projection; mean |gain - 1| "
-                f"is {abs(edit.gain - 1).mean():.4f}"
-            )
+    if edit.gain.size and not edit.offset.any():
+        text += (
+            ", each by one factor on its column of the down projection; mean |gain - 1| is "
+            f"{abs(edit.gain - 1).mean():.4f}"
+        )
     if strength != 1:
         text += f", dialled to {strength:.3g} times what was found at first"
-    text += ". Everything else is the base model's, byte for byte."
-    return text
+    return text + ". Everything else is the base model's, byte for byte."
 
 
-def _measured(notes: Mapping[str, Any]) -> list[str]:
-    rows = notes.get("rows", [])
-    if not rows:
-        return []
-    shown = [figure for figure in FIGURES if any(figure in row for row in rows)]
-    lines = [
-        "| model | " + " | ".join(FIGURES[figure] for figure in shown) + " |",
-        "| --- " * (len(shown) + 1) + "|",
-    ]
-    for row in rows:
-        cells = [_interval(row[figure]) if figure in row else "" for figure in shown]
-        lines.append("| " + " | ".join([plain(row.get("name", "")), *cells]) + " |")
-    said = [f"Toxicity was scored by {plain(notes['judge'])}."] if "judge" in notes else []
-    said += [plain(notes["caveat"])] if "caveat" in notes else []
-    if "text" in notes:
-        said.append(
-            f"Log-perplexity and KL are on {plain(notes['text'])}; on other kinds of text the KL "
-            "can be several times that."
-        )
-    return [
-        "## Measured, with 95 % intervals",
-        "\n".join(lines),
-        *([" ".join(said)] if said else []),
-    ]
+def _plain(text: str) -> str:
+    """A text as one line that Markdown shows as it is: no control characters, no markup."""
+    return MARKUP.sub(r"\\\g<0>", _one_line(text))
 
 
-def _interval(value: Interval) -> str:
-    mean, low, high = value
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+def _code(text: str) -> str:
+    return f"`{_one_line(text).replace('`', chr(39))}`"
 
 
-def _verified(verified: Verification | None) -> str:
-    if verified is None:
-        return "This folder was written without verification."
-    text = (
-        "This folder was reloaded with plain transformers and compared with the base model under "
-        f"the edit's hooks, both in float32: over {verified.positions:,} "
-        f"positions of {verified.prompts} texts the largest difference of a logit is "
-        f"{verified.difference:.2g}, where {verified.tolerance:.2g} is accepted."
-    )
-    if verified.rounding is not None:
-        text += (
-            " The checkpoint has 16 bits: random errors of the size of one rounding in what the "
-            f"edit wrote make a difference of {verified.rounding:.2g}, "
-            "and four times that plus 0.001 is accepted."
-        )
-    return text if verified.vllm is None else f"{text} {_in_vllm(verified.vllm)}"
-
-
-def _in_vllm(check: VllmCheck) -> str:
-    return (
-        f"So it was with vLLM {check.version}, in float32: of {check.compared:,} log-probabilities "
-        "of the likeliest next tokens the largest "
-        f"difference is {check.difference:.2g}, where {check.tolerance:.2g} is accepted."
-    )
+def _one_line(text: str) -> str:
+    """A text without line breaks and what would act instead of being shown."""
+    return " ".join(printable(text).split())

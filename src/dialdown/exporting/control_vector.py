@@ -41,12 +41,9 @@ def write_control_vector(
     Args:
         lm: the model the intervention was built for.
         edit: of kind `shift`, `steer` or `none`; at a strength other than 1, `edit.at(strength)`.
-        path: the file to write.
+        path: the file to write, which is returned.
         skip_first_layer: leave the shift of layer 0 out, which no control vector can hold; the file
             is then not the whole intervention, and its description says so.
-
-    Returns:
-        The path.
 
     Raises:
         DialdownError: the intervention multiplies or clamps activations, shifts layer 0, or shifts

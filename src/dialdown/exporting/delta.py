@@ -21,7 +21,6 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    NonNegativeInt,
     TypeAdapter,
     ValidationError,
     with_config,
@@ -31,7 +30,7 @@ from typing_extensions import TypedDict
 from ..data.local_paths import without_paths
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
-from ..interventions.edit_file import Kind, damaged, first_problem
+from ..interventions.edit_file import damaged, first_problem
 from ..interventions.intervention import Intervention
 from ..progress import Progress
 from .checkpoint import Checkpoint, open_checkpoint
@@ -71,31 +70,25 @@ class Notes(TypedDict, total=False):
     text: str
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+STRICT = ConfigDict(strict=True, extra="forbid")
 
 
-class _Base(_Strict):
+class _Base(BaseModel):
+    model_config = STRICT
     name: Annotated[str, Field(min_length=1)]
     revision: str | None
     local: bool
     sha256: Sha256
 
 
-class _Edit(_Strict):
-    name: str
-    kind: Kind
-    neurons: NonNegativeInt
-    sha256: Sha256
-
-
-class _Record(_Strict):
+class _Record(BaseModel):
     """All of edit.json."""
 
+    model_config = STRICT
     version: Literal[SCHEMA] = Field(alias="schema")  # type: ignore[valid-type]
     kind: Literal["delta"]
     base: _Base
-    edit: _Edit
+    edit: dict[str, Any]
     strength: FiniteFloat
     dialdown: str
     notes: Notes
@@ -127,27 +120,35 @@ class Delta:
 
     Attributes:
         edit: the intervention.
-        base: the name of the base model: a hub id, `embedded:NAME`, or the last part of a local
-            folder's path.
-        revision: its hub commit, or None.
-        sha256: of its weights (see `Checkpoint.base_sha256`).
-        record: all of edit.json: also strength, version and notes.
+        record: all of edit.json: base, edit, strength, version and notes.
     """
 
     edit: Intervention
-    base: str
-    revision: str | None
-    sha256: str
     record: dict[str, Any]
+
+    @property
+    def base(self) -> str:
+        """What the base is called (see `Checkpoint`)."""
+        return str(self.record["base"]["name"])
+
+    @property
+    def revision(self) -> str | None:
+        """The base's hub commit, or None."""
+        revision: str | None = self.record["base"]["revision"]
+        return revision
+
+    @property
+    def sha256(self) -> str:
+        """Of the base's weights (see `Checkpoint.sha256`)."""
+        return str(self.record["base"]["sha256"])
 
 
 def rounded(edit: Intervention) -> Intervention:
     """The edit as it is stored and exported: the gains of a pure scale in float32, a relative
     change below 1e-7.
 
-    One number of four bytes per neuron. Rounding before the export keeps the exported weights and
-    the delta the same edit, bit for bit. An edit with offsets or a vector, or with gains that
-    float32 does not hold, stays as it is.
+    Rounding before the export keeps the exported weights and the delta the same edit, bit for bit.
+    An edit with offsets or a vector, or with gains that float32 does not hold, stays as it is.
     """
     if edit.needs_bias:
         return edit
@@ -169,15 +170,10 @@ def save_delta(
 
     Args:
         edit: the edit (see `rounded` for what is stored).
-        source: the base: a folder, `embedded:NAME` or a hub id.
+        source, revision: the base (see `open_checkpoint`).
         folder: where the two files go.
-        revision: a hub branch, tag or commit.
         notes: kept in edit.json (see `Notes`).
         progress: called while an embedded model is downloaded and converted.
-
-    Raises:
-        DialdownError: the base cannot be read (see `open_checkpoint`), the edit does not fit it, or
-            the disk is full.
     """
     check_notes(notes or {})
     base = open_checkpoint(source, revision=revision, progress=progress)
@@ -191,27 +187,28 @@ def write_delta(
     """Write the two files of a delta whose base is open."""
     edit = rounded(replace(edit, name=without_paths(edit.name), record=without_paths(edit.record)))
     edit.save(folder / EDIT)
+    names = ("name", "revision", "local", "sha256")
     record = {
         "schema": SCHEMA,
         "kind": "delta",
-        "base": {
-            "name": base.name,
-            "revision": base.revision,
-            "local": base.local,
-            "sha256": base.sha256,
-        },
-        "edit": {
-            "name": edit.name,
-            "kind": edit.kind,
-            "neurons": edit.neurons,
-            "sha256": file_sha256(folder / EDIT),
-        },
+        "base": {name: getattr(base, name) for name in names},
+        "edit": _described(edit, folder / EDIT),
         "strength": edit.record.get("strength", 1.0),
         "dialdown": version("dialdown"),
         "notes": without_paths(dict(notes)),
     }
     write_json(folder / RECORD, record)
-    return Delta(edit, base.name, base.revision, base.sha256, record)
+    return Delta(edit, record)
+
+
+def _described(edit: Intervention, path: Path) -> dict[str, Any]:
+    """What edit.json says of the edit beside it."""
+    return {
+        "name": edit.name,
+        "kind": edit.kind,
+        "neurons": edit.neurons,
+        "sha256": file_sha256(path),
+    }
 
 
 def load_delta(folder: str | Path) -> Delta:
@@ -242,21 +239,15 @@ def load_delta(folder: str | Path) -> Delta:
         raise DialdownError(
             f"{folder} has {RECORD} and no {EDIT}: fetch the delta again, both of its files."
         )
-    if file_sha256(folder / EDIT) != checked.edit.sha256:
-        raise DialdownError(
-            f"{folder / EDIT} is not the file that {RECORD} describes (its sha256 differs): fetch "
-            "the delta again."
-        )
     edit = Intervention.load(folder / EDIT)
-    said = (checked.edit.name, checked.edit.kind, checked.edit.neurons, checked.strength)
-    if said != (edit.name, edit.kind, edit.neurons, edit.record.get("strength", 1.0)):
+    said = {**checked.edit, "strength": checked.strength}
+    facts = {**_described(edit, folder / EDIT), "strength": edit.record.get("strength", 1.0)}
+    if wrong := sorted(key for key in said.keys() | facts if said.get(key) != facts.get(key)):
         raise DialdownError(
-            f"{folder / RECORD} does not describe the edit beside it "
-            f"({', '.join(map(str, said))}): fetch the delta again."
+            f"{folder / EDIT} is not the edit that {RECORD} describes (not its "
+            f"{', '.join(wrong)[:100]}): fetch the delta again, both of its files."
         )
-    return Delta(
-        edit, checked.base.name, checked.base.revision, checked.base.sha256, json.loads(text)
-    )
+    return Delta(edit, json.loads(text))
 
 
 def base_of(
@@ -279,22 +270,19 @@ def base_of(
         DialdownError: the base was a local folder and none is given, it cannot be read, or it is
             another base.
     """
-    if given is None and delta.record["base"]["local"]:
-        raise DialdownError(
-            f"The delta was made for a local folder called {delta.base!r}, which its name alone "
-            "does not find: pass the folder as base."
-        )
-    # The recorded revision belongs to the recorded name; another name has its own.
-    base = (
-        open_checkpoint(delta.base, revision=delta.revision, progress=progress)
-        if given is None
-        else None
-    )
-    base = base or open_checkpoint(given or delta.base, revision=revision, progress=progress)
+    if given is None:
+        if delta.record["base"]["local"]:
+            raise DialdownError(
+                f"The delta was made for a local folder called {delta.base!r}, which its name "
+                "alone does not find: pass the folder as base."
+            )
+        # The recorded revision belongs to the recorded name; another name has its own.
+        given, revision = delta.base, delta.revision
+    base = open_checkpoint(given, revision=revision, progress=progress)
     if base.sha256 != delta.sha256:
         raise DialdownError(
             f"{base.name} is not the base this delta was made for: its weights have sha256 "
-            f"{base.sha256[:12]} and those of {delta.base} had {delta.sha256[:12]}, "
-            "so pass that base, in the dtype and revision it had."
+            f"{base.sha256[:12]} and those of {delta.base} had {delta.sha256[:12]}, so pass that "
+            "base, in the dtype and revision it had."
         )
     return base
