@@ -4,7 +4,6 @@ session.
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -24,13 +23,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _what_is_imported_is_no_garbage() -> None:
-    """Every training collects garbage twice, half of its time where all of torch is looked at."""
-    gc.collect()
-    gc.freeze()
 
 
 class _Deprecations(logging.Handler):

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from dialdown.cli.summary import show_notes, show_verdicts
 from dialdown.errors import DialdownError
+from dialdown.report.chart_style import drawing_script
 from dialdown.report.claims import claims
 from dialdown.report.evidence import Evidence
-from dialdown.report.interactive import plotly_js
 from dialdown.report.page import write_report
 from dialdown.report.page_tables import table_two
 from dialdown.report.run import load
@@ -108,12 +108,26 @@ def test_every_line_of_numbers_names_its_protocol(whole: tuple[str, Page]) -> No
         assert f" {protocol} " in text
 
 
-def test_figures_name_their_protocol(whole: tuple[str, Page]) -> None:
-    text, _ = whole
-    drawn = re.findall(r"<figure><svg.*?</svg>", text, flags=re.DOTALL)
+def charts(text: str) -> list[dict[str, Any]]:
+    """The charts of a page."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', text, flags=re.DOTALL)
+    return [json.loads(chart) for chart in found]
+
+
+def test_figures_name_their_protocol_and_say_what_they_show(whole: tuple[str, Page]) -> None:
+    drawn = charts(whole[0])
     assert len(drawn) >= 12
-    for svg in drawn:
-        assert "strict" in svg or "paper" in svg or "DPO training" in svg
+    for chart in drawn:
+        assert chart["title"]["text"].endswith((" · strict", " · paper", " · DPO training"))
+        assert chart["description"]
+
+
+def test_every_figure_of_the_page_is_a_file_too(tmp_path: Path) -> None:
+    text, page = report(tmp_path, **{**QUICK, "neurons": True})
+    names = [found["data-chart"] for _, found in page.elements if "data-chart" in found]
+    assert len(names) == len(set(names)) == len(charts(text))
+    wanted = {f"{name}.{suffix}" for name in names for suffix in ("svg", "png", "pdf")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == wanted
 
 
 def test_the_numbers_are_those_of_the_results(whole: tuple[str, Page]) -> None:
@@ -129,10 +143,10 @@ def test_the_numbers_are_those_of_the_results(whole: tuple[str, Page]) -> None:
 
 def test_one_small_file_that_loads_nothing(whole: tuple[str, Page]) -> None:
     text, page = whole
-    # plotly.js is most of it: it is embedded, so that the interactive figures need no network
-    # either.
-    ours = text.replace(plotly_js(), "")
-    assert len(ours.encode()) < 3_000_000 < len(text.encode()) < 9_000_000
+    # Vega is most of it: it is embedded, so that the figures need no network.
+    ours = text.replace(drawing_script(), "")
+    assert len(ours.encode()) < 1_000_000
+    assert len(text.encode()) < 2_500_000
     assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
         for name, value in attributes.items():
@@ -171,8 +185,11 @@ def test_no_script_but_its_own_may_run_and_nothing_may_be_fetched(whole: tuple[s
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     allowed = rules["script-src"].split()
-    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.DOTALL)
-    assert len(scripts) >= 2
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    assert scripts == [drawing_script()]
+    # What else stands in a script element is data, which no browser runs.
+    kinds = [found.get("type") for tag, found in page.elements if tag == "script"]
+    assert {*kinds} == {None, "application/json"}
     hashes = [
         base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
     ]

@@ -19,23 +19,18 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 
-from ..evaluation.bootstrap import Estimate
 from ..files import write_text
-from ..models.lm import Protocol
 from ..study import published
 from ..study.notes import noted
 from ..terminal import printable
-from . import paper, style
+from . import paper
+from .chart_style import drawing_script, embedded, save
 from .claims import claims
-from .drawing import save
-from .front import front
-from .interactive import plotly_js
-from .page_tables import UNITS, control_table, group_table, judge_table, probe_table, table_two
+from .figures import run_figures
+from .page_tables import control_table, group_table, judge_table, probe_table, table_two
 from .rules import SPEAKING_WORDS
-from .run import PROTOCOLS, Result, Run, load, short
-from .style import Point
+from .run import Result, Run, load
 from .text import number
 from .verdict import findings
 
@@ -50,24 +45,15 @@ FEATURED = (
     "edit_probe_scale",
     "edit_probe_set__random_neurons",
 )
-NAMED = {
-    "none",
-    "dpo",
-    "steer_probe",
-    "patch_four_groups",
-    "patch_all_increasing",
-    "edit_probe_set",
-    "edit_probe_shift",
-    "edit_probe_scale",
-}
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure on the page."""
+    """A figure on the page: its chart as JSON."""
 
-    svg: Markup
+    name: str
     caption: str
+    chart: Markup
 
 
 @dataclass(frozen=True)
@@ -112,33 +98,29 @@ def _shown(value: object) -> object:
     return type(value)(printable(value)) if isinstance(value, str) else value
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """A content security policy under which the page's own scripts run, by their hashes, and
-    nothing is fetched.
+def _policy(script: str) -> str:
+    """A content security policy under which the page's own script runs, by its hash, and nothing is
+    fetched.
     """
-    hashes = [base64.b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
-    sources = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    source = f"'sha256-{digest}'" if script else "'none'"
     return (
-        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src {source}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
 def _content(run: Run) -> dict[str, Any]:
-    interactive = paper.interactive_figures(run)
-    plotly = plotly_js() if interactive else ""
-    scripts = [plotly] if interactive else []
-    for _, fragment in interactive:
-        scripts += re.findall(r"<script[^>]*>(.*?)</script>", printable(fragment), flags=re.DOTALL)
+    plates = _plates(run)
+    script = drawing_script() if any(plates.values()) else ""
     return {
-        "policy": _policy(scripts),
+        "policy": _policy(script),
         "claims": claims(run, folder=run.folder),
         "speaking": SPEAKING_WORDS,
         "rounding": _rounding(run),
-        "front": _front(run),
         "paper_tables": paper.paper_tables(run),
-        "interactive": interactive,
-        "plotly": Markup(plotly),
+        "figures": plates,
+        "script": Markup(script),
         "style": Markup(
             (resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")
         ),
@@ -147,21 +129,15 @@ def _content(run: Run) -> dict[str, Any]:
         "findings": findings(run, folder=run.folder),
         "results": table_two(run),
         "published": published.row(run.model, "none") is not None,
-        "tradeoff": _tradeoff(run),
         "control_tables": {
             run.concept: control_table(run, "toxicity"),
             "log-perplexity": control_table(run, "log_ppl"),
         },
-        "control_figures": [
-            plate for protocol in run.protocols for plate in _controls(run, protocol)
-        ],
         "groups": group_table(run),
-        "neuron_figures": _neurons(run),
         "noted": noted(run.info),
         "samples": _samples(run),
         "probe": probe_table(run),
         "judges": judge_table(run),
-        "training": _training(run),
         "stages": _stages(run),
         "versions": {**run.info.get("versions", {}), **run.info.get("machine", {})},
         "settings": list(_flat(run.info.get("config") or {})),
@@ -230,141 +206,14 @@ def _facts(run: Run) -> dict[str, str]:
     return facts
 
 
-def _plate(figure: Figure, name: str, caption: str) -> Plate:
-    return Plate(Markup(style.as_svg(figure, name, caption)), caption)
-
-
-def _tradeoff(run: Run) -> list[Plate]:
-    points = {
-        protocol: [point for name in run.names() if (point := _point(run.result(name, protocol)))]
-        for protocol in run.protocols
-    }
-    everything = [point for ours in points.values() for point in ours]
-    return [
-        _plate(
-            style.tradeoff(ours, protocol, everything, concept=run.concept),
-            f"tradeoff-{protocol}",
-            f"{protocol}: {run.concept} and the change of log-perplexity of each intervention, "
-            "with 95% intervals. Down and to the left is better.",
-        )
-        for protocol, ours in points.items()
-        if ours
-    ]
-
-
-def _point(one: Result | None) -> Point | None:
-    if one is None or "toxicity" not in one.metrics:
-        return None
-    # The untouched model differs from itself by nothing.
-    zero = Estimate(0.0, 0.0, 0.0, 0) if one.name == "none" else None
-    price = zero or one.change.get("log_ppl")
-    return (
-        Point(short(one.name), one.family, price, one.metrics["toxicity"], one.name in NAMED)
-        if price
-        else None
-    )
-
-
-def _controls(run: Run, protocol: Protocol) -> Iterator[Plate]:
-    for metric, quantity in (
-        ("toxicity", f"change of {run.concept} (mean score)"),
-        ("log_ppl", "change of log-perplexity (nats per token)"),
-    ):
-        rows = {}
-        sizes: set[int] = set()
-        for name in run.names():
-            one, found = run.result(name, protocol), run.controls(name, protocol)
-            if one is None or metric not in one.change or not found:
-                continue
-            others = {
-                control: other.change[metric]
-                for control, other in found.items()
-                if metric in other.change
-            }
-            rows[short(name)] = {"": one.change[metric], **others}
-            sizes |= {other.n for other in others.values()}
-        if rows:
-            ours = ", ".join(f"{size:,}" for size in sorted({row[""].n for row in rows.values()}))
-            theirs = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
-            caption = (
-                f"{protocol}: {quantity}, with 95% intervals; n = {ours} {UNITS[metric]}, "
-                f"controls n = {theirs}."
-            )
-            yield _plate(
-                style.controls(rows, protocol, quantity, price=metric == "log_ppl"),
-                f"controls-{metric}-{protocol}".replace("_", "-"),
-                caption,
-            )
-
-
-def _neurons(run: Run) -> list[Plate]:
-    """Figures 1 to 8, each also written to the folder `figures`; and how far value vectors
-    turned.
-    """
-    plates = []
-    for name, caption, figure in paper.neuron_figures(run):
-        save(figure, run.folder / "figures" / name)
-        plates.append(_plate(figure, name, caption))
-    tables = {protocol: table for protocol, table in run.tables.items() if table.compared}
-    first = next((protocol for protocol in PROTOCOLS if protocol in tables), None)
-    if first and (distance := style.value_distance(tables[first])):
-        smallest, mean = (
-            tables[first].grid("value_cosine").min(),
-            tables[first].grid("value_cosine").mean(),
-        )
-        caption = (
-            f"{first}: how far value vectors turned in tuning; lowest cosine "
-            f"{number(smallest, 6)}, mean {number(mean, 6)}."
-        )
-        plates.append(_plate(distance, "values", caption))
-    return plates
-
-
-def _front(run: Run) -> list[Plate]:
-    points = paper.front_points(run)
-    if not points:
-        return []
-    figure = front(points, "strict", concept=run.concept)
-    save(figure, run.folder / "figures" / "front-strict")
-    caption = (
-        "Every family of interventions at several strengths, and DPO along its training, on "
-        "the same prompts (strict)."
-    )
-    return [_plate(figure, "front", caption)]
-
-
-def _training(run: Run) -> list[Plate]:
-    log = run.stage("train")
-    if not log.get("step"):
-        return []
-    curves = (
-        (
-            "Loss",
-            "nats",
-            {"training": ("step", "loss"), "held-out pairs": ("eval_step", "eval_loss")},
-        ),
-        (
-            "KL to the base model",
-            "nats per token",
-            {"KL⁺, preferred": ("step", "kl_chosen"), "KL⁻, dispreferred": ("step", "kl_rejected")},
-        ),
-        ("Reward accuracy", "share of pairs", {"training": ("step", "reward_accuracy")}),
-    )
-    plates = []
-    for place, (title, unit, columns) in enumerate(curves):
-        lines = {
-            name: (log[steps], log[values])
-            for name, (steps, values) in columns.items()
-            if log.get(steps) and log.get(values)
-        }
-        if lines:
-            plates.append(
-                _plate(
-                    style.training(title, unit, lines),
-                    f"training-{place}",
-                    f"{title} ({unit}) over the steps of DPO.",
-                )
-            )
+def _plates(run: Run) -> dict[str, list[Plate]]:
+    """The figures of each section, all also written to the folder `figures`."""
+    plates: dict[str, list[Plate]] = {}
+    for section, figures in run_figures(run).items():
+        plates[section] = []
+        for name, caption, chart in figures:
+            save(chart, run.folder / "figures" / name)
+            plates[section].append(Plate(name, caption, Markup(embedded(chart, caption))))
     return plates
 
 

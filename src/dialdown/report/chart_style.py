@@ -1,0 +1,260 @@
+"""How every figure looks, and the ways out of one: a chart is defined once, in Altair.
+
+    save(chart, Path("figures/front-strict"))   # .svg, .png and .pdf on white
+    embedded(chart)                             # JSON for the page, whose CSS has the colours
+
+Colours are Okabe and Ito's. Whatever tells marks apart by colour also does so by shape, dash or
+place, so that it survives a grey printer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+import altair as alt
+import numpy as np
+import polars as pl
+import vl_convert
+from numpy.typing import NDArray
+
+from ..evaluation.bootstrap import Estimate
+from ..files import write_atomic
+
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart | alt.VConcatChart
+
+Place = TypeVar("Place", alt.X, alt.Y)
+
+COLOURS = {
+    "ink": "#1b1f24",
+    "muted": "#5d6771",
+    "grid": "#dde2e7",
+    "ground": "#fdfdfe",
+    "blue": "#0072b2",
+    "vermillion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#aa4499",
+    "orange": "#c98a00",
+    "sky": "#56b4e9",
+}
+WIDTH = 380  # of a plot, pixels
+PIXELS = 2.5  # of a PNG for each of the chart's
+
+STAR = "M0,-1L.26,-.36L.95,-.31L.42,.14L.59,.81L0,.44L-.59,.81L-.42,.14L-.95,-.31L-.26,-.36Z"
+DASHES = {"-": [1, 0], "--": [6, 3], "-.": [6, 2, 1, 2], ":": [2, 2]}
+
+
+class Look(NamedTuple):
+    """How an intervention, a control or a group of neurons is drawn."""
+
+    label: str
+    colour: str
+    shape: str
+    dash: str = "-"
+    filled: bool = True
+
+
+# The kind of an edit shows in its shape, what it follows in colour, filling and dash.
+FAMILIES = {
+    "none": Look("untouched", "ink", "circle"),
+    "dpo": Look("DPO", "vermillion", STAR),
+    "gains": Look("neuron gains", "sky", "circle"),
+    "gains_kept": Look("neuron gains, few kept", "sky", "circle", ":", False),
+    "step": Look("one step, no training", "ink", "triangle-left", "--"),
+    "steer": Look("steering", "purple", "triangle-up", "-."),
+    "patch": Look("patching", "blue", "square"),
+    "patch_shift": Look("patching, shift", "blue", "square", "--", False),
+    "edit_probe_set": Look("probe, set", "green", "diamond"),
+    "edit_probe_shift": Look("probe, shift", "green", "triangle-down"),
+    "edit_probe_scale": Look("probe, scale", "green", "cross"),
+    "edit_probe_free_set": Look("contrast, set", "orange", "diamond", "--", False),
+    "edit_probe_free_shift": Look("contrast, shift", "orange", "triangle-down", "--", False),
+    "edit_probe_free_scale": Look("contrast, scale", "orange", "cross", "--", False),
+    "other": Look("other", "muted", "triangle-right", "--"),
+    "random_neurons_set": Look("random neurons, set", "muted", "diamond", ":", False),
+    "random_neurons_shift": Look("random neurons, shift", "muted", "triangle-down", ":", False),
+    "random_neurons_scale": Look("random neurons, scale", "muted", "cross", ":", False),
+    "random_neurons_gains": Look("random neurons, gains", "muted", "circle", ":", False),
+    "random_direction": Look("random direction", "muted", "triangle-up", ":"),
+}
+# The intervention itself has an empty name.
+CONTROLS = {
+    "": Look("the intervention", "ink", "circle"),
+    "random_neurons": Look("random neurons", "vermillion", "square", filled=False),
+    "random_neurons_2": Look("random neurons, 2nd seed", "vermillion", "diamond", filled=False),
+    "random_neurons_3": Look("random neurons, 3rd seed", "vermillion", "cross", filled=False),
+    "random_direction": Look("random direction", "blue", "triangle-up", filled=False),
+    "beta_reversed": Look("β reversed", "purple", "triangle-down", filled=False),
+    "beta_zero": Look("β = 0", "green", "diamond", filled=False),
+}
+NO_GROUP = "none"
+# Warm colours write along the direction, cool ones against it. A cosine or a base mean of exactly
+# zero belongs to no group (METHOD §3), and the projection may still have changed.
+GROUP_LOOKS = {
+    "TP": Look("TP", "vermillion", "circle"),
+    "TN": Look("TN", "orange", "square", "--"),
+    "AP": Look("AP", "green", "triangle-up", "-."),
+    "AN": Look("AN", "blue", "diamond", ":"),
+    NO_GROUP: Look(NO_GROUP, "muted", "cross"),
+}
+
+AXIS = {
+    "gridColor": COLOURS["grid"],
+    "domainColor": COLOURS["muted"],
+    "tickColor": COLOURS["muted"],
+    "labelColor": COLOURS["ink"],
+    "titleColor": COLOURS["ink"],
+    "titleFontWeight": "normal",
+    "titleFontSize": 11,
+    "titlePadding": 8,
+    "labelOverlap": "greedy",
+    "labelLimit": 240,
+}
+CONFIG: dict[str, Any] = {
+    "axis": AXIS,
+    "legend": {
+        "orient": "bottom",
+        "title": None,
+        "labelColor": COLOURS["ink"],
+        "labelFontSize": 11,
+        "labelLimit": 260,
+        "symbolSize": 70,
+        "symbolStrokeWidth": 1.5,
+    },
+    "title": {
+        "anchor": "start",
+        "frame": "group",
+        "fontSize": 13,
+        "color": COLOURS["ink"],
+        "subtitleColor": COLOURS["muted"],
+        "subtitleFontSize": 11,
+        "subtitlePadding": 4,
+        "offset": 12,
+    },
+    "view": {"stroke": None, "continuousWidth": WIDTH, "discreteWidth": WIDTH},
+    "text": {"color": COLOURS["ink"], "fontSize": 11},
+    "line": {"strokeJoin": "round"},
+    "concat": {"spacing": 18},
+}
+LINE_KEYS = alt.Legend(symbolType="stroke", symbolSize=260, symbolStrokeWidth=2)
+
+
+def titled(chart: Chart, title: str, *lines: str, columns: int = 3) -> Chart:
+    """A finished chart: its title, small lines below it, and the look of everything else."""
+    below = [line for line in lines if line]
+    heading = alt.Title(title, subtitle=below) if below else alt.Title(title)
+    config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": columns}}
+    finished: Chart = chart.properties(title=heading).configure(**config)
+    return finished
+
+
+def scales(looks: Sequence[Look]) -> dict[str, alt.Scale]:
+    """For a field that holds labels: its scales of colour, fill, shape and dash."""
+    labels = [look.label for look in looks]
+    colours = [COLOURS[look.colour] for look in looks]
+    filled = zip(colours, looks, strict=True)
+    ranges: dict[str, list[Any]] = {
+        "colour": colours,
+        "fill": [colour if look.filled else COLOURS["ground"] for colour, look in filled],
+        "shape": [look.shape for look in looks],
+        "dash": [DASHES[look.dash] for look in looks],
+    }
+    return {name: alt.Scale(domain=labels, range=values) for name, values in ranges.items()}
+
+
+def symlog(
+    values: Sequence[float] | NDArray[np.float64], constant: float, title: str | list[str]
+) -> dict[str, Any]:
+    """For values that may be far apart: a scale that is linear around zero and logarithmic beyond
+    `constant`, and its axis.
+    """
+    low, high = 1.2 * min(*values, -constant / 2), 1.2 * max(*values, constant)
+    last = np.ceil(np.log10(max(high, -low)))
+    decades = 10.0 ** np.arange(np.floor(np.log10(constant)), last + 1)
+    steps = decades if last - np.log10(constant) > 4 else np.unique([*decades, *(3 * decades)])
+    below = [-step for step in steps[::-1] if -step >= low]
+    if np.log1p(-low / constant) < np.log1p(high / constant) / 4:
+        below = below[:1]  # a narrow side has room for one label beside the zero
+    ticks = [*below, 0.0, *(step for step in steps if step <= high)]
+    scale = alt.Scale(type="symlog", constant=constant, domain=[low, high], nice=False)
+    return {"scale": scale, "axis": ticked([float(f"{tick:.6g}") for tick in ticks], "~g", title)}
+
+
+def channel(kind: Callable[..., Place], **options: Any) -> Callable[[str], Place]:
+    """An axis that several marks share, for a field: `x = channel(alt.X, title="k")`, `x("k:Q")`."""
+    return lambda field: kind(field, **options)
+
+
+def ticked(values: Sequence[float], form: str, title: str | list[str]) -> alt.Axis:
+    """An axis with these ticks, and no fewer."""
+    return alt.Axis(values=list(values), tickCount=len(values), format=form, title=title)
+
+
+def readable(values: NDArray[np.float64], title: str) -> Callable[[str], alt.Y]:
+    """A vertical axis of these values, for a field; where a few dwarf the others it is linear
+    around zero and logarithmic beyond.
+    """
+    sizes = np.abs(values[values != 0])
+    if not len(sizes) or sizes.max() < 20 * np.median(sizes):
+        return channel(alt.Y, title=title)
+    constant = 10.0 ** np.floor(np.log10(np.median(sizes)))
+    return channel(alt.Y, **symlog(values, constant, title))
+
+
+def zero_line(axis: Literal["x", "y"]) -> alt.Chart:
+    """A line at zero across a plot."""
+    rule = alt.Chart(pl.DataFrame({"zero": [0]})).mark_rule(color=COLOURS["muted"])
+    chart: alt.Chart = rule.encode(**{axis: alt.datum(0)})
+    return chart
+
+
+def said(estimate: Estimate) -> str:
+    """A mean, its interval and what it is over, under the pointer."""
+    return f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}], n = {estimate.n:,}"
+
+
+def save(chart: Chart, path: Path) -> list[Path]:
+    """Write a figure as SVG, PNG and PDF on white; `path` has no suffix.
+
+    Returns:
+        The paths.
+
+    Raises:
+        DialdownError: the disk is full or the folder cannot be written.
+    """
+    svg = vl_convert.vegalite_to_svg({**chart.to_dict(validate=False), "background": "white"})
+    png, pdf = vl_convert.svg_to_png(svg, scale=PIXELS), vl_convert.svg_to_pdf(svg)
+    targets = [path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png", "pdf")]
+    for target, form in zip(targets, (svg.encode(), png, pdf), strict=True):
+        write_atomic(target, partial(_fill, form))
+    return targets
+
+
+def _fill(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def embedded(chart: Chart, description: str) -> str:
+    """A chart as JSON to put into a `script` element of the page: no markup in it, no address, and
+    colours as CSS variables, so that it suits light, dark and print.
+    """
+    spec: Mapping[str, Any] = chart.to_dict(validate=False)
+    spec = {**spec, "background": None, "description": description}
+    del spec["$schema"]
+    text = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+    for name, colour in COLOURS.items():
+        text = text.replace(f'"{colour}"', f'"var(--fig-{name})"')
+    return text
+
+
+@cache
+def drawing_script() -> str:
+    """The script that draws a page's charts (charts.js) and the Vega it needs, so that nothing is
+    fetched. Bundling takes seconds.
+    """
+    script = (resources.files("dialdown") / "report" / "charts.js").read_text(encoding="utf-8")
+    return vl_convert.javascript_bundle(script)
