@@ -28,13 +28,12 @@ from dialdown.report.charts import STEPS, Point, controls, pareto_optimal, trade
 from dialdown.report.neuron_charts import (
     figure_1_layer_effects,
     figure_2a_group_contribution,
-    figure_2b_ranked_share,
     figure_2c_group_shift,
     figure_3_top_aligned,
     figure_4_shift_distribution,
-    figure_7_lower_ranks,
     figure_8_layer_group,
 )
+from dialdown.report.rank_charts import figure_2b_ranked_share, figure_7_lower_ranks
 
 FIGURES: list[Callable[[NeuronTable], Chart]] = [
     figure_1_layer_effects,
@@ -415,7 +414,7 @@ POINTS = [
     point("edit_probe_set", 0.2, 0.12, 2.1),
     point("dpo", 60, 0.06, 0.03),
     point("dpo", 20, 0.2, 0.01),
-    point("random_neurons_scale", 0.5, 0.3, 3.0),
+    point("edit_random_neurons_scale", 0.5, 0.3, 3.0),
 ]
 
 

@@ -58,16 +58,16 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-# The kind of an edit shows in its shape, what it follows in colour, filling and dash.
+# By a row's name up to its strength. The kind of an edit shows in its shape, what it follows in colour, filling and dash.
 FAMILIES = {
     "none": Look("untouched", "ink", "circle"),
     "dpo": Look("DPO", "vermillion", STAR),
     "gains": Look("neuron gains", "sky", "circle"),
     "gains_kept": Look("neuron gains, few kept", "sky", "circle", ":", False),
     "step": Look("one step, no training", "ink", "triangle-left", "--"),
-    "steer": Look("steering", "purple", "triangle-up", "-."),
+    "steer_probe": Look("steering", "purple", "triangle-up", "-."),
     "patch": Look("patching", "blue", "square"),
-    "patch_shift": Look("patching, shift", "blue", "square", "--", False),
+    "patch_four_groups_shift": Look("patching, shift", "blue", "square", "--", False),
     "edit_probe_set": Look("probe, set", "green", "diamond"),
     "edit_probe_shift": Look("probe, shift", "green", "triangle-down"),
     "edit_probe_scale": Look("probe, scale", "green", "cross"),
@@ -75,11 +75,13 @@ FAMILIES = {
     "edit_probe_free_shift": Look("contrast, shift", "orange", "triangle-down", "--", False),
     "edit_probe_free_scale": Look("contrast, scale", "orange", "cross", "--", False),
     "other": Look("other", "muted", "triangle-right", "--"),
-    "random_neurons_set": Look("random neurons, set", "muted", "diamond", ":", False),
-    "random_neurons_shift": Look("random neurons, shift", "muted", "triangle-down", ":", False),
-    "random_neurons_scale": Look("random neurons, scale", "muted", "cross", ":", False),
-    "random_neurons_gains": Look("random neurons, gains", "muted", "circle", ":", False),
-    "random_direction": Look("random direction", "muted", "triangle-up", ":"),
+    "edit_random_neurons_set": Look("random neurons, set", "muted", "diamond", ":", False),
+    "edit_random_neurons_shift": Look(
+        "random neurons, shift", "muted", "triangle-down", ":", False
+    ),
+    "edit_random_neurons_scale": Look("random neurons, scale", "muted", "cross", ":", False),
+    "gains_random_neurons": Look("random neurons, gains", "muted", "circle", ":", False),
+    "steer_random": Look("random direction", "muted", "triangle-up", ":"),
 }
 # The intervention itself has an empty name.
 CONTROLS = {
@@ -214,7 +216,8 @@ def zero_line(axis: Literal["x", "y"]) -> alt.Chart:
 
 def said(estimate: Estimate) -> str:
     """A mean, its interval and what it is over, under the pointer."""
-    return f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}], n = {estimate.n:,}"
+    interval = f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+    return f"{interval}, n = {estimate.n:,}".replace("-", "−")
 
 
 def save(chart: Chart, path: Path) -> list[Path]:

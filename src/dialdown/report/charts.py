@@ -237,12 +237,9 @@ def controls(
         protocol: under which all of it was measured.
         quantity: what the axis shows, with its unit.
     """
-    seen = {key: None for row in rows.values() for key in row}
-    known = [key for key in CONTROLS if key in seen]
-    looks = [CONTROLS[key] for key in known] + [
-        Look(key, "muted", "triangle-left") for key in seen if key not in CONTROLS
-    ]
-    labels = dict(zip([*known, *(key for key in seen if key not in known)], looks, strict=True))
+    seen = list(dict.fromkeys(key for row in rows.values() for key in row))
+    order = [key for key in CONTROLS if key in seen] + [k for k in seen if k not in CONTROLS]
+    labels = {key: CONTROLS.get(key, Look(key, "muted", "triangle-left")) for key in order}
     frame = pl.DataFrame([
         {
             "intervention": name,
@@ -258,10 +255,14 @@ def controls(
     x = channel(alt.X, title=[quantity, paired])
     if quantity.startswith("change of log"):
         x = channel(alt.X, **symlog(ends, LINEAR, [quantity, paired]))
-    ranges, order = scales(looks), [look.label for look in looks]
+    ranges = scales(list(labels.values()))
     y = alt.Y("intervention:N", sort=list(rows), title=None)
     y = y.axis(alt.Axis(grid=True, tickBand="extent", ticks=False, domain=False))
-    within = alt.YOffset("control:N", sort=order, scale=alt.Scale(paddingOuter=0.4))
+    within = alt.YOffset(
+        "control:N",
+        sort=[look.label for look in labels.values()],
+        scale=alt.Scale(paddingOuter=0.4),
+    )
     stroke = alt.Stroke("control:N", scale=ranges["colour"])
     base = alt.Chart(frame).encode(y=y, yOffset=within, stroke=stroke)
     layers = alt.layer(
@@ -345,6 +346,10 @@ def _lines(frame: pl.DataFrame, x: alt.X, y: alt.Y, field: str, *, size: int = 3
         y=y,
         color=alt.Color(f"{field}:N", scale=ranges["colour"], legend=LINE_KEYS),
         strokeDash=alt.StrokeDash(f"{field}:N", scale=ranges["dash"], legend=LINE_KEYS),
-        tooltip=[f"{field}:N", x.shorthand, y.shorthand],
+        tooltip=[
+            alt.Tooltip(f"{field}:N", title="line"),
+            x.shorthand,
+            alt.Tooltip(y.shorthand, format=".4~g"),
+        ],
     )
     return chart

@@ -8,7 +8,9 @@ A figure whose numbers were not measured is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import polars as pl
@@ -19,30 +21,13 @@ from ..files import read_json
 from ..models.lm import Protocol
 from ..neurons.ranks import PLACES
 from ..neurons.table import NeuronTable
-from . import neuron_charts
-from .chart_style import Chart
+from . import neuron_charts, rank_charts
+from .chart_style import FAMILIES, Chart
 from .charts import STEPS, Point, controls, tradeoff, training, value_distance
 from .page_tables import UNITS
 from .run import PROTOCOLS, Result, Run, short
 from .text import number
 
-KINDS = ("set", "shift", "scale")
-# What a row's name is, up to its strength. Of front.json, what is not here stands in tables 12 and
-# 19 only.
-FAMILY_OF = {
-    "none": "none",
-    "dpo": "dpo",
-    "steer_probe": "steer",
-    "steer_random": "random_direction",
-    "patch_four_groups_shift": "patch_shift",
-    "gains": "gains",
-    "gains_kept": "gains_kept",
-    "gains_random_neurons": "random_neurons_gains",
-    "step": "step",
-    **{f"edit_probe_{kind}": f"edit_probe_{kind}" for kind in KINDS},
-    **{f"edit_probe_free_{kind}": f"edit_probe_free_{kind}" for kind in KINDS},
-    **{f"edit_random_neurons_{kind}": f"random_neurons_{kind}" for kind in KINDS},
-}
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
 LOGGED = (
     (
@@ -82,51 +67,27 @@ def run_figures(run: Run) -> dict[str, list[Figure]]:
 
 def table_figures(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iterator[Figure]:
     """Figures 1 to 8 of one table; `decoded` are the tokens of some neurons."""
-    drawn = f"drawn at no more than {PLACES} ranks"
-    charts = neuron_charts
-    yield Figure(
-        "figure-1-layer-effects",
-        "Figures 1 and 5: projection changes of the decreasing and the increasing neurons, summed "
-        "over the layers",
-        charts.figure_1_layer_effects(table),
-    )
-    yield Figure(
-        "figure-2a-group-contribution",
-        "Figures 2a and 6a: what each group contributes to the reduction",
-        charts.figure_2a_group_contribution(table),
-    )
-    yield Figure(
-        "figure-2b-ranked-share",
-        f"Figures 2b and 6b: share of each group among the neurons that reduce most, {drawn}",
-        charts.figure_2b_ranked_share(table),
-    )
-    yield Figure(
-        "figure-2c-group-shift",
-        "Figures 2c and 6c: activation shift by group, in % of the activation before tuning",
-        charts.figure_2c_group_shift(table),
-    )
-    yield Figure(
-        "figure-3-top-aligned",
-        "Figure 3: mean activations of the neurons most aligned with the direction, before and "
-        "after tuning",
-        charts.figure_3_top_aligned(table),
-    )
-    yield Figure(
-        "figure-4-shift-distribution",
-        "Figure 4: distribution of the activation shifts, in % of the activation before tuning",
-        charts.figure_4_shift_distribution(table),
-    )
-    yield Figure(
-        "figure-7-lower-ranks",
-        "Figure 7: the reduction over the ranks of the neurons, and what some of them write, "
-        f"{drawn}",
-        charts.figure_7_lower_ranks(table, decoded=decoded),
-    )
-    yield Figure(
-        "figure-8-layer-group",
-        "Figure 8: reduction by layer and group",
-        charts.figure_8_layer_group(table),
-    )
+    charts, drawn = neuron_charts, f"drawn at no more than {PLACES} ranks"
+    lower_ranks = partial(rank_charts.figure_7_lower_ranks, decoded=decoded)
+    figures: list[tuple[str, str, Callable[[NeuronTable], Chart]]] = [
+        ("1-layer-effects", "Figures 1 and 5: projection changes of the decreasing and the "
+         "increasing neurons, summed over the layers", charts.figure_1_layer_effects),
+        ("2a-group-contribution", "Figures 2a and 6a: what each group contributes to the "
+         "reduction", charts.figure_2a_group_contribution),
+        ("2b-ranked-share", "Figures 2b and 6b: share of each group among the neurons that reduce "
+         f"most, {drawn}", rank_charts.figure_2b_ranked_share),
+        ("2c-group-shift", "Figures 2c and 6c: activation shift by group, in % of the activation "
+         "before tuning", charts.figure_2c_group_shift),
+        ("3-top-aligned", "Figure 3: mean activations of the neurons most aligned with the "
+         "direction, before and after tuning", charts.figure_3_top_aligned),
+        ("4-shift-distribution", "Figure 4: distribution of the activation shifts, in % of the "
+         "activation before tuning", charts.figure_4_shift_distribution),
+        ("7-lower-ranks", "Figure 7: the reduction over the ranks of the neurons, and what some "
+         f"of them write, {drawn}", lower_ranks),
+        ("8-layer-group", "Figure 8: reduction by layer and group", charts.figure_8_layer_group),
+    ]  # fmt: skip
+    for name, caption, draw in figures:
+        yield Figure(f"figure-{name}", caption, draw(table))
 
 
 def front_points(run: Run) -> list[Point]:
@@ -137,12 +98,12 @@ def front_points(run: Run) -> list[Point]:
     points = []
     for row in read_json(path)["rows"] if path.exists() else []:
         name, _, strength = row["intervention"].partition("@")
-        family = FAMILY_OF.get(name)
         measured = [row["toxicity"], row["change"]["log_ppl"], row["kl"]]
-        if family is not None and all(measured):
+        # What is no family stands in tables 12 and 19 only.
+        if name in FAMILIES and all(measured):
             dial = float(strength) if strength else steps if name == "dpo" else 0.0
             estimates = [Estimate(**estimate) for estimate in measured]
-            points.append(Point(family, short(row["intervention"]), dial, *estimates))
+            points.append(Point(name, short(row["intervention"]), dial, *estimates))
     return points
 
 
@@ -181,10 +142,9 @@ def _point(row: Result) -> Point | None:
     price = untouched or row.change.get("log_ppl")
     if "toxicity" not in row.metrics or price is None:
         return None
-    named = [key for key in FAMILY_OF if row.name == key or row.name.startswith(f"{key}_a")]
-    family = FAMILY_OF[named[0]] if named else "other"
-    if not named and row.name.startswith(("patch", "steer")):
-        family = row.name[:5]
+    name = re.sub(r"(_a[\d.]+(_b[\d.]+)?|@.+)$", "", row.name)
+    other = "patch" if name.startswith("patch") else "other"
+    family = name if name in FAMILIES else other
     kl = untouched or row.metrics.get("kl")
     return Point(family, short(row.name), None, row.metrics["toxicity"], price, kl)
 
