@@ -47,7 +47,7 @@ FIGURES: list[Callable[[NeuronTable], Chart]] = [
 ]
 
 
-def made(
+def compared_table(
     shape: tuple[int, int] = (4, 50), *, kind: str = "plain", protocol: str = "strict"
 ) -> NeuronTable:
     """A compared table of invented numbers.
@@ -161,7 +161,7 @@ def drawn(chart: Chart) -> str:
 
 
 def test_layer_effects_are_the_sums_of_each_sign() -> None:
-    table = made()
+    table = compared_table()
     bars = rows_of(figure_1_layer_effects(table), "bar", "value")
     lines = rows_of(figure_1_layer_effects(table), "line", "summed")
     by_layer = [
@@ -183,7 +183,7 @@ def test_layer_effects_are_the_sums_of_each_sign() -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "sparse"])
 def test_contributions_of_groups_are_shares_of_the_whole_reduction(kind: str) -> None:
-    table = made(kind=kind)
+    table = compared_table(kind=kind)
     fallen = falling(table)
     names: list[str | None] = [*GROUPS, *([None] if kind == "sparse" else [])]
     whole = math.fsum(row["projection_change"] for row in fallen)
@@ -203,7 +203,7 @@ def test_contributions_of_groups_are_shares_of_the_whole_reduction(kind: str) ->
 
 
 def test_ranked_shares_count_the_groups_among_the_top_k() -> None:
-    table = made()
+    table = compared_table()
     fallen = falling(table)
     lines = rows_of(figure_2b_ranked_share(table), "line", "k", "share")
     for name in GROUPS:
@@ -214,7 +214,7 @@ def test_ranked_shares_count_the_groups_among_the_top_k() -> None:
 
 
 def test_group_shifts_show_percentiles_median_and_mean() -> None:
-    table = made()
+    table = compared_table()
     shown = rows_of(figure_2c_group_shift(table), "rule", "p10", "p90")
     kept = {*between_tenths([row["percent"] for row in rows(table)])}
     for row, name in zip(shown, GROUPS, strict=True):
@@ -230,7 +230,7 @@ def test_group_shifts_show_percentiles_median_and_mean() -> None:
 
 
 def test_the_most_aligned_neurons_are_drawn_by_their_mean_activations() -> None:
-    table = made()
+    table = compared_table()
     top = sorted(rows(table), key=lambda row: -row["cosine"])[:30]
     chart = figure_3_top_aligned(table, count=30)
     before, after = ([row[f"mean_{when}"] for row in top] for when in ("base", "tuned"))
@@ -246,7 +246,7 @@ def test_the_most_aligned_neurons_are_drawn_by_their_mean_activations() -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "sparse"])
 def test_shift_distribution_counts_the_percentages_between_the_tenths_once(kind: str) -> None:
-    table = made(kind=kind)
+    table = compared_table(kind=kind)
     kept = between_tenths([row["percent"] for row in rows(table)])
     chart = figure_4_shift_distribution(table)
     bins = rows_of(chart, "bar", "neurons")
@@ -257,7 +257,7 @@ def test_shift_distribution_counts_the_percentages_between_the_tenths_once(kind:
         [mean, mean - deviation, mean + deviation]
     )
     for row in rows_of(chart, "bar", "low"):
-        values = [one["percent"] for one in rows(table) if one["layer"] == row["layer"]]
+        values = [neuron["percent"] for neuron in rows(table) if neuron["layer"] == row["layer"]]
         inside = between_tenths(values)
         assert [row["low"], row["high"]] == pytest.approx([min(inside), max(inside)])
         mean, deviation = statistics.fmean(inside), statistics.pstdev(inside)
@@ -267,13 +267,13 @@ def test_shift_distribution_counts_the_percentages_between_the_tenths_once(kind:
 
 
 def test_a_model_without_any_activation_has_no_percentages_to_draw() -> None:
-    table = made((2, 7), kind="silent")
+    table = compared_table((2, 7), kind="silent")
     for draw in (figure_2c_group_shift, figure_4_shift_distribution):
         assert "NaN" not in drawn(draw(table))
 
 
 def test_reduction_by_rank_and_the_ranks_of_half_and_most_of_it() -> None:
-    table = made()
+    table = compared_table()
     fallen = [-row["projection_change"] for row in falling(table)]
     chart = figure_7_lower_ranks(table)
     for row in rows_of(chart, "line", "rank", "together"):
@@ -290,7 +290,7 @@ def test_reduction_by_rank_and_the_ranks_of_half_and_most_of_it() -> None:
 
 
 def test_ranks_are_few_and_name_their_neurons_literally() -> None:
-    table = made((20, 1000))
+    table = compared_table((20, 1000))
     fallen = falling(table)
     rank = 6789
     neuron = (fallen[rank - 1]["layer"], fallen[rank - 1]["neuron"])
@@ -307,7 +307,7 @@ def test_ranks_are_few_and_name_their_neurons_literally() -> None:
 
 
 def test_decoded_neurons_are_numbered_by_rank_and_listed() -> None:
-    table = made()
+    table = compared_table()
     first, tenth = falling(table)[0], falling(table)[9]
     decoded = {
         (row["layer"], row["neuron"]): text
@@ -323,7 +323,7 @@ def test_decoded_neurons_are_numbered_by_rank_and_listed() -> None:
 
 @pytest.mark.parametrize("place", ["rising", "outside"])
 def test_a_decoded_neuron_without_a_rank_is_refused(place: str) -> None:
-    table = made()
+    table = compared_table()
     risen = next(row for row in rows(table) if row["projection_change"] > 0)
     neuron = (risen["layer"], risen["neuron"]) if place == "rising" else (0, 50)
     with pytest.raises(DialdownError, match=f"Neuron {neuron[1]} of layer {neuron[0]}"):
@@ -332,7 +332,7 @@ def test_a_decoded_neuron_without_a_rank_is_refused(place: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "sparse"])
 def test_layers_are_stacked_by_group_to_all_that_fell(kind: str) -> None:
-    table = made(kind=kind)
+    table = compared_table(kind=kind)
     bars = rows_of(figure_8_layer_group(table), "bar", "reduction")
     names: list[str | None] = [*GROUPS, *([None] if kind == "sparse" else [])]
     total = np.zeros(4)
@@ -359,7 +359,7 @@ def test_layers_are_stacked_by_group_to_all_that_fell(kind: str) -> None:
 def test_figures_name_their_protocol_and_what_they_count(
     draw: Any, shape: tuple[int, int], kind: str
 ) -> None:
-    svg = drawn(draw(made(shape, kind=kind, protocol="paper")))
+    svg = drawn(draw(compared_table(shape, kind=kind, protocol="paper")))
     assert "· paper" in svg
     assert f"{shape[0]} × {shape[1]} neurons" in svg
     assert "2,431 and 2,390 positions" in svg
@@ -368,7 +368,7 @@ def test_figures_name_their_protocol_and_what_they_count(
 
 @pytest.mark.parametrize("draw", FIGURES)
 def test_a_table_without_a_tuned_model_is_refused(draw: Any) -> None:
-    table = made()
+    table = compared_table()
     alone = NeuronTable(
         table.arrow.select(["cosine", "mean_base", "projection_base"]), table.shape, table.record
     )
@@ -391,7 +391,7 @@ def test_ranking_orders_what_fell_and_shares_add_to_one(
     ]
     assert all(a >= b > 0 for a, b in zip(ranked.reduction, ranked.reduction[1:], strict=False))
     assert [cosines[place] for place in ranked.order] == [
-        (1.0, 1.0, -1.0, -1.0, 0.0)[one] for one in ranked.group
+        (1.0, 1.0, -1.0, -1.0, 0.0)[group] for group in ranked.group
     ]
     if len(ranked.order):
         assert ranked.cumulated[-1] == 1
@@ -505,7 +505,7 @@ def test_a_long_training_log_is_thinned() -> None:
 
 
 def test_saved_figures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
-    table = made((6, 100))
+    table = compared_table((6, 100))
     once, again = (
         save(figure_8_layer_group(table), tmp_path / name / "figure 8.1") for name in ("a", "b")
     )
@@ -520,8 +520,8 @@ def test_saved_figures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_a_chart_for_the_page_is_offline_and_takes_its_colours_from_there() -> None:
-    text = embedded(figure_8_layer_group(made()), "What <it> shows & how")
-    assert text == embedded(figure_8_layer_group(made()), "What <it> shows & how")
+    text = embedded(figure_8_layer_group(compared_table()), "What <it> shows & how")
+    assert text == embedded(figure_8_layer_group(compared_table()), "What <it> shows & how")
     assert json.loads(text)["description"] == "What <it> shows & how"
     assert "var(--fig-vermillion)" in text
     assert not re.search(r"https?:|//|[<&]|#[0-9a-f]{6}", text)

@@ -58,7 +58,8 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-# By a row's name up to its strength. The kind of an edit shows in its shape, what it follows in colour, filling and dash.
+# By a row's name up to its strength. The kind of an edit shows in its shape, what it follows in
+# colour, filling and dash.
 FAMILIES = {
     "none": Look("untouched", "ink", "circle"),
     "dpo": Look("DPO", "vermillion", STAR),
