@@ -15,7 +15,7 @@ from ..errors import DialdownError
 from ..models.hooks import being_changed
 from ..models.lm import LM
 from ..neurons.directions import Direction, probe_features
-from .scorers import Scores
+from .scorers import Scores, of_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,28 +38,26 @@ class ProbeScorer:
     name: ClassVar[str] = "probe"
     caveat: ClassVar[str] = (
         "The probe judges by the very direction that neurons are edited along, so it favours these "
-        "edits: believe it "
-        "only as far as a second judge agrees."
+        "edits: believe it only as far as a second judge agrees."
     )
 
     def __post_init__(self) -> None:
         """Refuse what cannot score (see above)."""
-        found = self.direction
-        if (found.name, found.site) != ("probe", "residual"):
+        direction = self.direction
+        if (direction.name, direction.site) != ("probe", "residual"):
             raise DialdownError(
-                f"The direction {found.name!r} at the site {found.site!r} gives no probability: "
+                f"The direction {direction.name!r} at the site {direction.site!r} gives no probability: "
                 "pass a probe of the strict protocol."
             )
-        if "intercept" not in found.record:
+        if "intercept" not in direction.record:
             raise DialdownError(
                 "The probe was saved without its intercept, so its scores would be off by a "
                 "constant: train it again."
             )
-        if found.vector.shape != (self.lm.view.d_model,):
+        if direction.vector.shape != (self.lm.view.d_model,):
             raise DialdownError(
-                f"The probe has {found.vector.shape[0]} dimensions and the residual stream of "
-                f"{self.lm.name} {self.lm.view.d_model}: "
-                "pass the model it was trained on."
+                f"The probe has {direction.vector.shape[0]} dimensions and the residual stream of "
+                f"{self.lm.name} {self.lm.view.d_model}: pass the model it was trained on."
             )
 
     @property
@@ -69,7 +67,7 @@ class ProbeScorer:
         renamed = {"held_out_auc": "auc", "held_out": "validation", "trained_on": "train"}
         return {
             "model": self.lm.name,
-            **{ours: record[its] for ours, its in renamed.items()},
+            **{name: record[before] for name, before in renamed.items()},
             **{name: record[name] for name in ("accuracy", "intercept", "C", "seed", "sklearn")},
             **{name: record[name] for name in ("texts", "max_tokens") if name in record},
         }
@@ -82,25 +80,17 @@ class ProbeScorer:
         Raises:
             DialdownError: an intervention acts on the model, or an activation is not finite.
         """
-        self._check_untouched()
-        scores = np.zeros(len(texts))
-        rows = [row for row, text in enumerate(texts) if text.strip()]
-        if rows:
-            longest = self.direction.record.get("max_tokens", 128)
-            spoken = [texts[row] for row in rows]
-            features = probe_features(self.lm, spoken, protocols=("strict",), max_tokens=longest)[
-                "strict"
-            ]
-            scores[rows] = expit(
-                features @ self.direction.vector + self.direction.record["intercept"]
-            )
-        return scores
-
-    def _check_untouched(self) -> None:
-        # Steering moves no neuron, so `being_changed` does not know of it, but it would move what the
-        # probe reads.
+        # Steering moves no neuron, so `being_changed` does not know of it, but it would move what
+        # the probe reads.
         if being_changed(self.lm) or self.lm.view.final_norm._forward_pre_hooks:
             raise DialdownError(
                 f"The probe reads texts with {self.lm.name}, on which an intervention acts right "
                 "now: score outside of `applied`."
             )
+        return of_texts(texts, self._probabilities)
+
+    def _probabilities(self, texts: Sequence[str]) -> Scores:
+        record = self.direction.record
+        longest = record.get("max_tokens", 128)
+        features = probe_features(self.lm, texts, protocols=("strict",), max_tokens=longest)
+        return np.asarray(expit(features["strict"] @ self.direction.vector + record["intercept"]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -42,19 +42,19 @@ log = logging.getLogger(__name__)
 Scores = NDArray[np.float64]
 
 SEED = 0
-SHORT = 20  # words; continuations are that short, so the held-out AUC counts texts of at most this length
+SHORT = 20  # words: continuations are that short, so the held-out AUC counts no longer texts
 CHUNK = 2_000  # texts hashed at a time, which bounds the memory
 BATCH = 32  # texts in a forward pass; more only adds padding
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Which embedded texts a scorer is trained on."""
-
-    part: Part
-    n: int | None
-    max_words: int
-    texts: str = "embedded:comments"
+# What the embedded scorers are trained on, by scorer and the labelled texts of the study's concept:
+# part of the texts, how many, and their longest in words.
+EMBEDDED: dict[tuple[str, str], tuple[Part, int | None, int]] = {
+    ("embedded:ngram", "embedded:comments"): ("judge", None, 40),
+    ("embedded:minilm", "embedded:comments"): ("pair_scorer", 4_400, SHORT),
+    ("embedded:minilm", "embedded:imdb"): ("pair_scorer", None, 2 * SHORT),
+}
+ASSETS = {"embedded:comments": "comments", "embedded:imdb": "imdb-reviews"}
 
 
 class Scorer(Protocol):
@@ -117,29 +117,20 @@ def load_scorer(
         DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier,
             or it lacks the label.
     """
-    embedded = source in (NgramFeatures.name, MiniLMFeatures.name)
-    if embedded and texts not in (
-        "embedded:comments",
-        *(["embedded:imdb"] if source == MiniLMFeatures.name else []),
-    ):
+    if (source, texts) in EMBEDDED:
+        features: Features = NgramFeatures()
+        if source == MiniLMFeatures.name:
+            features = MiniLMFeatures.load(fetch("minilm", progress), device)
+        return _embedded(features, texts, progress)
+    names = {name for name, _ in EMBEDDED}
+    if source in names:
         raise DialdownError(
             f"{source} knows toxicity, not what {texts!r} is labelled with: pass 'probe', or a "
             "classifier as HUB_ID#LABEL."
         )
-    if source == NgramFeatures.name:
-        return _embedded(NgramFeatures(), _Data("judge", None, 40), progress)
-    if source == MiniLMFeatures.name:
-        features = MiniLMFeatures.load(fetch("minilm", progress), device)
-        few = texts == "embedded:imdb"
-        wanted = (
-            _Data("pair_scorer", None, 2 * SHORT, texts)
-            if few
-            else _Data("pair_scorer", 4_400, SHORT)
-        )
-        return _embedded(features, wanted, progress)
     model, _, label = source.partition("#")
     if model.startswith("embedded:") or ("/" not in model and not os.path.exists(model)):
-        known = (NgramFeatures.name, MiniLMFeatures.name, "unitary/toxic-bert")
+        known = (*sorted(names, reverse=True), "unitary/toxic-bert")
         raise DialdownError(f"There is no toxicity scorer {source!r}: {nearest(source, known)}")
     return ClassifierScorer.load(model, label or None, device=device)
 
@@ -206,8 +197,8 @@ class LinearScorer:
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
-        return _of_text(
-            texts, lambda some: expit(self.features.matrix(some) @ self.weights + self.intercept)
+        return of_texts(
+            texts, lambda told: expit(self.features.matrix(told) @ self.weights + self.intercept)
         )
 
 
@@ -221,8 +212,7 @@ class NgramFeatures:
     name: ClassVar[str] = "embedded:ngram"
     caveat: ClassVar[str] = (
         "The n-gram scorer knows words, not meaning: it misses threats without a swear word and "
-        "fires on mild "
-        "profanity."
+        "fires on mild profanity."
     )
 
     def untrained(self, seed: int) -> Any:
@@ -247,12 +237,11 @@ class NgramFeatures:
         characters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), **shared)
         blocks = []
         for start in range(0, len(texts), CHUNK):
-            some = texts[start : start + CHUNK]
-            blocks.append(
-                sp.hstack([words.transform(some), characters.transform(some)], format="csr")
-            )
+            chunk = texts[start : start + CHUNK]
+            parts = [words.transform(chunk), characters.transform(chunk)]
+            blocks.append(sp.hstack(parts, format="csr"))
             if progress:
-                progress("read texts for the n-gram scorer", start + len(some), len(texts))
+                progress("read texts for the n-gram scorer", start + len(chunk), len(texts))
         return sp.vstack(blocks, format="csr")
 
 
@@ -268,8 +257,7 @@ class MiniLMFeatures:
     name: ClassVar[str] = "embedded:minilm"
     caveat: ClassVar[str] = (
         "The MiniLM scorer judges what a text is about more than its wording: it ranks texts less "
-        "like people do "
-        "than the n-gram scorer."
+        "like people do than the n-gram scorer."
     )
 
     @classmethod
@@ -370,7 +358,7 @@ class ClassifierScorer:
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Probability of the label per text, float64, shape (n,); exactly 0 for a blank text."""
-        return _of_text(texts, self._probabilities)
+        return of_texts(texts, self._probabilities)
 
     def _probabilities(self, texts: Sequence[str]) -> Scores:
         result = np.zeros(len(texts))
@@ -384,22 +372,21 @@ class ClassifierScorer:
         return result
 
 
-def _embedded(features: Features, data: _Data, progress: Progress | None) -> LinearScorer:
+def _embedded(features: Features, source: str, progress: Progress | None) -> LinearScorer:
     """The scorer of an earlier call, or a new one that later calls will find."""
-    asset = {"embedded:comments": "comments", "embedded:imdb": "imdb-reviews"}[data.texts]
-    key = fingerprint(
-        asset_version(asset), asset_version("minilm"), features.name, asdict(data), SEED
-    )
-    path = (
-        cache_folder() / "scorers" / f"{features.name.removeprefix('embedded:')}-{key}.safetensors"
-    )
+    part, count, max_words = EMBEDDED[features.name, source]
+    versions = asset_version(ASSETS[source]), asset_version("minilm")
+    data = {"part": part, "n": count, "max_words": max_words, "texts": source}
+    key = fingerprint(*versions, features.name, data, SEED)
+    name = features.name.removeprefix("embedded:")
+    path = cache_folder() / "scorers" / f"{name}-{key}.safetensors"
     if path.exists():
         try:
             return LinearScorer.load(path, features)
         except DialdownError as error:
             log.warning("the scorer %s is trained again: %s", features.name, error)
-    fetch(asset, progress)
-    texts = load_labelled(data.texts, data.n, seed=SEED, part=data.part, max_words=data.max_words)
+    fetch(ASSETS[source], progress)
+    texts = load_labelled(source, count, seed=SEED, part=part, max_words=max_words)
     scorer = LinearScorer.train(features, texts, seed=SEED, progress=progress)
     scorer.save(path)
     return scorer
@@ -416,8 +403,7 @@ def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray
     if fewest < 20:
         raise DialdownError(
             f"A toxicity scorer needs at least 20 texts of at most {SHORT} words with either label "
-            f"and got {fewest} of "
-            "one: pass more labelled texts."
+            f"and got {fewest} of one: pass more labelled texts."
         )
     size = min(4_000, len(short) // 10)
     _, held_out = train_test_split(
@@ -426,7 +412,7 @@ def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray
     return np.setdiff1d(np.arange(len(data)), held_out), held_out
 
 
-def _of_text(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scores:
+def of_texts(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scores:
     """Scores of the texts that say something; a blank one is 0, as silence insults nobody."""
     result = np.zeros(len(texts))
     rows = [row for row, text in enumerate(texts) if whole_text(text, f"Text {row}").strip()]
@@ -442,9 +428,9 @@ def _batches(
     order = np.argsort([len(text) for text in texts], kind="stable")
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        some = [texts[row] for row in rows]
+        batch = [texts[row] for row in rows]
         inputs = tokenizer(
-            some, return_tensors="pt", padding=True, truncation=True, max_length=longest
+            batch, return_tensors="pt", padding=True, truncation=True, max_length=longest
         )
         yield rows, inputs.to(device)
 
@@ -453,15 +439,13 @@ def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> s
     """The model's own spelling of the label; `toxicity` and `toxic` are one label under two
     names.
     """
-    names = (
-        {"toxicity", "toxic"}
-        if wanted is None or wanted.casefold() in ("toxicity", "toxic")
-        else {wanted.casefold()}
-    )
-    found = [label for label in labels.values() if label.casefold() in names]
-    if not found:
+    toxicity = {"toxicity", "toxic"}
+    names = {wanted.casefold()} if wanted else toxicity
+    names |= toxicity if names & toxicity else set()
+    spelt = [label for label in labels.values() if label.casefold() in names]
+    if not spelt:
         raise DialdownError(
             f"{source!r} has no label {wanted or 'toxicity'!r}: add one of its labels after '#': "
             f"{', '.join(map(repr, labels.values()))}."
         )
-    return found[0]
+    return spelt[0]
