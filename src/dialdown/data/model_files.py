@@ -22,14 +22,11 @@ CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a folder of transformers consists of beside weights and config.
 COPIED = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", (
-        "vocab.json"
-    ), "vocab.txt",
-    "merges.txt", "*.model", "*.jinja", "chat_template*", "preprocessor_config.json", (
-        "processor_config.json"
-    ),
-    "LICENSE*", "NOTICE*",
-)  # fmt: skip
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.model"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template*", "*.jinja"),
+    *("LICENSE*", "NOTICE*"),
+)
 # What a folder has besides, which an export writes anew: its weights, their index and its card.
 WRITTEN = (CONFIG, "README.md", "*.safetensors", "*.safetensors.index.json", "dialdown")
 # The tokenizer class that transformers 4 and 5 both have, for those that only transformers 5 has.

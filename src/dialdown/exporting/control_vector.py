@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
@@ -66,44 +66,6 @@ def write_control_vector(
         path, lambda partial: _write(partial, vectors, lm.model.config.model_type, description)
     )
     return path
-
-
-def read_control_vector(path: str | Path) -> dict[int, NDArray[np.float32]]:
-    """The vectors of a GGUF control vector, dialdown's or another tool's: layer (from 0) to a (d,)
-    float32 array.
-
-    Raises:
-        DialdownError: the file is missing, damaged, or no control vector.
-    """
-    path = Path(path)
-    try:
-        reader = GGUFReader(path)
-        field = reader.get_field("general.architecture")
-        architecture = field.contents() if field else None
-        tensors = {int(tensor.name.removeprefix(PREFIX)): tensor for tensor in reader.tensors}
-    except FileNotFoundError as error:
-        raise DialdownError(
-            f"{path} does not exist: pass the file a control vector was written to."
-        ) from error
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        # The reader has no error of its own: a file cut short is whatever numpy says about it.
-        raise DialdownError(
-            f"{path} is damaged or no GGUF control vector ({error}): write it again."
-        ) from error
-    if architecture != ARCHITECTURE:
-        raise DialdownError(
-            f"{path} is a GGUF file of {architecture!r}, not a control vector: pass a file of "
-            "write_control_vector."
-        )
-    if any(t.tensor_type != GGMLQuantizationType.F32 or t.data.ndim != 1 for t in tensors.values()):
-        raise DialdownError(
-            f"{path} has directions that are not float32 vectors, which llama.cpp does not read "
-            "either: write it again."
-        )
-    # The reader maps the file; a copy outlives it.
-    return {
-        layer: np.array(tensor.data, dtype=np.float32) for layer, tensor in sorted(tensors.items())
-    }
 
 
 def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
