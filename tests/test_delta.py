@@ -311,7 +311,7 @@ def test_no_tensor_of_an_edit_is_taken_as_it_comes(llama: LM, tmp_path: Path, ki
     for name in arrays:
         for way, change in ways.items():
             if (name, way) in (("vector", "flat"), ("offset", "dropped")):
-                continue  # a vector that only a model can refuse, and an edit whose offsets are zero
+                continue  # a vector that only a model can refuse, and offsets of zero
             if not arrays[name].size and way in ("nan", "infinite", "one row more"):
                 continue  # a steering moves no neuron, so there is nothing to be wrong
             others = {**arrays, name: change(arrays[name])}

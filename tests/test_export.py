@@ -494,8 +494,14 @@ print(json.dumps([silence(root / "1", 1), silence(root / "12", 12)]))
 
 def empty_checkpoint(folder: Path, *, layers: int, width: int, neurons: int) -> int:
     """A checkpoint of zeros in a file with a hole, so that nothing is stored; its size in bytes."""
-    config = LlamaConfig(vocab_size=64, hidden_size=width, intermediate_size=neurons, num_hidden_layers=layers,
-                         num_attention_heads=8, architectures=["LlamaForCausalLM"])  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=neurons,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        architectures=["LlamaForCausalLM"],
+    )
     config.save_pretrained(folder)
     with torch.device("meta"):
         state = LlamaForCausalLM(config).state_dict()

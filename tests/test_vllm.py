@@ -53,9 +53,12 @@ class LLM:
             scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         filed = []
         for position, following in zip(scores, [*ids[1:], None]):
-            tokens = [*position.topk(asked.prompt_logprobs).indices.tolist(), *([following] if following else [])]
-            filed.append({token: SimpleNamespace(logprob=float(position[token]) {more}) for token in tokens})
-        return SimpleNamespace(prompt_logprobs=[None, *filed[:-1]], outputs=[SimpleNamespace(logprobs=filed[-1:])])
+            likeliest = position.topk(asked.prompt_logprobs).indices.tolist()
+            tokens = [*likeliest, *([following] if following else [])]
+            scores_of = {token: float(position[token]) {more} for token in tokens}
+            filed.append({t: SimpleNamespace(logprob=score) for t, score in scores_of.items()})
+        last = SimpleNamespace(logprobs=filed[-1:])
+        return SimpleNamespace(prompt_logprobs=[None, *filed[:-1]], outputs=[last])
 """
 
 

@@ -156,7 +156,7 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """A hidden neighbour of a path, named after this machine too, whose processes alone are known."""
+    """A hidden neighbour of a path, named after this machine, whose processes alone are known."""
     return path.with_name(f".{path.name}.{platform.node()}.{ending}")
 
 

@@ -1,8 +1,8 @@
 """The files of a model's folder: what is copied from a base, and a model in memory written as one
 that others can read.
 
-    copy_files(base, folder)                      # an export: beside the tensors that it rewrites itself
-    write_model(model, tokenizer, folder, base)   # a model trained or converted here, such as `tuned/`
+    copy_files(base, folder)                      # an export: beside the weights
+    write_model(model, tokenizer, folder, base)   # a model trained or converted here: `tuned/`
 
 Both take tokenizer, generation config, chat template and licence from the base, byte for byte, and
 follow no link out of the base's folder. What is written is for transformers 4 and 5 alike.

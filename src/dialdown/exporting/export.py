@@ -64,10 +64,8 @@ def export(
 ) -> Exported:
     """Write a base model with an edit folded in (METHOD §7) as a folder any user can load.
 
-    The columns an edit changes are computed in float64 and rounded once to the checkpoint's own
-    dtype; everything else is the base's, byte for byte. Writing holds a few tensors at a time;
-    verification base and result, one after the other, the down projections in float32. A pure scale
-    is first rounded to float32 gains (see `delta.rounded`).
+    Writing holds one matrix at a time (see `rewrite`), verification base and result, one after the
+    other. A pure scale is first rounded to float32 gains (see `delta.rounded`).
 
     Args:
         source: the base: a folder, `embedded:NAME` or a hub id.

@@ -92,7 +92,7 @@ def _fold_layer(
     folder: Path,
     biases: dict[str, Tensor],
 ) -> None:
-    """Write what the down projection of one layer becomes; its bias in `biases`, where it is new."""
+    """Write what the down projection of one layer becomes; a bias that is new, into `biases`."""
     layer, down = lm.view.layers[index], base.downs[index]
     name, bias = down.removesuffix("weight") + "bias", None
     if edit.needs_bias and name in biases:

@@ -132,12 +132,11 @@ def compare_in_vllm(
 def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What `main` answers in a process of its own: the scores, or a `problem`."""
     with TemporaryDirectory() as place:
-        asked, answer = Path(place, "asked.json"), Path(place, "answer.json")
-        asked.write_text(json.dumps({"folder": str(folder), "ids": ids}), encoding="utf-8")
+        answer = Path(place, "answer.json")
         try:
             # Without the working directory among the modules' (-P).
             run = subprocess.run(
-                [sys.executable, "-P", "-m", __name__, str(asked), str(answer)],
+                [sys.executable, "-P", "-m", __name__, str(folder), json.dumps(ids), str(answer)],
                 env={**os.environ, **ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -154,14 +153,14 @@ def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
         return said
 
 
-def main(asked: Path, answer: Path) -> None:
-    """Answer a question in a JSON file by another one, by what went wrong if need be."""
+def main(folder: str, ids: str, answer: str) -> None:
+    """Write the answer of an engine to a file, or what went wrong."""
     try:
-        said = _run_engine(**json.loads(asked.read_text(encoding="utf-8")))
+        said = _run_engine(folder, json.loads(ids))
     except BaseException as error:  # noqa: BLE001 (an engine raises whatever it likes)
         reason = " ".join("".join(traceback.format_exception_only(error)).split())
         said = {"problem": reason.rstrip(".")[:300]}
-    answer.write_text(json.dumps(said), encoding="utf-8")
+    Path(answer).write_text(json.dumps(said), encoding="utf-8")
 
 
 def _run_engine(folder: str, ids: list[list[int]]) -> dict[str, Any]:
@@ -196,4 +195,4 @@ def _run_engine(folder: str, ids: list[list[int]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*sys.argv[1:])
