@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,6 +36,7 @@ from ..data.wheels import cache_folder
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..progress import Progress
+from .plugin import NAMED, own_scorer
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ def load_scorer(
     toxicity only.
 
     Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with
-    the label after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`.
+    the label after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`;
+    or `package.module:name`, a scorer of one's own (see `own_scorer`).
 
     Raises:
         DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier,
@@ -128,6 +130,8 @@ def load_scorer(
             f"{source} knows toxicity, not what {texts!r} is labelled with: pass 'probe', or a "
             "classifier as HUB_ID#LABEL."
         )
+    if NAMED.fullmatch(source):
+        return cast(Scorer, own_scorer(source))
     model, _, label = source.partition("#")
     if model.startswith("embedded:") or ("/" not in model and not os.path.exists(model)):
         known = (*sorted(names, reverse=True), "unitary/toxic-bert")

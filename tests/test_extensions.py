@@ -1,0 +1,76 @@
+"""What a user adds from outside the package: a scorer, an intervention, an architecture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dialdown as dd
+from dialdown.models import LM, MLPLayer, MLPView
+
+SCORER = """
+import numpy as np
+
+class Shouting:
+    name, caveat, record = "mine", "", {"made": "by hand"}
+
+    def score(self, texts):
+        return np.array([sum(map(str.isupper, text)) / max(len(text), 1) for text in texts])
+
+nothing = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "scorers_of_mine.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "scorers_of_mine", raising=False)
+    return "scorers_of_mine"
+
+
+def test_a_scorer_is_named_in_a_setting(module: str) -> None:
+    scorer = dd.load_scorer(f"{module}:Shouting")
+    assert scorer.name == "mine"
+    np.testing.assert_array_equal(scorer.score(["AB", "Ab", ""]), [1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Missing", "cannot be imported"), ("nothing", "is no scorer, because it has no name")],
+)
+def test_what_is_no_scorer_is_refused(module: str, name: str, words: str) -> None:
+    with pytest.raises(dd.DialdownError, match=words):
+        dd.load_scorer(f"{module}:{name}")
+
+
+def test_an_intervention_is_a_gain_and_an_offset_per_neuron(llama: LM) -> None:
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    everyone = np.ones(shape, dtype=bool)
+    halved = dd.Intervention("half", "scale", np.full(shape, 0.5), np.zeros(shape), everyone)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode(), halved.applied(llama):
+        hooked = llama.model(ids).logits
+    with torch.inference_mode():
+        folded = halved.fold(llama).model(ids).logits
+        plain = llama.model(ids).logits
+    torch.testing.assert_close(hooked, folded)
+    assert not torch.allclose(hooked, plain)
+
+
+def test_an_architecture_is_a_view_described_as_data(llama: LM) -> None:
+    """A model whose modules have names of their own needs no code in the package."""
+    model = llama.model
+    layers = tuple(
+        MLPLayer(f"model.layers.{index}.mlp.down_proj", layer.mlp.down_proj)
+        for index, layer in enumerate(model.model.layers)
+    )
+    described = LM(model, llama.tokenizer, MLPView(layers, model.model.norm, model.lm_head), "mine")
+    found, mine = (
+        dd.mean_activations(lm, ["the cat", "a dog"], max_new_tokens=3) for lm in (llama, described)
+    )
+    np.testing.assert_array_equal(found.means, mine.means)
