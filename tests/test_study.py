@@ -94,7 +94,7 @@ def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
         "Table 17. Correlation",
         "Section 5.1",
         "Appendix G",
-        "Plotly.newPlot",
+        'data-chart="figure-8-layer-group-strict"',
     ):
         assert words in page, words
     run = json.loads((finished / "run.json").read_text())

@@ -188,7 +188,7 @@ def symlog(
 
 
 def channel(kind: Callable[..., Place], **options: Any) -> Callable[[str], Place]:
-    """An axis that several marks share, for a field: `x = channel(alt.X, title="k")`, `x("k:Q")`."""
+    """An axis that marks share, for a field: `x = channel(alt.X, title="k")`, `x("k:Q")`."""
     return lambda field: kind(field, **options)
 
 

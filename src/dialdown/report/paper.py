@@ -1,4 +1,4 @@
-"""The paper's tables of a run: written into its folder, and as the report shows them (METHOD §9)."""
+"""The paper's tables of a run, written into its folder and as the report shows them (METHOD §9)."""
 
 from __future__ import annotations
 
