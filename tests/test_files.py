@@ -27,6 +27,7 @@ from dialdown.files import (
     fingerprint,
     read_arrays,
     read_json,
+    whole_folder,
     write_arrays,
     write_atomic,
     write_json,
@@ -324,3 +325,23 @@ def test_sha256(tmp_path: Path) -> None:
 def test_nearest() -> None:
     assert nearest("alhpa", ["alpha", "beta"]) == "did you mean 'alpha'?"
     assert nearest("zzz", ["beta", "alpha"]) == "known are 'alpha', 'beta'."
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, None])
+def test_a_folder_is_whole_or_as_it_was(tmp_path: Path, number: int | None) -> None:
+    path = tmp_path / "out"
+    with whole_folder(path) as folder:
+        (folder / "first").write_text("1")
+        assert not path.exists()
+    failure = KeyboardInterrupt() if number is None else OSError(number, "No space left on device")
+    with (
+        pytest.raises(KeyboardInterrupt if number is None else DialdownError),
+        whole_folder(path) as folder,
+    ):
+        (folder / "second").write_text("2")
+        raise failure
+    assert [file.name for file in path.iterdir()] == ["first"]
+    with whole_folder(path) as folder:
+        (folder / "second").write_text("2")
+    assert [file.name for file in path.iterdir()] == ["second"]
+    assert [*tmp_path.iterdir()] == [path]
