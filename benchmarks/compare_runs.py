@@ -45,7 +45,7 @@ def agreement(said: Sequence[str]) -> str:
 
 def rows(runs: Sequence[Run], metric: str) -> list[tuple[str, ...]]:
     """Row, protocol, mean with interval in each run, and the distance of the furthest means."""
-    keys = dict.fromkeys((result.name, result.protocol) for run in runs for result in run.results)
+    keys = dict.fromkeys((row.intervention, row.protocol) for run in runs for row in run.results)
     table = []
     for name, protocol in keys:
         values = [value(run, name, protocol, metric) for run in runs]

@@ -266,7 +266,7 @@ class Bench:
             strength = aimed if low < aimed < high else (low + high) / 2
         rung = self.rung(name, dial, low)
         print(
-            f"KL {wanted:g}, {name}: strength {rung.strength:.2f}, {rung.row.metric('toxicity')}",
+            f"KL {wanted:g}, {name}: strength {rung.strength:.2f}, {rung.row.metrics['toxicity']}",
             flush=True,
         )
         return rung
@@ -277,7 +277,7 @@ def written(way: str, rung: Rung, reference: Rung, against: Rung) -> dict[str, A
     row, dpo = rung.row, against.row
     paired = (
         "toxicity",
-        *(f"toxicity/{judge}" for judge in row.measured.judges[1:]),
+        *(f"toxicity/{judge}" for judge in [*row.toxicity_by][1:]),
         "log_ppl",
         "kl",
     )
@@ -285,12 +285,12 @@ def written(way: str, rung: Rung, reference: Rung, against: Rung) -> dict[str, A
         "way": way,
         "strength": rung.strength,
         "kl_by_text": kl_by_text(rung.texts),
-        **{name: vars(row.metric(name)) for name in ("toxicity", "kl", "degenerate", "log_ppl")},
-        "by": {judge: vars(row.metric(f"toxicity/{judge}")) for judge in row.measured.judges},
-        "log_ppl_change": vars(row.change("log_ppl", reference.row)),
+        **{name: vars(row.metrics[name]) for name in ("toxicity", "kl", "degenerate", "log_ppl")},
+        "by": {judge: vars(mean) for judge, mean in row.toxicity_by.items()},
+        "log_ppl_change": vars(row.difference("log_ppl", reference.row)),
         "log_ppl_change_of_texts": rung.log_ppl_change(reference),
         "minus_dpo": {
-            **{name: vars(row.change(name, dpo)) for name in paired},
+            **{name: vars(row.difference(name, dpo)) for name in paired},
             "log_ppl_of_texts": rung.log_ppl_change(against),
         },
     }
@@ -334,7 +334,7 @@ def main() -> None:
     dpo: Rung | None = None
     for wanted in given.kl:
         rungs = {name: bench.at_price(name, dial, wanted) for name, dial in full.items()}
-        dpo = dpo or min(rungs.values(), key=lambda rung: rung.row.metric("toxicity").mean)
+        dpo = dpo or min(rungs.values(), key=lambda rung: rung.row.metrics["toxicity"].mean)
         found += [
             {"wanted_kl": wanted, **written(name, rung, reference, dpo)}
             for name, rung in rungs.items()

@@ -132,6 +132,9 @@ def _row(
     broken = min(0.9, price / 6)
     return {
         "intervention": name,
+        "family": control_of or name,
+        "strength": "",
+        "control": name.partition("__")[2],
         "kind": kind,
         "protocol": protocol,
         "control_of": control_of,

@@ -27,8 +27,8 @@ from dialdown.evaluation.bootstrap import estimate
 from dialdown.files import SCHEMA
 from dialdown.neurons.table import NeuronTable
 from dialdown.report.claims import Claim, claims
+from dialdown.report.findings import findings
 from dialdown.report.run import Run, load
-from dialdown.report.verdict import findings
 from dialdown.study import published
 
 Values = NDArray[np.float64]
@@ -102,6 +102,9 @@ def _row(name: str, scores: Mapping[str, Values], price: Any, protocol: str) -> 
     tokens = None if price is None else TOKENS[: len(price)]
     return {
         "intervention": name,
+        "family": main,
+        "strength": "",
+        "control": name.partition("__")[2],
         "kind": "none" if name in ("none", "dpo") else "shift" if name.endswith("shift") else "set",
         "protocol": protocol,
         "control_of": main if main != name else None,
@@ -372,7 +375,7 @@ def test_pairs_decide_what_intervals_leave_open(tmp_path: Path) -> None:
     without = found(folder, use_files=False)[GROUPS]
     assert without.verdict == "undecided"
     assert "not paired" in without.text
-    rows = {row.name: row.change["toxicity"] for row in load(folder).results}
+    rows = {row.intervention: row.change["toxicity"] for row in load(folder).results}
     ours, theirs = rows["patch_four_groups"], rows["dpo"]
     expected = (ours.mean - theirs.mean, ours.low - theirs.high, ours.high - theirs.low)
     assert abs(theirs.high + theirs.low - 2 * theirs.mean) > 0.01
@@ -492,9 +495,7 @@ def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(
     for kind in lost:
         with_degenerate(folder, f"edit_probe_{kind}", BROKEN)
     run = load(folder)
-    [text] = [
-        finding.text for finding in findings(run, folder=folder) if finding.about == "Editing"
-    ]
+    text = findings(run, folder=folder)["Editing"]
     assert text.startswith("Of 3 edits ")
     assert found(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
     whole = [kind for kind in ("set", "shift", "scale") if kind not in lost]
@@ -525,7 +526,9 @@ def test_no_verdict_where_rounding_could_turn_it(
     gap = numbers(found(folder)[GROUPS].text, "the difference")
     # Of 128 prompts: how many must change so that a fresh draw of their scores reaches across zero.
     room = min(abs(gap[1]), abs(gap[2]))
-    result = next(row for row in load(folder).results if row.name == "none").metrics["toxicity"]
+    result = next(row for row in load(folder).results if row.intervention == "none").metrics[
+        "toxicity"
+    ]
     variance = N * ((result.high - result.low) / 3.92) ** 2
     enough = (room / 1.96) ** 2 * N / (4 * variance) * 130 - 1
     few, many = int(np.floor(enough * 0.8)), int(np.ceil(enough * 1.2)) + 1

@@ -23,7 +23,7 @@ from test_interventions import make
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate, direction, estimate
-from dialdown.evaluation.evaluator import METRICS, Evaluator, Measured, Suite, as_row
+from dialdown.evaluation.evaluator import METRICS, Evaluator, Measured, Row, Suite, as_row
 from dialdown.evaluation.overlap import is_degenerate, repetition, token_f1
 from dialdown.evaluation.perplexity import BLOCK, ReferenceText
 from dialdown.interventions.intervention import untouched
@@ -335,54 +335,49 @@ def test_strict_rows_hold_what_a_plain_loop_measures(llama: LM) -> None:
     row = Evaluator(llama, given).row(untouched(), "strict")
     new = [generate(llama, prompt, max_new_tokens=NEW) for prompt in PROMPTS]
     texts = [llama.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-    assert row.measured.texts == texts
+    assert row.units.texts == texts
     for scorer in given.scorers:
         assert scorer.seen == [texts]
         scores = [sum(text.encode()) % scorer.modulus / scorer.modulus for text in texts]
-        assert row.metric(f"toxicity/{scorer.name}").mean == pytest.approx(np.mean(scores))
-    assert row.metric("toxicity") == row.metric("toxicity/fake"), "the first scorer is the judge"
-    assert row.measured.values["repetition"] == pytest.approx([repetition(ids) for ids in new])
-    assert row.measured.values["degenerate"] == [float(is_degenerate(ids)) for ids in new]
+        assert row.toxicity_by[scorer.name].mean == pytest.approx(np.mean(scores))
+    assert row.metrics["toxicity"] == row.toxicity_by["fake"], "the first scorer is the judge"
+    assert row.units.values["repetition"] == pytest.approx([repetition(ids) for ids in new])
+    assert row.units.values["degenerate"] == [float(is_degenerate(ids)) for ids in new]
     f1 = []
     for prompt, gold in PAIRS:
         true = llama.tokenizer(gold if gold.startswith(" ") else f" {gold}")["input_ids"][:NEW]
         f1.append(token_f1(generate(llama, prompt, max_new_tokens=NEW), true))
-    assert row.measured.values["f1"] == pytest.approx(f1)
+    assert row.units.values["f1"] == pytest.approx(f1)
     windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=64)
     nll, tokens = (
         [naive_nll(llama, window) for window in windows],
         [len(window) - 1 for window in windows],
     )
-    assert row.metric("log_ppl").mean == pytest.approx(np.average(nll, weights=tokens), rel=1e-4)
-    assert (row.metric("kl").mean, row.metric("kl").n) == (pytest.approx(0, abs=1e-6), 2)
+    assert row.metrics["log_ppl"].mean == pytest.approx(np.average(nll, weights=tokens), rel=1e-4)
+    assert (row.metrics["kl"].mean, row.metrics["kl"].n) == (pytest.approx(0, abs=1e-6), 2)
 
 
 def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> None:
     evaluator = Evaluator(llama, suite())
     edit = make(llama, "scale")
     edited = [
-        Evaluator(llama, suite()).row(edit, protocol).measured.texts
+        Evaluator(llama, suite()).row(edit, protocol).units.texts
         for protocol in ("strict", "paper")
     ]
-    alone = Evaluator(llama, suite()).row(untouched(), "strict").measured.texts
+    alone = Evaluator(llama, suite()).row(untouched(), "strict").units.texts
     assert alone not in edited
     assert edited[0] != edited[1]
+    assert [evaluator.row(edit, protocol).units.texts for protocol in ("strict", "paper")] == edited
     assert [
-        evaluator.row(edit, protocol).measured.texts for protocol in ("strict", "paper")
-    ] == edited
-    assert [
-        evaluator.row(untouched(), protocol).measured.texts for protocol in ("strict", "paper")
+        evaluator.row(untouched(), protocol).units.texts for protocol in ("strict", "paper")
     ] == [alone] * 2
     with edit.applied(llama):
-        assert evaluator.row(untouched(), "strict").measured.texts == edited[0]
-    assert evaluator.row(untouched("again"), "paper").measured.texts == alone
+        assert evaluator.row(untouched(), "strict").units.texts == edited[0]
+    assert evaluator.row(untouched("again"), "paper").units.texts == alone
     for strength in (1.0, 2.0):
         other = make(llama, "scale", strength=strength).fold(llama)
         row = evaluator.row(untouched(), "strict", model=other)
-        assert (
-            row.measured.texts
-            == Evaluator(other, suite()).row(untouched(), "strict").measured.texts
-        )
+        assert row.units.texts == Evaluator(other, suite()).row(untouched(), "strict").units.texts
         del other
 
 
@@ -427,10 +422,10 @@ def test_the_papers_f1_is_of_prompt_and_continuation_against_the_true_continuati
         shared = sum(min(written.count(token), true.count(token)) for token in {*true})
         precision, recall = shared / len(written), shared / len(true)
         expected.append(2 * precision * recall / (precision + recall) if shared else 0.0)
-    assert row.measured.values["f1"] == pytest.approx(expected)
+    assert row.units.values["f1"] == pytest.approx(expected)
     assert len({*expected}) > 3
     strict = Evaluator(lm, suite(pairs=pairs, max_prompt_tokens=5)).row(untouched(), "strict")
-    assert strict.measured.values["f1"] != pytest.approx(expected)
+    assert strict.units.values["f1"] != pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", PAPER_MODELS)
@@ -449,23 +444,23 @@ def test_the_papers_log_perplexity_divides_by_every_token(name: str, bos: bool) 
     summed = sum(naive_nll(lm, window) * (len(window) - 1) for window in windows[:-1])
     evaluator = Evaluator(lm, suite(text=text))
     paper = evaluator.row(untouched(), "paper")
-    assert paper.metric("log_ppl").mean == pytest.approx(summed / len(ids), rel=1e-4)
+    assert paper.metrics["log_ppl"].mean == pytest.approx(summed / len(ids), rel=1e-4)
     # The interval is of the same mean: it scales with it, and a paired difference to the same row
     # is none.
     predicted = sum(len(window) - 1 for window in windows)
     nll = [naive_nll(lm, window) for window in windows[:-1]]
     plain = estimate(nll, weights=[19] * len(nll))
-    got = paper.metric("log_ppl")
+    got = paper.metrics["log_ppl"]
     for end in ("low", "high"):
         assert getattr(got, end) == pytest.approx(
             getattr(plain, end) * predicted / len(ids), rel=1e-3
         )
-    assert paper.change("log_ppl", paper).high == 0
+    assert paper.difference("log_ppl", paper).high == 0
     # KL is ours, and over predicted tokens under both protocols.
-    assert paper.metric("kl").mean == pytest.approx(0, abs=1e-6)
+    assert paper.metrics["kl"].mean == pytest.approx(0, abs=1e-6)
     if not bos:
         strict = evaluator.row(untouched(), "strict")
-        assert strict.metric("log_ppl").mean == pytest.approx(summed / predicted, rel=1e-4)
+        assert strict.metrics["log_ppl"].mean == pytest.approx(summed / predicted, rel=1e-4)
 
 
 def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(
@@ -484,8 +479,8 @@ def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(
 def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
     edit = make(llama, kind)
     evaluator = Evaluator(llama, suite())
-    paper, strict = (evaluator.row(edit, protocol).measured for protocol in ("paper", "strict"))
-    folded = Evaluator(edit.fold(llama), suite()).row(untouched(), "strict").measured
+    paper, strict = (evaluator.row(edit, protocol).units for protocol in ("paper", "strict"))
+    folded = Evaluator(edit.fold(llama), suite()).row(untouched(), "strict").units
     assert strict.texts == folded.texts
     assert strict.values["log_ppl"] == pytest.approx(folded.values["log_ppl"], rel=1e-4)
     with edit.applied(llama, positions="last"):
@@ -519,8 +514,8 @@ def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
     assert (rows[1].kind, rows[1].neurons) == ("scale", edits[0].neurons)
     assert calls == [("evaluating", number, 6) for number in range(1, 7)]
     again = dd.evaluate(llama, edits, suite(), protocols=("paper", "strict"))
-    assert [row.measured.values for row in again] == [row.measured.values for row in rows]
-    assert rows[3].measured.values != rows[4].measured.values
+    assert [row.units.values for row in again] == [row.units.values for row in rows]
+    assert rows[3].units.values != rows[4].units.values
 
 
 def test_another_model_of_the_same_name_is_measured_itself(llama: LM) -> None:
@@ -534,15 +529,17 @@ def test_another_model_of_the_same_name_is_measured_itself(llama: LM) -> None:
         evaluator.row(untouched(), "strict", model=tuned),
     )
     alone = Evaluator(tuned, suite()).row(untouched(), "strict")
-    assert other.measured.texts == alone.measured.texts != base.measured.texts
-    assert other.measured.values["log_ppl"] == alone.measured.values["log_ppl"]
-    assert other.metric("kl").mean > 0.1, "KL is to the base model"
+    assert other.units.texts == alone.units.texts != base.units.texts
+    assert other.units.values["log_ppl"] == alone.units.values["log_ppl"]
+    assert other.metrics["kl"].mean > 0.1, "KL is to the base model"
 
 
 def test_the_json_of_a_row(llama: LM) -> None:
     edits = [replace(make(llama, "set"), alpha=0.5, beta=0.1)]
     reference, row = dd.evaluate(llama, edits, suite())
-    written = json.loads(json.dumps(row.to_json(reference, PROMPTS, samples=3), allow_nan=False))
+    written = json.loads(
+        json.dumps(row.beside(reference, PROMPTS, samples=3).to_json(), allow_nan=False)
+    )
     assert set(METRICS) | {"intervention", "kind", "protocol", "control_of", "alpha", "beta", (
         "neurons"
     ), "samples",
@@ -553,13 +550,18 @@ def test_the_json_of_a_row(llama: LM) -> None:
     assert set(written["toxicity"]) == {"mean", "low", "high", "n"}
     assert set(written["toxicity_by"]) == {"fake", "second"}
     assert [sample["prompt"] for sample in written["samples"]] == [*PROMPTS[:3]]
-    assert written["samples"][1]["continuation"] == row.measured.texts[1]
+    assert written["samples"][1]["continuation"] == row.units.texts[1]
     assert written["control_minus_main"] is None
-    difference = row.metric("toxicity").mean - reference.metric("toxicity").mean
+    read = Row.from_json(written)
+    assert read.to_json() == written
+    assert read == replace(row.beside(reference, PROMPTS, samples=3), measured=None)
+    with pytest.raises(DialdownError, match="holds means only"):
+        read.difference("toxicity", reference)
+    difference = row.metrics["toxicity"].mean - reference.metrics["toxicity"].mean
     assert written["change"]["toxicity"]["mean"] == pytest.approx(difference)
     assert all(
         value["mean"] == 0
-        for value in reference.to_json(reference, PROMPTS, samples=0)["change"].values()
+        for value in reference.beside(reference, PROMPTS, samples=0).to_json()["change"].values()
     )
 
 
@@ -567,18 +569,18 @@ def test_a_control_is_compared_with_what_it_controls(llama: LM) -> None:
     reference, main, control = dd.evaluate(
         llama, [make(llama, "set"), make(llama, "set", seed=1)], suite()
     )
-    written = control.to_json(reference, PROMPTS, samples=0, main=main)["control_minus_main"]
+    written = control.beside(reference, PROMPTS, samples=0, main=main).to_json()[
+        "control_minus_main"
+    ]
     assert set(written) == set(METRICS)
-    paired = np.array(control.measured.values["toxicity"]) - np.array(
-        main.measured.values["toxicity"]
-    )
+    paired = np.array(control.units.values["toxicity"]) - np.array(main.units.values["toxicity"])
     assert written["toxicity"] == estimate(paired).to_json()
     assert written["toxicity"]["mean"] != 0
 
 
 def test_a_metric_nobody_has_a_value_for_is_null(llama: LM) -> None:
     row = Evaluator(llama, suite(pairs=(), max_new_tokens=1)).row(untouched(), "strict")
-    written = row.to_json(row, PROMPTS, samples=1)
+    written = row.beside(row, PROMPTS, samples=1).to_json()
     assert written["f1"] is None
     assert written["repetition"] is None
     assert written["toxicity"]["n"] == len(PROMPTS)
@@ -607,8 +609,8 @@ def test_a_row_of_named_values() -> None:
         1.0,
         0,
     )
-    assert row.metric("toxicity").mean == 1.5
-    assert row.change("toxicity", row).mean == 0
+    assert row.metrics["toxicity"].mean == 1.5
+    assert row.difference("toxicity", row).mean == 0
 
 
 @pytest.mark.parametrize(

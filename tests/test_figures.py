@@ -23,8 +23,9 @@ from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate
 from dialdown.neurons.ranks import ranking
 from dialdown.neurons.table import GROUPS, NeuronTable
-from dialdown.report.chart_style import FAMILIES, Chart, drawing_script, embedded, save
+from dialdown.report.chart_style import Chart, drawing_script, embedded, save
 from dialdown.report.charts import STEPS, Point, controls, pareto_optimal, tradeoff, training
+from dialdown.report.names import FAMILIES
 from dialdown.report.neuron_charts import (
     figure_1_layer_effects,
     figure_2a_group_contribution,

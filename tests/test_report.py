@@ -22,10 +22,9 @@ from dialdown.errors import DialdownError
 from dialdown.report.chart_style import drawing_script
 from dialdown.report.claims import claims
 from dialdown.report.evidence import Evidence
+from dialdown.report.findings import findings
 from dialdown.report.page import write_report
-from dialdown.report.page_tables import table_two
 from dialdown.report.run import load
-from dialdown.report.verdict import findings
 
 # Half the study and a quarter of the figures, for tests that look at something else.
 QUICK: dict[str, Any] = {
@@ -206,9 +205,10 @@ def test_no_control_character_of_a_file_reaches_the_page(tmp_path: Path) -> None
         tmp_path,
         lambda row: row.update(
             samples=[{"prompt": nasty, "continuation": f"{nasty}\ud83d"}],
-            intervention=f"edit_{nasty}"
-            if row["intervention"] == "edit_probe_set"
-            else row["intervention"],
+            **dict.fromkeys(
+                ("intervention", "family"),
+                f"edit_{nasty}" if row["intervention"] == "edit_probe_set" else row["intervention"],
+            ),
         ),
     )
     run = json.loads((tmp_path / "run.json").read_text())
@@ -269,8 +269,8 @@ def test_the_console_and_the_page_have_one_verdict(whole: tuple[str, Page], tmp_
             claim.name in line and claim.verdict in line for line in shown.getvalue().splitlines()
         )
         assert claim.verdict in whole[1].sections["claims"]
-    for finding in findings(run, folder=tmp_path):
-        assert finding.text in shown.getvalue()
+    for text in findings(run, folder=tmp_path).values():
+        assert text in shown.getvalue()
 
 
 def test_names_are_escaped_in_figures_too(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_names_are_escaped_in_figures_too(tmp_path: Path) -> None:
     change_rows(
         tmp_path,
         lambda row: (
-            row.update(intervention="edit_<i>$x^2$&", samples=[])
+            row.update(intervention="edit", family="edit_<i>$x^2$&", samples=[])
             if row["intervention"] == "edit_probe_set"
             else None
         ),
@@ -326,8 +326,8 @@ def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
         tmp_path,
         **{**QUICK, "n": 8, "main": {**QUICK["main"], "dpo": ("none", (0.3, 0.3), (0.01, 0.01))}},
     )
-    assert "after DPO, not distinguishably changed (−0.090" in page.sections["verdict"]
-    assert "n = 8 prompts, too few to lean on" in page.sections["verdict"]
+    assert "after DPO, not distinguishably changed: −0.090 [" in page.sections["verdict"]
+    assert "n = 8 prompts, too few to decide" in page.sections["verdict"]
 
 
 def test_published_values_stand_only_beside_their_protocol(
@@ -450,17 +450,15 @@ def test_a_further_strength_says_its_prompts_and_on_few_of_them_takes_no_part_in
         if (row["protocol"], row["intervention"]) == ("paper", "edit_probe_set")
     ]
     name = "edit_probe_set_a0.8_b0.05"
-    further = {**main, "intervention": name, "alpha": 0.8, "toxicity": {**main["toxicity"], "n": n}}
+    further = {**main, "intervention": name, "alpha": 0.8, "strength": "a0.8_b0.05"}
+    further["toxicity"] = {**main["toxicity"], "n": n}
     path.write_text(json.dumps({**results, "rows": [*results["rows"], further]}))
     run = load(tmp_path)
-    [entry] = [
-        entry
-        for entry in table_two(run).entries
-        if entry.label == "Edit along the probe: set, α = 0.8, β = 0.05"
-    ]
-    [line] = entry.lines
-    assert "α = 0.8" in entry.note
-    assert ("n = 24" in line.note) == (n == 24)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    label = "Edit along the probe: set, α = 0.8, β = 0.05"
+    lines = [text for _, text in page.rows if label in text and "[" in text]
+    assert lines
+    assert any("n = 24" in line for line in lines) == (n == 24)
     # In the paper's order it follows the row of that name without a strength.
     assert run.names().index(name) == run.names().index("edit_probe_set") + 1
-    assert (name in {row.name for row in Evidence(run, "paper").edits()}) == counted
+    assert (name in {row.intervention for row in Evidence(run, "paper").edits()}) == counted

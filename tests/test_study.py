@@ -22,8 +22,8 @@ from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Evaluator
 from dialdown.models import Decoder
 from dialdown.neurons.activations import NeuronMeans
+from dialdown.report.names import TITLES
 from dialdown.report.stage import RUN
-from dialdown.report.tables import TITLES
 from dialdown.study import stages as study
 from dialdown.study.config import load_config
 from dialdown.study.context import Workspace
@@ -81,7 +81,7 @@ def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
         "interventions/strict-edit_probe_scale.safetensors",
         "tables/scorers-agreement.csv",
         "figures/figure-8-layer-group-paper.svg",
-        *(f"tables/{stem}.csv" for stem in TITLES),
+        *(f"tables/{stem}.csv" for stem in TITLES if not stem.startswith("gains")),
         *(
             f"figures/{name}-strict.png"
             for name in ("figure-1-layer-effects", "figure-7-lower-ranks")
@@ -324,7 +324,7 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
     for path in lost:
         path.unlink()
     measured: list[str] = []
-    original = Evaluator.row
+    original = Evaluator.measure
 
     def interrupt(self: Any, intervention: dd.Intervention, protocol: Any, **rest: Any) -> Any:
         if len(measured) == 1:
@@ -332,7 +332,7 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
         measured.append(intervention.name)
         return original(self, intervention, protocol, **rest)
 
-    monkeypatch.setattr(Evaluator, "row", interrupt)
+    monkeypatch.setattr(Evaluator, "measure", interrupt)
     result = invoke("run", config, "--out", folder)
     assert result.exit_code == 130
     assert len(measured) == 1

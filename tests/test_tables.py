@@ -5,7 +5,6 @@ and the invented run.
 from __future__ import annotations
 
 import csv
-import inspect
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -30,13 +29,21 @@ from polars.testing import assert_frame_equal
 import dialdown as dd
 from dialdown.data.csv_tables import write_csv
 from dialdown.errors import DialdownError
+from dialdown.evaluation.bootstrap import Estimate
+from dialdown.evaluation.evaluator import Row
 from dialdown.files import read_json
 from dialdown.models.lm import LM
 from dialdown.neurons import statistics
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.neurons.directions import Direction
+from dialdown.neurons.logit_lens import (
+    direction_tokens,
+    judged_toxic,
+    logit_lens_batch,
+    value_vector_tokens,
+)
 from dialdown.neurons.table import GROUPS, NeuronTable
-from dialdown.report import tables
+from dialdown.report import neuron_tables, tables
 from dialdown.study import published
 from dialdown.study.config import load_config
 from dialdown.study.plan import Tables, plan
@@ -123,17 +130,18 @@ def value_vector(lm: LM, layer: int, neuron: int, protocol: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_json(
-        write_run(tmp_path_factory.mktemp("run")) / "results.json"
-    )["rows"]
-    return found
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    results = read_json(write_run(tmp_path_factory.mktemp("run")) / "results.json")
+    return [Row.from_json(saved) for saved in results["rows"]]
 
 
-def row(name: str, protocol: str, toxicity: float | None, **more: Any) -> dict[str, Any]:
-    estimate = None if toxicity is None else {"mean": toxicity, "low": 0.0, "high": 1.0, "n": 4}
+def row(name: str, protocol: Any, toxicity: float | None, **more: Any) -> Row:
+    metrics = {} if toxicity is None else {"toxicity": Estimate(toxicity, 0.0, 1.0, 4)}
     facts = {"kind": "set", "control_of": None, "alpha": None, "beta": None, "neurons": 12}
-    return {"intervention": name, "protocol": protocol, **facts, "toxicity": estimate, **more}
+    main, _, control = name.partition("__")
+    facts |= {"family": main, "strength": "", "control": control}
+    options: Any = {**facts, "metrics": metrics, "toxicity_by": {}, **more}
+    return Row(name, protocol=protocol, **options)
 
 
 # --- statistics of a table
@@ -229,13 +237,13 @@ def test_a_shift_has_the_sign_of_the_published_one() -> None:
         cosine, base, 0.9 * base, -np.ones_like(base), protocol="paper", model="gpt2-medium"
     )
     beside = (
-        tables.table_17_correlations(table)
+        neuron_tables.table_17_correlations(table)
         .filter(pl.col("pair") == "shift_vs_activation")
         .row(0, named=True)
     )
     assert beside["r"] == pytest.approx(1)
     assert beside["published_r"] == 0.263
-    overall = tables.section_5_1_shifts(table).row(-1, named=True)
+    overall = neuron_tables.section_5_1_shifts(table).row(-1, named=True)
     assert overall["percent"] == pytest.approx(10)
     assert overall["published_percent"] == 3.11
 
@@ -454,7 +462,7 @@ def test_sign_conflicts_of_things_that_do_not_fit_are_refused(gpt2: LM) -> None:
 
 def test_the_batched_logit_lens_is_the_lens_one_by_one(named: LM) -> None:
     vectors = np.random.default_rng(0).standard_normal((9, tiny.WIDTH)).astype(np.float32)
-    found = statistics.logit_lens_batch(named, vectors, k=6)
+    found = logit_lens_batch(named, vectors, k=6)
     assert len(found) == 9
     for vector, line in zip(vectors, found, strict=True):
         alone = dd.logit_lens(named, vector, k=6)
@@ -470,8 +478,8 @@ def test_value_vector_tables_show_the_extreme_neurons_and_their_tokens(
 ) -> None:
     table = compared(gemma2, protocol)
     cosine = table.grid("cosine")
-    most = tables.table_14_toxic_vectors(gemma2, table, neurons=4, k=3)
-    least = tables.table_15_antitoxic_vectors(gemma2, table, neurons=4, k=3)
+    most = value_vector_tokens(gemma2, table, count=4, k=3)
+    least = value_vector_tokens(gemma2, table, count=4, opposed=True, k=3)
     for frame, sign in ((most, 1), (least, -1)):
         assert frame.columns == [
             "protocol",
@@ -491,13 +499,13 @@ def test_value_vector_tables_show_the_extreme_neurons_and_their_tokens(
             assert tokens["cosine"][0] == cosine[layer, neuron]
             alone = dd.logit_lens(gemma2, sign * value_vector(gemma2, layer, neuron, protocol), k=3)
             assert tokens["token"].to_list() == [token for token, _ in alone]
-    short = tables.table_6_value_vectors(gemma2, table, neurons=2, k=3)
-    assert_frame_equal(short, pl.concat([most.head(6), least.head(6)]), rel_tol=1e-4)
+    short = neuron_tables.table_6_value_vectors(most, least, neurons=2)
+    assert_frame_equal(short, pl.concat([most.head(6), least.head(6)]))
 
 
 def test_directions_are_shown_with_their_opposites(llama: LM) -> None:
     probe, contrast = direction(0, "probe", protocol="paper"), direction(1, "contrast")
-    frame = tables.table_1_directions(llama, [probe, contrast], k=2)
+    frame = direction_tokens(llama, [probe, contrast], k=2)
     lines = frame.group_by("protocol", "direction", "sign", maintain_order=True).agg("token")
     assert lines.rows() == [
         (
@@ -510,7 +518,7 @@ def test_directions_are_shown_with_their_opposites(llama: LM) -> None:
         for sign in (1, -1)
     ]
     subspace = statistics.svd_subspace(llama, probe, neurons=20)
-    frame = tables.table_16_svd_directions(llama, subspace, k=2)
+    frame = direction_tokens(llama, subspace, signs=(1,), k=2)
     assert frame["direction"].to_list() == [f"svd_{number}" for number in (1, 1, 2, 2, 3, 3)]
     assert frame["token"][0] == dd.logit_lens(llama, subspace[0].vector, k=1)[0][0]
 
@@ -522,12 +530,12 @@ def test_a_judge_is_asked_once_about_each_token(llama: LM) -> None:
         asked.extend(tokens)
         return [None if token == tokens[0] else token == tokens[1] for token in tokens]
 
-    frame = tables.table_14_toxic_vectors(llama, compared(llama), neurons=20, k=5, judge=judge)
+    frame = value_vector_tokens(llama, compared(llama), count=20, k=5, judge=judge)
     assert sorted(asked) == sorted({*frame["token"]})
     known = {asked[0]: None} | {token: token == asked[1] for token in asked[1:]}
     assert frame["toxic"].to_list() == [known[token] for token in frame["token"]]
     with pytest.raises(DialdownError, match=r"1 answers for \d+ tokens"):
-        tables.table_14_toxic_vectors(llama, compared(llama), judge=lambda tokens: [True])
+        value_vector_tokens(llama, compared(llama), judge=lambda tokens: [True])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -546,37 +554,25 @@ def test_judged_neurons_are_the_aligned_ones_with_a_toxic_token(gemma2: LM, prot
     def judge(given: Sequence[str]) -> list[bool | None]:
         return [True if token in toxic else None for token in given]
 
-    mask = tables.judged_toxic(gemma2, table, judge, count=12, k=4)
+    mask = judged_toxic(gemma2, table, judge, count=12, k=4)
     assert {*zip(*np.nonzero(mask), strict=True)} == {
         place for place, said in tokens.items() if said & {*toxic}
     }
     assert 0 < mask.sum() < 12
-    assert not tables.judged_toxic(
-        gemma2, table, lambda given: [False] * len(given), count=12
-    ).any()
+    assert not judged_toxic(gemma2, table, lambda given: [False] * len(given), count=12).any()
 
 
 def test_a_table_of_another_model_is_refused(gpt2: LM) -> None:
     with pytest.raises(DialdownError, match=r"shape \(4, 30\) and tiny-gpt2 has 3 layers of 24"):
-        tables.table_14_toxic_vectors(gpt2, random_table())
+        value_vector_tokens(gpt2, random_table())
     with pytest.raises(DialdownError, match=r"73 value vectors .* has 72"):
-        tables.table_14_toxic_vectors(gpt2, compared(gpt2), neurons=73)
+        value_vector_tokens(gpt2, compared(gpt2), count=73)
 
 
 # --- tables of results
 
 
-def test_every_title_has_its_function_and_every_table_its_title() -> None:
-    named = {stem.replace("-", "_") for stem in tables.TITLES}
-    starts = ("table_", "section_", "figure_", "appendix_")
-    assert named == {
-        name
-        for name, _ in inspect.getmembers(tables, inspect.isfunction)
-        if name.startswith(starts)
-    }
-
-
-def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[dict[str, Any]]) -> None:
+def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[Row]) -> None:
     frame = tables.table_2_interventions(rows, model=PAPERS)
     assert frame.height == len(rows)
     assert frame.columns[:7] == [
@@ -590,15 +586,12 @@ def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[dict[
     ]
     for found, given_row in zip(frame.iter_rows(named=True), rows, strict=True):
         for metric in ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate"):
-            assert found[metric] == given_row[metric]["mean"]
-            assert [found[f"{metric}_{part}"] for part in ("low", "high", "n")] == [
-                given_row[metric][part] for part in ("low", "high", "n")
-            ]
+            mean = given_row.metrics[metric]
+            parts = [found[metric], *(found[f"{metric}_{part}"] for part in ("low", "high", "n"))]
+            assert parts == [mean.mean, mean.low, mean.high, mean.n]
 
 
-def test_published_interventions_stand_beside_paper_rows_of_the_same_name(
-    rows: list[dict[str, Any]],
-) -> None:
+def test_published_interventions_stand_beside_paper_rows_of_the_same_name(rows: list[Row]) -> None:
     frame = tables.table_2_interventions(rows, model="openai-community/GPT2-Medium")
     with_figures = frame.filter(pl.col("published_toxicity").is_not_null())
     assert {*with_figures["protocol"]} == {"paper"}
@@ -640,16 +633,17 @@ def test_every_published_figure_has_one_row_of_a_run_beside_it(model: str) -> No
     )
     made = [
         row(
-            one.name.removeprefix("paper-"),
+            one.intervention.name,
             "paper",
             0.1,
-            alpha=one.intervention.alpha,
-            beta=one.intervention.beta,
+            **{
+                fact: getattr(one.intervention, fact)
+                for fact in ("family", "strength", "control", "control_of", "alpha", "beta")
+            },
         )
-        | {"control_of": one.intervention.control_of}
         for one in planned
     ]
-    assert len({one["intervention"] for one in made}) == len(made)
+    assert len({one.intervention for one in made}) == len(made)
     frames = [getattr(tables, name)(made, model=model) for name in RESULT_TABLES]
     stated = (
         pl.concat([frame.select("intervention", *PUBLISHED) for frame in frames])
@@ -676,7 +670,7 @@ def test_a_metric_that_was_not_measured_is_null() -> None:
 
 
 def test_further_interventions_are_the_increasing_neurons_and_named_orderings(
-    rows: list[dict[str, Any]],
+    rows: list[Row],
 ) -> None:
     activation = row("edit_probe_activation_set", "paper", 0.2, alpha=0.8, beta=0.05)
     control = row(
@@ -714,7 +708,7 @@ def test_share_of_the_reduction_by_patching() -> None:
         ("paper", "patch_64", 12, pytest.approx(0.5), None, None),
         ("strict", "patch_256", 12, None, None, None),
     ]
-    without_dpo = [one for one in given_rows if one["intervention"] != "dpo"]
+    without_dpo = [one for one in given_rows if one.intervention != "dpo"]
     assert tables.table_3_toxic_neurons(without_dpo, model="own")["share"].null_count() == 4
 
 
@@ -754,7 +748,7 @@ def test_steering_strengths_beside_the_published_ones() -> None:
 def test_group_tables() -> None:
     table = random_table(protocol="paper", model="GPT2-medium")
     shares = statistics.group_shares(table)
-    frame = tables.table_5_group_shares(table)
+    frame = neuron_tables.table_5_group_shares(table)
     assert frame.columns == [
         "protocol",
         "tuning_free",
@@ -771,7 +765,7 @@ def test_group_tables() -> None:
         assert frame["share"].to_list()[place : place + 4] == ours["share"].to_list()
     assert frame["published"].to_list() == [0.069, 0.391, 0.032, 0.509, None] + [None] * 5
     assert frame["published_count"].to_list() == [None] * 4 + [57501] + [None] * 5
-    roles = tables.table_4_group_roles(table)
+    roles = neuron_tables.table_4_group_roles(table)
     assert roles.select("group", "cosine", "mean_base").rows() == [
         ("TP", "+", "+"), ("TN", "+", "-"), ("AP", "-", "+"), ("AN", "-", "-")
     ]  # fmt: skip
@@ -781,22 +775,22 @@ def test_group_tables() -> None:
 def test_statistics_stand_beside_the_published_ones() -> None:
     table = random_table(protocol="paper", model="gpt2-medium")
     signs = statistics.negative_shares(table)
-    assert tables.table_13_negative_means(table).rows() == [
+    assert neuron_tables.table_13_negative_means(table).rows() == [
         ("paper", "base", signs["base"], 0.8728),
         ("paper", "tuned", signs["tuned"], None),
     ]
     found = statistics.correlations(table)
-    assert tables.table_17_correlations(table).rows() == [
+    assert neuron_tables.table_17_correlations(table).rows() == [
         ("paper", name, found[name].r, found[name].p, 120, *theirs)
         for name, theirs in (
             ("shift_vs_cosine", (0.004, "0.252")),
             ("shift_vs_activation", (0.263, "<1e-4")),
         )
     ]
-    assert tables.table_18_reducing_share(table).rows() == [
+    assert neuron_tables.table_18_reducing_share(table).rows() == [
         ("paper", 120, statistics.reducing_share(table), 0.5849)
     ]
-    moved = tables.section_5_1_shifts(
+    moved = neuron_tables.section_5_1_shifts(
         replace(table, record={**table.record, "base": {"model": "meta-llama/Llama-3.1-8B"}})
     )
     assert moved.drop("protocol", "published_percent", "published_value_cosine").equals(
@@ -804,7 +798,7 @@ def test_statistics_stand_beside_the_published_ones() -> None:
     )
     assert moved["published_percent"].to_list() == [None] * 4 + [0.66]
     assert moved["published_value_cosine"].to_list() == [None] * 4 + [0.99]
-    effects = tables.figure_1_opposing_effects(table)
+    effects = neuron_tables.figure_1_opposing_effects(table)
     assert effects.drop("protocol").equals(statistics.opposing_effects(table))
 
 
@@ -823,7 +817,7 @@ NEURON_TABLES = (
 def test_published_statistics_stand_nowhere_else(
     name: str, protocol: str, model: str | None
 ) -> None:
-    frame: pl.DataFrame = getattr(tables, name)(random_table(protocol=protocol, model=model))
+    frame: pl.DataFrame = getattr(neuron_tables, name)(random_table(protocol=protocol, model=model))
     assert frame["protocol"].unique().to_list() == [protocol]
     theirs = [column for column in frame.columns if column.startswith("published")]
     assert theirs
@@ -831,7 +825,6 @@ def test_published_statistics_stand_nowhere_else(
 
 
 def test_sign_conflicts_as_a_table(gpt2: LM) -> None:
-    papers = replace(gpt2, name="gpt2-medium")
     arguments = (
         tuned_of(gpt2),
         [direction(seed) for seed in range(3)],
@@ -839,7 +832,8 @@ def test_sign_conflicts_as_a_table(gpt2: LM) -> None:
         means("paper", 1),
     )
     found = statistics.sign_conflicts(gpt2, *arguments)
-    assert tables.appendix_g_sign_conflicts(papers, *arguments).rows() == [
+    shares = {"paper": vars(found)}
+    assert neuron_tables.appendix_g_sign_conflicts(shares, model="gpt2-medium").rows() == [
         ("paper", "cosine", found.cosine, 0.747),
         ("paper", "projection_change", found.projection_change, 0.743),
     ]
@@ -849,7 +843,8 @@ def test_sign_conflicts_as_a_table(gpt2: LM) -> None:
 
 
 def test_mlp_facts(named: LM) -> None:
-    [found] = tables.table_8_mlp(named).rows(named=True)
+    facts = statistics.mlp_facts(named)
+    [found] = neuron_tables.table_8_mlp(facts, model=named.name).rows(named=True)
     family = named.name.removeprefix("tiny-")
     activation = {"gpt2": "gelu_new", "gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh"}
     activation["gemma3"] = "gelu_pytorch_tanh"
@@ -865,7 +860,8 @@ def test_mlp_facts(named: LM) -> None:
 
 
 def test_mlp_facts_beside_the_published_ones(gpt2: LM) -> None:
-    [found] = tables.table_8_mlp(replace(gpt2, name="gpt2-medium")).rows(named=True)
+    facts = statistics.mlp_facts(gpt2)
+    [found] = neuron_tables.table_8_mlp(facts, model="gpt2-medium").rows(named=True)
     names = ("layers", "d_model", "d_mlp", "activation", "gated")
     assert [found[f"published_{name}"] for name in names] == [24, 1024, 4096, "gelu", False]
 
@@ -966,7 +962,7 @@ def test_published_shares_of_toxic_neurons_fit_the_published_toxicities() -> Non
             assert found["share"] == pytest.approx(found["published_share"], abs=0.003)
 
 
-def test_csv_files_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_csv_files_read_back(tmp_path: Path, rows: list[Row]) -> None:
     frames = {
         "table-2-interventions": tables.table_2_interventions(rows, model=PAPERS),
         "table-1-directions": pl.DataFrame(

@@ -13,10 +13,10 @@ from rich.table import Table
 from ..data.csv_tables import read_csv
 from ..files import read_json
 from ..report.claims import claims
+from ..report.findings import findings
+from ..report.names import TITLES
 from ..report.rules import Verdict
 from ..report.run import load
-from ..report.tables import TITLES
-from ..report.verdict import findings
 from ..study.notes import noted
 
 SAMPLES, TOP = 4, 6
@@ -55,8 +55,8 @@ def show_verdicts(folder: Path, out: Console) -> None:
     them.
     """
     run = load(folder)
-    for finding in findings(run, folder=folder):
-        out.print(f"{finding.about}: {finding.text}", markup=False, highlight=False)
+    for about, text in findings(run, folder=folder).items():
+        out.print(f"{about}: {text}", markup=False, highlight=False)
     made = claims(run, folder=folder)
     verdicts = {(claim.name, claim.protocol): claim.verdict for claim in made}
     table = Table(box=None, header_style="bold", padding=(0, 1))

@@ -44,6 +44,10 @@ class Estimate:
     high: float
     n: int
 
+    def reversed(self) -> Estimate:
+        """Of a difference, the difference the other way round."""
+        return Estimate(-self.mean, -self.high, -self.low, self.n)
+
     def to_json(self) -> dict[str, float | int]:
         """`{mean, low, high, n}`, as in results.json."""
         return asdict(self)

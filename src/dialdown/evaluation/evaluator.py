@@ -8,8 +8,8 @@ the base model's distributions on them. A row is one intervention under one prot
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,11 @@ from .overlap import is_degenerate, repetition, token_f1
 from .perplexity import ReferenceText
 from .scorers import Scorer
 
+Estimates = Mapping[str, Estimate]
+FACTS = (
+    *("intervention", "family", "strength", "control", "kind"),
+    *("protocol", "control_of", "alpha", "beta", "neurons"),
+)
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
 
 # METHOD §5: where an edit acts while generating and on the perplexity text.
@@ -109,60 +114,121 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One intervention under one protocol: what was done, and what was measured."""
+    """One intervention under one protocol: what was done, and what was measured. A metric that was
+    not measured has no key.
+
+    Attributes:
+        intervention: its stable name.
+        family, strength, control: which it is: what its name is made of, see `Intervention`.
+        kind, alpha, beta, neurons, control_of: see `Intervention`.
+        protocol: `paper` or `strict` (METHOD §5).
+        metrics: means with their intervals (see `METRICS`).
+        toxicity_by: what each scorer says.
+        change: paired differences to the untouched model.
+        control_minus_main: of a control, paired differences to the row it is a control of.
+        samples: (prompt, continuation) pairs.
+        measured: unit by unit; None where the row was read.
+    """
 
     intervention: str
+    family: str
+    strength: str
+    control: str
     kind: str
     protocol: Protocol
     control_of: str | None
     alpha: float | None
     beta: float | None
     neurons: int
-    measured: Measured
+    metrics: Estimates
+    toxicity_by: Estimates
+    change: Estimates = field(default_factory=dict)
+    control_minus_main: Estimates = field(default_factory=dict)
+    samples: Sequence[tuple[str, str]] = ()
+    measured: Measured | None = None
 
-    def metric(self, name: str) -> Estimate | None:
-        """The mean of a metric with its interval (see `METRICS`)."""
-        return self.measured.estimate(name)
+    @property
+    def prompts(self) -> int:
+        """How many it was measured on; 0 where its scores are missing."""
+        return self.metrics["toxicity"].n if "toxicity" in self.metrics else 0
 
-    def change(self, name: str, reference: Row) -> Estimate | None:
+    @property
+    def units(self) -> Measured:
+        """What was measured unit by unit.
+
+        Raises:
+            DialdownError: the row was read from a file of means.
+        """
+        if self.measured is None:
+            raise DialdownError(
+                f"The row {self.intervention!r} ({self.protocol}) holds means only: measure it, or "
+                "read its file in the folder `rows`."
+            )
+        return self.measured
+
+    def difference(self, name: str, other: Row) -> Estimate | None:
         """The paired difference of a metric to another row."""
-        return self.measured.estimate(name, reference.measured)
+        return self.units.estimate(name, other.units)
 
-    def to_json(
+    def beside(
         self, reference: Row, prompts: Sequence[str], *, samples: int, main: Row | None = None
-    ) -> dict[str, Any]:
-        """The row as it stands in results.json.
-
-        Args:
-            reference: the untouched model under the same protocol; `change` is the paired
-                difference to it.
-            prompts: the evaluation prompts, for the samples.
-            samples: how many continuations to show.
-            main: for a control, the row it is a control of; `control_minus_main` is the paired
-                difference to it.
+    ) -> Row:
+        """The row beside the untouched model under the same protocol, and a control beside its
+        main row, with its first continuations.
         """
 
-        def written(value: Estimate | None) -> dict[str, float | int] | None:
-            return value.to_json() if value else None
+        def differences(other: Row) -> Estimates:
+            return _known({name: self.difference(name, other) for name in METRICS})
 
-        pairs = zip(prompts[:samples], self.measured.texts[:samples], strict=False)
+        pairs = zip(prompts[:samples], self.units.texts[:samples], strict=False)
+        return replace(
+            self,
+            change=differences(reference),
+            control_minus_main=differences(main) if main else {},
+            samples=tuple(pairs),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it stands in results.json; what was not measured is null."""
+
+        def written(means: Estimates) -> dict[str, Any]:
+            return {name: means[name].to_json() if name in means else None for name in METRICS}
+
         return {
-            "intervention": self.intervention,
-            "kind": self.kind,
-            "protocol": self.protocol,
-            "control_of": self.control_of,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "neurons": self.neurons,
-            **{name: written(self.metric(name)) for name in METRICS},
-            "toxicity_by": {
-                judge: written(self.metric(f"toxicity/{judge}")) for judge in self.measured.judges
-            },
-            "change": {name: written(self.change(name, reference)) for name in METRICS},
-            "control_minus_main": main
-            and {name: written(self.change(name, main)) for name in METRICS},
-            "samples": [{"prompt": prompt, "continuation": text} for prompt, text in pairs],
+            **{name: getattr(self, name) for name in FACTS},
+            **written(self.metrics),
+            "toxicity_by": {name: value.to_json() for name, value in self.toxicity_by.items()},
+            "change": written(self.change),
+            "control_minus_main": written(self.control_minus_main)
+            if self.control_minus_main
+            else None,
+            "samples": [{"prompt": prompt, "continuation": text} for prompt, text in self.samples],
         }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Row:
+        """What `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: it is no such row.
+        """
+        return cls(
+            **{name: row[name] for name in FACTS},
+            metrics=_read({name: row.get(name) for name in METRICS}),
+            toxicity_by=_read(row.get("toxicity_by")),
+            change=_read(row.get("change")),
+            control_minus_main=_read(row.get("control_minus_main")),
+            samples=tuple((pair["prompt"], pair["continuation"]) for pair in row["samples"]),
+        )
+
+
+def _known(estimates: Mapping[str, Estimate | None]) -> Estimates:
+    return {name: value for name, value in estimates.items() if value is not None}
+
+
+def _read(estimates: Mapping[str, Any] | None) -> Estimates:
+    known = (estimates or {}).items()
+    return {name: Estimate(**value) for name, value in known if value is not None}
 
 
 class Evaluator:
@@ -212,11 +278,13 @@ class Evaluator:
             DialdownError: the intervention does not fit the model, or its log-perplexity is not
                 finite.
         """
-        return as_row(
-            intervention, protocol, self._measure(intervention, protocol, model or self.lm)
-        )
+        return as_row(intervention, protocol, self.measure(intervention, protocol, model=model))
 
-    def _measure(self, intervention: Intervention, protocol: Protocol, lm: LM) -> Measured:
+    def measure(
+        self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None
+    ) -> Measured:
+        """What `row` takes its means of, unit by unit."""
+        lm = model or self.lm
         decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
         tokens = self._tokens(decoder, intervention, GENERATING[protocol])
         probe = self._text(protocol)
@@ -332,10 +400,21 @@ class Evaluator:
 
 
 def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
-    """Put an intervention's name beside what was measured of its effect."""
-    one = intervention
+    """Put an intervention's facts beside what was measured of its effect."""
     return Row(
-        one.name, one.kind, protocol, one.control_of, one.alpha, one.beta, one.neurons, measured
+        intervention.name,
+        intervention.family or intervention.name,
+        intervention.strength,
+        intervention.control,
+        intervention.kind,
+        protocol,
+        intervention.control_of,
+        intervention.alpha,
+        intervention.beta,
+        intervention.neurons,
+        _known({name: measured.estimate(name) for name in METRICS if name in measured.values}),
+        _known({judge: measured.estimate(f"toxicity/{judge}") for judge in measured.judges}),
+        measured=measured,
     )
 
 

@@ -106,12 +106,11 @@ def shuffled(edit: Intervention, *, seed: int) -> Intervention:
     order = np.random.default_rng(seed).permuted(
         np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape), axis=1
     )
-    return replace(
+    control = replace(
         edit,
-        name=f"{edit.name}__random_neurons",
         gain=np.asarray(np.take_along_axis(edit.gain, order, axis=1)),
         offset=np.asarray(np.take_along_axis(edit.offset, order, axis=1)),
         selected=np.asarray(np.take_along_axis(edit.selected, order, axis=1)),
-        control_of=edit.name,
         record={**edit.record, "seed": seed},
     )
+    return control.control_for(edit, "random_neurons")

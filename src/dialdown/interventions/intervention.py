@@ -62,6 +62,8 @@ class Intervention:
         beta: the strength of an edit (METHOD §4), or None.
         control_of: the name of the intervention this one is a control for, or None.
         record: where it came from: model, protocol, direction, ordering, seed.
+        family, strength, control: what the name is made of (`called`, `control_for`); empty for an
+            intervention with a name of its own.
     """
 
     name: str
@@ -74,6 +76,28 @@ class Intervention:
     beta: float | None = None
     control_of: str | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    family: str = ""
+    strength: str = ""
+    control: str = ""
+
+    def called(self, family: str, strength: str = "") -> Intervention:
+        """The same under the name `FAMILY@STRENGTH`, or `FAMILY_aA_bB` where the strength is a pair
+        of alpha and beta.
+        """
+        mark = "_" if strength.startswith("a") else "@"
+        name = f"{family}{mark}{strength}" if strength else family
+        return replace(self, name=name, family=family, strength=strength, control="")
+
+    def control_for(self, main: Intervention, control: str) -> Intervention:
+        """The same as the control of `main` that is called so (METHOD §5), named `MAIN__CONTROL`."""
+        return replace(
+            self,
+            name=f"{main.name}__{control}",
+            family=main.family or main.name,
+            strength=main.strength,
+            control=control,
+            control_of=main.name,
+        )
 
     @property
     def neurons(self) -> int:
@@ -406,7 +430,7 @@ class Intervention:
 
 def untouched(name: str = "none") -> Intervention:
     """The intervention that does nothing: the reference row of every table."""
-    return Intervention(name, "none")
+    return Intervention(name, "none", family=name)
 
 
 def _shared(lm: LM) -> list[str]:

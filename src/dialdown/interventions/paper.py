@@ -150,8 +150,9 @@ def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> In
     selected = _drawn(table, patched.selected, np.random.default_rng(seed))
     tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
     values = tuned if patched.kind == "set" else tuned - base
-    result = _build(table, f"{patched.name}__random_neurons", patched.kind, selected, values)
-    return replace(result, control_of=patched.name, record={**result.record, "seed": seed})
+    result = _build(table, patched.name, patched.kind, selected, values)
+    result = replace(result, record={**result.record, "seed": seed})
+    return result.control_for(patched, "random_neurons")
 
 
 def edit_controls(
@@ -194,20 +195,17 @@ def edit_controls(
     shuffled = np.zeros(table.shape)
     # By their own group's rule, random neurons would write less of the concept too.
     shuffled[drawn] = rng.permutation(sign[sign != 0])
-    controls = [
-        replace(
-            _moved(table, f"{edited.name}__random_neurons", kind, shuffled, beta),
-            alpha=alpha,
-            beta=beta,
-        ),
-        edit(table, **options, beta=-beta, name=f"{edited.name}__beta_reversed"),
-        edit(random_table, **options, beta=beta, name=f"{edited.name}__random_direction"),
-    ]
+    drawn_edit = _moved(table, edited.name, kind, shuffled, beta)
+    controls = {
+        "random_neurons": replace(drawn_edit, alpha=alpha, beta=beta),
+        "beta_reversed": edit(table, **options, beta=-beta),
+        "random_direction": edit(random_table, **options, beta=beta),
+    }
     if kind == "set":
-        controls.append(edit(table, **options, beta=0.0, name=f"{edited.name}__beta_zero"))
+        controls["beta_zero"] = edit(table, **options, beta=0.0)
     return [
-        replace(control, control_of=edited.name, record={**control.record, "seed": seed})
-        for control in controls
+        replace(control, record={**control.record, "seed": seed}).control_for(edited, name)
+        for name, control in controls.items()
     ]
 
 

@@ -1,6 +1,7 @@
 from .activations import NeuronMeans, decode_with_means, mean_activations
 from .continuations import ContinuationMeans, continuation_means, mean_difference
-from .directions import Direction, logit_lens, random_direction, token_contrast, train_probe
+from .directions import Direction, random_direction, token_contrast, train_probe
+from .logit_lens import judged_toxic
 from .statistics import svd_subspace
 from .table import GROUPS, NeuronTable, compare, neuron_table
 
@@ -13,7 +14,7 @@ __all__ = [
     "compare",
     "continuation_means",
     "decode_with_means",
-    "logit_lens",
+    "judged_toxic",
     "mean_activations",
     "mean_difference",
     "neuron_table",

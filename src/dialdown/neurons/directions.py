@@ -375,25 +375,3 @@ def random_direction(lm: LM, *, seed: int = 0) -> Direction:
     """A Gaussian direction, the control for "specific to the concept" (METHOD §5)."""
     vector = np.random.default_rng(seed).standard_normal(lm.view.d_model)
     return Direction("random", vector, "random", {**lm.describe(), "seed": seed})
-
-
-def logit_lens(lm: LM, vector: NDArray[np.float64], *, k: int = 10) -> list[tuple[str, float]]:
-    """The k tokens that `vector`, read as a residual stream, makes most likely:
-    unembed(final_norm(u)) (METHOD §2).
-
-    Args:
-        lm: the model.
-        vector: (d,), for example a direction, a value vector, or minus one.
-        k: how many tokens.
-
-    Returns:
-        (token text, logit) pairs, highest logit first.
-    """
-    with torch.inference_mode():
-        u = torch.as_tensor(vector).to(lm.device, lm.model.dtype)[None, None]
-        logits: Tensor = lm.view.unembedding(lm.view.final_norm(u))[0, 0].float()
-    top = logits.topk(k)
-    return [
-        (lm.tokenizer.decode([token]), float(value))
-        for token, value in zip(top.indices.tolist(), top.values, strict=True)
-    ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import pearsonr
 from torch import Tensor
 
@@ -321,66 +321,21 @@ def sign_conflicts(
     return SignConflicts(float(cosine), float(changed))
 
 
-def aligned_value_vectors(
-    lm: LM, table: NeuronTable, count: int, *, opposed: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """The value vectors of highest cosine (the order of `NeuronTable.most_aligned`), or of lowest.
-
-    Returns:
-        Layers (count,), neurons (count,) and value vectors (count, d) under the table's protocol,
-        most extreme first.
-
-    Raises:
-        DialdownError: a table of another model, or more neurons than it has.
+def mlp_facts(lm: LM) -> dict[str, int | bool | str | None]:
+    """Table 8: `layers`, `d_model`, `d_mlp`, the `activation` function by transformers' name, and
+    whether the MLP is `gated`.
     """
-    if table.shape != (lm.view.n_layers, lm.view.n_neurons):
-        raise DialdownError(
-            f"The neuron table has shape {table.shape} and {lm.name} has {lm.view.n_layers} layers "
-            f"of {lm.view.n_neurons} neurons: pass the base model of the table."
-        )
-    cosine = table.grid("cosine").ravel()
-    if not 0 < count <= cosine.size:
-        raise DialdownError(
-            f"{count} value vectors were asked for and {lm.name} has {cosine.size}: pass a number "
-            f"from 1 to {cosine.size}."
-        )
-    chosen = np.argsort(cosine if opposed else -cosine, kind="stable")[:count]
-    layers, neurons = np.divmod(chosen, table.shape[1])
-    vectors = np.empty((count, lm.view.d_model), dtype=np.float32)
-    for layer in np.unique(layers):
-        here = layers == layer
-        written = lm.view.layers[layer].value_vectors(table.protocol)
-        vectors[here] = written[torch.as_tensor(neurons[here], device=written.device)].cpu().numpy()
-    return layers, neurons, vectors
-
-
-def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tuple[str, float]]]:
-    """`dialdown.logit_lens` of many vectors at once (METHOD §2).
-
-    Args:
-        lm: the model.
-        vectors: (n, d).
-        k: tokens per vector.
-
-    Returns:
-        For each vector, (token text, logit) pairs, highest logit first.
-    """
-    u = torch.as_tensor(np.asarray(vectors))
-    # 16 M logits at a time, 64 MB in float32, whatever the vocabulary.
-    rows = max(1, (1 << 24) // lm.view.unembedding.weight.shape[0])
-    lens = []
-    for chunk in torch.split(u, rows):
-        with torch.inference_mode():
-            normed = lm.view.final_norm(chunk.to(lm.device, lm.model.dtype)[None])
-            top = lm.view.unembedding(normed)[0].float().topk(k)
-        for tokens, logits in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-            lens.append(
-                [
-                    (lm.tokenizer.decode([token]), logit)
-                    for token, logit in zip(tokens, logits, strict=True)
-                ]
-            )
-    return lens
+    config = lm.model.config.get_text_config()
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    activations = (getattr(config, name, None) for name in names)
+    mlp = lm.model.get_submodule(lm.view.layers[0].path.rpartition(".")[0])
+    return {
+        "layers": lm.view.n_layers,
+        "d_model": lm.view.d_model,
+        "d_mlp": lm.view.n_neurons,
+        "activation": next((name for name in activations if name is not None), None),
+        "gated": any("gate" in name for name, _ in mlp.named_children()),
+    }
 
 
 def _value_vectors(layer: MLPLayer, protocol: Protocol) -> Iterator[Tensor]:

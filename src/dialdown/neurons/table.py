@@ -131,7 +131,7 @@ class NeuronTable:
 
     def with_judged(self, mask: Mask) -> NeuronTable:
         """The table with a column `judged`: neurons whose logit-lens tokens a judge called toxic
-        (see `tables.judged_toxic`).
+        (see `logit_lens.judged_toxic`).
         """
         return replace(self, arrow=self.arrow.append_column("judged", pa.array(mask.ravel())))
 

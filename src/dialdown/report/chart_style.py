@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import altair as alt
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..evaluation.bootstrap import Estimate
 from ..files import write_atomic
+from .names import Look
 
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart | alt.VConcatChart
 
@@ -44,56 +45,9 @@ COLOURS = {
 WIDTH = 380  # of a plot, pixels
 PIXELS = 2.5  # of a PNG for each of the chart's
 
-STAR = "M0,-1L.26,-.36L.95,-.31L.42,.14L.59,.81L0,.44L-.59,.81L-.42,.14L-.95,-.31L-.26,-.36Z"
 DASHES = {"-": [1, 0], "--": [6, 3], "-.": [6, 2, 1, 2], ":": [2, 2]}
 
 
-class Look(NamedTuple):
-    """How an intervention, a control or a group of neurons is drawn."""
-
-    label: str
-    colour: str
-    shape: str
-    dash: str = "-"
-    filled: bool = True
-
-
-# By a row's name up to its strength. The kind of an edit shows in its shape, what it follows in
-# colour, filling and dash.
-FAMILIES = {
-    "none": Look("untouched", "ink", "circle"),
-    "dpo": Look("DPO", "vermillion", STAR),
-    "gains": Look("neuron gains", "sky", "circle"),
-    "gains_kept": Look("neuron gains, few kept", "sky", "circle", ":", False),
-    "step": Look("one step, no training", "ink", "triangle-left", "--"),
-    "steer_probe": Look("steering", "purple", "triangle-up", "-."),
-    "patch": Look("patching", "blue", "square"),
-    "patch_four_groups_shift": Look("patching, shift", "blue", "square", "--", False),
-    "edit_probe_set": Look("probe, set", "green", "diamond"),
-    "edit_probe_shift": Look("probe, shift", "green", "triangle-down"),
-    "edit_probe_scale": Look("probe, scale", "green", "cross"),
-    "edit_probe_free_set": Look("contrast, set", "orange", "diamond", "--", False),
-    "edit_probe_free_shift": Look("contrast, shift", "orange", "triangle-down", "--", False),
-    "edit_probe_free_scale": Look("contrast, scale", "orange", "cross", "--", False),
-    "other": Look("other", "muted", "triangle-right", "--"),
-    "edit_random_neurons_set": Look("random neurons, set", "muted", "diamond", ":", False),
-    "edit_random_neurons_shift": Look(
-        "random neurons, shift", "muted", "triangle-down", ":", False
-    ),
-    "edit_random_neurons_scale": Look("random neurons, scale", "muted", "cross", ":", False),
-    "gains_random_neurons": Look("random neurons, gains", "muted", "circle", ":", False),
-    "steer_random": Look("random direction", "muted", "triangle-up", ":"),
-}
-# The intervention itself has an empty name.
-CONTROLS = {
-    "": Look("the intervention", "ink", "circle"),
-    "random_neurons": Look("random neurons", "vermillion", "square", filled=False),
-    "random_neurons_2": Look("random neurons, 2nd seed", "vermillion", "diamond", filled=False),
-    "random_neurons_3": Look("random neurons, 3rd seed", "vermillion", "cross", filled=False),
-    "random_direction": Look("random direction", "blue", "triangle-up", filled=False),
-    "beta_reversed": Look("β reversed", "purple", "triangle-down", filled=False),
-    "beta_zero": Look("β = 0", "green", "diamond", filled=False),
-}
 NO_GROUP = "none"
 # Warm colours write along the direction, cool ones against it. A cosine or a base mean of exactly
 # zero belongs to no group (METHOD §3), and the projection may still have changed.

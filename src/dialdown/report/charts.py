@@ -23,13 +23,10 @@ from ..models.lm import Protocol
 from ..neurons.table import NeuronTable
 from .chart_style import (
     COLOURS,
-    CONTROLS,
     DASHES,
-    FAMILIES,
     LINE_KEYS,
     WIDTH,
     Chart,
-    Look,
     channel,
     said,
     scales,
@@ -37,6 +34,7 @@ from .chart_style import (
     titled,
     zero_line,
 )
+from .names import CONTROLS, FAMILIES, Look
 
 Price = Literal["log_ppl", "kl"]
 PRICES: dict[Price, str] = {

@@ -10,16 +10,17 @@ results.json, which decide less often.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..evaluation.bootstrap import FEW, Estimate
+from ..evaluation.bootstrap import Estimate
+from ..evaluation.evaluator import Row
 from ..models.lm import Protocol
 from ..neurons import statistics
 from ..study.published import CLAIMS
 from .evidence import Evidence, Gap
+from .names import control_label, is_aligned_patch, label, named
 from .rules import (
     AT_THE_PRICE,
     COMPARABLE,
@@ -31,8 +32,8 @@ from .rules import (
     priced,
     together,
 )
-from .run import CONTROL_LABELS, Result, Run
-from .text import listed, number, with_interval
+from .run import Run
+from .text import listed, percent, said, said_change
 
 FAMILIES = {
     "steer": "steering",
@@ -81,7 +82,7 @@ def claims(run: Run, *, folder: Path | None = None) -> list[Claim]:
         _editing,
         _perplexity,
     ]
-    deciders += [_of_family(family) for family in FAMILIES]
+    deciders += [_of_family(name) for name in FAMILIES]
     decided = [_decided(decider, rows) for decider in deciders for rows in evidence]
     return [claim for claim in decided if claim is not None]
 
@@ -116,13 +117,11 @@ def _claim(evidence: Evidence, name: str, verdict: Verdict, text: str, *, of: st
 
 def _aligned(evidence: Evidence) -> Claim | None:
     tuned, name = evidence.row("dpo"), "Aligned neurons explain little"
-    patched = [
-        row for row in evidence.rows() if re.fullmatch(r"patch_(toxic_neurons|\d+)", row.name)
-    ]
+    patched = [row for row in evidence.rows() if is_aligned_patch(row)]
     if tuned is None or not patched:
         return None
     reduction = tuned.change["toxicity"]
-    told = f"DPO changes {evidence.run.concept} by {_signed(reduction, 'prompts')}"
+    told = f"DPO changes {evidence.run.concept} by {said_change(reduction, 'toxicity')}"
     if evidence.below(reduction, 0) != "held":
         return _claim(
             evidence, name, "undecided", f"{told}: no distinguishable reduction to take a share of."
@@ -146,12 +145,14 @@ def _aligned(evidence: Evidence) -> Claim | None:
     return _claim(evidence, name, verdict, f"{told}. Of this reduction, {parts}: {end}.")
 
 
-def _reached(row: Result, share: Estimate | None, reduction: Estimate) -> str:
-    start, change = f"“{row.label}” ({row.neurons:,} neurons) reaches", row.change["toxicity"]
+def _reached(row: Row, share: Estimate | None, reduction: Estimate) -> str:
+    start, change = f"“{label(row)}” ({row.neurons:,} neurons) reaches", row.change["toxicity"]
     if share is not None:
-        return f"{start} {_percent(share, 'prompts')}"
-    without = f"no interval without scores by prompt; the change is {_signed(change, 'prompts')}"
-    return f"{start} {_percentage(change.mean / reduction.mean)} ({without})"
+        return f"{start} {said(share, 'prompts', share=True)}"
+    without = (
+        f"no interval without scores by prompt; the change is {said_change(change, 'toxicity')}"
+    )
+    return f"{start} {percent(change.mean / reduction.mean)} ({without})"
 
 
 def _opposing(evidence: Evidence) -> Claim | None:
@@ -168,15 +169,15 @@ def _opposing(evidence: Evidence) -> Claim | None:
     )
     less, more = statistics.reducing_share(table), float((change > 0).mean())
     counts = (
-        f"{_percentage(less)} of all {change.size:,} neurons write less {concept} after DPO "
-        f"and {_percentage(more)} more"
+        f"{percent(less)} of all {change.size:,} neurons write less {concept} after DPO "
+        f"and {percent(more)} more"
     )
     if not total["down"]:
         return _claim(evidence, name, "undecided", f"{counts}, so there is no decrease to cancel.")
     cancelled = total["up"] / -total["down"]
     verdict: Verdict = "held" if cancelled >= COMPARABLE else "did not hold"
     text = (
-        f"{counts}; the increases sum to {_percentage(cancelled)} of the decreases, and "
+        f"{counts}; the increases sum to {percent(cancelled)} of the decreases, and "
         f"{COMPARABLE:.0%} or more would be comparable."
     )
     return _claim(
@@ -195,7 +196,7 @@ def _four_groups(evidence: Evidence) -> Claim | None:
         return None
     start = (
         f"DPO changes {evidence.run.concept} by "
-        f"{_signed(tuned.change['toxicity'], 'prompts')}, {_price(tuned)}"
+        f"{said_change(tuned.change['toxicity'], 'toxicity')}, {_price(tuned)}"
     )
     verdict, text = _replicates(evidence, patched, tuned)
     by_shift = (
@@ -204,7 +205,7 @@ def _four_groups(evidence: Evidence) -> Claim | None:
     return _claim(evidence, "Four groups replicate DPO", verdict, f"{start}. {text}.{by_shift}")
 
 
-def _replicates(evidence: Evidence, row: Result, tuned: Result) -> tuple[Verdict, str]:
+def _replicates(evidence: Evidence, row: Row, tuned: Row) -> tuple[Verdict, str]:
     """Whether an intervention reduces the concept at least as far as DPO on a model that still
     speaks, and its price.
     """
@@ -217,10 +218,10 @@ def _replicates(evidence: Evidence, row: Result, tuned: Result) -> tuple[Verdict
         "undecided": "not distinguishably different",
     }[as_far]
     alone = "" if lowers == "held" else ", but by itself no distinguishable reduction"
-    against = f"the difference to DPO is {_apart(gap, 'prompts')}, {word}{alone}"
+    against = f"the difference to DPO is {_apart(gap, 'toxicity')}, {word}{alone}"
     speaks = evidence.speaks(row)
     text = (
-        f"“{row.label}” changes it by {_signed(change, 'prompts')}, {_price(row)}, "
+        f"“{label(row)}” changes it by {said_change(change, 'toxicity')}, {_price(row)}, "
         f"{SPEAKS[speaks]}; {against}"
     )
     return priced(together((lowers, as_far)), speaks), text
@@ -237,19 +238,23 @@ def _editing(evidence: Evidence) -> Claim | None:
     tuned, edits = evidence.row("dpo"), evidence.edits()
     if tuned is None or not edits:
         return None
-    gaps = {row.name: evidence.gap(row, tuned, "toxicity", looks=len(edits)) for row in edits}
-    prices = {row.name: evidence.gap(row, tuned, "log_ppl") for row in edits}
+    gaps = {
+        row.intervention: evidence.gap(row, tuned, "toxicity", looks=len(edits)) for row in edits
+    }
+    prices = {row.intervention: evidence.gap(row, tuned, "log_ppl") for row in edits}
     lower = {name: evidence.below(gap.size, 0) for name, gap in gaps.items() if gap}
-    fair = {row.name: evidence.not_higher(prices[row.name], "log_ppl") for row in edits}
-    speaks = {row.name: evidence.speaks(row) for row in edits}
+    fair = {
+        row.intervention: evidence.not_higher(prices[row.intervention], "log_ppl") for row in edits
+    }
+    speaks = {row.intervention: evidence.speaks(row) for row in edits}
     beats = {name: priced(together((lower[name], fair[name])), speaks[name]) for name in lower}
     verdict = any_of(beats.values())
     won = [
         row
         for row in edits
-        if beats[row.name] in ("held", AT_THE_PRICE) and beats[row.name] == verdict
+        if beats[row.intervention] in ("held", AT_THE_PRICE) and beats[row.intervention] == verdict
     ]
-    whole = [row for row in edits if speaks[row.name] != "did not hold"]
+    whole = [row for row in edits if speaks[row.intervention] != "did not hold"]
     shown = evidence.least(won or whole or edits)
     assert shown is not None
     among = "these" if won else "those not shown to have lost their speech" if whole else "all"
@@ -261,10 +266,10 @@ def _editing(evidence: Evidence) -> Claim | None:
         f"{len(fairly) or 'none'} of these with a "
         "log-perplexity not distinguishably higher, on enough blocks to tell, "
         f"{_count(beats.values(), 'held')} of these a model "
-        f"that still speaks. Of {among}, “{shown.label}” is lowest: {evidence.run.concept} "
-        f"{_apart(gaps[shown.name], 'prompts')} against DPO, log-perplexity "
-        f"{_apart(prices[shown.name], 'blocks')}, "
-        f"{SPEAKS[speaks[shown.name]]}."
+        f"that still speaks. Of {among}, “{label(shown)}” is lowest: {evidence.run.concept} "
+        f"{_apart(gaps[shown.intervention], 'toxicity')} against DPO, log-perplexity "
+        f"{_apart(prices[shown.intervention], 'log_ppl')}, "
+        f"{SPEAKS[speaks[shown.intervention]]}."
     )
     return _claim(evidence, "Editing beats DPO", verdict, text)
 
@@ -291,26 +296,26 @@ def _perplexity(evidence: Evidence) -> Claim | None:
         f"{_count(verdicts, 'held')} stay within +{PRESERVED} nats of the untouched model’s "
         "log-perplexity by the upper end of "
         f"the interval, and {_count(verdicts, 'did not hold')} exceed that by the lower end. The "
-        f"worst is “{worst.label}”: "
-        f"{_signed(worst.change['log_ppl'], 'blocks')}."
+        f"worst is “{label(worst)}”: "
+        f"{said_change(worst.change['log_ppl'], 'log_ppl')}."
     )
     return _claim(evidence, "Perplexity is preserved", together(verdicts), text)
 
 
-def _of_family(family: str) -> Callable[[Evidence], Claim | None]:
-    return lambda evidence: _specific(evidence, family)
+def _of_family(wanted: str) -> Callable[[Evidence], Claim | None]:
+    return lambda evidence: _specific(evidence, wanted)
 
 
-def _specific(evidence: Evidence, family: str) -> Claim | None:
+def _specific(evidence: Evidence, wanted: str) -> Claim | None:
     name, of, concept = (
         "The effect is specific to the direction",
-        FAMILIES[family],
+        FAMILIES[wanted],
         evidence.run.concept,
     )
     tried = [
         (row, leads)
         for row in evidence.rows()
-        if row.family == family and (leads := evidence.leads(row))
+        if named(row).group == wanted and (leads := evidence.leads(row))
     ]
     effective = [
         (row, leads) for row, leads in tried if evidence.below(row.change["toxicity"], 0) == "held"
@@ -336,50 +341,29 @@ def _specific(evidence: Evidence, family: str) -> Claim | None:
     return _claim(evidence, name, together(verdicts), text, of=of)
 
 
-def _closest(row: Result, leads: dict[str, Estimate]) -> str:
+def _closest(row: Row, leads: dict[str, Estimate]) -> str:
     control, lead = max(leads.items(), key=lambda item: item[1].mean)
     only = ", its only control" if len(leads) == 1 else ""
-    return (
-        f"“{row.label}” {_signed(lead, f'prompts; {CONTROL_LABELS.get(control, control)}{only}')}"
-    )
-
-
-# How numbers are said
+    note = f"; {control_label(control)}{only}"
+    return f"“{label(row)}” {said_change(lead, 'toxicity', note)}"
 
 
 def _count(verdicts: Iterable[Verdict], wanted: Verdict) -> int | str:
     return [*verdicts].count(wanted) or "none"
 
 
-def _units(estimate: Estimate, unit: str) -> str:
-    return f"n = {estimate.n:,} {unit}{'' if estimate.n >= FEW else ', too few to decide'}"
-
-
-def _signed(estimate: Estimate, unit: str) -> str:
-    return f"{with_interval(estimate, signed=True)} ({_units(estimate, unit)})"
-
-
-def _apart(gap: Gap | None, unit: str) -> str:
+def _apart(gap: Gap | None, metric: str) -> str:
     if gap is None:
         return "not measured"
-    return _signed(
-        gap.size, f"{unit}, {'paired' if gap.paired else 'from intervals that are not paired'}"
+    return said_change(
+        gap.size, metric, ", paired" if gap.paired else ", from intervals that are not paired"
     )
 
 
-def _price(row: Result) -> str:
+def _price(row: Row) -> str:
     price, broken = row.change.get("log_ppl"), row.metrics.get("degenerate")
-    parts = [f"log-perplexity by {_signed(price, 'blocks')}"] if price else []
-    parts += [f"leaves {_percent(broken, 'prompts')} of continuations degenerate"] if broken else []
+    parts = [f"log-perplexity by {said_change(price, 'log_ppl')}"] if price else []
+    if broken:
+        share = said(broken, "prompts", share=True)
+        parts.append(f"leaves {share} of continuations degenerate")
     return listed(parts) or "at a price that was not measured"
-
-
-def _percentage(share: float) -> str:
-    return f"{number(100 * share, 1)}%"
-
-
-def _percent(share: Estimate, unit: str) -> str:
-    return (
-        f"{_percentage(share.mean)} [{_percentage(share.low)}, {_percentage(share.high)}] "
-        f"({_units(share, unit)})"
-    )

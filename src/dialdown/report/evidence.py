@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from ..errors import DialdownError
 from ..evaluation.bootstrap import RESAMPLES, Direction, Estimate, direction
+from ..evaluation.evaluator import Row
 from ..files import read_json
 from ..models.lm import Protocol
+from .names import named
 from .rules import (
     EXACT,
     SPEAKING,
@@ -28,7 +30,7 @@ from .rules import (
     measured_rounding,
     together,
 )
-from .run import Result, Run
+from .run import Run
 
 Values = NDArray[np.float64]
 
@@ -65,32 +67,32 @@ class Evidence:
         """What rounding may move these rows' means by."""
         return measured_rounding(self.run, self.protocol) if self.rounded else EXACT
 
-    def row(self, name: str) -> Result | None:
+    def row(self, name: str) -> Row | None:
         """A row whose change in the concept was measured."""
         row = self.run.result(name, self.protocol)
         return row if row is not None and "toxicity" in row.change else None
 
-    def rows(self) -> list[Result]:
+    def rows(self) -> list[Row]:
         """All such rows that are no controls, in the paper's order.
 
         Further strengths that were measured on fewer prompts stand in the tables alone, as every
         look makes the others' harder.
         """
         rows = [row for name in self.run.names() if (row := self.row(name)) is not None]
-        most = max((row.n for row in rows), default=0)
-        return [row for row in rows if row.n == most or not row.is_strength]
+        most = max((row.prompts for row in rows), default=0)
+        return [row for row in rows if row.prompts == most or not row.strength]
 
-    def edits(self) -> list[Result]:
+    def edits(self) -> list[Row]:
         """The edits that need no tuned model: the ones that every sentence about "the edits" counts
         and chooses from.
         """
-        return [row for row in self.rows() if row.name.startswith("edit_")]
+        return [row for row in self.rows() if named(row).group in ("probe", "contrast")]
 
-    def least(self, rows: Sequence[Result]) -> Result | None:
+    def least(self, rows: Sequence[Row]) -> Row | None:
         """The row that lowers the concept most against the untouched model on its own prompts."""
         return min(rows, key=lambda row: row.change["toxicity"].mean, default=None)
 
-    def speaks(self, row: Result) -> Verdict:
+    def speaks(self, row: Row) -> Verdict:
         """Whether the model still speaks as the untouched one does, by `rules.SPEAKING`; undecided
         where it is not measured.
         """
@@ -124,18 +126,16 @@ class Evidence:
         reach = self.rounding.reach(metric, change.n)
         return direction(Estimate(change.mean, change.low - reach, change.high + reach, change.n))
 
-    def leads(self, row: Result) -> dict[str, Estimate]:
+    def leads(self, row: Row) -> dict[str, Estimate]:
         """The intervention minus each random control of it, on the control's prompts."""
-        controls = self.run.controls(row.name, self.protocol)
+        controls = self.run.controls(row.intervention, self.protocol)
         random = {name: control for name, control in controls.items() if name.startswith("random")}
-        gaps = {name: control.minus_main.get("toxicity") for name, control in random.items()}
-        return {
-            name: Estimate(-gap.mean, -gap.high, -gap.low, gap.n)
-            for name, gap in gaps.items()
-            if gap
+        gaps = {
+            name: control.control_minus_main.get("toxicity") for name, control in random.items()
         }
+        return {name: gap.reversed() for name, gap in gaps.items() if gap}
 
-    def gap(self, row: Result, other: Result, metric: str, *, looks: int = 1) -> Gap | None:
+    def gap(self, row: Row, other: Row, metric: str, *, looks: int = 1) -> Gap | None:
         """`row` minus `other`, its interval corrected by Bonferroni for `looks` comparisons; None
         if not measured.
         """
@@ -150,7 +150,7 @@ class Evidence:
         mean = np.average(values - against, weights=weights)
         return Gap(Estimate(float(mean), float(low), float(high), len(values)), paired=True)
 
-    def units(self, rows: Sequence[Result], metric: str) -> tuple[Values, Values] | None:
+    def units(self, rows: Sequence[Row], metric: str) -> tuple[Values, Values] | None:
         """(rows, n) values of the units every row has one for, and (n,) weights; None where a row
         has no file.
         """
@@ -163,9 +163,9 @@ class Evidence:
         known = ~np.isnan(values).any(axis=0)
         return (values[:, known], weights[known]) if known.any() else None
 
-    def _file(self, row: Result, metric: str) -> tuple[Values, Values] | None:
+    def _file(self, row: Row, metric: str) -> tuple[Values, Values] | None:
         """Values and weights of one row's units, (n,) each."""
-        path = (self.folder or Path()) / "rows" / f"{row.protocol}-{row.name}.json"
+        path = (self.folder or Path()) / "rows" / f"{row.protocol}-{row.intervention}.json"
         if self.folder is None or metric not in row.metrics or not path.exists():
             return None
         saved, told = read_json(path), row.metrics[metric]
@@ -190,7 +190,7 @@ class Evidence:
             else None
         )
 
-    def share(self, patched: Result, tuned: Result) -> Estimate | None:
+    def share(self, patched: Row, tuned: Row) -> Estimate | None:
         """Table 3: (untouched - patched) / (untouched - DPO), all three resampled together."""
         base = self.row("none")
         units = self.units([base, patched, tuned], "toxicity") if base else None

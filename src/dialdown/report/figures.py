@@ -8,7 +8,6 @@ A figure whose numbers were not measured is left out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -17,15 +16,15 @@ import polars as pl
 
 from ..data.csv_tables import read_csv
 from ..evaluation.bootstrap import Estimate
-from ..files import read_json
+from ..evaluation.evaluator import Row
 from ..models.lm import Protocol
 from ..neurons.ranks import PLACES
 from ..neurons.table import NeuronTable
 from . import neuron_charts, rank_charts
-from .chart_style import FAMILIES, Chart
+from .chart_style import Chart
 from .charts import STEPS, Point, controls, tradeoff, training, value_distance
-from .page_tables import UNITS
-from .run import PROTOCOLS, Result, Run, short
+from .names import FAMILIES, UNITS, look, short
+from .run import PROTOCOLS, Run
 from .text import number
 
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
@@ -92,18 +91,15 @@ def table_figures(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) ->
 
 def front_points(run: Run) -> list[Point]:
     """The rows of front.json that stand on the front."""
-    path = run.folder / "front.json"
     trained = run.stage("train")
     steps = float(trained.get("best_step", trained.get("steps", 1)))
     points = []
-    for row in read_json(path)["rows"] if path.exists() else []:
-        name, _, strength = row["intervention"].partition("@")
-        measured = [row["toxicity"], row["change"]["log_ppl"], row["kl"]]
-        # What is no family stands in tables 12 and 19 only.
-        if name in FAMILIES and all(measured):
-            dial = float(strength) if strength else steps if name == "dpo" else 0.0
-            estimates = [Estimate(**estimate) for estimate in measured]
-            points.append(Point(name, short(row["intervention"]), dial, *estimates))
+    for row in run.front:
+        toxicity, kl = (row.metrics.get(metric) for metric in ("toxicity", "kl"))
+        price = row.change.get("log_ppl")
+        if row.family in FAMILIES and toxicity and price and kl:
+            dial = float(row.strength) if row.strength else steps if row.family == "dpo" else 0.0
+            points.append(Point(look(row), short(row), dial, toxicity, price, kl))
     return points
 
 
@@ -137,16 +133,13 @@ def _tradeoffs(run: Run) -> Iterator[Figure]:
             )
 
 
-def _point(row: Result) -> Point | None:
-    untouched = UNTOUCHED if row.name == "none" else None
+def _point(row: Row) -> Point | None:
+    untouched = UNTOUCHED if row.intervention == "none" else None
     price = untouched or row.change.get("log_ppl")
     if "toxicity" not in row.metrics or price is None:
         return None
-    name = re.sub(r"(_a[\d.]+(_b[\d.]+)?|@.+)$", "", row.name)
-    other = "patch" if name.startswith("patch") else "other"
-    family = name if name in FAMILIES else other
     kl = untouched or row.metrics.get("kl")
-    return Point(family, short(row.name), None, row.metrics["toxicity"], price, kl)
+    return Point(look(row), short(row), None, row.metrics["toxicity"], price, kl)
 
 
 def _controls(run: Run, protocol: Protocol) -> Iterator[Figure]:
@@ -158,7 +151,7 @@ def _controls(run: Run, protocol: Protocol) -> Iterator[Figure]:
         for name in run.names():
             row, beside = run.result(name, protocol), run.controls(name, protocol)
             if row is not None and metric in row.change and beside:
-                rows[short(name)] = {"": row.change[metric]} | {
+                rows[short(row)] = {"": row.change[metric]} | {
                     control: other.change[metric]
                     for control, other in beside.items()
                     if metric in other.change

@@ -25,12 +25,12 @@ from .chart_style import (
     NO_GROUP,
     WIDTH,
     Chart,
-    Look,
     readable,
     scales,
     titled,
     zero_line,
 )
+from .names import Look
 
 PERCENT = "shift of the mean activation, (base − tuned) / base in %"
 EFFECTS = (

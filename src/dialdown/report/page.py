@@ -17,22 +17,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ..evaluation.evaluator import Row
 from ..files import write_text
 from ..study import published
 from ..study.notes import noted
 from ..terminal import printable
-from . import paper
 from .chart_style import drawing_script, embedded, save
 from .claims import claims
 from .figures import run_figures
-from .page_tables import control_table, group_table, judge_table, probe_table, table_two
+from .findings import findings
+from .grid import Grid, grid
+from .names import UNITS, label, table_name
+from .neuron_tables import Frames
 from .rules import SPEAKING_WORDS
-from .run import Result, Run, load
+from .run import Run, load
+from .tables import control_table, scorer_table, write_tables
 from .text import number
-from .verdict import findings
 
 # Shown first among the samples; everything else is one click further.
 FEATURED = (
@@ -57,6 +61,15 @@ class Plate:
 
 
 @dataclass(frozen=True)
+class ShownTable:
+    """One of the paper's tables on the page: number and caption, the file, and its cells."""
+
+    title: str
+    file: str
+    grid: Grid
+
+
+@dataclass(frozen=True)
 class Sample:
     """One prompt and its continuations: label, stable name, text."""
 
@@ -75,7 +88,7 @@ def write_report(folder: Path) -> Path:
             cannot be written.
     """
     run = load(folder)
-    paper.write_tables(run)
+    frames = write_tables(run)
     loader = PackageLoader("dialdown", "report")
     environment = Environment(
         loader=loader,
@@ -86,7 +99,7 @@ def write_report(folder: Path) -> Path:
         finalize=_shown,
     )
     environment.filters["marked"] = _marked
-    page = environment.get_template("page.html").render(_content(run))
+    page = environment.get_template("page.html").render(_content(run, frames))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -110,7 +123,7 @@ def _policy(script: str) -> str:
     )
 
 
-def _content(run: Run) -> dict[str, Any]:
+def _content(run: Run, frames: Frames) -> dict[str, Any]:
     plates = _plates(run)
     script = drawing_script() if any(plates.values()) else ""
     return {
@@ -118,7 +131,6 @@ def _content(run: Run) -> dict[str, Any]:
         "claims": claims(run, folder=run.folder),
         "speaking": SPEAKING_WORDS,
         "rounding": _rounding(run),
-        "paper_tables": paper.paper_tables(run),
         "figures": plates,
         "script": Markup(script),
         "style": Markup(
@@ -127,22 +139,50 @@ def _content(run: Run) -> dict[str, Any]:
         "run": run,
         "facts": _facts(run),
         "findings": findings(run, folder=run.folder),
-        "results": table_two(run),
         "published": published.row(run.model, "none") is not None,
-        "control_tables": {
-            run.concept: control_table(run, "toxicity"),
-            "log-perplexity": control_table(run, "log_ppl"),
-        },
-        "groups": group_table(run),
         "noted": noted(run.info),
         "samples": _samples(run),
-        "probe": probe_table(run),
-        "judges": judge_table(run),
+        **_tables(run, frames),
         "stages": _stages(run),
         "versions": {**run.info.get("versions", {}), **run.info.get("machine", {})},
         "settings": list(_flat(run.info.get("config") or {})),
         "few_windows": _few_windows(run),
     }
+
+
+def _tables(run: Run, frames: Frames) -> dict[str, Any]:
+    """The tables by the section they stand in, each once."""
+    shown = {stem: _shown_table(run, stem, frame) for stem, frame in frames.items() if len(frame)}
+    groups = [stem for stem in ("table-4-group-roles", "table-5-group-shares") if stem in shown]
+    judges = len({judge for row in run.results for judge in row.toxicity_by})
+    metrics = {"toxicity": run.concept, "log_ppl": "log-perplexity"}
+    controls = {metric: control_table(run, metric) for metric in metrics}
+    return {
+        "results": shown.pop("table-2-interventions").grid,
+        "groups": [shown.pop(stem) for stem in groups],
+        "probe": shown.pop("table-11-probe") if run.stage("probe") else None,
+        "judges": grid("scorers", scorer_table(run), labels=run.labels) if judges > 1 else None,
+        "control_tables": {
+            metrics[metric]: grid(
+                f"controls-{metric}", frame, labels=run.labels, unit=UNITS[metric]
+            )
+            for metric, frame in controls.items()
+            if len(frame)
+        },
+        "paper_tables": [*shown.values()],
+    }
+
+
+def _shown_table(run: Run, stem: str, frame: pl.DataFrame) -> ShownTable:
+    if stem == "table-2-interventions":
+        order = {name: place for place, name in enumerate(run.names())}
+        main = frame.filter(pl.col("control_of").is_null())
+        place = pl.col("intervention").replace_strict(order, return_dtype=pl.Int64)
+        frame = main.sort(place, "protocol", descending=[False, True])
+    titles = {"toxicity": run.concept}
+    return ShownTable(
+        table_name(stem), f"tables/{stem}.csv", grid(stem, frame, titles=titles, labels=run.labels)
+    )
 
 
 def _marked(text: str) -> Markup:
@@ -225,14 +265,15 @@ def _samples(run: Run) -> list[dict[str, Any]]:
         order = {name: place for place, name in enumerate([*FEATURED, *run.names()])}
         rows.sort(
             key=lambda one: (
-                order.get(one.control_of or one.name, len(order)),
+                order.get(one.control_of or one.intervention, len(order)),
                 one.control_of is not None,
             )
         )
         featured = sorted(
-            (one for one in rows if one.name in FEATURED), key=lambda one: FEATURED.index(one.name)
+            (one for one in rows if one.intervention in FEATURED),
+            key=lambda one: FEATURED.index(one.intervention),
         )
-        others = [one for one in rows if one.name not in FEATURED]
+        others = [one for one in rows if one.intervention not in FEATURED]
         if rows:
             found.append(
                 {
@@ -245,14 +286,14 @@ def _samples(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _by_prompt(rows: Sequence[Result]) -> list[Sample]:
+def _by_prompt(rows: Sequence[Row]) -> list[Sample]:
     # Rows share their prompts, in the same order; a control may have been measured on fewer.
     longest: Sequence[tuple[str, str]] = max((one.samples for one in rows), key=len, default=())
     return [
         Sample(
             prompt,
             [
-                (one.label, one.protocol, one.samples[place][1])
+                (label(one), one.protocol, one.samples[place][1])
                 for one in rows
                 if len(one.samples) > place
             ],

@@ -4,7 +4,8 @@ mean.
 
 from __future__ import annotations
 
-from ..evaluation.bootstrap import Estimate
+from ..evaluation.bootstrap import FEW, Estimate
+from .names import UNITS
 
 DIGITS = 3
 
@@ -17,14 +18,27 @@ def number(value: float, digits: int = DIGITS, *, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(estimate: Estimate, *, signed: bool = False) -> str:
-    """`[low, high]`, the bootstrap 95 % interval."""
-    return f"[{number(estimate.low, signed=signed)}, {number(estimate.high, signed=signed)}]"
+def percent(share: float) -> str:
+    """A share in percent."""
+    return f"{number(100 * share, 1)}%"
 
 
-def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
-    """`mean [low, high]`."""
-    return f"{number(estimate.mean, signed=signed)} {interval(estimate, signed=signed)}"
+def with_interval(estimate: Estimate, *, signed: bool = False, share: bool = False) -> str:
+    """`mean [low, high]`, the bootstrap 95 % interval; a share in percent."""
+    ends = (estimate.mean, estimate.low, estimate.high)
+    mean, low, high = (percent(end) if share else number(end, signed=signed) for end in ends)
+    return f"{mean} [{low}, {high}]"
+
+
+def said(estimate: Estimate, unit: str, *, signed: bool = False, share: bool = False) -> str:
+    """The one way a sentence says a number: `mean [low, high] (n = 128 prompts)`."""
+    few = "" if estimate.n >= FEW else ", too few to decide"
+    return f"{with_interval(estimate, signed=signed, share=share)} (n = {estimate.n:,} {unit}{few})"
+
+
+def said_change(change: Estimate, metric: str, note: str = "") -> str:
+    """`said` of a difference of a metric; `note` says more of its n."""
+    return said(change, f"{UNITS[metric]}{note}", signed=True)
 
 
 def units(counts: set[int]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ def dial(work: Workspace) -> Facts:
         facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
         if strength == settings.most:
             _note_cap(work, settings, cost)
-    edit = replace(gains.at(strength), name="detox")
+    edit = gains.at(strength).called("detox")
     edit.save(work.folder / EDIT)
     return {"strength": strength, **facts, **explain(work, edit)}
 
@@ -149,7 +148,7 @@ def check(work: Workspace) -> Facts:
     cut_prompts(work, "prompts", work.prompts.evaluation)
     rows = measure_rows(work, "check", planned)
     write_results(work, "results.json", rows)
-    change = rows[1].change("toxicity", rows[0])
+    change = rows[1].difference("toxicity", rows[0])
     return {
         "judges": [work.judge.name, work.pair_scorer.name],
         "caveat": work.judge.caveat,

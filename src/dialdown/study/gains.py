@@ -23,7 +23,7 @@ from ..data.pairs import PairSet
 from ..files import kept_arrays, write_arrays
 from ..interventions.explain import by_group, importance, keep_top, relative_change, shuffled
 from ..interventions.intervention import Intervention
-from ..neurons.directions import logit_lens
+from ..neurons.logit_lens import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
 from ..training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
 from ..training.gains import FILE, train_gains
@@ -163,16 +163,13 @@ def gain_sweep(work: Workspace) -> list[Intervention]:
     """
     gains, settings = trained_gains(work), work.config.front
     moved = importance(work.lm, gains, work.training_means)
-    dialled = [
-        replace(gains.at(strength), name=f"gains@{strength:g}") for strength in settings.gains
-    ]
-    control = replace(
-        shuffled(gains, seed=work.config.seed), name="gains_random_neurons@1", control_of=None
-    )
+    dialled = [gains.at(strength).called("gains", f"{strength:g}") for strength in settings.gains]
+    control = shuffled(gains, seed=work.config.seed).called("gains_random_neurons", "1")
     kept = [
-        replace(keep_top(gains, moved, round(share * moved.size)), name=f"gains_kept@{share:g}")
+        keep_top(gains, moved, round(share * moved.size)).called("gains_kept", f"{share:g}")
         for share in settings.kept
     ]
     step = Intervention.load(work.folder / STEP)
-    steps = [replace(step.at(strength), name=f"step@{strength:g}") for strength in settings.step]
-    return [*dialled, control, *kept, *steps]
+    steps = [step.at(strength).called("step", f"{strength:g}") for strength in settings.step]
+    # On the front it is a family of its own, and a control of none.
+    return [*dialled, replace(control, control_of=None), *kept, *steps]

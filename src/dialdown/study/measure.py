@@ -79,7 +79,7 @@ def _note_rows(
             rows=len(planned),
         )
     for metric in METRICS:
-        without = [sum(map(math.isnan, row.measured.values[metric])) for row in rows]
+        without = [sum(map(math.isnan, row.units.values[metric])) for row in rows]
         if any(without):
             work.notes.add(
                 f"{metric} has no value for {{units:,}} units of {{rows:,}} rows, whose means "
@@ -149,8 +149,8 @@ def measure(work: Workspace, piece: Piece) -> None:
         if one.model and one.model not in models:
             models[one.model] = work.tuned_model(one.model)
         model = models[one.model] if one.model else None
-        row = work.evaluator(one.prompts).row(one.intervention, one.protocol, model=model)
-        files.write(one, row.measured)
+        evaluator = work.evaluator(one.prompts)
+        files.write(one, evaluator.measure(one.intervention, one.protocol, model=model))
 
 
 def write_results(work: Workspace, name: str, rows: Sequence[Row]) -> None:
@@ -159,12 +159,12 @@ def write_results(work: Workspace, name: str, rows: Sequence[Row]) -> None:
     """
     named = {(row.protocol, row.intervention): row for row in rows}
     written = [
-        row.to_json(
+        row.beside(
             named[row.protocol, "none"],
             work.prompts.evaluation,
             samples=SAMPLES,
             main=named[row.protocol, row.control_of] if row.control_of else None,
-        )
+        ).to_json()
         for row in rows
     ]
     write_json(work.folder / name, {"schema": SCHEMA, "rows": written})

@@ -135,11 +135,10 @@ def plan(
 
 def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
     alpha = steering_alpha(tables.direction, settings.steering_strength)
-    steered = steer(tables.direction, alpha)
+    steered = steer(tables.direction, alpha).called("steer_probe")
     yield steered
     # The random direction has the probe's norm, so the same alpha moves the residual as far.
-    control = steer(tables.noise, alpha, name=f"{steered.name}__random_direction")
-    yield replace(control, control_of=steered.name)
+    yield steer(tables.noise, alpha).control_for(steered, "random_direction")
 
 
 def _published_steering(
@@ -150,14 +149,12 @@ def _published_steering(
     """
     stated = published.figure(model, "steering")
     for one in stated or ():
-        yield steer(tables.direction, float(one["alpha"]), name=f"steer_probe_a{one['alpha']:g}")
+        steered = steer(tables.direction, float(one["alpha"]))
+        yield steered.called("steer_probe", f"a{one['alpha']:g}")
     for times in () if stated else STEERING_TIMES:
         strength = times * settings.steering_strength
-        yield steer(
-            tables.direction,
-            steering_alpha(tables.direction, strength),
-            name=f"steer_probe@{strength:g}",
-        )
+        steered = steer(tables.direction, steering_alpha(tables.direction, strength))
+        yield steered.called("steer_probe", f"{strength:g}")
 
 
 def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
@@ -167,24 +164,19 @@ def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator
     # By the text and by the notebooks alike, the first order goes by the cosine.
     by_cosine: Ordering = "cosine" if settings.ordering == "activation" else settings.ordering
     families: dict[str, tuple[NeuronTable, Ordering, float]] = {
-        "edit_probe": (tables.probe, by_cosine, settings.drop_top),
-        "edit_probe_activation": (tables.probe, "activation", 0.0),
-        "edit_probe_free": (tables.contrast, by_cosine, settings.drop_top),
+        "edit_probe_set": (tables.probe, by_cosine, settings.drop_top),
+        "edit_probe_activation_set": (tables.probe, "activation", 0.0),
+        "edit_probe_free_set": (tables.contrast, by_cosine, settings.drop_top),
     }
     for family, (table, ordering, drop_top) in families.items():
         for alpha, beta in published.STRENGTHS[: len(published.EDITS[family])]:
             same = (settings.alpha, settings.beta_set, settings.ordering) == (alpha, beta, ordering)
-            if same and family != "edit_probe_activation":
+            if same and family != "edit_probe_activation_set":
                 continue
-            yield edit(
-                table,
-                alpha=alpha,
-                beta=beta,
-                kind="set",
-                ordering=ordering,
-                drop_top=drop_top,
-                name=f"{family}_set_a{alpha:g}_b{beta:g}",
+            edited = edit(
+                table, alpha=alpha, beta=beta, kind="set", ordering=ordering, drop_top=drop_top
             )
+            yield edited.called(family, f"a{alpha:g}_b{beta:g}")
 
 
 def _patches(
@@ -197,11 +189,11 @@ def _patches(
     # their controls.
     controlled = {"patch_toxic_neurons", f"patch_{settings.toxic_neurons}", "patch_four_groups"}
     for name, which in named:
-        patched = patch(table, which, name=name)
+        patched = patch(table, which).called(name)
         yield patched
         if name in controlled:
             yield from _patch_controls(table, patched, settings, seed)
-    shifted = patch(table, "four_groups", kind="shift")
+    shifted = patch(table, "four_groups", kind="shift").called("patch_four_groups_shift")
     yield shifted
     if _as_published(protocol, "shift"):
         yield from _patch_controls(table, shifted, settings, seed)
@@ -219,8 +211,7 @@ def _edits(
                 kind=kind,
                 ordering=settings.ordering,
                 drop_top=settings.drop_top,
-                name=f"{prefix}_{kind}",
-            )
+            ).called(f"{prefix}_{kind}")
             yield edited
             if _as_published(protocol, kind):
                 for number in range(settings.control_seeds):
@@ -238,7 +229,8 @@ def _patch_controls(
 
 
 def _numbered(control: Intervention, number: int) -> Intervention:
-    return replace(control, name=f"{control.name}_{number + 1}")
+    place = f"_{number + 1}"
+    return replace(control, name=control.name + place, control=control.control + place)
 
 
 def _as_published(protocol: Protocol, kind: Kind) -> bool:
@@ -274,9 +266,8 @@ def front(
     yield Planned(untouched(), "strict", settings.count)
     for model in models:
         step = model.rpartition("/")[2]
-        yield Planned(
-            untouched("dpo" if model == "tuned" else f"dpo@{step}"), "strict", settings.count, model
-        )
+        tuned = untouched().called("dpo", "" if model == "tuned" else step)
+        yield Planned(tuned, "strict", settings.count, model)
     varied = [
         *_steering_sweep(tables, settings),
         *_patch_sweep(tables.probe, settings),
@@ -290,19 +281,15 @@ def front(
 def _steering_sweep(tables: Tables, settings: FrontSettings) -> Iterator[Intervention]:
     for strength in settings.steering:
         alpha = steering_alpha(tables.direction, strength)
-        yield steer(tables.direction, alpha, name=f"steer_probe@{strength:g}")
-        yield steer(tables.noise, alpha, name=f"steer_random@{strength:g}")
+        yield steer(tables.direction, alpha).called("steer_probe", f"{strength:g}")
+        yield steer(tables.noise, alpha).called("steer_random", f"{strength:g}")
 
 
 def _patch_sweep(table: NeuronTable, settings: FrontSettings) -> Iterator[Intervention]:
     shift = patch(table, "four_groups", kind="shift")
     for factor in settings.patch:
-        yield replace(
-            shift,
-            name=f"patch_four_groups_shift@{factor:g}",
-            offset=factor * shift.offset,
-            beta=factor,
-        )
+        dialled = replace(shift, offset=factor * shift.offset, beta=factor)
+        yield dialled.called("patch_four_groups_shift", f"{factor:g}")
 
 
 def _edit_sweep(
@@ -319,12 +306,12 @@ def _edit_sweep(
                 kind=kind,
                 ordering=ours.ordering,
                 drop_top=ours.drop_top,
-                name=f"{prefix}_{kind}@{beta:g}",
-            )
+            ).called(f"{prefix}_{kind}", f"{beta:g}")
             yield edited
             if prefix == "edit_probe":
                 control = edit_controls(table, tables.random, edited, seed=seed)[0]
-                yield replace(control, name=f"edit_random_neurons_{kind}@{beta:g}", control_of=None)
+                control = control.called(f"edit_random_neurons_{kind}", f"{beta:g}")
+                yield replace(control, control_of=None)
     # Tables 12 and 19: the fraction that is edited, and the other orders of choosing it.
     for alpha in settings.alphas:
         yield edit(
@@ -334,8 +321,7 @@ def _edit_sweep(
             kind="scale",
             ordering=ours.ordering,
             drop_top=ours.drop_top,
-            name=f"edit_probe_alpha_scale@{alpha:g}",
-        )
+        ).called("edit_probe_alpha_scale", f"{alpha:g}")
     for ordering, drop_top in ORDERINGS:
         for kind in FURTHER_KINDS:
             yield edit(
@@ -345,5 +331,4 @@ def _edit_sweep(
                 kind=kind,
                 ordering=ordering,
                 drop_top=drop_top,
-                name=f"edit_probe_{ordering}_{kind}",
-            )
+            ).called(f"edit_probe_{ordering}_{kind}")

@@ -5,7 +5,6 @@ protocol (METHOD §5).
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -24,13 +23,13 @@ STRENGTHS = ((0.8, 0.05), (0.55, 0.01), (0.5, 0.05), (0.4, 0.05))
 .5, .55 and .8 and the factors 1 ± .05 and 1 ± .01; which row has which is inferred from their order (METHOD §4)."""
 
 EDITS = {
-    "edit_probe": ("edit_probe_1", "edit_probe_2", "edit_probe_3", "edit_probe_cosine_4"),
-    "edit_probe_free": ("edit_probe_free_1", "edit_probe_free_2", "edit_probe_free_3"),
-    "edit_probe_activation": tuple(f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)),
+    "edit_probe_set": ("edit_probe_1", "edit_probe_2", "edit_probe_3", "edit_probe_cosine_4"),
+    "edit_probe_free_set": ("edit_probe_free_1", "edit_probe_free_2", "edit_probe_free_3"),
+    "edit_probe_activation_set": tuple(
+        f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)
+    ),
 }
 """Published edits by family, in the order of STRENGTHS; `activation` chooses the least active neurons (table 19)."""
-_EDIT = re.compile(r"(edit_probe(?:_free|_activation)?)_set(?:_a[\d.]+_b[\d.]+)?")
-_STEERING = re.compile(r"steer_probe(?:[@_].+)?")
 
 CLAIMS = {
     "Aligned neurons explain little": (
@@ -77,13 +76,13 @@ Quantity = Literal[
 
 
 def row(
-    model: str, intervention: str, *, alpha: float | None = None, beta: float | None = None
+    model: str, family: str, *, alpha: float | None = None, beta: float | None = None
 ) -> dict[str, float] | None:
-    """Tables 2, 12 and 19 for one intervention: `toxicity`, `log_ppl` and `f1`.
+    """Tables 2, 12 and 19 for an intervention of one strength: `toxicity`, `log_ppl` and `f1`.
 
     Args:
         model: a hub id.
-        intervention: its stable name.
+        family: the intervention's.
         alpha, beta: its strength; an edit or a steering stands beside the published one of that
             strength alone.
 
@@ -93,13 +92,14 @@ def row(
     name, figures = MODELS.get(model.lower()), _figures()
     if name is None:
         return None
-    if _STEERING.fullmatch(intervention):
-        published = next((one for one in figures["steering"][name] if one["alpha"] == alpha), None)
+    if family == "steer_probe":
+        steered = (figure for figure in figures["steering"][name] if figure["alpha"] == alpha)
+        published = next(steered, None)
         return published and {metric: published[metric] for metric in figures["metrics"]}
-    if edit := _EDIT.fullmatch(intervention):
-        strengths = dict(zip(STRENGTHS, EDITS[edit[1]], strict=False))
-        intervention = strengths.get((alpha or 0.0, beta or 0.0), "")
-    values = figures["rows"].get(intervention)
+    if edits := EDITS.get(family):
+        strengths = dict(zip(STRENGTHS, edits, strict=False))
+        family = strengths.get((alpha or 0.0, beta or 0.0), "")
+    values = figures["rows"].get(family)
     return dict(zip(figures["metrics"], values[name], strict=True)) if values else None
 
 

@@ -5,11 +5,12 @@ values that others can load.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 
 import numpy as np
+import polars as pl
 import torch
 
 from ..data.csv_tables import write_csv
@@ -20,15 +21,16 @@ from ..models.decoding import Decoder
 from ..models.lm import LM, Protocol, same_weights
 from ..neurons.activations import decode_with_means
 from ..neurons.directions import (
+    Direction,
     check_labels,
     fit_probe,
     probe_features,
     random_direction,
     token_contrast,
 )
+from ..neurons.logit_lens import Judge, direction_tokens, judged_toxic, value_vector_tokens
+from ..neurons.statistics import mlp_facts, sign_conflicts, svd_subspace
 from ..neurons.table import NeuronTable, compare
-from ..report import analysis
-from ..report.tables import judged_toxic
 from ..training.dpo import train_dpo
 from ..training.make_pairs import CandidateFiles, Candidates, candidates, choose_pairs, count_pairs
 from ..training.settings import PairSettings
@@ -235,8 +237,8 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
 
 
 def make_tables(work: Workspace) -> Facts:
-    """The neuron table of each protocol, with the toxic neurons a judge finds, and the paper's
-    tables of them (METHOD §3, §9).
+    """The neuron table of each protocol with the toxic neurons a judge finds, and of the paper's
+    tables what needs the model: decoded tokens, signs along the SVD subspace (METHOD §3, §9).
     """
     config, protocols = work.config, work.config.protocols
     judge = work.token_judge
@@ -251,12 +253,21 @@ def make_tables(work: Workspace) -> Facts:
         found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
         found[-1].to_parquet(work.path("neurons.parquet", protocol))
     note_judged(work.notes, judge.missing, found, config.interventions.toxic_neurons)
-    contrasts = [work.contrast(protocol) for protocol in protocols]
-    frames = analysis.of_neurons(work.lm, work.tuned, found, probes, contrasts, means, judge.judge)
-    write_csv(frames, work.folder / "tables")
+    # The published 128 value vectors, of a model that has as many.
+    most = min(128, found[0].arrow.num_rows)
+    spaces = {
+        protocol: svd_subspace(work.lm, probe, neurons=most, protocol=protocol)
+        for protocol, probe in zip(protocols, probes, strict=True)
+    }
+    _decode(work, found, spaces, judge.judge)
     facts: Facts = {
         table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()}
         for table in found
+    }
+    facts["mlp"] = mlp_facts(work.lm)
+    facts["sign_conflicts"] = {
+        protocol: asdict(sign_conflicts(work.lm, work.tuned, space, *means[protocol]))
+        for protocol, space in spaces.items()
     }
     if same_weights(work.lm, work.tuned):
         facts["equal"] = EQUAL
@@ -264,6 +275,26 @@ def make_tables(work: Workspace) -> Facts:
         **facts,
         "token_judge": {"name": judge.name, "missing": judge.missing, "caveat": judge.caveat},
     }
+
+
+def _decode(
+    work: Workspace,
+    found: Sequence[NeuronTable],
+    spaces: Mapping[Protocol, Sequence[Direction]],
+    judge: Judge,
+) -> None:
+    """Write what directions and extreme value vectors say: tables 1, 14, 15 and 16."""
+    protocols = [table.protocol for table in found]
+    directions = [find(protocol) for find in (work.probe, work.contrast) for protocol in protocols]
+    frames = {"table-1-directions": direction_tokens(work.lm, directions, judge=judge)}
+    for stem, opposed in (("table-14-toxic-vectors", False), ("table-15-antitoxic-vectors", True)):
+        frames[stem] = pl.concat(
+            [value_vector_tokens(work.lm, table, opposed=opposed, judge=judge) for table in found]
+        )
+    frames["table-16-svd-directions"] = pl.concat(
+        [direction_tokens(work.lm, space, signs=(1,), judge=judge) for space in spaces.values()]
+    )
+    write_csv(frames, work.folder / "tables")
 
 
 def evaluate(work: Workspace) -> Facts:
@@ -291,7 +322,7 @@ def evaluate(work: Workspace) -> Facts:
     otherwise = rounded_otherwise(work)
     rows = measure_rows(work, "evaluate", planned)
     base = next(row for row in rows if row.intervention == "none")
-    facts["rounding"] = changed(base.measured.texts, otherwise)
+    facts["rounding"] = changed(base.units.texts, otherwise)
     write_results(work, "results.json", rows)
     for one in planned:
         if one.intervention.control_of is None and one.intervention.kind != "none":

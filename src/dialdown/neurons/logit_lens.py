@@ -1,0 +1,193 @@
+"""The logit lens: which tokens a vector of the residual stream makes most likely,
+unembed(final_norm(u)) (METHOD §2), and the toxic neurons that a judge finds by it (§3).
+
+    logit_lens(lm, probe.vector)              # [(token, logit), ...]
+    value_vector_tokens(lm, table, count=10)  # a frame: tables 6, 14 and 15
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import DialdownError
+from ..models.lm import LM
+from .directions import Direction
+from .table import Mask, NeuronTable
+
+Judge = Callable[[Sequence[str]], Sequence[bool | None]]
+"""Says of each token whether it is toxic; None where it cannot say."""
+
+
+def logit_lens(lm: LM, vector: ArrayLike, *, k: int = 10) -> list[tuple[str, float]]:
+    """The k tokens that `vector`, read as a residual stream, makes most likely (METHOD §2).
+
+    Args:
+        lm: the model.
+        vector: (d,), for example a direction, a value vector, or minus one.
+        k: how many tokens.
+
+    Returns:
+        (token text, logit) pairs, highest logit first.
+    """
+    return logit_lens_batch(lm, np.asarray(vector)[None], k=k)[0]
+
+
+def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tuple[str, float]]]:
+    """`logit_lens` of each row of (n, d) vectors."""
+    u = torch.as_tensor(np.asarray(vectors))
+    # 16 M logits at a time, 64 MB in float32, whatever the vocabulary.
+    rows = max(1, (1 << 24) // lm.view.unembedding.weight.shape[0])
+    decoded = []
+    for chunk in torch.split(u, rows):
+        with torch.inference_mode():
+            normed = lm.view.final_norm(chunk.to(lm.device, lm.model.dtype)[None])
+            top = lm.view.unembedding(normed)[0].float().topk(k)
+        for tokens, logits in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            texts = [lm.tokenizer.decode([token]) for token in tokens]
+            decoded.append(list(zip(texts, logits, strict=True)))
+    return decoded
+
+
+def aligned_value_vectors(
+    lm: LM, table: NeuronTable, count: int, *, opposed: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The value vectors of highest cosine (the order of `NeuronTable.most_aligned`), or of lowest.
+
+    Returns:
+        Layers (count,), neurons (count,) and value vectors (count, d) under the table's protocol,
+        most extreme first.
+
+    Raises:
+        DialdownError: a table of another model, or more neurons than it has.
+    """
+    if table.shape != (lm.view.n_layers, lm.view.n_neurons):
+        raise DialdownError(
+            f"The neuron table has shape {table.shape} and {lm.name} has {lm.view.n_layers} layers "
+            f"of {lm.view.n_neurons} neurons: pass the base model of the table."
+        )
+    cosine = table.grid("cosine").ravel()
+    if not 0 < count <= cosine.size:
+        raise DialdownError(
+            f"{count} value vectors were asked for and {lm.name} has {cosine.size}: pass a number "
+            f"from 1 to {cosine.size}."
+        )
+    chosen = np.argsort(cosine if opposed else -cosine, kind="stable")[:count]
+    layers, neurons = np.divmod(chosen, table.shape[1])
+    vectors = np.empty((count, lm.view.d_model), dtype=np.float32)
+    for layer in np.unique(layers):
+        here = layers == layer
+        written = lm.view.layers[layer].value_vectors(table.protocol)
+        vectors[here] = written[torch.as_tensor(neurons[here], device=written.device)].cpu().numpy()
+    return layers, neurons, vectors
+
+
+def value_vector_tokens(
+    lm: LM,
+    table: NeuronTable,
+    *,
+    count: int = 10,
+    opposed: bool = False,
+    k: int = 10,
+    judge: Judge | None = None,
+) -> pl.DataFrame:
+    """The `k` top tokens of the value vectors v of highest cosine (table 14) or, `opposed`, of -v
+    for those of lowest cosine (table 15).
+
+    Returns:
+        A row per vector and token: `protocol`, `sign` (1 or -1), `layer`, `neuron`, `cosine`,
+        `rank`, `token`, `logit`, `toxic` (as the judge says; null without one).
+
+    Raises:
+        DialdownError: see `aligned_value_vectors`; a judge that skips tokens.
+    """
+    sign = -1 if opposed else 1
+    layers, neurons, vectors = aligned_value_vectors(lm, table, count, opposed=opposed)
+    cosines = table.grid("cosine")[layers, neurons]
+    places = [
+        (table.protocol, sign, *place)
+        for place in zip(layers.tolist(), neurons.tolist(), cosines.tolist(), strict=True)
+    ]
+    schema = {"protocol": pl.String, "sign": pl.Int64, "layer": pl.Int64, "neuron": pl.Int64}
+    return _tokens(lm, sign * vectors, places, k, judge, {**schema, "cosine": pl.Float64})
+
+
+def direction_tokens(
+    lm: LM,
+    directions: Sequence[Direction],
+    *,
+    signs: Sequence[int] = (1, -1),
+    k: int = 10,
+    judge: Judge | None = None,
+) -> pl.DataFrame:
+    """The `k` top tokens of sign * W of each direction (tables 1 and 16).
+
+    Returns:
+        A row per direction, sign and token: `protocol` (null for a direction that depends on none),
+        `direction`, `sign`, `rank`, `token`, `logit`, `toxic`.
+    """
+    signed = [(direction, sign) for direction in directions for sign in signs]
+    places = [
+        (direction.record.get("protocol"), direction.name, sign) for direction, sign in signed
+    ]
+    vectors = np.stack([sign * direction.vector for direction, sign in signed])
+    schema = {"protocol": pl.String, "direction": pl.String, "sign": pl.Int64}
+    return _tokens(lm, vectors, places, k, judge, schema)
+
+
+def judged_toxic(
+    lm: LM, table: NeuronTable, judge: Judge, *, count: int = 256, k: int = 10
+) -> Mask:
+    """Of the `count` most aligned neurons, those with a toxic token among their `k` top logit-lens
+    tokens (METHOD §3).
+
+    Args:
+        lm: the base model of the table.
+        table: its neurons.
+        judge: says which tokens are toxic; a token it cannot judge counts as not toxic.
+        count: how many of the most aligned neurons are looked at.
+        k: how many tokens of each.
+
+    Returns:
+        A (layers, neurons) mask, part of `table.most_aligned(count)`.
+    """
+    tokens = value_vector_tokens(lm, table, count=count, k=k, judge=judge)
+    toxic = tokens.filter(pl.col("toxic"))
+    mask = np.zeros(table.shape, dtype=bool)
+    mask[toxic["layer"].to_numpy(), toxic["neuron"].to_numpy()] = True
+    return mask
+
+
+def _tokens(
+    lm: LM,
+    vectors: NDArray[Any],
+    places: Sequence[tuple[Any, ...]],
+    k: int,
+    judge: Judge | None,
+    schema: Mapping[str, Any],
+) -> pl.DataFrame:
+    """One row per vector and token; `places` are the cells, of `schema`, that say which vector."""
+    decoded = logit_lens_batch(lm, vectors, k=k)
+    tokens = list(dict.fromkeys(token for line in decoded for token, _ in line))
+    answers = judge(tokens) if judge else [None] * len(tokens)
+    if len(answers) != len(tokens):
+        raise DialdownError(
+            f"The judge gave {len(answers)} answers for {len(tokens)} tokens: return one for each, "
+            "None where it cannot say."
+        )
+    toxic = {
+        token: None if answer is None else bool(answer)
+        for token, answer in zip(tokens, answers, strict=True)
+    }
+    rows = [
+        (*place, rank, token, logit, toxic[token])
+        for place, line in zip(places, decoded, strict=True)
+        for rank, (token, logit) in enumerate(line, 1)
+    ]
+    types = {"rank": pl.Int64, "token": pl.String, "logit": pl.Float64, "toxic": pl.Boolean}
+    return pl.DataFrame(rows, schema={**schema, **types}, orient="row")

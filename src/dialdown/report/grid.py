@@ -1,0 +1,152 @@
+"""How a frame stands on the page: one row of cells per row of the frame, in the one way of all.
+
+A mean, its interval (`NAME_low`, `NAME_high`), its n and its published figure (`published_NAME`)
+share a cell; an intervention is called by its label; a vector's tokens stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+
+from .names import UNITS
+from .text import number, units
+
+SHOWN_TOKENS = 10
+TOKEN_COLUMNS = ("rank", "token", "logit", "toxic")
+# What stands below an intervention's label, and what its label says already.
+FACTS = {"neurons": "{:,} neurons", "alpha": "α = {:g}", "beta": "β = {:g}"}
+SAID_BY_LABEL = ("control_of", "kind")
+METRICS = {"log_ppl": "log-perplexity", "f1": "F1", "kl": "KL"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, the interval beside it, and a note below in small print."""
+
+    text: str = ""
+    interval: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A frame on the page.
+
+    Attributes:
+        name: unique on the page.
+        columns: title and note of each.
+        rows: the protocol of the row ("" where it has none), and its cells.
+    """
+
+    name: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+
+    @property
+    def protocols(self) -> set[str]:
+        """Those of its rows."""
+        return {protocol for protocol, _ in self.rows} - {""}
+
+
+def grid(
+    name: str,
+    frame: pl.DataFrame,
+    *,
+    titles: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    unit: str = "prompts",
+) -> Grid:
+    """A frame as the page shows it.
+
+    Args:
+        name: unique on the page.
+        frame: the table.
+        titles: replace names of columns.
+        labels: replace names of interventions.
+        unit: what the n of a mean counts, where the metric does not say.
+    """
+    if "token" in frame.columns:
+        frame = _side_by_side(frame)
+    columns = [column for column in frame.columns if not _beside(column, frame)]
+    titles = {**METRICS, **(titles or {})}
+    heads = [
+        (titles.get(column, column.replace("_", " ")), _counted(column, frame, unit))
+        for column in columns
+    ]
+    most = {
+        column: frame[f"{column}_n"].max() for column in columns if f"{column}_n" in frame.columns
+    }
+    rows = [
+        (
+            row.get("protocol") or "",
+            [_cell(column, row, most.get(column), labels or {}) for column in columns],
+        )
+        for row in frame.iter_rows(named=True)
+    ]
+    return Grid(name, heads, rows)
+
+
+def _side_by_side(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row per vector, its tokens in one cell, those of the concept marked."""
+    keys = [name for name in frame.columns if name not in TOKEN_COLUMNS]
+    marked = pl.struct("token", "toxic").head(SHOWN_TOKENS).alias("tokens")
+    return frame.group_by(keys, maintain_order=True).agg(marked)
+
+
+def _beside(column: str, frame: pl.DataFrame) -> bool:
+    """Whether a column stands in the cell of another one, or has nothing to say."""
+    start, _, end = column.rpartition("_")
+    if end in ("low", "high", "n") and start in frame.columns:
+        return True
+    if column.startswith("published"):
+        beside = column.removeprefix("published_") in frame.columns
+        return beside or frame[column].null_count() == frame.height
+    return "intervention" in frame.columns and column in (*FACTS, *SAID_BY_LABEL)
+
+
+def _counted(column: str, frame: pl.DataFrame, unit: str) -> str:
+    """What the means of a column are over."""
+    if f"{column}_n" not in frame.columns or frame[f"{column}_n"].null_count() == frame.height:
+        return ""
+    return f"{units({*frame[f'{column}_n'].drop_nulls()})} {UNITS.get(column, unit)}"
+
+
+def _cell(column: str, row: Mapping[str, Any], most: Any, labels: Mapping[str, str]) -> Cell:
+    value = row[column]
+    if column == "intervention" and value is not None:
+        facts = [said.format(row[name]) for name, said in FACTS.items() if row.get(name)]
+        return Cell(labels.get(value, value), note=" · ".join(facts))
+    if column == "tokens":
+        return Cell(Markup(" ").join(map(_token, value)))
+    signed = column.endswith(("change", "difference"))
+    low, high, count = (row.get(f"{column}_{end}") for end in ("low", "high", "n"))
+    stated = row.get(f"published_{column}")
+    notes = [
+        f"n = {count:,}" if count is not None and count < most else "",
+        "" if stated is None else f"published {_said(stated, 'g')}",
+    ]
+    interval = "" if low is None else f"[{_said(low, signed=signed)}, {_said(high, signed=signed)}]"
+    return Cell(_said(value, signed=signed), interval, " · ".join(filter(None, notes)))
+
+
+def _token(token: Mapping[str, Any]) -> Markup:
+    mark = Markup(' class="concept"') if token["toxic"] else ""
+    return Markup("<code{}>{}</code>").format(mark, token["token"] or "")
+
+
+def _said(value: object, how: str = "", *, signed: bool = False) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if how:
+            return format(value, how)
+        small = 0 < abs(value) < 5e-4 and not signed
+        return f"{value:.1e}".replace("-", "−") if small else number(value, signed=signed)
+    return f"{value:,}"

@@ -1,0 +1,237 @@
+"""What the report calls things: tables, interventions, controls, metrics."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ..evaluation.evaluator import Row
+from ..terminal import printable
+
+# What a mean of a metric is over.
+UNITS = {"toxicity": "prompts", "log_ppl": "blocks", "kl": "blocks", "f1": "sentences"}
+AGREEMENT = "scorers-agreement"
+# File stem of a table to its caption, in the paper's order; the last ones are not the paper's.
+TITLES = {
+    "table-1-directions": "Tokens that each concept direction, and its opposite, make most likely",
+    "table-2-interventions": "Toxicity, log-perplexity and F1 under each intervention",
+    "table-3-toxic-neurons": (
+        "How much of DPO's toxicity reduction comes from patching the toxic neurons"
+    ),
+    "table-4-group-roles": (
+        "The four neuron groups: signs, and what each contributes to the reduction"
+    ),
+    "table-5-group-shares": (
+        "How the neurons divide into the four groups, with and without the condition on the change"
+    ),
+    "table-6-value-vectors": (
+        "Tokens of the most toxic-aligned and, sign-reversed, the most anti-toxic value vectors"
+    ),
+    "table-7-seed-words": "Words of the token contrast",
+    "table-8-mlp": "The model's MLP layers",
+    "table-9-dpo": "Hyper-parameters of DPO",
+    "table-10-kl-weight": "Weight of DPO's KL term",
+    "table-11-probe": "Validation accuracy of the probe, and the strength of steering along it",
+    "table-12-steering": "Steering along the probe at different strengths",
+    "table-13-negative-means": "Share of neurons with a negative mean activation",
+    "table-14-toxic-vectors": "Tokens of the value vectors most aligned with toxicity",
+    "table-15-antitoxic-vectors": (
+        "Tokens of the value vectors most opposed to toxicity, with reversed sign"
+    ),
+    "table-16-svd-directions": "Tokens of the directions of the toxic subspace",
+    "table-17-correlations": (
+        "Correlation of the activation shift with the cosine and with the activation before tuning"
+    ),
+    "table-18-reducing-share": "Share of all neurons whose projection on the direction shrinks",
+    "table-19-more-interventions": (
+        "Further interventions: increasing neurons, and other orders of choosing neurons"
+    ),
+    "section-5-1-shifts": "How far value vectors and mean activations move",
+    "figure-1-opposing-effects": (
+        "Projection change of the decreasing and the increasing neurons, layer by layer"
+    ),
+    "appendix-g-sign-conflicts": (
+        "Share of neurons on which the directions of the toxic subspace disagree"
+    ),
+    AGREEMENT: "How far the scorers agree on the untouched model's continuations",
+    "gains-by-group": (
+        "Neuron gains: what they do in each of the tuning-free groups, and who follows the "
+        "four-group rule"
+    ),
+    "gains-top-neurons": (
+        "Neuron gains: the neurons whose gain moves the residual stream most, and what they write"
+    ),
+}
+
+
+def table_name(stem: str) -> str:
+    """The number and caption of a table by its file: `Table 17. Correlation of ...`."""
+    kind, place, *more = stem.split("-")
+    if kind in ("scorers", "gains"):
+        return f"{kind.capitalize()}. {TITLES[stem]}"
+    number = ".".join([place, *(part for part in more if part.isdigit())]).upper()
+    return f"{kind.capitalize()} {number}. {TITLES[stem]}"
+
+
+STAR = "M0,-1L.26,-.36L.95,-.31L.42,.14L.59,.81L0,.44L-.59,.81L-.42,.14L-.95,-.31L-.26,-.36Z"
+
+
+class Look(NamedTuple):
+    """How an intervention, a control or a group of neurons is drawn."""
+
+    label: str
+    colour: str
+    shape: str
+    dash: str = "-"
+    filled: bool = True
+
+
+class Name(NamedTuple):
+    """What a family of interventions is called, and how it is drawn.
+
+    Attributes:
+        label: in tables and sentences.
+        short: in figures, where space is scarce.
+        group: the claims speak of these together: steer, patch, probe, contrast.
+    """
+
+    label: str
+    short: str
+    group: str
+
+
+# Families that have a mark of their own. The kind of an edit shows in its shape, what it follows in
+# colour, filling and dash.
+FAMILIES = {
+    "none": Look("untouched", "ink", "circle"),
+    "dpo": Look("DPO", "vermillion", STAR),
+    "gains": Look("neuron gains", "sky", "circle"),
+    "gains_kept": Look("neuron gains, few kept", "sky", "circle", ":", False),
+    "step": Look("one step, no training", "ink", "triangle-left", "--"),
+    "steer_probe": Look("steering", "purple", "triangle-up", "-."),
+    "patch": Look("patching", "blue", "square"),
+    "patch_four_groups_shift": Look("patching, shift", "blue", "square", "--", False),
+    "edit_probe_set": Look("probe, set", "green", "diamond"),
+    "edit_probe_shift": Look("probe, shift", "green", "triangle-down"),
+    "edit_probe_scale": Look("probe, scale", "green", "cross"),
+    "edit_probe_free_set": Look("contrast, set", "orange", "diamond", "--", False),
+    "edit_probe_free_shift": Look("contrast, shift", "orange", "triangle-down", "--", False),
+    "edit_probe_free_scale": Look("contrast, scale", "orange", "cross", "--", False),
+    "other": Look("other", "muted", "triangle-right", "--"),
+    "edit_random_neurons_set": Look("random neurons, set", "muted", "diamond", ":", False),
+    "edit_random_neurons_shift": Look(
+        "random neurons, shift", "muted", "triangle-down", ":", False
+    ),
+    "edit_random_neurons_scale": Look("random neurons, scale", "muted", "cross", ":", False),
+    "gains_random_neurons": Look("random neurons, gains", "muted", "circle", ":", False),
+    "steer_random": Look("random direction", "muted", "triangle-up", ":"),
+}
+ALIGNED = re.compile(r"patch_(\d+)")
+# Families in the paper's order (table 2), then what stands on the front alone.
+INTERVENTIONS = {
+    "none": Name("Untouched model", "untouched", ""),
+    "steer_probe": Name("Steering along the probe", "steering", "steer"),
+    "dpo": Name("The tuned model (DPO)", "DPO", ""),
+    "patch_toxic_neurons": Name("Patch the judged toxic neurons", "patch toxic", "patch"),
+    "patch_N": Name("Patch the {} most aligned neurons", "patch top {}", "patch"),
+    "patch_TP": Name("Patch TP", "patch TP", "patch"),
+    "patch_TP_AN": Name("Patch TP + AN", "patch TP+AN", "patch"),
+    "patch_TP_AN_TN": Name("Patch TP + AN + TN", "patch TP+AN+TN", "patch"),
+    "patch_four_groups": Name("Patch all four groups", "patch 4 groups", "patch"),
+    "patch_four_groups_shift": Name("Patch all four groups, by shift", "patch 4, shift", "patch"),
+    "patch_all_increasing": Name(
+        "Patch the increasing neurons (sanity check)", "patch increasing", "patch"
+    ),
+    "edit_probe_set": Name("Edit along the probe: set", "edit set", "probe"),
+    "edit_probe_shift": Name("Edit along the probe: shift", "edit shift", "probe"),
+    "edit_probe_scale": Name("Edit along the probe: scale", "edit scale", "probe"),
+    "edit_probe_activation_set": Name(
+        "Edit along the probe, least active first: set", "edit set, least active", "probe"
+    ),
+    "edit_probe_free_set": Name("Edit along the token contrast: set", "contrast set", "contrast"),
+    "edit_probe_free_shift": Name(
+        "Edit along the token contrast: shift", "contrast shift", "contrast"
+    ),
+    "edit_probe_free_scale": Name(
+        "Edit along the token contrast: scale", "contrast scale", "contrast"
+    ),
+    "gains": Name("Neuron gains", "gains", ""),
+    "gains_kept": Name("Neuron gains, few kept", "gains, few kept", ""),
+    "step": Name("One step, no training", "one step", ""),
+    "steer_random": Name("Steering, random direction", "random direction", ""),
+    **{
+        f"edit_random_neurons_{kind}": Name(f"Edit of random neurons: {kind}", f"random {kind}", "")
+        for kind in ("set", "shift", "scale")
+    },
+    "gains_random_neurons": Name("Gains of random neurons", "random gains", ""),
+}
+PLACES = {family: place for place, family in enumerate(INTERVENTIONS)}
+# The intervention itself has an empty name.
+CONTROLS = {
+    "": Look("the intervention", "ink", "circle"),
+    "random_neurons": Look("random neurons", "vermillion", "square", filled=False),
+    "random_neurons_2": Look("random neurons, 2nd seed", "vermillion", "diamond", filled=False),
+    "random_neurons_3": Look("random neurons, 3rd seed", "vermillion", "cross", filled=False),
+    "random_direction": Look("random direction", "blue", "triangle-up", filled=False),
+    "beta_reversed": Look("β reversed", "purple", "triangle-down", filled=False),
+    "beta_zero": Look("β = 0", "green", "diamond", filled=False),
+}
+
+
+def named(row: Row) -> Name:
+    """What a row's family is called and how it is drawn; an unknown family stands as it is."""
+    if aligned := ALIGNED.fullmatch(row.family):
+        name = INTERVENTIONS["patch_N"]
+        return name._replace(
+            label=name.label.format(aligned[1]), short=name.short.format(aligned[1])
+        )
+    start = row.family.partition("_")[0]
+    group = {"edit": "probe", "patch": "patch", "steer": "steer"}.get(start, "")
+    unknown = Name(row.family, row.family, group)
+    return INTERVENTIONS.get(row.family, unknown)
+
+
+def look(row: Row) -> str:
+    """The key of `FAMILIES` whose mark a row has."""
+    if row.family in FAMILIES:
+        return row.family
+    return "patch" if row.family.startswith("patch") else "other"
+
+
+def is_aligned_patch(row: Row) -> bool:
+    """Whether it patches the judged toxic neurons or the most aligned ones (table 3)."""
+    aligned = row.family == "patch_toxic_neurons" or ALIGNED.fullmatch(row.family)
+    return bool(aligned) and not row.control
+
+
+def label(row: Row) -> str:
+    """A name to read: the family, its strength, and which control of it."""
+    return f"{named(row).label}{_strength(row)}" + (
+        f" — {control_label(row.control)}" if row.control else ""
+    )
+
+
+def short(row: Row) -> str:
+    """The same of no control for a figure, where a control character has no glyph."""
+    return printable(f"{named(row).short}{_strength(row)}")
+
+
+def control_label(control: str) -> str:
+    """A name to read for a control; an unknown one stands as it is."""
+    return CONTROLS[control].label if control in CONTROLS else control
+
+
+def place(row: Row) -> tuple[int, bool]:
+    """Sorts rows into the paper's order, unknown families last, further strengths after the row
+    without one.
+    """
+    family = "patch_N" if ALIGNED.fullmatch(row.family) else row.family
+    return PLACES.get(family, len(PLACES)), bool(row.strength)
+
+
+def _strength(row: Row) -> str:
+    if not row.strength:
+        return ""
+    if row.strength.startswith("a"):
+        return f", {row.strength.replace('_b', ', β = ').replace('a', 'α = ', 1)}"
+    return f", strength {row.strength}"
