@@ -327,21 +327,28 @@ def test_nearest() -> None:
     assert nearest("zzz", ["beta", "alpha"]) == "known are 'alpha', 'beta'."
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, None])
-def test_a_folder_is_whole_or_as_it_was(tmp_path: Path, number: int | None) -> None:
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DialdownError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_folder_is_whole_or_as_it_was(
+    tmp_path: Path, failure: BaseException, raised: type[BaseException]
+) -> None:
     path = tmp_path / "out"
-    with whole_folder(path) as folder:
-        (folder / "first").write_text("1")
-        assert not path.exists()
-    failure = KeyboardInterrupt() if number is None else OSError(number, "No space left on device")
-    with (
-        pytest.raises(KeyboardInterrupt if number is None else DialdownError),
-        whole_folder(path) as folder,
-    ):
-        (folder / "second").write_text("2")
-        raise failure
+
+    def write(name: str, failure: BaseException | None = None) -> None:
+        with whole_folder(path) as folder:
+            (folder / name).write_text(name)
+            if failure is not None:
+                raise failure
+
+    write("first")
+    with pytest.raises(raised):
+        write("second", failure)
     assert [file.name for file in path.iterdir()] == ["first"]
-    with whole_folder(path) as folder:
-        (folder / "second").write_text("2")
+    write("second")
     assert [file.name for file in path.iterdir()] == ["second"]
     assert [*tmp_path.iterdir()] == [path]
