@@ -1,6 +1,6 @@
 """The report of a study: one HTML page that needs no network.
 
-    run folder -> record (what was measured) -> verdict, tables, figures -> page
+    run folder -> rows -> tables, claims, figures -> page
 
 `page.write_report` is the way in.
 """

@@ -67,7 +67,7 @@ def claims(run: Run, *, folder: Path | None = None) -> list[Claim]:
     its rows is left out.
 
     Args:
-        run: from `record.load`.
+        run: from `run.load`.
         folder: the run's folder, whose `rows` hold the scores of every prompt. A row whose file is
             missing, or of an earlier evaluation, is compared by its intervals.
 

@@ -50,7 +50,7 @@ class Evidence:
     """The rows of one protocol.
 
     Attributes:
-        run: from `record.load`.
+        run: from `run.load`.
         protocol: whose rows.
         folder: of the run, whose `rows` hold the scores of every prompt; None compares by
             intervals.
