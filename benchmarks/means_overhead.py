@@ -5,8 +5,9 @@ One run times, interleaved and on the same prompts:
     decode       greedy decoding alone
     ours         the same decoding with the strict means collected in it
     ours both    the same with strict and paper means (one forward pass more than tokens)
-    recipe       the published recipe: decode, then a second full forward over prompt and continuation that keeps all activations
-    nnsight, TransformerLens   the same second forward with their own caching, where they are installed
+    recipe       the published recipe: decode, then a second full forward over prompt and
+                 continuation that keeps all activations
+    nnsight, TransformerLens   the same second forward with their own caching, where installed
 
 and prints each one's time as a ratio to `decode` of the same round: the median, and the lowest and
 highest of all rounds.

@@ -4,7 +4,8 @@ benchmarks/scorers.py`.
 Two yardsticks nobody here trained on:
 
     Perspective   its toxicity scores of the 993 embedded RealToxicityPrompts prompts
-    people        the human labels of the comments in the probe's part, which trained no scorer: 2,000 of at most 20 words
+    people        the human labels of the comments in the probe's part, which trained no scorer:
+                  2,000 of at most 20 words
 
 Any further scorer that `load_scorer` takes may be named: `python benchmarks/scorers.py
 unitary/toxic-bert`.

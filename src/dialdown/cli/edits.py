@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..models.lm import LM
 
 NOT_LESS = 3
-"""The exit status of a `detox` whose export is whole and whose check does not say that it did what it is for."""
+"""Exit status of a `detox` whose export is whole and whose check does not say that it is less."""
 
 
 OutFolder = Annotated[

@@ -1,4 +1,4 @@
-"""What a run finds on this machine (`dialdown doctor`), and what it needs there, ahead (`fetch`)."""
+"""What a run finds on this machine (`doctor`), and what it needs there, ahead (`fetch`)."""
 
 from __future__ import annotations
 

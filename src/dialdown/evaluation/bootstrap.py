@@ -1,4 +1,4 @@
-"""Means with bootstrap 95 % intervals, paired differences, and whether scorers agree (METHOD §6)."""
+"""Means with bootstrap 95 % intervals, paired differences, agreement of scorers (METHOD §6)."""
 
 from __future__ import annotations
 

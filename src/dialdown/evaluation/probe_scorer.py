@@ -46,7 +46,8 @@ class ProbeScorer:
         direction = self.direction
         if (direction.name, direction.site) != ("probe", "residual"):
             raise DialdownError(
-                f"The direction {direction.name!r} at the site {direction.site!r} gives no probability: "
+                f"The direction {direction.name!r} at the site {direction.site!r} gives no "
+                "probability: "
                 "pass a probe of the strict protocol."
             )
         if "intercept" not in direction.record:

@@ -5,7 +5,7 @@ All three kinds are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
 
     set    gain 0, offset c_i        a constant
     shift  gain 1, offset delta_i    a move
-    scale  gain s_i, offset 0        one number per neuron, and the only kind that needs no bias to fold
+    scale  gain s_i, offset 0        one number per neuron; the only kind that folds without a bias
 
 and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection
 is linear, the map folds into it exactly: its columns are multiplied by the gains and its bias
@@ -89,7 +89,7 @@ class Intervention:
         return replace(self, name=name, family=family, strength=strength, control="")
 
     def control_for(self, main: Intervention, control: str) -> Intervention:
-        """The same as the control of `main` that is called so (METHOD §5), named `MAIN__CONTROL`."""
+        """The same as the control of `main` called so (METHOD §5), named `MAIN__CONTROL`."""
         return replace(
             self,
             name=f"{main.name}__{control}",

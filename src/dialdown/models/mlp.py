@@ -200,12 +200,14 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
         parts = {part for path in modules for part in path.split(".")}
         if unsupported := parts.intersection(EXPERTS):
             raise DialdownError(
-                f"{name} routes tokens to experts ({min(unsupported)}), so a neuron has no single mean "
+                f"{name} routes tokens to experts ({min(unsupported)}), so a neuron has no single "
+                "mean "
                 "activation: pass a model with a dense MLP."
             )
         if unsupported := parts.intersection(FUSED):
             raise DialdownError(
-                f"{name} has a fused MLP ({min(unsupported)}), which dialdown does not take apart by "
+                f"{name} has a fused MLP ({min(unsupported)}), which dialdown does not take apart "
+                "by "
                 "itself: "
                 "name its down projection with load(..., down='mlp.down_proj') if its input is "
                 "the activation of METHOD §1."

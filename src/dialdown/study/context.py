@@ -156,7 +156,8 @@ class Workspace:
         ]
         if not left:
             raise DialdownError(
-                f"All pairs of {settings.pairs!r} serve the evaluation, which leaves no neutral text "
+                f"All pairs of {settings.pairs!r} serve the evaluation, which leaves no neutral "
+                "text "
                 "to dial on: lower evaluation.pairs_count."
             )
         text = "\n\n".join(f"{start} {end}" for start, end in left)

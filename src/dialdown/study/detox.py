@@ -52,7 +52,7 @@ _SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": colle
 
 
 def dial(work: Workspace) -> Facts:
-    """The gains, trained or of one step, at the strength asked for, or at the greatest one within the budget."""
+    """The gains, trained or of one step, at the strength asked or the greatest within budget."""
     stepped = "step" in work.stages
     gains = Intervention.load(work.folder / STEP) if stepped else trained_gains(work)
     settings = work.config.detox

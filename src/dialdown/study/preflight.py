@@ -22,7 +22,8 @@ def check_settings(config: Config) -> None:
     settings = config.evaluation
     if config.tuned is None and settings.judge == settings.pair_scorer:
         raise DialdownError(
-            f"{settings.judge} would judge the pairs it made (METHOD §8): set another evaluation.judge "
+            f"{settings.judge} would judge the pairs it made (METHOD §8): set another "
+            "evaluation.judge "
             "or evaluation.pair_scorer."
         )
     if settings.judge == "probe" and "strict" not in config.protocols:
@@ -81,7 +82,8 @@ def _training_prompts(work: Workspace) -> None:
     if left < count:
         raise DialdownError(
             f"{count} pairs (pairs.count) need as many training prompts, and "
-            f"{work.config.training_prompts or settings.prompts!r} has {left} beside the {settings.count} "
+            f"{work.config.training_prompts or settings.prompts!r} has {left} beside the "
+            f"{settings.count} "
             "of the evaluation: "
             "lower pairs.count or evaluation.count, or set training_prompts to a source with more."
         )
@@ -135,7 +137,8 @@ def _probe(work: Workspace) -> None:
     settings = work.config.probe
     if "paper" in work.config.protocols and settings.max_tokens > work.lm.context:
         raise DialdownError(
-            f"The probe's texts are read to {settings.max_tokens} tokens, which exceed the context of "
+            f"The probe's texts are read to {settings.max_tokens} tokens, which exceed the "
+            "context of "
             f"{work.lm.name} ({work.lm.context}): lower probe.max_tokens."
         )
     with _naming("probe.positive and probe.negative"):
@@ -146,7 +149,8 @@ def _text(work: Workspace) -> None:
     settings, lm = work.config.evaluation, work.lm
     if settings.window > lm.context:
         raise DialdownError(
-            f"A window of {settings.window} tokens exceeds the context of {lm.name} ({lm.context}): "
+            f"A window of {settings.window} tokens exceeds the context of {lm.name} "
+            f"({lm.context}): "
             f"set evaluation.window to {lm.context} or less."
         )
     with _naming("evaluation.text"):

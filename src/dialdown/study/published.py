@@ -19,8 +19,9 @@ MODELS = {
 """Hub ids, in lower case, to the names the figures are filed under."""
 
 STRENGTHS = ((0.8, 0.05), (0.55, 0.01), (0.5, 0.05), (0.4, 0.05))
-"""α and β that the published edits are taken to have, strongest first: the text gives ranges, the authors' files the fractions
-.5, .55 and .8 and the factors 1 ± .05 and 1 ± .01; which row has which is inferred from their order (METHOD §4)."""
+"""α and β that the published edits are taken to have, strongest first: the text gives ranges, the
+authors' files the fractions .5, .55 and .8 and the factors 1 ± .05 and 1 ± .01; which row has which
+is inferred from their order (METHOD §4)."""
 
 EDITS = {
     "edit_probe_set": ("edit_probe_1", "edit_probe_2", "edit_probe_3", "edit_probe_cosine_4"),
@@ -29,7 +30,8 @@ EDITS = {
         f"edit_probe_activation_{number}" for number in (1, 2, 3, 4)
     ),
 }
-"""Published edits by family, in the order of STRENGTHS; `activation` chooses the least active neurons (table 19)."""
+"""Published edits by family, in the order of STRENGTHS; `activation` chooses the least active
+neurons (table 19)."""
 
 CLAIMS = {
     "Aligned neurons explain little": (

@@ -9,8 +9,10 @@ With a gain of 1 + delta_i on every neuron, the divergence from the base model g
 of delta, and what tells preferred from dispreferred continuations (the margin of METHOD §8 without
 beta) in proportion to it:
 
-    KL(base || edited) ~ 1/2 sum_i F_i delta_i^2,    F_i = E[(d log p(y) / d gain_i)^2]  for y drawn from the base model
-    margin             ~     sum_i g_i delta_i,      g_i = d/d gain_i E[log p(preferred) - log p(dispreferred)]
+    KL(base || edited) ~ 1/2 sum_i F_i delta_i^2
+    margin             ~     sum_i g_i delta_i
+    F_i = E[(d log p(y) / d gain_i)^2]  for y drawn from the base model
+    g_i = d/d gain_i E[log p(preferred) - log p(dispreferred)]
 
 So the largest margin at a given KL has delta_i in proportion to g_i / F_i: the natural gradient. F
 is its diagonal, with each position's gain by itself: what gains of several neurons or positions

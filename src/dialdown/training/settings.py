@@ -1,5 +1,5 @@
-"""How pairs are made and models and gains are trained, and what a training leaves as its log; nothing
-here needs torch.
+"""How pairs are made and models and gains are trained, and what a training leaves as its log;
+nothing here needs torch.
 """
 
 from __future__ import annotations
