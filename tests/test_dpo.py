@@ -33,7 +33,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from dialdown.data.pairs import Pair
 from dialdown.errors import DialdownError
-from dialdown.training import trainer as dpo_trainer
+from dialdown.training import checkpoints
 from dialdown.training.dpo import RECORD, all_weights, encode, split, train_dpo, tune
 from dialdown.training.loss import Elsewhere
 from dialdown.training.settings import DPOSettings, TrainingLog
@@ -475,8 +475,8 @@ def stop_at(step: int, ticks: list[int]) -> Any:
 def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_path):
     settings = replace(QUICK, epochs=4)
     whole = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "whole")
-    monkeypatch.setattr(dpo_trainer, "SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(dpo_trainer, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SAVE_SHARE", float("inf"))
     out = tmp_path / "resumed"
 
     for started, step in ((0, 4), (3, 6)):
@@ -507,8 +507,8 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tokenizer, monkeypatch, tmp_pa
     """It would fail every time, or go on from weights that no training made."""
     settings = replace(QUICK, epochs=2)
     whole = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "whole")
-    monkeypatch.setattr(dpo_trainer, "SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(dpo_trainer, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SAVE_SHARE", float("inf"))
     out = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
         train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(3, []))

@@ -177,7 +177,8 @@ def tune(
             work,
             elsewhere=elsewhere,
             optimizer=trainable.optimizer and trainable.optimizer(policy),
-            callbacks=[trainer.Pace(progress), trainer.Snapshots(settings.snapshots, snapshot)],
+            progress=progress,
+            snapshot=snapshot,
         ).fit()
         publish(policy, out, {"log": asdict(log)})
     shutil.rmtree(work)

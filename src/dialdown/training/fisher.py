@@ -31,13 +31,14 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.pairs import Pair
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
-from ..models.lm import LM, check_axes
+from ..models.hooks import neuron_hooks
+from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import Progress
 from .settings import check_damping
@@ -316,25 +317,11 @@ def _gains(lm: LM, *positions: int) -> Iterator[list[Tensor]]:
             weight.requires_grad_(False)
             stack.callback(weight.requires_grad_, True)
         for layer in lm.view.layers:
-            gain = torch.ones(
-                *positions,
-                lm.view.n_neurons,
-                dtype=layer.columns.dtype,
-                device=layer.columns.device,
-            )
+            like = layer.columns
+            gain = torch.ones(*positions, lm.view.n_neurons, dtype=like.dtype, device=like.device)
             gains.append(gain.requires_grad_(True))
-            stack.callback(layer.down.register_forward_pre_hook(_multiply(gain, layer.path)).remove)
+        stack.enter_context(neuron_hooks(lm, lambda layer, m: m * gains[layer]))
         yield gains
-
-
-def _multiply(
-    gain: Tensor, path: str
-) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    def act(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        check_axes(args[0], path)
-        return (args[0] * gain, *args[1:])
-
-    return act
 
 
 def _check(lm: LM, numbers: Tensor) -> None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import json
 import logging
-import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,21 +24,19 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from ..errors import DialdownError
-from ..files import damaged, seal
 from ..models.kl import kl_divergence
 from ..models.lm import sharing
 from ..progress import Progress
+from .checkpoints import Pace, Snapshots, last_checkpoint
 from .loss import IGNORED, Elsewhere, LossParts, kl_dpo_loss
 from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
-SAVE_SHARE = 0.05
-SAVE_EVERY_SECONDS = 60.0
 # The fields of a log that have a value for each step, and what the trainer calls them.
 STEPS = {
     "step": "step",
@@ -72,7 +67,8 @@ class KLDPOTrainer(DPOTrainer):
         elsewhere: text on which the policy is held near the reference too: its KL is added to the
             loss of a training step.
         optimizer: in place of the one that the settings name.
-        callbacks: of transformers, beside the trainer's own.
+        progress: called with "training", the steps done and the steps in all.
+        snapshot: called with the policy and the step at each place that the settings ask for.
     """
 
     def __init__(
@@ -87,7 +83,8 @@ class KLDPOTrainer(DPOTrainer):
         *,
         elsewhere: Elsewhere | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        progress: Progress | None = None,
+        snapshot: Callable[[Any, int], None] = lambda policy, step: None,
     ) -> None:
         self.settings, self.elsewhere, self.work = settings, elsewhere, work
         self.train_pairs, self.eval_pairs = len(train), len(held_out)
@@ -107,7 +104,11 @@ class KLDPOTrainer(DPOTrainer):
             train_dataset=Dataset.from_list([*train]),
             eval_dataset=Dataset.from_list([*held_out]),
             processing_class=copy.deepcopy(tokenizer),
-            callbacks=[EarlyStoppingCallback(settings.patience), *callbacks],
+            callbacks=[
+                EarlyStoppingCallback(settings.patience),
+                Pace(progress),
+                Snapshots(settings.snapshots, snapshot),
+            ],
             optimizers=(optimizer, None),
         )
         self.remove_callback(PrinterCallback)
@@ -121,7 +122,7 @@ class KLDPOTrainer(DPOTrainer):
         Raises:
             DialdownError: the loss is no longer finite.
         """
-        checkpoint = _last_checkpoint(self.work)
+        checkpoint = last_checkpoint(self.work)
         if checkpoint is None:
             self.train()
             return self._log()
@@ -244,63 +245,6 @@ class KLDPOTrainer(DPOTrainer):
         super().log(logs, start_time)
 
 
-class Pace(TrainerCallback):
-    """Report each step, stop at a loss that is no number, and save often enough to resume from.
-
-    A checkpoint is written when a minute has passed since the last one, or later where writing
-    takes long, so that saving costs at most a twentieth of the time; transformers itself writes one
-    at every validation.
-    """
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.saved = self.began_saving = time.perf_counter()
-        self.wait = SAVE_EVERY_SECONDS
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.saved = time.perf_counter()
-        self._report(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._report(state)
-        if time.perf_counter() - self.saved > self.wait:
-            control.should_save = True
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began_saving = time.perf_counter()
-        loss = kwargs["logs"].get("loss", kwargs["logs"].get("eval_loss", 0.0))
-        if not math.isfinite(loss):
-            raise DialdownError(
-                f"The loss of DPO is {loss} at step {state.global_step}: lower learning_rate, or "
-                "use float32."
-            )
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        self.saved = time.perf_counter()
-        self.wait = max(SAVE_EVERY_SECONDS, (self.saved - self.began_saving) / SAVE_SHARE)
-
-    def _report(self, state: Any) -> None:
-        if self.progress is not None:
-            self.progress("training", state.global_step, state.max_steps)
-
-
-class Snapshots(TrainerCallback):
-    """Hand out the model and the step at evenly spaced places of the training, the end not among
-    them.
-    """
-
-    def __init__(self, count: int, snapshot: Callable[[Any, int], None]) -> None:
-        self.count, self.snapshot = count, snapshot
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        places = {
-            round(state.max_steps * place / (self.count + 1)) for place in range(1, self.count + 1)
-        }
-        if state.global_step in places - {state.max_steps}:
-            self.snapshot(kwargs["model"], state.global_step)
-
-
 def padded_as_published(examples: Sequence[Example], *, pad: int) -> dict[str, Tensor]:
     """A batch as the authors lay it out: prompts padded on the left, continuations of both kinds on
     the right (METHOD §8).
@@ -378,34 +322,6 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
         disable_tqdm=True,
         report_to="none",
     )
-
-
-def _last_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that is as it was written, as is the best one so far; others are
-    removed.
-    """
-    checkpoints = sorted(
-        work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
-    )
-    best = {checkpoint: _best(checkpoint) for checkpoint in checkpoints}
-    for checkpoint, best_then in best.items():
-        if best_then is not None and best.get(best_then) is not None:
-            return checkpoint
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def _best(checkpoint: Path) -> Path | None:
-    """The checkpoint that was the best one when this was written, or this itself; None where this
-    is not whole.
-    """
-    if damaged(checkpoint):
-        return None
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return Path(state["best_model_checkpoint"] or checkpoint)
 
 
 @contextmanager
