@@ -92,7 +92,10 @@ def _run(arguments: list[str], output: str, errors: str) -> None:
 
 
 def _shell() -> None:
-    # What the commands import, each of them only where it needs it.
+    from dialdown.workers import quiet_libraries
+
+    # As the commands do before they import the rest, each of them only what it needs.
+    quiet_libraries()
     import dialdown.report.page
     import dialdown.study.detox
     import dialdown.training.trainer  # noqa: F401

@@ -540,12 +540,11 @@ def test_the_json_of_a_row(llama: LM) -> None:
     written = json.loads(
         json.dumps(row.beside(reference, PROMPTS, samples=3).to_json(), allow_nan=False)
     )
-    assert set(METRICS) | {"intervention", "kind", "protocol", "control_of", "alpha", "beta", (
-        "neurons"
-    ), "samples",
-                           "toxicity_by", "change", (
-                               "control_minus_main"
-                           )} == set(written)  # fmt: skip
+    facts = (
+        "intervention kind family strength protocol control_of control alpha beta neurons samples "
+        "toxicity_by change control_minus_main"
+    )
+    assert {*METRICS, *facts.split()} == set(written)
     assert (written["alpha"], written["beta"], written["neurons"]) == (0.5, 0.1, edits[0].neurons)
     assert set(written["toxicity"]) == {"mean", "low", "high", "n"}
     assert set(written["toxicity_by"]) == {"fake", "second"}
