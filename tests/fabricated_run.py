@@ -226,12 +226,10 @@ def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) 
     log = {
         "steps": 68, "best_step": 68, "train_pairs": 272, "eval_pairs": 16, "seconds": 231.0,
         "step": steps.tolist(), "loss": curve.tolist(), "dpo_loss": curve.tolist(),
-        "kl_chosen": (0.11 * (1 - np.exp(-steps / 20))).tolist(), (
-            "kl_rejected"
-        ): (0.19 * (1 - np.exp(-steps / 20))).tolist(),
-        "reward_accuracy": (1 - 0.5 * np.exp(-steps / 15)).tolist(), (
-            "reward_margin"
-        ): (steps / 30).tolist(),
+        "kl_chosen": (0.11 * (1 - np.exp(-steps / 20))).tolist(),
+        "kl_rejected": (0.19 * (1 - np.exp(-steps / 20))).tolist(),
+        "reward_accuracy": (1 - 0.5 * np.exp(-steps / 15)).tolist(),
+        "reward_margin": (steps / 30).tolist(),
         "eval_step": [68], "eval_loss": [0.21],
     }  # fmt: skip
     skipped = {"skipped": "a tuned model was given"}

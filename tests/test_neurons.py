@@ -235,12 +235,10 @@ def test_parquet(tmp_path: Path, llama: LM) -> None:
     assert again.record["direction"] == {"name": "probe", "site": "residual", "seed": 0}
     assert (again.record["count_base"], again.record["base"]["model"]) == (10, "tiny-llama")
     # Others read it without this package.
-    assert {"layer", "neuron", "cosine", "mean_base", "mean_tuned", "projection_base", (
-        "projection_tuned"
-    ),
-            "projection_change", "group", (
-                "value_cosine"
-            )} == set(pq.read_table(path).column_names)  # fmt: skip
+    assert {"layer", "neuron", "cosine", "mean_base", "mean_tuned", "projection_base",
+        "projection_tuned",
+            "projection_change", "group",
+            "value_cosine"} == set(pq.read_table(path).column_names)  # fmt: skip
 
 
 def damage(path: Path, how: str) -> None:

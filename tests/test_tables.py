@@ -692,12 +692,10 @@ def test_further_interventions_are_the_increasing_neurons_and_named_orderings(
 
 def test_share_of_the_reduction_by_patching() -> None:
     given_rows = [
-        row("none", "paper", 0.5), row("dpo", "paper", 0.1), row("patch_toxic_neurons", (
-            "paper"
-        ), 0.4),
-        row("patch_256", "paper", 0.6), row("patch_64", "paper", 0.3), row("patch_TP", (
-            "paper"
-        ), 0.2),
+        row("none", "paper", 0.5), row("dpo", "paper", 0.1), row("patch_toxic_neurons", "paper",
+            0.4),
+        row("patch_256", "paper", 0.6), row("patch_64", "paper", 0.3), row("patch_TP", "paper",
+            0.2),
         row("patch_256__random_neurons", "paper", 0.2, control_of="patch_256"),
         row("none", "strict", 0.1), row("dpo", "strict", 0.1), row("patch_256", "strict", 0.0),
     ]  # fmt: skip

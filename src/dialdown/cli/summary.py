@@ -22,9 +22,8 @@ from ..study.notes import noted
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
 SHOWN = {
-    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", (
-        "percent"
-    ), "percent_sd"),
+    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean",
+    "percent", "percent_sd"),
     "figure-1-opposing-effects": ("protocol", "down", "up", "net"),
     "table-5-group-shares": ("protocol", "group", "count", "share"),
     "table-17-correlations": ("protocol", "pair", "r", "p", "n"),

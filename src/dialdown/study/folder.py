@@ -51,9 +51,8 @@ STAGES = (
 )
 # Of the section `evaluation`, what only the rows are measured on.
 EVALUATED = (
-    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows", (
-        "kl_windows"
-    ), "neutral_tokens",
+    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
+    "kl_windows", "neutral_tokens",
 )  # fmt: skip
 MEASURING = {"evaluate", "dial", "check"}
 # Stages that add to a finished study, and may do so again with other settings.
