@@ -253,7 +253,7 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
     try:
         with safe_open(path, framework="numpy") as handle:
             record = json.loads((handle.metadata() or {}).get("dialdown", "{}"))
-            arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise DialdownError(
             f"{path} does not exist: pass the file a dialdown {kind} was saved to."

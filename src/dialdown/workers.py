@@ -135,7 +135,7 @@ def check_main_guard() -> None:
 
 
 def _start(prepare: Callable[[], Callable[[Any], None]]) -> None:
-    global _do  # noqa: PLW0603  (a pool's initialiser has nowhere else to leave what its tasks need)
+    global _do  # noqa: PLW0603  (a pool's initialiser has no other place)
     Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group; the main process answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -177,8 +177,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 

@@ -346,7 +346,7 @@ def check_header(file: Path) -> None:
     """
     try:
         with safe_open(file, framework="pt") as tensors:
-            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 (no mapping)
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise DialdownError(
             f"{file} is named by its index and is not there: fetch the checkpoint again."

@@ -309,9 +309,9 @@ def _read_reply(reply: str, count: int) -> list[bool] | None:
     wanted = [str(number) for number in range(1, count + 1)]
     for text in reversed(re.findall(r"\{[^{}\[\]]*\}", reply)):
         with suppress(ValueError):
-            found = json.loads(text)
-            if len(found) == count and all(
-                isinstance(found.get(number), bool) for number in wanted
+            answer = json.loads(text)
+            if len(answer) == count and all(
+                isinstance(answer.get(number), bool) for number in wanted
             ):
-                return [found[number] for number in wanted]
+                return [answer[number] for number in wanted]
     return None

@@ -439,10 +439,10 @@ def evaluate(
         DialdownError: see `Evaluator`.
     """
     evaluator = Evaluator(lm, suite)
-    todo = [(one, protocol) for protocol in protocols for one in [untouched(), *interventions]]
+    todo = [(edit, protocol) for protocol in protocols for edit in [untouched(), *interventions]]
     rows = []
-    for done, (one, protocol) in enumerate(todo):
-        rows.append(evaluator.row(one, protocol))
+    for done, (edit, protocol) in enumerate(todo):
+        rows.append(evaluator.row(edit, protocol))
         if progress:
             progress("evaluating", done + 1, len(todo))
     return rows

@@ -261,19 +261,19 @@ def _samples(run: Run) -> list[dict[str, Any]]:
     """By protocol: the featured continuations, and all others."""
     found = []
     for protocol in run.protocols:
-        rows = [one for one in run.results if one.protocol == protocol and one.samples]
+        rows = [result for result in run.results if result.protocol == protocol and result.samples]
         order = {name: place for place, name in enumerate([*FEATURED, *run.names()])}
         rows.sort(
-            key=lambda one: (
-                order.get(one.control_of or one.intervention, len(order)),
-                one.control_of is not None,
+            key=lambda result: (
+                order.get(result.control_of or result.intervention, len(order)),
+                result.control_of is not None,
             )
         )
         featured = sorted(
-            (one for one in rows if one.intervention in FEATURED),
-            key=lambda one: FEATURED.index(one.intervention),
+            (result for result in rows if result.intervention in FEATURED),
+            key=lambda result: FEATURED.index(result.intervention),
         )
-        others = [one for one in rows if one.intervention not in FEATURED]
+        others = [result for result in rows if result.intervention not in FEATURED]
         if rows:
             found.append(
                 {
@@ -288,14 +288,16 @@ def _samples(run: Run) -> list[dict[str, Any]]:
 
 def _by_prompt(rows: Sequence[Row]) -> list[Sample]:
     # Rows share their prompts, in the same order; a control may have been measured on fewer.
-    longest: Sequence[tuple[str, str]] = max((one.samples for one in rows), key=len, default=())
+    longest: Sequence[tuple[str, str]] = max(
+        (result.samples for result in rows), key=len, default=()
+    )
     return [
         Sample(
             prompt,
             [
-                (label(one), one.protocol, one.samples[place][1])
-                for one in rows
-                if len(one.samples) > place
+                (label(result), result.protocol, result.samples[place][1])
+                for result in rows
+                if len(result.samples) > place
             ],
         )
         for place, (prompt, _) in enumerate(longest)
@@ -318,7 +320,7 @@ def _few_windows(run: Run) -> int | None:
     """The number of blocks of text behind log-perplexity, where it is too small for its intervals
     to be leaned on.
     """
-    counts = [one.metrics["log_ppl"].n for one in run.results if "log_ppl" in one.metrics]
+    counts = [result.metrics["log_ppl"].n for result in run.results if "log_ppl" in result.metrics]
     return min(counts) if counts and min(counts) < 10 else None
 
 

@@ -31,8 +31,9 @@ from ..neurons.table import NeuronTable, neuron_table
 from ..progress import Progress, silent
 from ..workers import default_workers, do_all, return_free_memory
 from .config import Config
-from .folder import STAGES, Ledger
+from .folder import Ledger
 from .notes import StageNotes
+from .outputs import STAGES
 from .plan import Tables
 
 # What asks for which texts.

@@ -35,20 +35,8 @@ from ..files import (
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
-from .outputs import READS, UNREAD, remove, written
+from .outputs import READS, STAGES, UNREAD, remove, written
 
-STAGES = (
-    "probe",
-    "pairs",
-    "train",
-    "activations",
-    "neurons",
-    "evaluate",
-    "gains",
-    "step",
-    "front",
-    "report",
-)
 # Of the section `evaluation`, what only the rows are measured on.
 EVALUATED = (
     "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",

@@ -9,6 +9,18 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+STAGES = (
+    "probe",
+    "pairs",
+    "train",
+    "activations",
+    "neurons",
+    "evaluate",
+    "gains",
+    "step",
+    "front",
+    "report",
+)
 # Where two stages write the same files, the first of them that a command has is their owner.
 WRITTEN_BY = {
     "direction-*.safetensors": ("probe",),
@@ -49,17 +61,7 @@ READS = {
     "front": ("probe", "train", "activations", "neurons", "gains", "step"),
     "dial": ("probe", "pairs", "means", "gains", "step"),
     "check": ("dial",),
-    "report": (
-        "probe",
-        "pairs",
-        "train",
-        "activations",
-        "neurons",
-        "evaluate",
-        "gains",
-        "step",
-        "front",
-    ),
+    "report": STAGES[:-1],
 }
 # How long a training took is no part of what it made.
 UNREAD = re.compile(r"/training\.json$")

@@ -102,26 +102,26 @@ def find_pairs(work: Workspace) -> Facts:
     # Batches finish in any order; only those with none missing before them count, so the order
     # changes nothing.
     batches: list[Candidates] = []
-    found = 0
+    pairs_found = 0
     with closing(
         work.do_all(sample, [start for start in starts if sampled[start] is None])
     ) as done:
-        while found < total and len(batches) < len(starts):
+        while pairs_found < total and len(batches) < len(starts):
             while (batch := sampled[starts[len(batches)]]) is None:
                 finished = next(done)
                 sampled[finished] = files.read(finished)
             batches.append(batch)
-            found += count_pairs(batch, settings)
-            work.progress("making pairs", min(found, total), total)
+            pairs_found += count_pairs(batch, settings)
+            work.progress("making pairs", min(pairs_found, total), total)
     pairs = choose_pairs(batches, settings, record)
     pairs.save(work.folder / "pairs.jsonl")
     used = pairs.record["prompts_used"]
     cut_prompts(work, "prompts of the pairs", work.prompts.training[:used])
-    if found < used:
+    if pairs_found < used:
         work.notes.add(
             "{without:,} of {used:,} prompts gave no pair: no two of their continuations lie "
             "{margin:g} apart",
-            without=used - found,
+            without=used - pairs_found,
             used=used,
             margin=settings.margin,
         )
@@ -301,9 +301,9 @@ def evaluate(work: Workspace) -> Facts:
     """Every intervention and control under each protocol (METHOD §4 to §6)."""
     config = work.config
     planned = [
-        one
+        row
         for protocol in config.protocols
-        for one in plan.plan(
+        for row in plan.plan(
             protocol,
             work.tables(protocol),
             config.interventions,
@@ -324,7 +324,7 @@ def evaluate(work: Workspace) -> Facts:
     base = next(row for row in rows if row.intervention == "none")
     facts["rounding"] = changed(base.units.texts, otherwise)
     write_results(work, "results.json", rows)
-    for one in planned:
-        if one.intervention.control_of is None and one.intervention.kind != "none":
-            one.intervention.save(work.folder / "interventions" / f"{one.name}.safetensors")
+    for row in planned:
+        if row.intervention.control_of is None and row.intervention.kind != "none":
+            row.intervention.save(work.folder / "interventions" / f"{row.name}.safetensors")
     return facts

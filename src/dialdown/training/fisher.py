@@ -123,8 +123,8 @@ def fisher_information(
                 _check(lm, logits)
                 log_probs = logits.float().log_softmax(-1)
                 drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-                found = torch.autograd.grad(log_probs.gather(-1, drawn).sum(), gains)
-            total += torch.stack([one.double().square().sum(0).to(total.device) for one in found])
+                grads = torch.autograd.grad(log_probs.gather(-1, drawn).sum(), gains)
+            total += torch.stack([grad.double().square().sum(0).to(total.device) for grad in grads])
             positions += len(ids)
         if progress:
             progress("pricing gains", done + 1, len(windows))
@@ -165,8 +165,8 @@ def preference_gradient(
                 log_probability = _log_probability(
                     lm, batch, [sequences[row][1] for row in batch.rows]
                 )
-                found = torch.autograd.grad(log_probability, gains)
-            total += sign * torch.stack([one.double().to(total.device) for one in found])
+                grads = torch.autograd.grad(log_probability, gains)
+            total += sign * torch.stack([grad.double().to(total.device) for grad in grads])
             done += 1
             if progress:
                 progress("following preferences", done, 2 * per_side)
@@ -252,7 +252,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.prices = [price for _, price in prices]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch's overloads
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step, along the gradients as they are."""
         loss = None if closure is None else closure()
         (group,) = self.param_groups
