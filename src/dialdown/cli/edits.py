@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from .app import Display, Seed, Set, app, err, interruptible, out, settings_of
+from .shared import Display, Seed, Set, app, err, interruptible, out, settings_of
 
 if TYPE_CHECKING:
     from ..exporting.export import Exported

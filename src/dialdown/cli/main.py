@@ -14,7 +14,7 @@ import typer
 
 from ..errors import DialdownError, enough_memory
 from ..terminal import take_any_text
-from .app import Display, Seed, Set, app, err, interruptible, out, settings_of
+from .shared import Display, Seed, Set, app, err, interruptible, out, settings_of
 
 if TYPE_CHECKING:
     from ..study.config import Config
