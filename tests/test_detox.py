@@ -39,7 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.shared, [str(argument) for argument in arguments])
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def detox(config: Path, out: Path, *more: object) -> Result:
@@ -446,7 +446,7 @@ def test_apply_puts_the_edit_on_again(
 def test_chat_is_wired(done: tuple[Path, Result], config: Path) -> None:
     out, _ = done
     arguments = ["chat", str(out), "--base", str(config.parent / "model"), "--tokens", "3"]
-    result = CliRunner().invoke(cli.shared, arguments, input="/strength 0.5\nthe cat\n/quit\n")
+    result = CliRunner().invoke(cli.app, arguments, input="/strength 0.5\nthe cat\n/quit\n")
     assert result.exit_code == 0, result.exception
     assert "edited, strength 0.5" in result.output
 
