@@ -1,0 +1,112 @@
+"""Table 2 at the paper's sizes: 1,199 challenge prompts, 2,000 sentences for F1, all of WikiText-2,
+the probe on Jigsaw 90:10; both protocols, random controls at full size.
+
+    python benchmarks/paper_sizes.py runs/paper-sizes --data DATA
+
+DATA holds the published files `challenge_prompts.jsonl`, `wiki_samples.jsonl`,
+`wikitext2/test.txt` and `jigsaw_train_binary.csv` (columns comment_text and any_toxic). The same
+command goes on where it was stopped; with `--print` it prints the rows that are there. A row takes
+some 15 minutes of two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dialdown.report.text import with_interval
+from dialdown.study import plan
+from dialdown.study.config import Config, load_config
+from dialdown.study.context import Workspace
+from dialdown.study.measure import as_row, measure_rows, row_files
+from dialdown.study.run import Study
+
+# What the paper's table 2 has, and the random controls of what it claims.
+ROWS = (
+    "none", "dpo", "steer_probe", "edit_probe_set", "edit_probe_free_set", "patch_four_groups",
+    "patch_TP", "patch_TP_AN", "patch_TP_AN_TN", "patch_toxic_neurons", "patch_256",
+    "steer_probe__random_direction", "edit_probe_set__random_neurons",
+    "edit_probe_set__random_direction",
+    "patch_four_groups__random_neurons", "patch_256__random_neurons",
+)  # fmt: skip
+METRICS = ("toxicity", "log_ppl", "f1", "kl")
+
+
+def settings(data: Path, workers: int) -> Config:
+    """The demo's study with the paper's evaluation."""
+    return load_config(
+        preset="demo",
+        file=None,
+        flags={
+            "workers": workers,
+            "probe.texts": str(data / "jigsaw_train_binary.csv"),
+            "probe.count": 8000,
+            "probe.max_words": 1000,
+            "probe.max_tokens": 64,
+            "training_prompts": "embedded:rtp",
+            "evaluation.prompts": str(data / "challenge_prompts.jsonl"),
+            "evaluation.count": 1199,
+            "evaluation.control_count": 1199,
+            "evaluation.pairs": str(data / "wiki_samples.jsonl"),
+            "evaluation.pairs_count": 2000,
+            "evaluation.text": str(data / "wikitext2" / "test.txt"),
+            "evaluation.window": 1024,
+            "evaluation.max_windows": 1000,
+            "evaluation.kl_windows": 8,
+        },
+    )
+
+
+def planned(work: Workspace) -> list[plan.Planned]:
+    """The rows of `ROWS` under each protocol, in that order."""
+    everything = {
+        (row.intervention.name, row.protocol): row
+        for protocol in work.config.protocols
+        for row in plan.plan(
+            protocol,
+            work.tables(protocol),
+            work.config.interventions,
+            prompts=1199,
+            control_prompts=1199,
+            seed=work.config.seed,
+        )
+    }
+    keys = [(name, protocol) for name in ROWS for protocol in work.config.protocols]
+    return [everything[key] for key in keys if key in everything]
+
+
+def show(work: Workspace) -> None:
+    """Print what is measured so far."""
+    files = row_files(work, "evaluate")
+    print("| intervention | protocol |", " | ".join(METRICS), "|")
+    print("| --- | --- |", " | ".join("---" for _ in METRICS), "|")
+    for row in planned(work):
+        if (measured := files.read(row)) is not None:
+            estimates = as_row(row.intervention, row.protocol, measured)
+            values = (with_interval(getattr(estimates, metric)) for metric in METRICS)
+            print(f"| {row.intervention.name} | {row.protocol} |", " | ".join(values), "|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--print", action="store_true", dest="only_print")
+    arguments = parser.parse_args()
+
+    def progress(what: str, done: int, total: int) -> None:
+        print(f"{what}: {done} of {total}", flush=True)
+
+    study = Study(
+        settings(arguments.data, arguments.workers), arguments.folder, progress, announce=print
+    )
+    if not arguments.only_print:
+        study.run(until="neurons")
+        with study.work.ledger.claim():
+            measure_rows(study.work, "evaluate", planned(study.work))
+    show(study.work)
+
+
+if __name__ == "__main__":
+    main()
