@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from test_decoding import NEW, PROMPTS, decode, middle_token
 from transformers import Cache
 
 import dialdown as dd
@@ -21,6 +19,8 @@ from dialdown.errors import DialdownError
 from dialdown.models.decoding import Decoder
 from dialdown.models.lm import LM
 from dialdown.neurons.activations import NeuronMeans, decode_with_means
+from helpers import tiny
+from helpers.decoding import NEW, PROMPTS, decode, middle_token
 
 
 def naive_means(lm: LM) -> dict[str, tuple[np.ndarray, int, list[list[int]]]]:

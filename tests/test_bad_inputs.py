@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import CASES, Case, Inputs
-from fabricated_run import write_run
-from study_files import write_study
 
 import dialdown as dd
 from dialdown.cli import main as cli
 from dialdown.study.holding import LOCK
 from dialdown.workers import quiet_libraries
+from helpers.bad_inputs import CASES, Case, Inputs
+from helpers.fabricated_run import write_run
+from helpers.study_files import write_study
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from conftest import unchanged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -24,6 +22,8 @@ from dialdown.cli.chat import ChatSettings, chat, reply
 from dialdown.errors import DialdownError
 from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
+from helpers import tiny
+from helpers.tiny import unchanged
 
 SHORT = ChatSettings(tokens=6)
 TEMPLATE = (

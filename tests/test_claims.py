@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from fabricated_run import MAIN, write_run
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -30,6 +29,7 @@ from dialdown.report.claims import Claim, claims
 from dialdown.report.findings import findings
 from dialdown.report.run import Run, load
 from dialdown.study import published
+from helpers.fabricated_run import MAIN, write_run
 
 Values = NDArray[np.float64]
 ALIGNED, OPPOSING, GROUPS = (

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +29,7 @@ from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction, token_contrast
 from dialdown.study.config import load_config
+from helpers import tiny
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sentiment" / "study.toml"
 

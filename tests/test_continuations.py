@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import dialdown as dd
@@ -20,6 +19,7 @@ from dialdown.errors import DialdownError
 from dialdown.interventions.paper import steering_alpha
 from dialdown.models.lm import LM
 from dialdown.neurons.continuations import ContinuationMeans, continuation_means, mean_difference
+from helpers import tiny
 
 PAIRS = [
     Pair("the cat", " sat on", " bit the cat, twice"),

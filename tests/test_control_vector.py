@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from conftest import unchanged
 from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +19,8 @@ from dialdown.errors import DialdownError
 from dialdown.exporting.control_vector import write_control_vector
 from dialdown.interventions.intervention import Intervention, untouched
 from dialdown.models.lm import LM
+from helpers import tiny
+from helpers.tiny import unchanged
 
 IDS = tiny.random_ids(2, 12)
 # A norm after the MLP makes of a constant a different one at every token.

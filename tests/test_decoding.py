@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from test_interventions import make
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace
@@ -21,32 +19,9 @@ from dialdown.interventions.intervention import Intervention
 from dialdown.models.decoding import Decoder, Step, batches, sampler
 from dialdown.models.lm import LM
 from dialdown.training.fisher import own_text
-
-# Lengths 1 to 23 tokens (a token is about a character), longer than the tiny sliding windows, not
-# in order of length.
-PROMPTS = ("b c", "a", "Hello there, old friend", "the cat sat on the mat", "zebra", "Why?", "q")
-NEW = 6
-
-
-def generate(
-    lm: LM, prompt: str, *, max_new_tokens: int = NEW, max_prompt_tokens: int = 32
-) -> list[int]:
-    """What transformers generates greedily for one prompt, cut before the end-of-text token."""
-    ids = torch.tensor([lm.tokenizer(prompt)["input_ids"][:max_prompt_tokens]])
-    out = lm.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=lm.tokenizer.pad_token_id,
-    )
-    new = out[0, ids.shape[1] :].tolist()
-    ends = [place for place, token in enumerate(new) if token in lm.eos]
-    return new[: ends[0]] if ends else new
-
-
-def decode(lm: LM, prompts: Any = PROMPTS, **options: Any) -> list[list[int]]:
-    return Decoder(lm, prompts, max_new_tokens=NEW, **options).run()
+from helpers import tiny
+from helpers.decoding import NEW, PROMPTS, decode, generate, middle_token
+from helpers.edits import make
 
 
 def test_batched_is_one_by_one_is_transformers_generate(lm: LM) -> None:
@@ -83,18 +58,6 @@ def test_with_a_bos(named: LM) -> None:
     decoder = Decoder(named, PROMPTS, max_new_tokens=NEW)
     assert all(ids[0] == 1 for ids in decoder.encoded)
     assert decoder.run() == [generate(named, prompt) for prompt in PROMPTS]
-
-
-def middle_token(out: list[list[int]]) -> int:
-    """A token that ends some rows early, at different places, and others never."""
-    ends = {
-        token: {(token in row, row.index(token) if token in row else NEW) for row in out}
-        for row in out
-        for token in row
-    }
-    return max(
-        sorted(ends), key=lambda token: len(ends[token]) if (False, NEW) in ends[token] else 0
-    )
 
 
 def test_an_end_of_text_in_the_middle_of_a_batch(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:

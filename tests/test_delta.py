@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +18,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
-from test_export import exact, saved, stored
-from test_interventions import KINDS, make
 
 from dialdown.data.local_paths import without_paths
 from dialdown.errors import DialdownError
@@ -29,6 +26,9 @@ from dialdown.exporting.export import apply_delta, export
 from dialdown.files import file_sha256
 from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
+from helpers import tiny
+from helpers.edits import KINDS, exact, make
+from helpers.folders import saved, stored
 
 NOTES = {"why": "to see it again"}
 

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import tiny
 import torch
-from study_files import write_study
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
@@ -31,15 +29,14 @@ from dialdown.study.context import Workspace
 from dialdown.study.detox import EDIT, finished_edit, greatest_strength, outcome
 from dialdown.study.gains import STEP, gain_prices
 from dialdown.training.gains import FILE
+from helpers import tiny
+from helpers.commands import invoke
+from helpers.study_files import write_study
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study(tmp_path_factory.mktemp("data"))
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def detox(config: Path, out: Path, *more: object) -> Result:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -18,6 +17,7 @@ import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction, fit_probe, probe_features
+from helpers import tiny
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
 TEXTS = (

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from test_neurons import COSINE, MEAN, direction, means, members, table_of, tuned_of
 
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.interventions.paper import steering_alpha
 from dialdown.models.lm import LM
 from dialdown.neurons.table import NeuronTable
+from helpers import tiny
+from helpers.tables import COSINE, MEAN, direction, means, members, one_layer, tuned_of
 
 GROUPS = ("TP", "TN", "AP", "AN")
 
@@ -37,7 +37,7 @@ def outcome(edit: dd.Intervention, mean: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["set", "shift", "scale"])
 def test_each_group_moves_its_own_way(kind: Any) -> None:
     """TP and AN to (1 - beta) of their mean, AP and TN to (1 + beta); neurons of no group stay."""
-    table = table_of(COSINE, MEAN)
+    table = one_layer(COSINE, MEAN)
     edit = dd.edit(table, alpha=1.0, beta=0.25, kind=kind)
     mean = np.array([MEAN])
     factor = np.array([[0.75, 1.25, 1.25, 0.75, 1.0, 1.0, 1.0, 0.75, 0.75]])

@@ -6,19 +6,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decoding import PROMPTS, generate
-from test_interventions import make
 
 import dialdown as dd
 from dialdown.errors import DialdownError
@@ -30,26 +27,15 @@ from dialdown.interventions.intervention import untouched
 from dialdown.models.kl import kl_divergence
 from dialdown.models.lm import LM
 from dialdown.models.tokens import text_windows
+from helpers import tiny
+from helpers.decoding import PROMPTS, generate
+from helpers.edits import make
+from helpers.scorers import FakeScorer
 
 TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
 PAIRS = (("the cat", " sat on"), ("the zebra", "said no"), ("a", "b"))
 NEW = 6
-
-
-class FakeScorer:
-    """A score by the text's bytes, and a memory of what was scored."""
-
-    caveat = ""
-    record: Mapping[str, Any] = {}
-
-    def __init__(self, name: str = "fake", modulus: int = 97) -> None:
-        self.name, self.modulus = name, modulus
-        self.seen: list[list[str]] = []
-
-    def score(self, texts: Sequence[str]) -> np.ndarray:
-        self.seen.append([*texts])
-        return np.array([sum(text.encode()) % self.modulus / self.modulus for text in texts])
 
 
 def suite(**options: Any) -> Suite:

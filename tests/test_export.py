@@ -11,20 +11,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_interventions import IDS, KINDS, WITH_BIAS, make
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import dialdown as dd
@@ -35,38 +30,12 @@ from dialdown.exporting.verify import PROMPTS
 from dialdown.files import file_sha256
 from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
+from helpers import tiny
+from helpers.edits import IDS, KINDS, WITH_BIAS, exact, make
+from helpers.folders import assert_same, saved, stored
 
 # `dialdown.exporting.export` is the function; the module of that name is found like this.
 export_module = importlib.import_module("dialdown.exporting.export")
-
-
-def saved(lm: LM, folder: Path, **options: Any) -> Path:
-    lm.twin().model.save_pretrained(folder, **options)  # saving writes to the config
-    lm.tokenizer.save_pretrained(folder)
-    return folder
-
-
-def stored(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found.update(load_file(file))
-    return found
-
-
-def exact(edit: Intervention) -> Intervention:
-    """With gains that float32 holds, as trained ones are, so that rounding them changes nothing."""
-    return replace(edit, gain=edit.gain.astype(np.float32).astype(np.float64))
-
-
-def assert_same(folder: Path, lm: LM) -> None:
-    """The folder's tensors are those the model would be saved as, bit for bit."""
-    with TemporaryDirectory() as place:
-        expected = stored(saved(lm, Path(place)))
-    found = stored(folder)
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        assert tensor.dtype == expected[name].dtype
-        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize("kind", ["set", "scale"])

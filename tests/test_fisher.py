@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from conftest import unchanged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +23,8 @@ from dialdown.training.fisher import (
     own_text,
     preference_gradient,
 )
+from helpers import tiny
+from helpers.tiny import unchanged
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAIRS = (

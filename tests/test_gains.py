@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
@@ -25,6 +24,7 @@ from dialdown.neurons.directions import Direction
 from dialdown.training.fisher import fisher_information
 from dialdown.training.gains import FILE, train_gains
 from dialdown.training.settings import GainSettings
+from helpers import tiny
 
 PAIRS = tuple(
     Pair(f"{noun} in the", chosen, rejected)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import hub_files
 import pytest
-from hub_user import Finished, User
-from stand_in_hub import StandInHub
+
+from helpers import hub_files
+from helpers.hub_user import Finished, User
+from helpers.stand_in_hub import StandInHub
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {

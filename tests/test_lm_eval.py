@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import dialdown as dd
 from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
+from helpers import tiny
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'dialdown[eval]'")
 

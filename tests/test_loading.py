@@ -12,13 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import broken_models as broken
 import numpy as np
 import pytest
-import tiny
 import torch
 from rich.console import Console
-from study_files import write_study
 from torch import nn
 
 import dialdown as dd
@@ -33,6 +30,9 @@ from dialdown.models.mlp import MLPView
 from dialdown.report.stage import RUN
 from dialdown.study.config import load_config
 from dialdown.study.run import Study
+from helpers import broken_models as broken
+from helpers import tiny
+from helpers.study_files import write_study
 
 
 @pytest.fixture(scope="module")

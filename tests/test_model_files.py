@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from test_export import saved
-from test_interventions import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dialdown.data.model_files import (
@@ -27,6 +24,9 @@ from dialdown.data.model_files import (
 from dialdown.errors import DialdownError
 from dialdown.exporting.export import export
 from dialdown.models.lm import LM
+from helpers import tiny
+from helpers.edits import make
+from helpers.folders import saved
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM, MLPView, check_pair, load_tuned
+from helpers import tiny
 
 UP_PROJECTIONS = ("c_fc", "fc_in", "fc1", "dense_h_to_4h", "up_proj")
 ACTIVATIONS = ("act", "act_fn", "activation_fn", "gelu_impl", "activation")

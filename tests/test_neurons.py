@@ -10,54 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
-import torch
 
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
-from dialdown.neurons.activations import NeuronMeans
 from dialdown.neurons.directions import Direction
 from dialdown.neurons.table import NeuronTable
-
-SHAPE = (tiny.LAYERS, tiny.NEURONS)
-
-
-def means(protocol: Any = "strict", *, seed: int = 0, count: int = 10) -> NeuronMeans:
-    return NeuronMeans(np.random.default_rng(seed).standard_normal(SHAPE), count, protocol, {})
-
-
-def direction(seed: int = 0, name: str = "probe") -> Direction:
-    # A norm far from 1, which no projection may depend on.
-    return Direction(
-        name,
-        7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH),
-        "residual",
-        {"seed": seed},
-    )
-
-
-def tuned_of(lm: LM) -> LM:
-    """The same model with every down projection moved."""
-    tuned = lm.twin()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for layer in tuned.view.layers:
-            layer.columns.add_(0.1 * torch.randn(layer.columns.shape, generator=generator))
-            if layer.post_norm is not None:
-                layer.post_norm.weight.add_(0.1)
-    return tuned
-
-
-def value_vector(lm: LM, layer: int, neuron: int, protocol: str) -> np.ndarray:
-    """METHOD §1 by the module's own layout and the norm's own convention."""
-    down = lm.model.get_submodule(lm.view.layers[layer].path)
-    weight = down.weight.detach().double().numpy()
-    v = weight[neuron] if type(down).__name__ == "Conv1D" else weight[:, neuron]
-    if protocol == "strict" and lm.name.removeprefix("tiny-") in ("gemma2", "gemma3"):
-        norm = lm.model.model.layers[layer].post_feedforward_layernorm
-        v = v * (1 + norm.weight.detach().double().numpy())
-    return v
+from helpers import tiny
+from helpers.tables import (
+    CHANGE,
+    COSINE,
+    MEAN,
+    SHAPE,
+    direction,
+    means,
+    members,
+    one_layer,
+    tuned_of,
+    value_vector,
+)
 
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
@@ -107,32 +78,8 @@ def test_the_norm_after_gemmas_mlp_counts_under_strict_only(gemma2: LM, llama: L
         assert (strict.protocol, paper.protocol) == ("strict", "paper")
 
 
-def table_of(
-    cosine: list[float], mean: list[float], change: list[float] | None = None
-) -> NeuronTable:
-    """A table with given columns, one layer."""
-    columns: dict[str, Any] = {"cosine": cosine, "mean_base": mean}
-    if change is not None:
-        columns |= {"projection_change": change, "mean_tuned": mean}
-    arrow = pa.table(
-        {name: pa.array(values, type=pa.float64()) for name, values in columns.items()}
-    )
-    return NeuronTable(
-        arrow, (1, len(cosine)), {"protocol": "strict", "direction": {"name": "probe"}, "base": {}}
-    )
-
-
-COSINE = [0.5, 0.5, -0.5, -0.5, 0.0, 0.5, 0.0, 0.5, -0.5]
-MEAN = [1.0, -1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 1.0, -1.0]
-CHANGE = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0, 1.0]
-
-
-def members(mask: np.ndarray) -> list[int]:
-    return np.flatnonzero(mask).tolist()
-
-
 def test_groups_by_the_signs_of_cosine_and_mean_and_zeros_in_none() -> None:
-    table = table_of(COSINE, MEAN, CHANGE)
+    table = one_layer(COSINE, MEAN, CHANGE)
     assert {name: members(mask) for name, mask in table.groups().items()} == {
         "TP": [0],
         "TN": [1],
@@ -141,16 +88,16 @@ def test_groups_by_the_signs_of_cosine_and_mean_and_zeros_in_none() -> None:
     }
     free = {"TP": [0, 7], "TN": [1], "AP": [2], "AN": [3, 8]}
     assert {name: members(mask) for name, mask in table.groups(changed=False).items()} == free
-    untuned = table_of(COSINE, MEAN)
+    untuned = one_layer(COSINE, MEAN)
     assert {name: members(mask) for name, mask in untuned.groups().items()} == free
     with pytest.raises(DialdownError, match=r"no column 'projection_change'.*dd\.compare"):
         untuned.groups(changed=True)
     # A negative zero is a zero.
-    assert not any(mask.any() for mask in table_of([-0.0, 1.0], [1.0, -0.0]).groups().values())
+    assert not any(mask.any() for mask in one_layer([-0.0, 1.0], [1.0, -0.0]).groups().values())
 
 
 def test_neurons_by_name() -> None:
-    table = table_of(COSINE, MEAN, CHANGE)
+    table = one_layer(COSINE, MEAN, CHANGE)
     expected = {
         "TP": [0],
         "TP+AN": [0, 3],
@@ -179,12 +126,12 @@ def test_neurons_by_name() -> None:
 )
 def test_unknown_neurons_name_the_nearest(which: str, message: str) -> None:
     with pytest.raises(DialdownError, match=message):
-        table_of(COSINE, MEAN, CHANGE).select(which)
+        one_layer(COSINE, MEAN, CHANGE).select(which)
 
 
 def test_increasing_needs_a_tuned_model() -> None:
     with pytest.raises(DialdownError, match=r"dd\.compare"):
-        table_of(COSINE, MEAN).select("increasing")
+        one_layer(COSINE, MEAN).select("increasing")
 
 
 def test_most_aligned_is_the_highest_signed_cosine_over_all_layers(llama: LM) -> None:

@@ -8,7 +8,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from study_files import write_study
 
 from dialdown.study.config import load_config
 from dialdown.study.context import Workspace
@@ -16,6 +15,7 @@ from dialdown.study.measure import changed, rounded_otherwise
 from dialdown.study.notes import StageNotes, note_training, noted
 from dialdown.study.run import Study
 from dialdown.training.settings import DPOSettings, TrainingLog
+from helpers.study_files import write_study
 
 LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)
 SETTINGS = DPOSettings(batch_size=4, accumulation=2, epochs=1, eval_pairs=8)

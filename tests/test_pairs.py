@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from test_evaluation import FakeScorer
 
 import dialdown as dd
 from dialdown.data.pairs import Pair, PairSet
@@ -22,6 +20,8 @@ from dialdown.models.lm import LM
 from dialdown.neurons.directions import Direction
 from dialdown.training.make_pairs import Candidates, choose_pairs, make_pairs
 from dialdown.training.settings import PairSettings
+from helpers import tiny
+from helpers.scorers import FakeScorer
 
 PROMPTS = [
     f"{word} {other}"

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from study_files import write_study
 
 from dialdown.errors import DialdownError
 from dialdown.study.config import Config, load_config
@@ -18,6 +16,8 @@ from dialdown.study.context import Workspace
 from dialdown.study.preflight import check_inputs
 from dialdown.study.run import STUDY, Study
 from dialdown.study.stages import find_directions
+from helpers import tiny
+from helpers.study_files import write_study
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import MAIN, PROMPT, write_run
 from rich.console import Console
 
 from dialdown.cli.summary import show_notes, show_verdicts
@@ -25,6 +24,7 @@ from dialdown.report.evidence import Evidence
 from dialdown.report.findings import findings
 from dialdown.report.page import write_report
 from dialdown.report.run import load
+from helpers.fabricated_run import MAIN, PROMPT, write_run
 
 # Half the study and a quarter of the figures, for tests that look at something else.
 QUICK: dict[str, Any] = {

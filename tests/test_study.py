@@ -12,12 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from study_files import write_lines, write_study
-from typer.testing import CliRunner, Result
 
 import dialdown as dd
-from dialdown.cli import main as cli
 from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Evaluator
 from dialdown.models import Decoder
@@ -29,6 +25,9 @@ from dialdown.study.config import load_config
 from dialdown.study.context import Workspace
 from dialdown.study.folder import records
 from dialdown.study.plan import plan
+from helpers import tiny
+from helpers.commands import invoke
+from helpers.study_files import write_lines, write_study
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 
@@ -36,10 +35,6 @@ METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study(tmp_path_factory.mktemp("data"))
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

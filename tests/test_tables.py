@@ -15,12 +15,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 import scipy.stats
-import tiny
 import torch
-from fabricated_run import write_run
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -48,85 +45,21 @@ from dialdown.study import published
 from dialdown.study.config import load_config
 from dialdown.study.plan import Tables, plan
 from dialdown.training.settings import DPOSettings
+from helpers import tiny
+from helpers.fabricated_run import write_run
+from helpers.tables import (
+    SHAPE,
+    compared,
+    direction,
+    means,
+    random_table,
+    table_of,
+    tuned_of,
+    value_vector,
+)
 
-SHAPE = (tiny.LAYERS, tiny.NEURONS)
 PAPERS = "gpt2-medium"
 PROTOCOLS = ("strict", "paper")
-
-
-def table_of(
-    cosine: Any,
-    base: Any,
-    tuned: Any,
-    change: Any,
-    turn: Any = None,
-    *,
-    protocol: str = "strict",
-    model: str = "own",
-) -> NeuronTable:
-    """A compared table from (layers, neurons) arrays."""
-    columns = {
-        "cosine": cosine,
-        "mean_base": base,
-        "mean_tuned": tuned,
-        "projection_change": change,
-    }
-    columns["value_cosine"] = np.ones_like(base) if turn is None else turn
-    arrow = pa.table(
-        {name: np.asarray(values, dtype=np.float64).ravel() for name, values in columns.items()}
-    )
-    return NeuronTable(arrow, np.shape(base), {"protocol": protocol, "base": {"model": model}})
-
-
-def random_table(seed: int = 0, *, shape: tuple[int, int] = (4, 30), **options: Any) -> NeuronTable:
-    rng = np.random.default_rng(seed)
-    cosine, base, shift, change = (rng.standard_normal(shape) for _ in range(4))
-    # Zeros of every kind, which no group and no sign may count.
-    cosine[0, 0] = base[1, 1] = change[2, 2] = 0
-    return table_of(
-        cosine, base, base + 0.1 * shift, change, 1 - rng.random(shape) * 1e-3, **options
-    )
-
-
-def means(protocol: Any, seed: int) -> NeuronMeans:
-    return NeuronMeans(np.random.default_rng(seed).standard_normal(SHAPE), 10, protocol, {})
-
-
-def direction(seed: int = 0, name: str = "probe", **record: Any) -> Direction:
-    return Direction(
-        name, 7 * np.random.default_rng(seed).standard_normal(tiny.WIDTH), "residual", record
-    )
-
-
-def tuned_of(lm: LM) -> LM:
-    tuned = lm.twin()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for layer in tuned.view.layers:
-            layer.columns.add_(0.1 * torch.randn(layer.columns.shape, generator=generator))
-    return tuned
-
-
-def compared(lm: LM, protocol: Any = "strict", along: Direction | None = None) -> NeuronTable:
-    return dd.compare(
-        lm, tuned_of(lm), along or direction(), means(protocol, 0), means(protocol, 1)
-    )
-
-
-def value_vector(lm: LM, layer: int, neuron: int, protocol: str) -> Any:
-    """METHOD §1 by the module's own layout and the norm's own convention."""
-    down = lm.model.get_submodule(lm.view.layers[layer].path)
-    weight = down.weight.detach().double().numpy()
-    v = weight[neuron] if type(down).__name__ == "Conv1D" else weight[:, neuron]
-    if protocol == "strict" and lm.name.removeprefix("tiny-") in ("gemma2", "gemma3"):
-        v = v * (
-            1
-            + lm.model.model.layers[layer]
-            .post_feedforward_layernorm.weight.detach()
-            .double()
-            .numpy()
-        )
-    return v
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +267,7 @@ def test_opposing_effects_add_up(change: Any) -> None:
 
 
 def test_statistics_need_a_tuned_model(gpt2: LM) -> None:
-    table = dd.neuron_table(gpt2, direction(), means("strict", 0))
+    table = dd.neuron_table(gpt2, direction(), means("strict"))
     names = (
         "group_shares",
         "negative_shares",
@@ -407,7 +340,7 @@ def test_sign_conflicts_are_counted_neuron_by_neuron(
     named: LM, protocol: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(statistics, "CHUNK", 7)
-    tuned, base, after = tuned_of(named), means(protocol, 0), means(protocol, 1)
+    tuned, base, after = tuned_of(named), means(protocol), means(protocol, seed=1)
     directions = [direction(seed) for seed in range(3)]
     counts = [0, 0]
     for place in np.ndindex(SHAPE):
@@ -430,7 +363,7 @@ def test_sign_conflicts_are_counted_neuron_by_neuron(
 def test_parallel_directions_do_not_conflict_and_opposite_ones_always_do(gpt2: LM) -> None:
     one = direction()
     opposite = replace(one, vector=-3 * one.vector)
-    given_means = (means("strict", 0), means("strict", 1))
+    given_means = (means("strict"), means("strict", seed=1))
     same = statistics.sign_conflicts(gpt2, tuned_of(gpt2), [one, one], *given_means)
     against = statistics.sign_conflicts(gpt2, tuned_of(gpt2), [one, opposite], *given_means)
     assert (same.cosine, same.projection_change, against.cosine, against.projection_change) == (
@@ -446,11 +379,11 @@ def test_parallel_directions_do_not_conflict_and_opposite_ones_always_do(gpt2: L
 
 
 def test_sign_conflicts_of_things_that_do_not_fit_are_refused(gpt2: LM) -> None:
-    base = means("strict", 0)
+    base = means("strict")
     with pytest.raises(DialdownError, match="1 direction has nothing"):
         statistics.sign_conflicts(gpt2, gpt2, [direction()], base, base)
     with pytest.raises(DialdownError, match=r"\(strict\) and .* \(paper\)"):
-        statistics.sign_conflicts(gpt2, gpt2, [direction(), direction(1)], base, means("paper", 0))
+        statistics.sign_conflicts(gpt2, gpt2, [direction(), direction(1)], base, means("paper"))
     with pytest.raises(DialdownError, match="3 dimensions"):
         statistics.sign_conflicts(
             gpt2, gpt2, [direction(), Direction("short", np.ones(3), "residual")], base, base
@@ -826,8 +759,8 @@ def test_sign_conflicts_as_a_table(gpt2: LM) -> None:
     arguments = (
         tuned_of(gpt2),
         [direction(seed) for seed in range(3)],
-        means("paper", 0),
-        means("paper", 1),
+        means("paper"),
+        means("paper", seed=1),
     )
     found = statistics.sign_conflicts(gpt2, *arguments)
     shares = {"paper": vars(found)}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import tiny
 from rich.table import Table
 
 from dialdown.cli import main as cli
@@ -17,6 +16,7 @@ from dialdown.data.csv_tables import read_csv, write_csv
 from dialdown.errors import DialdownError, enough_memory
 from dialdown.interventions.intervention import untouched
 from dialdown.terminal import Terminal, printable, take_any_text
+from helpers import tiny
 
 ACTING = "a\x1b[31mb\x1b]0;title\x07c\rd\x9b2J\u202eend\x00\ud83d"
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import broken_models as broken
 import pytest
-import tiny
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -18,6 +16,8 @@ from trl import DPOConfig, DPOTrainer
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.models.lm import load_tuned, same_weights
+from helpers import broken_models as broken
+from helpers import tiny
 
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat", "rejected": " ran"},

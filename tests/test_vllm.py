@@ -11,10 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tiny
 import torch
-from test_export import exact, saved
-from test_interventions import make
 from typer.main import get_command
 
 import dialdown as dd
@@ -23,6 +20,9 @@ from dialdown.errors import DialdownError
 from dialdown.exporting.export import Exported, export
 from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
+from helpers import tiny
+from helpers.edits import exact, make
+from helpers.folders import saved
 
 Install = Callable[..., None]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from helpers import tiny
 
 WORDS = [
     "the",

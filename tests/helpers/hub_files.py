@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tiny
 import torch
 from safetensors.torch import save_file
-from study_files import WORDS, save_classifier, sentence, write_lines
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
     PreTrainedTokenizerFast,
 )
+
+from helpers import tiny
+from helpers.study_files import WORDS, save_classifier, sentence, write_lines
 
 MODELS = {
     "openai-community/gpt2-medium": "gpt2",

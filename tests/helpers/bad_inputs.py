@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from broken_models import ADAPTERS, APART, MODELS, TOKENIZERS, Build, adapter, whole
+from helpers.broken_models import ADAPTERS, APART, MODELS, TOKENIZERS, Build, adapter, whole
 
 Arguments = list[str]
 

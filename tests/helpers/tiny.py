@@ -7,6 +7,8 @@ decoding does not settle on one token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -172,3 +174,19 @@ def logits(lm: LM, ids: torch.Tensor) -> torch.Tensor:
     """Logits at every position."""
     with torch.inference_mode():
         return lm.model(input_ids=ids, use_cache=False).logits
+
+
+@contextmanager
+def unchanged(lm: LM) -> Iterator[LM]:
+    """Check that the model comes out of the block bit-identical and without hooks."""
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    config = lm.model.config.to_dict()
+    yield lm
+    after = lm.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert config == lm.model.config.to_dict()
+    hooked = [
+        name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks
+    ]
+    assert not hooked

@@ -1,0 +1,12 @@
+"""The commands, called as from a shell."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner, Result
+
+from dialdown.cli import main as cli
+
+
+def invoke(*arguments: object) -> Result:
+    """Run `dialdown` with these arguments in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
