@@ -3,7 +3,7 @@ the end with undisturbed runs.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py FOLDER --kills 50 --flips 100
 
-Everything is tiny (the models and data of tests/study_files.py), so that it takes minutes. Each
+Everything is tiny (the models and data of tests/helpers/study_files.py), so it takes minutes. Each
 command runs in a process that is forked from this one, which has imported the libraries once, and
 is ended by SIGKILL at a random time; the same command then goes on. Whatever a user reads of the
 end must be, bit by bit, what an undisturbed run leaves.
@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from study_files import write_study
+from helpers.study_files import write_study
 
 from dialdown.cli import edits
 from dialdown.cli import main as cli

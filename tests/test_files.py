@@ -27,12 +27,15 @@ from dialdown.files import (
     fingerprint,
     read_arrays,
     read_json,
+    read_sealed,
     whole_folder,
     write_arrays,
     write_atomic,
     write_json,
+    write_sealed,
     write_text,
 )
+from helpers.made_study import flip
 
 ARRAYS = {"means": np.arange(6, dtype=np.float64).reshape(2, 3), "mask": np.array([True, False])}
 
@@ -352,3 +355,35 @@ def test_a_folder_is_whole_or_as_it_was(
     write("second")
     assert [file.name for file in path.iterdir()] == ["second"]
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_no_flipped_bit_of_a_sealed_file_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_sealed(path, {"effect": "é", "values": [0.5, None]})
+    assert (
+        read_sealed(path)
+        == {"effect": "é", "values": [0.5, None]}
+        == {
+            key: value
+            for key, value in json.loads(path.read_text(encoding="utf-8")).items()
+            if key != "sha256"
+        }
+    )
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        flip(path, place)
+        assert read_sealed(path) is None
+        path.write_bytes(whole)
+
+
+def test_no_flipped_bit_of_saved_arrays_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_arrays(
+        path, "thing", {"means": np.arange(3.0), "mask": np.array([True])}, {"auc": 0.5, "id": "x"}
+    )
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        flip(path, place)
+        with pytest.raises(DialdownError):
+            read_arrays(path, "thing")
+        path.write_bytes(whole)

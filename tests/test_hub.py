@@ -14,9 +14,9 @@ import pytest
 
 from helpers import hub_files
 from helpers.hub_user import Finished, User
+from helpers.repository import CONFIGS
 from helpers.stand_in_hub import StandInHub
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {
     "workers": 1,
     "probe.count": 40,

@@ -20,12 +20,15 @@ from rich.console import Console
 
 from dialdown.cli.chat import ChatSettings, chat, reply
 from dialdown.errors import DialdownError
-from dialdown.interventions.intervention import Intervention
+from dialdown.interventions.intervention import Intervention, untouched
 from dialdown.models.lm import LM
+from dialdown.terminal import Terminal
 from helpers import tiny
 from helpers.tiny import unchanged
 
 SHORT = ChatSettings(tokens=6)
+
+
 TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
@@ -332,3 +335,47 @@ def test_whatever_is_said_the_dial_at_zero_is_the_base_model(text: str) -> None:
 def test_settings_that_cannot_be_are_refused(strength: float) -> None:
     with pytest.raises(DialdownError, match="pass a finite number"):
         ChatSettings(strength=strength)
+
+
+def test_chat_shows_names_without_what_acts(llama: tiny.LM) -> None:
+    from dataclasses import replace
+
+    output = io.StringIO()
+    lines = iter(["/\x1b[31mhelp"])
+
+    def read(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    named, edit = replace(llama, name="base\x1b[2J"), replace(untouched(), name="edit\x1b]0;x\x07")
+    chat(named, edit, console=Terminal(file=output, width=200), read=read)
+    assert "\x1b" not in output.getvalue()
+    assert "\x07" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ oops",
+        "{% for m in messages %}",
+        "{{ raise_exception('no system role') }}",
+        "{{ messages[7]['content'] }}",
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "",
+    ],
+)
+def test_a_broken_chat_template_is_one_sentence(template: str) -> None:
+    lm = tiny.lm("llama")
+    lm.tokenizer.chat_template = template
+    with pytest.raises(DialdownError, match=r"chat template|makes no tokens"):
+        reply(lm, [], "hello", ChatSettings(tokens=1))
+
+
+def test_half_a_character_is_no_message(llama: tiny.LM) -> None:
+    with pytest.raises(DialdownError, match="The message holds half of a character"):
+        reply(llama, [], "hello \ud83d", ChatSettings(tokens=1))

@@ -23,7 +23,6 @@ from dialdown.evaluation.bootstrap import Estimate, direction
 from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
-from dialdown.interventions.explain import shuffled
 from dialdown.study.config import DetoxSettings, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.detox import EDIT, finished_edit, greatest_strength, outcome
@@ -417,16 +416,6 @@ def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
         DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"
     ):
         greatest_strength(llama, gains, [list(range(3, 40))], DetoxSettings(max_kl=1e-9))
-
-
-def test_shuffled_gains_are_the_same_numbers_in_each_layer() -> None:
-    gain = np.arange(12.0).reshape(3, 4)
-    edit = dd.Intervention("g", "scale", gain, np.zeros((3, 4)), gain > 5)
-    control = shuffled(edit, seed=0)
-    assert (np.sort(control.gain, axis=1) == gain).all()
-    assert (control.gain != gain).any()
-    np.testing.assert_array_equal(control.selected, control.gain > 5)
-    assert control.control_of == "g"
 
 
 def test_apply_puts_the_edit_on_again(

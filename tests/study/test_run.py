@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import dialdown as dd
+from dialdown.cli.summary import show_neurons, show_rows
 from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Evaluator
-from dialdown.models import Decoder
+from dialdown.files import read_json
+from dialdown.models.decoding import Decoder
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.report.names import TITLES
 from dialdown.report.stage import RUN
@@ -25,6 +28,7 @@ from dialdown.study.config import load_config
 from dialdown.study.context import Workspace
 from dialdown.study.folder import records
 from dialdown.study.plan import plan
+from dialdown.study.run import Study
 from helpers import tiny
 from helpers.commands import invoke
 from helpers.study_files import write_lines, write_study
@@ -484,65 +488,6 @@ def test_one_class_only_is_one_sentence(config: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, DialdownError)
 
 
-def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text("seed = 1\n[dpo]\nbeta = 0.2\nlearning_rate = 3e-5\n[probe]\ncount = 77\n")
-    monkeypatch.setenv("DIALDOWN_DPO__BETA", "0.3")
-    monkeypatch.setenv("DIALDOWN_SEED", "2")
-    config = load_config(preset="demo", file=file, flags={"seed": 3})
-    assert (config.seed, config.dpo.beta, config.dpo.learning_rate, config.probe.count) == (
-        3,
-        0.3,
-        3e-5,
-        77,
-    )
-    assert config.pairs.count == load_config(preset="demo").pairs.count
-    monkeypatch.setenv("DIALDOWN_DPO__BETTA", "0.3")
-    with pytest.raises(DialdownError, match="beta"):
-        load_config()
-
-
-@pytest.mark.parametrize(
-    ("name", "kl_weight"),
-    [("gpt2-medium", 0.02), ("llama-3.1-8b", 0.1), ("gemma-2-2b", 0.05), ("mistral-7b", 0.05)],
-)
-def test_the_papers_configs_have_the_published_hyper_parameters(
-    name: str, kl_weight: float
-) -> None:
-    """Tables 9 and 10 of the paper."""
-    config = load_config(
-        preset="full", file=Path(__file__).parent.parent / "configs" / f"{name}.toml"
-    )
-    ours = config.dpo
-    assert ours.kl_weight == kl_weight
-    assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (
-        0.1,
-        "rmsprop",
-        1e-5,
-        150,
-    )
-    # What the authors' program does: 4 pairs an update, a validation every 100 pairs, 3,000 pairs
-    # of patience, one pass.
-    pairs_an_update = ours.batch_size * ours.accumulation
-    assert (ours.batch_size, pairs_an_update, ours.epochs, ours.max_grad_norm) == (4, 4, 1, 10.0)
-    assert (
-        ours.eval_every * pairs_an_update,
-        ours.patience * ours.eval_every * pairs_an_update,
-    ) == (100, 3000)
-    assert (ours.max_tokens, ours.eval_pairs, ours.kl_positions) == (256, 64, "all")
-    assert load_config(preset="full").dpo == replace(
-        ours, kl_weight=0.05, kl_positions="completion"
-    )
-    edits = config.interventions
-    assert (edits.ordering, edits.drop_top) == ("notebook", 0.2 if name == "gpt2-medium" else 0.0)
-    assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (
-        1199,
-        2000,
-        1024,
-    )
-    assert config.pairs.count == 24576
-
-
 def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
     finished: Path, config: Path, tmp_path: Path
 ) -> None:
@@ -583,3 +528,17 @@ def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
         (table.grid("projection_change") < 0).mean()
     )
     assert {row["kind"] for row in rows_of(tmp_path / "diff")} == {"none", "set", "shift"}
+
+
+def test_a_diff_of_a_model_with_itself_says_so_everywhere(tmp_path: Path) -> None:
+    """It is a sound check of a set-up, and must not be read as a tuning that did nothing."""
+    file = write_study(tmp_path)
+    flags = {"model": str(tmp_path / "model"), "tuned": str(tmp_path / "model")}
+    Study(load_config(preset="diff", file=file, flags=flags), tmp_path / "run", stages=RUN).run()
+    said = read_json(tmp_path / "run" / "run.json")["stages"]["neurons"]["equal"]
+    assert "The tuned model is the base model" in said
+    assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for show in (show_neurons, show_rows):
+        console = Console(record=True, width=300)
+        show(tmp_path / "run", console)
+        assert console.export_text().rstrip().endswith(said)

@@ -16,15 +16,12 @@ import torch.nn.functional as F
 import dialdown as dd
 from dialdown.data.pairs import Pair
 from dialdown.errors import DialdownError
-from dialdown.interventions.explain import by_group, importance, keep_top, relative_change
-from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
-from dialdown.neurons.activations import NeuronMeans
-from dialdown.neurons.directions import Direction
 from dialdown.training.fisher import fisher_information
 from dialdown.training.gains import FILE, train_gains
 from dialdown.training.settings import GainSettings
 from helpers import tiny
+from helpers.tables import SHAPE
 
 PAIRS = tuple(
     Pair(f"{noun} in the", chosen, rejected)
@@ -35,10 +32,15 @@ PAIRS = tuple(
         strict=True,
     )
 )
+
+
 QUICK = GainSettings(learning_rate=5e-3, batch_size=2, epochs=2, eval_every=100, eval_pairs=1)
-SHAPE = (tiny.LAYERS, tiny.NEURONS)
+
+
 # Six, so that the second step takes the last two and then the first again.
 TEXTS = np.random.default_rng(4).integers(1, 40, size=(6, 12)).tolist()
+
+
 PRICES = np.random.default_rng(3).gamma(1.0, 1e-3, SHAPE)
 
 
@@ -274,37 +276,6 @@ def test_gains_of_a_16_bit_model_are_not_rounded_to_16_bits(tmp_path: Path) -> N
     # The nearest bfloat16 numbers to 1 are further away than that.
     assert 0 < np.abs(gains.gain - 1).max() < 2**-9
     assert lm.model.dtype == torch.bfloat16
-
-
-def test_keeping_the_first_neurons_of_an_order(llama: LM) -> None:
-    rng = np.random.default_rng(0)
-    shape = (tiny.LAYERS, tiny.NEURONS)
-    gain, order = rng.normal(1, 0.1, shape), rng.random(shape)
-    gains = Intervention("g", "scale", gain, np.zeros(shape), np.ones(shape, dtype=bool))
-    kept = keep_top(gains, order, 5)
-    best = np.sort(order.ravel())[-5]
-    np.testing.assert_array_equal(kept.selected, order >= best)
-    np.testing.assert_array_equal(kept.gain, np.where(order >= best, gain, 1.0))
-    assert kept.neurons == 5
-
-
-@pytest.mark.parametrize("kind", ["scale", "shift", "set"])
-def test_an_explanation_reads_every_kind_by_what_it_does_to_the_mean(llama: LM, kind: Any) -> None:
-    means = NeuronMeans(np.random.default_rng(0).standard_normal(SHAPE), 10, "strict", {})
-    probe = Direction("probe", np.random.default_rng(1).standard_normal(tiny.WIDTH), "residual", {})
-    table = dd.neuron_table(llama, probe, means)
-    edit = dd.edit(table, alpha=0.5, beta=0.2, kind=kind)
-    change = relative_change(table, edit)
-    np.testing.assert_allclose(np.abs(change[edit.selected]), 0.2)
-    assert not change[~edit.selected].any()
-    found = by_group(table, edit, importance(llama, edit, means))
-    assert found["with_rule"].to_list() == [1.0] * 5
-    expected = [
-        abs(change[layer, neuron] * means.means[layer, neuron]) * float(v.norm())
-        for layer in range(tiny.LAYERS)
-        for neuron, v in enumerate(llama.view.layers[layer].value_vectors().double())
-    ]
-    np.testing.assert_allclose(importance(llama, edit, means).ravel(), expected, rtol=1e-6)
 
 
 def test_the_natural_gradient_needs_prices(llama: LM, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ PROMPTS = [
     for word in ("the cat", "a", "zebra", "why")
     for other in ("sat", "on", "it", "x")
 ]
+
+
 QUICK = PairSettings(
     count=6, sampled=3, steered=1, margin=0.1, max_new_tokens=5, batch_size=4, steering_strength=0.5
 )
@@ -199,59 +200,3 @@ def test_pairs_that_cannot_be_made(
 def test_settings_that_make_no_pairs(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DialdownError, match=message):
         replace(QUICK, **values)
-
-
-def test_save_and_load(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    made = PairSet(
-        (Pair("p\n", " é\u2028\x85", " “bad”\r\n"), Pair("q", " a", " b")),
-        {"scorer": "fake", "prompts_used": 3},
-    )
-    made.save(path)
-    assert PairSet.load(path) == made
-
-
-def test_plain_json_lines_are_pairs(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(
-        '{"prompt": "p", "chosen": "c", "rejected": "r", "more": 1}\n\n', encoding="utf-8"
-    )
-    assert PairSet.load(path) == PairSet((Pair("p", "c", "r"),), {})
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_pairs_in_every_encoding_that_says_which_it_is(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": "pé", "chosen": "c", "rejected": "r"}\n', encoding=encoding)
-    assert PairSet.load(path).pairs == (Pair("pé", "c", "r"),)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "is not JSON"),
-        ('{"prompt": "p", "chosen": "c"}', "is no pair, as it has no 'rejected'"),
-        ("[1]", "is not a JSON object"),
-        ('"text"', "is not a JSON object"),
-        ("3", "is not a JSON object"),
-        ('{"prompt": "p", "chosen": null, "rejected": "r"}', "The chosen in line . of .* is null"),
-        (
-            '{"prompt": "p", "chosen": "c", "rejected": 3}',
-            "The rejected in line . of .* is 3, which is no text",
-        ),
-        (
-            '{"prompt": [{"role": "user", "content": "p"}], "chosen": "c", "rejected": "r"}',
-            "pass the text that its chat",
-        ),
-        (r'{"prompt": "p\ud83d", "chosen": "c", "rejected": "r"}', "half of a character"),
-    ],
-)
-def test_a_line_that_is_no_pair(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "pairs.jsonl"
-    for number, before in enumerate(["", '{"prompt": "p", "chosen": "c", "rejected": "r"}\n']):
-        path.write_text(before + line + "\n", encoding="utf-8")
-        with pytest.raises(DialdownError, match=message) as error:
-            PairSet.load(path)
-        assert f"line {number + 1} of " in str(error.value).lower()
-    with pytest.raises(DialdownError, match="does not exist"):
-        PairSet.load(tmp_path / "none.jsonl")

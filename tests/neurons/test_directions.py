@@ -16,10 +16,12 @@ from sklearn.linear_model import LogisticRegression
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
-from dialdown.neurons.directions import Direction, fit_probe, probe_features
+from dialdown.neurons.directions import Direction, fit_probe, probe_features, token_contrast
 from helpers import tiny
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
+
+
 TEXTS = (
     "b c",
     "a",
@@ -352,34 +354,6 @@ def test_the_random_direction_is_seeded_and_has_no_preferred_axis(llama: LM) -> 
     )
 
 
-def test_logit_lens_is_the_unembedding_of_the_normed_vector(named: LM) -> None:
-    u = named.view.layers[1].value_vectors("strict")[4].numpy().astype(np.float64)
-    with torch.inference_mode():
-        logits = named.view.unembedding(named.view.final_norm(torch.tensor(u)[None, None].float()))[
-            0, 0
-        ]
-    order = logits.argsort(descending=True)[:5].tolist()
-    got = dd.logit_lens(named, u, k=5)
-    assert [token for token, _ in got] == [named.tokenizer.decode([i]) for i in order]
-    np.testing.assert_allclose([value for _, value in got], logits[order], rtol=1e-5)
-    assert {token for token, _ in dd.logit_lens(named, -u, k=5)} != {token for token, _ in got}
-
-
-def test_logit_lens_of_an_unembedding_row_names_its_token() -> None:
-    """With a norm of ones and orthogonal rows, a row is its own token."""
-    lm = tiny.lm("llama")
-    with torch.no_grad():
-        lm.view.final_norm.weight.fill_(1)
-        lm.view.unembedding.weight.zero_()
-        token = tiny.VOCABULARY["Ġcat"]
-        lm.view.unembedding.weight[token, 5] = 2.0
-    u = np.zeros(tiny.WIDTH)
-    u[5] = 0.5
-    ((text, logit),) = dd.logit_lens(lm, u, k=1)
-    assert text == " cat"
-    assert logit == pytest.approx(2.0 * np.sqrt(tiny.WIDTH), rel=1e-3)
-
-
 def test_save_and_load(tmp_path: Path, llama: LM) -> None:
     direction = dd.token_contrast(llama, ["cat"], ["the"])
     direction.save(tmp_path / "w.safetensors")
@@ -393,3 +367,25 @@ def test_save_and_load(tmp_path: Path, llama: LM) -> None:
     )
     np.testing.assert_allclose(np.linalg.norm(again.unit), 1)
     assert cosine(again.unit, again.vector) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("variant", ["cat", "Cat", " cat", "cat ", "CAT\n"])
+def test_a_word_on_both_sides_is_noticed_however_it_is_written(llama: LM, variant: str) -> None:
+    with pytest.raises(
+        DialdownError, match="'cat' is on both sides of the contrast, case and spaces aside"
+    ):
+        token_contrast(llama, ["the", "cat"], [variant])
+
+
+def test_spaces_around_a_word_change_nothing(llama: LM) -> None:
+    plain, spaced = (
+        token_contrast(llama, ["cat"], ["the"]),
+        token_contrast(llama, [" cat "], ["the\n"]),
+    )
+    assert plain.vector.tolist() == spaced.vector.tolist()
+
+
+@pytest.mark.parametrize("word", ["", " ", "\n", "<eos>"])
+def test_a_word_that_is_no_text_is_refused(llama: LM, word: str) -> None:
+    with pytest.raises(DialdownError, match="has no tokens in the vocabulary of tiny-llama"):
+        token_contrast(llama, ["cat"], [word])

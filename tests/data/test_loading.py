@@ -8,31 +8,20 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from torch import nn
 
 import dialdown as dd
-from dialdown.cli.summary import show_neurons, show_rows
 from dialdown.errors import DialdownError
 from dialdown.exporting.checkpoint import open_checkpoint
 from dialdown.exporting.export import export
-from dialdown.files import read_json
-from dialdown.models.decoding import Decoder
-from dialdown.models.lm import LM, check_pair, load_tuned, same_weights, tokens
-from dialdown.models.mlp import MLPView
-from dialdown.report.stage import RUN
-from dialdown.study.config import load_config
-from dialdown.study.run import Study
+from dialdown.models.lm import LM, load_tuned, same_weights
 from helpers import broken_models as broken
 from helpers import tiny
-from helpers.study_files import write_study
 
 
 @pytest.fixture(scope="module")
@@ -191,88 +180,3 @@ def test_a_pickle_is_refused_before_anything_opens_it(whole: Path, tmp_path: Pat
 def test_a_model_equal_to_its_base_is_known(llama: LM, adapter: Path, whole: Path) -> None:
     assert same_weights(llama, load_tuned(llama, whole))
     assert not same_weights(llama, load_tuned(llama, adapter))
-
-
-def test_a_diff_of_a_model_with_itself_says_so_everywhere(tmp_path: Path) -> None:
-    """It is a sound check of a set-up, and must not be read as a tuning that did nothing."""
-    file = write_study(tmp_path)
-    flags = {"model": str(tmp_path / "model"), "tuned": str(tmp_path / "model")}
-    Study(load_config(preset="diff", file=file, flags=flags), tmp_path / "run", stages=RUN).run()
-    said = read_json(tmp_path / "run" / "run.json")["stages"]["neurons"]["equal"]
-    assert "The tuned model is the base model" in said
-    assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for show in (show_neurons, show_rows):
-        console = Console(record=True, width=300)
-        show(tmp_path / "run", console)
-        assert console.export_text().rstrip().endswith(said)
-
-
-def test_a_prompt_that_begins_with_the_bos_has_one(named: LM) -> None:
-    assert named.encode(["<bos>the cat", "the cat"]) == [named.encode(["the cat"])[0]] * 2
-    decoder = Decoder(named, ["<bos>the cat"], max_new_tokens=2)
-    assert decoder.encoded == named.encode(["the cat"])
-
-
-def test_tokenizers_that_act_alike_are_one_pair(llama: LM) -> None:
-    other = tiny.tokenizer()
-    other.padding_side = "left"
-    other.model_max_length = 7
-    other.chat_template = "{{ messages }}"
-    check_pair(llama, replace(llama, tokenizer=other))
-    assert tokens.difference(tiny.tokenizer(), other) is None
-
-
-def test_a_prompt_is_padded_by_a_token_the_model_has() -> None:
-    bare = tiny.tokenizer()
-    bare.add_special_tokens({"pad_token": "<filler>"})
-    with pytest.raises(DialdownError, match=r"pad token .* 265 rows"):
-        LM.of(tiny.model("llama"), bare)
-
-
-@pytest.mark.parametrize("offload", ["cpu", "disk"])
-def test_a_dispatched_model_is_refused(offload: str, tmp_path: Path) -> None:
-    accelerate = pytest.importorskip("accelerate")
-    places = {
-        "model.embed_tokens": "cpu",
-        "model.layers": offload,
-        "model.norm": "cpu",
-        "model.rotary_emb": "cpu",
-    }
-    model = accelerate.dispatch_model(
-        tiny.model("llama"),
-        {**places, "lm_head": "cpu"},
-        main_device="cpu",
-        offload_dir=tmp_path,
-        force_hooks=True,
-    )
-    with pytest.raises(DialdownError, match=r"dispatched by accelerate.*without device_map"):
-        LM.of(model, tiny.tokenizer())
-
-
-def test_weights_that_are_nowhere_are_refused() -> None:
-    with pytest.raises(DialdownError, match="not in memory as plain tensors"):
-        MLPView.find(tiny.model("llama").to("meta"))
-    assert MLPView.find(tiny.model("llama").to("meta"), skeleton=True).n_layers == tiny.LAYERS
-
-
-def test_weights_of_a_class_of_their_own_are_refused() -> None:
-    class Elsewhere(torch.Tensor):
-        pass
-
-    model = tiny.model("llama")
-    down = model.model.layers[1].mlp.down_proj
-    down.weight = nn.Parameter(down.weight.data.as_subclass(Elsewhere))
-    with pytest.raises(DialdownError, match="plain tensors"):
-        MLPView.find(model)
-
-
-def test_a_model_dispatched_later_cannot_be_folded_into(llama: LM) -> None:
-    lm = llama.twin()
-    lm.model.model.layers[0]._hf_hook = object()
-    everything = dd.Intervention(
-        "x", "scale", *(torch.full((tiny.LAYERS, tiny.NEURONS), n).numpy() for n in (2.0, 0.0))
-    )
-    with pytest.raises(DialdownError, match="dispatched"):
-        everything.fold(lm)
-    with pytest.raises(DialdownError, match="dispatched"), everything.folded_into(lm):
-        pass

@@ -388,7 +388,11 @@ def test_neurons_counts_what_was_selected_even_where_nothing_changes(llama: LM) 
 
 
 gains = st.lists(st.floats(-2, 2, width=32), min_size=tiny.NEURONS, max_size=tiny.NEURONS)
+
+
 MODELS = {name: tiny.lm(name) for name in ("gpt2", "llama")}
+
+
 quick = settings(max_examples=15, deadline=None)
 
 
@@ -537,3 +541,15 @@ def test_a_matrix_that_two_layers_share_is_refused() -> None:
     ):
         with pytest.raises(DialdownError, match="shared with another module"):
             action(lm)
+
+
+def test_a_model_dispatched_later_cannot_be_folded_into(llama: LM) -> None:
+    lm = llama.twin()
+    lm.model.model.layers[0]._hf_hook = object()
+    everything = dd.Intervention(
+        "x", "scale", *(torch.full((tiny.LAYERS, tiny.NEURONS), n).numpy() for n in (2.0, 0.0))
+    )
+    with pytest.raises(DialdownError, match="dispatched"):
+        everything.fold(lm)
+    with pytest.raises(DialdownError, match="dispatched"), everything.folded_into(lm):
+        pass

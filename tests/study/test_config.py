@@ -1,7 +1,8 @@
-"""Where settings come from and what none can be: files, flags, environment variables."""
+""""""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,64 @@ from dialdown.errors import DialdownError
 from dialdown.study.config import load_config
 from dialdown.study.sources import parse_assignments
 from dialdown.training.settings import PairSettings
+from helpers.repository import CONFIGS
+
+
+def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("seed = 1\n[dpo]\nbeta = 0.2\nlearning_rate = 3e-5\n[probe]\ncount = 77\n")
+    monkeypatch.setenv("DIALDOWN_DPO__BETA", "0.3")
+    monkeypatch.setenv("DIALDOWN_SEED", "2")
+    config = load_config(preset="demo", file=file, flags={"seed": 3})
+    assert (config.seed, config.dpo.beta, config.dpo.learning_rate, config.probe.count) == (
+        3,
+        0.3,
+        3e-5,
+        77,
+    )
+    assert config.pairs.count == load_config(preset="demo").pairs.count
+    monkeypatch.setenv("DIALDOWN_DPO__BETTA", "0.3")
+    with pytest.raises(DialdownError, match="beta"):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    ("name", "kl_weight"),
+    [("gpt2-medium", 0.02), ("llama-3.1-8b", 0.1), ("gemma-2-2b", 0.05), ("mistral-7b", 0.05)],
+)
+def test_the_papers_configs_have_the_published_hyper_parameters(
+    name: str, kl_weight: float
+) -> None:
+    """Tables 9 and 10 of the paper."""
+    config = load_config(preset="full", file=CONFIGS / f"{name}.toml")
+    ours = config.dpo
+    assert ours.kl_weight == kl_weight
+    assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (
+        0.1,
+        "rmsprop",
+        1e-5,
+        150,
+    )
+    # What the authors' program does: 4 pairs an update, a validation every 100 pairs, 3,000 pairs
+    # of patience, one pass.
+    pairs_an_update = ours.batch_size * ours.accumulation
+    assert (ours.batch_size, pairs_an_update, ours.epochs, ours.max_grad_norm) == (4, 4, 1, 10.0)
+    assert (
+        ours.eval_every * pairs_an_update,
+        ours.patience * ours.eval_every * pairs_an_update,
+    ) == (100, 3000)
+    assert (ours.max_tokens, ours.eval_pairs, ours.kl_positions) == (256, 64, "all")
+    assert load_config(preset="full").dpo == replace(
+        ours, kl_weight=0.05, kl_positions="completion"
+    )
+    edits = config.interventions
+    assert (edits.ordering, edits.drop_top) == ("notebook", 0.2 if name == "gpt2-medium" else 0.0)
+    assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (
+        1199,
+        2000,
+        1024,
+    )
+    assert config.pairs.count == 24576
 
 
 def test_a_list_may_come_from_the_environment_with_or_without_brackets(

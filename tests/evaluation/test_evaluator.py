@@ -1,40 +1,36 @@
-"""Metrics against naive float64 loops and scipy, and the evaluator under both protocols (METHOD §5,
-§6).
-"""
+"""The evaluator under both protocols, against a plain loop (METHOD §5, §6)."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import dialdown as dd
 from dialdown.errors import DialdownError
-from dialdown.evaluation.bootstrap import Estimate, direction, estimate
+from dialdown.evaluation.bootstrap import estimate
 from dialdown.evaluation.evaluator import METRICS, Evaluator, Measured, Row, Suite, as_row
 from dialdown.evaluation.overlap import is_degenerate, repetition, token_f1
-from dialdown.evaluation.perplexity import BLOCK, ReferenceText
+from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.interventions.intervention import untouched
-from dialdown.models.kl import kl_divergence
 from dialdown.models.lm import LM
 from dialdown.models.tokens import text_windows
 from helpers import tiny
 from helpers.decoding import PROMPTS, generate
 from helpers.edits import make
+from helpers.reading import TEXT, naive_nll
 from helpers.scorers import FakeScorer
 
-TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
+
+
 PAIRS = (("the cat", " sat on"), ("the zebra", "said no"), ("a", "b"))
+
+
 NEW = 6
 
 
@@ -46,274 +42,6 @@ def suite(**options: Any) -> Suite:
         "scorers": [FakeScorer(), FakeScorer("second", 31)],
     }
     return Suite(**{**given, "max_new_tokens": NEW, "window": 20, "kl_windows": 2, **options})
-
-
-# ---- F1, repetition
-
-
-@pytest.mark.parametrize(
-    ("given", "gold", "expected"),
-    [
-        ([1, 2, 3], [1, 2, 3], 1.0),
-        ([1, 2], [3, 4], 0.0),
-        ([1, 1, 1, 2], [1, 1, 3], 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)),
-        ([2, 1], [1, 2], 1.0),
-        ([], [1], 0.0),
-        ([], [], 0.0),
-    ],
-)
-def test_f1_is_of_multisets(given: list[int], gold: list[int], expected: float) -> None:
-    assert token_f1(given, gold) == pytest.approx(expected)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(0, 5), max_size=8), st.lists(st.integers(0, 5), max_size=8))
-def test_f1_is_symmetric_and_a_fraction(a: list[int], b: list[int]) -> None:
-    assert token_f1(a, b) == token_f1(b, a)
-    assert 0 <= token_f1(a, b) <= 1
-    assert (token_f1(a, b) == 1) == (sorted(a) == sorted(b) and bool(a))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected", "degenerate"),
-    [
-        ([], None, True),
-        ([1], None, False),
-        ([1, 2, 3, 4], 0.0, False),
-        ([1, 1, 1, 1], 2 / 3, True),
-        ([1, 2, 1, 2, 1], 0.5, False),
-        ([1, 2, 1, 2, 1, 2], 0.6, True),
-    ],
-)
-def test_repetition_is_the_share_of_two_grams_seen_before(
-    tokens: list[int], expected: float | None, degenerate: bool
-) -> None:
-    assert repetition(tokens) == (None if expected is None else pytest.approx(expected))
-    assert is_degenerate(tokens) is degenerate
-
-
-@pytest.mark.parametrize("tokens", [[1, 2], [1, 1, 1, 1], [3, 1, 2, 3, 1, 2, 3], [5, 4, 3, 2, 1]])
-def test_repetition_is_one_minus_distinct_2(tokens: list[int]) -> None:
-    distinct = {(tokens[place], tokens[place + 1]) for place in range(len(tokens) - 1)}
-    assert repetition(tokens) == pytest.approx(1 - len(distinct) / (len(tokens) - 1))
-
-
-# ---- intervals
-
-
-def test_the_interval_is_scipys() -> None:
-    values = np.random.default_rng(0).exponential(size=80)
-    got = estimate(values)
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert got.mean == pytest.approx(values.mean())
-    width = theirs.high - theirs.low
-    assert got.low == pytest.approx(theirs.low, abs=0.05 * width)
-    assert got.high == pytest.approx(theirs.high, abs=0.05 * width)
-    assert got.n == 80
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = [(e := estimate(rng.normal(3, 1, size=60))).low < 3 < e.high for _ in range(200)]
-    assert 0.89 < np.mean(hits) < 0.99
-
-
-def test_a_weighted_mean_is_over_tokens() -> None:
-    values, weights = [1.0, 2.0, 6.0], [10, 10, 1]
-    got = estimate(values, weights=weights)
-    assert got.mean == pytest.approx((10 + 20 + 6) / 21)
-    assert 1 <= got.low < got.mean < got.high <= 6
-    # Equal weights change nothing at all.
-    assert estimate(values, weights=[7, 7, 7]) == estimate(values)
-
-
-def test_intervals_are_seeded_and_none_without_values() -> None:
-    values = np.random.default_rng(0).normal(size=30)
-    assert estimate(values) == estimate(values)
-    assert estimate(values, seed=1).low != estimate(values).low
-    assert estimate([]) is None
-    one = estimate([2.0])
-    assert (one.low, one.mean, one.high, one.n) == (2, 2, 2, 1)
-
-
-def measured(
-    values: Sequence[float], name: str = "toxicity", tokens: Sequence[int] = ()
-) -> Measured:
-    return Measured({name: [*values]}, [*tokens], [], [], 0)
-
-
-def test_a_comparison_is_paired() -> None:
-    """A constant difference has no uncertainty, however much the prompts differ."""
-    base = np.random.default_rng(0).normal(size=50)
-    change = measured(base - 0.25).estimate("toxicity", measured(base))
-    assert (change.mean, change.low, change.high) == pytest.approx((-0.25, -0.25, -0.25))
-    assert measured(base).estimate("toxicity").high - measured(base).estimate("toxicity").low > 0.3
-    with pytest.raises(
-        DialdownError, match="50 units here and on 49 there, which cannot be paired"
-    ):
-        measured(base).estimate("toxicity", measured(base[1:]))
-
-
-def test_units_without_a_value_are_left_out() -> None:
-    nan = float("nan")
-    assert measured([1, nan, 3]).estimate("toxicity").mean == 2
-    assert measured([1, nan, 3]).estimate("toxicity").n == 2
-    assert measured([nan, nan]).estimate("toxicity") is None
-    pair = measured([1, nan, 3, 5]).estimate("toxicity", measured([0, 1, nan, 1]))
-    assert (pair.mean, pair.n) == (2.5, 2)
-
-
-def test_log_perplexity_is_weighted_by_tokens() -> None:
-    values = measured([1.0, 4.0], "log_ppl", tokens=[30, 10])
-    assert values.estimate("log_ppl").mean == pytest.approx(1.75)
-    assert values.estimate(
-        "log_ppl", measured([1.0, 3.0], "log_ppl", tokens=[30, 10])
-    ).mean == pytest.approx(0.25)
-
-
-# ---- log-perplexity and KL
-
-
-def naive_log_probs(lm: LM, ids: Sequence[int]) -> torch.Tensor:
-    with torch.inference_mode():
-        logits = (
-            copy.deepcopy(lm.model)
-            .double()(input_ids=torch.tensor([[*ids]]), use_cache=False)
-            .logits[0]
-        )
-    return torch.log_softmax(logits.double(), -1)
-
-
-def naive_nll(lm: LM, ids: Sequence[int]) -> float:
-    log_probs = naive_log_probs(lm, ids)
-    return -float(
-        np.mean([float(log_probs[place, ids[place + 1]]) for place in range(len(ids) - 1)])
-    )
-
-
-@pytest.mark.parametrize("bos", [False, True])
-def test_windows_cover_the_text_once_with_a_bos_where_the_protocol_says(bos: bool) -> None:
-    lm = LM.of(tiny.model("llama"), tiny.tokenizer(bos=bos))
-    ids = lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    strict, paper = (
-        text_windows(lm, TEXT, protocol=p, window=20, max_windows=99) for p in ("strict", "paper")
-    )
-    assert len(strict) > 3
-    if bos:
-        assert all(window[0] == 1 and 1 not in window[1:] for window in strict)
-        assert [token for window in strict for token in window[1:]] == ids
-        assert [token for window in paper for token in window] == [1, *ids]
-        assert all(len(window) == 20 for window in [*strict[:-1], *paper[:-1]])
-    else:
-        assert strict == paper == [ids[at : at + 20] for at in range(0, len(ids), 20)]
-    assert text_windows(lm, TEXT, protocol="strict", window=20, max_windows=2) == strict[:2]
-
-
-def test_a_last_window_of_one_token_predicts_nothing(llama: LM) -> None:
-    windows = text_windows(llama, "x" * 21, protocol="strict", window=10, max_windows=9)
-    assert [len(window) for window in windows] == [10, 10]
-
-
-def test_text_that_has_no_perplexity(llama: LM) -> None:
-    for text in ("", "x"):
-        with pytest.raises(DialdownError, match="fewer than two tokens"):
-            text_windows(llama, text, protocol="strict", window=10, max_windows=9)
-    with pytest.raises(
-        DialdownError, match=r"window of 97 tokens exceeds the context of tiny-llama \(96\)"
-    ):
-        text_windows(llama, TEXT, protocol="strict", window=97, max_windows=9)
-
-
-@pytest.mark.parametrize("protocol", ["strict", "paper"])
-def test_perplexity_and_kl_are_those_of_a_plain_loop(named: LM, protocol: Any) -> None:
-    windows = text_windows(named, TEXT, protocol=protocol, window=20, max_windows=9)
-    probe = ReferenceText(named, windows, kl_windows=2)
-    other = make(named, "scale", share=1.0).fold(named)
-    for lm in (named, other):
-        got = probe.measure(lm)
-        np.testing.assert_allclose(
-            got.nll, [naive_nll(lm, window) for window in windows], rtol=1e-4
-        )
-        assert got.tokens.tolist() == [len(window) - 1 for window in windows]
-        expected = []
-        for window in windows[:2]:
-            base, its = naive_log_probs(named, window), naive_log_probs(lm, window)
-            # At the positions that predict a token of the window.
-            expected.append(float((base.exp() * (base - its)).sum(-1)[:-1].mean()))
-        np.testing.assert_allclose(got.kl, expected, rtol=1e-3, atol=1e-6)
-    assert got.kl.min() > 1e-3
-    # KL(base || model), not the other way round.
-    base, its = naive_log_probs(named, windows[0]), naive_log_probs(other, windows[0])
-    assert got.kl[0] != pytest.approx(
-        float((its.exp() * (its - base)).sum(-1)[:-1].mean()), rel=1e-3
-    )
-
-
-def test_a_long_window_is_measured_in_blocks_that_keep_its_mean(llama: LM) -> None:
-    windows = text_windows(llama, TEXT * 3, protocol="strict", window=75, max_windows=1)
-    got = ReferenceText(llama, windows, kl_windows=1).measure(
-        make(llama, "scale", share=1.0).fold(llama)
-    )
-    assert got.tokens.tolist() == [BLOCK, BLOCK, 74 - 2 * BLOCK]
-    whole = naive_nll(make(llama, "scale", share=1.0).fold(llama), windows[0])
-    assert np.average(got.nll, weights=got.tokens) == pytest.approx(whole, rel=1e-4)
-    assert len(got.kl) == 3
-
-
-def test_kl_of_known_distributions() -> None:
-    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
-    got = kl_divergence(p.log(), q.log(), dtype=torch.float64)
-    torch.testing.assert_close(
-        got, torch.tensor([0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], dtype=torch.float64)
-    )
-    assert got.dtype == torch.float64
-
-
-def test_a_token_that_both_models_rule_out_counts_nothing() -> None:
-    p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
-    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    assert float(kl_divergence(p.log(), q.log())) == pytest.approx(expected, rel=1e-6)
-    assert float(kl_divergence(q.log(), torch.tensor([[1.0, 0.0, 0.0]]).log())) == np.inf
-
-
-@pytest.mark.parametrize("positions", ["all", "first"])
-def test_a_text_is_read_under_an_edit(llama: LM, positions: Any) -> None:
-    edit = make(llama, "set")
-    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=9)
-    probe = ReferenceText(llama, windows, kl_windows=9)
-    got = probe.measure(llama, edit, positions=positions)
-    if positions == "all":
-        expected = probe.measure(edit.fold(llama))
-        np.testing.assert_allclose(got.nll, expected.nll, rtol=1e-4)
-        np.testing.assert_allclose(got.kl, expected.kl, rtol=1e-3)
-    with edit.applied(llama, positions=positions), torch.inference_mode():
-        logits = llama.model(input_ids=torch.tensor([windows[1]])).logits[0].double()
-    picked = torch.log_softmax(logits, -1)[:-1].gather(-1, torch.tensor(windows[1][1:])[:, None])
-    assert got.nll[1] == pytest.approx(-float(picked.mean()), rel=1e-5)
-
-
-def test_a_perplexity_that_is_not_finite_names_the_intervention(llama: LM) -> None:
-    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=1)
-    broken = replace(make(llama, "shift"), name="too_much")
-    broken.offset[1, 2] = float("nan")
-    with pytest.raises(DialdownError, match="tiny-llama under too_much is not finite"):
-        ReferenceText(llama, windows, kl_windows=0).measure(llama, broken)
-
-
-def test_predictions_of_the_base_that_are_not_finite_are_said_of_the_base(llama: LM) -> None:
-    windows = text_windows(llama, TEXT, protocol="strict", window=20, max_windows=1)
-    overflowing = llama.twin()
-    overflowing.view.final_norm.weight.data[0] = float("inf")
-    probe = ReferenceText(llama, windows, kl_windows=0)
-    with pytest.raises(
-        DialdownError, match=r"log-perplexity of tiny-llama is not finite.* float32 or bfloat16\.$"
-    ):
-        probe.measure(overflowing, make(llama, "scale"))
-
-
-# ---- the evaluator
 
 
 def test_strict_rows_hold_what_a_plain_loop_measures(llama: LM) -> None:
@@ -586,7 +314,11 @@ def test_suites_that_cannot_be_run(llama: LM, options: Any, message: str) -> Non
 
 
 def test_a_row_of_named_values() -> None:
-    row = as_row(replace(untouched("dpo"), alpha=1.0), "paper", measured([1.0, 2.0]))
+    row = as_row(
+        replace(untouched("dpo"), alpha=1.0),
+        "paper",
+        Measured({"toxicity": [1.0, 2.0]}, [], [], [], 0),
+    )
     assert (row.intervention, row.kind, row.protocol, row.alpha, row.neurons) == (
         "dpo",
         "none",
@@ -596,18 +328,3 @@ def test_a_row_of_named_values() -> None:
     )
     assert row.metrics["toxicity"].mean == 1.5
     assert row.difference("toxicity", row).mean == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (Estimate(-0.1, -0.2, -0.05, 40), "less"),
-        (Estimate(0.1, 0.05, 0.2, 40), "more"),
-        (Estimate(-0.1, -0.2, 0.0, 40), "not told apart"),
-        (Estimate(-0.1, -0.2, -0.05, 9), "not told apart"),
-    ],
-)
-def test_no_direction_where_the_interval_holds_zero_or_the_units_are_few(
-    change: Estimate, said: str
-) -> None:
-    assert direction(change) == said

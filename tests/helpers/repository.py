@@ -1,0 +1,7 @@
+"""Where the repository keeps what tests read."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+EXAMPLES = ROOT / "examples"

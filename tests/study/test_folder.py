@@ -1,0 +1,211 @@
+"""A run folder: what is lost or changed in it is noticed and made again, and
+nothing outlives its run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dialdown.errors import DialdownError
+from dialdown.evaluation.evaluator import Measured
+from dialdown.files import write_text
+from dialdown.interventions.intervention import untouched
+from dialdown.report.stage import report_again
+from dialdown.study.config import Config
+from dialdown.study.folder import file_states
+from dialdown.study.plan import Planned
+from dialdown.study.rows import RowFiles
+from dialdown.study.run import Study
+from dialdown.training.make_pairs import CandidateFiles, Candidates
+from dialdown.training.settings import PairSettings
+from helpers.made_study import Made, flip
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    (path / "inner").mkdir(parents=True)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".lock"
+    }
+
+
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink, replace_by_folder])
+@pytest.mark.parametrize(
+    ("place", "again"),
+    [
+        ("direction-probe.safetensors", "probe"),
+        ("pairs.jsonl", "pairs"),
+        ("pairs/1.json", "pairs"),
+        ("tuned/model.safetensors", "train"),
+        ("tuned/training.json", "train"),
+    ],
+)
+def test_a_stage_is_not_done_while_a_file_of_it_is_gone_or_changed(
+    made: Made, place: str, again: str, harm: Callable[[Path], None]
+) -> None:
+    whole = (made.folder / place).read_bytes()
+    harm(made.folder / place)
+    assert made.run() == [again]
+    assert any(place in sentence and "made again" in sentence for sentence in made.said)
+    # What is read of the file is as before, so nothing that reads it is done again.
+    assert (made.folder / place).read_bytes() == whole or place.endswith("training.json")
+    assert made.run() == []
+
+
+def test_what_reads_a_file_that_came_out_differently_is_done_again_too(made: Made) -> None:
+    made.found = 2.0
+    flip(made.folder / "direction-probe.safetensors")
+    assert made.run() == ["probe", "pairs", "train"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"null", b"\xff\xfe", b"[1]", b'{"config": {}, "stages": {}}']
+)
+def test_a_lost_or_damaged_run_json_loses_no_work(made: Made, content: bytes | None) -> None:
+    path = made.folder / "run.json"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert made.run() == []
+    assert path.read_bytes() == whole
+    assert any("run.json was damaged" in sentence for sentence in made.said) == (
+        content is not None
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"\xff\xfe", b'{"inputs": "x"}'])
+def test_a_damaged_record_of_a_stage_costs_that_stage_only(made: Made, content: bytes) -> None:
+    (made.folder / "stages" / "pairs.json").write_bytes(content)
+    assert made.run() == ["pairs"]
+    assert any("stages/pairs.json" in sentence for sentence in made.said)
+
+
+@pytest.mark.parametrize("place", ["tuned/model.safetensors", "tuned/training.json"])
+def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_too(
+    made: Made, place: str
+) -> None:
+    whole = (made.folder / place).read_bytes()
+    flip(made.folder / place, 1)
+    flip(made.folder / "stages" / "train.json")
+    assert made.run() == ["train"]
+    assert (made.folder / place).read_bytes() == whole or place.endswith("training.json")
+    assert any("stages/train.json" in sentence for sentence in made.said)
+    assert made.run() == []
+
+
+def test_other_settings_are_refused_also_where_run_json_is_lost(made: Made) -> None:
+    (made.folder / "run.json").unlink()
+    study = Study(
+        Config(seed=3),
+        made.folder,
+        stages={"probe": made.probe, "pairs": made.pairs, "train": made.train},
+    )
+    with pytest.raises(DialdownError, match="seed: 0 -> 3"):
+        study.run()
+
+
+def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path: Path) -> None:
+    """A run or an export beside a model's files, or a link that leads nowhere, is no other model; a
+    concept is no file.
+    """
+    model = tmp_path / "model"
+    write_text(model / "config.json", "{}")
+    settings = {"model": str(model), "concept": 300 * "a", "nested": {"text": "#1"}}
+    before = file_states(settings)
+    assert [Path(file).name for file, _, _ in before] == ["config.json"]
+    write_text(model / "runs" / "demo" / "run.json", "{}")
+    (model / "link").symlink_to(tmp_path / "nowhere")
+    assert file_states(settings) == before
+    write_text(model / "config.json", "{ }")
+    assert file_states(settings) != before
+
+
+def test_a_moved_folder_has_lost_nothing(made: Made, tmp_path: Path) -> None:
+    made.folder = Path(shutil.move(made.folder, tmp_path / "moved"))
+    assert made.run() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff\xfe", b"{"])
+def test_damaged_rows_and_candidates_are_measured_again(tmp_path: Path, content: bytes) -> None:
+    rows, row = RowFiles(tmp_path / "rows", "x"), Planned(untouched(), "strict", 1)
+    batches = CandidateFiles(tmp_path / "pairs", "x", PairSettings())
+    measured = Measured({"toxicity/a": [0.5]}, [1], ["b"], ["a"], 0)
+    rows.write(row, measured)
+    batches.write(0, Candidates(["a"], [["b"]], [[0.5]]))
+    assert rows.read(row) == measured
+    assert batches.read(0) == Candidates(["a"], [["b"]], [[0.5]])
+    for path in (tmp_path / "rows" / "strict-none.json", tmp_path / "pairs" / "000000.json"):
+        path.write_bytes(content)
+    assert rows.read(row) is None
+    assert batches.read(0) is None
+
+
+@pytest.mark.parametrize(
+    "left",
+    [[".dialdown.lock", ".dialdown.json"], [".run.json.7.partial"], [".dialdown.lock", "run.json"]],
+)
+def test_a_folder_whose_first_command_was_killed_at_once_is_no_strangers(
+    tmp_path: Path, left: list[str]
+) -> None:
+    study = Made(tmp_path / "run")
+    study.folder.mkdir()
+    for name in left:
+        (study.folder / name).touch()
+    assert study.run() == ["probe", "pairs", "train"]
+
+
+def test_what_a_killed_command_left_half_written_is_removed(made: Made) -> None:
+    (made.folder / "rows" / ".tuned.partial").mkdir(parents=True)
+    (made.folder / "rows" / ".a.json.7.partial").write_text("half")
+    (made.folder / ".run.json.7.partial").write_text("half")
+    before = {*files_of(made.folder)}
+    made.run()
+    assert before - {*files_of(made.folder)} == {".run.json.7.partial", "rows/.a.json.7.partial"}
+    assert not (made.folder / "rows" / ".tuned.partial").exists()
+
+
+@pytest.mark.parametrize("error", [DialdownError("no such model"), KeyboardInterrupt()])
+def test_a_run_that_did_nothing_leaves_no_folder(tmp_path: Path, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    study = Made(tmp_path / "run", meanwhile=fail)
+    with pytest.raises(type(error)):
+        study.run()
+    assert not study.folder.exists()
+    study.folder.mkdir()
+    with pytest.raises(type(error)):
+        study.run()
+    assert study.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "run.json", "stages"])
+def test_a_strangers_folder_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    with pytest.raises(DialdownError, match="holds no study"):
+        Made(folder).run()
+    assert files_of(folder) == {name: b"{}"}
+
+
+def test_a_report_is_not_made_of_damaged_files(made: Made) -> None:
+    flip(made.folder / "pairs.jsonl")
+    with pytest.raises(
+        DialdownError, match=r"pairs\.jsonl is gone or was damaged .* repeat the command"
+    ):
+        report_again(made.folder)

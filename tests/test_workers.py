@@ -1,0 +1,68 @@
+"""Processes that share the work end with their parent, and say what they need of a script."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PIECES = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from dialdown.workers import do_all
+
+def work(folder, piece):
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+def prepare(folder):
+    return partial(work, folder)
+
+GUARD
+    for _ in do_all(partial(prepare, Path(sys.argv[1])), [1, 2], 2):
+        pass
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PIECES.replace("GUARD", 'if __name__ == "__main__":'))
+    (tmp_path / "pids").mkdir()
+    parent = subprocess.Popen([sys.executable, script, tmp_path / "pids"])
+    until = time.monotonic() + 240
+    while len(workers := [int(path.name) for path in (tmp_path / "pids").iterdir()]) < 2:
+        assert time.monotonic() < until
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 30
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < until, "a worker outlives its parent"
+        time.sleep(0.1)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A process that nobody waits for is dead all the same.
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PIECES.replace("GUARD", "if True:"))
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 1
+    assert 'outside `if __name__ == "__main__":`' in done.stderr
+    assert "memory" not in done.stderr
+    # Its own words and no worker's.
+    assert done.stderr.count("Traceback") <= 2
