@@ -24,8 +24,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from helpers.study_files import write_study
-
 from dialdown.cli import edits
 from dialdown.cli import main as cli
 from dialdown.exporting import export  # noqa: F401
@@ -36,6 +34,7 @@ from dialdown.report import (
 )
 from dialdown.study import detox  # noqa: F401
 from dialdown.training import trainer  # noqa: F401
+from helpers.study_files import write_study
 
 # What says when, where, or how long: no two runs agree on it.
 OWN = {"run.json", "report.html", "training.json", "edit.json", "README.md"}
