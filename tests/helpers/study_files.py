@@ -94,7 +94,7 @@ def write_study(root: Path) -> Path:
             "eval_pairs": 2,
             "eval_every": 100,
         },
-        "interventions": {"toxic_neurons": 5},
+        "interventions": {"toxic_neurons": 5, "extent": "tables"},
         "gains": {"eval_pairs": 2},
         "evaluation": {
             "prompts": write_lines(

@@ -77,7 +77,8 @@ def test_what_the_first_stages_cut_and_left_out_stands_in_run_json(work: Workspa
         f"{used} of {used} prompts of the pairs were cut to their first 3 tokens"
         in sentences["pairs"]
     )
-    assert [("probe", sentences["probe"][0]), ("pairs", sentences["pairs"][0])] == noted(run)[:2]
+    told = [(stage, sentence) for stage, sentence in noted(run) if stage in sentences]
+    assert told[:2] == [("probe", sentences["probe"][0]), ("pairs", sentences["pairs"][0])]
 
 
 def test_rounding_is_measured_on_every_evaluation_prompt(work: Workspace) -> None:

@@ -8,7 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Evaluator
 from dialdown.files import read_json
 from dialdown.models.decoding import Decoder
+from dialdown.models.lm import Protocol
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.report.names import TITLES
 from dialdown.report.stage import RUN
@@ -44,8 +45,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "study"
+    result = invoke("base", config, "--out", folder)
+    assert result.exit_code == 0, result.exception
+    first = {path: path.stat().st_mtime_ns for path in (folder / "rows").glob("*.json")}
     result = invoke("run", config, "--out", folder)
     assert result.exit_code == 0, result.exception
+    # What needs no tuned model was measured before there was one, and not again.
+    assert {path.stem for path in first} >= {"strict-none", "paper-edit_probe_set"}
+    assert {path: path.stat().st_mtime_ns for path in first} == first
     return folder
 
 
@@ -205,6 +212,24 @@ def test_several_seeds_of_random_neurons(finished: Path, config: Path) -> None:
     assert [row.prompts for row in rows if row.intervention.control_of] == [4] * sum(
         "__" in name for name in names
     )
+
+
+def test_the_conclusions_alone_are_fewer_rows_of_the_same(finished: Path, config: Path) -> None:
+    work = Workspace(load_config(file=config), finished)
+
+    def rows(protocol: Protocol, extent: Literal["conclusions", "tables"]) -> dict[str, str]:
+        settings = replace(work.config.interventions, extent=extent)
+        planned = plan(
+            protocol, work.tables(protocol), settings, prompts=5, control_prompts=4, seed=0
+        )
+        return {row.name: row.intervention.key for row in planned}
+
+    for protocol in get_args(Protocol):
+        few, all_of_them = rows(protocol, "conclusions"), rows(protocol, "tables")
+        assert few.items() < all_of_them.items()
+        names = {name.partition("-")[2] for name in few}
+        assert {"none", "dpo", "patch_four_groups", "edit_probe_set__random_neurons"} <= names
+        assert not {name for name in names if "beta" in name or "free" in name or "@" in name}
 
 
 def test_the_front_extends_a_finished_study(finished: Path, config: Path, tmp_path: Path) -> None:

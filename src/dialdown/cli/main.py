@@ -90,12 +90,13 @@ STAGE_HELP = {
         "probe",
         "Find the directions: a linear probe (both protocols), a token contrast, a random one.",
     ),
+    "base": (
+        "base",
+        "Means of the base model, and the rows that need no tuned one, after the stage before.",
+    ),
     "pairs": ("pairs", "Make preference pairs with the model itself, after the stages before."),
     "train": ("train", "Tune the model with DPO and the KL term, after the stages before."),
-    "activations": (
-        "activations",
-        "Mean activations of base and tuned model, after the stages before.",
-    ),
+    "activations": ("activations", "Mean activations of the tuned model, after the stages before."),
     "neurons": ("neurons", "The neuron table and its groups, after the stages before."),
     "front": (
         "front",

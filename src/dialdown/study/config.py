@@ -113,6 +113,8 @@ class InterventionSettings:
         drop_top: fraction of neurons of highest mean activation that is left out first.
         control_seeds: sets of random neurons beside each intervention that has controls, 1 to 3.
         families: which of steering, patches and edits are measured.
+        extent: of these, what the paper's `conclusions` rest on with random controls, or all that
+            its `tables` have.
     """
 
     steering_strength: Strength = 0.2
@@ -125,6 +127,7 @@ class InterventionSettings:
     drop_top: Fraction = 0.0
     control_seeds: Annotated[int, Field(ge=1, le=3)] = 1
     families: Several[Family] = FAMILIES
+    extent: Literal["conclusions", "tables"] = "tables"
 
     def beta(self, kind: EditKind) -> float:
         """The strength for one kind of edit."""

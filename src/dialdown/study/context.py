@@ -215,13 +215,18 @@ class Workspace:
 
     def tables(self, protocol: Protocol) -> Tables:
         """The neuron tables of one protocol."""
+        compared = NeuronTable.load(self.path("neurons.parquet", protocol))
+        return dataclasses.replace(self.base_tables(protocol), probe=compared)
+
+    def base_tables(self, protocol: Protocol) -> Tables:
+        """The neuron tables of one protocol, the probe's without the tuned model too."""
         probe = self.probe(protocol)
         noise = Direction.load(self.folder / "direction-random.safetensors")
         # The random direction steers as far as the probe does.
         noise = dataclasses.replace(noise, vector=noise.unit * np.linalg.norm(probe.vector))
         base = NeuronMeans.load(self.path("means-base.safetensors", protocol))
         return Tables(
-            NeuronTable.load(self.path("neurons.parquet", protocol)),
+            neuron_table(self.lm, probe, base),
             neuron_table(self.lm, self.contrast(protocol), base),
             neuron_table(self.lm, noise, base),
             probe,

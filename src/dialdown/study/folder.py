@@ -45,16 +45,23 @@ EVALUATED = (
 MEASURING = {"evaluate", "dial", "check"}
 # Stages that add to a finished study, and may do so again with other settings.
 ADDED = ("gains", "step", "front", "report", "dial", "check")
-# The stage that first reads a section of the settings; every other setting counts from the start.
+# The stages that first read a section of the settings, in a study and in other commands; every
+# other setting counts from the start.
 FIRST_READ = {
-    **dict.fromkeys(("pairs", "evaluation", "training_prompts", "tuned", "concept"), "pairs"),
-    "dpo": "train",
-    **dict.fromkeys(("token_judge", "interventions"), "neurons"),
-    "gains": "gains",
+    **dict.fromkeys(("evaluation", "tuned", "concept"), ("base", "pairs")),
+    **dict.fromkeys(("pairs", "training_prompts"), ("pairs",)),
+    "dpo": ("train",),
+    **dict.fromkeys(("token_judge", "interventions"), ("neurons",)),
+    "gains": ("gains",),
     # The stages that only a front needs look whether there is one.
-    "front": "gains",
-    "detox": "dial",
+    "front": ("gains",),
+    "detox": ("dial",),
 }
+# The settings that say what rows are measured on, and by whom.
+MEASURED_ON = (
+    "model", "tuned", "revision", "dtype", "device", "seed", "training_prompts", "concept", "probe",
+    "evaluation",
+)  # fmt: skip
 
 RUN = "run.json"
 RECORDS = "stages"
@@ -150,6 +157,15 @@ class Ledger:
         left = {name: self.outputs(name) for name in READS.get(stage, ()) if name in self.stages}
         return fingerprint(
             SCHEMA, stage, settings, file_states(settings), _version("dialdown"), left
+        )
+
+    def measured_on(self) -> str:
+        """The hash of what rows are measured on, whatever was done to the model: prompts, texts,
+        judges (one may be the probe), and the version of the code.
+        """
+        settings = {key: self.settings[key] for key in MEASURED_ON}
+        return fingerprint(
+            SCHEMA, settings, file_states(settings), _version("dialdown"), self.outputs("probe")
         )
 
     def outputs(self, stage: str) -> str | None:
@@ -266,8 +282,9 @@ class Ledger:
         """The settings that the stages up to a place read; none where nothing was done yet (-1)."""
 
         def read_at(key: str) -> int:
-            stage = FIRST_READ.get(key, self.stages[0])
-            return self.stages.index(stage) if stage in self.stages else len(self.stages)
+            readers = FIRST_READ.get(key, self.stages[:1])
+            places = [self.stages.index(stage) for stage in readers if stage in self.stages]
+            return min(places, default=len(self.stages))
 
         used = {key: value for key, value in settings.items() if read_at(key) <= place}
         if "evaluation" in used and not {*self.stages[: place + 1]} & MEASURING:

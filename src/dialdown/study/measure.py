@@ -135,10 +135,8 @@ def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:
 
 def row_files(work: Workspace, stage: str) -> RowFiles:
     """The finished rows of a stage."""
-    return RowFiles(
-        work.folder / ("rows" if stage == "evaluate" else f"rows-{stage}"),
-        work.ledger.inputs(stage),
-    )
+    name = "rows" if stage in ("base", "evaluate") else f"rows-{stage}"
+    return RowFiles(work.folder / name, work.ledger.measured_on(), work.ledger.outputs("train"))
 
 
 def measure(work: Workspace, piece: Piece) -> None:

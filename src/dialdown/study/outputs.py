@@ -11,6 +11,7 @@ from pathlib import Path
 
 STAGES = (
     "probe",
+    "base",
     "pairs",
     "train",
     "activations",
@@ -28,12 +29,11 @@ WRITTEN_BY = {
     "pairs/*.json": ("pairs",),
     "tuned/**/*": ("train",),
     "tuned-steps/**/*": ("train",),
-    "means-base*.safetensors": ("activations",),
+    "means-base*.safetensors": ("base",),
     "means-tuned*.safetensors": ("activations",),
     "means-training*.safetensors": ("means", "gains"),
     "neurons*.parquet": ("neurons",),
     "results.json": ("evaluate", "check"),
-    "rows/*.json": ("evaluate",),
     "rows-check/*.json": ("check",),
     "interventions/*.safetensors": ("evaluate",),
     "gains/**/*": ("gains",),
@@ -46,19 +46,20 @@ WRITTEN_BY = {
     "figures/*": ("report",),
     "report.html": ("report",),
 }
-# Tables are made from the neurons and from the rows; whichever stage wrote one has it in its
-# record.
-SHARED = {"tables/*.csv": ("neurons", "report")}
+# Tables are made from the neurons and from the rows, and rows that need no tuned model are measured
+# first; whichever stage wrote a file has it in its record.
+SHARED = {"tables/*.csv": ("neurons", "report"), "rows/*.json": ("base", "evaluate")}
 # The stages whose files a stage reads.
 READS = {
+    "base": ("probe",),
     "pairs": ("probe",),
     "train": ("pairs",),
     "activations": ("train",),
-    "neurons": ("probe", "train", "activations"),
-    "evaluate": ("probe", "train", "activations", "neurons"),
+    "neurons": ("probe", "base", "train", "activations"),
+    "evaluate": ("probe", "base", "train", "activations", "neurons"),
     "gains": ("probe", "pairs"),
     "step": ("pairs", "gains"),
-    "front": ("probe", "train", "activations", "neurons", "gains", "step"),
+    "front": ("probe", "base", "train", "activations", "neurons", "gains", "step"),
     "dial": ("probe", "pairs", "means", "gains", "step"),
     "check": ("dial",),
     "report": STAGES[:-1],

@@ -36,6 +36,16 @@ PATCHES = (
     ("patch_all_increasing", "increasing"),
 )
 
+# What the conclusions rest on, beside the most aligned neurons; β reversed and β = 0, the groups
+# one by one, and the probe-free edits are for the tables.
+CONCLUDING = (
+    "steer_probe",
+    "patch_toxic_neurons",
+    "patch_four_groups",
+    "patch_four_groups_shift",
+    *(f"edit_probe_{kind}" for kind in get_args(EditKind)),
+)
+
 # The orders of choosing the fraction that is edited, with the fraction of most active neurons left
 # out first; GPT-2's notebook leaves out a fifth.
 ORDERINGS: tuple[tuple[Ordering, float], ...] = (
@@ -112,25 +122,51 @@ def plan(
     """
     yield Planned(untouched(), protocol, prompts)
     yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
-    found = {
+    families = {
         "steering": _steering(tables, settings),
         "patches": _patches(protocol, tables.probe, settings, seed),
         "edits": _edits(protocol, tables, settings, seed),
     }
-    for one in chain.from_iterable(found[family] for family in settings.families):
-        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do
-        # there, as for controls.
-        aside = one.control_of is not None or not _as_published(protocol, one.kind)
-        yield Planned(one, protocol, control_prompts if aside else prompts)
-    if protocol == "paper":
+    for intervention in chain.from_iterable(families[family] for family in settings.families):
+        if settings.extent == "tables" or _concludes(intervention, settings):
+            # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will
+            # do there, as for controls.
+            aside = intervention.control or not _as_published(protocol, intervention.kind)
+            yield Planned(intervention, protocol, control_prompts if aside else prompts)
+    if protocol == "paper" and settings.extent == "tables":
         further = {
             "steering": _published_steering(tables, settings, model),
             "edits": _published_edits(tables, settings),
         }
-        for one in chain.from_iterable(
+        for intervention in chain.from_iterable(
             further[family] for family in settings.families if family in further
         ):
-            yield Planned(one, protocol, control_prompts)
+            yield Planned(intervention, protocol, control_prompts)
+
+
+def tuning_free(
+    protocol: Protocol, tables: Tables, settings: InterventionSettings, *, prompts: int
+) -> Iterator[Planned]:
+    """The rows of `plan` that need no tuned model, without controls: the first there are."""
+    yield Planned(untouched(), protocol, prompts)
+    families = {
+        "steering": _steering(tables, settings),
+        "edits": _edits(protocol, tables, settings),
+    }
+    for intervention in chain.from_iterable(
+        families[family] for family in settings.families if family in families
+    ):
+        wanted = settings.extent == "tables" or _concludes(intervention, settings)
+        if wanted and not intervention.control and _as_published(protocol, intervention.kind):
+            yield Planned(intervention, protocol, prompts)
+
+
+def _concludes(intervention: Intervention, settings: InterventionSettings) -> bool:
+    """Whether the paper's conclusions rest on a row; the others fill its tables."""
+    main = intervention.control_of or intervention.name
+    concluding = {*CONCLUDING, f"patch_{settings.toxic_neurons}"}
+    random = not intervention.control or intervention.control.startswith("random")
+    return main in concluding and random
 
 
 def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
@@ -200,7 +236,7 @@ def _patches(
 
 
 def _edits(
-    protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int
+    protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int = 0
 ) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind in get_args(EditKind):

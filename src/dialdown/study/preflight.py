@@ -196,7 +196,7 @@ def _tuned(work: Workspace) -> None:
             _ = work.tuned
 
 
-_MEASURING = {"evaluate", "front", "check"}
+_MEASURING = {"base", "evaluate", "front", "check"}
 # Each check with the stages that need it; what only reads files comes before what loads a model.
 CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
     _prompts: {"pairs", "means", "activations", *_MEASURING},
@@ -220,7 +220,7 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
     _probe: {"probe"},
     _text: _MEASURING,
     _neutral_text: {"dial"},
-    _tuned: {"train", "activations", "neurons", *_MEASURING},
+    _tuned: {"train", "activations", "neurons", "evaluate", "front"},
     _pair_scorer: {"pairs", *_MEASURING},
     _judge: _MEASURING,
     _token_judge: {"neurons"},

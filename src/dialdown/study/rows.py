@@ -22,16 +22,18 @@ class RowFiles:
     Attributes:
         folder: one JSON file per row.
         evaluation: changes when anything changes that rows are measured on.
+        tuned: changes when the tuned model does; None where none is trained here.
     """
 
     folder: Path
     evaluation: str
+    tuned: str | None = None
 
     def effect(self, planned: Planned) -> str:
         """Equal for two rows that do the same to the same model on the same prompts."""
-        one = planned.intervention
+        model = (planned.model, self.tuned) if planned.model else None
         return fingerprint(
-            self.evaluation, planned.protocol, planned.model, planned.prompts, one.key
+            self.evaluation, planned.protocol, model, planned.prompts, planned.intervention.key
         )
 
     def read(self, planned: Planned) -> Measured | None:

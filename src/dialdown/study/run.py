@@ -1,6 +1,6 @@
 """A study, or another sequence of stages, run in one folder.
 
-    probe -> pairs -> train -> activations -> neurons -> evaluate -> gains -> step -> front
+    probe -> base -> pairs -> train -> activations -> neurons -> evaluate -> gains -> step -> front
 
 A finished stage is not repeated, an interrupted training goes on from its checkpoint, and
 interrupted sampling and evaluation keep every finished piece.
@@ -22,10 +22,19 @@ from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
 from .preflight import check_inputs, check_settings
-from .stages import collect_means, evaluate, find_directions, find_pairs, make_tables, tune
+from .stages import (
+    collect_means,
+    evaluate,
+    find_directions,
+    find_pairs,
+    look_at_base,
+    make_tables,
+    tune,
+)
 
 STUDY: Stages = {
     "probe": find_directions,
+    "base": look_at_base,
     "pairs": find_pairs,
     "train": tune,
     "activations": collect_means,
@@ -47,7 +56,7 @@ MEMORY = {
     "neurons": "the precision: set dtype to bfloat16",
     **dict.fromkeys(("gains", "step"), "gains.batch_size"),
     "dial": "evaluation.window",
-    **dict.fromkeys(("evaluate", "front", "check"), _MEASURING),
+    **dict.fromkeys(("base", "evaluate", "front", "check"), _MEASURING),
 }
 
 

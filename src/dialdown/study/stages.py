@@ -192,14 +192,27 @@ def tune(work: Workspace) -> Facts:
 
 
 def collect_means(work: Workspace) -> Facts:
-    """Mean activations of base and tuned model, both protocols in one decoding pass each (METHOD
-    §3).
+    """Mean activations of the tuned model, both protocols in one decoding pass (METHOD §3)."""
+    return _save_means(work, "tuned", work.tuned, work.prompts.evaluation)
+
+
+def look_at_base(work: Workspace) -> Facts:
+    """What needs no tuned model: the base model's mean activations (METHOD §3), and the rows of
+    steering and edits, so that there is something to see before pairs and training.
     """
-    ours = work.prompts.evaluation
-    return {
-        **_save_means(work, "base", work.lm, ours),
-        **_save_means(work, "tuned", work.tuned, ours),
-    }
+    facts = _save_means(work, "base", work.lm, work.prompts.evaluation)
+    planned = [
+        row
+        for protocol in work.config.protocols
+        for row in plan.tuning_free(
+            protocol,
+            work.base_tables(protocol),
+            work.config.interventions,
+            prompts=work.config.evaluation.count,
+        )
+    ]
+    measure_rows(work, "base", planned)
+    return {**facts, "rows": len(planned)}
 
 
 def collect_training_means(work: Workspace) -> Facts:
