@@ -34,8 +34,9 @@ import dialdown as dd
 from dialdown.data.pairs import Pair, PairSet
 from dialdown.data.texts import load_labelled, load_prompts, load_reference_text
 from dialdown.evaluation.bootstrap import estimate
-from dialdown.evaluation.evaluator import Evaluator, Row, Suite
+from dialdown.evaluation.evaluator import Evaluator, Suite
 from dialdown.evaluation.perplexity import ReferenceText, TextMeasure
+from dialdown.evaluation.row import Row
 from dialdown.files import read_json, write_json
 from dialdown.interventions.explain import importance, keep_top, shuffled
 from dialdown.interventions.intervention import untouched

@@ -1,15 +1,20 @@
-"""What a user adds from outside the package: a scorer, an intervention, an architecture."""
+"""What a user adds from outside the package: a scorer, a metric, an intervention, an
+architecture.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import dialdown as dd
+from dialdown.evaluation import Row, load_metric
 from dialdown.models import LM, MLPLayer, MLPView
 
 SCORER = """
@@ -22,6 +27,19 @@ class Shouting:
         return np.array([sum(map(str.isupper, text)) / max(len(text), 1) for text in texts])
 
 nothing = 3
+
+class Words:
+    name = "words"
+
+    def measure(self, prompts, continuations):
+        return [len(text.split()) for text in continuations]
+
+class Toxicity(Words):
+    name = "toxicity"
+
+class Short(Words):
+    def measure(self, prompts, continuations):
+        return []
 """
 
 
@@ -48,10 +66,53 @@ def test_what_is_no_scorer_is_refused(module: str, name: str, words: str) -> Non
         dd.load_scorer(f"{module}:{name}")
 
 
+def suite(*metrics: Any) -> dd.Suite:
+    prompts = ["the cat", "a dog", "the"]
+    judge = ProbeLike()
+    return dd.Suite(prompts, [("the", " cat")], "the cat " * 40, [judge], window=8, metrics=metrics)
+
+
+class ProbeLike:
+    name, caveat, record = "likes cats", "", {}
+
+    def score(self, texts: Sequence[str]) -> Any:
+        return np.array([float("cat" in text) for text in texts])
+
+
+def test_a_metric_arrives_in_every_row(module: str, llama: LM) -> None:
+    edit = dd.Intervention("half", "scale", *halves(llama))
+    rows = dd.evaluate(llama, [edit], suite(load_metric(f"{module}:Words")))
+    for row in rows:
+        words = [len(text.split()) for text in row.units.texts]
+        assert row.units.values["words"] == words
+        assert row.metrics["words"].mean == pytest.approx(np.mean(words))
+        assert row.metrics["words"].n == 3
+        assert Row.from_json(row.to_json()).metrics == row.metrics
+    beside = rows[1].beside(rows[0], ["the cat", "a dog", "the"], samples=1)
+    assert beside.change["words"] == rows[1].difference("words", rows[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Toxicity", "cannot be called 'toxicity'"),
+        ("Short", r"'words' gave values of shape \(0,\)"),
+        ("Shouting", "is no metric, because it has no measure"),
+        ("Missing", "metric .* cannot be imported"),
+    ],
+)
+def test_what_is_no_metric_is_refused(module: str, llama: LM, name: str, words: str) -> None:
+    with pytest.raises(dd.DialdownError, match=words):
+        dd.evaluate(llama, [], suite(load_metric(f"{module}:{name}")))
+
+
+def halves(lm: LM) -> tuple[Any, Any, Any]:
+    shape = (lm.view.n_layers, lm.view.n_neurons)
+    return np.full(shape, 0.5), np.zeros(shape), np.ones(shape, dtype=bool)
+
+
 def test_an_intervention_is_a_gain_and_an_offset_per_neuron(llama: LM) -> None:
-    shape = (llama.view.n_layers, llama.view.n_neurons)
-    everyone = np.ones(shape, dtype=bool)
-    halved = dd.Intervention("half", "scale", np.full(shape, 0.5), np.zeros(shape), everyone)
+    halved = dd.Intervention("half", "scale", *halves(llama))
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode(), halved.applied(llama):
         hooked = llama.model(ids).logits

@@ -9,4 +9,6 @@ and printed. Names load their module when they are first used; `__init__.pyi` li
 
 import lazy_loader
 
+__version__ = "0.1.0"
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,6 +18,8 @@ from .training.gains import train_gains
 from .training.make_pairs import make_pairs
 from .training.settings import DPOSettings, GainSettings, PairSettings
 
+__version__: str
+
 __all__ = [
     "LM",
     "DPOSettings",

@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate, agreement, direction, estimate
-from dialdown.evaluation.evaluator import Measured
+from dialdown.evaluation.row import Measured
 
 
 def test_the_interval_is_scipys() -> None:

@@ -13,9 +13,10 @@ import torch
 import dialdown as dd
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import estimate
-from dialdown.evaluation.evaluator import METRICS, Evaluator, Measured, Row, Suite, as_row
+from dialdown.evaluation.evaluator import Evaluator, Suite
 from dialdown.evaluation.overlap import is_degenerate, repetition, token_f1
 from dialdown.evaluation.perplexity import ReferenceText
+from dialdown.evaluation.row import METRICS, Measured, Row, as_row
 from dialdown.interventions.intervention import untouched
 from dialdown.models.lm import LM
 from dialdown.models.tokens import text_windows

@@ -15,8 +15,9 @@ from transformers import (
 
 from dialdown.data.texts import LabelledTexts
 from dialdown.errors import DialdownError
-from dialdown.evaluation import scorers as toxicity
-from dialdown.evaluation.scorers import LinearScorer, MiniLMFeatures, NgramFeatures, load_scorer
+from dialdown.evaluation import embedded_scorers
+from dialdown.evaluation.embedded_scorers import LinearScorer, MiniLMFeatures, NgramFeatures
+from dialdown.evaluation.scorers import load_scorer
 
 RUDE = ["idiot", "fool", "moron", "jerk"]
 KIND = ["friend", "thanks", "peace", "welcome"]
@@ -199,14 +200,14 @@ def test_an_unknown_scorer_names_the_nearest(given, meant):
 
 def test_an_embedded_scorer_is_trained_once_and_again_when_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("DIALDOWN_CACHE", str(tmp_path))
-    monkeypatch.setattr(toxicity, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(embedded_scorers, "fetch", lambda *_: tmp_path)
     calls = []
 
     def texts(source, n, *, seed, part, max_words):
         calls.append((source, part))
         return corpus()
 
-    monkeypatch.setattr(toxicity, "load_labelled", texts)
+    monkeypatch.setattr(embedded_scorers, "load_labelled", texts)
     first = load_scorer("embedded:ngram").score(["the idiot"])
     assert load_scorer("embedded:ngram").score(["the idiot"]) == first
     assert calls == [("embedded:comments", "judge")]

@@ -17,7 +17,7 @@ import dialdown as dd
 from dialdown.data.csv_tables import write_csv
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate
-from dialdown.evaluation.evaluator import Row
+from dialdown.evaluation.row import Row
 from dialdown.files import read_json
 from dialdown.models.lm import LM
 from dialdown.neurons import statistics

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dialdown.errors import DialdownError
-from dialdown.evaluation.evaluator import Measured
+from dialdown.evaluation.row import Measured
 from dialdown.files import write_text
 from dialdown.interventions.intervention import untouched
 from dialdown.report.stage import report_again

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cards import card
 from ..errors import DialdownError
 from ..files import write_text
 from .reading import read_objects, whole_text
@@ -48,6 +49,16 @@ class PairSet:
 
     pairs: tuple[Pair, ...]
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        scorer = f", by {self.record['scorer']}" if "scorer" in self.record else ""
+        return f"PairSet({len(self.pairs):,} pairs{scorer})"
+
+    def _repr_html_(self) -> str:
+        heads = ("prompt", "chosen", "rejected")
+        first = [(pair.prompt, pair.chosen, pair.rejected) for pair in self.pairs[:3]]
+        title = f"{len(self.pairs):,} preference pairs, the first {len(first)} below"
+        return card(title, self.record, rows=[heads, *first])
 
     def save(self, path: str | Path) -> None:
         """Write JSON lines: the record first, then one pair a line."""

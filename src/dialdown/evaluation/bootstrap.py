@@ -44,6 +44,9 @@ class Estimate:
     high: float
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
     def reversed(self) -> Estimate:
         """Of a difference, the difference the other way round."""
         return Estimate(-self.mean, -self.high, -self.low, self.n)

@@ -8,12 +8,11 @@ the base model's distributions on them. A row is one intervention under one prot
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from ..cards import card
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
@@ -21,17 +20,11 @@ from ..models.hooks import Positions, being_changed
 from ..models.lm import LM, Protocol
 from ..models.tokens import text_windows
 from ..progress import Progress
-from .bootstrap import Estimate, estimate
+from .metrics import Metric, check_names, values_of
 from .overlap import is_degenerate, repetition, token_f1
 from .perplexity import ReferenceText
+from .row import Measured, Row, as_row
 from .scorers import Scorer
-
-Estimates = Mapping[str, Estimate]
-FACTS = (
-    *("intervention", "family", "strength", "control", "kind"),
-    *("protocol", "control_of", "alpha", "beta", "neurons"),
-)
-METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
 
 # METHOD §5: where an edit acts while generating and on the perplexity text.
 GENERATING: dict[Protocol, Positions] = {"paper": "last", "strict": "all"}
@@ -55,6 +48,7 @@ class Suite:
         kl_windows: of these, the ones KL is measured on.
         batch_size: prompts per batch.
         seed: of the bootstrap.
+        metrics: what else to measure of the continuations (see `Metric`).
     """
 
     prompts: Sequence[str]
@@ -68,174 +62,33 @@ class Suite:
     kl_windows: int = 4
     batch_size: int = 64
     seed: int = 0
+    metrics: Sequence[Metric] = ()
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of one effect on a model, unit by unit, in the same order for every effect.
-
-    Attributes:
-        values: metric name to per-prompt (or per-block) values; NaN where a unit has none.
-        tokens: predicted tokens per block, the weights of `log_ppl` and `kl`.
-        texts: the continuation of every prompt.
-        judges: names of the scorers, the judge first.
-        seed: of the bootstrap.
-    """
-
-    values: dict[str, list[float]]
-    tokens: list[int]
-    texts: list[str]
-    judges: list[str]
-    seed: int
-
-    def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:
-        """The mean of a metric, or of its paired difference to another effect; None where no unit
-        has a value.
-
-        Raises:
-            DialdownError: the other effect was measured on fewer units.
-        """
-        values = np.array(self.values[name])
-        if minus is not None:
-            theirs = np.array(minus.values[name])
-            if len(theirs) < len(values):
-                raise DialdownError(
-                    f"{name} was measured on {len(values)} units here and on {len(theirs)} there, "
-                    "which cannot be paired: use one suite."
-                )
-            # A control may be measured on the first prompts only; they are the same prompts in
-            # every row.
-            values = values - theirs[: len(values)]
-        known = ~np.isnan(values)
-        # Both are means over tokens; KL may be measured on the first windows only.
-        weights = np.array(self.tokens)[: len(values)][known] if name in ("log_ppl", "kl") else None
-        return estimate(values[known], weights=weights, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One intervention under one protocol: what was done, and what was measured. A metric that was
-    not measured has no key.
-
-    Attributes:
-        intervention: its stable name.
-        family, strength, control: which it is: what its name is made of, see `Intervention`.
-        kind, alpha, beta, neurons, control_of: see `Intervention`.
-        protocol: `paper` or `strict` (METHOD §5).
-        metrics: means with their intervals (see `METRICS`).
-        toxicity_by: what each scorer says.
-        change: paired differences to the untouched model.
-        control_minus_main: of a control, paired differences to the row it is a control of.
-        samples: (prompt, continuation) pairs.
-        measured: unit by unit; None where the row was read.
-    """
-
-    intervention: str
-    family: str
-    strength: str
-    control: str
-    kind: str
-    protocol: Protocol
-    control_of: str | None
-    alpha: float | None
-    beta: float | None
-    neurons: int
-    metrics: Estimates
-    toxicity_by: Estimates
-    change: Estimates = field(default_factory=dict)
-    control_minus_main: Estimates = field(default_factory=dict)
-    samples: Sequence[tuple[str, str]] = ()
-    measured: Measured | None = None
-
-    @property
-    def prompts(self) -> int:
-        """How many it was measured on; 0 where its scores are missing."""
-        return self.metrics["toxicity"].n if "toxicity" in self.metrics else 0
-
-    @property
-    def units(self) -> Measured:
-        """What was measured unit by unit.
-
-        Raises:
-            DialdownError: the row was read from a file of means.
-        """
-        if self.measured is None:
-            raise DialdownError(
-                f"The row {self.intervention!r} ({self.protocol}) holds means only: measure it, or "
-                "read its file in the folder `rows`."
-            )
-        return self.measured
-
-    def difference(self, name: str, other: Row) -> Estimate | None:
-        """The paired difference of a metric to another row."""
-        return self.units.estimate(name, other.units)
-
-    def beside(
-        self, reference: Row, prompts: Sequence[str], *, samples: int, main: Row | None = None
-    ) -> Row:
-        """The row beside the untouched model under the same protocol, and a control beside its
-        main row, with its first continuations.
-        """
-
-        def differences(other: Row) -> Estimates:
-            return _known({name: self.difference(name, other) for name in METRICS})
-
-        pairs = zip(prompts[:samples], self.units.texts[:samples], strict=False)
-        return replace(
-            self,
-            change=differences(reference),
-            control_minus_main=differences(main) if main else {},
-            samples=tuple(pairs),
+    def __repr__(self) -> str:
+        judges = ", ".join(scorer.name for scorer in self.scorers)
+        return (
+            f"Suite({len(self.prompts):,} prompts, {len(self.pairs):,} pairs for F1, "
+            f"{len(self.text):,} characters of text, judged by {judges})"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The row as it stands in results.json; what was not measured is null."""
-
-        def written(means: Estimates) -> dict[str, Any]:
-            return {name: means[name].to_json() if name in means else None for name in METRICS}
-
-        return {
-            **{name: getattr(self, name) for name in FACTS},
-            **written(self.metrics),
-            "toxicity_by": {name: value.to_json() for name, value in self.toxicity_by.items()},
-            "change": written(self.change),
-            "control_minus_main": written(self.control_minus_main)
-            if self.control_minus_main
-            else None,
-            "samples": [{"prompt": prompt, "continuation": text} for prompt, text in self.samples],
+    def _repr_html_(self) -> str:
+        facts = {
+            "prompts": f"{len(self.prompts):,}, {self.max_new_tokens} new tokens each",
+            "pairs for F1": f"{len(self.pairs):,}",
+            "reference text": f"{len(self.text):,} characters, at most {self.max_windows} windows "
+            f"of {self.window:,} tokens",
+            "scorers": ", ".join(scorer.name for scorer in self.scorers),
+            "metrics": ", ".join(metric.name for metric in self.metrics) or None,
         }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Row:
-        """What `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError: it is no such row.
-        """
-        return cls(
-            **{name: row[name] for name in FACTS},
-            metrics=_read({name: row.get(name) for name in METRICS}),
-            toxicity_by=_read(row.get("toxicity_by")),
-            change=_read(row.get("change")),
-            control_minus_main=_read(row.get("control_minus_main")),
-            samples=tuple((pair["prompt"], pair["continuation"]) for pair in row["samples"]),
-        )
-
-
-def _known(estimates: Mapping[str, Estimate | None]) -> Estimates:
-    return {name: value for name, value in estimates.items() if value is not None}
-
-
-def _read(estimates: Mapping[str, Any] | None) -> Estimates:
-    known = (estimates or {}).items()
-    return {name: Estimate(**value) for name, value in known if value is not None}
+        return card("Suite", facts)
 
 
 class Evaluator:
     """Evaluates interventions on one base model; see `Suite`.
 
     Raises:
-        DialdownError: empty prompts, a prompt longer than the context, no scorer.
+        DialdownError: empty prompts, a prompt longer than the context, no scorer, or a metric whose
+            name is taken.
     """
 
     def __init__(self, lm: LM, suite: Suite) -> None:
@@ -243,6 +96,7 @@ class Evaluator:
             raise DialdownError(
                 "The suite has no scorer, so nothing can be said about toxicity: pass at least one."
             )
+        check_names(suite.metrics)
         self.lm = lm
         self.suite = suite
         self.decoder = self._decoder(lm, share_prefixes=True)
@@ -309,6 +163,7 @@ class Evaluator:
                 float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]
             ],
             "degenerate": [float(is_degenerate(ids)) for ids in tokens[:count]],
+            **{m.name: values_of(m, self.suite.prompts, texts) for m in self.suite.metrics},
             **{f"toxicity/{name}": scores for name, scores in judges.items()},
         }
         return Measured(values, text.tokens.tolist(), texts, [*judges], self.suite.seed)
@@ -397,25 +252,6 @@ class Evaluator:
             for ids in ((*prompt, *given), true)
         )
         return token_f1(written, gold)
-
-
-def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
-    """Put an intervention's facts beside what was measured of its effect."""
-    return Row(
-        intervention.name,
-        intervention.family or intervention.name,
-        intervention.strength,
-        intervention.control,
-        intervention.kind,
-        protocol,
-        intervention.control_of,
-        intervention.alpha,
-        intervention.beta,
-        intervention.neurons,
-        _known({name: measured.estimate(name) for name in METRICS if name in measured.values}),
-        _known({judge: measured.estimate(f"toxicity/{judge}") for judge in measured.judges}),
-        measured=measured,
-    )
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""A scorer of one's own, named in a config: `evaluation.judge = "package.module:name"`."""
+"""A scorer or a metric of one's own, named in a config as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,40 @@ from ..errors import DialdownError
 
 # Not `embedded:name`, nor a path or a hub id.
 NAMED = re.compile(r"(?!embedded:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-WANTED = ("name", "caveat", "record", "score")
 
 
-def own_scorer(source: str) -> Any:
+def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
     """The object `package.module:name` stands for, or what it returns where it is a class or a
     function without arguments.
 
+    Args:
+        source: the name.
+        what: what it should be, `scorer` or `metric`.
+        wanted: the attributes it needs.
+
     Raises:
-        DialdownError: there is no such module or name, or what is there is no scorer.
+        DialdownError: the name is no such name, there is no such module or name, or an attribute is
+            missing.
     """
+    if not NAMED.fullmatch(source):
+        raise DialdownError(
+            f"{source!r} names no {what}: write package.module:name of something that Python finds "
+            "from here."
+        )
     module, _, name = source.partition(":")
     try:
-        made = getattr(import_module(module), name)
+        target = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise DialdownError(
-            f"The scorer {source!r} cannot be imported ({error}): write package.module:name of "
+            f"The {what} {source!r} cannot be imported ({error}): write package.module:name of "
             "something that Python finds from here, for example by PYTHONPATH."
         ) from error
-    scorer = made() if callable(made) else made
-    if missing := [attribute for attribute in WANTED if not hasattr(scorer, attribute)]:
+    # An object that can be called may be the thing itself.
+    ready = all(hasattr(target, attribute) for attribute in wanted) and not isinstance(target, type)
+    value = target() if callable(target) and not ready else target
+    if missing := [attribute for attribute in wanted if not hasattr(value, attribute)]:
         raise DialdownError(
-            f"{source!r} is no scorer, because it has no {missing[0]}: give it name, caveat, "
-            "record and score(texts), as dialdown.evaluation.Scorer says."
+            f"{source!r} is no {what}, because it has no {missing[0]}: give it "
+            f"{', '.join(wanted)}, as dialdown.evaluation.{what.title()} says."
         )
-    return scorer
+    return value

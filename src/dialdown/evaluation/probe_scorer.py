@@ -15,7 +15,7 @@ from ..errors import DialdownError
 from ..models.hooks import being_changed
 from ..models.lm import LM
 from ..neurons.directions import Direction, probe_features
-from .scorers import Scores, of_texts
+from .judging import Scores, of_texts
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from ..cards import card
 from ..data.local_paths import without_paths
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
@@ -125,6 +126,20 @@ class Delta:
 
     edit: Intervention
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Delta({self.edit!r} for {self.base})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "base": self.base,
+            "revision": self.revision,
+            "sha256 of its weights": self.sha256[:12],
+            **self.record["edit"],
+            "strength": self.record["strength"],
+            **self.record["notes"],
+        }
+        return card("Delta: an edit without its model", facts)
 
     @property
     def base(self) -> str:

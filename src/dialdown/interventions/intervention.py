@@ -14,8 +14,7 @@ receives the offsets times the value vectors.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,24 +23,17 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..models.bias import ensure_bias
-from ..models.hooks import (
-    NeuronHook,
-    Positions,
-    being_changed,
-    changing,
-    neuron_hooks,
-    residual_hook,
-)
+from ..models.hooks import Positions, being_changed, changing, neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.mlp import check_in_place
 from .edit_file import Kind, check_edit
-
-ROWS = 128  # of a down projection that are held in float64 at a time
+from .folding import affine_hook, fold_columns, restored, shared_projections
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +71,31 @@ class Intervention:
     family: str = ""
     strength: str = ""
     control: str = ""
+
+    def __repr__(self) -> str:
+        numbers = {"α": self.alpha, "β": self.beta, "strength": self.record.get("strength")}
+        given = [f"{name} {number:.4g}" for name, number in numbers.items() if number is not None]
+        size = [f"{self.neurons:,} of {self.selected.size:,} neurons"] if self.gain.size else []
+        return f"Intervention({self.name}: {', '.join([self.kind, *size, *given])})"
+
+    def _repr_html_(self) -> str:
+        ranges = {
+            name: f"{numbers.min():.4g} to {numbers.max():.4g}"
+            for name, numbers in (("gains", self.gain), ("offsets", self.offset))
+            if numbers.size
+        }
+        facts = {
+            "kind": self.kind,
+            "neurons": f"{self.neurons:,} of {self.selected.size:,}",
+            **ranges,
+            "vector": None if self.vector is None else f"length {np.linalg.norm(self.vector):.4g}",
+            "α": self.alpha,
+            "β": self.beta,
+            "control of": self.control_of,
+            **self.record,
+        }
+        title = f"Intervention {self.name}; a bar is the neurons selected in a layer"
+        return card(title, facts, bars=self.selected.sum(-1).tolist())
 
     def called(self, family: str, strength: str = "") -> Intervention:
         """The same under the name `FAMILY@STRENGTH`, or `FAMILY_aA_bB` where the strength is a pair
@@ -206,9 +223,8 @@ class Intervention:
         with ExitStack() as stack:
             if self.moves_neurons:
                 stack.enter_context(changing(lm))
-            calls = stack.enter_context(
-                neuron_hooks(lm, self._edit(lm, touched, positions), touched)
-            )
+            hook = affine_hook(lm, self.gain, self.offset, touched, positions)
+            calls = stack.enter_context(neuron_hooks(lm, hook, touched))
             if self.vector is not None:
                 stack.enter_context(residual_hook(lm, self._steering(steered)))
             yield
@@ -262,27 +278,12 @@ class Intervention:
             )
         touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
         layers = [lm.view.layers[index] for index in touched]
-        kept = [
-            (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone())
-            for layer in layers
-        ]
-        try:
-            for index, layer in zip(touched, layers, strict=True):
-                if layer.down.bias is None and self.offset[index].any():
-                    layer.down.bias = nn.Parameter(
-                        torch.zeros_like(layer.columns[:, 0]), requires_grad=False
-                    )
+        biased = [bool(self.offset[index].any()) for index in touched]
+        with restored(layers, biased):
+            for index in touched:
                 self._fold_layer(index, lm)
             with changing(lm):
                 yield
-        finally:
-            with torch.no_grad():
-                for layer, (columns, bias) in zip(layers, kept, strict=True):
-                    layer.columns.copy_(columns)
-                    if bias is None:
-                        layer.down.bias = None
-                    else:
-                        layer.down.bias.copy_(bias)
 
     @contextmanager
     def measured(self, lm: LM, *, positions: Positions = "all") -> Iterator[None]:
@@ -299,7 +300,7 @@ class Intervention:
         if wide or positions != "all" or not self.moves_neurons or self.vector is not None:
             by_weights = False
         else:
-            by_weights = not (being_changed(lm) or _shared(lm))
+            by_weights = not (being_changed(lm) or shared_projections(lm))
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield
 
@@ -320,30 +321,17 @@ class Intervention:
         """What the columns (d, F) and the bias (d,) of layer `index` become (METHOD §7), as new
         tensors of their dtypes.
 
-        Computed in float64 a block of rows at a time, so that the memory it takes is little more
-        than the result, and rounded once. `lm` gives the architecture only: it may lie on the meta
-        device.
+        `lm` gives the architecture only: it may lie on the meta device.
         """
-        factors = self.gain[index] if self._touches(index) else 1.0
-        gain = torch.as_tensor(factors, dtype=torch.float64, device=columns.device)
-        offset = (
-            torch.as_tensor(self.offset[index], device=columns.device)
-            if self.offset.any()
-            else None
-        )
-        written = torch.empty_like(columns)
-        moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
-        for start in range(0, len(columns), ROWS):
-            rows = slice(start, start + ROWS)
-            wide = columns[rows].double()
-            written[rows] = (wide * gain).to(columns)
-            if moved is not None and offset is not None:
-                moved[rows] += wide @ offset
-        if moved is not None and self.vector is not None and index == lm.view.n_layers - 1:
+        touched, shape = self._touches(index), columns.shape[1]
+        residual = None
+        if self.vector is not None and index == lm.view.n_layers - 1:
             # Granite multiplies what an MLP writes before adding it to the residual stream.
             multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
-            moved += torch.as_tensor(self.vector / multiplier, device=moved.device)
-        return written, None if bias is None or moved is None else moved.to(bias)
+            residual = self.vector / multiplier
+        gain = self.gain[index] if touched else np.ones(shape)
+        offset = self.offset[index] if touched else np.zeros(shape)
+        return fold_columns(columns, bias, gain, offset, residual)
 
     def check_foldable(self, lm: LM) -> None:
         """Refuse to fold into a model of another shape, one that an intervention acts on, or shared
@@ -358,7 +346,7 @@ class Intervention:
                 f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose "
                 "hooks the copy would keep: fold outside of `applied`."
             )
-        if shared := _shared(lm):
+        if shared := shared_projections(lm):
             raise DialdownError(
                 f"The weight of {shared[0]} in {lm.name} is shared with another module, which an "
                 "edit would change too: "
@@ -395,29 +383,6 @@ class Intervention:
                 f"{shape[0]} x {shape[1]}: build it from this model's own table."
             )
 
-    def _edit(self, lm: LM, layers: Sequence[int], positions: Positions) -> NeuronHook:
-        # In 16 bits a gain near 1 has two digits, so the edit is computed in float32 and rounded
-        # once.
-        numbers = {}
-        for index in layers:
-            columns = lm.view.layers[index].columns
-            dtype = torch.promote_types(columns.dtype, torch.float32)
-            numbers[index] = [
-                torch.as_tensor(array[index]).to(columns.device, dtype)
-                for array in (self.gain, self.offset)
-            ]
-
-        def act(index: int, m: Tensor) -> Tensor:
-            gain, offset = numbers[index]
-            if positions == "all":
-                return torch.addcmul(offset, m.to(gain.dtype), gain).to(m)
-            where = -1 if positions == "last" else 0
-            edited = m.clone()
-            edited[:, where] = m[:, where].to(gain.dtype) * gain + offset
-            return edited
-
-        return act
-
     def _steering(self, steered: list[Tensor]) -> Callable[[Tensor], Tensor]:
         vector = torch.as_tensor(self.vector)
 
@@ -431,20 +396,3 @@ class Intervention:
 def untouched(name: str = "none") -> Intervention:
     """The intervention that does nothing: the reference row of every table."""
     return Intervention(name, "none", family=name)
-
-
-def _shared(lm: LM) -> list[str]:
-    """Down projections that are one matrix with another module: folding would edit it twice, or
-    change what else it is used for.
-    """
-    uses = Counter(
-        _storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False)
-    )
-    return [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
-
-
-def _storage(parameter: Tensor) -> int:
-    """Equal for two names of one matrix; on the meta device, where nothing is stored, for two names
-    of one parameter.
-    """
-    return id(parameter) if parameter.is_meta else parameter.data_ptr()

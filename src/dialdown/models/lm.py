@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from ..cards import card
 from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
@@ -68,6 +69,16 @@ class LM:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(model.eval(), tokenizer, view, name)
+
+    def __repr__(self) -> str:
+        facts = self.describe()
+        return (
+            f"LM({self.name}: {facts['class']}, {facts['layers']} layers × {facts['neurons']:,} "
+            f"neurons, d {facts['d_model']:,}, {facts['dtype']}, {facts['device']})"
+        )
+
+    def _repr_html_(self) -> str:
+        return card(f"LM {self.name}", {**self.describe(), "context": f"{self.context:,} tokens"})
 
     @property
     def device(self) -> torch.device:

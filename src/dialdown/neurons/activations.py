@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..cards import card
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.decoding import Decoder, Step
@@ -43,6 +44,18 @@ class NeuronMeans:
     count: int
     protocol: Protocol
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        layers, neurons = self.means.shape
+        return (
+            f"NeuronMeans({layers} layers × {neurons:,} neurons of {self.record.get('model')}, "
+            f"{self.protocol}, {self.count:,} positions)"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {"protocol": self.protocol, "positions": f"{self.count:,}", **self.record}
+        title = "Mean activations; a bar is a layer's mean absolute one"
+        return card(title, facts, bars=abs(self.means).mean(1).tolist())
 
     def save(self, path: str | Path) -> None:
         """Write the means as one safetensors file."""

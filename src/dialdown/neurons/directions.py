@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from ..cards import card
 from ..data.corpora import normalise
 from ..data.reading import whole_text
 from ..errors import DialdownError
@@ -64,6 +65,16 @@ class Direction:
         """Validation accuracy of a probe; None for other directions."""
         accuracy: float | None = self.record.get("accuracy")
         return accuracy
+
+    def __repr__(self) -> str:
+        accuracy = "" if self.accuracy is None else f", validation accuracy {self.accuracy:.3f}"
+        where = "" if self.site == self.name else f" ({self.site})"
+        return f"Direction({self.name}{where}, d {len(self.vector):,}{accuracy})"
+
+    def _repr_html_(self) -> str:
+        told = {name: fact for name, fact in self.record.items() if name != "class"}
+        facts = {"site": self.site, "length": f"{np.linalg.norm(self.vector):.4g}", **told}
+        return card(f"Direction {self.name}", facts)
 
     def save(self, path: str | Path) -> None:
         """Write the direction as one safetensors file."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,16 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, write_atomic
 from ..models.lm import LM, Protocol, check_pair
 from .activations import NeuronMeans
 from .directions import Direction
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
 
 GROUPS = ("TP", "TN", "AP", "AN")
 Mask = NDArray[np.bool_]
@@ -44,6 +49,52 @@ class NeuronTable:
     arrow: pa.Table
     shape: tuple[int, int]
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        layers, neurons = self.shape
+        return (
+            f"NeuronTable({layers} layers × {neurons:,} neurons of {self.record['base']['model']}, "
+            f"{self.protocol}, {self.record['direction']['name']}"
+            f"{', with a tuned model' if self.compared else ''})"
+        )
+
+    def _repr_html_(self) -> str:
+        tuned = self.record.get("tuned", {})
+        facts = {
+            "model": self.record["base"]["model"],
+            "tuned model": tuned.get("model"),
+            "protocol": self.protocol,
+            "direction": self.record["direction"]["name"],
+            "columns": ", ".join(self.arrow.column_names),
+        }
+        heads = ("group", "neurons", "share")
+        groups = [
+            (name, f"{mask.sum():,}", f"{mask.mean():.1%}") for name, mask in self.groups().items()
+        ]
+        title = f"Neuron table, {self.arrow.num_rows:,} neurons"
+        return card(title, facts, rows=[heads, *groups])
+
+    def to_polars(self) -> pl.DataFrame:
+        """The table as a polars data frame, without a copy."""
+        import polars as pl
+
+        frame = pl.from_arrow(self.arrow)
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a pandas data frame.
+
+        Raises:
+            DialdownError: pandas is not installed.
+        """
+        try:
+            return self.arrow.to_pandas()
+        except ImportError as error:
+            raise DialdownError(
+                "A pandas data frame needs pandas, which is not installed: run `pip install "
+                "pandas`, or use to_polars()."
+            ) from error
 
     @property
     def compared(self) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..evaluation.bootstrap import Estimate
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..models.lm import Protocol
 from ..neurons import statistics
 from ..study.published import CLAIMS

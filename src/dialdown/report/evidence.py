@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import DialdownError
 from ..evaluation.bootstrap import RESAMPLES, Direction, Estimate, direction
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..files import read_json
 from ..models.lm import Protocol
 from .names import named

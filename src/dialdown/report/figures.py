@@ -16,7 +16,7 @@ import polars as pl
 
 from ..data.csv_tables import read_csv
 from ..evaluation.bootstrap import Estimate
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..models.lm import Protocol
 from ..neurons.ranks import PLACES
 from ..neurons.table import NeuronTable

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..evaluation.bootstrap import FEW
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from .evidence import Evidence
 from .names import UNITS, label
 from .rules import SPEAKING_WORDS

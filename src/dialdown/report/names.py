@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..terminal import printable
 
 # What a mean of a metric is over.

@@ -21,7 +21,7 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..files import write_text
 from ..study import published
 from ..study.notes import noted

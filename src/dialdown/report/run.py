@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ..data.reading import whole_text
 from ..errors import DialdownError
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..files import read_json
 from ..models.lm import Protocol
 from ..neurons.table import NeuronTable

@@ -19,7 +19,7 @@ import polars as pl
 
 from ..data.csv_tables import read_csv, write_csv
 from ..evaluation.bootstrap import Direction, Estimate, agreement
-from ..evaluation.evaluator import METRICS, Row
+from ..evaluation.row import METRICS, Row
 from ..files import read_json
 from ..interventions.paper import EditKind, Ordering
 from ..neurons.directions import NON_TOXIC_WORDS, TOXIC_WORDS

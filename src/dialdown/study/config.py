@@ -77,6 +77,8 @@ class EvaluationSettings:
         kl_windows: of these, the ones KL is measured on.
         judge: the scorer whose mean is `toxicity`; it made no pair.
         pair_scorer: the scorer that makes the pairs, reported beside the judge.
+        metrics: what else to measure of the continuations, each as `package.module:name` (see
+            `dialdown.evaluation.Metric`).
         batch_size: prompts per batch.
         neutral_tokens: how much neutral text costs are measured on while dialling,
             none of it in the rows.
@@ -95,6 +97,7 @@ class EvaluationSettings:
     kl_windows: Count = 4
     judge: str = "embedded:ngram"
     pair_scorer: str = "embedded:minilm"
+    metrics: tuple[str, ...] = ()
     batch_size: Count = 160
     neutral_tokens: Count = 1536
 

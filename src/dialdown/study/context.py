@@ -20,6 +20,7 @@ from ..data.assets import found_whole, take_as_whole
 from ..data.corpora import Part
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator, Suite
+from ..evaluation.metrics import load_metric
 from ..evaluation.probe_scorer import ProbeScorer
 from ..evaluation.scorers import Scorer, load_scorer
 from ..evaluation.token_judge import TokenJudge, load_token_judge
@@ -255,6 +256,7 @@ class Workspace:
             texts.load_reference_text(settings.text),
             (self.judge, self.pair_scorer),
             seed=seed,
+            metrics=[*map(load_metric, settings.metrics)],
             **shared,
         )
 

@@ -39,7 +39,7 @@ from .outputs import READS, STAGES, UNREAD, remove, written
 
 # Of the section `evaluation`, what only the rows are measured on.
 EVALUATED = (
-    "judge", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
+    "judge", "metrics", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
     "kl_windows", "neutral_tokens",
 )  # fmt: skip
 MEASURING = {"evaluate", "dial", "check"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import ne
 from typing import Any
 
-from ..evaluation.evaluator import METRICS, Row, as_row
+from ..evaluation.row import Row, as_row
 from ..files import SCHEMA, write_json
 from ..models.decoding import Decoder
 from ..models.lm import LM
@@ -78,7 +78,7 @@ def _note_rows(
             same=len(planned) - effects,
             rows=len(planned),
         )
-    for metric in METRICS:
+    for metric in rows[0].units.metrics if rows else ():
         without = [sum(map(math.isnan, row.units.values[metric])) for row in rows]
         if any(without):
             work.notes.add(

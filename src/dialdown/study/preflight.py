@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from ..data import texts
 from ..errors import DialdownError, enough_memory
+from ..evaluation.metrics import check_names, load_metric
 from ..models.tokens import text_windows
 from ..neurons.directions import check_labels, token_contrast
 from .config import Config
@@ -185,6 +186,11 @@ def _judge(work: Workspace) -> None:
             _ = work.judge
 
 
+def _metrics(work: Workspace) -> None:
+    with _naming("evaluation.metrics"):
+        check_names([*map(load_metric, work.config.evaluation.metrics)])
+
+
 def _token_judge(work: Workspace) -> None:
     with _naming("token_judge"):
         _ = work.token_judge
@@ -203,6 +209,7 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
     _training_prompts: {"pairs"},
     _labelled: {"probe"},
     _pairs_for_f1: _MEASURING,
+    _metrics: _MEASURING,
     _model: {
         "probe",
         "pairs",

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..evaluation.evaluator import Measured
+from ..evaluation.row import Measured
 from ..files import fingerprint, read_sealed, write_sealed
 from .plan import Planned
 
