@@ -14,7 +14,6 @@ import pytest
 
 from helpers import hub_files
 from helpers.hub_user import Finished, User
-from helpers.repository import CONFIGS
 from helpers.stand_in_hub import StandInHub
 
 SMALL = {
@@ -69,9 +68,9 @@ def user(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def run(
     stage: str, local: list[str], out: Path, config: str = "llama-3.1-8b", **other: str
 ) -> list[object]:
-    """A command on one of the configurations at the paper's preset, with small counts."""
+    """A command on one of the presets of the paper, with small counts."""
     set_ = hub_files.as_flags({key.replace("__", "."): value for key, value in other.items()})
-    return [stage, CONFIGS / f"{config}.toml", "--preset", "full", *local, *set_, "--out", out]
+    return [stage, "--preset", config, *local, *set_, "--out", out]
 
 
 def test_a_configuration_runs_to_its_report_from_the_hub_alone(

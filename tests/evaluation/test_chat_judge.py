@@ -407,7 +407,7 @@ def test_a_missing_key_is_an_error_with_a_way_out(monkeypatch, value):
 def test_a_missing_package_is_an_error_with_a_way_out(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(DialdownError, match=r"pip install 'dialdown\[judge\]'"):
+    with pytest.raises(DialdownError, match=r'pip install -e "\.\[judge\]" in your clone'):
         load_token_judge("openai:gpt")
 
 

@@ -19,7 +19,7 @@ from dialdown.interventions.intervention import Intervention
 from dialdown.models.lm import LM
 from helpers import tiny
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'dialdown[eval]'")
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[eval]'")
 
 QUESTIONS = [
     ("The opposite of hot is", ["cold", "green", "seven", "loud"], 0),

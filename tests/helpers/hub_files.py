@@ -1,5 +1,5 @@
-"""What the stand-in hub serves: the repositories that configs/ name, tiny, with the files and
-habits of the real ones.
+"""What the stand-in hub serves: the repositories that the presets of the paper name, tiny, with the
+files and habits of the real ones.
 """
 
 from __future__ import annotations

@@ -620,5 +620,5 @@ def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "dialdown.training.trainer")
     monkeypatch.delattr("dialdown.training.trainer")
     monkeypatch.setitem(sys.modules, "trl.trainer.dpo_config", None)
-    with pytest.raises(DialdownError, match=r'pip install "dialdown\[train\]"'):
+    with pytest.raises(DialdownError, match=r'pip install -e "\.\[train\]" in your clone'):
         train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")

@@ -14,6 +14,7 @@ import torch
 from ..data.assets import fetch
 from ..data.catalogue import ASSETS
 from ..data.wheels import cache_folder
+from ..errors import installing
 from ..evaluation.scorers import load_scorer
 from ..progress import Progress
 from ..workers import do_all
@@ -45,9 +46,7 @@ def findings() -> Iterator[str]:
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
         yield f"extra {extra}: " + (
-            f'missing {", ".join(missing)}; pip install "dialdown[{extra}]"'
-            if missing
-            else "installed"
+            f"missing {', '.join(missing)}; {installing(extra)}" if missing else "installed"
         )
     memory = psutil.virtual_memory()
     yield (

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..errors import DialdownError
+from ..errors import DialdownError, installing
 from ..files import disk_errors, write_text
 from ..progress import Progress
 
@@ -115,8 +115,8 @@ def load_chat_judge(
         from openai import OpenAI
     except ImportError as error:
         raise DialdownError(
-            "The token judge openai: needs the openai package, which is not installed: run pip "
-            "install 'dialdown[judge]', or pass 'embedded:ngram' or a word list (.txt)."
+            "The token judge openai: needs the openai package, which is not installed: "
+            f"{installing('judge')}, or pass 'embedded:ngram' or a word list (.txt)."
         ) from error
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key or not key.isascii() or not key.isprintable():

@@ -19,7 +19,7 @@ from ..models.decoding import Decoder
 from ..models.hooks import Positions, being_changed
 from ..models.lm import LM, Protocol
 from ..models.tokens import text_windows
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .metrics import Metric, check_names, values_of
 from .overlap import is_degenerate, repetition, token_f1
 from .perplexity import ReferenceText
@@ -254,6 +254,7 @@ class Evaluator:
         return token_f1(written, gold)
 
 
+@with_bar
 def evaluate(
     lm: LM,
     interventions: Sequence[Intervention],

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from ..errors import DialdownError, nearest
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .classifier_scorer import ClassifierScorer
 from .embedded_scorers import EMBEDDED, embedded_scorer
 from .judging import Scores
@@ -40,6 +40,7 @@ class Scorer(Protocol):
         """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
 
 
+@with_bar
 def load_scorer(
     source: str,
     *,

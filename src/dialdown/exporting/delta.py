@@ -33,7 +33,7 @@ from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
 from ..interventions.edit_file import damaged, first_problem
 from ..interventions.intervention import Intervention
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .checkpoint import Checkpoint, open_checkpoint
 
 FOLDER = "dialdown"
@@ -172,6 +172,7 @@ def rounded(edit: Intervention) -> Intervention:
     return replace(edit, gain=gain) if np.allclose(gain, edit.gain, rtol=1e-7, atol=0) else edit
 
 
+@with_bar
 def save_delta(
     edit: Intervention,
     source: str | os.PathLike[str],

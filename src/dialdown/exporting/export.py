@@ -22,7 +22,7 @@ from ..data.model_files import CONFIG, copy_files, left_out, own_file
 from ..errors import DialdownError
 from ..files import file_sha256, remove_abandoned, whole_folder, write_json
 from ..interventions.intervention import Intervention
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from ..workers import return_free_memory
 from .card import CARD, write_card
 from .checkpoint import Checkpoint, open_checkpoint
@@ -51,6 +51,7 @@ class Exported:
     left_out: tuple[str, ...]
 
 
+@with_bar
 def export(
     source: str | os.PathLike[str],
     edit: Intervention,
@@ -88,6 +89,7 @@ def export(
     return _export(base, edit, Path(out), force, verify, notes or {}, progress)
 
 
+@with_bar
 def apply_delta(
     delta_folder: str | Path,
     out: str | Path,

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 
 from ..data.hub import reaching
 from ..data.loading import ADAPTER_CONFIG, check_header, named_keys, told
-from ..errors import DialdownError
+from ..errors import DialdownError, installing
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
@@ -75,8 +75,8 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         from peft import PeftConfig, PeftModel
     except ModuleNotFoundError as error:
         raise DialdownError(
-            f"{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: run pip "
-            'install "dialdown[train]".'
+            f"{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: "
+            f"{installing('train')}."
         ) from error
     instead = "pass a folder that PEFT's save_pretrained wrote"
     with told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):

@@ -22,7 +22,7 @@ from ..cards import card
 from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from . import adapters, tokens
 from .mlp import MLPLayer, MLPView, Protocol, check_axes
 
@@ -160,6 +160,7 @@ def sharing(model: Any) -> Any:
     return copy.deepcopy(model, shared).eval()
 
 
+@with_bar
 def load(
     name: str | os.PathLike[str],
     *,
@@ -217,6 +218,7 @@ def load(
     return replace(lm, revision=revision)
 
 
+@with_bar
 def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress | None = None) -> LM:
     """The tuned model of a pair, in the base model's dtype and on its device, so that what differs
     is the tuning.

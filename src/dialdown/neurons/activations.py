@@ -26,7 +26,7 @@ from ..files import read_arrays, write_arrays
 from ..models.decoding import Decoder, Step
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM, Protocol
-from ..progress import Progress
+from ..progress import Progress, with_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,7 @@ class Decoded:
     means: dict[Protocol, NeuronMeans]
 
 
+@with_bar
 def mean_activations(
     lm: LM,
     prompts: Sequence[str],

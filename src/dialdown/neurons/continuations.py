@@ -27,7 +27,7 @@ from ..models.decoding import Batch, batches
 from ..models.hooks import neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .directions import Direction
 
 
@@ -68,6 +68,7 @@ class ContinuationMeans:
         return cls(**arrays, positions=(toxic, clean), record=record["record"])
 
 
+@with_bar
 def continuation_means(
     lm: LM, pairs: Sequence[Pair], *, batch_size: int = 16, progress: Progress | None = None
 ) -> ContinuationMeans:

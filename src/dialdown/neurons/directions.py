@@ -27,7 +27,7 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.lm import LM, Protocol
-from ..progress import Progress
+from ..progress import Progress, with_bar
 
 Site = Literal["residual", "after_norm", "unembedding", "random"]
 
@@ -92,6 +92,7 @@ class Direction:
         return cls(record["name"], arrays["vector"], record["site"], record["record"])
 
 
+@with_bar
 def train_probe(
     lm: LM,
     texts: Sequence[str],

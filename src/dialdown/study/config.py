@@ -22,7 +22,9 @@ from ..models.lm import Protocol
 from ..training.settings import DPOSettings, GainSettings, PairSettings
 from .sources import check_values, from_environment, merge, nested, read_toml
 
-PRESETS = ("smoke", "demo", "diff", "full", "detox")
+# The paper's models, each on top of `full`.
+PAPER = ("gpt2-medium", "llama-3.1-8b", "mistral-7b", "gemma-2-2b")
+PRESETS = ("smoke", "demo", "diff", "full", "detox", *PAPER)
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
@@ -252,7 +254,8 @@ def load_config(
     """Merge the sources into one checked configuration.
 
     Args:
-        preset: `smoke`, `demo`, `diff`, `full` or `detox`.
+        preset: `smoke`, `demo`, `diff`, `full` or `detox`, or a model of the paper with its
+            published hyper-parameters, such as `llama-3.1-8b`, which goes on top of `full`.
         file: a TOML file that overrides the preset.
         flags: dotted keys that override everything.
 
@@ -262,8 +265,10 @@ def load_config(
     """
     if preset not in PRESETS:
         raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}")
-    packaged = resources.files("dialdown.study") / "presets" / f"{preset}.toml"
-    merged = tomllib.loads(packaged.read_text(encoding="utf-8"))
+    merged: dict[str, Any] = {}
+    for name in ("full", preset) if preset in PAPER else (preset,):
+        packaged = resources.files("dialdown.study") / "presets" / f"{name}.toml"
+        merge(merged, tomllib.loads(packaged.read_text(encoding="utf-8")))
     layers = [] if file is None else [(str(file), read_toml(file))]
     layers += [
         (f"environment variable {name}", nested(setting))

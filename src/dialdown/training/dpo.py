@@ -28,11 +28,11 @@ from torch import nn
 
 from ..data.model_files import write_model
 from ..data.pairs import Pair
-from ..errors import DialdownError
+from ..errors import DialdownError, installing
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
 from ..models import tokens
 from ..models.lm import weight_fingerprints
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .loss import Elsewhere
 from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
@@ -60,6 +60,7 @@ class Trainable:
     given: Sequence[Any] = ()
 
 
+@with_bar
 def train_dpo(
     model: Any,
     tokenizer: Any,
@@ -193,8 +194,7 @@ def _trl() -> ModuleType:
         from . import trainer
     except ModuleNotFoundError as error:
         raise DialdownError(
-            f"Training needs {error.name}, which is not installed: run pip install "
-            '"dialdown[train]".'
+            f"Training needs {error.name}, which is not installed: {installing('train')}."
         ) from error
     return trainer
 

@@ -40,10 +40,11 @@ from ..models.decoding import Batch, batches
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .settings import check_damping
 
 
+@with_bar
 def own_text(
     lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
 ) -> list[list[int]]:
@@ -82,6 +83,7 @@ def own_text(
     return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
 
 
+@with_bar
 def fisher_information(
     lm: LM,
     windows: Sequence[Sequence[int]],
@@ -132,6 +134,7 @@ def fisher_information(
     return np.asarray((total / positions).cpu().numpy())
 
 
+@with_bar
 def preference_gradient(
     lm: LM, pairs: Sequence[Pair], *, batch_size: int = 8, progress: Progress | None = None
 ) -> NDArray[np.float64]:

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from ..data.pairs import Pair
-from ..errors import DialdownError
+from ..errors import DialdownError, installing
 from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .dpo import Trainable, tune
 from .fisher import NaturalGradient, damped
 from .loss import Elsewhere
@@ -41,6 +41,7 @@ from .settings import GainSettings, TrainingLog
 FILE = "gains.safetensors"
 
 
+@with_bar
 def train_gains(
     lm: LM,
     pairs: Sequence[Pair],
@@ -106,8 +107,8 @@ def _with_gains(lm: LM, model: Any) -> Any:
         from peft import IA3Config, get_peft_model
     except ModuleNotFoundError as error:
         raise DialdownError(
-            "Neuron gains are IA3 parameters of PEFT, which is not installed: run pip install "
-            '"dialdown[train]".'
+            "Neuron gains are IA3 parameters of PEFT, which is not installed: "
+            f"{installing('train')}."
         ) from error
     paths = [layer.path for layer in lm.view.layers]
     config = IA3Config(

@@ -20,7 +20,7 @@ from ..interventions.paper import steer, steering_alpha
 from ..models.decoding import Decoder, sampler
 from ..models.lm import LM
 from ..neurons.directions import Direction
-from ..progress import Progress
+from ..progress import Progress, with_bar
 from .settings import PairSettings
 
 Score = Callable[[Sequence[str]], NDArray[np.float64]]
@@ -76,6 +76,7 @@ class CandidateFiles:
         return self.folder / f"{start:06}.json"
 
 
+@with_bar
 def make_pairs(
     lm: LM,
     prompts: Sequence[str],
