@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dialdown.errors import DialdownError
-from dialdown.exporting.control_vector import write_control_vector
+from dialdown.exporting import read_control_vector, write_control_vector
 from dialdown.interventions.intervention import Intervention, untouched
 from dialdown.models.lm import LM
 from helpers import tiny
@@ -204,6 +204,81 @@ def test_nothing_is_a_vector_of_zeros(llama: LM, tmp_path: Path) -> None:
         vectors = read(write_control_vector(llama, edit, tmp_path / "v.gguf"))
         assert list(vectors) == [1, 2]
         assert not any(vector.any() for vector in vectors.values())
+
+
+def repeng(path: Path, vectors: dict[int, NDArray[np.float32]], model_type: str = "llama") -> Path:
+    """The very calls by which repeng 0.4 writes a control vector."""
+    writer = GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", model_type)
+    writer.add_uint32("controlvector.layer_count", len(vectors))
+    for layer, vector in vectors.items():
+        writer.add_tensor(f"direction.{layer}", vector)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_vectors(*layers: int) -> dict[int, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return {layer: rng.standard_normal(tiny.WIDTH).astype(np.float32) for layer in layers}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "granite", "qwen3"])
+def test_repeng_s_vector_is_an_intervention(name: str, tmp_path: Path) -> None:
+    lm = tiny.lm(name)
+    path = repeng(tmp_path / "repeng.gguf", random_vectors(2, 1), model_type=name)
+    edit = read_control_vector(lm, path)
+    assert edit.kind == "shift"
+    assert_same(applied(lm, edit), added(lm, path), tiny.logits(lm, IDS))
+    back = read(write_control_vector(lm, edit, tmp_path / "back.gguf"))
+    for layer, vector in random_vectors(2, 1).items():
+        np.testing.assert_allclose(back[layer], vector, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vector_of_the_last_layer_is_a_steering(gemma2: LM, tmp_path: Path) -> None:
+    path = write_control_vector(gemma2, steering(gemma2), tmp_path / "steer.gguf")
+    edit = read_control_vector(gemma2, path)
+    assert edit.kind == "steer"
+    assert edit.vector is not None
+    np.testing.assert_allclose(edit.vector, steering(gemma2).vector, rtol=1e-6)
+    with pytest.raises(DialdownError, match="followed by a norm"):
+        read_control_vector(gemma2, repeng(tmp_path / "v.gguf", random_vectors(1)))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "words"),
+    [
+        (random_vectors(3), "for layer 3, and tiny-llama has 3 layers of 16 dimensions"),
+        (random_vectors(0), "for layer 0"),
+        ({1: np.ones(17, np.float32)}, r"shape \(17,\)"),
+        ({1: np.full(16, np.inf, np.float32)}, "not finite"),
+    ],
+)
+def test_a_vector_of_another_model_is_refused(
+    llama: LM, vectors: dict[int, NDArray[np.float32]], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DialdownError, match=words):
+        read_control_vector(llama, repeng(tmp_path / "v.gguf", vectors))
+
+
+def test_what_is_no_control_vector_is_refused(llama: LM, tmp_path: Path) -> None:
+    path = tmp_path / "v.gguf"
+    with pytest.raises(DialdownError, match="does not exist"):
+        read_control_vector(llama, path)
+    whole = repeng(tmp_path / "whole.gguf", random_vectors(1)).read_bytes()
+    for damaged in (b"", b"no GGUF at all", whole[:60]):
+        path.write_bytes(damaged)
+        with pytest.raises(DialdownError, match="damaged or no GGUF control vector"):
+            read_control_vector(llama, path)
+    writer = GGUFWriter(path, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(DialdownError, match="a GGUF file of 'llama'"):
+        read_control_vector(llama, path)
 
 
 MODEL = tiny.lm("llama")

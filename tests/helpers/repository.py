@@ -3,5 +3,4 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs"
 EXAMPLES = ROOT / "examples"

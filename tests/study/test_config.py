@@ -12,7 +12,6 @@ from dialdown.errors import DialdownError
 from dialdown.study.config import load_config
 from dialdown.study.sources import parse_assignments
 from dialdown.training.settings import PairSettings
-from helpers.repository import CONFIGS
 
 
 def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +40,7 @@ def test_the_papers_configs_have_the_published_hyper_parameters(
     name: str, kl_weight: float
 ) -> None:
     """Tables 9 and 10 of the paper."""
-    config = load_config(preset="full", file=CONFIGS / f"{name}.toml")
+    config = load_config(preset=name)
     ours = config.dpo
     assert ours.kl_weight == kl_weight
     assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (

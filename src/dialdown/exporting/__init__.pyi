@@ -1,5 +1,13 @@
-from .control_vector import write_control_vector
+from .control_vector import read_control_vector, write_control_vector
 from .delta import load_delta, save_delta
 from .export import Exported, apply_delta, export
 
-__all__ = ["Exported", "apply_delta", "export", "load_delta", "save_delta", "write_control_vector"]
+__all__ = [
+    "Exported",
+    "apply_delta",
+    "export",
+    "load_delta",
+    "read_control_vector",
+    "save_delta",
+    "write_control_vector",
+]

@@ -1,11 +1,10 @@
-"""A `shift` or `steer` intervention as a control vector, the GGUF file that llama.cpp adds to a
-running model (METHOD §7).
+"""Control vectors, the GGUF files that llama.cpp and repeng add to a running model (METHOD §7).
 
 Shifted neurons write one constant per layer, sum_i delta_i * v_i, whatever the input. llama.cpp
 adds the tensor `direction.N` to the residual stream after its block N, counted from 0: after the
 MLP of layer N has written and before layer N + 1, or the final norm, reads. That is where the
-constant of layer N belongs, so the file is the intervention exactly, in float32, with one gap:
-llama.cpp has no place for block 0.
+constant of layer N belongs, so a `shift` or `steer` and such a file are the same, in float32, with
+one gap: there is no place for block 0.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
@@ -95,6 +94,86 @@ def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
         vectors[index] = multiplier * written.cpu().numpy()
     if edit.vector is not None:
         vectors[-1] += edit.vector
+    return vectors
+
+
+def read_control_vector(lm: LM, path: str | Path) -> Intervention:
+    """A control vector of repeng, llama.cpp or dialdown as an intervention, which can then be
+    evaluated, dialled, folded and exported like any other.
+
+    A vector of the last layer alone becomes a `steer`. Any other becomes a `shift`: in each layer
+    the smallest offsets (by their sum of squares) with which its neurons write the vector, which is
+    the vector itself to rounding, at every position.
+
+    Args:
+        lm: the model the vector was made for.
+        path: a GGUF file, such as `ControlVector.export_gguf` of repeng writes.
+
+    Raises:
+        DialdownError: the file is missing, damaged or no control vector, is of a model of another
+            size, or its vector cannot be written by neurons: an MLP followed by a norm, or one
+            whose value vectors do not span the residual stream.
+    """
+    vectors = _read(Path(path), lm)
+    record = {"base": lm.describe(), "control_vector": Path(path).name}
+    if not vectors[:-1].any():
+        return Intervention("control_vector", "steer", vector=vectors[-1], record=record)
+    offset = np.zeros((lm.view.n_layers, lm.view.n_neurons))
+    # Granite multiplies what an MLP writes before adding it to the residual stream.
+    multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
+    for index in np.flatnonzero(vectors.any(1)):
+        layer = lm.view.layers[index]
+        if layer.post_norm is not None:
+            raise DialdownError(
+                f"{path} adds a vector after layer {index} of {lm.name}, whose MLP is followed by "
+                "a norm, so no constant of its neurons is that vector: pass a control vector of "
+                "the last layer alone, or of another model."
+            )
+        columns = layer.columns.detach().double().cpu()
+        wanted = torch.as_tensor(vectors[index] / multiplier)
+        offset[index] = torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].numpy()
+        missed = columns @ torch.as_tensor(offset[index]) - wanted
+        if missed.norm() > 1e-6 * wanted.norm():
+            raise DialdownError(
+                f"The neurons of layer {index} of {lm.name} cannot write the vector that {path} "
+                "adds there: pass a control vector of the last layer alone."
+            )
+    gain = np.ones_like(offset)
+    return Intervention("control_vector", "shift", gain, offset, offset != 0, record=record)
+
+
+def _read(path: Path, lm: LM) -> NDArray[np.float64]:
+    """(L, d): the vectors of a file, by the layer whose output they are added to."""
+    try:
+        reader = GGUFReader(path)
+        field = reader.get_field("general.architecture")
+        architecture = field.contents() if field else None
+        tensors = {int(tensor.name.removeprefix(PREFIX)): tensor.data for tensor in reader.tensors}
+    except FileNotFoundError as error:
+        raise DialdownError(
+            f"{path} does not exist: pass the file a control vector was written to."
+        ) from error
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        # The reader has no error of its own: a file cut short is whatever numpy says about it.
+        raise DialdownError(
+            f"{path} is damaged or no GGUF control vector ({error}): write it again."
+        ) from error
+    if architecture != ARCHITECTURE:
+        raise DialdownError(
+            f"{path} is a GGUF file of {architecture!r}, not a control vector: pass one that "
+            "repeng, llama.cpp or write_control_vector wrote."
+        )
+    vectors = np.zeros((lm.view.n_layers, lm.view.d_model))
+    for index, vector in tensors.items():
+        if not 0 < index < len(vectors) or vector.shape != vectors[0].shape:
+            raise DialdownError(
+                f"{path} has a vector of shape {vector.shape} for layer {index}, and {lm.name} has "
+                f"{len(vectors)} layers of {len(vectors[0])} dimensions: pass the model the vector "
+                "was made for."
+            )
+        vectors[index] = vector
+    if not np.isfinite(vectors).all():
+        raise DialdownError(f"{path} has numbers that are not finite: write it again.")
     return vectors
 
 
