@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 import dialdown as dd
@@ -121,6 +122,34 @@ def test_an_intervention_is_a_gain_and_an_offset_per_neuron(llama: LM) -> None:
         plain = llama.model(ids).logits
     torch.testing.assert_close(hooked, folded)
     assert not torch.allclose(hooked, plain)
+
+
+def test_a_model_in_memory_is_used_as_it_is() -> None:
+    model = tiny.model("llama")
+    lm = dd.load(model, tokenizer=tiny.tokenizer())
+    assert lm.model is model
+    assert lm.view.n_neurons == tiny.NEURONS
+    assert dd.mean_activations(lm, ["the cat"], max_new_tokens=2).means.shape == (3, tiny.NEURONS)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "has no tokenizer with it"),
+        ({"tokenizer": tiny.tokenizer(), "dtype": "bfloat16"}, "dtype='bfloat16' says nothing"),
+    ],
+)
+def test_a_model_in_memory_needs_its_tokenizer_alone(given: Any, words: str) -> None:
+    with pytest.raises(dd.DialdownError, match=words):
+        dd.load(tiny.model("llama"), **given)
+
+
+def test_what_wraps_a_model_is_refused() -> None:
+    wrapped: Any = torch.nn.Sequential(tiny.model("llama"))
+    with pytest.raises(dd.DialdownError, match="Sequential is no transformers model"):
+        dd.load(wrapped, tokenizer=tiny.tokenizer())
+    with pytest.raises(dd.DialdownError, match="with its own tokenizer"):
+        dd.load("embedded:smollm2-135m", tokenizer=tiny.tokenizer())
 
 
 def test_an_architecture_is_a_view_described_as_data(llama: LM) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..cards import card
 from ..data import assets, loading
@@ -162,8 +162,9 @@ def sharing(model: Any) -> Any:
 
 @with_bar
 def load(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | PreTrainedModel,
     *,
+    tokenizer: Any = None,
     revision: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -171,10 +172,12 @@ def load(
     progress: Progress | None = None,
 ) -> LM:
     """Load a causal LM from the hub, a local folder, or a package of the Python index
-    (`embedded:NAME`).
+    (`embedded:NAME`); or take one that is loaded already.
 
     Args:
-        name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`.
+        name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`; or a
+            transformers model in memory, which is used as it is, hooks of others included.
+        tokenizer: of a model in memory, which needs one.
         revision: a hub branch, tag or commit.
         dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's
             own on a GPU.
@@ -187,8 +190,18 @@ def load(
     Raises:
         DialdownError: the model does not exist, cannot be reached, is not whole (a weight is
             missing, unknown or of another size), quantised, damaged or an adapter, has no known
-            MLP, or the dtype or device is unknown.
+            MLP, or the dtype or device is unknown; a model in memory comes without a tokenizer, or
+            with a revision, dtype or device, which it has already.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        return _in_memory(
+            name, tokenizer, down, {"revision": revision, "dtype": dtype, "device": device}
+        )
+    if tokenizer is not None:
+        raise DialdownError(
+            f"{os.fspath(name)} is loaded with its own tokenizer: pass the model itself to use it "
+            "with another."
+        )
     name = os.fspath(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loading.check_device(device)
@@ -216,6 +229,26 @@ def load(
     )
     lm = LM.of(model.to(device), tokenizer, name=name, down=down)
     return replace(lm, revision=revision)
+
+
+def _in_memory(model: Any, tokenizer: Any, down: str | None, given: Mapping[str, Any]) -> LM:
+    if not isinstance(model, PreTrainedModel):
+        raise DialdownError(
+            f"{type(model).__name__} is no transformers model: pass a hub id, a folder, or the "
+            "transformers model that it wraps, with tokenizer=."
+        )
+    if tokenizer is None:
+        raise DialdownError(
+            f"The {type(model).__name__} has no tokenizer with it: pass "
+            "dd.load(model, tokenizer=tokenizer)."
+        )
+    for setting, value in given.items():
+        if value is not None:
+            raise DialdownError(
+                f"{setting}={value!r} says nothing about a model that is loaded already: leave it "
+                "out, or pass the model's name."
+            )
+    return LM.of(model, tokenizer, name=model.name_or_path or None, down=down)
 
 
 @with_bar
