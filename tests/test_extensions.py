@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import dialdown as dd
 from dialdown.evaluation import Row, load_metric
 from dialdown.models import LM, MLPLayer, MLPView
+from helpers import tiny
 
 SCORER = """
 import numpy as np
