@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from jinja2 import TemplateError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from ..data.reading import whole_text
 from ..errors import DialdownError, enough_memory, nearest
 from ..interventions.intervention import Intervention
 from ..models.lm import LM
-from ..models.tokens import encode
+from ..models.replies import ReplySettings, Turns, conversation_ids, generate
 from ..terminal import Terminal, printable
 
 COMMANDS = {
@@ -36,47 +31,26 @@ COMMANDS = {
     "/help": "this list",
     "/quit": "leave (so do Ctrl-C and Ctrl-D)",
 }
-SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
-class ChatSettings:
-    """What can be changed between turns.
+class ChatSettings(ReplySettings):
+    """What can be changed between turns: what a reply has, and the dial. Both sides draw the same
+    numbers.
 
     Attributes:
         strength: of the edit, see `Intervention.at`.
-        tokens: the longest reply, in tokens.
-        temperature: 0 is greedy.
-        seed: of sampled replies; both sides draw the same numbers.
     """
 
     strength: float = 1.0
-    tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not math.isfinite(self.strength):
             raise DialdownError(
                 f"A strength of {self.strength} cannot be applied: pass a finite number, 1 for the "
                 "whole edit."
             )
-        if self.tokens < 1:
-            raise DialdownError(f"A reply of {self.tokens} tokens is none: pass 1 or more.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise DialdownError(
-                f"A temperature of {self.temperature} cannot be sampled at: pass 0 for greedy "
-                "replies, or a number such as 0.8."
-            )
-        if not 0 <= self.seed < 1 << 32:
-            raise DialdownError(
-                f"A seed of {self.seed} is out of range: pass a whole number from 0 to "
-                f"{(1 << 32) - 1}."
-            )
-
-
-Turns = list[tuple[str, str]]
-"""What was said so far: (message, reply) pairs."""
 
 
 def chat(
@@ -159,90 +133,14 @@ def reply(
         DialdownError: the conversation has grown out of the model's context, or the edit is of
             another model.
     """
-    ids = _encode(lm.tokenizer, turns, whole_text(message, "The message")).to(lm.device)
-    if not ids.shape[1]:
-        raise DialdownError(
-            f"The tokenizer of {lm.name} makes no tokens of the message: write another one."
-        )
+    ids = conversation_ids(lm, turns, message)
     if ids.shape[1] + settings.tokens > lm.context:
         raise DialdownError(
             f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones "
             "exceed the context of "
             f"{lm.name} ({lm.context}): start again with /reset, or lower /tokens."
         )
-    with edit.measured(lm) if edit else nullcontext():
-        new = _generate(lm, ids, settings, turn=len(turns))
-    # SentencePiece tokenizers drop the space a text starts with, so a reply is decoded after what
-    # it continues.
-    parts = (ids[0], torch.cat([ids[0], new]), new)
-    before, whole, alone = (
-        str(lm.tokenizer.decode(part, skip_special_tokens=True)) for part in parts
-    )
-    return whole.removeprefix(before) if whole.startswith(before) else alone
-
-
-def _encode(tokenizer: Any, turns: Turns, message: str) -> Tensor:
-    """(1, n) token ids of everything said so far and `message`."""
-    if tokenizer.chat_template is None:
-        text = "\n".join([*(said + answered for said, answered in turns), message])
-        return torch.tensor(encode(tokenizer, [text]))
-    roles = ("user", "assistant")
-    messages = [
-        {"role": role, "content": text}
-        for turn in turns
-        for role, text in zip(roles, turn, strict=True)
-    ]
-    messages.append({"role": "user", "content": message})
-    encoded = _templated(tokenizer, messages)
-    ids: Tensor = encoded["input_ids"]
-    return ids
-
-
-def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """What the chat template makes of a conversation; a template is a program of the model's maker,
-    and may fail like one.
-    """
-    try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DialdownError(
-            f"The chat template of the tokenizer cannot be used ({reason}): mend chat_template in "
-            "the base's folder, or remove it to go on with plain text."
-        ) from error
-
-
-def _generate(lm: LM, ids: Tensor, settings: ChatSettings, *, turn: int) -> Tensor:
-    """(n,) new token ids, without the one that ended them."""
-    sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
-    # What a checkpoint's own configuration says about sampling would come with a warning where
-    # nothing is sampled.
-    sampling |= (
-        {"temperature": settings.temperature} if settings.temperature else dict.fromkeys(SAMPLING)
-    )
-    devices = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        torch.manual_seed(settings.seed + turn)
-        out: Tensor = lm.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=settings.tokens,
-            pad_token_id=lm.tokenizer.pad_token_id,
-            eos_token_id=sorted(lm.eos) or None,
-            **sampling,
-        )
-    new = out[0, ids.shape[1] :]
-    return new[:-1] if int(new[-1]) in lm.eos else new
+    return generate(lm, ids, settings, edit, turn=len(turns))
 
 
 def _columns(left: str, right: str, strength: float) -> Table:

@@ -231,7 +231,7 @@ def chat(
     from .chat import ChatSettings
     from .chat import chat as talk
 
-    settings = ChatSettings(strength, tokens, temperature, seed)
+    settings = ChatSettings(tokens, temperature, seed, strength=strength)
     quiet_libraries()
     lm, edit = _base_and_edit(folder, base)
     talk(lm, edit, settings=settings, console=out)

@@ -3,6 +3,7 @@ unembed(final_norm(u)) (METHOD §2), and the toxic neurons that a judge finds by
 
     logit_lens(lm, probe.vector)              # [(token, logit), ...]
     value_vector_tokens(lm, table, count=10)  # a frame: tables 6, 14 and 15
+    writers(lm, token)                        # the other way round: who writes a token
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DialdownError
-from ..models.lm import LM
+from ..models.lm import LM, Protocol
 from .directions import Direction
 from .table import Mask, NeuronTable
 
+SIGNS = (1, -1)
 Judge = Callable[[Sequence[str]], Sequence[bool | None]]
 """Says of each token whether it is toxic; None where it cannot say."""
 
@@ -46,8 +48,7 @@ def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tu
     decoded = []
     for chunk in torch.split(u, rows):
         with torch.inference_mode():
-            normed = lm.view.final_norm(chunk.to(lm.device, lm.model.dtype)[None])
-            top = lm.view.unembedding(normed)[0].float().topk(k)
+            top = lm.view.unembedding(_normed(lm, chunk)).float().topk(k)
         for tokens, logits in zip(top.indices.tolist(), top.values.tolist(), strict=True):
             texts = [lm.tokenizer.decode([token]) for token in tokens]
             decoded.append(list(zip(texts, logits, strict=True)))
@@ -161,6 +162,73 @@ def judged_toxic(
     mask = np.zeros(table.shape, dtype=bool)
     mask[toxic["layer"].to_numpy(), toxic["neuron"].to_numpy()] = True
     return mask
+
+
+def word_tokens(lm: LM, word: str) -> list[int]:
+    """The tokens of a word as it stands within a text: one where the vocabulary has it, with a
+    space before it or without, else the pieces that it is written in.
+
+    Raises:
+        DialdownError: the word is blank.
+    """
+    if not word.strip():
+        raise DialdownError("There is no word to look for: write one.")
+    bos = len(lm.bos)
+    spaced, bare = (ids[bos:] for ids in lm.encode([" " + word.strip(), word.strip()]))
+    return bare if len(bare) == 1 < len(spaced) else spaced
+
+
+def writers(
+    lm: LM, tokens: Sequence[int], *, count: int = 20, protocol: Protocol = "strict"
+) -> pl.DataFrame:
+    """The neurons that write a word: those whose value vector v, or -v, makes its tokens most
+    likely.
+
+    Args:
+        lm: the model.
+        tokens: the ids of the word's tokens (see `word_tokens`); their logits are averaged.
+        count: how many rows.
+        protocol: whether a norm after the MLP belongs to what a neuron writes (METHOD §1).
+
+    Returns:
+        A row per neuron and sign (1 or -1), best first: `layer`, `neuron`, `sign`, `logit` (how far
+        the word's is above the mean over all tokens) and `rank` of its last token among all, where
+        1 is the most likely.
+    """
+    unembedding, wanted = lm.view.unembedding, list(tokens)
+    with torch.inference_mode():
+        weight = unembedding.weight.float()
+        towards = weight[wanted].mean(0) - weight.mean(0)
+        bias = None if unembedding.bias is None else unembedding.bias.float()
+        shift = 0.0 if bias is None else float(bias[wanted].mean() - bias.mean())
+        logits = torch.stack([
+            _normed(lm, sign * layer.value_vectors(protocol)).float() @ towards + shift
+            for layer in lm.view.layers
+            for sign in SIGNS
+        ])  # fmt: skip
+        top = logits.flatten().topk(min(count, logits.numel()))
+        rows, neurons = np.divmod(top.indices.cpu().numpy(), lm.view.n_neurons)
+        layers, signs = rows // 2, np.array(SIGNS)[rows % 2]
+        places = list(zip(layers.tolist(), signs.tolist(), neurons.tolist(), strict=True))
+        vectors = torch.stack([
+            sign * lm.view.layers[layer].value_vectors(protocol)[neuron]
+            for layer, sign, neuron in places
+        ])  # fmt: skip
+        every = unembedding(_normed(lm, vectors)).float()
+        ranks = (every > every[:, wanted[-1:]]).sum(1) + 1
+    return pl.DataFrame({
+        "layer": layers,
+        "neuron": neurons,
+        "sign": signs,
+        "logit": top.values.double().cpu().numpy(),
+        "rank": ranks.cpu().numpy(),
+    })  # fmt: skip
+
+
+def _normed(lm: LM, vectors: torch.Tensor) -> torch.Tensor:
+    """(n, d) vectors as the unembedding reads a residual stream of them."""
+    normed: torch.Tensor = lm.view.final_norm(vectors.to(lm.device, lm.model.dtype)[None])[0]
+    return normed
 
 
 def _tokens(

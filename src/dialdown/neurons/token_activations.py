@@ -1,0 +1,57 @@
+"""The activations of one layer's neurons at every token of some texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..models.decoding import batches
+from ..models.hooks import neuron_hooks
+from ..models.lm import LM
+
+
+def token_activations(
+    lm: LM, encoded: Sequence[Sequence[int]], layer: int, *, batch_size: int = 16
+) -> list[NDArray[np.float32]]:
+    """What each neuron of a layer does while the model reads texts.
+
+    Args:
+        lm: the model.
+        encoded: token ids of each text, none of them empty.
+        layer: the layer's index.
+        batch_size: texts per forward pass.
+
+    Returns:
+        For each text (tokens, F) float32.
+
+    Raises:
+        DialdownError: there is no such layer.
+    """
+    if not 0 <= layer < lm.view.n_layers:
+        raise DialdownError(
+            f"{lm.name} has no layer {layer}: pass a number from 0 to {lm.view.n_layers - 1}."
+        )
+    read: list[Tensor] = []
+
+    def keep(index: int, m: Tensor) -> None:
+        read.append(m.float().cpu())
+
+    rows: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(encoded)
+    with neuron_hooks(lm, keep, [layer]), torch.inference_mode():
+        for batch in batches(lm, encoded, batch_size):
+            lm.model(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+            # Padding is on the left.
+            for row, m in zip(batch.rows, read.pop(), strict=True):
+                rows[row] = m[-len(encoded[row]) :].numpy()
+    return rows
