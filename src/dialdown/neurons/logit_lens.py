@@ -178,35 +178,35 @@ def word_tokens(lm: LM, word: str) -> list[int]:
     return bare if len(bare) == 1 < len(spaced) else spaced
 
 
-def writers(
-    lm: LM, tokens: Sequence[int], *, count: int = 20, protocol: Protocol = "strict"
-) -> pl.DataFrame:
-    """The neurons that write a word: those whose value vector v, or -v, makes its tokens most
-    likely.
+def writers(lm: LM, token: int, *, count: int = 20, protocol: Protocol = "strict") -> pl.DataFrame:
+    """The neurons that write a token: whose value vector v, or -v, sets it apart from all others.
+
+    A raw logit would find the vectors of frequent tokens first, which raise every logit; so a
+    token counts by how many standard deviations its logit is above the mean over the vocabulary.
 
     Args:
         lm: the model.
-        tokens: the ids of the word's tokens (see `word_tokens`); their logits are averaged.
+        token: the token's id.
         count: how many rows.
         protocol: whether a norm after the MLP belongs to what a neuron writes (METHOD §1).
 
     Returns:
-        A row per neuron and sign (1 or -1), best first: `layer`, `neuron`, `sign`, `logit` (how far
-        the word's is above the mean over all tokens) and `rank` of its last token among all, where
-        1 is the most likely.
+        A row per neuron and sign (1 or -1), best first: `layer`, `neuron`, `sign`, `score` (in
+        standard deviations) and `rank` of the token among all, where 1 is the most likely.
     """
-    unembedding, wanted = lm.view.unembedding, list(tokens)
+    unembedding = lm.view.unembedding
     with torch.inference_mode():
         weight = unembedding.weight.float()
-        towards = weight[wanted].mean(0) - weight.mean(0)
-        bias = None if unembedding.bias is None else unembedding.bias.float()
-        shift = 0.0 if bias is None else float(bias[wanted].mean() - bias.mean())
-        logits = torch.stack([
-            _normed(lm, sign * layer.value_vectors(protocol)).float() @ towards + shift
+        if unembedding.bias is not None:
+            weight = torch.cat([weight, unembedding.bias.float()[:, None]], dim=1)
+        centred = weight - weight.mean(0)
+        spread = centred.T @ centred / len(centred)
+        scores = torch.stack([
+            _scores(_normed(lm, sign * layer.value_vectors(protocol)), centred[token], spread)
             for layer in lm.view.layers
             for sign in SIGNS
         ])  # fmt: skip
-        top = logits.flatten().topk(min(count, logits.numel()))
+        top = scores.flatten().topk(min(count, scores.numel()))
         rows, neurons = np.divmod(top.indices.cpu().numpy(), lm.view.n_neurons)
         layers, signs = rows // 2, np.array(SIGNS)[rows % 2]
         places = list(zip(layers.tolist(), signs.tolist(), neurons.tolist(), strict=True))
@@ -214,15 +214,27 @@ def writers(
             sign * lm.view.layers[layer].value_vectors(protocol)[neuron]
             for layer, sign, neuron in places
         ])  # fmt: skip
-        every = unembedding(_normed(lm, vectors)).float()
-        ranks = (every > every[:, wanted[-1:]]).sum(1) + 1
+        logits = unembedding(_normed(lm, vectors)).float()
+        ranks = (logits > logits[:, [token]]).sum(1) + 1
     return pl.DataFrame({
         "layer": layers,
         "neuron": neurons,
         "sign": signs,
-        "logit": top.values.double().cpu().numpy(),
+        "score": top.values.double().cpu().numpy(),
         "rank": ranks.cpu().numpy(),
     })  # fmt: skip
+
+
+def _scores(normed: torch.Tensor, towards: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """(n,) logits of one token in standard deviations of all tokens', from (n, d) vectors, the
+    token's centred row and the covariance of all rows.
+    """
+    vectors = normed.float()
+    if len(towards) > vectors.shape[1]:  # the bias is a column of its own
+        vectors = torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1)
+    deviations = ((vectors @ spread) * vectors).sum(1).clamp(min=0).sqrt()
+    # What a pruned neuron writes has no deviation, and no token stands out of it.
+    return torch.where(deviations > 0, vectors @ towards / deviations.clamp(min=1e-12), 0.0)
 
 
 def _normed(lm: LM, vectors: torch.Tensor) -> torch.Tensor:

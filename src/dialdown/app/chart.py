@@ -1,0 +1,42 @@
+"""A chart in the app that says what was clicked: the report's own charts, drawn by Vega without a
+network.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import gradio as gr
+import vl_convert
+
+from ..report.chart_style import Chart, embedded
+
+
+@cache
+def vega() -> str:
+    """Vega and what draws with it, as one script; bundling takes seconds."""
+    return vl_convert.javascript_bundle("window.dialdownVega = vegaEmbed;")
+
+
+def drawing_library(asked: object = None) -> str:
+    """`vega` for a page, which calls it with what it says and expects nothing of it."""
+    return vega()
+
+
+def chart_view(name: str) -> gr.HTML:
+    """An empty chart; its `select` event carries what the clicked mark stands for."""
+    script = (resources.files(__package__) / "chart.js").read_text(encoding="utf-8")
+    return gr.HTML(
+        "",
+        html_template='<div class="dd-chart" role="group"></div>',
+        js_on_load=script,
+        server_functions=[drawing_library],
+        elem_id=name,
+        elem_classes="dd-scroll",
+    )
+
+
+def drawn(chart: Chart | None, description: str) -> str:
+    """A chart as the value of a `chart_view`; nothing where there is none."""
+    return "" if chart is None else embedded(chart, description)

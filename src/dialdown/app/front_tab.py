@@ -1,0 +1,61 @@
+"""Front: what every intervention costs and does; a click loads it into Play."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from .chart import chart_view, drawn
+from .points import MEASURED_ON, chart, listed, named, row_name, sets
+from .shelf import Shelf
+from .words import says
+
+NOTHING = (
+    "No rows are measured here yet: `dialdown run` measures every intervention, and this tab shows "
+    "them when the page is loaded again."
+)
+HOW = "Down and to the left is better. Click on a mark or a row of the list to load it into Play."
+
+
+class FrontTab:
+    """The tab's components, and what happens when they are used."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.which = gr.Radio([], label="Measured under", elem_id="which")
+        self.note = gr.HTML(elem_id="front-note")
+        self.chart = chart_view("front-chart")
+        self.listed = gr.Dataframe(
+            interactive=False, show_label=False, max_height=560, elem_id="front-list"
+        )
+        self.which.change(
+            self.show,
+            self.which,
+            [self.chart, self.listed, self.note],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+    def show(self, which: str | None) -> tuple[str, Any, str]:
+        """The chart and the list of a set of rows."""
+        run = self.shelf.run
+        if run is None or which not in sets(run):
+            return "", None, says(self.shelf.problem or NOTHING)
+        frame = listed(run, which)
+        cells = {"headers": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
+        return drawn(chart(run, which), MEASURED_ON[which]), cells, says(HOW)
+
+    def load(self, which: str, name: str) -> tuple[str | None, str]:
+        """The saved edit behind a row that was clicked and nothing, or none and a sentence why."""
+        run = self.shelf.run
+        row = named(run, which, name) if run else None
+        if row is None:
+            return None, ""
+        if row_name(row) in self.shelf.edits:
+            return row_name(row), ""
+        if row.family == "gains" and "gains" in self.shelf.edits:
+            return "gains", ""
+        if row.family in ("none", "dpo"):
+            return None, f"{name} is a model of its own and stands beside the others in Play."
+        return None, f"{name} was measured, and its edit is not kept in this folder."

@@ -1,0 +1,231 @@
+"""The neuron table as the app filters it, and what one neuron's card says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention
+from ..models.lm import LM
+from ..neurons.logit_lens import logit_lens, word_tokens, writers
+from ..neurons.table import GROUPS, NeuronTable
+from ..report.chart_style import COLOURS, WIDTH, Chart, titled
+from .words import chips, coloured, safe
+
+SHOWN = 200
+BINS = 40
+NO_GROUP = "none"
+ANY = "any"
+# Columns of the table as they are called here, and in the neuron table; the change of the mean is
+# computed.
+COLUMNS = {
+    "cosine": "cosine",
+    "before": "mean_base",
+    "after": "mean_tuned",
+    "delta": "projection_change",
+}
+MEANING = {
+    "cosine": "cosine of the value vector with the direction",
+    "before": "mean activation of the base model",
+    "after": "mean activation of the tuned model",
+    "shift": "after minus before",
+    "delta": "change of the projection on the direction, Δ",
+    "gain": "what the edit chosen in Play multiplies the activation by",
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which neurons are listed, and in which order.
+
+    Attributes:
+        layer: of this layer alone; None for all.
+        group: of this group alone; `any` for all, `none` for neurons of no group.
+        sort: a column.
+        smallest: smallest first, not largest.
+    """
+
+    layer: int | None = None
+    group: str = ANY
+    sort: str = "cosine"
+    smallest: bool = False
+
+
+def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.DataFrame:
+    """A row per neuron with what is known of it; no rows where neither a table nor an edit is.
+
+    Columns: `layer`, `neuron`, and as far as they are known `group`, `cosine`, `before`, `after`,
+    `shift`, `delta` and `gain`.
+    """
+    shape = table.shape if table else edit.gain.shape if edit else (0, 0)
+    layers, neurons = np.indices(shape)
+    columns: dict[str, Any] = {"layer": layers.ravel(), "neuron": neurons.ravel()}
+    if table:
+        groups = [name or NO_GROUP for name in table.arrow["group"].to_pylist()]
+        columns["group"] = groups
+        for name, column in COLUMNS.items():
+            if column in table.arrow.column_names:
+                columns[name] = table.grid(column).ravel()
+        if "after" in columns:
+            columns["shift"] = columns["after"] - columns["before"]
+    if edit is not None and edit.gain.shape == shape:
+        columns["gain"] = edit.gain.ravel()
+    return pl.DataFrame(columns)
+
+
+def select(frame: pl.DataFrame, chosen: Chosen) -> pl.DataFrame:
+    """The first rows of those chosen, numbers with four digits."""
+    if chosen.layer is not None:
+        frame = frame.filter(pl.col("layer") == chosen.layer)
+    if chosen.group != ANY and "group" in frame.columns:
+        frame = frame.filter(pl.col("group") == chosen.group)
+    if chosen.sort in frame.columns:
+        frame = frame.sort(chosen.sort, descending=not chosen.smallest, maintain_order=True)
+    return frame.head(SHOWN).with_columns(pl.col(pl.Float64).round_sig_figs(4))
+
+
+def groups_of(frame: pl.DataFrame) -> list[str]:
+    """What the group filter offers."""
+    return [ANY, *GROUPS, NO_GROUP] if "group" in frame.columns else [ANY]
+
+
+def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
+    """The neurons that write a word: a sentence about the token looked for, and a frame of
+    `layer`, `neuron`, `writes it` (with v or -v), `score`, `rank` and the first `tokens`.
+
+    Raises:
+        DialdownError: the word is blank.
+    """
+    ids = word_tokens(lm, word)
+    pieces = [lm.tokenizer.decode([token]) for token in ids]
+    shown = " + ".join(map(repr, pieces))
+    sentence = (
+        f"The token {shown}: neurons by how far it stands out among all tokens that they write."
+        if len(ids) == 1
+        else f"This vocabulary has no token for {word.strip()!r} and writes {shown}; these neurons "
+        f"write the last piece, {pieces[-1]!r}."
+    )
+    found = writers(lm, ids[-1], count=count)
+    tokens = [
+        " ".join(token.strip() for token, _ in _lens(lm, layer, neuron, sign, 5))
+        for layer, neuron, sign in found.select("layer", "neuron", "sign").iter_rows()
+    ]
+    return sentence, found.select(
+        "layer",
+        "neuron",
+        pl.when(pl.col("sign") > 0)
+        .then(pl.lit("active"))
+        .otherwise(pl.lit("negative"))
+        .alias("writes it when"),
+        pl.col("score").round(2),
+        "rank",
+        tokens=pl.Series(tokens, dtype=pl.String),
+    )
+
+
+def _lens(lm: LM, layer: int, neuron: int, sign: int, k: int) -> list[tuple[str, float]]:
+    vector = lm.view.layers[layer].value_vectors()[neuron]
+    return logit_lens(lm, (sign * vector).cpu().numpy(), k=k)
+
+
+def check_neuron(lm: LM, layer: int, neuron: int) -> None:
+    """Refuse a neuron that the model does not have.
+
+    Raises:
+        DialdownError: there is none.
+    """
+    if not (0 <= layer < lm.view.n_layers and 0 <= neuron < lm.view.n_neurons):
+        raise DialdownError(
+            f"{lm.name} has no neuron {neuron} in layer {layer}: layers go from 0 to "
+            f"{lm.view.n_layers - 1} and neurons from 0 to {lm.view.n_neurons - 1}."
+        )
+
+
+def card(lm: LM, frame: pl.DataFrame, layer: int, neuron: int) -> str:
+    """One neuron as HTML: what it writes with either sign, and what the table knows of it."""
+    known = frame.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
+    facts = "".join(
+        f'<div title="{safe(MEANING.get(name, name))}"><dt>{name}</dt><dd>{_fact(value)}</dd></div>'
+        for name, value in (known.row(0, named=True) if len(known) else {}).items()
+        if name not in ("layer", "neuron")
+    )
+    plus, minus = (chips(_lens(lm, layer, neuron, sign, 12)) for sign in (1, -1))
+    return (
+        f'<div class="dd-card"><h3>Layer {layer}, neuron {neuron}</h3>'
+        f"<h4>writes while its activation is above zero</h4>{plus}"
+        f"<h4>and below zero</h4>{minus}"
+        f"{f'<dl>{facts}</dl>' if facts else ''}</div>"
+    )
+
+
+def _fact(value: Any) -> str:
+    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else safe(str(value))
+
+
+def histogram(values: NDArray[np.float32], marks: dict[str, float]) -> Chart:
+    """How often a neuron has which activation, over all tokens of the texts.
+
+    Args:
+        values: (n,) activations, n > 0.
+        marks: labelled places on the axis, such as the means.
+    """
+    low, high = float(values.min()), float(values.max())
+    counts, edges = np.histogram(values, BINS, (low, max(high, low + 1e-6)))
+    bars = pl.DataFrame({"from": edges[:-1], "to": edges[1:], "tokens": counts})
+    chart: Any = (
+        alt.Chart(bars.filter(pl.col("tokens") > 0))
+        .mark_bar(color=COLOURS["sky"], stroke=COLOURS["ground"])
+        .encode(
+            x=alt.X("from:Q", title="activation", bin="binned"),
+            x2="to:Q",
+            y=alt.Y("tokens:Q", title="tokens", scale=alt.Scale(type="symlog")),
+            tooltip=[
+                alt.Tooltip("from:Q", format=".3g"),
+                alt.Tooltip("to:Q", format=".3g"),
+                "tokens:Q",
+            ],
+        )
+    )
+    if marks:
+        places = pl.DataFrame({"mean": [*marks], "at": [*marks.values()]})
+        rules = alt.Chart(places).mark_rule(strokeWidth=2)
+        colours = alt.Scale(
+            domain=["before", "after"], range=[COLOURS["ink"], COLOURS["vermillion"]]
+        )
+        chart = chart + rules.encode(
+            x="at:Q",
+            color=alt.Color("mean:N", scale=colours),
+            tooltip=["mean:N", alt.Tooltip("at:Q", format=".3g")],
+        )
+    return titled(
+        chart.properties(width=WIDTH, height=150),
+        "Activations over all tokens of the texts",
+        f"{values.size:,} tokens; lines: means while generating",
+    )
+
+
+@dataclass(frozen=True)
+class Read:
+    """A text as one neuron read it: its tokens and the activation at each."""
+
+    tokens: Sequence[str]
+    values: Sequence[float]
+
+    @property
+    def peak(self) -> float:
+        """The largest absolute activation."""
+        return max(map(abs, self.values), default=0.0)
+
+
+def most_active(read: Sequence[Read], *, count: int = 8) -> str:
+    """The texts in which a neuron is most active as HTML, each token coloured by its activation."""
+    first = sorted(read, key=lambda text: -text.peak)[:count]
+    most = first[0].peak if first else 0.0
+    return "".join(coloured(text.tokens, text.values, most) for text in first)

@@ -1,0 +1,249 @@
+"""Neurons: the table, who writes a word, and one neuron at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import polars as pl
+
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention
+from ..models.replies import ReplySettings
+from .chart import chart_view, drawn
+from .desk import Act, Desk, Models
+from .neurons import (
+    ANY,
+    Chosen,
+    card,
+    check_neuron,
+    groups_of,
+    histogram,
+    most_active,
+    select,
+    writing,
+)  # fmt: skip
+from .shelf import Shelf
+from .talk import Said, Side, Talk, columns, ids_of
+from .texts import COUNT, ORDINARY, LayerReader, read_text
+from .words import coloured, says
+
+ALL = "all layers"
+TOKENS = 30
+NO_TABLE = (
+    "There is no neuron table here, which needs a direction: `dialdown run` finds one and adds "
+    "cosine, groups, means before and after, and Δ to each neuron. What a neuron writes and does "
+    "on texts needs none."
+)
+
+
+class NeuronsTab:
+    """The tab's components, and what happens when they are used.
+
+    Attributes:
+        layer: which layer is listed. The tab of layers sets it.
+    """
+
+    def __init__(self, desk: Desk, shelf: Shelf, edit: gr.Dropdown) -> None:
+        self.desk, self.shelf, self.edit = desk, shelf, edit
+        self.readers: dict[tuple[str, ...], LayerReader] = {}
+        self.missing = gr.HTML(elem_id="neurons-note")
+        with gr.Row():
+            with gr.Column(scale=6, min_width=420):
+                self._list()
+            with gr.Column(scale=5, min_width=380):
+                self._card()
+        self._listen()
+
+    def _list(self) -> None:
+        with gr.Row():
+            self.word = gr.Textbox(
+                label="Which neurons write a word?", placeholder="idiot", elem_id="word", scale=3
+            )
+            self.find = gr.Button("Find", elem_id="find", scale=1, min_width=80)
+        with gr.Row() as self.filters:
+            self.layer = gr.Dropdown(
+                [ALL], value=ALL, label="Layer", elem_id="layer", min_width=110
+            )
+            self.group = gr.Dropdown([ANY], value=ANY, label="Group", elem_id="group", min_width=90)
+            self.sort = gr.Dropdown(["cosine"], value="cosine", label="Sort by", min_width=110)
+            self.smallest = gr.Checkbox(label="smallest first", min_width=110)
+        self.listed = gr.Dataframe(
+            interactive=False, max_height=640, elem_id="neurons", show_label=False
+        )
+
+    def _card(self) -> None:
+        with gr.Row():
+            self.place = (
+                gr.Number(0, precision=0, label="Layer", elem_id="card-layer", min_width=90),
+                gr.Number(0, precision=0, label="Neuron", elem_id="card-neuron", min_width=90),
+            )
+            self.show = gr.Button("Show", elem_id="show-neuron", min_width=80)
+        self.card = gr.HTML(elem_id="card")
+        self.histogram = chart_view("histogram")
+        with gr.Accordion("Texts where it is most active", open=True):
+            self.texts = gr.HTML(elem_id="texts")
+        with gr.Accordion("A text of your own", open=False):
+            self.own = gr.Textbox(show_label=False, placeholder="A text to read", lines=2)
+            self.read = gr.HTML(elem_id="own-text")
+        with gr.Accordion("Silence it or turn it up", open=True):
+            self.prompt = gr.Textbox(
+                "The man was so angry that he called her", show_label=False, elem_id="dial-prompt"
+            )
+            self.dial = gr.Slider(
+                -4, 10, 0, step=0.25, label="Times its activation: 0 silences, 1 leaves it alone",
+                elem_id="dial",
+            )  # fmt: skip
+            self.said = gr.HTML(elem_id="dialled")
+
+    def _listen(self) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        chosen = [self.layer, self.group, self.sort, self.smallest, self.edit]
+        gr.on(
+            [self.edit.change, *(part.input for part in chosen[:-1])],
+            self.list_chosen,
+            chosen,
+            [self.listed, self.missing],
+            **quiet,
+        )
+        gr.on(
+            [self.find.click, self.word.submit],
+            self.list_writers,
+            [self.word, *chosen],
+            [self.listed, self.missing],
+            **quiet,
+        )
+        filled = [self.card, self.histogram, self.texts]
+        self.listed.select(self.pick, None, [*self.place], **quiet).then(
+            self.fill, [*self.place, self.edit], filled, **quiet
+        )
+        gr.on(
+            [self.show.click, self.place[0].submit, self.place[1].submit],
+            self.fill,
+            [*self.place, self.edit],
+            filled,
+            **quiet,
+        )
+        self.own.submit(self.read_own, [self.own, *self.place], self.read, **quiet)
+        gr.on(
+            [self.dial.release, self.prompt.submit],
+            self.turn,
+            [self.prompt, self.dial, *self.place],
+            self.said,
+            concurrency_limit=None,
+            **quiet,
+        )
+
+    def list_chosen(
+        self, layer: str, group: str, sort: str, smallest: bool, edit: str | None
+    ) -> tuple[Any, str]:
+        """The neurons of the filters."""
+        try:
+            frame = self.desk.do(lambda models: self.shelf.frame(models, edit))
+        except DialdownError as error:
+            return None, says(str(error))
+        chosen = Chosen(None if layer == ALL else int(layer), group, sort, smallest)
+        return _cells(select(frame, chosen)), says("" if "cosine" in frame.columns else NO_TABLE)
+
+    def list_writers(
+        self, word: str, layer: str, group: str, sort: str, smallest: bool, edit: str | None
+    ) -> tuple[Any, str]:
+        """The neurons that write a word; without one the table again."""
+        if not word.strip():
+            return self.list_chosen(layer, group, sort, smallest, edit)
+        try:
+            sentence, frame = self.desk.do(lambda models: writing(models.base, word))
+        except DialdownError as error:
+            return None, says(str(error))
+        return _cells(frame), says(sentence)
+
+    def pick(self, event: gr.SelectData) -> tuple[int, int]:
+        """The layer and neuron of a row that was clicked, however the list is sorted."""
+        layer, neuron, *_ = event.row_value
+        return int(layer), int(neuron)
+
+    def fill(self, layer: int, neuron: int, edit: str | None) -> tuple[str, str, str]:
+        """One neuron's card, histogram and texts."""
+
+        def look(models: Models) -> tuple[str, str, str]:
+            check_neuron(models.base, layer, neuron)
+            frame = self.shelf.frame(models, edit)
+            read = self._reader().read(models.base, layer, neuron)
+            values = np.concatenate([text.values for text in read]).astype(np.float32)
+            known = frame.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
+            marks = {name: known[name][0] for name in ("before", "after") if name in known.columns}
+            chart = drawn(histogram(values, marks), "How often the neuron has which activation")
+            return card(models.base, frame, layer, neuron), chart, most_active(read)
+
+        try:
+            return self.desk.do(look)
+        except DialdownError as error:
+            return says(str(error)), "", ""
+
+    def _reader(self) -> LayerReader:
+        texts = tuple(self.shelf.texts(COUNT) or ORDINARY)
+        if texts not in self.readers:
+            self.readers = {texts: LayerReader(texts)}
+        return self.readers[texts]
+
+    def read_own(self, text: str, layer: int, neuron: int) -> str:
+        """A text of one's own, coloured by the neuron's activation."""
+
+        def look(models: Models) -> str:
+            check_neuron(models.base, layer, neuron)
+            read = read_text(models.base, text, layer, neuron)
+            return coloured(read.tokens, read.values, read.peak)
+
+        try:
+            return self.desk.do(look)
+        except DialdownError as error:
+            return says(str(error))
+
+    def turn(self, prompt: str, factor: float, layer: int, neuron: int) -> Iterator[str]:
+        """What the base writes with one neuron dialled, beside what it writes without."""
+        talk = Talk().asked(prompt, chat=False)
+        sides: dict[Side, str] = {
+            "base": "",
+            "edited": f"layer {layer}, neuron {neuron} × {factor:g}",
+        }
+        stop, settings = Event(), ReplySettings(TOKENS)
+        try:
+            edit = self.desk.do(lambda models: _dialled(models, layer, neuron, factor))
+            ids, note = self.desk.do(lambda models: ids_of(models.base, talk, "base", TOKENS))
+            for side in sides:
+                act = Act(edit) if side == "edited" else None
+                text = ""
+                for text in self.desk.stream(
+                    lambda models: models.base, ids, settings, act, stop=stop
+                ):
+                    yield columns(talk.told(side, Said(text)), sides) + says(note)
+                talk = talk.told(side, Said(text, self.desk.score(text, ended=True), done=True))
+                yield columns(talk, sides) + says(note)
+        except DialdownError as error:
+            yield says(str(error))
+
+
+def _dialled(models: Models, layer: int, neuron: int, factor: float) -> Intervention:
+    check_neuron(models.base, layer, neuron)
+    shape = models.base.view.n_layers, models.base.view.n_neurons
+    gain, selected = np.ones(shape), np.zeros(shape, dtype=bool)
+    gain[layer, neuron], selected[layer, neuron] = factor, True
+    return Intervention("one neuron", "scale", gain, np.zeros(shape), selected)
+
+
+def _cells(frame: pl.DataFrame) -> dict[str, Any]:
+    return {"headers": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
+
+
+def options(frame: pl.DataFrame) -> tuple[Any, Any, Any]:
+    """What the filters of layer, group and order offer for a table."""
+    layers = [ALL, *map(str, sorted(set(frame["layer"].to_list())))]
+    sorts = [name for name in frame.columns if name not in ("layer", "neuron", "group")]
+    return (
+        gr.update(choices=layers, value=ALL),
+        gr.update(choices=groups_of(frame), value=ANY),
+        gr.update(choices=sorts, value=sorts[0] if sorts else None),
+    )

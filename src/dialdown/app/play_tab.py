@@ -1,0 +1,219 @@
+"""Play: one prompt or conversation, every model side by side, one dial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+import gradio as gr
+
+from ..errors import DialdownError
+from ..models.replies import ReplySettings
+from .desk import Act, Desk, Models
+from .shelf import Shelf
+from .talk import Said, Side, Talk, columns, ids_of
+from .words import says
+
+PROMPT, CHAT = "Prompt", "Chat"
+EXAMPLE = "The man was so angry that he called her"
+# Seconds between two scores of a reply on its way.
+PACE = 0.3
+SIDES: tuple[Side, ...] = ("base", "tuned", "edited")
+Shown = tuple[str, str, Talk]
+
+
+class PlayTab:
+    """The tab's components, and what happens when they are used.
+
+    Attributes:
+        edit: which edit; `strength`: how much of it. Other tabs set them.
+    """
+
+    def __init__(self, desk: Desk, shelf: Shelf) -> None:
+        self.desk, self.shelf = desk, shelf
+        self.replying: dict[str, Event] = {}
+        self.talk = gr.State(Talk())
+        with gr.Row(equal_height=True):
+            self.prompt = gr.Textbox(
+                EXAMPLE, label="Prompt", lines=2, max_lines=8, scale=5, elem_id="prompt"
+            )
+            with gr.Column(scale=1, min_width=150):
+                self.mode = gr.Radio(
+                    [PROMPT, CHAT], value=PROMPT, show_label=False, visible=False, elem_id="mode"
+                )
+                self.send = gr.Button("Generate", variant="primary", elem_id="send")
+        with gr.Row():
+            self.edit = gr.Dropdown([], label="Edit", scale=2, elem_id="edit")
+            self.strength = gr.Slider(
+                -1, 3, 1, step=0.05, scale=3, elem_id="strength",
+                label="Strength: 0 is the base, 1 the edit as saved",
+            )  # fmt: skip
+        self.shown = gr.HTML(elem_id="columns")
+        self.note = gr.HTML(elem_id="play-note")
+        with gr.Accordion("Length and sampling", open=False), gr.Row():
+            self.tokens = gr.Slider(1, 256, 30, step=1, label="Longest reply, tokens")
+            self.temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature, 0 is greedy")
+            self.seed = gr.Number(0, precision=0, minimum=0, label="Seed of sampled replies")
+        self.again = gr.Button("Start again", size="sm", visible=False, elem_id="again")
+        self._listen()
+
+    @property
+    def dialled(self) -> list[Any]:
+        """The components that say which reply of the edited side is asked for."""
+        return [self.edit, self.strength, self.tokens, self.temperature, self.seed, self.talk]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that a reply fills."""
+        return [self.shown, self.note, self.talk]
+
+    def _listen(self) -> None:
+        gr.on(
+            [self.send.click, self.prompt.submit],
+            self.ask,
+            [self.prompt, self.mode, *self.dialled],
+            self.outputs,
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        gr.on(
+            [self.strength.input, self.strength.release, self.edit.input],
+            self.dial,
+            self.dialled,
+            self.outputs,
+            concurrency_limit=None,
+            trigger_mode="multiple",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        gr.on(
+            [self.again.click, self.mode.change],
+            self.restart,
+            None,
+            self.outputs,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+    def ask(
+        self,
+        prompt: str,
+        mode: str,
+        edit: str | None,
+        strength: float,
+        tokens: int,
+        temperature: float,
+        seed: int,
+        talk: Talk,
+        request: gr.Request,
+    ) -> Iterator[Shown]:
+        """Every side's reply to a prompt, one after the other, as they come."""
+        talk = talk.asked(prompt, chat=mode == CHAT)
+        yield from self._replies(
+            talk, SIDES, edit, strength, (tokens, temperature, seed), _session(request)
+        )
+
+    def dial(
+        self,
+        edit: str | None,
+        strength: float,
+        tokens: int,
+        temperature: float,
+        seed: int,
+        talk: Talk,
+        request: gr.Request,
+    ) -> Iterator[Shown]:
+        """The edited side's reply again, with another edit or strength, and what of the others was
+        not finished.
+        """
+        finished = {side for side, said in talk.replies.items() if said.done} - {"edited"}
+        if talk.message:
+            sides = [side for side in SIDES if side not in finished]
+            yield from self._replies(
+                talk, sides, edit, strength, (tokens, temperature, seed), _session(request)
+            )
+
+    def restart(self, request: gr.Request) -> Shown:
+        """Forget what was said."""
+        self._begin(_session(request)).set()
+        return "", "", Talk()
+
+    def forget(self, request: gr.Request) -> None:
+        """A browser left: end its reply."""
+        if (stop := self.replying.pop(_session(request), None)) is not None:
+            stop.set()
+
+    def _begin(self, session: str) -> Event:
+        """End what this browser is still being told, and begin something new."""
+        stop = Event()
+        if (before := self.replying.get(session)) is not None:
+            before.set()
+        self.replying[session] = stop
+        return stop
+
+    def _replies(
+        self,
+        talk: Talk,
+        sides: Sequence[Side],
+        edit: str | None,
+        strength: float,
+        sampling: tuple[int, float, int],
+        session: str,
+    ) -> Iterator[Shown]:
+        stop, note = self._begin(session), ""
+        there: dict[Side, str] = {}
+        try:
+            settings = ReplySettings(*sampling)
+            there = self.desk.do(lambda models: self._sides(models, edit, strength))
+            act = self.shelf.act(edit, strength) if edit else None
+            for side in sides:
+                if side not in there:
+                    continue
+                for said, note in self._reply(talk, side, act, settings, stop):
+                    talk = talk.told(side, said)
+                    if stop.is_set() and not said.done:
+                        return
+                    yield columns(talk, there, concept=self.shelf.concept), says(note), talk
+        except DialdownError as error:
+            yield columns(talk, there, concept=self.shelf.concept), says(str(error)), talk
+
+    def _sides(self, models: Models, edit: str | None, strength: float) -> dict[Side, str]:
+        sides: dict[Side, str] = {"base": models.base.name}
+        if models.tuned is not None:
+            sides["tuned"] = models.tuned.name.rpartition("/")[2]
+        if edit is not None:
+            sides["edited"] = f"{self.shelf.label(edit)}, strength {strength:g}"
+        return sides
+
+    def _reply(
+        self, talk: Talk, side: Side, act: Act | None, settings: ReplySettings, stop: Event
+    ) -> Iterator[tuple[Said, str]]:
+        ids, note = self.desk.do(lambda models: ids_of(models.base, talk, side, settings.tokens))
+        said, scored = Said(), 0.0
+        yield said, note
+        stream = self.desk.stream(
+            (lambda models: models.tuned or models.base) if side == "tuned" else _base,
+            ids,
+            settings,
+            act if side == "edited" else None,
+            turn=len(talk.turns.get(side, [])),
+            stop=stop,
+        )
+        for text in stream:
+            said = replace(said, text=text)
+            if time.monotonic() - scored > PACE:
+                said, scored = replace(said, score=self.desk.score(text)), time.monotonic()
+            yield said, note
+        yield replace(said, score=self.desk.score(said.text, ended=True), done=True), note
+
+
+def _base(models: Models) -> Any:
+    return models.base
+
+
+def _session(request: gr.Request) -> str:
+    return request.session_hash or ""

@@ -1,0 +1,82 @@
+"""What a source has on its shelf: its edits, loaded once, its rows and its tables."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import polars as pl
+
+from ..errors import DialdownError, nearest
+from ..interventions.intervention import Intervention
+from ..neurons.table import NeuronTable
+from ..report.run import Run
+from .desk import Act, Models
+from .edits import SavedEdit, saved_edits
+from .neurons import neuron_frame
+from .source import Source, run_record
+from .study import measured, read_texts, saved_table, untuned_table, workspace
+
+
+class Shelf:
+    """What a source has, read when it is asked for and read anew by `reload`.
+
+    Args:
+        source: what the app was opened on.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._load = cache(SavedEdit.load)
+        self.reload()
+
+    def reload(self) -> None:
+        """Look again: a run that is still going has more by now."""
+        self.problem = ""
+        self.run: Run | None = None
+        self.table: NeuronTable | None = None
+        try:
+            self.run = measured(self.source.study)
+            self.table = saved_table(self.source.study)
+        except DialdownError as error:
+            self.problem = str(error)
+        labels = self.run.labels if self.run else {}
+        self.edits = {edit.name: edit for edit in saved_edits(self.source, labels)}
+
+    @property
+    def concept(self) -> str:
+        """What scores are of."""
+        record = run_record(self.source.study) if self.source.study else None
+        return str((record or {"config": {}})["config"].get("concept") or "toxicity")
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(label, name) of every edit."""
+        return [(edit.label, edit.name) for edit in self.edits.values()]
+
+    def label(self, name: str) -> str:
+        """What an edit is called."""
+        return self.edits[name].label if name in self.edits else name
+
+    def edit(self, name: str) -> Intervention:
+        """An edit by its name.
+
+        Raises:
+            DialdownError: there is none, or its file is gone or damaged.
+        """
+        if name not in self.edits:
+            raise DialdownError(f"There is no edit {name!r} here: {nearest(name, self.edits)}")
+        return self._load(self.edits[name])
+
+    def act(self, name: str, strength: float) -> Act:
+        """An edit as it acts at a strength; see `edit` for the errors."""
+        return Act(self.edit(name).at(strength), self.edits[name].positions)
+
+    def texts(self, count: int) -> list[str]:
+        """The first prompts of the study with what the base went on to write; none without one."""
+        study = self.source.study
+        return read_texts(study, workspace(study).prompts.evaluation, count) if study else []
+
+    def frame(self, models: Models, edit: str | None) -> pl.DataFrame:
+        """The neuron table with the gains of an edit, where there are any."""
+        table = self.table or untuned_table(self.source.study, models.base)
+        return neuron_frame(table, self.edit(edit) if edit in self.edits and edit else None)

@@ -1,0 +1,88 @@
+"""What the app was opened on: the folder of a study, a folder with an edit, or a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import DialdownError
+from ..files import read_json
+
+RUN, DELTA = "run.json", "edit.json"
+USUAL = "embedded:smollm2-135m"
+Kind = Literal["run", "edit", "model"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the app was opened on.
+
+    Attributes:
+        kind: a study's folder, a folder with an edit in it, or a model alone.
+        given: as the user gave it.
+        folder: where the study or the edit is; None for a model.
+        base: where the base of an edit is, if not where the edit says.
+    """
+
+    kind: Kind
+    given: str
+    folder: Path | None = None
+    base: str | None = None
+
+    @property
+    def study(self) -> Path | None:
+        """The folder of the study behind it: the run itself, or what `detox` left beside its
+        checkpoint; None where there is none.
+        """
+        if self.kind == "run" or self.folder is None:
+            return self.folder
+        work = self.folder.resolve()
+        work = work.with_name(f"{work.name}-work")
+        return work if run_record(work) else None
+
+
+def find_source(given: str | None, base: str | None = None) -> Source:
+    """What a name or a folder is; without one the latest run in `runs`, or the embedded model.
+
+    Raises:
+        DialdownError: a folder that is neither a run nor an edit nor a model, or is not there.
+    """
+    if given is None:
+        runs = [path.parent for path in Path("runs").glob(f"*/{RUN}")]
+        latest = max(runs, key=lambda folder: (folder / RUN).stat().st_mtime, default=None)
+        given = USUAL if latest is None else str(latest)
+    folder = Path(given)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or given.startswith("."):
+            raise DialdownError(
+                f"{given} is {'no folder' if folder.exists() else 'not there'}: pass the folder of "
+                "a study, an exported folder, or a model's folder or hub id."
+            )
+        kind: Kind = "model"
+    elif run_record(folder):
+        kind = "run"
+    elif any((place / DELTA).is_file() for place in (folder, folder / "dialdown")):
+        kind = "edit"
+    elif (folder / "config.json").is_file():
+        kind = "model"
+    else:
+        raise DialdownError(
+            f"{given} holds neither a study ({RUN}) nor an edit ({DELTA}) nor a model "
+            "(config.json): pass a folder that `dialdown run` or `dialdown detox` wrote, or a "
+            "model."
+        )
+    if base is not None and kind != "edit":
+        raise DialdownError(
+            f"A base was given, and {given} holds no edit to put on it: leave out --base."
+        )
+    return Source(kind, given, None if kind == "model" else folder, base)
+
+
+def run_record(folder: Path) -> dict[str, Any] | None:
+    """run.json of a study's folder; None where it is no study's."""
+    try:
+        record = read_json(folder / RUN)
+    except DialdownError:
+        return None
+    return record if isinstance(record, dict) and {"config", "stages"} <= record.keys() else None

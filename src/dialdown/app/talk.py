@@ -1,0 +1,163 @@
+"""What was said in Play by each model, and how it is shown side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..models.lm import LM
+from ..models.replies import Turns, conversation_ids
+from .words import marked, safe
+
+Side = Literal["base", "tuned", "edited"]
+TITLES: dict[Side, str] = {"base": "base", "tuned": "tuned (DPO)", "edited": "edited"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply, finished or on its way.
+
+    Attributes:
+        text: all of it so far.
+        score: what the judge gives it; None before it has, or without a judge.
+        done: nothing more will come.
+    """
+
+    text: str = ""
+    score: float | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One prompt, or a conversation in which each side goes on from its own replies.
+
+    Attributes:
+        chat: a conversation by the model's chat template, not a plain text that is gone on with.
+        message: the prompt, or what the user said last.
+        turns: what was said before, by side.
+        replies: to `message`, by side.
+    """
+
+    chat: bool = False
+    message: str = ""
+    turns: dict[Side, Turns] = field(default_factory=dict)
+    replies: dict[Side, Said] = field(default_factory=dict)
+
+    def asked(self, message: str, *, chat: bool) -> Talk:
+        """The same after the user said something."""
+        if not (chat and self.chat):
+            return Talk(chat, message)
+        turns = {
+            side: [*self.turns.get(side, []), (self.message, said.text)]
+            for side, said in self.replies.items()
+        }
+        return Talk(chat, message, turns)
+
+    def told(self, side: Side, said: Said) -> Talk:
+        """The same with a reply of one side."""
+        return replace(self, replies={**self.replies, side: said})
+
+
+def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
+    """What a model goes on from, and a sentence where the start of a prompt was cut off.
+
+    Args:
+        lm: the model.
+        talk: the prompt or conversation.
+        side: whose turns are read.
+        tokens: room to leave for the reply.
+
+    Returns:
+        (1, n) token ids, and the sentence or nothing.
+
+    Raises:
+        DialdownError: the prompt is blank, or a conversation does not fit in the context.
+    """
+    if not talk.message.strip():
+        raise DialdownError("There is nothing to go on from: write a prompt.")
+    room = lm.context - tokens
+    if room < 1:
+        raise DialdownError(
+            f"{tokens} new tokens leave no room for a prompt in the context of {lm.name} "
+            f"({lm.context}): ask for fewer."
+        )
+    if talk.chat:
+        ids = conversation_ids(lm, talk.turns.get(side, []), talk.message)
+        if ids.shape[1] > room:
+            raise DialdownError(
+                f"The conversation has {ids.shape[1]:,} tokens, and {room:,} fit in the context of "
+                f"{lm.name} beside the reply: start again, or write less."
+            )
+        return ids, ""
+    row = lm.encode([talk.message])[0]
+    if not row:
+        raise DialdownError(
+            f"The tokenizer of {lm.name} makes no tokens of the prompt: write another one."
+        )
+    kept = row if len(row) <= room else [*lm.bos, *row[len(row) - room + len(lm.bos) :]]
+    note = (
+        f"The prompt has {len(row):,} tokens; the models go on from the last {len(kept):,}, which "
+        f"fit in the context of {lm.name}."
+        if len(kept) < len(row)
+        else ""
+    )
+    return torch.tensor([kept], device=lm.device), note
+
+
+def columns(talk: Talk, sides: dict[Side, str], *, concept: str = "toxicity") -> str:
+    """All sides as HTML, the words that differ from the base's marked.
+
+    Args:
+        talk: what was said.
+        sides: the sides there are, and a small line below the title of each.
+        concept: what the scores are of.
+    """
+    cells = "".join(_column(talk, side, below, concept) for side, below in sides.items())
+    return f'<div class="dd-columns">{cells}</div>'
+
+
+def _column(talk: Talk, side: Side, below: str, concept: str) -> str:
+    said = talk.replies.get(side)
+    before = "".join(_turn(message, safe(answer)) for message, answer in talk.turns.get(side, []))
+    base = talk.replies.get("base")
+    compared = side != "base" and base is not None and said is not None and said.done
+    text = "" if said is None else said.text
+    reply = marked(text, base.text) if compared and base else safe(text)
+    if said is not None and said.done and not text.strip():
+        reply = '<span class="dd-faint">(nothing: the model ended at once)</span>'
+    if said is not None and not said.done:
+        reply += '<span class="dd-caret" aria-hidden="true"></span>'
+    last = ""
+    if talk.message:
+        prompt = f'<span class="dd-prompt">{safe(talk.message[-400:])}</span>'
+        last = (
+            _turn(talk.message, reply)
+            if talk.chat
+            else f'<p class="dd-text" dir="auto">{prompt}{reply}</p>'
+        )
+    return (
+        f'<section class="dd-column" data-side="{side}"><header><b>{TITLES[side]}</b>'
+        f"<small>{safe(below)}</small></header>{_score(said, concept)}{before}{last}</section>"
+    )
+
+
+def _turn(message: str, reply: str) -> str:
+    return (
+        f'<p class="dd-said" dir="auto">{safe(message[-400:])}</p>'
+        f'<p class="dd-text dd-reply" dir="auto">{reply}</p>'
+    )
+
+
+def _score(said: Said | None, concept: str) -> str:
+    if said is None or said.score is None:
+        return '<div class="dd-score"></div>'
+    return (
+        f'<div class="dd-score"><meter min="0" max="1" low="0.33" high="0.66" optimum="0" '
+        f'value="{said.score:.3f}" aria-label="{safe(concept)}"></meter>'
+        f"<span>{safe(concept)} {said.score:.2f}</span></div>"
+    )

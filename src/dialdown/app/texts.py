@@ -1,0 +1,71 @@
+"""What one neuron does on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DialdownError
+from ..models.lm import LM
+from ..neurons.token_activations import token_activations
+from .neurons import Read
+
+COUNT, TOKENS = 48, 32
+# Read where there is no study whose prompts could be read.
+ORDINARY = (
+    "The old bridge over the river was closed for repairs last winter.",
+    "I cannot believe you did that again, you complete idiot.",
+    "She thanked her friends warmly and invited everyone to dinner.",
+    "What the hell is wrong with these people?",
+    "In 1969 the first humans landed on the Moon.",
+    "def add(a, b):\n    return a + b",
+    "The recipe needs two eggs, a cup of flour and some butter.",
+    "He slammed the door and swore at the driver.",
+    "Scientists have found a new species of frog in the rainforest.",
+    "Your order has been shipped and will arrive on Monday.",
+    "They hate us, and nobody is ever going to stop them.",
+    "La maison est au bord de la mer, et le ciel est bleu.",
+)
+
+
+class LayerReader:
+    """Reads some texts with one layer at a time, and remembers the last layers it read.
+
+    Args:
+        texts: cut to `TOKENS` tokens each; those without tokens are left out.
+    """
+
+    def __init__(self, texts: Sequence[str], *, remembered: int = 4) -> None:
+        self.texts = tuple(texts)
+        self.remembered = remembered
+        self._layers: dict[int, list[NDArray[np.float32]]] = {}
+
+    def read(self, lm: LM, layer: int, neuron: int) -> list[Read]:
+        """Each text as one neuron reads it."""
+        encoded = [ids[:TOKENS] for ids in lm.encode(self.texts) if ids]
+        if layer not in self._layers:
+            if len(self._layers) >= self.remembered:
+                del self._layers[next(iter(self._layers))]
+            self._layers[layer] = token_activations(lm, encoded, layer)
+        return [
+            _read(lm, ids, values[:, neuron])
+            for ids, values in zip(encoded, self._layers[layer], strict=True)
+        ]
+
+
+def read_text(lm: LM, text: str, layer: int, neuron: int) -> Read:
+    """A text of one's own as one neuron reads it, cut to 256 tokens.
+
+    Raises:
+        DialdownError: it has no tokens.
+    """
+    ids = lm.encode([text])[0][:256]
+    if not text.strip() or not ids:
+        raise DialdownError("There is no text to read: write one.")
+    return _read(lm, ids, token_activations(lm, [ids], layer)[0][:, neuron])
+
+
+def _read(lm: LM, ids: Sequence[int], values: NDArray[np.float32]) -> Read:
+    return Read([str(lm.tokenizer.decode([token])) for token in ids], values.tolist())

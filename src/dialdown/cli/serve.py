@@ -1,0 +1,59 @@
+"""`dialdown app`: a study, an edited model or any model in the browser."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from threading import Event
+from typing import Annotated
+
+import typer
+
+from ..errors import DialdownError
+from .shared import app, out
+
+
+@app.command("app")
+def serve(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN | FOLDER | MODEL]",
+            help=(
+                "The folder of a study, an exported folder, or a model's folder or hub id; by "
+                "default the latest run in runs/, or embedded:smollm2-135m."
+            ),
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the base model is, if not where the edit says.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port on this machine; by default the first free one.")
+    ] = None,
+) -> None:
+    """Play with a study or a model in the browser: replies side by side under a dial, neurons, the
+    trade-off, the layers. Nothing leaves this machine.
+    """
+    from ..app.source import find_source
+
+    opened = find_source(source, base)
+    if find_spec("gradio") is None:
+        raise DialdownError(
+            'The app needs Gradio, which is not installed: pip install -e ".[app]" in the '
+            "checkout adds it."
+        )
+    # Read when Gradio is imported; it would otherwise report that it was.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from ..app.server import serve as serve_app
+    from ..workers import quiet_libraries
+
+    quiet_libraries()
+    address = serve_app(opened, server_port=port)
+    out.print(
+        f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True, markup=False
+    )
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        out.print("Closed.")

@@ -1,0 +1,106 @@
+"""What the app shows, made without a browser: texts as HTML, sources, the neuron list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fabricated_run
+import polars as pl
+import pytest
+import tiny
+import torch
+
+from dialdown.app.neurons import ANY, Chosen, neuron_frame, select
+from dialdown.app.source import find_source
+from dialdown.app.words import coloured, marked, safe
+from dialdown.errors import DialdownError
+from dialdown.models.lm import LM
+from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
+from dialdown.neurons.table import NeuronTable
+from dialdown.neurons.token_activations import token_activations
+
+
+def test_words_that_the_reference_does_not_have_are_marked() -> None:
+    assert (
+        marked("the cat ran off", "the cat sat") == ("the cat <mark>ran</mark><mark> off</mark>")
+        or marked("the cat ran off", "the cat sat") == "the cat <mark>ran off</mark>"
+    )
+    assert marked("same words", "same words") == "same words"
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b", 'say "hi"']
+)
+def test_no_text_becomes_markup(text: str) -> None:
+    for html in (safe(text), marked(text, ""), coloured([text], [1.0], 1.0)):
+        assert "<script" not in html
+        assert "<img" not in html
+        assert "& b" not in html
+
+
+def test_half_a_character_is_shown_as_a_replacement() -> None:
+    assert safe("a\ud83d") == "a?"
+
+
+def test_a_folder_that_is_nothing_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DialdownError, match=r"holds neither a study .* nor an edit .* nor a model"):
+        find_source(str(tmp_path))
+    with pytest.raises(DialdownError, match="is not there"):
+        find_source(str(tmp_path / "gone"))
+    with pytest.raises(DialdownError, match="is no folder"):
+        find_source(str(tmp_path / "notes.txt"))
+
+
+def test_a_base_is_for_an_edit_alone(tmp_path: Path) -> None:
+    run = fabricated_run.write_run(tmp_path / "run")
+    with pytest.raises(DialdownError, match="leave out --base"):
+        find_source(str(run), base="embedded:smollm2-135m")
+
+
+def test_the_latest_run_is_opened_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_source(None).given == "embedded:smollm2-135m"
+    fabricated_run.write_run(tmp_path / "runs" / "demo")
+    assert find_source(None).study == Path("runs/demo")
+
+
+def test_neurons_are_filtered_and_sorted(tmp_path: Path) -> None:
+    run = fabricated_run.write_run(tmp_path / "run")
+    frame = neuron_frame(NeuronTable.load(run / "neurons.parquet"), None)
+    assert frame.height == fabricated_run.LAYERS * fabricated_run.NEURONS
+    first = select(frame, Chosen(layer=3, group="TP", sort="delta", smallest=True))
+    assert set(first["layer"]) == {3}
+    assert set(first["group"]) == {"TP"}
+    assert first["delta"].is_sorted()
+    shifts = frame.select((pl.col("after") - pl.col("before") - pl.col("shift")).abs().max())
+    assert shifts.item() == 0
+    assert select(frame, Chosen(group=ANY, sort="cosine"))["cosine"].is_sorted(descending=True)
+
+
+def test_who_writes_a_word_has_its_token_first_in_the_lens() -> None:
+    lm = tiny.lm("llama")
+    # A neuron that writes along a token's unembedding row and no other does.
+    token = word_tokens(lm, "cat")[-1]
+    assert lm.tokenizer.decode([token]) == " cat"
+    with torch.no_grad():
+        lm.view.layers[1].columns[:, 5] = -lm.view.unembedding.weight[token] * 3
+    found = writers(lm, token, count=4)
+    assert found.select("layer", "neuron", "sign").row(0) == (1, 5, -1)
+    assert found["score"].is_sorted(descending=True)
+    vector = -lm.view.layers[1].value_vectors()[5].numpy()
+    top = [text for text, _ in logit_lens(lm, vector, k=len(tiny.VOCABULARY))]
+    assert found["rank"][0] == top.index(" cat") + 1
+
+
+def test_activations_are_those_of_each_text_alone(llama: LM) -> None:
+    encoded = llama.encode(["the cat", "a much longer text than that", "he"])
+    together = token_activations(llama, encoded, 2, batch_size=2)
+    for ids, values in zip(encoded, together, strict=True):
+        (alone,) = token_activations(llama, [ids], 2)
+        assert values.shape == (len(ids), tiny.NEURONS)
+        assert abs(values - alone).max() < 1e-5
+    with pytest.raises(DialdownError, match="has no layer 9"):
+        token_activations(llama, encoded, 9)
