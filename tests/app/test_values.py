@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fabricated_run
 import polars as pl
 import pytest
-import tiny
 import torch
 
 from dialdown.app.neurons import ANY, Chosen, neuron_frame, select
@@ -18,6 +16,7 @@ from dialdown.models.lm import LM
 from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
 from dialdown.neurons.table import NeuronTable
 from dialdown.neurons.token_activations import token_activations
+from helpers import fabricated_run, tiny
 
 
 def test_words_that_the_reference_does_not_have_are_marked() -> None:

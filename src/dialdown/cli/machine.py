@@ -23,6 +23,7 @@ EXTRAS = {
     "train": ("trl", "datasets", "accelerate", "peft"),
     "judge": ("openai",),
     "eval": ("lm_eval",),
+    "app": ("gradio",),
 }
 # The long ones first: two scorers that are trained, and the model that is converted.
 NEEDED = (

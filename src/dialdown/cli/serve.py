@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import DialdownError
+from ..errors import DialdownError, installing
 from .shared import app, out
 
 
@@ -39,10 +39,7 @@ def serve(
 
     opened = find_source(source, base)
     if find_spec("gradio") is None:
-        raise DialdownError(
-            'The app needs Gradio, which is not installed: pip install -e ".[app]" in the '
-            "checkout adds it."
-        )
+        raise DialdownError(f"The app needs Gradio, which is not installed: {installing('app')}.")
     # Read when Gradio is imported; it would otherwise report that it was.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from ..app.server import serve as serve_app
