@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import dialdown as dd
-from dialdown.cli.summary import show_neurons, show_rows
+from dialdown.cli.summary import show_neurons, show_sentences
 from dialdown.errors import DialdownError
 from dialdown.evaluation.evaluator import Evaluator
 from dialdown.files import read_json
@@ -563,7 +563,7 @@ def test_a_diff_of_a_model_with_itself_says_so_everywhere(tmp_path: Path) -> Non
     said = read_json(tmp_path / "run" / "run.json")["stages"]["neurons"]["equal"]
     assert "The tuned model is the base model" in said
     assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for show in (show_neurons, show_rows):
+    for show in (show_neurons, show_sentences):
         console = Console(record=True, width=300)
         show(tmp_path / "run", console)
         assert console.export_text().rstrip().endswith(said)

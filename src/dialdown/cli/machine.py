@@ -1,12 +1,16 @@
-"""What a run finds on this machine (`doctor`), and what it needs there, ahead (`fetch`)."""
+"""What a run finds on this machine and takes there (`doctor`), and what it fetches (`fetch`)."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,6 +21,9 @@ from ..data.wheels import cache_folder
 from ..errors import installing
 from ..evaluation.scorers import load_scorer
 from ..progress import Progress
+from ..study.config import Config
+from ..study.needs import Shape, needs, shape_of
+from ..study.run import MEMORY
 from ..workers import do_all
 
 EXTRAS = {
@@ -25,6 +32,8 @@ EXTRAS = {
     "eval": ("lm_eval",),
     "app": ("gradio",),
 }
+# Seconds of trying how fast the machine is, and how much of that a forward pass reaches.
+TRIED, EFFICIENCY = 0.5, 0.6
 # The long ones first: two scorers that are trained, and the model that is converted.
 NEEDED = (
     "embedded:minilm",
@@ -78,6 +87,76 @@ def _threads() -> Iterator[str]:
             f"load {load:.1f}: other processes are busy; stop them, or set "
             "OMP_WAIT_POLICY=passive, or runs will be many times slower"
         )
+
+
+def needed(config: Config, folder: Path) -> Iterator[str]:
+    """What a study will take here, stage by stage, and whether it fits: lines.
+
+    Args:
+        config: its settings.
+        folder: where it will be written.
+
+    Raises:
+        DialdownError: the model's config cannot be read.
+    """
+    shape = shape_of(config)
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    workers = config.workers or ((os.cpu_count() or 1) if on_cpu else 1)
+    stages = needs(config, shape, workers=workers)
+    rate = _tokens_per_second(shape)
+    yield (
+        f"{config.model}: {shape.parameters:,} parameters, {shape.layers} layers of "
+        f"{shape.neurons:,} neurons"
+    )
+    yield f"{'stage':12} {'memory':>10} {'disk':>10} {'time here':>10}"
+    for need in stages:
+        time = _time(need.tokens / rate)
+        yield f"{need.stage:12} {_size(need.memory):>10} {_size(need.disk):>10} {time:>10}"
+    most, disk = max(need.memory for need in stages), sum(need.disk for need in stages)
+    total = _time(sum(need.tokens for need in stages) / rate)
+    yield f"{'all':12} {_size(most):>10} {_size(disk):>10} {total:>10}   (estimates)"
+    free = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info()[0]
+    worst = max(stages, key=lambda need: need.memory).stage
+    yield (
+        f"memory: {_size(free)} free, so it fits"
+        if most <= free
+        else f"memory: {_size(free)} free, and {worst} takes {_size(most)}: lower {MEMORY[worst]}"
+    )
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    room = shutil.disk_usage(place).free
+    yield f"disk: {_size(room)} free, so it {'fits' if disk <= room else 'does not fit'}"
+
+
+def _tokens_per_second(shape: Shape) -> float:
+    """Tokens of a forward pass that this machine does in a second, by its speed at a product of the
+    model's own sizes.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left = torch.randn(64, shape.d_model, device=device)
+    right = torch.randn(shape.d_model, shape.neurons, device=device)
+    threads = torch.get_num_threads()
+    until, fastest = time.perf_counter() + TRIED, math.inf
+    # What else runs here makes most rounds slower, and threads wait for each other: the best round
+    # of one thread is what the machine can do.
+    torch.set_num_threads(1)
+    try:
+        while (start := time.perf_counter()) < until:
+            (left @ right)[0, 0].item()
+            fastest = min(fastest, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    together = 1 if device == "cuda" else threads
+    return EFFICIENCY * together * left.shape[0] * right.numel() / (shape.parameters * fastest)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def fetch_all(progress: Progress) -> None:

@@ -14,7 +14,19 @@ import typer
 
 from ..errors import DialdownError, enough_memory
 from ..terminal import take_any_text
-from .shared import Display, Seed, Set, app, err, interruptible, out, settings_of
+from .shared import (
+    Device,
+    Display,
+    Dtype,
+    Judge,
+    Seed,
+    Set,
+    app,
+    err,
+    interruptible,
+    out,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from ..study.config import Config
@@ -49,9 +61,13 @@ def _study(stage: str) -> Callable[..., None]:
         model: Model = None,
         tuned: Tuned = None,
         seed: Seed = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        judge: Judge = None,
         set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
     ) -> None:
         named = {"model": model, "tuned": tuned, "seed": seed}
+        named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
         settings = settings_of(preset, config, named, set_)
         run_study(settings, out_folder or Path("runs") / preset, until=stage)
 
@@ -61,24 +77,27 @@ def _study(stage: str) -> Callable[..., None]:
 def run_study(settings: Config, folder: Path, *, until: str) -> None:
     """Run a study in the terminal, up to a stage."""
     from ..report.stage import RUN
+    from ..study.needs import tokens_by_stage
     from ..study.run import Study
     from ..workers import quiet_libraries
+    from .summary import show_next, show_notes, show_sentences
 
     quiet_libraries()
-    display = Display()
+    stages = [*RUN][: [*RUN].index(until) + 1]
+    tokens = {stage: count for stage, count in tokens_by_stage(settings).items() if stage in stages}
+    display = Display(tokens)
     start = time.monotonic()
+    study = Study(settings, folder, display.progress, display.announce, RUN, display.enter)
     with display.bar, interruptible():
-        Study(settings, folder, display.progress, display.announce, RUN).run(until=until)
-    out.print(
-        f"Finished {until} in {time.monotonic() - start:.0f} s; everything is in {folder}.",
-        markup=False,
-    )
-    from .summary import show_notes, show_rows, show_verdicts
-
-    if until == "report":
-        show_rows(folder, out)
-        show_verdicts(folder, out)
+        study.run(until=until)
     show_notes(folder, out)
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    out.print(
+        f"Finished {until} in {minutes} min {seconds} s; everything is in {folder}.", markup=False
+    )
+    if until == "report":
+        show_sentences(folder, out)
+        show_next(folder, out)
 
 
 STAGE_HELP = {
@@ -131,12 +150,17 @@ def diff(
         ),
     ] = None,
     seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    judge: Judge = None,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
     """What tuning did: weights, activations, groups, correlations, and which neurons matter when
     they are patched.
     """
-    settings = settings_of("diff", None, {"model": base, "tuned": tuned, "seed": seed}, set_)
+    named = {"model": base, "tuned": tuned, "seed": seed}
+    named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
+    settings = settings_of("diff", None, named, set_)
     folder = out_folder or Path("runs") / f"diff-{Path(tuned).name}"
     run_study(settings, folder, until="report")
     from .summary import show_neurons
@@ -174,12 +198,45 @@ def fetch() -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """What this machine has: versions, devices, cache, and whether the extras are installed."""
-    from .machine import findings
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="A model: what each stage of a study of it will take here.")
+    ] = None,
+    preset: Preset = "demo",
+    device: Device = None,
+    dtype: Dtype = None,
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """What this machine has; with a model, the memory, disk and time that each stage will take
+    here.
+    """
+    from .machine import findings, needed
 
-    for line in findings():
+    if model is None:
+        lines = findings()
+    else:
+        named = {"model": model, "device": device, "dtype": dtype}
+        lines = needed(settings_of(preset, None, named, set_), Path("runs") / preset)
+    for line in lines:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def config(
+    key: Annotated[
+        str | None, typer.Argument(help="A setting such as dpo.beta, or a section such as dpo.")
+    ] = None,
+    preset: Preset = "demo",
+    file: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file over the preset.")
+    ] = None,
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """Every setting with what it is, as a TOML file that `dialdown run FILE` takes."""
+    settings = settings_of(preset, file, {}, set_)
+    from ..study.describe import as_toml, chosen, listed
+
+    typer.echo(as_toml(chosen(settings, key) if key else [*listed(settings)]).rstrip())
 
 
 def main() -> None:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ..terminal import Terminal
 
@@ -27,65 +20,126 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Dial a concept down, neuron by neuron.",
 )
 out = Terminal()
 err = Terminal(stderr=True)
 
+# Seconds between two lines where the output is no terminal, and before a pace is believed.
+EVERY = 15
+# Work of which an earlier run may have done a part.
+RESUMED = ("evaluating", "making", "training")
+
 Seed = Annotated[int | None, typer.Option(help="The seed of everything random.")]
+Device = Annotated[str | None, typer.Option(help="A torch device; the GPU if there is one.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; float32 on a CPU by default.")
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="What scores continuations: a classifier on the hub or in a folder, or module:name."
+    ),
+]
 Set = Annotated[
     list[str],
     typer.Option("--set", help="Any other setting, as key=value: --set dpo.learning_rate=2e-5."),
 ]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"dialdown {version('dialdown')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    pass
+
+
 class Display:
-    """Progress of a study in the terminal: a live bar, or a line now and then where the output is
-    no terminal.
+    """One bar for the whole of a command, or a line now and then where the output is no terminal.
+
+    Attributes:
+        tokens: what each stage puts through the model, by which the bar moves and what is left is
+            told; without it the bar is of the stage alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: Mapping[str, float] | None = None) -> None:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=out,
             transient=True,
         )
-        self.task = self.bar.add_task("", total=None)
-        self.label = ""
-        self.before = 0
+        self.task = self.bar.add_task("", total=None, left="")
+        self.tokens = dict(tokens or {})
+        self.stage = self.work = ""
+        self.passed = self.share = 0.0
+        # What was done before this command says nothing about its pace.
+        self.before = 0.0
         self.started = self.spoke = time.monotonic()
 
     def announce(self, sentence: str) -> None:
-        """A stage began or ended."""
-        self.label = ""
-        self.bar.console.print(sentence, markup=False)
+        """Something worth a line of its own happened."""
+        self.bar.console.print(sentence, markup=False, highlight=False)
+
+    def enter(self, stage: str, done: bool) -> None:
+        """A stage begins, or was done before."""
+        self.passed += self.tokens.pop(self.stage, 0.0)
+        self.stage, self.work, self.share = stage, "", 0.0
+        if done:
+            self.before += self.tokens.get(stage, 0.0)
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Some units of the current work are done."""
         work = label.split(maxsplit=1)[0].rstrip(",")
+        if work != self.work:
+            self.work = work
+            if work in RESUMED:
+                self.before += self.tokens.get(self.stage, 0.0) * done / max(total, 1)
+        # A stage may have several pieces of work; the bar never goes back.
+        self.share = max(self.share, done / max(total, 1) if self.tokens else 0.0)
         now = time.monotonic()
-        if work != self.label:
-            self.label, self.started, self.before = work, now, done
-            self.bar.reset(self.task)
-        self.bar.update(self.task, description=label, completed=done, total=total)
-        if not out.is_terminal and (done == total or now - self.spoke > 15):
-            self.spoke = now
-            # What an earlier run had done says nothing about the pace of this one.
-            here = done - self.before
-            left = (now - self.started) / here * (total - done) if here else float("nan")
-            out.print(
-                f"  {label}: {done} of {total}"
-                + (f", about {left:.0f} s left" if left > 0 else ""),
-                highlight=False,
-                markup=False,
+        where = f"{self.stage}: {label}" if self.stage else label
+        told = self._left(now)
+        if self.tokens:
+            position, whole = self._position(), self.passed + sum(self.tokens.values())
+            self.bar.update(
+                self.task, description=where, completed=position, total=whole, left=told
             )
+        else:
+            self.bar.update(self.task, description=where, completed=done, total=total, left=told)
+        if not out.is_terminal and (done == total or now - self.spoke > EVERY):
+            self.spoke = now
+            line = f"  {where}: {done} of {total}" + (f"; {told}" if told else "")
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _position(self) -> float:
+        return self.passed + self.tokens.get(self.stage, 0.0) * self.share
+
+    def _left(self, now: float) -> str:
+        """What is left of the whole, once enough is done to tell."""
+        whole = self.passed + sum(self.tokens.values())
+        here = self._position() - self.before
+        if now - self.started < EVERY or here < 0.02 * whole:
+            return ""
+        seconds = (now - self.started) / here * (whole - self._position())
+        return (
+            f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        )
 
 
 def settings_of(

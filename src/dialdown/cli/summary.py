@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -12,10 +12,8 @@ from rich.table import Table
 
 from ..data.csv_tables import read_csv
 from ..files import read_json
-from ..report.claims import claims
 from ..report.findings import findings
 from ..report.names import TITLES
-from ..report.rules import Verdict
 from ..report.run import load
 from ..study.notes import noted
 
@@ -32,45 +30,23 @@ SHOWN = {
 }  # fmt: skip
 
 
-def show_rows(folder: Path, out: Console) -> None:
-    """Print table 2 of a finished study."""
-    concept = read_json(folder / "run.json")["config"]["concept"]
-    table = _table("intervention", "protocol", concept, "log-perplexity")
-    for row in read_json(folder / "results.json")["rows"]:
-        if row["control_of"] is None:
-            shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl")]
-            table.add_row(row["intervention"], row["protocol"], *shown)
-    out.print(table)
-    out.print(
-        "Means with bootstrap 95 % intervals. Controls, KL, F1, repetition, samples and figures "
-        "are in the report:"
-    )
-    out.print(f"  {folder / 'report.html'}", soft_wrap=True, markup=False)
+def show_sentences(folder: Path, out: Console) -> None:
+    """Print the page's first sentences."""
+    for text in findings(load(folder), folder=folder).values():
+        out.print(text, markup=False, highlight=False)
     _say_if_equal(folder, out)
 
 
-def show_verdicts(folder: Path, out: Console) -> None:
-    """Print the page's first sentences and what of the published conclusions held, as the page has
-    them.
-    """
-    run = load(folder)
-    for about, text in findings(run, folder=folder).items():
-        out.print(f"{about}: {text}", markup=False, highlight=False)
-    made = claims(run, folder=folder)
-    verdicts = {(claim.name, claim.protocol): claim.verdict for claim in made}
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    table.add_column("the paper's claim")
-    for protocol in run.protocols:
-        # A verdict that is cut is none.
-        table.add_column(
-            protocol, min_width=max(map(len, get_args(Verdict))) // 2 + 1, overflow="fold"
-        )
-    for name in dict.fromkeys(claim.name for claim in made):
-        table.add_row(
-            name, *(verdicts.get((name, protocol), "not measured") for protocol in run.protocols)
-        )
-    if made:
-        out.print(table)
+def show_next(folder: Path, out: Console) -> None:
+    """Print where the page is, and what to do with what was found."""
+    model = read_json(folder / "run.json")["config"]["model"]
+    out.print(f"\nThe page: {(folder / 'report.html').absolute().as_uri()}", soft_wrap=True)
+    out.print("Next:")
+    for command, what in (
+        (f"dialdown app {folder}", "play with the edits, look through the neurons"),
+        (f"dialdown detox {model} --out calm", "one gain per neuron, as a plain checkpoint"),
+    ):
+        out.print(f"  {command}   # {what}", soft_wrap=True, markup=False, highlight=False)
 
 
 def show_notes(folder: Path, out: Console) -> None:

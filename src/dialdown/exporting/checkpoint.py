@@ -218,9 +218,9 @@ def open_checkpoint(
     refuse_quantised(source, config)
     files = [own_file(folder, file) for file in weight_files(folder, source)]
     tensors = {stored.name: stored for file in files for stored in _stored(file)}
-    skeleton = _skeleton(folder, name)
-    base = Checkpoint(folder, name, revision, os.path.isdir(source), config, tensors, skeleton)
-    for layer, down in zip(skeleton.view.layers, base.downs, strict=True):
+    built = skeleton(folder, name)
+    base = Checkpoint(folder, name, revision, os.path.isdir(source), config, tensors, built)
+    for layer, down in zip(built.view.layers, base.downs, strict=True):
         if (shape := tuple(layer.down.weight.shape)) != tensors[down].shape:
             raise DialdownError(
                 f"The tensor {down} of {source} has shape {tensors[down].shape} where its config "
@@ -229,7 +229,7 @@ def open_checkpoint(
     return base
 
 
-def _skeleton(folder: Path, name: str) -> LM:
+def skeleton(folder: Path, name: str) -> LM:
     """The model of a folder's config.json on the meta device, with the view of its down projections
     and no tokenizer.
 

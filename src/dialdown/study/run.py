@@ -68,7 +68,8 @@ class Study:
         config: its settings.
         folder: where everything is written.
         progress: called with what is going on, units done, units in all.
-        announce: called with a sentence when a stage starts, ends or is found done.
+        announce: called with a sentence when a stage ends or is found done.
+        enter: called with a stage's name when its turn comes, and whether it was done before.
         stages: what is done, in order; by default the study of METHOD §9.
     """
 
@@ -77,6 +78,7 @@ class Study:
     progress: Progress = silent
     announce: Callable[[str], None] = lambda sentence: None
     stages: Stages = field(default_factory=lambda: STUDY)
+    enter: Callable[[str, bool], None] = lambda stage, done: None
 
     @cached_property
     def work(self) -> Workspace:
@@ -114,14 +116,17 @@ class Study:
             )
             self.work.notes.add(again)
             self.announce(f"{stage}: {again}")
-        if ledger.finished(stage):
+        done = ledger.finished(stage)
+        self.enter(stage, done)
+        if done:
             self.announce(f"{stage}: done before")
             return
-        self.announce(f"{stage} ...")
         start = time.perf_counter()
         with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
             facts = self.stages[stage](self.work)
         facts["notes"] = self.work.notes.take()
         seconds = time.perf_counter() - start
         ledger.record(stage, seconds, facts, self.work.peak_together)
-        self.announce(f"{stage}: {seconds:.0f} s")
+        # Of what was not asked for there is nothing to say here; run.json says why it was left out.
+        if "skipped" not in facts:
+            self.announce(f"{stage}: {seconds:.0f} s")
