@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..exporting.checkpoint import CONFIG, locate, skeleton
+from ..data.model_files import CONFIG
+from ..exporting.checkpoint import locate, skeleton
 from .config import Config
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
