@@ -1,9 +1,10 @@
-# make demo: the study on the embedded model. make test: lint, types and the tests. Both set up .venv first.
+# make demo: the study on the embedded model. make test: lint, types and the tests. make docs: the site, its notebooks run.
+# Each sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests
+.PHONY: demo test lint types tests docs
 
 demo: $(VENV)/train
 	$(BIN)/dialdown fetch
@@ -21,6 +22,9 @@ types: $(VENV)/dev
 
 tests: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 # The constraint keeps pip on one torch; see the README for an install with the torch of your choice.
 $(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt

@@ -112,6 +112,7 @@ def test_what_the_numbers_are(llama: LM) -> None:
 
 
 def test_a_table_is_a_data_frame(llama: LM) -> None:
+    pytest.importorskip("pandas")
     table = values(llama)["NeuronTable"]
     polars, pandas = table.to_polars(), table.to_pandas()
     assert polars.columns == [*pandas.columns] == table.arrow.column_names

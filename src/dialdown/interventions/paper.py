@@ -78,8 +78,9 @@ def edit(
         alpha: the fraction of each group, 0 to 1.
         beta: the strength; TP and AN go to (1 - beta) of their activation, AP and TN to (1 + beta).
         kind: `set` to that multiple of the mean, `shift` by the difference, `scale` by the factor.
-        ordering: which fraction: `cosine` highest |c_i|; `activation` lowest |mean|; `notebook`
-            highest |c_i| for TP and AN and lowest for AP and TN, as in the authors' notebooks.
+        ordering: which fraction: `cosine` highest `|c_i|`; `activation` lowest `|mean|`;
+            `notebook` highest `|c_i|` for TP and AN and lowest for AP and TN, as in the authors'
+            notebooks.
         drop_top: first leave out this fraction of all neurons, those of highest mean activation
             (GPT-2's notebook: 0.2).
         name: the name its results carry.

@@ -57,7 +57,7 @@ class Direction:
 
     @property
     def unit(self) -> NDArray[np.float64]:
-        """W / |W|, (d,) float64."""
+        """`W / |W|`, (d,) float64."""
         return np.asarray(self.vector / np.linalg.norm(self.vector))
 
     @property

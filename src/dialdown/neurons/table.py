@@ -89,12 +89,15 @@ class NeuronTable:
             DialdownError: pandas is not installed.
         """
         try:
-            return self.arrow.to_pandas()
+            import pandas as pd
         except ImportError as error:
             raise DialdownError(
                 "A pandas data frame needs pandas, which is not installed: run `pip install "
                 "pandas`, or use to_polars()."
             ) from error
+        frame = self.arrow.to_pandas()
+        assert isinstance(frame, pd.DataFrame)
+        return frame
 
     @property
     def compared(self) -> bool:

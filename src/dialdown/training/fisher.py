@@ -201,8 +201,8 @@ def natural_gradient(
 
     Returns:
         An intervention of kind `scale`; gains below 0 are set to 0. Its record has `margin`, the
-            predicted change of
-        log p(preferred) - log p(dispreferred), and `clipped` (how many), both before clipping.
+        predicted change of log p(preferred) - log p(dispreferred), and `clipped` (how many), both
+        before clipping.
 
     Raises:
         DialdownError: arrays of another shape, a KL that cannot work, gains that are worth nothing;
