@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from ..evaluation.bootstrap import Estimate
-from ..evaluation.evaluator import Row
+from ..evaluation.row import Row
 from ..models.lm import Protocol
 from ..report.chart_style import Chart
 from ..report.charts import Point, tradeoff
