@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ..data.hub import reaching
-from ..data.loading import ADAPTER_CONFIG, check_header, named_keys, told
+from ..data.loading import ADAPTER_CONFIG, Told, check_header, named_keys
 from ..errors import DialdownError, installing
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -29,7 +29,7 @@ def fetched(adapter: str) -> Path:
     if not folder.is_dir():
         instead = "pass the id of an adapter that can be reached from here, or a local folder"
         with (
-            told(
+            Told(
                 lambda reason: (
                     f"The adapter {adapter!r} could not be fetched ({reason}): {instead}."
                 )
@@ -79,7 +79,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             f"{installing('train')}."
         ) from error
     instead = "pass a folder that PEFT's save_pretrained wrote"
-    with told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):
+    with Told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):
         config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise DialdownError(
@@ -90,7 +90,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
     before = {key: weight.clone() for key, weight in model.named_parameters()}
     does_not_fit = f"The adapter {adapter} does not fit {base}"
     with (
-        told(lambda reason: f"{does_not_fit} ({reason}): pass the base model it was trained on."),
+        Told(lambda reason: f"{does_not_fit} ({reason}): pass the base model it was trained on."),
         warnings.catch_warnings(),
     ):
         # PEFT calls what transformers is about to rename, which is no business of who loads an
@@ -112,7 +112,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             "trained on, "
             "loaded by the same class as it was trained with."
         )
-    with told(
+    with Told(
         lambda reason: (
             f"The adapter {adapter} cannot be merged into {base} ({reason}): merge it with PEFT "
             "first."
