@@ -7,12 +7,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from dialdown.models.lm import LM
 from helpers import tiny
+from helpers.study_files import write_study
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,3 +73,9 @@ def llama() -> Iterator[LM]:
 def gemma2() -> Iterator[LM]:
     with tiny.unchanged(tiny.lm("gemma2")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The settings of a tiny study, beside its model and data, which no test may change."""
+    return write_study(tmp_path_factory.mktemp("study"))

@@ -24,6 +24,7 @@ class Made:
     """
 
     folder: Path
+    config: Config
     done: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     found: float = 1.0
@@ -34,7 +35,7 @@ class Made:
         self.done.clear()
         self.said.clear()
         stages = {"probe": self.probe, "pairs": self.pairs, "train": self.train}
-        Study(Config(), self.folder, announce=self.said.append, stages=stages).run()
+        Study(self.config, self.folder, announce=self.said.append, stages=stages).run()
         return [*self.done]
 
     def probe(self, work: Workspace) -> dict[str, Any]:

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from dialdown.study.config import Config, load_config
 from helpers.made_study import Made
 
 
+@pytest.fixture(scope="session")
+def small(study_file: Path) -> Config:
+    """The settings of the tiny study."""
+    return load_config(file=study_file)
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    study = Made(tmp_path / "run")
+def made(small: Config, tmp_path: Path) -> Made:
+    study = Made(tmp_path / "run", small)
     assert study.run() == ["probe", "pairs", "train"]
     return study

@@ -25,17 +25,17 @@ from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
 from dialdown.study.config import DetoxSettings, load_config
 from dialdown.study.context import Workspace
-from dialdown.study.detox import EDIT, finished_edit, greatest_strength, outcome
+from dialdown.study.detox import EDIT, greatest_strength, outcome
 from dialdown.study.gains import STEP, gain_prices
 from dialdown.training.gains import FILE
 from helpers import tiny
 from helpers.commands import invoke
-from helpers.study_files import write_study
+from helpers.made_study import flip
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("data"))
+def config(study_file: Path) -> Path:
+    return study_file
 
 
 def detox(config: Path, out: Path, *more: object) -> Result:
@@ -193,11 +193,11 @@ def test_an_edit_that_is_less_toxic_ends_with_status_0(
     done: tuple[Path, Result], config: Path, tmp_path: Path
 ) -> None:
     out = copied(done[0], tmp_path)
-    run = read_sealed(work_of(out) / "run.json")
-    assert run is not None
+    record = read_sealed(work_of(out) / "stages" / "check.json")
+    assert record is not None
     change = Estimate(-0.2, -0.3, -0.1, 40)
-    run["stages"]["check"]["change"] = {**change.to_json(), "says": direction(change)}
-    write_sealed(work_of(out) / "run.json", run)
+    record["told"]["change"] = {**change.to_json(), "says": direction(change)}
+    write_sealed(work_of(out) / "stages" / "check.json", record)
     result = detox(config, out)
     assert result.exit_code == 0, result.exception
     assert "shows less toxicity" in result.output
@@ -205,18 +205,28 @@ def test_an_edit_that_is_less_toxic_ends_with_status_0(
 
 
 @pytest.mark.parametrize("name", ["run.json", "results.json", EDIT, "direction-probe.safetensors"])
-def test_no_damaged_file_of_the_work_is_taken_for_a_finished_edit(
+def test_the_same_command_makes_damaged_work_again_and_leaves_its_export(
     done: tuple[Path, Result], config: Path, tmp_path: Path, name: str
 ) -> None:
     out = copied(done[0], tmp_path)
-    settings = load_config(
-        preset="detox", file=config, flags={"model": str(config.parent / "model")}
+    export, content = written(out), (work_of(out) / name).read_bytes()
+    flip(work_of(out) / name)
+    result = detox(config, out)
+    assert result.exit_code == done[1].exit_code, result.exception
+    assert f"{name} was damaged" in result.output or f"{name} is gone or was damaged" in (
+        result.output
     )
-    assert finished_edit(settings, work_of(out), training=True) is not None
-    content = bytearray((work_of(out) / name).read_bytes())
-    content[-2] ^= 1
-    (work_of(out) / name).write_bytes(content)
-    assert finished_edit(settings, work_of(out), training=True) is None
+    assert written(out) == export
+    if name.endswith(".safetensors"):
+        assert (work_of(out) / name).read_bytes() == content
+
+
+def test_other_settings_do_not_replace_an_export_unasked(
+    done: tuple[Path, Result], config: Path
+) -> None:
+    result = detox(config, done[0], "--strength", 0.5)
+    assert isinstance(result.exception, DialdownError)
+    assert "is not empty" in str(result.exception)
 
 
 def test_an_output_inside_of_the_base_is_a_folder_like_any_other(

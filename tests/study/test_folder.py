@@ -12,7 +12,7 @@ import pytest
 
 from dialdown.errors import DialdownError
 from dialdown.evaluation.row import Measured
-from dialdown.files import write_text
+from dialdown.files import read_sealed, write_text
 from dialdown.interventions.intervention import untouched
 from dialdown.report.stage import report_again
 from dialdown.study.config import Config
@@ -110,7 +110,7 @@ def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_t
 def test_other_settings_are_refused_also_where_run_json_is_lost(made: Made) -> None:
     (made.folder / "run.json").unlink()
     study = Study(
-        Config(seed=3),
+        made.config.model_copy(update={"seed": 3}),
         made.folder,
         stages={"probe": made.probe, "pairs": made.pairs, "train": made.train},
     )
@@ -159,9 +159,9 @@ def test_damaged_rows_and_candidates_are_measured_again(tmp_path: Path, content:
     [[".dialdown.lock", ".dialdown.json"], [".run.json.7.partial"], [".dialdown.lock", "run.json"]],
 )
 def test_a_folder_whose_first_command_was_killed_at_once_is_no_strangers(
-    tmp_path: Path, left: list[str]
+    small: Config, tmp_path: Path, left: list[str]
 ) -> None:
-    study = Made(tmp_path / "run")
+    study = Made(tmp_path / "run", small)
     study.folder.mkdir()
     for name in left:
         (study.folder / name).touch()
@@ -179,11 +179,13 @@ def test_what_a_killed_command_left_half_written_is_removed(made: Made) -> None:
 
 
 @pytest.mark.parametrize("error", [DialdownError("no such model"), KeyboardInterrupt()])
-def test_a_run_that_did_nothing_leaves_no_folder(tmp_path: Path, error: BaseException) -> None:
+def test_a_run_that_did_nothing_leaves_no_folder(
+    small: Config, tmp_path: Path, error: BaseException
+) -> None:
     def fail() -> None:
         raise error
 
-    study = Made(tmp_path / "run", meanwhile=fail)
+    study = Made(tmp_path / "run", small, meanwhile=fail)
     with pytest.raises(type(error)):
         study.run()
     assert not study.folder.exists()
@@ -194,12 +196,14 @@ def test_a_run_that_did_nothing_leaves_no_folder(tmp_path: Path, error: BaseExce
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "run.json", "stages"])
-def test_a_strangers_folder_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+def test_a_strangers_folder_is_refused_and_left_as_it_is(
+    small: Config, tmp_path: Path, name: str
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).write_text("{}")
     with pytest.raises(DialdownError, match="holds no study"):
-        Made(folder).run()
+        Made(folder, small).run()
     assert files_of(folder) == {name: b"{}"}
 
 
@@ -209,3 +213,15 @@ def test_a_report_is_not_made_of_damaged_files(made: Made) -> None:
         DialdownError, match=r"pairs\.jsonl is gone or was damaged .* repeat the command"
     ):
         report_again(made.folder)
+
+
+def test_the_card_that_torch_sees_is_in_run_json(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A Card")
+    flip(made.folder / "tuned" / "model.safetensors")
+    made.run()
+    run = read_sealed(made.folder / "run.json")
+    assert run is not None
+    assert run["machine"]["gpu"] == "A Card"

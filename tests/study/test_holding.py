@@ -11,16 +11,17 @@ import pytest
 
 from dialdown.errors import DialdownError
 from dialdown.report.stage import report_again
+from dialdown.study.config import Config
 from dialdown.study.holding import held
 from helpers.made_study import Made, flip
 
 
-def test_a_second_command_is_told_who_is_at_work(tmp_path: Path) -> None:
-    study = Made(tmp_path / "run")
+def test_a_second_command_is_told_who_is_at_work(small: Config, tmp_path: Path) -> None:
+    study = Made(tmp_path / "run", small)
     refusals: list[str] = []
 
     def second() -> None:
-        for command in (Made(study.folder).run, lambda: report_again(study.folder)):
+        for command in (Made(study.folder, small).run, lambda: report_again(study.folder)):
             with pytest.raises(DialdownError) as refused:
                 command()
             refusals.append(str(refused.value))

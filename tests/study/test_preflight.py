@@ -17,12 +17,11 @@ from dialdown.study.preflight import check_inputs
 from dialdown.study.run import STUDY, Study
 from dialdown.study.stages import find_directions
 from helpers import tiny
-from helpers.study_files import write_study
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("data"))
+def file(study_file: Path) -> Path:
+    return study_file
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("data"))
+def config(study_file: Path) -> Path:
+    return study_file
 
 
 @pytest.fixture(scope="module")

@@ -119,8 +119,8 @@ def detox(
         "detox.max_ppl_increase": max_ppl_increase,
     }
     settings = settings_of(preset, config, named, set_)
-    from ..exporting.export import check_export, export, exported_before
-    from ..study.detox import check_dials, find_edit, finished_edit, notes, outcome
+    from ..exporting.export import check_export, export, exported_before, is_export
+    from ..study.detox import begun, check_dials, find_edit, notes, outcome
     from ..workers import quiet_libraries
     from .summary import show_check, show_notes
 
@@ -135,18 +135,16 @@ def detox(
         "progress": display.progress,
     }
     with display.bar, interruptible():
-        edit = None if force else finished_edit(settings, work, training=training)
-        # Killed in its last lines, the same command finds its own export whole.
-        done = None if edit is None else exported_before(settings.model, edit, out_folder, **source)
-        if done is None:
+        # An export of the same command, killed in its last lines or with its work damaged since,
+        # is as good as new once the work is whole.
+        again = not force and begun(settings, work, training=training) and is_export(out_folder)
+        if not again:
             check_export(settings.model, out_folder, force=force, **source)
-            edit = find_edit(
-                settings,
-                work,
-                training=training,
-                progress=display.progress,
-                announce=display.announce,
-            )
+        edit = find_edit(
+            settings, work, training=training, progress=display.progress, announce=display.announce
+        )
+        done = exported_before(settings.model, edit, out_folder, **source) if again else None
+        if done is None:
             done = export(
                 settings.model, edit, out_folder, force=force, notes=notes(work), **source
             )

@@ -167,7 +167,7 @@ def exported_before(
         verify: compare its logits again; an export that is not what the edit does is none.
     """
     out = Path(out)
-    if not (out / CARD).is_file():
+    if not is_export(out):
         return None
     try:
         delta = load_delta(out)
@@ -179,6 +179,15 @@ def exported_before(
     except DialdownError:
         return None
     return Exported(out, _digests(out), verified, _left_out(base))
+
+
+def is_export(out: Path) -> bool:
+    """Whether a folder holds what `export` writes, of whatever edit."""
+    try:
+        load_delta(out)
+    except DialdownError:
+        return False
+    return (out / CARD).is_file()
 
 
 def check_out(out: Path, force: bool) -> None:

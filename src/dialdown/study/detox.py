@@ -21,14 +21,14 @@ from ..errors import DialdownError
 from ..evaluation.bootstrap import FEW, direction
 from ..evaluation.perplexity import ReferenceText
 from ..exporting.delta import MeasuredRow, Notes
-from ..files import read_json, read_sealed
+from ..files import read_json
 from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
 from ..progress import Progress
 from .config import Config, DetoxSettings
 from .context import Facts, Stages, Workspace
-from .folder import RUN, Ledger
+from .folder import Ledger
 from .gains import STEP, explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows, write_results
 from .plan import Planned
@@ -228,14 +228,9 @@ def find_edit(
     return Intervention.load(folder / EDIT)
 
 
-def finished_edit(config: Config, folder: Path, *, training: bool) -> Intervention | None:
-    """The edit that the same call of `find_edit` left in `folder`; None where a stage is not done,
-    or a file of it not whole.
-    """
-    stages = (*detox_stages(training),)
-    ledger = Ledger(config, folder, stages)
-    whole = read_sealed(folder / RUN) is not None and all(map(ledger.whole, stages))
-    return Intervention.load(folder / EDIT) if whole else None
+def begun(config: Config, folder: Path, *, training: bool) -> bool:
+    """Whether the same call of `find_edit` left work in `folder`, done or not, whole or not."""
+    return Ledger(config, folder, (*detox_stages(training),)).went_on_from()
 
 
 def check_dials(config: Config) -> None:

@@ -129,12 +129,29 @@ class Ledger:
                 if new and not records(self.folder) and not _has_content(self.folder):
                     shutil.rmtree(self.folder)
 
-    def _check_settings(self) -> None:
+    def went_on_from(self) -> bool:
+        """Whether something is done here, all of it with these settings, whatever became of its
+        files since.
+        """
+        configs = self._configs()
+        return bool(configs) and all(
+            stage in self.stages
+            and self._until(before, place := self.stages.index(stage))
+            == self._until(self.settings, place)
+            for stage, before in configs.items()
+        )
+
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        """The settings that each finished stage had."""
         configs = {stage: record["config"] for stage, record in records(self.folder).items()}
         if not configs:
             # The records may be lost, or those of an earlier version.
             run = _run(self.folder) or {"stages": (), "config": {}}
             configs = dict.fromkeys(run["stages"], run["config"])
+        return configs
+
+    def _check_settings(self) -> None:
+        configs = self._configs()
         done = [stage for stage in configs if stage not in ADDED]
         if other := sorted({*done} - {*self.stages}):
             raise DialdownError(
@@ -241,7 +258,11 @@ class Ledger:
                 "python": platform.python_version(),
                 **{name: _version(name) for name in PACKAGES},
             },
-            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+            "machine": {
+                "platform": platform.platform(),
+                "threads": torch.get_num_threads(),
+                **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+            },
             # A stage that had nothing to do left nothing, whatever an earlier one of its name did.
             "files": {}
             if "skipped" in facts
