@@ -1,4 +1,4 @@
-"""An edit alone, put on its base again (issue 4, item 4)."""
+"""An edit alone, put on its base again."""
 
 from __future__ import annotations
 

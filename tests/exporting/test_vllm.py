@@ -5,13 +5,17 @@ stand-ins for the rest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from typer.main import get_command
 
 import dialdown as dd
@@ -26,13 +30,13 @@ from helpers.folders import saved
 
 Install = Callable[..., None]
 
-# vLLM's documented answers, from transformers: a position's scores are those of the token there, so
-# the first has none. Once it has answered it crashes.
+# vLLM's documented answers, from the transformers of this process, which has it imported: a
+# position's scores are those of the token there, so the first has none. Once it has answered it
+# crashes.
 STAND_IN = """
 import atexit, os
+from multiprocessing.connection import Client
 from types import SimpleNamespace
-import torch
-from transformers import AutoModelForCausalLM
 
 atexit.register(os._exit, 9)
 __version__ = "0-stand-in"
@@ -41,33 +45,63 @@ SamplingParams = SimpleNamespace
 class LLM:
     def __init__(self, model, dtype, max_model_len, **others):
         assert dtype == "float32"
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.longest = max_model_len
+        self.model, self.longest = model, max_model_len
 
     def generate(self, prompts, asked, use_tqdm):
         return [self.answer(one["prompt_token_ids"], asked) for one in prompts]
 
     def answer(self, ids, asked):
         assert len(ids) + asked.max_tokens <= self.longest
-        with torch.no_grad():
-            scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        with Client({address!r}) as model:
+            model.send((self.model, ids))
+            scores = model.recv()
         filed = []
         for position, following in zip(scores, [*ids[1:], None]):
-            likeliest = position.topk(asked.prompt_logprobs).indices.tolist()
-            tokens = [*likeliest, *([following] if following else [])]
-            scores_of = {token: float(position[token]) {more} for token in tokens}
-            filed.append({t: SimpleNamespace(logprob=score) for t, score in scores_of.items()})
+            order = sorted(range(len(position)), key=position.__getitem__, reverse=True)
+            tokens = [*order[:asked.prompt_logprobs], *([following] if following else [])]
+            scores_of = {{token: position[token] {more} for token in tokens}}
+            filed.append({{t: SimpleNamespace(logprob=score) for t, score in scores_of.items()}})
         last = SimpleNamespace(logprobs=filed[-1:])
         return SimpleNamespace(prompt_logprobs=[None, *filed[:-1]], outputs=[last])
 """
 
 
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address where a folder and token ids are answered by log-probabilities, (tokens, V)."""
+    listener = Listener(str(tmp_path_factory.mktemp("models") / "socket"), "AF_UNIX")
+    models: dict[str, Any] = {}
+
+    def serve() -> None:
+        while True:
+            with listener.accept() as connection:
+                folder, ids = connection.recv()
+                if folder is None:
+                    return
+                if folder not in models:
+                    models[folder] = AutoModelForCausalLM.from_pretrained(
+                        folder, dtype=torch.float32
+                    )
+                with torch.no_grad():
+                    scores = models[folder](torch.tensor([ids])).logits[0].log_softmax(-1)
+                connection.send(scores.tolist())
+
+    thread = Thread(target=serve)
+    thread.start()
+    yield str(listener.address)
+    with Client(listener.address) as last:
+        last.send((None, None))
+    thread.join()
+    listener.close()
+
+
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    def install(more: str = "", source: str = STAND_IN) -> None:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transformers: str) -> Install:
+    def install(more: str = "", source: str = "") -> None:
         place = tmp_path / "installed"
         place.mkdir()
-        (place / "vllm.py").write_text(source.replace("{more}", more))
+        source = source or STAND_IN.format(more=more, address=transformers)
+        (place / "vllm.py").write_text(source)
         before = os.environ.get("PYTHONPATH", "")
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), before]).rstrip(os.pathsep))
         monkeypatch.syspath_prepend(place)

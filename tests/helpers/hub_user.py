@@ -1,9 +1,9 @@
 """A user's shell: runs `dialdown` commands, each in a process of its own with the variables this
 one was started with.
 
-One line of JSON in, commands to run at once, each its arguments and where its output goes; one line
-out, their exit statuses. torch and the rest are imported once and forked: a fresh interpreter would
-spend longer importing than downloading.
+One line of JSON in, commands to run at once, each its arguments, where its output goes and further
+variables; one line out, their exit statuses. torch and the rest are imported once and forked: a
+fresh interpreter would spend longer importing than downloading.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+
+# All that a command may need, for a shell whose variables hold for each of them.
+ALL = ("dialdown.report.page", "dialdown.study.detox", "dialdown.training.trainer")
+# What knows of no hub, for a shell whose commands have variables of their own: the hub's client
+# reads them when it is imported.
+WITHOUT_HUB = ("polars", "pyarrow", "scipy.stats", "sklearn.linear_model", "torch")
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,9 @@ class Finished:
 class User:
     """The test's end: starts the shell and gives it commands."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], imports: Sequence[str] = ALL
+    ) -> None:
         self.folder = folder
         self.home = folder / "home"
         own = {"HF_HOME": str(self.home), "DIALDOWN_CACHE": str(folder / "cache"), "COLUMNS": "200"}
@@ -40,7 +49,7 @@ class User:
             if not name.startswith(("HF_", "DIALDOWN_"))
         }
         self._shell = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *imports],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -51,7 +60,11 @@ class User:
         """Run a command to its end."""
         return self.at_once([arguments])[0]
 
-    def at_once(self, commands: Sequence[Sequence[object]]) -> list[Finished]:
+    def at_once(
+        self,
+        commands: Sequence[Sequence[object]],
+        variables: Sequence[Mapping[str, str]] | None = None,
+    ) -> list[Finished]:
         """Run commands at the same time, each to its end; the hub's client spends most of a failure
         waiting.
         """
@@ -62,8 +75,10 @@ class User:
             for number in range(len(commands))
         ]
         lines = [
-            [[str(word) for word in words], *paths]
-            for words, paths in zip(commands, said, strict=True)
+            [[str(word) for word in words], *paths, {**own}]
+            for words, paths, own in zip(
+                commands, said, variables or [{}] * len(commands), strict=True
+            )
         ]
         self._shell.stdin.write(json.dumps(lines) + "\n")
         self._shell.stdin.flush()
@@ -80,7 +95,8 @@ class User:
         self._shell.communicate()
 
 
-def _run(arguments: list[str], output: str, errors: str) -> None:
+def _run(arguments: list[str], output: str, errors: str, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
     from dialdown.cli.main import main
 
     for path, stream in ((output, 1), (errors, 2)):
@@ -91,14 +107,14 @@ def _run(arguments: list[str], output: str, errors: str) -> None:
     main()
 
 
-def _shell() -> None:
-    from dialdown.workers import quiet_libraries
+def _shell(imports: Sequence[str]) -> None:
+    if any(name.startswith("dialdown") for name in imports):
+        from dialdown.workers import quiet_libraries
 
-    # As the commands do before they import the rest, each of them only what it needs.
-    quiet_libraries()
-    import dialdown.report.page
-    import dialdown.study.detox
-    import dialdown.training.trainer  # noqa: F401
+        # As the commands do before they import the rest, each of them only what it needs.
+        quiet_libraries()
+    for name in imports:
+        import_module(name)
 
     for line in sys.stdin:
         children = []
@@ -113,4 +129,4 @@ def _shell() -> None:
 
 
 if __name__ == "__main__":
-    _shell()
+    _shell(sys.argv[1:])

@@ -69,7 +69,7 @@ _GPT2 = {
 }
 _FREE = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
 
-# Name -> (config class, its arguments). The first eight are named in the issue, the rest come for
+# Name -> (config class, its arguments). The first eight are promised, the rest come for
 # free.
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT2),

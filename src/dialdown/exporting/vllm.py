@@ -1,8 +1,8 @@
 """Whether vLLM reads an exported checkpoint as transformers does: its log-probabilities against the
 hooked base model's. Asked for by `--verify vllm`.
 
-The engine takes memory, threads and signals for itself, so this module runs itself as a process of
-its own for it.
+The engine takes memory, threads and signals for itself, so it runs in a process of its own
+(`vllm_engine`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,7 +30,7 @@ from ..errors import DialdownError
 ENGINES_DIFFER = 0.05
 ENGINE_BYTES = 3 << 30  # vLLM itself, and its keys and values
 SECONDS = 1800
-LIKELIEST = 20  # the most that vLLM gives without being asked for more when it starts
+ENGINE = "dialdown.exporting.vllm_engine"
 # The engine in that process, and no word to anybody.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -130,13 +129,13 @@ def compare_in_vllm(
 
 
 def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What `main` answers in a process of its own: the scores, or a `problem`."""
+    """What the engine answers: the scores, or a `problem`."""
     with TemporaryDirectory() as place:
         answer = Path(place, "answer.json")
         try:
             # Without the working directory among the modules' (-P).
             run = subprocess.run(
-                [sys.executable, "-P", "-m", __name__, str(folder), json.dumps(ids), str(answer)],
+                [sys.executable, "-P", "-m", ENGINE, str(folder), json.dumps(ids), str(answer)],
                 env={**os.environ, **ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -151,48 +150,3 @@ def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
             return {"problem": f"it ended with exit status {run.returncode}"}
         said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return said
-
-
-def main(folder: str, ids: str, answer: str) -> None:
-    """Write the answer of an engine to a file, or what went wrong."""
-    try:
-        said = _run_engine(folder, json.loads(ids))
-    except BaseException as error:  # noqa: BLE001 (an engine raises whatever it likes)
-        reason = " ".join("".join(traceback.format_exception_only(error)).split())
-        said = {"problem": reason.rstrip(".")[:300]}
-    Path(answer).write_text(json.dumps(said), encoding="utf-8")
-
-
-def _run_engine(folder: str, ids: list[list[int]]) -> dict[str, Any]:
-    """vLLM's `version`, and `texts`: for each text, for each of its positions, pairs of a token id
-    and its log-probability as the next token, in float32.
-    """
-    import vllm
-
-    engine = vllm.LLM(
-        model=folder,
-        dtype="float32",
-        max_model_len=max(map(len, ids)) + 1,
-        enforce_eager=True,
-        # Instead of nine tenths of the memory there is, most of it for keys and values.
-        gpu_memory_utilization=0.01,
-        kv_cache_memory_bytes=1 << 30,
-    )
-    texts = engine.generate(
-        [{"prompt_token_ids": text} for text in ids],
-        vllm.SamplingParams(
-            max_tokens=1, temperature=0, logprobs=LIKELIEST, prompt_logprobs=LIKELIEST
-        ),
-        use_tqdm=False,
-    )
-    # vLLM files a prediction under the position it is about, where the first token has none.
-    positions = [[*text.prompt_logprobs[1:], text.outputs[0].logprobs[0]] for text in texts]
-    scores = [
-        [[(token, score.logprob) for token, score in position.items()] for position in text]
-        for text in positions
-    ]
-    return {"version": vllm.__version__, "texts": scores}
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -117,17 +117,21 @@ def fisher_information(
     total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
     positions = 0
     for done, ids in enumerate(windows):
-        for _ in range(draws):
-            with _gains(lm, len(ids)) as gains:
-                logits = lm.model(
-                    input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False
-                ).logits[0]
-                _check(lm, logits)
-                log_probs = logits.float().log_softmax(-1)
+        with _gains(lm, len(ids)) as gains:
+            logits = lm.model(
+                input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False
+            ).logits[0]
+            _check(lm, logits)
+            log_probs = logits.float().log_softmax(-1)
+            for draw in range(draws):
                 drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-                grads = torch.autograd.grad(log_probs.gather(-1, drawn).sum(), gains)
-            total += torch.stack([grad.double().square().sum(0).to(total.device) for grad in grads])
-            positions += len(ids)
+                grads = torch.autograd.grad(
+                    log_probs.gather(-1, drawn).sum(), gains, retain_graph=draw + 1 < draws
+                )
+                total += torch.stack(
+                    [grad.double().square().sum(0).to(total.device) for grad in grads]
+                )
+        positions += draws * len(ids)
         if progress:
             progress("pricing gains", done + 1, len(windows))
     _check(lm, total)
