@@ -38,7 +38,11 @@ def _table(rows: Sequence[tuple[str, Sequence[object]]]) -> str:
     for tag, row in rows:
         cells = "".join(f'<{tag} style="{_CELL}">{_text(cell)}</{tag}>' for cell in row)
         lines.append(f'<tr style="{_LINE}; background: none">{cells}</tr>')
-    return f'<table style="border-collapse: collapse">{"".join(lines)}</table>' if lines else ""
+    return (
+        f'<table style="border-collapse: collapse; margin: .3em 0">{"".join(lines)}</table>'
+        if lines
+        else ""
+    )
 
 
 def _bars(numbers: Sequence[float]) -> str:
@@ -54,5 +58,8 @@ def _bars(numbers: Sequence[float]) -> str:
 
 
 def _text(content: object) -> str:
-    whole = str(content)
+    if isinstance(content, Mapping):
+        # Of a record inside a record, what it is of.
+        content = content.get("name") or content.get("model") or dict(content)
+    whole = f"{content:.4g}" if isinstance(content, float) else str(content)
     return escape(whole if len(whole) <= _LONGEST else f"{whole[: _LONGEST - 1]}…")

@@ -58,7 +58,8 @@ class PairSet:
         heads = ("prompt", "chosen", "rejected")
         first = [(pair.prompt, pair.chosen, pair.rejected) for pair in self.pairs[:3]]
         title = f"{len(self.pairs):,} preference pairs, the first {len(first)} below"
-        return card(title, self.record, rows=[heads, *first])
+        facts = {name: fact for name, fact in self.record.items() if name != "settings"}
+        return card(title, facts, rows=[heads, *first])
 
     def save(self, path: str | Path) -> None:
         """Write JSON lines: the record first, then one pair a line."""

@@ -81,8 +81,8 @@ class Intervention:
     def _repr_html_(self) -> str:
         ranges = {
             name: f"{numbers.min():.4g} to {numbers.max():.4g}"
-            for name, numbers in (("gains", self.gain), ("offsets", self.offset))
-            if numbers.size
+            for name, numbers, rest in (("gains", self.gain, 1), ("offsets", self.offset, 0))
+            if (numbers != rest).any()
         }
         facts = {
             "kind": self.kind,
