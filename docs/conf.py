@@ -32,6 +32,8 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
+# No script from elsewhere: figures are drawn when the page is built.
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 # Bars that have been full for long say nothing on a page.
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
