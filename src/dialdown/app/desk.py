@@ -67,13 +67,14 @@ class Desk:
 
     Args:
         source: what the app was opened on.
+        judge: load what scores texts, too.
         progress: called while an embedded model is downloaded, the first time.
     """
 
-    def __init__(self, source: Source, progress: Progress = silent) -> None:
+    def __init__(self, source: Source, *, judge: bool = True, progress: Progress = silent) -> None:
         self.source = source
         self._thread = ThreadPoolExecutor(1, "models")
-        self._models = self._thread.submit(load_models, source, progress)
+        self._models = self._thread.submit(load_models, source, judge=judge, progress=progress)
 
     def do(self, job: Callable[[Models], T]) -> T:
         """What a job makes of the models, after the jobs before it.
@@ -158,7 +159,7 @@ class Desk:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def load_models(source: Source, progress: Progress = silent) -> Models:
+def load_models(source: Source, *, judge: bool, progress: Progress) -> Models:
     """Load the base, the tuned model and the judge of a source.
 
     Raises:
@@ -169,16 +170,17 @@ def load_models(source: Source, progress: Progress = silent) -> Models:
     if work is not None:
         work.lm = base
     missing: list[str] = []
-    tuned = judge = None
+    tuned = scorer = None
     try:
         tuned = load_tuned_of(source, work)
     except DialdownError as error:
         missing.append(str(error))
     try:
-        judge = work.judge if work else load_scorer("embedded:ngram", progress=progress)
+        if judge:
+            scorer = work.judge if work else load_scorer("embedded:ngram", progress=progress)
     except DialdownError as error:
         missing.append(f"Texts get no scores: {error}")
-    return Models(base, tuned, judge, tuple(missing))
+    return Models(base, tuned, scorer, tuple(missing))
 
 
 def load_base(source: Source, work: Workspace | None, progress: Progress) -> LM:

@@ -12,6 +12,7 @@ from ..models.hooks import Positions
 from ..models.lm import Protocol
 from ..report.run import PROTOCOLS
 from ..study.detox import EDIT
+from ..study.front import KEPT as FRONT
 from ..study.gains import STEP
 from ..training.gains import FILE
 from .source import Source
@@ -73,7 +74,7 @@ def saved_edits(source: Source, labels: Mapping[str, str]) -> list[SavedEdit]:
 
 
 def _of_rows(study: Path, protocol: Protocol, labels: Mapping[str, str]) -> Iterator[SavedEdit]:
-    for folder in ("interventions", "interventions-front"):
+    for folder in ("interventions", FRONT):
         for path in (study / folder).glob(f"{protocol}-*{ENDING}"):
             name = path.name.removesuffix(ENDING)
             label = labels.get(name.removeprefix(f"{protocol}-"), name)

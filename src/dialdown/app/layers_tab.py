@@ -30,7 +30,7 @@ def by_layer(table: NeuronTable) -> pl.DataFrame:
         "falling": falling,
         "rising": rising,
         "net": rising + falling,
-        **{f"neurons in {name}": groups[name] for name in GROUPS},
+        **{name: groups[name] for name in GROUPS},
     }).with_columns(pl.col(pl.Float64).round_sig_figs(4))  # fmt: skip
 
 
@@ -40,10 +40,13 @@ class LayersTab:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
         self.note = gr.HTML(elem_id="layers-note")
-        self.chart = chart_view("layers-chart")
-        self.listed = gr.Dataframe(
-            interactive=False, show_label=False, max_height=560, elem_id="layers-list"
-        )
+        with gr.Row():
+            with gr.Column(scale=4, min_width=440):
+                self.chart = chart_view("layers-chart")
+            with gr.Column(scale=6, min_width=440):
+                self.listed = gr.Dataframe(
+                    interactive=False, show_label=False, max_height=560, elem_id="layers-list"
+                )
 
     def show(self) -> tuple[str, Any, str]:
         """The chart and the list."""

@@ -129,11 +129,12 @@ class NeuronsTab:
         )
         self.own.submit(self.read_own, [self.own, *self.place], self.read, **quiet)
         gr.on(
-            [self.dial.release, self.prompt.submit],
+            [self.dial.input, self.prompt.submit],
             self.turn,
             [self.prompt, self.dial, *self.place],
             self.said,
             concurrency_limit=None,
+            trigger_mode="always_last",
             **quiet,
         )
 
@@ -171,23 +172,31 @@ class NeuronsTab:
         def look(models: Models) -> tuple[str, str, str]:
             check_neuron(models.base, layer, neuron)
             frame = self.shelf.frame(models, edit)
-            read = self._reader().read(models.base, layer, neuron)
+            reader, note = self._reader()
+            read = reader.read(models.base, layer, neuron)
             values = np.concatenate([text.values for text in read]).astype(np.float32)
             known = frame.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
             marks = {name: known[name][0] for name in ("before", "after") if name in known.columns}
             chart = drawn(histogram(values, marks), "How often the neuron has which activation")
-            return card(models.base, frame, layer, neuron), chart, most_active(read)
+            texts = says(note) + most_active(read)
+            return card(models.base, frame, layer, neuron), chart, texts
 
         try:
             return self.desk.do(look)
         except DialdownError as error:
             return says(str(error)), "", ""
 
-    def _reader(self) -> LayerReader:
-        texts = tuple(self.shelf.texts(COUNT) or ORDINARY)
+    def _reader(self) -> tuple[LayerReader, str]:
+        """What reads the study's prompts, or ordinary sentences and why not the prompts."""
+        note = ""
+        try:
+            texts = tuple(self.shelf.texts(COUNT))
+        except DialdownError as error:
+            texts, note = (), f"The study's prompts are not there, so others are read: {error}"
+        texts = texts or ORDINARY
         if texts not in self.readers:
             self.readers = {texts: LayerReader(texts)}
-        return self.readers[texts]
+        return self.readers[texts], note
 
     def read_own(self, text: str, layer: int, neuron: int) -> str:
         """A text of one's own, coloured by the neuron's activation."""

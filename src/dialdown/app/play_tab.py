@@ -81,7 +81,7 @@ class PlayTab:
             api_visibility="private",
         )
         gr.on(
-            [self.strength.input, self.strength.release, self.edit.input],
+            [self.strength.input, self.edit.input],
             self.dial,
             self.dialled,
             self.outputs,
@@ -184,7 +184,7 @@ class PlayTab:
     def _sides(self, models: Models, edit: str | None, strength: float) -> dict[Side, str]:
         sides: dict[Side, str] = {"base": models.base.name}
         if models.tuned is not None:
-            sides["tuned"] = models.tuned.name.rpartition("/")[2]
+            sides["tuned"] = self.shelf.tuned
         if edit is not None:
             sides["edited"] = f"{self.shelf.label(edit)}, strength {strength:g}"
         return sides

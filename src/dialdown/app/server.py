@@ -73,11 +73,21 @@ class Page:
                 concurrency_limit=None, **QUIET,
             )  # fmt: skip
         for event in (layers.chart.select, layers.listed.select):
-            event(self.of_layer, None, [neurons.layer, self.tabs], **QUIET)
+            event(self.of_layer, None, [neurons.layer, self.tabs], **QUIET).then(
+                neurons.list_chosen,
+                [*filters, neurons.smallest, play.edit],
+                [neurons.listed, neurons.missing],
+                **QUIET,
+            )
 
     @property
     def _loading(self) -> list[Any]:
         return [self.play.edit, self.play.strength, self.tabs, self.front.note]
+
+    def close(self) -> None:
+        """Serve no more."""
+        self.blocks.close(verbose=False)
+        self.desk.close()
 
     def look_again(self) -> tuple[Any, ...]:
         """What the folder holds now."""
@@ -153,13 +163,15 @@ def _head(source: Source, what: str) -> str:
     )
 
 
-def serve(source: Source, **options: Any) -> str:
-    """Serve the app on this machine alone, and return its address; it is served until the process
-    ends.
+def open_page(source: Source, **options: Any) -> tuple[Page, str]:
+    """Serve the app on this machine alone, from a thread of its own.
 
     Args:
         source: what it is opened on.
         options: of Gradio's `launch`.
+
+    Returns:
+        The page, to be closed, and its address.
     """
     page = Page(Desk(source), Shelf(source))
     style = (resources.files(__package__) / "style.css").read_text(encoding="utf-8")
@@ -175,4 +187,4 @@ def serve(source: Source, **options: Any) -> str:
         prevent_thread_lock=True,
         **options,
     )
-    return str(address)
+    return page, str(address)

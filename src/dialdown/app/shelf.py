@@ -49,6 +49,13 @@ class Shelf:
         return str((record or {"config": {}})["config"].get("concept") or "toxicity")
 
     @property
+    def tuned(self) -> str:
+        """What the tuned model is: the one the study was given, or its own."""
+        record = run_record(self.source.study) if self.source.study else None
+        given = (record or {"config": {}})["config"].get("tuned")
+        return str(given) if given else "trained by the study"
+
+    @property
     def choices(self) -> list[tuple[str, str]]:
         """(label, name) of every edit."""
         return [(edit.label, edit.name) for edit in self.edits.values()]

@@ -42,15 +42,16 @@ def serve(
         raise DialdownError(f"The app needs Gradio, which is not installed: {installing('app')}.")
     # Read when Gradio is imported; it would otherwise report that it was.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from ..app.server import serve as serve_app
+    from ..app.server import open_page
     from ..workers import quiet_libraries
 
     quiet_libraries()
-    address = serve_app(opened, server_port=port)
+    page, address = open_page(opened, server_port=port)
     out.print(
         f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True, markup=False
     )
     try:
         Event().wait()
     except KeyboardInterrupt:
+        page.close()
         out.print("Closed.")

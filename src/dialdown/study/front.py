@@ -4,6 +4,8 @@ interventions at several strengths.
 
 from __future__ import annotations
 
+import shutil
+
 from ..files import read_json
 from ..training.dpo import RECORD
 from . import plan
@@ -12,6 +14,7 @@ from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
 from .measure import measure_rows, write_results
 from .stages import collect_training_means
 
+KEPT = "interventions-front"
 NO_GAINS = "no front is asked for, or there are no pairs"
 
 
@@ -46,6 +49,7 @@ def draw_front(work: Workspace) -> Facts:
         # What an earlier front left would stand in the report as if it were of these settings.
         for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
             (work.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(work.folder / KEPT, ignore_errors=True)
         return {
             "skipped": "front.count is 0"
             if not settings.count
@@ -69,6 +73,9 @@ def draw_front(work: Workspace) -> Facts:
         )
     ]
     write_results(work, "front.json", measure_rows(work, "front", planned))
+    for row in planned:
+        if row.intervention.kind != "none":
+            row.intervention.save(work.folder / KEPT / f"{row.name}.safetensors")
     return {"rows": len(planned)}
 
 

@@ -43,6 +43,7 @@ WRITTEN_BY = {
     "tables/gains-*.csv": ("dial", "gains"),
     "front.json": ("front",),
     "rows-front/*.json": ("front",),
+    "interventions-front/*.safetensors": ("front",),
     "figures/*": ("report",),
     "report.html": ("report",),
 }
