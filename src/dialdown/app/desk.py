@@ -126,9 +126,14 @@ class Desk:
 
         def work(models: Models) -> None:
             if wanted():
-                edit, positions = (act.edit, act.positions) if act else (None, "all")
                 text = generate(
-                    model(models), ids, settings, edit, positions=positions, turn=turn, hear=hear
+                    model(models),
+                    ids,
+                    settings,
+                    act.edit if act else None,
+                    positions=act.positions if act else "all",
+                    turn=turn,
+                    hear=hear,
                 )
                 heard.put(text)
 

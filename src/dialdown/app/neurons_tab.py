@@ -101,9 +101,10 @@ class NeuronsTab:
 
     def _listen(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        chosen = [self.layer, self.group, self.sort, self.smallest, self.edit]
+        filters: list[Any] = [self.layer, self.group, self.sort, self.smallest]
+        chosen = [*filters, self.edit]
         gr.on(
-            [self.edit.change, *(part.input for part in chosen[:-1])],
+            [self.edit.change, *(part.input for part in filters)],
             self.list_chosen,
             chosen,
             [self.listed, self.missing],
@@ -176,7 +177,8 @@ class NeuronsTab:
             read = reader.read(models.base, layer, neuron)
             values = np.concatenate([text.values for text in read]).astype(np.float32)
             known = frame.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
-            marks = {name: known[name][0] for name in ("before", "after") if name in known.columns}
+            means = known.select(pl.col("^(before|after)$"))
+            marks = dict(zip(means.columns, means.row(0), strict=True)) if len(means) else {}
             chart = drawn(histogram(values, marks), "How often the neuron has which activation")
             texts = says(note) + most_active(read)
             return card(models.base, frame, layer, neuron), chart, texts
