@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from dialdown.app.neurons import ANY, Chosen, neuron_frame, select
+from dialdown.app.points import listed, sets
+from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
 from dialdown.app.words import coloured, marked, safe
 from dialdown.errors import DialdownError
@@ -103,3 +105,25 @@ def test_activations_are_those_of_each_text_alone(llama: LM) -> None:
         assert abs(values - alone).max() < 1e-5
     with pytest.raises(DialdownError, match="has no layer 9"):
         token_activations(llama, encoded, 9)
+
+
+def test_rows_of_a_run_that_is_going_on_appear_when_it_is_read_again(tmp_path: Path) -> None:
+    run = fabricated_run.write_run(tmp_path / "run")
+    results = (run / "results.json").rename(tmp_path / "results.json")
+    tables = [path.rename(tmp_path / path.name) for path in run.glob("neurons*.parquet")]
+    shelf = Shelf(find_source(str(run)))
+    assert (shelf.run, shelf.table, shelf.problem, shelf.choices) == (None, None, "", [])
+    assert sets(shelf.run) == []
+    for path in (results, *tables):
+        path.rename(run / path.name)
+    shelf.reload()
+    assert shelf.run is not None
+    assert sets(shelf.run) == ["strict", "paper"]
+    assert shelf.table is not None
+    assert listed(shelf.run, "strict").height == len(fabricated_run.MAIN)
+
+
+def test_damaged_rows_are_one_sentence(tmp_path: Path) -> None:
+    run = fabricated_run.write_run(tmp_path / "run")
+    (run / "results.json").write_text('{"rows": [{"intervention": "none"}]}')
+    assert "repeat the evaluation" in Shelf(find_source(str(run))).problem
