@@ -93,8 +93,8 @@ class Ledger:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON. How many processes measure changes no row, so it may differ when a
-        study goes on.
+        """The settings as JSON. How many processes measure changes no row by more than rounding (a
+        worker has one thread, a process alone has all), so it may differ when a study goes on.
         """
         return self.config.model_dump(mode="json", exclude={"workers"})
 
