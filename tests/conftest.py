@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dialdown.models.lm import LM
+from dialdown.models import LM
 from helpers import tiny
 from helpers.study_files import write_study
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.data.texts import load_prompts
+from dialdown.data import load_prompts
 from dialdown.models import Decoder
 
 pytestmark = pytest.mark.embedded

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dialdown.evaluation.token_judge import load_token_judge
-from dialdown.models.lm import LM
-from dialdown.neurons.directions import token_contrast
-from dialdown.study.config import load_config
+from dialdown.evaluation import load_token_judge
+from dialdown.models import LM
+from dialdown.neurons import token_contrast
+from dialdown.study import load_config
 from helpers import tiny
 from helpers.repository import EXAMPLES
 

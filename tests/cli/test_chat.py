@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from dialdown import DialdownError
 from dialdown.cli.chat import ChatSettings, chat, reply
-from dialdown.errors import DialdownError
-from dialdown.interventions.intervention import Intervention, untouched
-from dialdown.models.lm import LM
+from dialdown.interventions import Intervention, untouched
+from dialdown.models import LM
 from dialdown.terminal import Terminal
 from helpers import tiny
 from helpers.tiny import unchanged

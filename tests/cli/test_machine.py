@@ -10,7 +10,7 @@ import pytest
 
 from dialdown.cli import main as cli
 from dialdown.cli.shared import Display
-from dialdown.study.config import load_config
+from dialdown.study import load_config
 from dialdown.study.needs import needs, shape_of, tokens_by_stage
 from helpers import tiny
 from helpers.commands import invoke

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.errors import DialdownError
-from dialdown.study.config import PRESETS, load_config
+from dialdown import DialdownError
+from dialdown.study import load_config
+from dialdown.study.config import PRESETS
 from dialdown.study.describe import chosen, listed
 from helpers.commands import invoke
 

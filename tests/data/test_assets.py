@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.data import assets, wheels
-from dialdown.data.assets import fetch
+from dialdown import DialdownError
+from dialdown.data import assets, fetch, wheels
 from dialdown.data.catalogue import Archive, Asset
-from dialdown.errors import DialdownError
 
 TEXT = b"0,a kind word\n1,an unkind word\n" * 50
 

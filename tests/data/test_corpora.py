@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialdown.data import corpora
-from dialdown.data.corpora import falls_in, normalise, share_of
-from dialdown.data.texts import (
+from dialdown import DialdownError
+from dialdown.data import (
+    corpora,
     load_labelled,
     load_prompts,
     load_reference_text,
     load_wiki_pairs,
     split_prompts,
 )
-from dialdown.errors import DialdownError
+from dialdown.data.corpora import falls_in, normalise, share_of
 from helpers.study_files import write_lines
 
 

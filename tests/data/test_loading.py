@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.exporting.checkpoint import open_checkpoint
 from dialdown.exporting.export import export
-from dialdown.models.lm import LM, load_tuned, same_weights
+from dialdown.models import LM, load_tuned, same_weights
 from helpers import broken_models as broken
 from helpers import tiny
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dialdown import DialdownError
 from dialdown.data.model_files import (
     config_for_all,
     copy_files,
@@ -21,9 +22,8 @@ from dialdown.data.model_files import (
     tokenizer_for_all,
     write_model,
 )
-from dialdown.errors import DialdownError
 from dialdown.exporting.export import export
-from dialdown.models.lm import LM
+from dialdown.models import LM
 from helpers import tiny
 from helpers.edits import make
 from helpers.folders import saved

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.data.pairs import Pair, PairSet
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
+from dialdown.data import Pair, PairSet
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialdown.data import texts as data
-from dialdown.data.texts import (
+from dialdown import DialdownError
+from dialdown.data import (
     load_labelled,
     load_prompts,
     load_reference_text,
     load_wiki_pairs,
     split_prompts,
 )
-from dialdown.errors import DialdownError
+from dialdown.data import texts as data
 from helpers.study_files import write_lines
 
 WORDS = ["you", "fool", "dear", "friend", "go", "away"]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from dialdown.errors import DialdownError
-from dialdown.evaluation.bootstrap import Estimate, agreement, direction, estimate
+from dialdown import DialdownError
+from dialdown.evaluation import Estimate, estimate
+from dialdown.evaluation.bootstrap import agreement, direction
 from dialdown.evaluation.row import Measured
 
 

@@ -12,9 +12,8 @@ from itertools import chain
 
 import pytest
 
-from dialdown.errors import DialdownError
-from dialdown.evaluation import chat_judge
-from dialdown.evaluation.token_judge import load_token_judge
+from dialdown import DialdownError
+from dialdown.evaluation import chat_judge, load_token_judge
 
 KEY = "sk-secret-0123456789"
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.evaluation.bootstrap import estimate
-from dialdown.evaluation.evaluator import Evaluator, Suite
+from dialdown import DialdownError
+from dialdown.evaluation import METRICS, Evaluator, Row, Suite, estimate
 from dialdown.evaluation.overlap import is_degenerate, repetition, token_f1
 from dialdown.evaluation.perplexity import ReferenceText
-from dialdown.evaluation.row import METRICS, Measured, Row, as_row
-from dialdown.interventions.intervention import untouched
-from dialdown.models.lm import LM
+from dialdown.evaluation.row import Measured, as_row
+from dialdown.interventions import untouched
+from dialdown.models import LM
 from dialdown.models.tokens import text_windows
 from helpers import tiny
 from helpers.decoding import PROMPTS, generate

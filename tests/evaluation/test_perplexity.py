@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.evaluation.perplexity import BLOCK, ReferenceText
-from dialdown.models.lm import LM
+from dialdown.models import LM
 from dialdown.models.tokens import text_windows
 from helpers import tiny
 from helpers.edits import make

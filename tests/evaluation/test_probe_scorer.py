@@ -13,11 +13,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import dialdown as dd
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.evaluation.probe_scorer import ProbeScorer
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
-from dialdown.neurons.directions import Direction
+from dialdown.interventions import Intervention
+from dialdown.models import LM
+from dialdown.neurons import Direction
 
 
 def texts_and_labels() -> tuple[list[str], list[int]]:

@@ -13,11 +13,10 @@ from transformers import (
     BertTokenizer,
 )
 
-from dialdown.data.texts import LabelledTexts
-from dialdown.errors import DialdownError
-from dialdown.evaluation import embedded_scorers
+from dialdown import DialdownError
+from dialdown.data import LabelledTexts
+from dialdown.evaluation import embedded_scorers, load_scorer
 from dialdown.evaluation.embedded_scorers import LinearScorer, MiniLMFeatures, NgramFeatures
-from dialdown.evaluation.scorers import load_scorer
 
 RUDE = ["idiot", "fool", "moron", "jerk"]
 KIND = ["friend", "thanks", "peace", "welcome"]

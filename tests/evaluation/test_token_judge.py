@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialdown.errors import DialdownError
-from dialdown.evaluation import token_judge
-from dialdown.evaluation.token_judge import ScorerJudge, WordListJudge, load_token_judge
+from dialdown import DialdownError
+from dialdown.evaluation import load_token_judge, token_judge
+from dialdown.evaluation.token_judge import ScorerJudge, WordListJudge
 
 
 class Lengths:

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.exporting import read_control_vector, write_control_vector
-from dialdown.interventions.intervention import Intervention, untouched
-from dialdown.models.lm import LM
+from dialdown.interventions import Intervention, untouched
+from dialdown.models import LM
 from helpers import tiny
 from helpers.tiny import unchanged
 

@@ -19,13 +19,14 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
+from dialdown import DialdownError
 from dialdown.data.local_paths import without_paths
-from dialdown.errors import DialdownError
-from dialdown.exporting.delta import check_notes, load_delta, rounded, save_delta
-from dialdown.exporting.export import apply_delta, export
+from dialdown.exporting import apply_delta, load_delta, save_delta
+from dialdown.exporting.delta import check_notes, rounded
+from dialdown.exporting.export import export
 from dialdown.files import file_sha256
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
+from dialdown.interventions import Intervention
+from dialdown.models import LM
 from helpers import tiny
 from helpers.edits import KINDS, exact, make
 from helpers.folders import saved, stored

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import dialdown as dd
+from dialdown import DialdownError
 from dialdown.data.model_files import copy_files
-from dialdown.errors import DialdownError
 from dialdown.exporting.export import export
 from dialdown.exporting.verify import PROMPTS
 from dialdown.files import file_sha256
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
+from dialdown.interventions import Intervention
+from dialdown.models import LM
 from helpers import tiny
 from helpers.edits import IDS, KINDS, WITH_BIAS, exact, make
 from helpers.folders import assert_same, saved, stored

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
+from dialdown.interventions import Intervention
+from dialdown.models import LM
 from helpers import tiny
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[eval]'")

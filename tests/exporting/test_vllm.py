@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM
 from typer.main import get_command
 
 import dialdown as dd
+from dialdown import DialdownError
 from dialdown.cli.main import app
-from dialdown.errors import DialdownError
-from dialdown.exporting.export import Exported, export
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
+from dialdown.exporting import Exported
+from dialdown.exporting.export import export
+from dialdown.interventions import Intervention
+from dialdown.models import LM
 from helpers import tiny
 from helpers.edits import exact, make
 from helpers.folders import saved

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from dialdown.models.decoding import Decoder
-from dialdown.models.lm import LM
+from dialdown.models import LM, Decoder
 
 # Lengths 1 to 23 tokens (a token is about a character), longer than the tiny sliding windows, not
 # in order of length.

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
+from dialdown.interventions import Intervention
+from dialdown.models import LM
 from helpers import tiny
 
 KINDS = ("set", "shift", "scale", "steer")

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from dialdown.files import SCHEMA
 from dialdown.models.lm import Protocol
-from dialdown.neurons.table import NeuronTable
-from dialdown.study.config import Config
+from dialdown.neurons import NeuronTable
+from dialdown.study import Config
 
 LAYERS, NEURONS = 6, 60
 JUDGES = ("embedded:ngram", "embedded:minilm")

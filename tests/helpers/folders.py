@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from dialdown.models.lm import LM
+from dialdown.models import LM
 
 
 def saved(lm: LM, folder: Path, **options: Any) -> Path:

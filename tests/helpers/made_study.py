@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from dialdown.files import write_arrays, write_json, write_sealed, write_text
-from dialdown.study.config import Config
+from dialdown.study import Config, Study
 from dialdown.study.context import Workspace
-from dialdown.study.run import Study
 
 
 @dataclass

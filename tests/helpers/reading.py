@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dialdown.models.lm import LM
+from dialdown.models import LM
 
 TEXT = "the cat sat on the mat\n\nand what then? nothing much happened, said the zebra."
 

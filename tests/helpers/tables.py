@@ -9,10 +9,8 @@ import pyarrow as pa
 import torch
 
 import dialdown as dd
-from dialdown.models.lm import LM
-from dialdown.neurons.activations import NeuronMeans
-from dialdown.neurons.directions import Direction
-from dialdown.neurons.table import NeuronTable
+from dialdown.models import LM
+from dialdown.neurons import Direction, NeuronMeans, NeuronTable
 from helpers import tiny
 
 SHAPE = (tiny.LAYERS, tiny.NEURONS)

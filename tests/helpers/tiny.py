@@ -16,7 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from dialdown.models.lm import LM
+from dialdown.models import LM
 
 CONTEXT = 96
 WIDTH = 16

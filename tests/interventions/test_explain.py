@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import dialdown as dd
+from dialdown.interventions import Intervention
 from dialdown.interventions.explain import by_group, importance, keep_top, relative_change, shuffled
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.lm import LM
-from dialdown.neurons.activations import NeuronMeans
-from dialdown.neurons.directions import Direction
+from dialdown.models import LM
+from dialdown.neurons import Direction, NeuronMeans
 from helpers import tiny
 from helpers.tables import SHAPE
 

@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dialdown as dd
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.evaluation.perplexity import ReferenceText
-from dialdown.interventions.intervention import Intervention, untouched
+from dialdown.interventions import Intervention, untouched
+from dialdown.models import LM, Decoder
 from dialdown.models.bias import holds_bias
-from dialdown.models.decoding import Decoder
-from dialdown.models.lm import LM
 from helpers import tiny
 from helpers.edits import IDS, KINDS, WITH_BIAS, make
 from helpers.tiny import unchanged

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.interventions.paper import steering_alpha
-from dialdown.models.lm import LM
-from dialdown.neurons.table import NeuronTable
+from dialdown.models import LM
+from dialdown.neurons import NeuronTable
 from helpers import tiny
 from helpers.tables import COSINE, MEAN, direction, means, members, one_layer, tuned_of
 

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM, load_tuned
+from dialdown import DialdownError
+from dialdown.models import LM, load_tuned
 from helpers import tiny
 
 

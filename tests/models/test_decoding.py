@@ -14,11 +14,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
-from dialdown.errors import DialdownError
-from dialdown.interventions.intervention import Intervention
-from dialdown.models.decoding import Decoder, Step, batches, sampler
-from dialdown.models.lm import LM
-from dialdown.training.fisher import own_text
+from dialdown import DialdownError
+from dialdown.interventions import Intervention
+from dialdown.models import LM, Decoder, Step
+from dialdown.models.decoding import batches, sampler
+from dialdown.training import own_text
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, generate, middle_token
 from helpers.edits import make

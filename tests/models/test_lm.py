@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.decoding import Decoder
-from dialdown.models.lm import LM, check_pair, tokens
+from dialdown import DialdownError
+from dialdown.models import LM, Decoder
+from dialdown.models.lm import check_pair, tokens
 from helpers import tiny
 
 

@@ -11,9 +11,8 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.models.mlp import MLPView
+from dialdown import DialdownError
+from dialdown.models import LM, MLPView
 from helpers import tiny
 
 UP_PROJECTIONS = ("c_fc", "fc_in", "fc1", "dense_h_to_4h", "up_proj")

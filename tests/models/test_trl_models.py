@@ -14,8 +14,8 @@ from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.lm import load_tuned, same_weights
+from dialdown import DialdownError
+from dialdown.models import load_tuned, same_weights
 from helpers import broken_models as broken
 from helpers import tiny
 

@@ -15,10 +15,9 @@ import torch
 from transformers import Cache
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.decoding import Decoder
-from dialdown.models.lm import LM
-from dialdown.neurons.activations import NeuronMeans, decode_with_means
+from dialdown import DialdownError
+from dialdown.models import LM, Decoder
+from dialdown.neurons import NeuronMeans, decode_with_means
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, middle_token
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.data.pairs import Pair
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
+from dialdown.data import Pair
 from dialdown.interventions.paper import steering_alpha
-from dialdown.models.lm import LM
-from dialdown.neurons.continuations import ContinuationMeans, continuation_means, mean_difference
+from dialdown.models import LM
+from dialdown.neurons import ContinuationMeans, continuation_means, mean_difference
 from helpers import tiny
 
 PAIRS = [

@@ -14,9 +14,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.neurons.directions import Direction, fit_probe, probe_features, token_contrast
+from dialdown import DialdownError
+from dialdown.models import LM
+from dialdown.neurons import Direction, token_contrast
+from dialdown.neurons.directions import fit_probe, probe_features
 from helpers import tiny
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.neurons.logit_lens import judged_toxic, logit_lens_batch, value_vector_tokens
+from dialdown import DialdownError
+from dialdown.models import LM
+from dialdown.neurons import judged_toxic
+from dialdown.neurons.logit_lens import logit_lens_batch, value_vector_tokens
 from helpers import tiny
 from helpers.tables import compared, random_table, value_vector
 

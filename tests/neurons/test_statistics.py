@@ -18,11 +18,9 @@ from hypothesis.extra import numpy as hnp
 from polars.testing import assert_frame_equal
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.neurons import statistics
-from dialdown.neurons.directions import Direction
-from dialdown.neurons.table import GROUPS, NeuronTable
+from dialdown import DialdownError
+from dialdown.models import LM
+from dialdown.neurons import GROUPS, Direction, NeuronTable, statistics
 from dialdown.report import neuron_tables
 from helpers import tiny
 from helpers.tables import (

@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import dialdown as dd
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.neurons.directions import Direction
-from dialdown.neurons.table import NeuronTable
+from dialdown import DialdownError
+from dialdown.models import LM
+from dialdown.neurons import Direction, NeuronTable
 from helpers import tiny
 from helpers.tables import (
     CHANGE,

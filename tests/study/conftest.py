@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.study.config import Config, load_config
+from dialdown.study import Config, load_config
 from helpers.made_study import Made
 
 

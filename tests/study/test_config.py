@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dialdown.errors import DialdownError
-from dialdown.study.config import load_config
+from dialdown import DialdownError
+from dialdown.study import load_config
 from dialdown.study.sources import parse_assignments
-from dialdown.training.settings import PairSettings
+from dialdown.training import PairSettings
 
 
 def test_the_layers_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

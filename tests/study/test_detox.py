@@ -17,13 +17,15 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 import dialdown as dd
+from dialdown import DialdownError
 from dialdown.cli import main as cli
-from dialdown.errors import DialdownError
-from dialdown.evaluation.bootstrap import Estimate, direction
+from dialdown.evaluation import Estimate
+from dialdown.evaluation.bootstrap import direction
 from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
-from dialdown.study.config import DetoxSettings, load_config
+from dialdown.study import load_config
+from dialdown.study.config import DetoxSettings
 from dialdown.study.context import Workspace
 from dialdown.study.detox import EDIT, greatest_strength, outcome
 from dialdown.study.gains import STEP, gain_prices

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.evaluation.row import Measured
 from dialdown.files import read_sealed, write_text
-from dialdown.interventions.intervention import untouched
+from dialdown.interventions import untouched
 from dialdown.report.stage import report_again
-from dialdown.study.config import Config
+from dialdown.study import Config, Study
 from dialdown.study.folder import file_states
 from dialdown.study.plan import Planned
 from dialdown.study.rows import RowFiles
-from dialdown.study.run import Study
+from dialdown.training import PairSettings
 from dialdown.training.make_pairs import CandidateFiles, Candidates
-from dialdown.training.settings import PairSettings
 from helpers.made_study import Made, flip
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.errors import DialdownError
+from dialdown import DialdownError
 from dialdown.report.stage import report_again
-from dialdown.study.config import Config
+from dialdown.study import Config
 from dialdown.study.holding import held
 from helpers.made_study import Made, flip
 

@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from dialdown.study.config import load_config
+from dialdown.study import Study, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.measure import changed, rounded_otherwise
 from dialdown.study.notes import StageNotes, note_training, noted
-from dialdown.study.run import Study
-from dialdown.training.settings import DPOSettings, TrainingLog
+from dialdown.training import DPOSettings, TrainingLog
 from helpers.study_files import write_study
 
 LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)

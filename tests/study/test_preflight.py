@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from dialdown.errors import DialdownError
-from dialdown.study.config import Config, load_config
+from dialdown import DialdownError
+from dialdown.study import Config, Study, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.preflight import check_inputs
-from dialdown.study.run import STUDY, Study
+from dialdown.study.run import STUDY
 from dialdown.study.stages import find_directions
 from helpers import tiny
 

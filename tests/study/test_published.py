@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dialdown.neurons.table import GROUPS
+from dialdown.neurons import GROUPS
 from dialdown.study import published
 
 

@@ -15,21 +15,20 @@ import pytest
 from rich.console import Console
 
 import dialdown as dd
+from dialdown import DialdownError
 from dialdown.cli.summary import show_neurons, show_sentences
-from dialdown.errors import DialdownError
-from dialdown.evaluation.evaluator import Evaluator
+from dialdown.evaluation import Evaluator
 from dialdown.files import read_json
-from dialdown.models.decoding import Decoder
+from dialdown.models import Decoder
 from dialdown.models.lm import Protocol
-from dialdown.neurons.activations import NeuronMeans
+from dialdown.neurons import NeuronMeans
 from dialdown.report.names import TITLES
 from dialdown.report.stage import RUN
+from dialdown.study import Study, load_config
 from dialdown.study import stages as study
-from dialdown.study.config import load_config
 from dialdown.study.context import Workspace
 from dialdown.study.folder import records
 from dialdown.study.plan import plan
-from dialdown.study.run import Study
 from helpers import tiny
 from helpers.commands import invoke
 from helpers.study_files import write_lines, write_study

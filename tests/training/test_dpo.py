@@ -31,12 +31,11 @@ from transformers import (
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from dialdown.data.pairs import Pair
-from dialdown.errors import DialdownError
-from dialdown.training import checkpoints
-from dialdown.training.dpo import RECORD, all_weights, encode, split, train_dpo, tune
+from dialdown import DialdownError
+from dialdown.data import Pair
+from dialdown.training import DPOSettings, TrainingLog, checkpoints, train_dpo
+from dialdown.training.dpo import RECORD, all_weights, encode, split, tune
 from dialdown.training.loss import Elsewhere
-from dialdown.training.settings import DPOSettings, TrainingLog
 from dialdown.training.trainer import KLDPOTrainer, no_checkpointing
 
 NOUNS = ("cat", "dog", "house", "tree", "river", "stone", "cloud", "road")

@@ -14,15 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialdown.data.pairs import Pair
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.training.fisher import (
-    fisher_information,
-    natural_gradient,
-    own_text,
-    preference_gradient,
-)
+from dialdown import DialdownError
+from dialdown.data import Pair
+from dialdown.models import LM
+from dialdown.training import fisher_information, natural_gradient, own_text, preference_gradient
 from helpers import tiny
 from helpers.tiny import unchanged
 

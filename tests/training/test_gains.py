@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 
 import dialdown as dd
-from dialdown.data.pairs import Pair
-from dialdown.errors import DialdownError
-from dialdown.models.lm import LM
-from dialdown.training.fisher import fisher_information
-from dialdown.training.gains import FILE, train_gains
-from dialdown.training.settings import GainSettings
+from dialdown import DialdownError
+from dialdown.data import Pair
+from dialdown.models import LM
+from dialdown.training import GainSettings, fisher_information, train_gains
+from dialdown.training.gains import FILE
 from helpers import tiny
 from helpers.tables import SHAPE
 

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import dialdown as dd
-from dialdown.data.pairs import Pair, PairSet
-from dialdown.errors import DialdownError
-from dialdown.models.decoding import Decoder
-from dialdown.models.lm import LM
-from dialdown.neurons.directions import Direction
+from dialdown import DialdownError
+from dialdown.data import Pair, PairSet
+from dialdown.models import LM, Decoder
+from dialdown.neurons import Direction
+from dialdown.training import PairSettings
 from dialdown.training.make_pairs import Candidates, choose_pairs, make_pairs
-from dialdown.training.settings import PairSettings
 from helpers import tiny
 from helpers.scorers import FakeScorer
 
