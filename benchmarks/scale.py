@@ -20,7 +20,7 @@ import pyarrow as pa
 from dialdown import NeuronTable, edit, patch
 from dialdown.neurons import statistics
 from dialdown.report import tables
-from dialdown.report.chart_style import save
+from dialdown.report.drawing import save
 from dialdown.report.figures import table_figures
 from dialdown.workers import peak_bytes
 

@@ -96,6 +96,18 @@ def write_run(
     return folder
 
 
+def unfinish(folder: Path, rows: int) -> None:
+    """Take an invented run back to where its first rows are measured; 0 is before all of them."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    (folder / "results.json").unlink()
+    if rows:
+        first = {**results, "rows": results["rows"][:rows], "of": len(results["rows"])}
+        _dump(folder / "results-so-far.json", first)
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    del info["stages"]["evaluate"]
+    _dump(folder / "run.json", info)
+
+
 def _controls(
     name: str, kind: str, values: tuple[float, float, float], alike: bool
 ) -> list[tuple[str, tuple[float, float, float]]]:

@@ -4,13 +4,13 @@ loops; and the three files and the page's JSON that come of one chart.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,9 @@ from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate
 from dialdown.neurons.ranks import ranking
 from dialdown.neurons.table import GROUPS, NeuronTable
-from dialdown.report.chart_style import Chart, drawing_script, embedded, save
-from dialdown.report.charts import STEPS, Point, controls, pareto_optimal, tradeoff, training
+from dialdown.report.chart_style import Chart
+from dialdown.report.charts import Point, Price, controls, pareto_optimal, tradeoff
+from dialdown.report.drawing import inline, save
 from dialdown.report.names import FAMILIES
 from dialdown.report.neuron_charts import (
     figure_1_layer_effects,
@@ -302,9 +303,9 @@ def test_ranks_are_few_and_name_their_neurons_literally() -> None:
     assert (row["layer"], row["neuron"], row["number"]) == (*neuron, 1)
     assert row["group"] == fallen[rank - 1]["group"]
     assert row["tokens"] == '<i>"kind"</i> & </script>'
-    text = embedded(chart, "a figure")
-    assert "<" not in text
-    assert '<i>\\"kind\\"</i>' in json.dumps(json.loads(text))
+    text = inline(chart, "name", "a figure")
+    assert "<i>" not in text
+    assert '&lt;i&gt;"kind"&lt;/i&gt; &amp; &lt;/script&gt;' in text
 
 
 def test_decoded_neurons_are_numbered_by_rank_and_listed() -> None:
@@ -419,25 +420,26 @@ POINTS = [
 ]
 
 
-def test_the_tradeoff_joins_a_family_in_order_of_strength_with_intervals_both_ways() -> None:
-    chart = tradeoff(POINTS, "strict")
-    panels = [view for view in views(chart) if view["mark"]["type"] == "line"]
-    assert len(panels) == 2
-    for view, factor in zip(panels, (1, 0.8), strict=True):
-        assert view["encoding"]["order"] == {"field": "dial", "type": "quantitative"}
-        shown = view["data"]
-        edits = FAMILIES["edit_probe_set"].label
-        assert column(shown, "dial", family=edits) == [0.5, 0.2]
-        assert column(shown, "price", family=edits) == pytest.approx([6.1 * factor, 2.1 * factor])
-        assert column(shown, "score", family=edits) == [0.04, 0.12]
-        assert column(shown, "greatest", family=edits) == [True, False]
-        spread = 6.1 / 5 if factor == 1 else 6.1 / 6
-        assert [shown[1]["price_low"], shown[1]["price_high"]] == pytest.approx(
-            [6.1 * factor - spread, 6.1 * factor + spread]
-        )
-        assert [shown[1]["score_low"], shown[1]["score_high"]] == pytest.approx([0.02, 0.06])
-        assert sorted(column(shown, "score", best=True)) == [0.04, 0.06, 0.2, 0.4]
-        assert column(shown, "toxicity", family=edits)[0] == "0.04 [0.02, 0.06], n = 128"
+@pytest.mark.parametrize(("price", "factor"), [("log_ppl", 1), ("kl", 0.8)])
+def test_the_tradeoff_joins_a_family_in_order_of_strength_with_intervals_both_ways(
+    price: Price, factor: float
+) -> None:
+    chart = tradeoff(POINTS, "strict", price=price)
+    [view] = [view for view in views(chart) if view["mark"]["type"] == "line"]
+    assert view["encoding"]["order"] == {"field": "dial", "type": "quantitative"}
+    shown = view["data"]
+    edits = FAMILIES["edit_probe_set"].label
+    assert column(shown, "dial", family=edits) == [0.5, 0.2]
+    assert column(shown, "price", family=edits) == pytest.approx([6.1 * factor, 2.1 * factor])
+    assert column(shown, "score", family=edits) == [0.04, 0.12]
+    assert column(shown, "greatest", family=edits) == [True, False]
+    spread = 6.1 / 5 if factor == 1 else 6.1 / 6
+    assert [shown[1]["price_low"], shown[1]["price_high"]] == pytest.approx(
+        [6.1 * factor - spread, 6.1 * factor + spread]
+    )
+    assert [shown[1]["score_low"], shown[1]["score_high"]] == pytest.approx([0.02, 0.06])
+    assert sorted(column(shown, "score", best=True)) == [0.04, 0.06, 0.2, 0.4]
+    assert column(shown, "toxicity", family=edits)[0] == "0.04 [0.02, 0.06], n = 128"
     assert "128 prompts, 12 blocks" in drawn(chart)
 
 
@@ -452,17 +454,16 @@ def test_the_tradeoff_shows_every_family_and_every_name_as_it_is() -> None:
     assert all(look.label in svg for look in FAMILIES.values())
     assert "· paper" in svg
     assert not re.search("NaN|undefined|Infinity", svg)
-    assert "<i>" not in embedded(chart, "x")
+    assert "<i>" not in inline(chart, "x", "y")
     assert "<i>TP</i>" in column(rows_of(chart, "point", "price"), "name")
 
 
-def test_a_price_that_was_not_measured_has_no_panel() -> None:
-    alone = Point("dpo", "DPO", None, estimate(0.1), estimate(0.2), None)
-    svg = drawn(tradeoff([alone, *POINTS], "strict"))
-    assert "KL from the untouched model" in svg
-    svg = drawn(tradeoff([alone], "strict"))
-    assert "change of log-perplexity" in svg
-    assert "KL from the untouched model" not in svg
+def test_a_point_whose_price_was_not_measured_is_left_out() -> None:
+    alone = Point("dpo", "unpriced", None, estimate(0.1), estimate(0.2), None)
+    shown = rows_of(tradeoff([alone, *POINTS], "strict", price="kl"), "point", "price")
+    assert "unpriced" not in column(shown, "name")
+    with pytest.raises(DialdownError, match="no points that have this price"):
+        tradeoff([alone], "strict", price="kl")
 
 
 @settings(max_examples=60, deadline=None)
@@ -486,23 +487,14 @@ def test_a_tradeoff_that_cannot_be_drawn_is_refused() -> None:
 
 def test_controls_stand_beside_their_intervention_also_unknown_ones() -> None:
     rows = {"edit": {"": estimate(-0.3), "random_neurons": estimate(-0.1), "new": estimate(0.0)}}
-    chart = controls(rows, "paper", "change of log-perplexity (nats per token)")
+    chart = controls(rows, "paper", "change of toxicity (mean score)")
     shown = rows_of(chart, "point", "value")
     assert column(shown, "control") == ["the intervention", "random neurons", "new"]
     assert column(shown, "value") == [-0.3, -0.1, 0.0]
     assert column(rows_of(chart, "rule", "value_low"), "value_high") == pytest.approx(
         [-0.28, -0.08, 0.02]
     )
-    assert "Change of log-perplexity · paper" in drawn(chart)
-
-
-def test_a_long_training_log_is_thinned() -> None:
-    steps = list(range(1, 2502))
-    chart = training("Loss", "nats", {"training": (steps, [1 / step for step in steps])})
-    shown = rows_of(chart, "line", "step")
-    assert column(shown, "step") == steps[::3]
-    assert len(shown) <= STEPS
-    assert column(shown, "value") == [1 / step for step in steps[::3]]
+    assert "Change of toxicity · paper" in drawn(chart)
 
 
 def test_saved_figures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
@@ -520,16 +512,34 @@ def test_saved_figures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
         assert path.stat().st_size < 300_000
 
 
+def inlined(chart: Chart, **options: Any) -> tuple[str, ElementTree.Element]:
+    text = inline(chart, "name", "What <it> shows & how", **options)
+    return text, ElementTree.fromstring(text)
+
+
 def test_a_chart_for_the_page_is_offline_and_takes_its_colours_from_there() -> None:
-    text = embedded(figure_8_layer_group(compared_table()), "What <it> shows & how")
-    assert text == embedded(figure_8_layer_group(compared_table()), "What <it> shows & how")
-    assert json.loads(text)["description"] == "What <it> shows & how"
+    chart = figure_8_layer_group(compared_table())
+    text, root = inlined(chart)
+    assert text == inlined(chart)[0]
+    assert (root.get("role"), root.get("aria-label")) == ("img", "What <it> shows & how")
     assert "var(--fig-vermillion)" in text
-    assert not re.search(r"https?:|//|[<&]|#[0-9a-f]{6}", text)
+    assert not re.search(r"https?:|//|#[0-9a-f]{6}|style=", text)
 
 
-def test_the_drawing_script_can_be_embedded_in_a_page() -> None:
-    source = drawing_script()
-    assert "data-chart" in source
-    assert "</script" not in source.lower()
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", source)
+def test_a_mark_on_the_page_tells_what_its_tooltip_would() -> None:
+    table = compared_table()
+    bars = rows_of(figure_8_layer_group(table), "bar", "reduction")
+    _, root = inlined(figure_8_layer_group(table))
+    told = [mark.get("data-tip", "") for mark in root.iter() if mark.get("data-tip")]
+    assert len(told) == len(bars)
+    assert {tip.split("\n")[1] for tip in told} == {f"group: {bar['group']}" for bar in bars}
+    # Nothing else is told, such as axes.
+    assert not [mark for mark in root.iter() if mark is not root and mark.get("aria-label")]
+
+
+def test_a_mark_leads_to_what_it_names() -> None:
+    _, root = inlined(tradeoff(POINTS, "strict"), links={"dpo": "samples-7"})
+    leading = [mark for mark in root.iter("a") if mark.get("href") == "#samples-7"]
+    assert len(leading) == sum(point.name == "dpo" for point in POINTS)
+    assert all("name: dpo" in (mark.get("aria-label") or "") for mark in leading)
+    assert root.get("role") == "group"

@@ -95,11 +95,11 @@ def test_a_run_leaves_everything_the_readme_names(finished: Path) -> None:
         assert (finished / name).exists(), name
     page = (finished / "report.html").read_text()
     for words in (
-        "What the paper claims",
+        "What the paper concludes",
         "Table 17. Correlation",
         "Section 5.1",
         "Appendix G",
-        'data-chart="figure-8-layer-group-strict"',
+        'id="figure-8-layer-group-strict"',
     ):
         assert words in page, words
     run = json.loads((finished / "run.json").read_text())

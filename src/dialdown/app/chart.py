@@ -4,13 +4,14 @@ network.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib import resources
 
 import gradio as gr
 import vl_convert
 
-from ..report.chart_style import Chart, embedded
+from ..report.chart_style import COLOURS, Chart
 
 
 @cache
@@ -38,5 +39,14 @@ def chart_view(name: str) -> gr.HTML:
 
 
 def drawn(chart: Chart | None, description: str) -> str:
-    """A chart as the value of a `chart_view`; nothing where there is none."""
-    return "" if chart is None else embedded(chart, description)
+    """A chart as the value of a `chart_view`, its colours as CSS variables, so that it suits light
+    and dark; nothing where there is none.
+    """
+    if chart is None:
+        return ""
+    spec = {**chart.to_dict(validate=False), "background": None, "description": description}
+    del spec["$schema"]
+    text = json.dumps(spec, separators=(",", ":"))
+    for name, colour in COLOURS.items():
+        text = text.replace(f'"{colour}"', f'"var(--fig-{name})"')
+    return text

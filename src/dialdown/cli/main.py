@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,7 @@ def _study(stage: str) -> Callable[..., None]:
 
 def run_study(settings: Config, folder: Path, *, until: str) -> None:
     """Run a study in the terminal, up to a stage."""
-    from ..report.stage import RUN
+    from ..report.stage import RUN, show
     from ..study.needs import tokens_by_stage
     from ..study.run import Study
     from ..workers import quiet_libraries
@@ -87,7 +88,15 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     tokens = {stage: count for stage, count in tokens_by_stage(settings).items() if stage in stages}
     display = Display(tokens)
     start = time.monotonic()
-    study = Study(settings, folder, display.progress, display.announce, RUN, display.enter)
+    study = Study(
+        settings,
+        folder,
+        display.progress,
+        display.announce,
+        RUN,
+        display.enter,
+        partial(show, folder),
+    )
     with display.bar, interruptible():
         study.run(until=until)
     show_notes(folder, out)

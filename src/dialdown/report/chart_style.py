@@ -1,7 +1,4 @@
-"""How every figure looks, and the ways out of one: a chart is defined once, in Altair.
-
-    save(chart, Path("figures/front-strict"))   # .svg, .png and .pdf on white
-    embedded(chart)                             # JSON for the page, whose CSS has the colours
+"""How every figure looks: a chart is defined once, in Altair, and leaves by `drawing`.
 
 Colours are Okabe and Ito's. Whatever tells marks apart by colour also does so by shape, dash or
 place, so that it survives a grey printer.
@@ -9,21 +6,15 @@ place, so that it survives a grey printer.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from importlib import resources
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import altair as alt
 import numpy as np
 import polars as pl
-import vl_convert
 from numpy.typing import NDArray
 
 from ..evaluation.bootstrap import Estimate
-from ..files import write_atomic
 from .names import Look
 
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart | alt.VConcatChart
@@ -43,7 +34,6 @@ COLOURS = {
     "sky": "#56b4e9",
 }
 WIDTH = 380  # of a plot, pixels
-PIXELS = 2.5  # of a PNG for each of the chart's
 
 DASHES = {"-": [1, 0], "--": [6, 3], "-.": [6, 2, 1, 2], ":": [2, 2]}
 
@@ -69,6 +59,7 @@ AXIS = {
     "titleFontSize": 11,
     "titlePadding": 8,
     "labelOverlap": "greedy",
+    "labelSeparation": 5,
     "labelLimit": 240,
 }
 CONFIG: dict[str, Any] = {
@@ -81,6 +72,8 @@ CONFIG: dict[str, Any] = {
         "labelLimit": 260,
         "symbolSize": 70,
         "symbolStrokeWidth": 1.5,
+        # Readers' fonts may be wider than the one that is measured here.
+        "columnPadding": 24,
     },
     "title": {
         "anchor": "start",
@@ -173,46 +166,3 @@ def said(estimate: Estimate) -> str:
     """A mean, its interval and what it is over, under the pointer."""
     interval = f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
     return f"{interval}, n = {estimate.n:,}".replace("-", "−")
-
-
-def save(chart: Chart, path: Path) -> list[Path]:
-    """Write a figure as SVG, PNG and PDF on white; `path` has no suffix.
-
-    Returns:
-        The paths.
-
-    Raises:
-        DialdownError: the disk is full or the folder cannot be written.
-    """
-    svg = vl_convert.vegalite_to_svg({**chart.to_dict(validate=False), "background": "white"})
-    png, pdf = vl_convert.svg_to_png(svg, scale=PIXELS), vl_convert.svg_to_pdf(svg)
-    targets = [path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png", "pdf")]
-    for target, form in zip(targets, (svg.encode(), png, pdf), strict=True):
-        write_atomic(target, partial(_fill, form))
-    return targets
-
-
-def _fill(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
-def embedded(chart: Chart, description: str) -> str:
-    """A chart as JSON to put into a `script` element of the page: no markup in it, no address, and
-    colours as CSS variables, so that it suits light, dark and print.
-    """
-    spec: Mapping[str, Any] = chart.to_dict(validate=False)
-    spec = {**spec, "background": None, "description": description}
-    del spec["$schema"]
-    text = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
-    for name, colour in COLOURS.items():
-        text = text.replace(f'"{colour}"', f'"var(--fig-{name})"')
-    return text
-
-
-@cache
-def drawing_script() -> str:
-    """The script that draws a page's charts (charts.js) and the Vega it needs, so that nothing is
-    fetched. Bundling takes seconds.
-    """
-    script = (resources.files("dialdown") / "report" / "charts.js").read_text(encoding="utf-8")
-    return vl_convert.javascript_bundle(script)

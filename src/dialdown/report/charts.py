@@ -1,4 +1,4 @@
-"""The charts of interventions and of training: the trade-off, controls, value vectors, the log.
+"""The charts of interventions: the trade-off, and controls.
 
     save(tradeoff(points, "strict"), Path("figures/front-strict"))
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Literal
 
 import altair as alt
 import polars as pl
@@ -20,11 +20,9 @@ import polars as pl
 from ..errors import DialdownError, nearest
 from ..evaluation.bootstrap import Estimate
 from ..models.lm import Protocol
-from ..neurons.table import NeuronTable
 from .chart_style import (
     COLOURS,
     DASHES,
-    LINE_KEYS,
     WIDTH,
     Chart,
     channel,
@@ -35,6 +33,7 @@ from .chart_style import (
     zero_line,
 )
 from .names import CONTROLS, FAMILIES, Look
+from .text import span
 
 Price = Literal["log_ppl", "kl"]
 PRICES: dict[Price, str] = {
@@ -43,8 +42,6 @@ PRICES: dict[Price, str] = {
 }
 # Differences of log-perplexity span three orders: linear below this, logarithmic above.
 LINEAR = 0.01
-# Steps of a training log that a figure shows at most.
-STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -89,10 +86,11 @@ def tradeoff(
     points: Sequence[Point],
     protocol: Protocol,
     *,
+    price: Price = "log_ppl",
     everything: Sequence[Point] = (),
     concept: str = "toxicity",
 ) -> Chart:
-    """Toxicity against log-perplexity and against KL (table 2 as a picture, METHOD §5, §6).
+    """Toxicity against the price of it (table 2 as a picture, METHOD §5, §6).
 
     The large mark of a line is its greatest strength; a ring marks what no other point beats in
     both quantities.
@@ -100,29 +98,26 @@ def tradeoff(
     Args:
         points: measured under one protocol.
         protocol: its name.
+        price: log-perplexity or KL.
         everything: the points of all charts that share their axes.
         concept: what the scores are of.
 
     Raises:
         DialdownError: there are no points, or one is of an unknown family.
     """
-    _check(points)
-    both = [*points, *everything]
-    panels = [
-        _price_panel(points, price, both, concept)
-        for price in PRICES
-        if any(point.price(price) for point in points)
-    ]
+    _check(points, price)
     heading = f"{concept.capitalize()} against its price · {protocol}"
     named = [f"{letter} {name}".replace(" ", "\u00a0") for name, letter in _letters(points).items()]
-    lines = wrap("\u00a0· ".join(named), width=130)
-    return titled(alt.hconcat(*panels), heading, _counted(points), *lines, columns=5)
+    lines = wrap("\u00a0· ".join(named), width=76)
+    panel = _price_panel(points, price, [*points, *everything], concept)
+    return titled(panel, heading, _counted(points, price), *lines, columns=4)
 
 
-def _check(points: Sequence[Point]) -> None:
-    if not any(point.log_ppl or point.kl for point in points):
+def _check(points: Sequence[Point], price: Price) -> None:
+    if not any(point.price(price) for point in points):
         raise DialdownError(
-            "The trade-off was given no points: pass one Point for each intervention and strength."
+            "The trade-off was given no points that have this price: pass one Point for each "
+            "intervention and strength."
         )
     for point in points:
         if point.family not in FAMILIES:
@@ -132,19 +127,14 @@ def _check(points: Sequence[Point]) -> None:
             )
 
 
-def _counted(points: Sequence[Point]) -> str:
+def _counted(points: Sequence[Point], price: Price) -> str:
     """What the intervals are over: prompts for toxicity, blocks of text for the prices."""
     prompts = {point.toxicity.n for point in points}
-    blocks = {point.log_ppl.n for point in points if point.log_ppl and point.log_ppl.n}
+    blocks = {paid.n for point in points if (paid := point.price(price)) and paid.n}
     return (
-        f"{_span(prompts)} prompts, {_span(blocks)} blocks of text; means with 95 % intervals; "
-        "ring: no point is better in both"
+        f"{span(prompts)} prompts, {span(blocks)} blocks; 95 % intervals; ring: none is better "
+        "in both"
     )
-
-
-def _span(counts: set[int]) -> str:
-    ends = sorted({min(counts, default=0), max(counts, default=0)})
-    return "–".join(f"{end:,}" for end in ends)
 
 
 def _price_panel(
@@ -178,7 +168,7 @@ def _price_panel(
         base.mark_text(dx=9, dy=-8, fontSize=10).encode(
             text="letter:N", stroke=alt.value(None), fill=alt.value(COLOURS["ink"])
         ),
-    ).properties(width=WIDTH - 20, height=300)
+    ).properties(width=WIDTH + 60, height=250)
 
 
 def _letters(points: Sequence[Point]) -> dict[str, str]:
@@ -248,11 +238,8 @@ def controls(
         for name, row in rows.items()
         for key, estimate in row.items()
     ])  # fmt: skip
-    ends = [*frame["value_low"], *frame["value_high"]]
     paired = f"paired, to the untouched model, {protocol}"
     x = channel(alt.X, title=[quantity, paired])
-    if quantity.startswith("change of log"):
-        x = channel(alt.X, **symlog(ends, LINEAR, [quantity, paired]))
     ranges = scales(list(labels.values()))
     y = alt.Y("intervention:N", sort=list(rows), title=None)
     y = y.axis(alt.Axis(grid=True, tickBand="extent", ticks=False, domain=False))
@@ -275,79 +262,3 @@ def controls(
     ).properties(width=WIDTH - 60, height=alt.Step(7, **{"for": "offset"}))
     heading = f"{quantity.partition(' (')[0].capitalize()} · {protocol}"
     return titled(layers, heading, "means with 95 % intervals")
-
-
-def value_distance(table: NeuronTable) -> Chart | None:
-    """How far value vectors turned, 1 − cosine before/after (section 5.1); None where none turned
-    measurably.
-    """
-    distance = 1 - table.grid("value_cosine")
-    if not (distance > 0).any():
-        return None
-    lines = {"furthest neuron of the layer": distance.max(1), "mean of the layer": distance.mean(1)}
-    frame = pl.concat(
-        pl.DataFrame({"layer": range(len(values)), "of": name, "distance": values})
-        for name, values in lines.items()
-    ).filter(pl.col("distance") > 0)
-    chart = _lines(
-        frame,
-        alt.X("layer:O", axis=alt.Axis(labelAngle=0), title="layer"),
-        alt.Y(
-            "distance:Q",
-            scale=alt.Scale(type="log"),
-            axis=alt.Axis(format=".0e", title="1 − cosine of value vector, base to tuned"),
-        ),
-        "of",
-    )
-    barely = "barely " if distance.max() < 0.01 else ""
-    return titled(chart, f"Value vectors {barely}turn · {table.protocol}")
-
-
-def training(
-    title: str, unit: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-) -> Chart:
-    """One quantity of the training log over optimiser steps (METHOD §8): name to steps and
-    values, of which every k-th is drawn where there are more than STEPS.
-    """
-    frame = pl.concat(
-        pl.DataFrame(
-            {"of": name, "step": steps, "value": values},
-            schema={"of": pl.String, "step": pl.Int64, "value": pl.Float64},
-        ).gather_every(-(-len(steps) // STEPS))
-        for name, (steps, values) in lines.items()
-    )
-    share = alt.Scale(domain=[0, 1]) if unit.startswith("share") else alt.Scale(zero=False)
-    chart = _lines(
-        frame,
-        alt.X("step:Q", title="optimiser step", axis=alt.Axis(tickMinStep=1, format="d")),
-        alt.Y("value:Q", title=unit, scale=share),
-        "of",
-        # Marks show where few values are; many would hide the line.
-        size=30 if len(frame) < 24 else 8,
-    )
-    return titled(chart.properties(width=WIDTH - 40, height=200), f"{title} · DPO training")
-
-
-def _lines(frame: pl.DataFrame, x: alt.X, y: alt.Y, field: str, *, size: int = 30) -> alt.Chart:
-    """Lines by the values of a field, told apart by colour and dash."""
-    names = frame[field].unique(maintain_order=True).to_list()
-    looks = (("blue", "-"), ("vermillion", "--"))
-    ranges = scales([
-        Look(name, colour, "circle", dash)
-        for name, (colour, dash) in zip(names, looks, strict=False)
-    ])  # fmt: skip
-    mark: Any = alt.Chart(frame).mark_line(
-        strokeWidth=1.6, point=alt.OverlayMarkDef(size=size, opacity=1)
-    )
-    chart: alt.Chart = mark.encode(
-        x=x,
-        y=y,
-        color=alt.Color(f"{field}:N", scale=ranges["colour"], legend=LINE_KEYS),
-        strokeDash=alt.StrokeDash(f"{field}:N", scale=ranges["dash"], legend=LINE_KEYS),
-        tooltip=[
-            alt.Tooltip(f"{field}:N", title="line"),
-            x.shorthand,
-            alt.Tooltip(y.shorthand, format=".4~g"),
-        ],
-    )
-    return chart

@@ -154,7 +154,7 @@ class Evidence:
         """(rows, n) values of the units every row has one for, and (n,) weights; None where a row
         has no file.
         """
-        files = [saved for row in rows if (saved := self._file(row, metric)) is not None]
+        files = [saved for row in rows if (saved := self.values(row, metric)) is not None]
         if len(files) < len(rows):
             return None
         # A row may be measured on the first prompts only; they are the same prompts in every row.
@@ -163,8 +163,10 @@ class Evidence:
         known = ~np.isnan(values).any(axis=0)
         return (values[:, known], weights[known]) if known.any() else None
 
-    def _file(self, row: Row, metric: str) -> tuple[Values, Values] | None:
-        """Values and weights of one row's units, (n,) each."""
+    def values(self, row: Row, metric: str) -> tuple[Values, Values] | None:
+        """Values and weights of one row's units, (n,) each, NaN where a unit has none; None where
+        the row has no file.
+        """
         path = (self.folder or Path()) / "rows" / f"{row.protocol}-{row.intervention}.json"
         if self.folder is None or metric not in row.metrics or not path.exists():
             return None

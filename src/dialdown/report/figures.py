@@ -1,6 +1,6 @@
-"""The figures of a run: which there are, with their file names and captions (METHOD §9).
+"""The figures of a run: which there are, with their numbers, captions and files (METHOD §9).
 
-    for figure in run_figures(run)["neurons"]:
+    for figure in run_figures(run)["layers"]:
         save(figure.chart, run.folder / "figures" / figure.name)
 
 A figure whose numbers were not measured is left out.
@@ -9,7 +9,7 @@ A figure whose numbers were not measured is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import replace
 from typing import NamedTuple
 
 import polars as pl
@@ -22,115 +22,100 @@ from ..neurons.ranks import PLACES
 from ..neurons.table import NeuronTable
 from . import neuron_charts, rank_charts
 from .chart_style import Chart
-from .charts import STEPS, Point, controls, tradeoff, training, value_distance
-from .names import FAMILIES, UNITS, look, short
-from .run import PROTOCOLS, Run
-from .text import number
+from .charts import PRICES, Point, Price, controls, tradeoff
+from .names import FAMILIES, look, short
+from .run import Run
 
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
-LOGGED = (
-    (
-        "loss",
-        "Loss",
-        "nats",
-        {"training": ("step", "loss"), "held-out pairs": ("eval_step", "eval_loss")},
-    ),
-    (
-        "kl",
-        "KL to the base model",
-        "nats per token",
-        {"KL⁺, preferred": ("step", "kl_chosen"), "KL⁻, dispreferred": ("step", "kl_rejected")},
-    ),
-    ("accuracy", "Reward accuracy", "share of pairs", {"training": ("step", "reward_accuracy")}),
-)
+DRAWN = f"drawn at no more than {PLACES} ranks"
+# Of a neuron table: name, number in the paper, what it shows, and the table with its numbers.
+PAPER_FIGURES: Mapping[str, tuple[str, str, str, Callable[..., Chart]]] = {
+    "figure-1-layer-effects": (
+        "Figures 1 and 5", "projection changes of falling and rising neurons, by layer and summed",
+        "figure-1-opposing-effects", neuron_charts.figure_1_layer_effects),
+    "figure-2a-group-contribution": (
+        "Figures 2a and 6a", "what each group contributes to the reduction",
+        "table-5-group-shares", neuron_charts.figure_2a_group_contribution),
+    "figure-2b-ranked-share": (
+        "Figures 2b and 6b", f"share of each group among the neurons that reduce most, {DRAWN}",
+        "", rank_charts.figure_2b_ranked_share),
+    "figure-2c-group-shift": (
+        "Figures 2c and 6c", "activation shift by group, in % of the activation before tuning",
+        "", neuron_charts.figure_2c_group_shift),
+    "figure-3-top-aligned": (
+        "Figure 3", "mean activations of the most aligned neurons, before and after tuning",
+        "", neuron_charts.figure_3_top_aligned),
+    "figure-4-shift-distribution": (
+        "Figure 4", "activation shifts in % of the activation before tuning",
+        "section-5-1-shifts", neuron_charts.figure_4_shift_distribution),
+    "figure-7-lower-ranks": (
+        "Figure 7", f"the reduction over the ranks of the neurons, {DRAWN}",
+        "", rank_charts.figure_7_lower_ranks),
+    "figure-8-layer-group": (
+        "Figure 8", "reduction by layer and group", "", neuron_charts.figure_8_layer_group),
+}  # fmt: skip
 
 
 class Figure(NamedTuple):
-    """A chart, the name of its files and of its place on the page, and its caption."""
+    """A chart on the page.
+
+    Attributes:
+        name: of its files and of its place.
+        number: as the paper has it, or a letter.
+        caption: what it shows, of which model and under which protocol.
+        table: file stem of the table that has its numbers; empty where none has.
+        chart: its one definition.
+    """
 
     name: str
+    number: str
     caption: str
+    table: str
     chart: Chart
 
 
-def run_figures(run: Run) -> dict[str, list[Figure]]:
-    """By section of the page, the figures that the run has numbers for."""
+def run_figures(run: Run, *, brief: bool = False) -> dict[str, list[Figure]]:
+    """By section of the page, the figures that the run has numbers for; `brief` are those at the
+    top.
+    """
+    top = {
+        "tradeoff": [*_tradeoffs(run, "log_ppl")],
+        "layers": [*_neurons(run, "figure-1")],
+        "groups": [*_neurons(run, "figure-2")],
+    }
+    if brief:
+        return top
+    further = [name for name in PAPER_FIGURES if name > "figure-3"]
     return {
-        "tradeoff": list(_tradeoffs(run)),
-        "front": list(_front(run)),
-        "controls": [figure for name in run.protocols for figure in _controls(run, name)],
-        "neurons": [*_neurons(run), *_values(run)],
-        "training": list(_training(run)),
+        **top,
+        "kl": [*_tradeoffs(run, "kl")],
+        "front": [*_front(run)],
+        "controls": [*_controls(run)],
+        "neurons": [figure for name in further for figure in _neurons(run, name)],
     }
 
 
-def table_figures(table: NeuronTable, decoded: Mapping[tuple[int, int], str]) -> Iterator[Figure]:
-    """Figures 1 to 8 of one table; `decoded` are the tokens of some neurons."""
-    charts, drawn = neuron_charts, f"drawn at no more than {PLACES} ranks"
-    lower_ranks = partial(rank_charts.figure_7_lower_ranks, decoded=decoded)
-    figures: list[tuple[str, str, Callable[[NeuronTable], Chart]]] = [
-        ("1-layer-effects", "Figures 1 and 5: projection changes of the decreasing and the "
-         "increasing neurons, summed over the layers", charts.figure_1_layer_effects),
-        ("2a-group-contribution", "Figures 2a and 6a: what each group contributes to the "
-         "reduction", charts.figure_2a_group_contribution),
-        ("2b-ranked-share", "Figures 2b and 6b: share of each group among the neurons that reduce "
-         f"most, {drawn}", rank_charts.figure_2b_ranked_share),
-        ("2c-group-shift", "Figures 2c and 6c: activation shift by group, in % of the activation "
-         "before tuning", charts.figure_2c_group_shift),
-        ("3-top-aligned", "Figure 3: mean activations of the neurons most aligned with the "
-         "direction, before and after tuning", charts.figure_3_top_aligned),
-        ("4-shift-distribution", "Figure 4: distribution of the activation shifts, in % of the "
-         "activation before tuning", charts.figure_4_shift_distribution),
-        ("7-lower-ranks", "Figure 7: the reduction over the ranks of the neurons, and what some "
-         f"of them write, {drawn}", lower_ranks),
-        ("8-layer-group", "Figure 8: reduction by layer and group", charts.figure_8_layer_group),
-    ]  # fmt: skip
-    for name, caption, draw in figures:
-        yield Figure(f"figure-{name}", caption, draw(table))
+def points(run: Run, protocol: Protocol) -> list[Point]:
+    """The trade-off of a run's interventions under one protocol; of further strengths those that
+    were measured on as many prompts.
+    """
+    rows = [row for name in run.names() if (row := run.result(name, protocol))]
+    most = max((row.prompts for row in rows), default=0)
+    kept = [_point(row) for row in rows if row.prompts == most or not row.strength]
+    return [point for point in kept if point]
 
 
 def front_points(run: Run) -> list[Point]:
     """The rows of front.json that stand on the front."""
     trained = run.stage("train")
     steps = float(trained.get("best_step", trained.get("steps", 1)))
-    points = []
+    front = []
     for row in run.front:
-        toxicity, kl = (row.metrics.get(metric) for metric in ("toxicity", "kl"))
-        price = row.change.get("log_ppl")
-        if row.family in FAMILIES and toxicity and price and kl:
+        point = _point(row)
+        if row.family in FAMILIES and point and point.kl:
             dial = float(row.strength) if row.strength else steps if row.family == "dpo" else 0.0
-            points.append(Point(look(row), short(row), dial, toxicity, price, kl))
-    return points
-
-
-def _front(run: Run) -> Iterator[Figure]:
-    if points := front_points(run):
-        yield Figure(
-            "front-strict",
-            "Every family of interventions at several strengths, and DPO along its training, on "
-            "the same prompts (strict). The large mark of a line is its greatest strength.",
-            tradeoff(points, "strict", concept=run.concept),
-        )
-
-
-def _tradeoffs(run: Run) -> Iterator[Figure]:
-    points = {
-        protocol: [
-            point
-            for name in run.names()
-            if (row := run.result(name, protocol)) and (point := _point(row))
-        ]
-        for protocol in run.protocols
-    }
-    everything = [point for measured in points.values() for point in measured]
-    for protocol, measured in points.items():
-        if measured:
-            yield Figure(
-                f"tradeoff-{protocol}",
-                f"{protocol}: {run.concept} and the price of each intervention, with 95% "
-                "intervals. Down and to the left is better.",
-                tradeoff(measured, protocol, everything=everything, concept=run.concept),
-            )
+            front.append(replace(point, strength=dial))
+    return front
 
 
 def _point(row: Row) -> Point | None:
@@ -142,53 +127,72 @@ def _point(row: Row) -> Point | None:
     return Point(look(row), short(row), None, row.metrics["toxicity"], price, kl)
 
 
-def _controls(run: Run, protocol: Protocol) -> Iterator[Figure]:
-    for metric, quantity in (
-        ("toxicity", f"change of {run.concept} (mean score)"),
-        ("log_ppl", "change of log-perplexity (nats per token)"),
-    ):
-        rows = {}
-        for name in run.names():
-            row, beside = run.result(name, protocol), run.controls(name, protocol)
-            if row is not None and metric in row.change and beside:
-                rows[short(row)] = {"": row.change[metric]} | {
-                    control: other.change[metric]
-                    for control, other in beside.items()
-                    if metric in other.change
-                }
-        if rows:
-            main = {row[""].n for row in rows.values()}
-            others = {row[key].n for row in rows.values() for key in row if key}
+def _tradeoffs(run: Run, price: Price) -> Iterator[Figure]:
+    measured = {protocol: points(run, protocol) for protocol in run.protocols}
+    everything = [point for protocol in measured for point in measured[protocol]]
+    number, name = {"log_ppl": ("Figure A", "tradeoff"), "kl": ("Figure B", "tradeoff-kl")}[price]
+    for protocol, here in measured.items():
+        if any(point.price(price) for point in here):
             yield Figure(
-                f"controls-{metric}-{protocol}".replace("_", "-"),
-                f"{protocol}: {quantity}, with 95% intervals; n = {_counts(main)} {UNITS[metric]}, "
-                f"controls n = {_counts(others)}.",
-                controls(rows, protocol, quantity),
+                f"{name}-{protocol}",
+                number,
+                f"{run.model}, {protocol}: {run.concept} against {PRICES[price]}. Down and to the "
+                "left is better.",
+                "table-2-interventions",
+                tradeoff(here, protocol, price=price, everything=everything, concept=run.concept),
             )
 
 
-def _counts(sizes: set[int]) -> str:
-    return ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
-
-
-def _neurons(run: Run) -> Iterator[Figure]:
-    for protocol, table in run.tables.items():
-        if table.compared:
-            for name, caption, chart in table_figures(table, _decoded(run, table)):
-                yield Figure(f"{name}-{protocol}", f"{caption} ({protocol}).", chart)
-
-
-def _values(run: Run) -> Iterator[Figure]:
-    compared = [run.tables[name] for name in PROTOCOLS if name in run.tables]
-    table = next((table for table in compared if table.compared), None)
-    if table and (chart := value_distance(table)):
-        cosine = table.grid("value_cosine")
+def _front(run: Run) -> Iterator[Figure]:
+    front = front_points(run)
+    for price in PRICES if front else ():
         yield Figure(
-            "value-vectors",
-            f"{table.protocol}: how far value vectors turned in tuning; lowest cosine "
-            f"{number(cosine.min(), 6)}, mean {number(cosine.mean(), 6)}.",
-            chart,
+            f"front-{price}".replace("_", "-"),
+            "Figure C",
+            f"{run.model}, strict: every family of interventions at several strengths, and DPO "
+            "along its training, on the same prompts. The large mark of a line is its greatest "
+            "strength.",
+            "",
+            tradeoff(front, "strict", price=price, concept=run.concept),
         )
+
+
+def _controls(run: Run) -> Iterator[Figure]:
+    for protocol in run.protocols:
+        rows = {}
+        for name in run.names():
+            row, beside = run.result(name, protocol), run.controls(name, protocol)
+            if row is not None and "toxicity" in row.change and beside:
+                rows[short(row)] = {"": row.change["toxicity"]} | {
+                    control: other.change["toxicity"]
+                    for control, other in beside.items()
+                    if "toxicity" in other.change
+                }
+        if rows:
+            yield Figure(
+                f"controls-{protocol}",
+                "Figure D",
+                f"{run.model}, {protocol}: change of {run.concept} under interventions and their "
+                "controls, with 95% intervals.",
+                "controls-toxicity",
+                controls(rows, protocol, f"change of {run.concept} (mean score)"),
+            )
+
+
+def _neurons(run: Run, start: str) -> Iterator[Figure]:
+    """The paper's figures whose name starts so, of each protocol."""
+    for name, (number, caption, table, draw) in PAPER_FIGURES.items():
+        for protocol, neurons in run.tables.items():
+            if name.startswith(start) and neurons.compared:
+                # Figure 7 also names neurons whose tokens are known.
+                further = {"decoded": _decoded(run, neurons)} if number == "Figure 7" else {}
+                yield Figure(
+                    f"{name}-{protocol}",
+                    number,
+                    f"{run.model}, {protocol}: {caption}.",
+                    table,
+                    draw(neurons, **further),
+                )
 
 
 def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
@@ -209,21 +213,3 @@ def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
                         token.strip() for token in group["token"] if token
                     )
     return tokens
-
-
-def _training(run: Run) -> Iterator[Figure]:
-    log = run.stage("train")
-    for name, title, unit, columns in LOGGED:
-        lines = {
-            line: (log[steps], log[values])
-            for line, (steps, values) in columns.items()
-            if log.get(steps) and log.get(values)
-        }
-        if log.get("step") and lines:
-            every = -(-len(log["step"]) // STEPS)
-            thinned = f", every {every}th logged step" if every > 1 else ""
-            yield Figure(
-                f"training-{name}",
-                f"{title} ({unit}) over the steps of DPO{thinned}.",
-                training(title, unit, lines),
-            )

@@ -1,7 +1,8 @@
 """How a frame stands on the page: one row of cells per row of the frame, in the one way of all.
 
-A mean, its interval (`NAME_low`, `NAME_high`), its n and its published figure (`published_NAME`)
-share a cell; an intervention is called by its label; a vector's tokens stand side by side.
+A mean, its interval (`NAME_low`, `NAME_high`) and its n share a cell; an intervention is called by
+its label; a vector's tokens stand side by side. The published figures of a model
+(`published_MODEL_NAME`) share a cell at the right.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
+from ..study.published import NAMES
 from .names import UNITS
-from .text import number, units
+from .text import number, span
 
 SHOWN_TOKENS = 10
 TOKEN_COLUMNS = ("rank", "token", "logit", "toxic")
 # What stands below an intervention's label, and what its label says already.
 FACTS = {"neurons": "{:,} neurons", "alpha": "α = {:g}", "beta": "β = {:g}"}
 SAID_BY_LABEL = ("control_of", "kind")
+# Degenerate continuations say as much, and the file has it.
+IN_THE_FILE = ("repetition",)
+# White space in a token is seen.
+SEEN = str.maketrans({" ": "␣", "\n": "↵", "\r": "↵", "\t": "⇥", "\u00a0": "⍽"})
 METRICS = {"log_ppl": "log-perplexity", "f1": "F1", "kl": "KL"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell, the interval beside it, and a note below in small print."""
+    """What stands in a cell, the interval beside it, a note below in small print, and whether it
+    was published.
+    """
 
     text: str = ""
     interval: str = ""
     note: str = ""
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,23 +47,15 @@ class Grid:
     """A frame on the page.
 
     Attributes:
-        name: unique on the page.
         columns: title and note of each.
         rows: the protocol of the row ("" where it has none), and its cells.
     """
 
-    name: str
     columns: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
-    @property
-    def protocols(self) -> set[str]:
-        """Those of its rows."""
-        return {protocol for protocol, _ in self.rows} - {""}
-
 
 def grid(
-    name: str,
     frame: pl.DataFrame,
     *,
     titles: Mapping[str, str] | None = None,
@@ -64,7 +65,6 @@ def grid(
     """A frame as the page shows it.
 
     Args:
-        name: unique on the page.
         frame: the table.
         titles: replace names of columns.
         labels: replace names of interventions.
@@ -78,17 +78,45 @@ def grid(
         (titles.get(column, column.replace("_", " ")), _counted(column, frame, unit))
         for column in columns
     ]
+    stated = {name: known for model, name in NAMES.items() if (known := _stated(frame, model))}
+    heads += [
+        (
+            name,
+            " · ".join(
+                ["published", *(titles.get(kind, kind.replace("_", " ")) for kind in kinds if kind)]
+            ),
+        )
+        for name, kinds in stated.items()
+    ]
     most = {
         column: frame[f"{column}_n"].max() for column in columns if f"{column}_n" in frame.columns
     }
     rows = [
         (
             row.get("protocol") or "",
-            [_cell(column, row, most.get(column), labels or {}) for column in columns],
+            [
+                *(_cell(column, row, most.get(column), labels or {}) for column in columns),
+                *(_published([row[name] for name in kinds.values()]) for kinds in stated.values()),
+            ],
         )
         for row in frame.iter_rows(named=True)
     ]
-    return Grid(name, heads, rows)
+    return Grid(heads, rows)
+
+
+def _stated(frame: pl.DataFrame, model: str) -> dict[str, str]:
+    """What the paper has of a model in a table: kind to column."""
+    start = f"published_{model}"
+    return {
+        column.removeprefix(start).removeprefix("_"): column
+        for column in frame.columns
+        if column.startswith(start) and frame[column].null_count() < frame.height
+    }
+
+
+def _published(figures: Sequence[Any]) -> Cell:
+    said = " · ".join(_said(figure, "g") for figure in figures if figure is not None)
+    return Cell(said, published=True)
 
 
 def _side_by_side(frame: pl.DataFrame) -> pl.DataFrame:
@@ -101,19 +129,16 @@ def _side_by_side(frame: pl.DataFrame) -> pl.DataFrame:
 def _beside(column: str, frame: pl.DataFrame) -> bool:
     """Whether a column stands in the cell of another one, or has nothing to say."""
     start, _, end = column.rpartition("_")
-    if end in ("low", "high", "n") and start in frame.columns:
+    if column.startswith("published_") or (end in ("low", "high", "n") and start in frame.columns):
         return True
-    if column.startswith("published"):
-        beside = column.removeprefix("published_") in frame.columns
-        return beside or frame[column].null_count() == frame.height
-    return "intervention" in frame.columns and column in (*FACTS, *SAID_BY_LABEL)
+    return "intervention" in frame.columns and column in (*FACTS, *SAID_BY_LABEL, *IN_THE_FILE)
 
 
 def _counted(column: str, frame: pl.DataFrame, unit: str) -> str:
     """What the means of a column are over."""
     if f"{column}_n" not in frame.columns or frame[f"{column}_n"].null_count() == frame.height:
         return ""
-    return f"{units({*frame[f'{column}_n'].drop_nulls()})} {UNITS.get(column, unit)}"
+    return f"n = {span({*frame[f'{column}_n'].drop_nulls()})} {UNITS.get(column, unit)}"
 
 
 def _cell(column: str, row: Mapping[str, Any], most: Any, labels: Mapping[str, str]) -> Cell:
@@ -125,18 +150,14 @@ def _cell(column: str, row: Mapping[str, Any], most: Any, labels: Mapping[str, s
         return Cell(Markup(" ").join(map(_token, value)))
     signed = column.endswith(("change", "difference"))
     low, high, count = (row.get(f"{column}_{end}") for end in ("low", "high", "n"))
-    stated = row.get(f"published_{column}")
-    notes = [
-        f"n = {count:,}" if count is not None and count < most else "",
-        "" if stated is None else f"published {_said(stated, 'g')}",
-    ]
     interval = "" if low is None else f"[{_said(low, signed=signed)}, {_said(high, signed=signed)}]"
-    return Cell(_said(value, signed=signed), interval, " · ".join(filter(None, notes)))
+    fewer = f"n = {count:,}" if count is not None and count < most else ""
+    return Cell(_said(value, signed=signed), interval, fewer)
 
 
 def _token(token: Mapping[str, Any]) -> Markup:
     mark = Markup(' class="concept"') if token["toxic"] else ""
-    return Markup("<code{}>{}</code>").format(mark, token["token"] or "")
+    return Markup("<code{}>{}</code>").format(mark, (token["token"] or "").translate(SEEN))
 
 
 def _said(value: object, how: str = "", *, signed: bool = False) -> str:

@@ -53,6 +53,9 @@ TITLES = {
     "appendix-g-sign-conflicts": (
         "Share of neurons on which the directions of the toxic subspace disagree"
     ),
+    "controls-toxicity": "Change of toxicity under each intervention and its controls",
+    "controls-log-ppl": "Change of log-perplexity under each intervention and its controls",
+    "scorers": "What each scorer says of the same continuations",
     AGREEMENT: "How far the scorers agree on the untouched model's continuations",
     "gains-by-group": (
         "Neuron gains: what they do in each of the tuning-free groups, and who follows the "
@@ -66,9 +69,10 @@ TITLES = {
 
 def table_name(stem: str) -> str:
     """The number and caption of a table by its file: `Table 17. Correlation of ...`."""
-    kind, place, *more = stem.split("-")
-    if kind in ("scorers", "gains"):
-        return f"{kind.capitalize()}. {TITLES[stem]}"
+    kind, *places = stem.split("-")
+    if kind in ("scorers", "gains", "controls"):
+        return TITLES[stem]
+    place, *more = places
     number = ".".join([place, *(part for part in more if part.isdigit())]).upper()
     return f"{kind.capitalize()} {number}. {TITLES[stem]}"
 

@@ -349,9 +349,9 @@ def groups_present(ranked: Ranking) -> list[str]:
     return [*GROUPS, *([NO_GROUP] if (ranked.group == len(GROUPS)).any() else [])]
 
 
-def dots(size: int, *, seen: bool = True) -> alt.OverlayMarkDef:
+def dots(size: int) -> alt.OverlayMarkDef:
     """Marks on a line, which hold its tooltips."""
-    return alt.OverlayMarkDef(size=size, opacity=1 if seen else 0, filled=True)
+    return alt.OverlayMarkDef(size=size, opacity=1, filled=True)
 
 
 def told(frame: pl.DataFrame, *, percent: tuple[str, ...] = ()) -> list[alt.Tooltip]:

@@ -1,8 +1,11 @@
-"""The paper's tables of what tuning did to the neurons, each a frame (METHOD §3, §9)."""
+"""The paper's tables of what tuning did to the neurons, each a frame (METHOD §3, §9), and how
+published figures stand beside a run's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -12,6 +15,7 @@ from ..neurons.table import NeuronTable
 from ..study import published
 
 Frames = dict[str, pl.DataFrame]
+MODELS = tuple(published.NAMES)
 _TYPES = {"text": pl.String, "int": pl.Int64, "bool": pl.Boolean, "": pl.Float64}
 
 
@@ -53,22 +57,22 @@ def table_5_group_shares(table: NeuronTable) -> pl.DataFrame:
     counts, in both variants.
     """
     groups = statistics.group_shares(table)
-    stated = under_paper(table.protocol, _model(table), "groups") or {}
     cells: list[tuple[Any, ...]] = []
     for tuning_free in (False, True):
         variant = groups.filter(pl.col("tuning_free") == tuning_free)
-        # The published groups are those with the condition on Delta.
-        known = {} if tuning_free else stated
-        cells += [
-            (table.protocol, tuning_free, name, count, share, known.get(name), None)
-            for name, count, share in variant.select("group", "count", "share").iter_rows()
-        ]
-        total = variant["count"].sum()
-        cells.append((table.protocol, tuning_free, "sum", total, None, None, known.get("count")))
-    columns = (
-        "protocol:text tuning_free:bool group:text count:int share published published_count:int"
-    )
-    return frame_of(cells, columns)
+        total = [("sum", variant["count"].sum(), None)]
+        for name, count, share in [*variant.select("group", "count", "share").iter_rows(), *total]:
+            # The published groups are those with the condition on Delta.
+            protocol = "" if tuning_free else table.protocol
+            read = partial(_group, "count" if name == "sum" else name)
+            cells.append((table.protocol, tuning_free, name, count, share, *beside(protocol, read)))
+    columns = "protocol:text tuning_free:bool group:text count:int share"
+    return frame_of(cells, f"{columns} {stated_columns('share', 'count:int')}")
+
+
+def _group(name: str, model: str) -> tuple[float | None, int | None]:
+    figure = (published.figure(model, "groups") or {}).get(name)
+    return (None, figure) if name == "count" else (figure, None)
 
 
 def table_6_value_vectors(
@@ -86,59 +90,70 @@ def table_6_value_vectors(
     )
 
 
-def table_8_mlp(facts: Mapping[str, Any], *, model: str) -> pl.DataFrame:
-    """Table 8: one row, of `statistics.mlp_facts`."""
-    names = ("layers:int", "d_model:int", "d_mlp:int", "activation:text", "gated:bool")
-    stated = published.figure(model, "mlp") or {}
-    keys = [name.partition(":")[0] for name in names]
-    cells = (model, *map(facts.get, keys), *map(stated.get, keys))
-    return frame_of(
-        [cells], " ".join(["model:text", *names, *(f"published_{name}" for name in names)])
-    )
+def table_8_mlp(facts: Mapping[str, Any]) -> pl.DataFrame:
+    """Table 8: `statistics.mlp_facts`, a row each, as text."""
+    cells = [
+        (name, str(facts[name]), *(str(published.figure(model, "mlp")[name]) for model in MODELS))
+        for name in ("layers", "d_model", "d_mlp", "activation", "gated")
+    ]
+    return frame_of(cells, f"fact:text value:text {stated_columns(':text')}")
 
 
 def table_13_negative_means(table: NeuronTable) -> pl.DataFrame:
     """Table 13: `negative_share` of the `base` and the `tuned` model; the published one is of the
     base model.
     """
-    stated = {"base": under_paper(table.protocol, _model(table), "negative_share")}
     cells = [
-        (table.protocol, model, share, stated.get(model))
+        (
+            table.protocol,
+            model,
+            share,
+            *beside(table.protocol if model == "base" else "", figure_of("negative_share")),
+        )
         for model, share in statistics.negative_shares(table).items()
     ]
-    return frame_of(cells, "protocol:text model:text negative_share published")
+    return frame_of(cells, f"protocol:text model:text negative_share {stated_columns('')}")
 
 
 def table_17_correlations(table: NeuronTable) -> pl.DataFrame:
-    """Table 17: Pearson's `r`, two-sided `p` and `n`, one row per pair; `published_p` is text, as
+    """Table 17: Pearson's `r`, two-sided `p` and `n`, one row per pair; a published `p` is text, as
     printed.
     """
-    stated = under_paper(table.protocol, _model(table), "correlations") or {}
     cells = [
-        (table.protocol, pair, *vars(found).values(), *map(stated.get(pair, {}).get, ("r", "p")))
-        for pair, found in statistics.correlations(table).items()
+        (
+            table.protocol,
+            pair,
+            *vars(correlation).values(),
+            *beside(table.protocol, figure_of("correlations", pair, keys=("r", "p"))),
+        )
+        for pair, correlation in statistics.correlations(table).items()
     ]
-    return frame_of(cells, "protocol:text pair:text r p n:int published_r published_p:text")
+    return frame_of(cells, f"protocol:text pair:text r p n:int {stated_columns('r', 'p:text')}")
 
 
 def table_18_reducing_share(table: NeuronTable) -> pl.DataFrame:
     """Table 18: the share of all neurons with Delta < 0."""
-    stated = under_paper(table.protocol, _model(table), "reducing_share")
-    cells = (table.protocol, table.arrow.num_rows, statistics.reducing_share(table), stated)
-    return frame_of([cells], "protocol:text neurons:int reducing_share published")
+    cells = (
+        table.protocol,
+        table.arrow.num_rows,
+        statistics.reducing_share(table),
+        *beside(table.protocol, figure_of("reducing_share")),
+    )
+    return frame_of([cells], f"protocol:text neurons:int reducing_share {stated_columns('')}")
 
 
 def section_5_1_shifts(table: NeuronTable) -> pl.DataFrame:
-    """Section 5.1: `statistics.shifts` by layer; published are the `percent` and mean cosine over
+    """Section 5.1: `statistics.shifts` by layer; published are the mean cosine and the percent over
     all layers.
     """
-    stated = under_paper(table.protocol, _model(table), "shifts") or {}
+    names = stated_columns("value_cosine", "percent").split()
+    figures = beside(table.protocol, figure_of("shifts", keys=("value_cosine", "percent")))
     overall = pl.when(pl.col("layer").is_null())
-    beside = [
-        overall.then(pl.lit(stated.get(name), pl.Float64)).alias(f"published_{name}")
-        for name in ("value_cosine", "percent")
+    columns = [
+        overall.then(pl.lit(figure, pl.Float64)).alias(name)
+        for name, figure in zip(names, figures, strict=True)
     ]
-    return statistics.shifts(table).select(_protocol(table), pl.all(), *beside)
+    return statistics.shifts(table).select(_protocol(table), pl.all(), *columns)
 
 
 def figure_1_opposing_effects(table: NeuronTable) -> pl.DataFrame:
@@ -148,18 +163,16 @@ def figure_1_opposing_effects(table: NeuronTable) -> pl.DataFrame:
     return statistics.opposing_effects(table).select(_protocol(table), pl.all())
 
 
-def appendix_g_sign_conflicts(
-    shares: Mapping[str, Mapping[str, float]], *, model: str
-) -> pl.DataFrame:
+def appendix_g_sign_conflicts(shares: Mapping[str, Mapping[str, float]]) -> pl.DataFrame:
     """Appendix G: `statistics.sign_conflicts` of each protocol, one row for cosines and one for
     projection changes.
     """
     cells = [
-        (protocol, name, share, (under_paper(protocol, model, "sign_conflicts") or {}).get(name))
+        (protocol, name, share, *beside(protocol, figure_of("sign_conflicts", name)))
         for protocol, conflicts in shares.items()
         for name, share in conflicts.items()
     ]
-    return frame_of(cells, "protocol:text quantity:text conflict_share published")
+    return frame_of(cells, f"protocol:text quantity:text conflict_share {stated_columns('')}")
 
 
 def frame_of(cells: Sequence[tuple[Any, ...]], columns: str) -> pl.DataFrame:
@@ -170,14 +183,37 @@ def frame_of(cells: Sequence[tuple[Any, ...]], columns: str) -> pl.DataFrame:
     return pl.DataFrame(cells, {name: _TYPES[kind] for name, _, kind in named}, orient="row")
 
 
+def stated_columns(*kinds: str) -> str:
+    """For `frame_of`: of each of the paper's models a column of each kind, `published_MODEL_KIND`;
+    an empty kind is `published_MODEL`.
+    """
+    return " ".join(
+        f"published_{model}_{kind}".replace("_:", ":").removesuffix("_")
+        for model in MODELS
+        for kind in kinds
+    )
+
+
+def beside(protocol: str, read: Callable[[str], Sequence[Any]]) -> list[Any]:
+    """The cells of `stated_columns`: what `read` knows of each model, beside `paper` only, which
+    all published figures follow.
+    """
+    return [cell if protocol == "paper" else None for model in MODELS for cell in read(model)]
+
+
+def figure_of(
+    quantity: published.Quantity, *path: str, keys: Sequence[str] = ()
+) -> Callable[[str], Sequence[Any]]:
+    """For `beside`: reads a figure of a model, or `keys` of one, at a path inside the quantity."""
+
+    def read(model: str) -> Sequence[Any]:
+        figure = published.figure(model, quantity)
+        for key in path:
+            figure = (figure or {}).get(key)
+        return [(figure or {}).get(key) for key in keys] if keys else [figure]
+
+    return read
+
+
 def _protocol(table: NeuronTable) -> pl.Expr:
     return pl.lit(table.protocol).alias("protocol")
-
-
-def _model(table: NeuronTable) -> str | None:
-    model: str | None = table.record["base"].get("model")
-    return model
-
-
-def under_paper(protocol: str, model: str | None, quantity: published.Quantity) -> Any:
-    return published.figure(model, quantity) if protocol == "paper" else None

@@ -1,7 +1,7 @@
-"""The report page: verdict, tables, figures and samples of a study in one HTML file that needs no
-network.
+"""The report page: a study in one HTML file that needs no network.
 
-    write_report(Path("runs/demo"))   # writes runs/demo/report.html
+    write_report(Path("runs/demo"))           # report.html, and the folders tables and figures
+    fill(Path("runs/demo"), running=True)     # report.html from what is there so far
 
 A section whose numbers were not measured is left out.
 """
@@ -9,13 +9,14 @@ A section whose numbers were not measured is left out.
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,85 +24,105 @@ from markupsafe import Markup, escape
 
 from ..evaluation.row import Row
 from ..files import write_text
-from ..study import published
+from ..models.lm import Protocol
 from ..study.notes import noted
 from ..terminal import printable
-from .chart_style import drawing_script, embedded, save
 from .claims import claims
-from .figures import run_figures
+from .drawing import inline, save
+from .evidence import Evidence
+from .figures import Figure, run_figures
 from .findings import findings
 from .grid import Grid, grid
-from .names import UNITS, label, table_name
+from .names import UNITS, short, table_name
 from .neuron_tables import Frames
 from .rules import SPEAKING_WORDS
 from .run import Run, load
-from .tables import control_table, scorer_table, write_tables
+from .tables import all_tables, write_tables
 from .text import number
 
-# Shown first among the samples; everything else is one click further.
-FEATURED = (
-    "none",
-    "dpo",
-    "steer_probe",
-    "patch_four_groups",
-    "edit_probe_set",
-    "edit_probe_shift",
-    "edit_probe_scale",
-    "edit_probe_set__random_neurons",
-)
+REFRESH = 20  # seconds after which a page that fills is read again
 
 
-@dataclass(frozen=True)
-class Plate:
-    """A figure on the page: its chart as JSON."""
+class ShownTable(NamedTuple):
+    """A table on the page: place, title, file stem, and its cells."""
 
-    name: str
-    caption: str
-    chart: Markup
-
-
-@dataclass(frozen=True)
-class ShownTable:
-    """One of the paper's tables on the page: number and caption, the file, and its cells."""
-
+    place: str
     title: str
-    file: str
+    stem: str
     grid: Grid
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One prompt and its continuations: label, stable name, text."""
+class Sampled(NamedTuple):
+    """The continuations of a row.
 
-    prompt: str
-    continuations: Sequence[tuple[str, str, str]]
+    Attributes:
+        place: its id on the page.
+        row: what was measured.
+        lines: prompt, the untouched model's continuation and this one's, each with its score; the
+            untouched model's own row has one continuation.
+    """
+
+    place: str
+    row: Row
+    lines: Sequence[tuple[str, Sequence[tuple[str, str]]]]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a study (METHOD §9).
+    """Write `report.html` into the folder of a study, and what it links to (METHOD §9).
 
     Returns:
         Its path.
 
     Raises:
-        DialdownError: the folder has no run.json or results.json, a file in it is damaged, or it
-            cannot be written.
+        DialdownError: the folder has no run.json, a file in it is damaged, or it cannot be written.
     """
     run = load(folder)
-    frames = write_tables(run)
-    loader = PackageLoader("dialdown", "report")
+    frames, figures = all_tables(run), run_figures(run)
+    if whole := _whole(run):
+        write_tables(run, frames)
+        for figure in (figure for section in figures.values() for figure in section):
+            save(figure.chart, folder / "figures" / figure.name)
+    return _write(run, frames, figures, files=whole)
+
+
+def fill(folder: Path, *, running: bool) -> Path:
+    """Write `report.html`, and nothing else, from what a study has left so far.
+
+    Raises:
+        DialdownError: see `write_report`.
+    """
+    run = load(folder)
+    return _write(run, all_tables(run), run_figures(run, brief=True), running=running)
+
+
+def _whole(run: Run) -> bool:
+    return bool(run.results) and run.of is None
+
+
+def _write(
+    run: Run,
+    frames: Frames,
+    figures: Mapping[str, Sequence[Figure]],
+    *,
+    running: bool = False,
+    files: bool = False,
+) -> Path:
     environment = Environment(
-        loader=loader,
+        loader=PackageLoader("dialdown", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters["marked"] = _marked
-    page = environment.get_template("page.html").render(_content(run, frames))
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    # The numbers of figure 1 are its download.
+    shown = {stem: frame for stem, frame in frames.items() if not stem.startswith("figure")}
+    tables = [_shown_table(run, stem, frame) for stem, frame in shown.items()]
+    environment.filters["marked"] = lambda text: _marked(text, {table.place for table in tables})
+    content = _content(run, figures, running)
+    page = environment.get_template("page.html").render(tables=tables, files=files, **content)
+    write_text(run.folder / "report.html", page)
+    return run.folder / "report.html"
 
 
 def _shown(value: object) -> object:
@@ -111,66 +132,71 @@ def _shown(value: object) -> object:
     return type(value)(printable(value)) if isinstance(value, str) else value
 
 
-def _policy(script: str) -> str:
-    """A content security policy under which the page's own script runs, by its hash, and nothing is
-    fetched.
-    """
-    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
-    source = f"'sha256-{digest}'" if script else "'none'"
-    return (
-        f"default-src 'none'; script-src {source}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+def _content(run: Run, figures: Mapping[str, Sequence[Figure]], running: bool) -> dict[str, Any]:
+    style, script = (
+        (resources.files("dialdown") / "report" / name).read_text(encoding="utf-8")
+        for name in ("style.css", "page.js")
     )
-
-
-def _content(run: Run, frames: Frames) -> dict[str, Any]:
-    plates = _plates(run)
-    script = drawing_script() if any(plates.values()) else ""
+    sampled = {protocol: _sampled(run, protocol) for protocol in run.protocols}
+    drawn = {
+        section: [(figure, _drawn(figure, sampled)) for figure in shown]
+        for section, shown in figures.items()
+    }
+    verdicts = claims(run, folder=run.folder)
     return {
-        "policy": _policy(script),
-        "claims": claims(run, folder=run.folder),
+        "policy": _policy(style, script),
+        "style": Markup(style),
+        "script": Markup(script),
+        "refresh": REFRESH if running else None,
+        "status": _status(run, running),
+        "run": run,
+        "findings": findings(run, folder=run.folder),
+        "figures": drawn,
+        "claims": {
+            name: {claim.protocol: claim for claim in verdicts if claim.name == name}
+            for name in dict.fromkeys(claim.name for claim in verdicts)
+        },
         "speaking": SPEAKING_WORDS,
         "rounding": _rounding(run),
-        "figures": plates,
-        "script": Markup(script),
-        "style": Markup(
-            (resources.files("dialdown") / "report" / "style.css").read_text(encoding="utf-8")
-        ),
-        "run": run,
-        "facts": _facts(run),
-        "findings": findings(run, folder=run.folder),
-        "published": published.row(run.model, "none") is not None,
         "noted": noted(run.info),
-        "samples": _samples(run),
-        **_tables(run, frames),
+        "samples": {protocol: rows for protocol, rows in sampled.items() if rows},
+        "facts": _facts(run),
         "stages": _stages(run),
         "versions": {**run.info.get("versions", {}), **run.info.get("machine", {})},
         "settings": list(_flat(run.info.get("config") or {})),
-        "few_windows": _few_windows(run),
     }
 
 
-def _tables(run: Run, frames: Frames) -> dict[str, Any]:
-    """The tables by the section they stand in, each once."""
-    shown = {stem: _shown_table(run, stem, frame) for stem, frame in frames.items() if len(frame)}
-    groups = [stem for stem in ("table-4-group-roles", "table-5-group-shares") if stem in shown]
-    judges = len({judge for row in run.results for judge in row.toxicity_by})
-    metrics = {"toxicity": run.concept, "log_ppl": "log-perplexity"}
-    controls = {metric: control_table(run, metric) for metric in metrics}
-    return {
-        "results": shown.pop("table-2-interventions").grid,
-        "groups": [shown.pop(stem) for stem in groups],
-        "probe": shown.pop("table-11-probe") if run.stage("probe") else None,
-        "judges": grid("scorers", scorer_table(run), labels=run.labels) if judges > 1 else None,
-        "control_tables": {
-            metrics[metric]: grid(
-                f"controls-{metric}", frame, labels=run.labels, unit=UNITS[metric]
-            )
-            for metric, frame in controls.items()
-            if len(frame)
-        },
-        "paper_tables": [*shown.values()],
-    }
+def _policy(style: str, script: str) -> str:
+    """A content security policy under which the page's own style and script apply, by their hashes,
+    and nothing is fetched.
+    """
+    sources = (
+        f"{kind}-src 'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+        for kind, text in (("style", style), ("script", script))
+    )
+    return f"default-src 'none'; {'; '.join(sources)}; base-uri 'none'; form-action 'none'"
+
+
+def _status(run: Run, running: bool) -> str:
+    """How far the run got, where it is not finished."""
+    if _whole(run) and not running:
+        return ""
+    done = ", ".join(name for name in run.info.get("stages", {}) if name != "report")
+    stages = f"done: {done}" if done else "no stage is done yet"
+    total = f" of {run.of:,}" if run.of else ""
+    rows = f"; {len(run.results):,}{total} rows measured" if run.results else ""
+    if running:
+        return f"Still running, as of {datetime.now():%H:%M:%S}. {stages.capitalize()}{rows}."
+    return f"This run stopped before its end ({stages}{rows}): the same command goes on with it."
+
+
+def _drawn(figure: Figure, sampled: Mapping[Protocol, Sequence[Sampled]]) -> Markup:
+    """A figure; the marks of a trade-off lead to their rows' samples."""
+    start, _, protocol = figure.name.rpartition("-")
+    leads = {key: rows for key, rows in sampled.items() if start == "tradeoff" and key == protocol}
+    links = {short(sample.row): sample.place for rows in leads.values() for sample in rows}
+    return inline(figure.chart, figure.name, f"{figure.number}: {figure.caption}", links)
 
 
 def _shown_table(run: Run, stem: str, frame: pl.DataFrame) -> ShownTable:
@@ -179,149 +205,96 @@ def _shown_table(run: Run, stem: str, frame: pl.DataFrame) -> ShownTable:
         main = frame.filter(pl.col("control_of").is_null())
         place = pl.col("intervention").replace_strict(order, return_dtype=pl.Int64)
         frame = main.sort(place, "protocol", descending=[False, True])
-    titles = {"toxicity": run.concept}
-    return ShownTable(
-        table_name(stem), f"tables/{stem}.csv", grid(stem, frame, titles=titles, labels=run.labels)
-    )
+    unit = UNITS["log_ppl"] if stem == "controls-log-ppl" else UNITS["toxicity"]
+    cells = grid(frame, titles={"toxicity": run.concept}, labels=run.labels, unit=unit)
+    return ShownTable("-".join(stem.split("-")[:2]), table_name(stem), stem, cells)
 
 
-def _marked(text: str) -> Markup:
-    """Protocol names in backticks as small tags."""
-    return Markup(re.sub(r"`(strict|paper)`", r'<span class="tag \1">\1</span>', str(escape(text))))
+def _marked(text: str, places: set[str]) -> Markup:
+    """Protocol names in backticks as small tags, and tables that are on the page as links."""
+    marked = re.sub(r"`(strict|paper)`", r'<span class="tag \1">\1</span>', str(escape(text)))
+
+    def linked(table: re.Match[str]) -> str:
+        place = f"table-{table[1]}"
+        return f'<a href="#{place}">{table[0]}</a>' if place in places else table[0]
+
+    return Markup(re.sub(r"\btable (\d+)", linked, marked))
 
 
 def _rounding(run: Run) -> str:
     """What the verdicts take rounding to do, where the run measured it."""
-    found = run.stage("evaluate").get("rounding")
-    if not found:
+    rounding = run.stage("evaluate").get("rounding")
+    if not rounding:
         return ""
     return (
         ", also where rounding may move them: decoded in batches of another size, "
-        f"{found['changed']} of the untouched model’s "
-        f"{found['prompts']:,} continuations changed, so another processor is taken to change a "
-        "share of "
-        f"({found['changed']} + 1) / ({found['prompts']:,} + 2) in every row"
+        f"{rounding['changed']} of the untouched model’s {rounding['prompts']:,} continuations "
+        "changed, so another processor is taken to change a share of "
+        f"({rounding['changed']} + 1) / ({rounding['prompts']:,} + 2) in every row"
     )
+
+
+def _sampled(run: Run, protocol: Protocol) -> list[Sampled]:
+    """The continuations of the rows that are no controls, each beside the untouched model's."""
+    evidence, base = Evidence(run, protocol, run.folder), run.result("none", protocol)
+    rows = [row for name in run.names() if (row := run.result(name, protocol)) and row.samples]
+    untouched = _said(evidence, base) if base else []
+    sampled = []
+    for place, row in enumerate(rows):
+        pairs = [[said] for said in _said(evidence, row)]
+        if row is not base and untouched:
+            pairs = [[before, *pair] for before, pair in zip(untouched, pairs, strict=False)]
+        prompts = [prompt for prompt, _ in row.samples]
+        lines = [*zip(prompts, pairs, strict=False)]
+        sampled.append(Sampled(f"samples-{protocol}-{place}", row, lines))
+    return sampled
+
+
+def _said(evidence: Evidence, row: Row) -> list[tuple[str, str]]:
+    """A row's continuations, each with its score where that is known."""
+    known = evidence.values(row, "toxicity")
+    scores = [*known[0]] if known else [math.nan] * len(row.samples)
+    return [
+        (text, "" if math.isnan(score) else number(score, 2))
+        for (_, text), score in zip(row.samples, scores, strict=False)
+    ]
 
 
 def _facts(run: Run) -> dict[str, str]:
     """What was studied, as far as run.json says."""
     trained, pairs = run.stage("train"), run.stage("pairs")
-    facts = {"Model": run.model}
-    if revision := run.setting("revision"):
-        facts["Revision"] = str(revision)
+    facts = {"Protocols": " and ".join(run.protocols)}
+    if run.setting("seed") is not None:
+        facts["Seed"] = str(run.setting("seed"))
     if "steps" in trained:
+        positions = {"all": "prompt and padding too, as the authors train"}
+        over = positions.get(str(run.setting("dpo.kl_positions")), "completion tokens")
         facts["Tuned by"] = (
             f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step "
-            f"{trained['best_step']:,} kept"
+            f"{trained['best_step']:,} kept; its KL is a mean over {over}"
         )
-        weights = {
-            "β": run.setting("dpo.beta"),
-            "γ (weight of the KL term)": run.setting("dpo.kl_weight"),
-        }
-        facts["DPO"] = (
-            ", ".join(f"{name} = {value:g}" for name, value in weights.items() if value is not None)
-            or "settings not recorded"
-        )
-        positions = {
-            "completion": "completion tokens",
-            "all": "prompt and padding too, as the authors train",
-        }
-        if over := positions.get(str(run.setting("dpo.kl_positions"))):
-            facts["DPO"] += f"; its KL is a mean over {over}"
     elif run.setting("tuned"):
         facts["Tuned model"] = f"{run.setting('tuned')} (given, not trained here)"
     if "pairs" in pairs:
-        scores = [
-            f"{word} {number(pairs[key], 2)}"
-            for key, word in (("chosen_score", "preferred"), ("rejected_score", "dispreferred"))
-            if key in pairs
-        ]
+        scores = {"preferred": "chosen_score", "dispreferred": "rejected_score"}
+        means = [f"{word} {number(pairs[key], 2)}" for word, key in scores.items() if key in pairs]
         facts["Pairs"] = f"{pairs['pairs']:,} made with the model itself" + (
-            f"; mean score {', '.join(scores)}" if scores else ""
+            f"; mean score {', '.join(means)}" if means else ""
         )
-    facts["Protocols"] = " and ".join(run.protocols)
-    if run.setting("seed") is not None:
-        facts["Seed"] = str(run.setting("seed"))
     return facts
 
 
-def _plates(run: Run) -> dict[str, list[Plate]]:
-    """The figures of each section, all also written to the folder `figures`."""
-    plates: dict[str, list[Plate]] = {}
-    for section, figures in run_figures(run).items():
-        plates[section] = []
-        for name, caption, chart in figures:
-            save(chart, run.folder / "figures" / name)
-            plates[section].append(Plate(name, caption, Markup(embedded(chart, caption))))
-    return plates
-
-
-def _samples(run: Run) -> list[dict[str, Any]]:
-    """By protocol: the featured continuations, and all others."""
-    found = []
-    for protocol in run.protocols:
-        rows = [result for result in run.results if result.protocol == protocol and result.samples]
-        order = {name: place for place, name in enumerate([*FEATURED, *run.names()])}
-        rows.sort(
-            key=lambda result: (
-                order.get(result.control_of or result.intervention, len(order)),
-                result.control_of is not None,
-            )
-        )
-        featured = sorted(
-            (result for result in rows if result.intervention in FEATURED),
-            key=lambda result: FEATURED.index(result.intervention),
-        )
-        others = [result for result in rows if result.intervention not in FEATURED]
-        if rows:
-            found.append(
-                {
-                    "protocol": protocol,
-                    "featured": _by_prompt(featured),
-                    "others": _by_prompt(others),
-                    "count": len(others),
-                }
-            )
-    return found
-
-
-def _by_prompt(rows: Sequence[Row]) -> list[Sample]:
-    # Rows share their prompts, in the same order; a control may have been measured on fewer.
-    longest: Sequence[tuple[str, str]] = max(
-        (result.samples for result in rows), key=len, default=()
-    )
-    return [
-        Sample(
-            prompt,
-            [
-                (label(result), result.protocol, result.samples[place][1])
-                for result in rows
-                if len(result.samples) > place
-            ],
-        )
-        for place, (prompt, _) in enumerate(longest)
-    ]
-
-
 def _stages(run: Run) -> list[tuple[str, str, str]]:
-    stages = run.info.get("stages", {})
+    """Time and memory of each stage but the report, which is written while it goes on."""
     return [
         (
             name,
             f"{number(facts['seconds'], 1)} s" if "seconds" in facts else "",
             f"{memory:,} MiB" if (memory := facts.get("peak_memory_mb")) else "",
         )
-        for name, facts in stages.items()
+        for name, facts in run.info.get("stages", {}).items()
+        if name != "report"
     ]
-
-
-def _few_windows(run: Run) -> int | None:
-    """The number of blocks of text behind log-perplexity, where it is too small for its intervals
-    to be leaned on.
-    """
-    counts = [result.metrics["log_ppl"].n for result in run.results if "log_ppl" in result.metrics]
-    return min(counts) if counts and min(counts) < 10 else None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from ..neurons.ranks import Ranking, ranking
 from ..neurons.table import GROUPS, NeuronTable
 from ..terminal import printable
 from .chart_style import COLOURS, LINE_KEYS, NO_GROUP, WIDTH, Chart, channel, ticked
-from .neuron_charts import dots, group_scales, groups_present, sheet, stacked, told
+from .neuron_charts import group_scales, groups_present, sheet, stacked, told
 
 # A neuron that brings less than this share of the whole reduction is drawn as one of the tail.
 NEGLIGIBLE = 1e-4
@@ -50,17 +50,12 @@ def figure_2b_ranked_share(table: NeuronTable) -> Chart:
     y = alt.Y("share:Q", axis=alt.Axis(format="~%", title="share among the top k"))
     chart = (
         alt.Chart(frame)
-        .mark_line(strokeWidth=1.8, point=dots(60, seen=False))
+        .mark_line(strokeWidth=1.8)
         .encode(
             x=x("k:Q"),
             y=y,
             color=alt.Color("group:N", scale=looks["colour"], legend=LINE_KEYS),
             strokeDash=alt.StrokeDash("group:N", scale=looks["dash"], legend=LINE_KEYS),
-            tooltip=[
-                "group:N",
-                alt.Tooltip("k:Q", format=","),
-                alt.Tooltip("share:Q", format=".2%"),
-            ],
         )
     )
     return sheet(chart, "Groups among the neurons of largest reduction", table)
@@ -98,7 +93,7 @@ def figure_7_lower_ranks(
     )
     facts = told(frame.drop("number", "step"), percent=("alone", "together"))
     base = alt.Chart(frame).encode(x=x("rank:Q"), tooltip=facts)
-    line = base.mark_line(color=COLOURS["blue"], strokeWidth=1.8, point=dots(60, seen=False))
+    line = base.mark_line(color=COLOURS["blue"], strokeWidth=1.8)
     numbered = base.transform_filter("datum.number > 0").encode(y=alone)
     tail, shaded = _tail(ranked, x)
     upper = alt.layer(line.encode(y=together), *tail, *_marked_ranks(ranked, x, together))

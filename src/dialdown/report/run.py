@@ -19,6 +19,7 @@ from ..files import read_json
 from ..models.lm import Protocol
 from ..neurons.table import NeuronTable
 from ..study.config import Config
+from ..study.outputs import so_far
 from ..terminal import printable
 from .names import CONTROLS, label, place
 
@@ -35,19 +36,21 @@ class Run:
         info: run.json.
         results: all rows.
         tables: the neuron table of each protocol that has one.
+        of: how many rows there will be, where not all of them are measured yet; 0 where that is
+            not known.
     """
 
     folder: Path
     info: Mapping[str, Any]
     results: Sequence[Row]
     tables: Mapping[Protocol, NeuronTable]
+    of: int | None = None
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
         """The protocols that were run, `strict` first."""
-        return tuple(
-            one for one in PROTOCOLS if any(result.protocol == one for result in self.results)
-        )
+        measured = {row.protocol for row in self.results}
+        return tuple(protocol for protocol in PROTOCOLS if protocol in measured)
 
     @property
     def model(self) -> str:
@@ -66,9 +69,9 @@ class Run:
 
     def result(self, name: str, protocol: Protocol) -> Row | None:
         """One row, if it was measured."""
+        wanted = (name, protocol)
         return next(
-            (one for one in self.results if one.intervention == name and one.protocol == protocol),
-            None,
+            (row for row in self.results if (row.intervention, row.protocol) == wanted), None
         )
 
     def both(self, name: str) -> list[Row]:
@@ -78,16 +81,11 @@ class Run:
 
     def controls(self, name: str, protocol: Protocol) -> dict[str, Row]:
         """The controls of an intervention under one protocol, by control."""
-        found = {
-            row.control: row
-            for row in self.results
-            if row.control_of == name and row.protocol == protocol
-        }
-        return {
-            one: found[one]
-            for one in (*CONTROLS, *sorted(found.keys() - set(CONTROLS)))
-            if one in found
-        }
+        wanted = (name, protocol)
+        rows = [row for row in self.results if (row.control_of, row.protocol) == wanted]
+        order = {control: number for number, control in enumerate(CONTROLS)}
+        rows.sort(key=lambda row: (order.get(row.control, len(order)), row.control))
+        return {row.control: row for row in rows}
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -112,9 +110,8 @@ class Run:
 
     @cached_property
     def front(self) -> Sequence[Row]:
-        """The rows of front.json, measured on prompts of their own; empty where there is none."""
-        path = self.folder / "front.json"
-        return _rows(path) if path.exists() else ()
+        """The rows of the front, measured on prompts of their own; empty where there are none."""
+        return _rows(self.folder, "front.json")[0]
 
     def setting(self, key: str) -> Any:
         """A setting by its dotted key; None where run.json has no such key."""
@@ -125,53 +122,58 @@ class Run:
 
     def stage(self, name: str) -> Mapping[str, Any]:
         """What a stage recorded; empty where it did not run."""
-        found: Mapping[str, Any] = self.info.get("stages", {}).get(name) or {}
-        return found
+        recorded: Mapping[str, Any] = self.info.get("stages", {}).get(name) or {}
+        return recorded
 
 
 def load(folder: Path) -> Run:
-    """Read a run folder.
+    """Read a run folder, as far as the run got.
 
     Raises:
-        DialdownError: it has no run.json or results.json, or one that is damaged.
+        DialdownError: it has no run.json, or a file in it is damaged.
     """
-    for name in ("run.json", "results.json"):
-        if not (folder / name).exists():
-            raise DialdownError(
-                f"{folder} has no {name}, so there is nothing to report: pass the folder of a "
-                "study that was evaluated."
-            )
-    info = read_json(folder / "run.json")
+    path = folder / "run.json"
+    if not path.exists():
+        raise DialdownError(
+            f"{folder} has no run.json, so there is nothing to report: pass the folder of a study."
+        )
+    info = read_json(path)
     if not (
         isinstance(info, dict) and "config" in info and isinstance(info.get("stages", {}), dict)
     ):
         raise DialdownError(
-            f"{folder / 'run.json'} is no record of a study: repeat the command that made the "
-            "folder, which makes it again."
+            f"{path} is no record of a study: repeat the command that made the folder, which makes "
+            "it again."
         )
-    rows = _rows(folder / "results.json")
-    if not rows:
-        raise DialdownError(
-            f"{folder / 'results.json'} has no rows, so there is nothing to report: repeat the "
-            "evaluation."
-        )
+    rows, of = _rows(folder, "results.json")
+    files = {protocol: folder / name for protocol, name in TABLES.items()}
     tables = {
-        one: NeuronTable.from_parquet(folder / file)
-        for one, file in TABLES.items()
-        if (folder / file).exists()
+        protocol: NeuronTable.from_parquet(file)
+        for protocol, file in files.items()
+        if file.exists()
     }
-    return Run(folder, info, rows, tables)
+    return Run(folder, info, rows, tables, of)
 
 
-def _rows(path: Path) -> tuple[Row, ...]:
-    results = read_json(path)
+def _rows(folder: Path, name: str) -> tuple[tuple[Row, ...], int | None]:
+    """The rows of a file, or those so far, and how many there will be."""
+    paths = [path for path in (folder / so_far(name), folder / name) if path.exists()]
+    if not paths:
+        return (), None
+    path, results = paths[0], read_json(paths[0])
     try:
         for row in results["rows"]:
             parts = map(row.get, ("family", "strength", "control", "control_of"))
-            for name in filter(None, (row["intervention"], *parts)):
-                whole_text(name, f"The name of a row of {path.name}")
-        return tuple(map(Row.from_json, results["rows"]))
-    except (KeyError, TypeError) as error:
+            for part in filter(None, (row["intervention"], *parts)):
+                whole_text(part, f"The name of a row of {path.name}")
+        rows = tuple(map(Row.from_json, results["rows"]))
+        of = None if path.name == name else results.get("of", 0)
+    except (AttributeError, KeyError, TypeError) as error:
         raise DialdownError(
             f"{path} has a row that cannot be read ({error!r}): repeat the evaluation."
         ) from error
+    if not rows and of is None:
+        raise DialdownError(
+            f"{path} has no rows, so there is nothing to report: repeat the evaluation."
+        )
+    return rows, of

@@ -1,4 +1,6 @@
-"""The report as the last stage of `dialdown run`, and drawn again from what a study left."""
+"""The report as the last stage of `dialdown run`, as a page that fills before, and drawn again from
+what a study left.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,14 @@ def report(work: Workspace) -> Facts:
 
 
 RUN: Stages = {**STUDY, "report": report}
+
+
+def show(folder: Path, running: bool) -> None:
+    """For `Study.show`: the page as far as the run got; one that is finished stays as it is."""
+    from .page import fill
+
+    if "report" not in records(folder):
+        fill(folder, running=running)
 
 
 def report_again(folder: Path) -> Path:

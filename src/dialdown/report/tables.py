@@ -3,14 +3,15 @@
     for name, frame in all_tables(run).items(): ...
 
 A function's name starts with the number its table has in the paper; `TITLES` says what each shows.
-Published figures stand in columns of their own: null for a model the paper did not study, and
-beside the `paper` protocol only, which all of them follow.
+The published figures of the paper's four models stand in columns of their own, beside the `paper`
+protocol only, which all of them follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import zip_longest
 from math import nan
 from typing import Any, get_args
@@ -29,24 +30,28 @@ from .names import AGREEMENT, TITLES, control_label, is_aligned_patch
 from .neuron_tables import (
     Frames,
     appendix_g_sign_conflicts,
+    beside,
+    figure_of,
     frame_of,
     neuron_tables,
+    stated_columns,
     table_6_value_vectors,
     table_8_mlp,
-    under_paper,
 )
 from .run import Run
 
 Rows = Sequence[Row]
 
 _PUBLISHED = ("toxicity", "log_ppl", "f1")
-_STATED = " ".join(f"published_{name}" for name in _PUBLISHED)
-# The tables whose tokens only the model itself can tell: the stage `neurons` writes them.
-DECODED = (
+# The tables whose tokens only the model itself can tell, and those of the gains: the stages
+# `neurons` and `gains` write them.
+AS_WRITTEN = (
     "table-1-directions",
     "table-14-toxic-vectors",
     "table-15-antitoxic-vectors",
     "table-16-svd-directions",
+    "gains-by-group",
+    "gains-top-neurons",
 )
 # What the paired difference of an intervention and its control says of the intervention.
 READS: dict[Direction, str] = {
@@ -59,38 +64,31 @@ READS: dict[Direction, str] = {
 def all_tables(run: Run) -> Frames:
     """Every table that this run's folder has the numbers for, in the paper's order."""
     compared = [table for table in run.tables.values() if table.compared]
-    frames = {**row_tables(run), **decoded_tables(run), **neuron_tables(compared)}
+    frames = {**row_tables(run), **written_tables(run), **neuron_tables(compared)}
     facts = run.stage("neurons")
     if "mlp" in facts:
-        frames["table-8-mlp"] = table_8_mlp(facts["mlp"], model=run.model)
+        frames["table-8-mlp"] = table_8_mlp(facts["mlp"])
     if "sign_conflicts" in facts:
-        shares = facts["sign_conflicts"]
-        frames["appendix-g-sign-conflicts"] = appendix_g_sign_conflicts(shares, model=run.model)
-    return {stem: frames[stem] for stem in TITLES if stem in frames}
-
-
-def write_tables(run: Run) -> Frames:
-    """Write every table into the folder `tables`, beside those that the stages wrote.
-
-    Returns:
-        All of them by file stem, in the order of `TITLES`.
-    """
-    frames = all_tables(run)
-    scored = _scored(run)
-    if len(scored) > 1:
+        frames["appendix-g-sign-conflicts"] = appendix_g_sign_conflicts(facts["sign_conflicts"])
+    if len({judge for row in run.results for judge in row.toxicity_by}) > 1:
+        frames["scorers"] = scorer_table(run)
+    if len(scored := _scored(run)) > 1:
         frames[AGREEMENT] = agreement(scored)
-    folder = run.folder / "tables"
-    write_csv({stem: frame for stem, frame in frames.items() if stem not in DECODED}, folder)
-    # Those of the gains, as their stage wrote them.
-    others = {stem: folder / f"{stem}.csv" for stem in TITLES if stem not in frames}
-    frames |= {stem: read_csv(path) for stem, path in others.items() if path.exists()}
-    return {stem: frames[stem] for stem in TITLES if stem in frames}
+    return {stem: frames[stem] for stem in TITLES if len(frames.get(stem, ()))}
+
+
+def write_tables(run: Run, frames: Frames) -> None:
+    """Write tables into the folder `tables`, beside those that the stages wrote."""
+    own = {stem: frame for stem, frame in frames.items() if stem not in AS_WRITTEN}
+    write_csv(own, run.folder / "tables")
 
 
 def _scored(run: Run) -> dict[str, list[float]]:
     """What each scorer says of the untouched model's continuations: one text a prompt, so that they
     are independent.
     """
+    if not run.protocols:
+        return {}
     path = run.folder / "rows" / f"{run.protocols[0]}-none.json"
     values: dict[str, list[float]] = read_json(path)["values"] if path.exists() else {}
     return {
@@ -136,7 +134,7 @@ def control_table(run: Run, metric: str) -> pl.DataFrame:
 
 def row_tables(run: Run) -> Frames:
     """The tables of what was measured and how: 2, 3, 7, 9 to 12, 19."""
-    model, rows = run.model, run.results
+    rows = run.results
     further = [*rows, *run.front]
     steered = {row.protocol: row.alpha for row in rows if row.intervention == "steer_probe"}
     probes = run.stage("probe")
@@ -148,36 +146,35 @@ def row_tables(run: Run) -> Frames:
     settings_but_seed = {name: value for name, value in settings.items() if name != "seed"}
     words = run.settings.probe
     return {
-        "table-2-interventions": table_2_interventions(rows, model=model),
-        "table-3-toxic-neurons": table_3_toxic_neurons(rows, model=model),
+        "table-2-interventions": table_2_interventions(rows),
+        "table-3-toxic-neurons": table_3_toxic_neurons(rows),
         "table-7-seed-words": table_7_seed_words(words.positive, words.negative),
         "table-9-dpo": table_9_dpo(settings_but_seed),
-        "table-10-kl-weight": table_10_kl_weight(settings, model=model),
-        "table-11-probe": table_11_probe(facts, model=model),
-        "table-12-steering": table_12_steering(further, model=model),
-        "table-19-more-interventions": table_19_more_interventions(further, model=model),
+        "table-10-kl-weight": table_10_kl_weight(settings),
+        "table-11-probe": table_11_probe(facts),
+        "table-12-steering": table_12_steering(further),
+        "table-19-more-interventions": table_19_more_interventions(further),
+        "controls-toxicity": control_table(run, "toxicity"),
+        "controls-log-ppl": control_table(run, "log_ppl"),
     }
 
 
-def decoded_tables(run: Run) -> Frames:
-    """Tables 1, 14, 15 and 16 as the study decoded them, and of 14 and 15 the first neurons as
-    table 6.
-    """
-    paths = {stem: run.folder / "tables" / f"{stem}.csv" for stem in DECODED}
+def written_tables(run: Run) -> Frames:
+    """The tables that a stage wrote, and of 14 and 15 the first neurons as table 6."""
+    paths = {stem: run.folder / "tables" / f"{stem}.csv" for stem in AS_WRITTEN}
     frames = {stem: read_csv(path) for stem, path in paths.items() if path.exists()}
-    if {*DECODED[1:3]} <= frames.keys():
-        frames["table-6-value-vectors"] = table_6_value_vectors(
-            *(frames[stem] for stem in DECODED[1:3])
-        )
+    vectors = [frames[stem] for stem in AS_WRITTEN[1:3] if stem in frames]
+    if len(vectors) == 2:
+        frames["table-6-value-vectors"] = table_6_value_vectors(*vectors)
     return frames
 
 
-def table_2_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
+def table_2_interventions(rows: Rows) -> pl.DataFrame:
     """Table 2: every intervention and control under both protocols, all metrics with 95 %
     intervals.
 
-    `published_toxicity`, `published_log_ppl` and `published_f1` stand beside the row of that
-    strength (`published.row`).
+    Published toxicity, log-perplexity and F1 stand beside the row of that strength
+    (`published.row`).
     """
     cells = []
     for row in rows:
@@ -191,14 +188,17 @@ def table_2_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
             row.neurons,
         )
         values = _parts(map(row.metrics.get, METRICS))
-        cells.append((*facts, *values, *map(_published_row(model, row).get, _PUBLISHED)))
+        # Of steering, table 2 has one strength for each model; the others are in table 12.
+        steered = row.family == "steer_probe" and row.strength
+        stated = "" if row.control or steered else row.protocol
+        cells.append((*facts, *values, *beside(stated, partial(_published_row, row))))
     facts_columns = (
         "intervention:text protocol:text control_of:text kind:text alpha beta neurons:int"
     )
-    return frame_of(cells, f"{facts_columns} {_columns(METRICS)} {_STATED}")
+    return frame_of(cells, f"{facts_columns} {_columns(METRICS)} {stated_columns(*_PUBLISHED)}")
 
 
-def table_3_toxic_neurons(rows: Rows, *, model: str) -> pl.DataFrame:
+def table_3_toxic_neurons(rows: Rows) -> pl.DataFrame:
     """Table 3: (toxicity untouched - patched) / (untouched - DPO), for the judged and the most
     aligned neurons.
 
@@ -209,6 +209,7 @@ def table_3_toxic_neurons(rows: Rows, *, model: str) -> pl.DataFrame:
         for row in rows
         if "toxicity" in row.metrics
     }
+    named = ("neurons", "share")
     published_as = {"patch_toxic_neurons": "judged", "patch_256": "top"}
     cells = []
     for row in rows:
@@ -216,14 +217,11 @@ def table_3_toxic_neurons(rows: Rows, *, model: str) -> pl.DataFrame:
             base, tuned = (means.get((name, row.protocol), nan) for name in ("none", "dpo"))
             patched = means[row.intervention, row.protocol]
             share = (base - patched) / (base - tuned) if base > tuned else None
-            figures = under_paper(row.protocol, model, "toxic_neurons") or {}
-            stated = figures.get(published_as.get(row.intervention), {})
-            published_cells = stated.get("neurons"), stated.get("share")
-            cells.append((row.protocol, row.intervention, row.neurons, share, *published_cells))
-    columns = (
-        "protocol:text intervention:text neurons:int share published_neurons:int published_share"
-    )
-    return frame_of(cells, columns)
+            which = published_as.get(row.intervention, "")
+            stated = beside(row.protocol, figure_of("toxic_neurons", which, keys=named))
+            cells.append((row.protocol, row.intervention, row.neurons, share, *stated))
+    columns = "protocol:text intervention:text neurons:int share"
+    return frame_of(cells, f"{columns} {stated_columns('neurons:int', 'share')}")
 
 
 def table_7_seed_words(
@@ -257,53 +255,62 @@ def table_9_dpo(settings: Mapping[str, Any]) -> pl.DataFrame:
     return frame_of(cells, "setting:text value:text published:text note:text")
 
 
-def table_10_kl_weight(settings: Mapping[str, Any], *, model: str) -> pl.DataFrame:
+def table_10_kl_weight(settings: Mapping[str, Any]) -> pl.DataFrame:
     """Table 10: gamma as run, from the fields of `DPOSettings`."""
-    cells = (model, settings.get("kl_weight"), published.figure(model, "kl_weight"))
-    return frame_of([cells], "model:text kl_weight published")
+    cells = ("γ", settings.get("kl_weight"), *beside("paper", figure_of("kl_weight")))
+    return frame_of([cells], f"weight:text value {stated_columns('')}")
 
 
-def table_11_probe(facts: Mapping[str, Mapping[str, Any]], *, model: str) -> pl.DataFrame:
+def table_11_probe(facts: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     """Table 11: `accuracy` and `auc` of each protocol's probe on held-out texts, and the steering
-    strength `alpha`.
+    strength `alpha`, whose unit is the probe's own.
 
     Args:
         facts: protocol to any of these three.
-        model: for the published figures; a published alpha holds for the paper's own W only.
     """
-    names = ("accuracy", "auc", "alpha")
     quantities: tuple[published.Quantity, ...] = ("probe_accuracy", "steering_alpha")
     cells = [
         (
             protocol,
-            *map(fact.get, names),
-            *(under_paper(protocol, model, name) for name in quantities),
+            *map(fact.get, ("accuracy", "auc", "alpha")),
+            *beside(
+                protocol,
+                lambda model: [published.figure(model, quantity) for quantity in quantities],
+            ),
         )
         for protocol, fact in facts.items()
     ]
-    return frame_of(cells, "protocol:text accuracy auc alpha published_accuracy published_alpha")
+    columns = "protocol:text accuracy auc alpha"
+    return frame_of(cells, f"{columns} {stated_columns('accuracy', 'alpha')}")
 
 
-def table_12_steering(rows: Rows, *, model: str) -> pl.DataFrame:
+def table_12_steering(rows: Rows) -> pl.DataFrame:
     """Table 12: every row of steering along the probe, by alpha.
 
-    Published figures stand beside an equal alpha; a published alpha that was not run has a row of
-    its own, whose `intervention` is null.
+    The unit of alpha is the probe's own, so the published strengths, two of each model, have rows
+    of their own, whose `intervention` is null.
     """
     steered = [row for row in rows if row.family == "steer_probe" and not row.control]
-    under_paper = any(row.protocol == "paper" for row in steered)
-    figures = (published.figure(model, "steering") if under_paper else None) or ()
-    cells = [
-        ("paper", figure["alpha"], *(figure[name] for name in _PUBLISHED)) for figure in figures
-    ]
-    stated = frame_of(cells, f"protocol:text alpha {_STATED}")
-    frame = table_2_interventions(steered, model=model).drop(_STATED.split())
-    frame = frame.join(stated, on=["protocol", "alpha"], how="full", coalesce=True)
+    dropped = stated_columns(*_PUBLISHED).split()
     # `strict` first, as everywhere.
-    return frame.sort("protocol", "alpha", descending=[True, False])
+    frame = (
+        table_2_interventions(steered)
+        .drop(dropped)
+        .sort("protocol", "alpha", descending=[True, False])
+    )
+    cells = [("paper", *beside("paper", partial(_published_steering, place))) for place in (0, 1)]
+    columns = f"protocol:text {stated_columns('alpha', *_PUBLISHED)}"
+    return pl.concat(
+        [frame, frame_of(cells if "paper" in frame["protocol"] else [], columns)], how="diagonal"
+    )
 
 
-def table_19_more_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
+def _published_steering(place: int, model: str) -> Sequence[float]:
+    figure = published.figure(model, "steering")[place]
+    return [figure[name] for name in ("alpha", *_PUBLISHED)]
+
+
+def table_19_more_interventions(rows: Rows) -> pl.DataFrame:
     """Table 19: patching the increasing neurons, and edits along the probe of other fractions and
     orders.
     """
@@ -316,7 +323,7 @@ def table_19_more_interventions(rows: Rows, *, model: str) -> pl.DataFrame:
         if row.family in families
         or (row.family == "edit_probe_set" and row.strength.startswith("a"))
     ]
-    return table_2_interventions(further, model=model)
+    return table_2_interventions(further)
 
 
 def _columns(names: Iterable[str]) -> str:
@@ -329,13 +336,9 @@ def _parts(estimates: Iterable[Estimate | None]) -> list[float | None]:
     return [getattr(estimate, end, None) for estimate in estimates for end in ends]
 
 
-def _published_row(model: str, row: Row) -> Mapping[str, float]:
-    """What the paper has for a row, under the protocol that it follows; empty where it has
-    nothing.
-    """
-    if row.protocol != "paper" or row.control:
-        return {}
-    return published.row(model, row.family, alpha=row.alpha, beta=row.beta) or {}
+def _published_row(row: Row, model: str) -> Sequence[float | None]:
+    figures = published.row(model, row.family, alpha=row.alpha, beta=row.beta) or {}
+    return [figures.get(metric) for metric in _PUBLISHED]
 
 
 def _as_text(value: object) -> str | None:

@@ -41,9 +41,9 @@ def said_change(change: Estimate, metric: str, note: str = "") -> str:
     return said(change, f"{UNITS[metric]}{note}", signed=True)
 
 
-def units(counts: set[int]) -> str:
-    """`n = 128`, or `n = 64–128` where rows differ."""
-    return f"n = {min(counts):,}" if len(counts) == 1 else f"n = {min(counts):,}–{max(counts):,}"
+def span(counts: set[int]) -> str:
+    """`128`, or `64–128` where counts differ."""
+    return "–".join(f"{end:,}" for end in sorted({min(counts, default=0), max(counts, default=0)}))
 
 
 def listed(items: list[str]) -> str:

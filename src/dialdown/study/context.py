@@ -56,6 +56,7 @@ class Workspace:
         folder: where everything is written.
         progress: called with what is going on, units done, units in all.
         stages: what is done in the folder, in order.
+        changed: called when more can be shown of the folder than before.
         peak_together: the most memory that this process and its workers held together, in bytes; 0
             without workers.
         notes: what the stage that is going on leaves out, cuts or does not reach.
@@ -65,6 +66,7 @@ class Workspace:
     folder: Path
     progress: Progress = silent
     stages: tuple[str, ...] = STAGES
+    changed: Callable[[], None] = lambda: None
     peak_together: int = field(default=0, init=False)
     notes: StageNotes = field(default_factory=StageNotes, init=False)
     _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)

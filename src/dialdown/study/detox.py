@@ -30,7 +30,7 @@ from .config import Config, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .folder import Ledger
 from .gains import STEP, explain, take_step, trained_gains, tune_gains
-from .measure import cut_prompts, measure_rows, write_results
+from .measure import cut_prompts, measure_rows
 from .plan import Planned
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
@@ -146,8 +146,7 @@ def check(work: Workspace) -> Facts:
         for edited in (untouched(), edit, shuffled(edit, seed=work.config.seed))
     ]
     cut_prompts(work, "prompts", work.prompts.evaluation)
-    rows = measure_rows(work, "check", planned)
-    write_results(work, "results.json", rows)
+    rows = measure_rows(work, "check", planned, "results.json")
     change = rows[1].difference("toxicity", rows[0])
     return {
         "judges": [work.judge.name, work.pair_scorer.name],

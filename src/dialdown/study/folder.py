@@ -373,7 +373,8 @@ def _has_content(folder: Path) -> bool:
     """Whether there is more in a folder, or file, than a command that did nothing yet may leave."""
     if not folder.is_dir():
         return True
-    names = {path.name for path in folder.iterdir()} - ({RUN} if _run(folder) else set())
+    begun = {RUN, "report.html"} if _run(folder) else set()
+    names = {path.name for path in folder.iterdir()} - begun
     return not all(name.startswith(".dialdown.") or name.endswith(".partial") for name in names)
 
 

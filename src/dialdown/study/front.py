@@ -11,7 +11,7 @@ from ..training.dpo import RECORD
 from . import plan
 from .context import Facts, Workspace
 from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
-from .measure import measure_rows, write_results
+from .measure import measure_rows
 from .stages import collect_training_means
 
 KEPT = "interventions-front"
@@ -72,7 +72,7 @@ def draw_front(work: Workspace) -> Facts:
             work.tables("strict"), settings, usual, models, further=further, seed=work.config.seed
         )
     ]
-    write_results(work, "front.json", measure_rows(work, "front", planned))
+    measure_rows(work, "front", planned, "front.json")
     for row in planned:
         if row.intervention.kind != "none":
             row.intervention.save(work.folder / KEPT / f"{row.name}.safetensors")

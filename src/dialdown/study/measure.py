@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from operator import ne
 from typing import Any
 
@@ -16,10 +18,13 @@ from ..files import SCHEMA, write_json
 from ..models.decoding import Decoder
 from ..models.lm import LM
 from .context import Workspace
+from .outputs import so_far
 from .plan import Planned
 from .rows import RowFiles
 
 SAMPLES = 8
+# Seconds between two looks at the rows so far, and at least this many times what a look takes.
+SHOWN_EVERY, SHOWING = 25.0, 10
 
 
 @dataclass(frozen=True)
@@ -30,28 +35,90 @@ class Piece:
     rows: tuple[Planned, ...]
 
 
-def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned]) -> list[Row]:
-    """Measure what is missing of the planned rows of a stage; all of them, in the order planned."""
+@dataclass
+class Gathered:
+    """The planned rows of a stage, as they come to be measured.
+
+    Attributes:
+        work: whose rows.
+        files: what is measured of each.
+        effects: of each planned row, equal where two do the same.
+        rows: the measured ones, by name.
+    """
+
+    work: Workspace
+    files: RowFiles
+    effects: Sequence[tuple[Planned, str]]
+    rows: dict[str, Row] = field(default_factory=dict, init=False)
+    _written: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def first(self) -> dict[str, Planned]:
+        """By effect the first row that has it: some controls of different edits are the same
+        effect, which is measured once.
+        """
+        return {effect: planned for planned, effect in reversed(self.effects)}
+
+    def _gather(self) -> None:
+        """Take up the rows that were measured since."""
+        for planned, effect in self.effects:
+            if planned.name in self.rows:
+                continue
+            measured = self.files.read(self.first[effect])
+            if measured is None:
+                continue
+            # A row that is the same effect as another has its own file all the same, under its own
+            # name.
+            if self.first[effect] is not planned and self.files.read(planned) is None:
+                self.files.write(planned, measured)
+            self.rows[planned.name] = as_row(planned.intervention, planned.protocol, measured)
+
+    def write(self, name: str) -> None:
+        """Write the rows so far as JSON, each beside the untouched model, and a control beside what
+        it is a control of.
+        """
+        self._gather()
+        for key, row in self.rows.items():
+            base = self.rows.get(f"{row.protocol}-none")
+            main = self.rows.get(f"{row.protocol}-{row.control_of}")
+            if key not in self._written and base and (main or not row.control_of):
+                beside = row.beside(base, self.work.prompts.evaluation, samples=SAMPLES, main=main)
+                self._written[key] = beside.to_json()
+        keys = [planned.name for planned, _ in self.effects]
+        rows = [self._written[key] for key in keys if key in self._written]
+        missing = {"of": len(keys)} if len(rows) < len(keys) else {}
+        write_json(self.work.folder / name, {"schema": SCHEMA, "rows": rows, **missing})
+
+
+def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: str) -> list[Row]:
+    """Measure what is missing of the planned rows of a stage and write them to the file `name`; all
+    of them, in the order planned.
+
+    Meanwhile, or where that is the name asked for, `so_far(name)` holds those that are there.
+    """
     files = row_files(work, stage)
-    # Some controls of different edits are the same effect, which is measured once.
-    first: dict[str, Planned] = {}
-    for one in planned:
-        first.setdefault(files.effect(one), one)
-    missing = [one for one in first.values() if files.read(one) is None]
+    gathered = Gathered(work, files, [(row, files.effect(row)) for row in planned])
+    first = [row for row, effect in gathered.effects if gathered.first[effect] is row]
+    missing = [row for row in first if files.read(row) is None]
     done, total = len(first) - len(missing), len(first)
     work.progress("evaluating", done, total)
-    for piece in work.do_all(measure, _pieces(stage, missing)):
-        done += len(piece.rows)
-        work.progress(f"evaluating, {piece.rows[-1].name} measured", done, total)
-    rows = []
-    for one in planned:
-        measured = files.read(first[files.effect(one)])
-        assert measured is not None
-        # A row that is the same effect as another has its own file all the same, under its own
-        # name.
-        if first[files.effect(one)] is not one and files.read(one) is None:
-            files.write(one, measured)
-        rows.append(as_row(one.intervention, one.protocol, measured))
+    shown, wait = time.monotonic(), 0.0
+    try:
+        for piece in work.do_all(measure, _pieces(stage, missing)):
+            done += len(piece.rows)
+            work.progress(f"evaluating, {piece.rows[-1].name} measured", done, total)
+            if done < total and (start := time.monotonic()) - shown >= wait:
+                gathered.write(so_far(name))
+                work.changed()
+                shown = time.monotonic()
+                wait = max(SHOWN_EVERY, SHOWING * (shown - start))
+    except KeyboardInterrupt:
+        gathered.write(so_far(name))
+        raise
+    gathered.write(name)
+    if name != so_far(name):
+        (work.folder / so_far(name)).unlink(missing_ok=True)
+    rows = [gathered.rows[row.name] for row in planned]
     _note_rows(work, planned, rows, len(first))
     return rows
 
@@ -62,7 +129,7 @@ def _note_rows(
     """What the rows' means leave out: prompts, effects that were measured already, and units
     without a value.
     """
-    counts, asked = Counter(one.prompts for one in planned), work.config.evaluation.count
+    counts, asked = Counter(row.prompts for row in planned), work.config.evaluation.count
     for prompts, fewer in sorted(counts.items()):
         if prompts < asked:
             work.notes.add(
@@ -149,20 +216,3 @@ def measure(work: Workspace, piece: Piece) -> None:
         model = models[one.model] if one.model else None
         evaluator = work.evaluator(one.prompts)
         files.write(one, evaluator.measure(one.intervention, one.protocol, model=model))
-
-
-def write_results(work: Workspace, name: str, rows: Sequence[Row]) -> None:
-    """Write rows as JSON, each beside the untouched model, and a control beside what it is a
-    control of.
-    """
-    named = {(row.protocol, row.intervention): row for row in rows}
-    written = [
-        row.beside(
-            named[row.protocol, "none"],
-            work.prompts.evaluation,
-            samples=SAMPLES,
-            main=named[row.protocol, row.control_of] if row.control_of else None,
-        ).to_json()
-        for row in rows
-    ]
-    write_json(work.folder / name, {"schema": SCHEMA, "rows": written})

@@ -71,6 +71,11 @@ UNREAD = re.compile(r"/training\.json$")
 TRAINED = re.compile(r"^(tuned|tuned-steps|gains)/")
 
 
+def so_far(name: str) -> str:
+    """The file beside results.json or front.json that holds its rows until all are there."""
+    return f"{name.removesuffix('.json').removesuffix('-so-far')}-so-far.json"
+
+
 def written(folder: Path, stage: str, stages: Iterable[str]) -> list[str]:
     """The files of a stage that are there, relative to the folder."""
     names = [*stages]

@@ -18,6 +18,14 @@ MODELS = {
 }
 """Hub ids, in lower case, to the names the figures are filed under."""
 
+NAMES = {
+    "gpt2-medium": "GPT-2 medium",
+    "llama-3.1-8b": "Llama 3.1 8B",
+    "gemma-2-2b": "Gemma 2 2B",
+    "mistral-7b": "Mistral 7B",
+}
+"""The names the figures are filed under to those that are read."""
+
 STRENGTHS = ((0.8, 0.05), (0.55, 0.01), (0.5, 0.05), (0.4, 0.05))
 """α and β that the published edits are taken to have, strongest first: the text gives ranges, the
 authors' files the fractions .5, .55 and .8 and the factors 1 ± .05 and 1 ± .01; which row has which
@@ -80,33 +88,28 @@ Quantity = Literal[
 def row(
     model: str, family: str, *, alpha: float | None = None, beta: float | None = None
 ) -> dict[str, float] | None:
-    """Tables 2, 12 and 19 for an intervention of one strength: `toxicity`, `log_ppl` and `f1`.
+    """Tables 2 and 19 for an intervention: `toxicity`, `log_ppl` and `f1`.
 
     Args:
-        model: a hub id.
+        model: a hub id, or a key of `NAMES`.
         family: the intervention's.
-        alpha, beta: its strength; an edit or a steering stands beside the published one of that
-            strength alone.
+        alpha, beta: its strength; an edit stands beside the published one of that strength alone,
+            and steering, whose unit is the probe's own, has one of each model.
 
     Returns:
         None where the paper has no such model, intervention or strength.
     """
-    name, figures = MODELS.get(model.lower()), _figures()
-    if name is None:
-        return None
-    if family == "steer_probe":
-        steered = (figure for figure in figures["steering"][name] if figure["alpha"] == alpha)
-        published = next(steered, None)
-        return published and {metric: published[metric] for metric in figures["metrics"]}
+    name, figures = _filed(model), _figures()
     if edits := EDITS.get(family):
         strengths = dict(zip(STRENGTHS, edits, strict=False))
         family = strengths.get((alpha or 0.0, beta or 0.0), "")
-    values = figures["rows"].get(family)
-    return dict(zip(figures["metrics"], values[name], strict=True)) if values else None
+    values = figures["rows"].get(family, {}).get(name)
+    return dict(zip(figures["metrics"], values, strict=True)) if values else None
 
 
 def figure(model: str | None, quantity: Quantity) -> Any:
-    """What the paper states of a model besides its interventions; None where it states nothing.
+    """What the paper states of a model, by its hub id or a key of `NAMES`, besides its
+    interventions; None where it states nothing.
 
     Returns:
         By quantity: `groups` (table 5) shares of the four and their `count`; `toxic_neurons` (table
@@ -116,7 +119,11 @@ def figure(model: str | None, quantity: Quantity) -> Any:
         17) `r`, and `p` as printed; `reducing_share` (table 18); `sign_conflicts` (appendix G);
         `shifts` (section 5.1, figure 4) `value_cosine` and `percent`. A shift is before - after.
     """
-    return _figures()[quantity].get(MODELS.get((model or "").lower()))
+    return _figures()[quantity].get(_filed(model or ""))
+
+
+def _filed(model: str) -> str:
+    return MODELS.get(model.lower(), model)
 
 
 def seed_words() -> dict[str, list[str]]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-from ..errors import enough_memory
+from ..errors import DialdownError, enough_memory
 from ..files import disk_errors
 from ..progress import Progress, silent
 from ..workers import check_main_guard
@@ -71,6 +72,8 @@ class Study:
         announce: called with a sentence when a stage ends or is found done.
         enter: called with a stage's name when its turn comes, and whether it was done before.
         stages: what is done, in order; by default the study of METHOD §9.
+        show: called whenever more can be shown of the folder than before: with True while work goes
+            on there, with False when it has ended or was interrupted.
     """
 
     config: Config
@@ -79,11 +82,13 @@ class Study:
     announce: Callable[[str], None] = lambda sentence: None
     stages: Stages = field(default_factory=lambda: STUDY)
     enter: Callable[[str, bool], None] = lambda stage, done: None
+    show: Callable[[bool], None] = lambda running: None
 
     @cached_property
     def work(self) -> Workspace:
         """What the stages share."""
-        return Workspace(self.config, self.folder, self.progress, tuple(self.stages))
+        stages, changed = tuple(self.stages), partial(self.show, True)
+        return Workspace(self.config, self.folder, self.progress, stages, changed)
 
     def run(self, *, until: str | None = None) -> None:
         """Run the stages up to `until`, skipping what is done.
@@ -104,8 +109,15 @@ class Study:
         with ledger.claim(self.announce):
             if not new:
                 check_inputs(self.work, [stage for stage in names if not ledger.finished(stage)])
-            for stage in names:
-                self._do(stage)
+            try:
+                for stage in names:
+                    self._do(stage)
+            except BaseException:
+                # What went wrong is to be heard, not that it could not be shown either.
+                with suppress(DialdownError):
+                    self.show(False)
+                raise
+            self.show(False)
 
     def _do(self, stage: str) -> None:
         ledger = self.work.ledger
@@ -121,6 +133,7 @@ class Study:
         if done:
             self.announce(f"{stage}: done before")
             return
+        self.show(True)
         start = time.perf_counter()
         with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
             facts = self.stages[stage](self.work)

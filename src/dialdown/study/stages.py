@@ -37,8 +37,9 @@ from ..training.settings import PairSettings
 from . import plan
 from .context import Facts, Workspace
 from .folder import file_states
-from .measure import changed, cut_prompts, measure_rows, rounded_otherwise, write_results
+from .measure import changed, cut_prompts, measure_rows, rounded_otherwise
 from .notes import note_judged, note_training
+from .outputs import so_far
 
 # What is said of a study whose tuned model is its base.
 EQUAL = (
@@ -211,7 +212,7 @@ def look_at_base(work: Workspace) -> Facts:
             prompts=work.config.evaluation.count,
         )
     ]
-    measure_rows(work, "base", planned)
+    measure_rows(work, "base", planned, so_far("results.json"))
     return {**facts, "rows": len(planned)}
 
 
@@ -333,10 +334,9 @@ def evaluate(work: Workspace) -> Facts:
     }
     cut_prompts(work, "prompts", work.prompts.evaluation)
     otherwise = rounded_otherwise(work)
-    rows = measure_rows(work, "evaluate", planned)
+    rows = measure_rows(work, "evaluate", planned, "results.json")
     base = next(row for row in rows if row.intervention == "none")
     facts["rounding"] = changed(base.units.texts, otherwise)
-    write_results(work, "results.json", rows)
     for row in planned:
         if row.intervention.control_of is None and row.intervention.kind != "none":
             row.intervention.save(work.folder / "interventions" / f"{row.name}.safetensors")
