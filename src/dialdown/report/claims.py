@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..evaluation.bootstrap import Estimate
@@ -82,7 +83,7 @@ def claims(run: Run, *, folder: Path | None = None) -> list[Claim]:
         _editing,
         _perplexity,
     ]
-    deciders += [_of_family(name) for name in FAMILIES]
+    deciders += [partial(_specific, wanted=name) for name in FAMILIES]
     decided = [_decided(decider, rows) for decider in deciders for rows in evidence]
     return [claim for claim in decided if claim is not None]
 
@@ -300,10 +301,6 @@ def _perplexity(evidence: Evidence) -> Claim | None:
         f"{said_change(worst.change['log_ppl'], 'log_ppl')}."
     )
     return _claim(evidence, "Perplexity is preserved", together(verdicts), text)
-
-
-def _of_family(wanted: str) -> Callable[[Evidence], Claim | None]:
-    return lambda evidence: _specific(evidence, wanted)
 
 
 def _specific(evidence: Evidence, wanted: str) -> Claim | None:

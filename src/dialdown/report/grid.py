@@ -20,11 +20,10 @@ from .text import number, span
 
 SHOWN_TOKENS = 10
 TOKEN_COLUMNS = ("rank", "token", "logit", "toxic")
-# What stands below an intervention's label, and what its label says already.
+# What stands below an intervention's label.
 FACTS = {"neurons": "{:,} neurons", "alpha": "α = {:g}", "beta": "β = {:g}"}
-SAID_BY_LABEL = ("control_of", "kind")
-# Degenerate continuations say as much, and the file has it.
-IN_THE_FILE = ("repetition",)
+# Said by the label; and what degenerate continuations say as well stands in the file.
+LEFT_OUT = ("control_of", "kind", "repetition")
 # White space in a token is seen.
 SEEN = str.maketrans({" ": "␣", "\n": "↵", "\r": "↵", "\t": "⇥", "\u00a0": "⍽"})
 METRICS = {"log_ppl": "log-perplexity", "f1": "F1", "kl": "KL"}
@@ -131,7 +130,7 @@ def _beside(column: str, frame: pl.DataFrame) -> bool:
     start, _, end = column.rpartition("_")
     if column.startswith("published_") or (end in ("low", "high", "n") and start in frame.columns):
         return True
-    return "intervention" in frame.columns and column in (*FACTS, *SAID_BY_LABEL, *IN_THE_FILE)
+    return "intervention" in frame.columns and column in (*FACTS, *LEFT_OUT)
 
 
 def _counted(column: str, frame: pl.DataFrame, unit: str) -> str:

@@ -263,15 +263,11 @@ def _said(evidence: Evidence, row: Row) -> list[tuple[str, str]]:
 def _facts(run: Run) -> dict[str, str]:
     """What was studied, as far as run.json says."""
     trained, pairs = run.stage("train"), run.stage("pairs")
-    facts = {"Protocols": " and ".join(run.protocols)}
-    if run.setting("seed") is not None:
-        facts["Seed"] = str(run.setting("seed"))
+    facts: dict[str, str] = {}
     if "steps" in trained:
-        positions = {"all": "prompt and padding too, as the authors train"}
-        over = positions.get(str(run.setting("dpo.kl_positions")), "completion tokens")
         facts["Tuned by"] = (
             f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step "
-            f"{trained['best_step']:,} kept; its KL is a mean over {over}"
+            f"{trained['best_step']:,} kept"
         )
     elif run.setting("tuned"):
         facts["Tuned model"] = f"{run.setting('tuned')} (given, not trained here)"
