@@ -85,7 +85,11 @@ def run(
 def test_every_preset_of_the_paper_runs_to_its_report_from_the_hub_alone(
     user: User, local: list[str], config: str, tmp_path: Path
 ) -> None:
-    ran = user.dialdown(*run("run", local, tmp_path / "run", config))
+    # A front and the rows that only fill tables are the same for all: one has them.
+    less = (
+        {} if config == "gpt2-medium" else {"front.count": 0, "interventions.extent": "conclusions"}
+    )
+    ran = user.dialdown(*run("run", local, tmp_path / "run", config), *hub_files.as_flags(less))
     assert ran.status == 0, ran.errors
     assert ran.errors == ""
     assert (tmp_path / "run" / "report.html").exists()
