@@ -88,6 +88,9 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     tokens = {stage: count for stage, count in tokens_by_stage(settings).items() if stage in stages}
     display = Display(tokens)
     start = time.monotonic()
+    if until == "report":
+        page = (folder / "report.html").absolute().as_uri()
+        out.print(f"The page, which fills while this runs: {page}", soft_wrap=True, markup=False)
     study = Study(
         settings,
         folder,
