@@ -16,9 +16,9 @@ from dialdown.files import read_sealed, write_text
 from dialdown.interventions import untouched
 from dialdown.report.stage import report_again
 from dialdown.study import Config, Study
-from dialdown.study.folder import file_states
 from dialdown.study.plan import Planned
 from dialdown.study.rows import RowFiles
+from dialdown.study.sources import file_states
 from dialdown.training import PairSettings
 from dialdown.training.make_pairs import CandidateFiles, Candidates
 from helpers.made_study import Made, flip

@@ -8,7 +8,6 @@ lost.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +35,7 @@ from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
 from .outputs import READS, STAGES, UNREAD, remove, written
+from .sources import file_states
 
 # Of the section `evaluation`, what only the rows are measured on.
 EVALUATED = (
@@ -376,24 +376,6 @@ def _has_content(folder: Path) -> bool:
     begun = {RUN, "report.html"} if _run(folder) else set()
     names = {path.name for path in folder.iterdir()} - begun
     return not all(name.startswith(".dialdown.") or name.endswith(".partial") for name in names)
-
-
-def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Size and time of every local file that a setting names, or that is in a folder it names: a
-    changed file is another one.
-
-    Folders in a folder do not count: runs and exports may be written beside a model.
-    """
-    states = []
-    for value in settings.values():
-        if isinstance(value, Mapping):
-            states += file_states(value)
-        elif isinstance(value, str) and os.path.exists(source := value.partition("#")[0]):
-            path = Path(source)
-            for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
-                stat = file.stat()
-                states.append((str(file), stat.st_size, stat.st_mtime_ns))
-    return states
 
 
 def _version(package: str) -> str | None:

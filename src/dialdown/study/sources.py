@@ -7,6 +7,7 @@ Nothing here knows which settings there are.
 from __future__ import annotations
 
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,3 +159,21 @@ def _check_value(key: str, value: Any) -> None:
             f"The setting {key} = {value!a} has a line break, a control character or half of a "
             "character in it: write it as one line of plain text."
         )
+
+
+def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Size and time of every local file that a setting names, or that is in a folder it names: a
+    changed file is another one.
+
+    Folders in a folder do not count: runs and exports may be written beside a model.
+    """
+    states = []
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            states += file_states(value)
+        elif isinstance(value, str) and os.path.exists(source := value.partition("#")[0]):
+            path = Path(source)
+            for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
+                stat = file.stat()
+                states.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return states

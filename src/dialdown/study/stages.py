@@ -36,10 +36,10 @@ from ..training.make_pairs import CandidateFiles, Candidates, candidates, choose
 from ..training.settings import PairSettings
 from . import plan
 from .context import Facts, Workspace
-from .folder import file_states
 from .measure import changed, cut_prompts, measure_rows, rounded_otherwise
 from .notes import note_judged, note_training
 from .outputs import so_far
+from .sources import file_states
 
 # What is said of a study whose tuned model is its base.
 EQUAL = (
