@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint types tests docs
 
-demo: $(VENV)/train
+demo: $(VENV)/demo
 	$(BIN)/dialdown fetch
 	$(BIN)/dialdown run
 
@@ -27,8 +27,10 @@ docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 # The constraint keeps pip on one torch; see the README for an install with the torch of your choice.
-$(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
+$(VENV)/demo: EXTRAS := train,app
+$(VENV)/dev: EXTRAS := dev
+$(VENV)/demo $(VENV)/dev: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(@F)]"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
