@@ -50,6 +50,24 @@ def test_one_bar_moves_forward_over_all_stages_and_tells_what_is_left(
     assert display.bar.tasks[0].total == pytest.approx(400)
 
 
+def test_work_without_stages_has_a_bar_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    display = Display()
+    for work in ("fetching", "converting"):
+        start = now
+        for done in range(5):
+            now = start + 20.0 * done
+            display.progress(work, done, 4)
+    display.progress("nothing", 0, 0)
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    # The pace of one work is not that of the next.
+    assert said[1] == "fetching: 2 of 4; about 40 s left"
+    assert "converting: 2 of 4; about 40 s left" in said
+
+
 def test_what_was_done_before_says_nothing_about_the_pace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

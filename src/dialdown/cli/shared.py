@@ -86,6 +86,7 @@ class Display:
         )
         self.task = self.bar.add_task("", total=None, left="")
         self.tokens = dict(tokens or {})
+        self.whole = sum(self.tokens.values())
         self.stage = self.work = ""
         self.passed = self.share = 0.0
         # What was done before this command says nothing about its pace.
@@ -98,48 +99,46 @@ class Display:
 
     def enter(self, stage: str, done: bool) -> None:
         """A stage begins, or was done before."""
-        self.passed += self.tokens.pop(self.stage, 0.0)
+        self.passed += self.tokens.get(self.stage, 0.0)
         self.stage, self.work, self.share = stage, "", 0.0
         if done:
             self.before += self.tokens.get(stage, 0.0)
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Some units of the current work are done."""
-        work = label.split(maxsplit=1)[0].rstrip(",")
+        work, now = label.split(maxsplit=1)[0].rstrip(","), time.monotonic()
+        share = done / max(total, 1)
         if work != self.work:
             self.work = work
-            if work in RESUMED:
-                self.before += self.tokens.get(self.stage, 0.0) * done / max(total, 1)
-        # A stage may have several pieces of work; the bar never goes back.
-        self.share = max(self.share, done / max(total, 1) if self.tokens else 0.0)
-        now = time.monotonic()
+            if not self.whole:
+                self.started, self.before = now, share
+            elif work in RESUMED:
+                self.before += self.tokens.get(self.stage, 0.0) * share
+        # A stage may have several pieces of work; the bar of a whole run never goes back.
+        self.share = max(self.share, share) if self.whole else share
         where = f"{self.stage}: {label}" if self.stage else label
         told = self._left(now)
-        if self.tokens:
-            position, whole = self._position(), self.passed + sum(self.tokens.values())
-            self.bar.update(
-                self.task, description=where, completed=position, total=whole, left=told
-            )
-        else:
-            self.bar.update(self.task, description=where, completed=done, total=total, left=told)
+        position, whole = self._position(), self.whole or 1.0
+        self.bar.update(self.task, description=where, completed=position, total=whole, left=told)
         if not out.is_terminal and (done == total or now - self.spoke > EVERY):
             self.spoke = now
             line = f"  {where}: {done} of {total}" + (f"; {told}" if told else "")
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _position(self) -> float:
+        if not self.whole:
+            return self.share
         return self.passed + self.tokens.get(self.stage, 0.0) * self.share
 
     def _left(self, now: float) -> str:
-        """What is left of the whole, once enough is done to tell."""
-        whole = self.passed + sum(self.tokens.values())
-        here = self._position() - self.before
+        """What is left of the whole, or of the work alone, once enough is done to tell."""
+        whole, position = self.whole or 1.0, self._position()
+        here = position - self.before
         if now - self.started < EVERY or here < 0.02 * whole:
             return ""
-        seconds = (now - self.started) / here * (whole - self._position())
-        return (
-            f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
-        )
+        seconds = (now - self.started) / here * (whole - position)
+        time_left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return f"about {time_left} left"
 
 
 def settings_of(
