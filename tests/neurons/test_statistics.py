@@ -132,10 +132,10 @@ def test_a_shift_has_the_sign_of_the_published_one() -> None:
         .row(0, named=True)
     )
     assert beside["r"] == pytest.approx(1)
-    assert beside["published_r"] == 0.263
+    assert beside["published_gpt2-medium_r"] == 0.263
     overall = neuron_tables.section_5_1_shifts(table).row(-1, named=True)
     assert overall["percent"] == pytest.approx(10)
-    assert overall["published_percent"] == 3.11
+    assert overall["published_gpt2-medium_percent"] == 3.11
 
 
 def test_a_model_that_did_not_change_has_no_shares_and_no_warnings() -> None:

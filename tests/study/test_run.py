@@ -371,10 +371,8 @@ def test_several_processes_measure_the_same_rows(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    run = json.loads((folder / "run.json").read_text())
-    del run["stages"]["evaluate"], run["stages"]["report"]
-    (folder / "run.json").write_text(json.dumps(run))
-    shutil.rmtree(folder / "rows")
+    for path in sorted((folder / "rows").iterdir())[::8]:
+        path.unlink()
     result = invoke("evaluate", config, "--out", folder, "--set", "workers=2")
     assert result.exit_code == 0, result.exception
     assert rows_of(folder) == rows_of(finished)
