@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from dialdown import NeuronTable, edit, patch
 from dialdown.neurons import statistics
-from dialdown.report import tables
+from dialdown.report import neuron_tables as tables
 from dialdown.report.drawing import save
-from dialdown.report.figures import table_figures
+from dialdown.report.figures import PAPER_FIGURES
 from dialdown.workers import peak_bytes
 
 LAYERS, NEURONS = 32, 14_336
@@ -89,8 +89,8 @@ def main() -> None:
             patch(table, "four_groups")
             edit(table, alpha=0.5, beta=0.3)
         with timed("figures 1 to 8, as SVG, PNG and PDF"):
-            for name, _, chart in table_figures(table, {}):
-                save(chart, Path(folder) / name)
+            for name, (*_, draw) in PAPER_FIGURES.items():
+                save(draw(table), Path(folder) / name)
     print(
         f"{'all':44} {time.perf_counter() - start:6.2f} s, peak memory "
         f"{(peak_bytes() or 0) / 2**30:.2f} GiB"
