@@ -130,7 +130,8 @@ def load(folder: Path) -> Run:
     """Read a run folder, as far as the run got.
 
     Raises:
-        DialdownError: it has no run.json, or a file in it is damaged.
+        DialdownError: it has no run.json, a file in it is damaged, or rows that were measured are
+            gone.
     """
     path = folder / "run.json"
     if not path.exists():
@@ -146,6 +147,11 @@ def load(folder: Path) -> Run:
             "it again."
         )
     rows, of = _rows(folder, "results.json")
+    if not rows and of is None and "evaluate" in info.get("stages", {}):
+        raise DialdownError(
+            f"{folder} has no results.json, though its rows were measured: repeat the command that "
+            "made the folder, which makes it again."
+        )
     files = {protocol: folder / name for protocol, name in TABLES.items()}
     tables = {
         protocol: NeuronTable.from_parquet(file)
