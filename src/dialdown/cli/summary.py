@@ -51,10 +51,13 @@ def show_next(folder: Path, out: Console) -> None:
 
 def show_notes(folder: Path, out: Console) -> None:
     """Print what the stages replaced, left out, cut or did not reach."""
-    said = noted(read_json(folder / "run.json"))
+    # Stages that use the same prompts cut them alike, which is said once.
+    said: dict[str, str] = {}
+    for stage, sentence in noted(read_json(folder / "run.json")):
+        said.setdefault(sentence, stage)
     if said:
         out.print("Replaced, left out, cut or not reached:", style="bold")
-    for stage, sentence in said:
+    for sentence, stage in said.items():
         out.print(f"  {stage}: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 

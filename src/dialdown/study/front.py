@@ -12,16 +12,19 @@ from . import plan
 from .context import Facts, Workspace
 from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
 from .measure import measure_rows
+from .notes import NOT_ASKED
 from .stages import collect_training_means
 
 KEPT = "interventions-front"
-NO_GAINS = "no front is asked for, or there are no pairs"
+NO_PAIRS = "a tuned model was given, so there are no pairs"
 
 
 def gains_for_front(work: Workspace) -> Facts:
     """Neuron gains from the study's own pairs, where a front is asked for."""
-    if not _has_front(work) or work.config.tuned is not None:
-        return {"skipped": NO_GAINS}
+    if not _has_front(work):
+        return {"skipped": NOT_ASKED}
+    if work.config.tuned is not None:
+        return {"skipped": NO_PAIRS}
     return {
         **collect_training_means(work),
         **tune_gains(work),
@@ -31,8 +34,10 @@ def gains_for_front(work: Workspace) -> Facts:
 
 def step_for_front(work: Workspace) -> Facts:
     """One step of the natural gradient, where a front is asked for."""
-    if not _has_front(work) or work.config.tuned is not None:
-        return {"skipped": NO_GAINS}
+    if not _has_front(work):
+        return {"skipped": NOT_ASKED}
+    if work.config.tuned is not None:
+        return {"skipped": NO_PAIRS}
     return take_step(work)
 
 
@@ -51,9 +56,7 @@ def draw_front(work: Workspace) -> Facts:
             (work.folder / name).unlink(missing_ok=True)
         shutil.rmtree(work.folder / KEPT, ignore_errors=True)
         return {
-            "skipped": "front.count is 0"
-            if not settings.count
-            else "the front is of the strict protocol"
+            "skipped": NOT_ASKED if not settings.count else "the front is of the strict protocol"
         }
     steps = _snapshots(work)
     if work.config.tuned is None and len(steps) < work.config.dpo.snapshots:

@@ -23,6 +23,10 @@ class Note(TypedDict):
     counts: dict[str, float]
 
 
+# Why a stage that only a front needs did nothing where there is none: nothing is left out by that.
+NOT_ASKED = "no front is asked for"
+
+
 @dataclass
 class StageNotes:
     """The notes of the stage that is going on."""
@@ -113,7 +117,7 @@ def noted(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     said = []
     for stage, facts in run.get("stages", {}).items():
-        if reason := facts.get("skipped"):
+        if (reason := facts.get("skipped")) and reason != NOT_ASKED:
             said.append((stage, f"not done: {reason}"))
         said += [(stage, note["sentence"]) for note in facts.get("notes", [])]
     return said
