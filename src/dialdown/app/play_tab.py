@@ -46,7 +46,11 @@ class PlayTab:
                 )
                 self.send = gr.Button("Generate", variant="primary", elem_id="send")
         with gr.Row():
-            self.edit = gr.Dropdown([], label="Edit", scale=2, elem_id="edit")
+            # There before the page has looked at the folder: who asks at once gets all sides.
+            first = next(iter(shelf.edits), None)
+            self.edit = gr.Dropdown(
+                shelf.choices, value=first, label="Edit", scale=2, elem_id="edit"
+            )
             self.strength = gr.Slider(
                 -1, 3, 1, step=0.05, scale=3, elem_id="strength",
                 label="Strength: 0 is the base, 1 the edit as saved",
