@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -12,10 +13,10 @@ from ..evaluation.row import Row
 from ..models.lm import Protocol
 from ..report.chart_style import Chart
 from ..report.charts import Point, tradeoff
-from ..report.names import look, short
+from ..report.figures import point_of
+from ..report.names import short
 from ..report.run import Run
 
-UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
 FRONT = "front"
 MEASURED_ON = {
     "strict": "strict: the rows of the study",
@@ -48,13 +49,10 @@ def row_name(row: Row) -> str:
 
 
 def _point(row: Row) -> Point | None:
-    untouched = UNTOUCHED if row.intervention == "none" else None
-    price = untouched or row.change.get("log_ppl")
-    if "toxicity" not in row.metrics or price is None:
-        return None
-    kl = untouched or row.metrics.get("kl")
-    dial = float(row.strength) if _is_number(row.strength) else None
-    return Point(look(row), short(row), dial, row.metrics["toxicity"], price, kl)
+    point = point_of(row)
+    if point is None or not _is_number(row.strength):
+        return point
+    return replace(point, strength=float(row.strength))
 
 
 def _is_number(text: str) -> bool:

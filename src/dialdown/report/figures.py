@@ -101,7 +101,7 @@ def points(run: Run, protocol: Protocol) -> list[Point]:
     """
     rows = [row for name in run.names() if (row := run.result(name, protocol))]
     most = max((row.prompts for row in rows), default=0)
-    kept = [_point(row) for row in rows if row.prompts == most or not row.strength]
+    kept = [point_of(row) for row in rows if row.prompts == most or not row.strength]
     return [point for point in kept if point]
 
 
@@ -111,14 +111,15 @@ def front_points(run: Run) -> list[Point]:
     steps = float(trained.get("best_step", trained.get("steps", 1)))
     front = []
     for row in run.front:
-        point = _point(row)
+        point = point_of(row)
         if row.family in FAMILIES and point and point.kl:
             dial = float(row.strength) if row.strength else steps if row.family == "dpo" else 0.0
             front.append(replace(point, strength=dial))
     return front
 
 
-def _point(row: Row) -> Point | None:
+def point_of(row: Row) -> Point | None:
+    """A row in the trade-off, without a strength; None where it has no place there."""
     untouched = UNTOUCHED if row.intervention == "none" else None
     price = untouched or row.change.get("log_ppl")
     if "toxicity" not in row.metrics or price is None:
