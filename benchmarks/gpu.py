@@ -16,7 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import dialdown as dd
+from dialdown.evaluation import Evaluator
 from dialdown.models import Decoder
+from dialdown.training.dpo import tune
+from dialdown.training.policies import low_rank
 
 SHAPES = {
     "llama-3.1-8b": {
@@ -61,6 +64,7 @@ class Sizes:
     batch: int
     pairs: int
     steps: int
+    lora_steps: int
     window: int
     windows: int
 
@@ -68,8 +72,10 @@ class Sizes:
     def of(cls, shape: str) -> Sizes:
         """The paper's sizes, or a few of everything for the tiny shape."""
         if shape == "tiny":
-            return cls(prompts=24, batch=12, pairs=24, steps=2, window=64, windows=2)
-        return cls(prompts=1199, batch=600, pairs=256, steps=20, window=1024, windows=8)
+            return cls(prompts=24, batch=12, pairs=24, steps=2, lora_steps=2, window=64, windows=2)
+        return cls(
+            prompts=1199, batch=600, pairs=256, steps=20, lora_steps=5, window=1024, windows=8
+        )
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,17 @@ class Bench:
         each = self.forward(batch * PROMPT_TOKENS) + (new_tokens - 1) * self.forward(batch)
         return batches * each
 
-    def measure(self, stage: str, what: str, limit: float, work: Callable[[], Any]) -> Any:
-        """Run a stage once, after everything before it has ended, and keep its measurement."""
+    def measure(
+        self,
+        stage: str,
+        what: str,
+        limit: float,
+        work: Callable[[], Any],
+        seconds_of: Callable[[Any], float] | None = None,
+    ) -> Any:
+        """Run a stage once, after everything before it has ended, and keep its measurement; where
+        the result itself says how long the part took that is meant, `seconds_of` reads it.
+        """
         on_gpu = self.device == "cuda"
         if on_gpu:
             torch.cuda.synchronize()
@@ -154,12 +169,15 @@ class Bench:
             if on_gpu:
                 torch.cuda.set_sync_debug_mode("default")
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
+            whole = time.perf_counter() - start
+        seconds = seconds_of(result) if seconds_of else whole
         syncs = sum("called a synchronizing" in str(warning.message) for warning in caught)
         peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
         row = Measurement(stage, what, seconds, limit, peak, syncs if on_gpu else None)
         self.rows.append(row)
-        print(f"{stage}: {seconds:.2f} s, {row.ratio:.1f} times its limit", flush=True)
+        print(
+            f"{stage}: {seconds:.2f} s of {whole:.2f}, {row.ratio:.1f} times its limit", flush=True
+        )
         return result
 
 
@@ -202,7 +220,8 @@ def random_model(shape: str, device: str) -> dd.LM:
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.normal_(0, 0.02, generator=generator)
-    special = ("<pad>", "<bos>", "<unk>", "<eos>")
+    # Two real words, because a tokenizer that knows none is refused.
+    special = ("<pad>", "<bos>", "<unk>", "<eos>", "The", "cat")
     words = [*special, *(f"w{number}" for number in range(len(special), config.vocab_size))]
     vocabulary = {word: number for number, word in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
@@ -246,7 +265,7 @@ def frozen_stages(bench: Bench) -> None:
         prompts, [], text, [EvenWords()], window=sizes.window, max_windows=sizes.windows,
         kl_windows=sizes.windows, batch_size=sizes.batch,
     )  # fmt: skip
-    evaluator = dd.Evaluator(lm, suite)
+    evaluator = Evaluator(lm, suite)
     reading = sizes.windows * bench.forward(sizes.window)
     what = f"{what}, {sizes.windows} windows of {sizes.window}"
     bench.measure(
@@ -314,16 +333,36 @@ def training_stages(bench: Bench) -> None:
     )  # fmt: skip
     own = dd.own_text(lm, texts=96, tokens=64, seed=1)
     steps = dd.GainSettings(max_steps=sizes.steps, eval_pairs=2)
-    tokens = steps.batch_size * 2 * (PROMPT_TOKENS + PAIR_TOKENS) + 4 * 64
+    a_pair = 2 * (PROMPT_TOKENS + PAIR_TOKENS)
+    what = f"{{}} pairs of {PROMPT_TOKENS} + 2 x {PAIR_TOKENS} tokens"
     with TemporaryDirectory() as folder:
+        # The reference's forward pass, the policy's, and back through it to the activations.
         bench.measure(
             f"{sizes.steps} steps of gains",
-            f"{steps.batch_size} pairs of {PROMPT_TOKENS} + 2 x {PAIR_TOKENS} tokens, 4 texts of "
-            "64",
-            sizes.steps * 3 * bench.forward(tokens),
+            f"{what.format(steps.batch_size)}, 4 texts of 64",
+            sizes.steps * 3 * bench.forward(steps.batch_size * a_pair + 4 * 64),
             lambda: dd.train_gains(
                 lm, pairs.pairs, steps, Path(folder) / "gains", information=information, texts=own
             ),
+            lambda result: result[1].seconds,
+        )
+        lora = dd.DPOSettings(lora_rank=16, max_steps=sizes.lora_steps, eval_pairs=2)
+        bench.measure(
+            f"{sizes.lora_steps} steps of DPO, LoRA of rank 16",
+            what.format(lora.batch_size),
+            sizes.lora_steps * 3 * bench.forward(lora.batch_size * a_pair),
+            # Whole checkpoints of this size are the disk's measure.
+            lambda: tune(
+                replace(
+                    low_rank(lm.model, lm.tokenizer, lora.lora_rank, lora.seed),
+                    save=lambda policy, folder: folder.mkdir(exist_ok=True),
+                    result_bytes=0,
+                ),
+                pairs.pairs,
+                lora,
+                Path(folder) / "lora",
+            ),
+            lambda log: log.seconds,
         )
 
 

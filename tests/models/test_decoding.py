@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from dialdown import DialdownError
 from dialdown.interventions import Intervention
 from dialdown.models import LM, Decoder, Step
-from dialdown.models.decoding import batches, sampler
+from dialdown.models.decoding import Pick, batches, greedy, sampler
 from dialdown.training import own_text
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, generate, middle_token
@@ -269,6 +269,16 @@ def test_sampling_is_seeded(llama: LM) -> None:
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
     assert decoder.run(pick=sampler(temperature=1e-4, top_k=1000, seed=1)) == decoder.run()
+
+
+def test_several_candidates_in_one_pass_are_those_of_one_pass_each(lm: LM) -> None:
+    def picks() -> list[Pick]:
+        samplers = [sampler(temperature=1.5, top_k=1000, seed=seed) for seed in (1, 2)]
+        return [samplers[0], greedy, samplers[1]]
+
+    for batch_size in (2, 64):
+        decoder = Decoder(lm, PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
+        assert decoder.run_together(picks()) == [decoder.run(pick=pick) for pick in picks()]
 
 
 def test_the_sampler_draws_the_top_tokens_in_proportion() -> None:

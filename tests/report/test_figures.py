@@ -512,6 +512,17 @@ def test_saved_figures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
         assert path.stat().st_size < 300_000
 
 
+def test_a_figure_does_not_depend_on_what_was_drawn_before_it(tmp_path: Path) -> None:
+    first, second = (
+        save(tradeoff(POINTS, "strict", price=price), tmp_path / price)[0].read_text()
+        for price in ("log_ppl", "kl")
+    )
+    ids = re.findall(r'id="(.*?)"', first)
+    assert ids
+    assert ids == re.findall(r'id="(.*?)"', second)
+    assert all(f"url(#{name})" in first for name in ids)
+
+
 def inlined(chart: Chart, **options: Any) -> tuple[str, ElementTree.Element]:
     text = inline(chart, "name", "What <it> shows & how", **options)
     return text, ElementTree.fromstring(text)

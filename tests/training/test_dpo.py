@@ -392,6 +392,48 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     assert json.loads(json.dumps(asdict(log)))["steps"] == 6
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
+def test_lora_changes_every_linear_layer_by_its_rank_and_nothing_else(
+    architecture, tokenizer, tmp_path
+):
+    model = tiny(architecture).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    settings = replace(QUICK, lora_rank=3)
+    log = train_dpo(model, tokenizer, PAIRS, settings, tmp_path / "tuned")
+    assert same(before, model.state_dict())
+    assert log.loss[-1] < log.loss[0] == pytest.approx(np.log(2), abs=1e-5)
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict()
+    assert tuned.keys() == before.keys()
+    ranks = {
+        name: int(torch.linalg.matrix_rank(tuned[name] - before[name], rtol=1e-3))
+        for name in before
+        if before[name].dim() == 2
+    }
+    tables = ("embed", "wte", "wpe", "lm_head")
+    linear = {name for name in ranks if not any(table in name for table in tables)}
+    assert {name: rank for name, rank in ranks.items() if rank} == dict.fromkeys(linear, 3)
+    assert all(torch.equal(tuned[name], before[name]) for name in before.keys() - linear)
+    again = train_dpo(model, tokenizer, PAIRS, settings, tmp_path / "again")
+    assert again.loss == log.loss
+
+
+def test_a_16_bit_model_is_trained_in_float32_and_written_in_its_own_dtype(tokenizer, tmp_path):
+    model = tiny("llama").to(torch.bfloat16)
+    # Steps that none of the bfloat16 weights would notice one by one.
+    settings = replace(QUICK, learning_rate=1e-5, epochs=60)
+    logs = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        folder = tmp_path / str(dtype)
+        logs[dtype] = train_dpo(model.to(dtype), tokenizer, PAIRS, settings, folder)
+        tuned = AutoModelForCausalLM.from_pretrained(folder)
+        assert tuned.dtype == dtype
+        assert not same(tuned.state_dict(), model.to(dtype).state_dict())
+    half, whole = (np.array(logs[dtype].loss) for dtype in (torch.bfloat16, torch.float32))
+    assert half[-6:].mean() < half[:6].mean() - 0.03
+    # bfloat16 rounds a logit in its third digit.
+    np.testing.assert_allclose(half, whole, atol=0.03)
+
+
 def test_snapshots_are_the_models_along_the_way(tokenizer, tmp_path):
     model = tiny("llama")
     train_dpo(model, tokenizer, PAIRS, replace(QUICK, snapshots=2), tmp_path / "tuned")

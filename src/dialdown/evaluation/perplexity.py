@@ -69,19 +69,12 @@ class ReferenceText:
         context = intervention.measured(lm, positions=positions) if intervention else nullcontext()
         with context:
             for index, ids in enumerate(self.windows):
-                logits = self._logits(lm, ids)
                 base = self._base[index] if index < len(self._base) else None
-                # Block by block, so that what belongs to a position stays in the processor's cache.
-                for start in range(0, len(logits) - 1, BLOCK):
-                    block = slice(start, min(start + BLOCK, len(logits) - 1))
-                    log_probs = torch.log_softmax(logits[block].float(), dim=-1)
-                    picked = log_probs.gather(-1, ids[0, 1:][block, None]).double()
-                    nll.append(-float(picked.mean()))
-                    tokens.append(len(picked))
-                    if base is not None:
-                        # Rounding makes the KL of nearly equal distributions slightly negative.
-                        per_position = kl_divergence(base[block], log_probs, dtype=torch.float64)
-                        kl.append(float(per_position.clamp(min=0).mean()))
+                by_position = _by_position(self._logits(lm, ids), ids[0, 1:], base)
+                of_window = [torch.split(values, BLOCK) for values in by_position]
+                tokens += [len(block) for block in of_window[0] if len(block)]
+                nll += [float(block.mean()) for block in of_window[0] if len(block)]
+                kl += [float(block.mean()) for block in of_window[1] if len(block)]
         if not np.isfinite(nll).all():
             # An edit is blamed only where the model without it is sound.
             edited = intervention is not None and all(
@@ -101,3 +94,24 @@ class ReferenceText:
         with torch.inference_mode():
             logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
             return logits
+
+
+def _by_position(logits: Tensor, following: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The negative log-likelihood of each of the n following tokens, (n,), and the KL to the base
+    model at each of their positions, (n,) or (0,) without a base: float64, on the CPU.
+    """
+    # What belongs to a position stays in a processor's cache; a GPU has too little to do in a block
+    # of that size, and is asked for its results once a window.
+    step = BLOCK if logits.device.type == "cpu" else 8 * BLOCK
+    # A window of one token has none that follows.
+    nll = [logits.new_zeros(0, dtype=torch.float64)]
+    kl = [logits.new_zeros(0, dtype=torch.float64)]
+    for start in range(0, len(following), step):
+        block = slice(start, min(start + step, len(following)))
+        log_probs = torch.log_softmax(logits[block].float(), dim=-1)
+        nll.append(-log_probs.gather(-1, following[block, None])[:, 0].double())
+        if base is not None:
+            # Rounding makes the KL of nearly equal distributions slightly negative.
+            per_position = kl_divergence(base[block], log_probs, dtype=torch.float64)
+            kl.append(per_position.clamp(min=0))
+    return torch.cat(nll).cpu(), torch.cat(kl).cpu()

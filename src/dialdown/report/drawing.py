@@ -26,6 +26,7 @@ BETWEEN = "\u241e"
 # What places an element: a tenth of a pixel is enough.
 PLACES = {"d", "transform", "x", "y", "x1", "y1", "x2", "y2", "width", "height"}
 DECIMALS = re.compile(r"-?\d+\.\d{2,}")
+NUMBERED = re.compile(r"\b(?:clip|gradient_)\d+\b")
 # What the page's CSS says of all figures, or what is so anyway.
 USUAL = {
     "font-family": "sans-serif", "opacity": "1", "stroke-width": "1", "text-anchor": "start",
@@ -43,7 +44,7 @@ def save(chart: Chart, path: Path) -> list[Path]:
         DialdownError: the disk is full or the folder cannot be written.
     """
     spec = {**chart.to_dict(validate=False), "background": "white"}
-    svg = vl_convert.vegalite_to_svg(spec)
+    svg = _svg(json.dumps(spec))
     png, pdf = vl_convert.svg_to_png(svg, scale=PIXELS), vl_convert.svg_to_pdf(svg)
     targets = [path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png", "pdf")]
     for target, form in zip(targets, (svg.encode(), png, pdf), strict=True):
@@ -82,7 +83,11 @@ def inline(chart: Chart, name: str, label: str, links: Mapping[str, str] | None 
 @lru_cache(maxsize=64)
 def _svg(spec: str) -> str:
     """Most charts of a page that is drawn while a study goes on are those of the page before."""
-    return vl_convert.vegalite_to_svg(spec)
+    svg = vl_convert.vegalite_to_svg(spec)
+    # Its ids are counted over everything that this process drew: two runs would differ in them.
+    ids = dict.fromkeys(NUMBERED.findall(svg))
+    places = {name: f"{name.rstrip('0123456789')}{place}" for place, name in enumerate(ids)}
+    return NUMBERED.sub(lambda match: places[match[0]], svg)
 
 
 def _units(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:

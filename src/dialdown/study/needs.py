@@ -150,7 +150,9 @@ def _memory(stage: str, config: Config, shape: Shape, workers: int) -> int:
     length = evaluation.max_prompt_tokens + evaluation.max_new_tokens
     if stage in ("train", "gains"):
         settings = config.dpo if stage == "train" else config.gains
-        policy = 4 * shape.parameters * (3 if stage == "train" else 0)
+        # Whole weights in float32 with gradients and the optimiser's state; adapters have few.
+        whole = stage == "train" and not settings.lora_rank
+        policy = 4 * shape.parameters * (3 if whole else 0)
         tokens = 2 * settings.batch_size * min(settings.max_tokens, length)
         kept = tokens * (shape.layers * (3 * shape.neurons + 16 * shape.d_model) * 4)
         return shape.weights + policy + kept + tokens * shape.vocabulary * 16 + PROCESS_BYTES

@@ -11,7 +11,6 @@ from dataclasses import asdict
 
 import numpy as np
 import polars as pl
-import torch
 
 from ..data.csv_tables import write_csv
 from ..data.pairs import PairSet
@@ -175,11 +174,9 @@ def tune(work: Workspace) -> Facts:
         return {"skipped": "a tuned model was given", "tuned": work.tuned.describe()}
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     settings = dataclasses.replace(work.config.dpo, seed=work.config.seed)
-    # In 16 bits most of DPO's small steps would round to nothing.
-    model = work.lm.model if work.lm.model.dtype == torch.float32 else work.lm.twin().model.float()
     base, _, _ = locate(work.config.model, work.config.revision)
     log = train_dpo(
-        model,
+        work.lm.model,
         work.lm.tokenizer,
         pairs,
         settings,

@@ -11,13 +11,12 @@ of the masks.
 
 from __future__ import annotations
 
-import copy
 import gc
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +25,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.model_files import write_model
 from ..data.pairs import Pair
 from ..errors import DialdownError, installing
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
@@ -34,30 +32,10 @@ from ..models import tokens
 from ..models.lm import weight_fingerprints
 from ..progress import Progress, with_bar
 from .loss import Elsewhere
+from .policies import Trainable, all_weights, low_rank
 from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
 RECORD = "training.json"
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """What of a model is trained, and how it is kept.
-
-    Attributes:
-        model: a transformers causal LM, the reference; left untouched.
-        tokenizer: its tokenizer, left untouched.
-        prepare: makes a policy of the model, which may be changed.
-        save: writes a policy into a folder.
-        optimizer: makes one for a policy; None for the one that the settings name.
-        given: what the result depends on besides the model, the pairs and the settings.
-    """
-
-    model: Any
-    tokenizer: Any
-    prepare: Callable[[Any], Any]
-    save: Callable[[Any, Path], None]
-    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
-    given: Sequence[Any] = ()
 
 
 @with_bar
@@ -75,10 +53,12 @@ def train_dpo(
     """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
     `out`.
 
-    The copy keeps the model's dtype and device kind. Besides the model itself, memory holds the
-    copy, its gradients and the optimiser's state. The same call resumes a run that was stopped,
-    from checkpoints in a hidden folder beside `out` that is removed at the end; the result is that
-    of a run that was never stopped. The global random generators are left as they were.
+    The copy has float32 weights; where the model has 16 bits, its arithmetic is bfloat16 and the
+    checkpoint has the model's dtype. Besides the model itself, memory holds the copy, its gradients
+    and the optimiser's state, or with `settings.lora_rank` the adapters alone. The same call
+    resumes a run that was stopped, from checkpoints in a hidden folder beside `out` that is removed
+    at the end; the result is that of a run that was never stopped. The global random generators are
+    left as they were.
 
     Args:
         model: a transformers causal LM (the reference π_ref), left untouched.
@@ -97,30 +77,12 @@ def train_dpo(
             holds something else; the disk has no room or cannot be written; the loss is no longer
             finite.
     """
-    weights = all_weights(model, tokenizer, base)
-    return tune(weights, pairs, settings, out, elsewhere=elsewhere, progress=progress)
-
-
-def all_weights(model: Any, tokenizer: Any, base: Path | None = None) -> Trainable:
-    """Every weight of a copy, kept as a checkpoint; see `train_dpo`."""
-
-    def prepare(model: Any) -> Any:
-        policy = copy.deepcopy(model)
-        if not any(parameter.requires_grad for parameter in policy.parameters()):
-            policy.requires_grad_(True)
-        return policy
-
-    def save(policy: Any, folder: Path) -> None:
-        # TRL and transformers wrote their token ids into the copy's configs: the model's own are
-        # saved.
-        changed = policy.config, policy.generation_config
-        policy.config, policy.generation_config = copy.deepcopy(
-            (model.config, model.generation_config)
-        )
-        write_model(policy, tokenizer, folder, base)
-        policy.config, policy.generation_config = changed
-
-    return Trainable(model, tokenizer, prepare, save)
+    policy = (
+        low_rank(model, tokenizer, settings.lora_rank, settings.seed, base)
+        if settings.lora_rank
+        else all_weights(model, tokenizer, base)
+    )
+    return tune(policy, pairs, settings, out, elsewhere=elsewhere, progress=progress)
 
 
 def tune(
@@ -156,7 +118,7 @@ def tune(
         return finished
     with trainer.quiet():
         policy = trainable.prepare(model)
-    _claim(work, inputs, policy, settings)
+    _claim(work, inputs, policy, settings, trainable.result_bytes)
 
     def publish(policy: Any, folder: Path, record: dict[str, Any]) -> None:
         record = {"inputs": inputs, "settings": asdict(settings), **record}
@@ -290,7 +252,7 @@ def _read(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) -> None:
+def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings, result: int) -> None:
     """Make `work` the folder of this run: empty, unless a run with the same inputs was stopped
     there.
     """
@@ -306,7 +268,8 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings) ->
     weights = sum(parameter.nbytes for parameter in policy.parameters() if parameter.requires_grad)
     # Three checkpoints at worst (best, last and the one being written), the result, and what is
     # kept on the way.
-    needed = weights * (3 * (1 + OPTIMIZERS[settings.optimizer][1]) + 1 + settings.snapshots)
+    needed = weights * 3 * (1 + OPTIMIZERS[settings.optimizer][1])
+    needed += result * (1 + settings.snapshots)
     held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     free = shutil.disk_usage(work).free + held
     if free < needed:

@@ -33,9 +33,10 @@ from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
-from .dpo import Trainable, tune
+from .dpo import tune
 from .fisher import NaturalGradient, damped
 from .loss import Elsewhere
+from .policies import Trainable
 from .settings import GainSettings, TrainingLog
 
 FILE = "gains.safetensors"
@@ -94,6 +95,8 @@ def train_gains(
         lm.tokenizer,
         prepare=lambda model: _with_gains(lm, model),
         save=save,
+        # Gain, offset and mask.
+        result_bytes=17 * lm.view.n_layers * lm.view.n_neurons,
         optimizer=natural if prices is not None else None,
         given=[prices],
     )

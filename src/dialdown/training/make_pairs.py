@@ -17,7 +17,7 @@ from ..errors import DialdownError
 from ..files import fingerprint, read_sealed, write_sealed
 from ..interventions.intervention import Intervention
 from ..interventions.paper import steer, steering_alpha
-from ..models.decoding import Decoder, sampler
+from ..models.decoding import Decoder, greedy, sampler
 from ..models.lm import LM
 from ..neurons.directions import Direction
 from ..progress import Progress, with_bar
@@ -213,15 +213,23 @@ def _sample(
         max_prompt_tokens=max_prompt_tokens,
         batch_size=len(prompts),
     )
-    columns = []
-    for index in range(settings.unsteered + settings.steered):
-        pick = sampler(
+    picks = [
+        greedy
+        if settings.sampled <= index < settings.unsteered
+        else sampler(
             temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index
         )
-        greedy = settings.sampled <= index < settings.unsteered
-        steered = towards if index >= settings.unsteered else None
-        columns.append(decoder.texts(decoder.run(steered, pick=None if greedy else pick)))
-    return columns
+        for index in range(settings.unsteered + settings.steered)
+    ]
+    unsteered, steered = picks[: settings.unsteered], picks[settings.unsteered :]
+    # A GPU waits for launches; a CPU computes all the while, best on what its cache holds.
+    columns = (
+        [decoder.run(pick=pick) for pick in unsteered]
+        if lm.device.type == "cpu"
+        else decoder.run_together(unsteered)
+    )
+    columns += [decoder.run(towards, pick=pick) for pick in steered]
+    return [decoder.texts(column) for column in columns]
 
 
 def _pairs(batch: Candidates, settings: PairSettings) -> list[tuple[Pair, dict[str, float]]]:

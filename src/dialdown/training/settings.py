@@ -105,6 +105,10 @@ class DPOSettings:
         eval_pairs: pairs held out, at most a quarter of those given.
         patience: validations (not updates, and not pairs) in a row without improvement before
             training stops: 30, at 25 updates of 4 pairs each, are the published 3,000 pairs.
+        lora_rank: train LoRA adapters of this rank on every linear layer in place of the weights
+            themselves, and merge them at the end; 0 trains all weights. Memory then holds the model
+            once, and no gradients or optimiser state of it. Their learning rates are some ten times
+            those of whole weights.
         snapshots: models kept along the way, evenly spaced, beside the result in a folder
             `OUT-steps/STEP` each.
         seed: of the split and of the order of the pairs.
@@ -129,6 +133,7 @@ class DPOSettings:
     eval_every: int = 25
     eval_pairs: int = 64
     patience: int = 30
+    lora_rank: int = 0
     snapshots: int = 0
     seed: int = 0
     natural_allowed: ClassVar[bool] = False
@@ -146,7 +151,7 @@ class DPOSettings:
                 )
         least = dict.fromkeys(("batch_size", "accumulation", "epochs", "max_tokens"), 1)
         least |= dict.fromkeys(("eval_every", "eval_pairs", "patience"), 1)
-        least |= dict.fromkeys(("warmup_steps", "kl_weight", "snapshots", "seed"), 0)
+        least |= dict.fromkeys(("warmup_steps", "kl_weight", "lora_rank", "snapshots", "seed"), 0)
         _check_least(self, "DPO cannot train", least)
         _check_positive(self, "DPO cannot train", "beta", "learning_rate", "max_grad_norm")
         if self.optimizer == "natural" and not self.natural_allowed:

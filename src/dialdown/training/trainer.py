@@ -99,7 +99,12 @@ class KLDPOTrainer(DPOTrainer):
             model=policy,
             # TRL may patch, freeze or move it.
             ref_model=sharing(reference),
-            args=_arguments(settings, work, on_cpu=reference.device.type == "cpu"),
+            args=_arguments(
+                settings,
+                work,
+                on_cpu=reference.device.type == "cpu",
+                mixed=policy.dtype != reference.dtype,
+            ),
             data_collator=collator,
             train_dataset=Dataset.from_list([*train]),
             eval_dataset=Dataset.from_list([*held_out]),
@@ -234,12 +239,18 @@ class KLDPOTrainer(DPOTrainer):
         self._note(mode, "rewards/margins", margins)
 
     def _note(self, mode: str, name: str, value: Tensor) -> None:
-        self._metrics[mode][name].append(self.accelerator.gather(value.detach()).mean().item())
+        # Read when it is logged: each look makes a GPU wait.
+        self._metrics[mode][name].append(value.detach().double().mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, with the seconds since the last log: their sum survives an
         interruption.
         """
+        for noted in self._metrics.values():
+            means = [torch.stack(values).mean() for values in noted.values()]
+            if means:
+                read = self.accelerator.gather(torch.stack(means)[None]).mean(0).tolist()
+                noted.update({name: [value] for name, value in zip(noted, read, strict=True)})
         now = time.perf_counter()
         logs["seconds"], self._clock = now - self._clock, now
         super().log(logs, start_time)
@@ -286,7 +297,7 @@ def no_checkpointing() -> dict[str, Any]:
     return {new if new in names else old: False}
 
 
-def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
+def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool, mixed: bool) -> Any:
     return DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
@@ -302,8 +313,8 @@ def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool) -> Any:
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         data_seed=settings.seed,
-        # Weights and activations stay in the model's dtype, on the kind of device the model is on.
-        bf16=False,
+        # A float32 copy of a 16-bit model computes in 16 bits.
+        bf16=mixed,
         # TRL turns it on.
         **no_checkpointing(),
         use_cpu=on_cpu,
