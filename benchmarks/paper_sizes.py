@@ -40,6 +40,7 @@ def settings(data: Path, workers: int, batch_size: int) -> Config:
         flags={
             "workers": workers,
             "evaluation.batch_size": batch_size,
+            "interventions.extent": "tables",
             "probe.texts": str(data / "jigsaw_train_binary.csv"),
             "probe.count": 8000,
             "probe.max_words": 1000,
@@ -72,8 +73,7 @@ def planned(work: Workspace) -> list[plan.Planned]:
             seed=work.config.seed,
         )
     }
-    keys = [(name, protocol) for name in ROWS for protocol in work.config.protocols]
-    return [everything[key] for key in keys if key in everything]
+    return [everything[name, protocol] for name in ROWS for protocol in work.config.protocols]
 
 
 def show(work: Workspace) -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     if not arguments.only_print:
         study.run(until="neurons")
         with study.work.ledger.claim():
-            measure_rows(study.work, "evaluate", planned(study.work))
+            measure_rows(study.work, "evaluate", planned(study.work), "results.json")
     show(study.work)
 
 
