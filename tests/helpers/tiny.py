@@ -147,7 +147,7 @@ def model(name: str, *, seed: int = 0, **options: Any) -> Any:
     config_class, arguments = {**ARCHITECTURES, **REFUSED}[name]
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = getattr(transformers, config_class)(
-        vocab_size=len(VOCABULARY), **{**arguments, **ids, **options}
+        **{"vocab_size": len(VOCABULARY), **arguments, **ids, **options}
     )
     generator = torch.Generator().manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config).eval()

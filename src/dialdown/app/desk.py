@@ -195,8 +195,9 @@ def load_base(source: Source, work: Workspace | None, progress: Progress) -> LM:
     if source.kind == "edit" and source.folder is not None:
         delta = load_delta(source.folder)
         checked = base_of(delta, source.base, progress=progress)
-        return load(source.base or delta.base, revision=checked.revision, progress=progress)
-    return load(source.given, progress=progress)
+        name = source.base or delta.base
+        return load(name, revision=checked.revision, template="auto", progress=progress)
+    return load(source.given, template="auto", progress=progress)
 
 
 def load_tuned_of(source: Source, work: Workspace | None) -> LM | None:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import DialdownError
-from ..models.replies import has_chat_template
+from ..models.templates import has_chat_template
 from .desk import Desk, Models
 from .front_tab import FrontTab
 from .layers_tab import LayersTab
@@ -109,7 +109,7 @@ class Page:
         """What is known once the models are loaded."""
         try:
             told = self.desk.do(
-                lambda models: (self._describe(models), has_chat_template(models.base))
+                lambda models: (self._describe(models), has_chat_template(models.base.tokenizer))
             )
             frame = self.desk.do(lambda models: self.shelf.frame(models, edit))
         except DialdownError as error:

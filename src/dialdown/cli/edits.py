@@ -267,4 +267,4 @@ def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:
 
     delta = load_delta(folder)
     source = base_of(delta, base)
-    return load(base or delta.base, revision=source.revision), delta.edit
+    return load(base or delta.base, revision=source.revision, template="auto"), delta.edit

@@ -13,7 +13,7 @@ from rich.table import Table
 from ..data.csv_tables import read_csv
 from ..files import read_json
 from ..report.findings import findings
-from ..report.names import TITLES
+from ..report.names import PROMPTED, TITLES
 from ..report.run import load
 from ..study.notes import noted
 
@@ -64,22 +64,35 @@ def show_notes(folder: Path, out: Console) -> None:
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
 
 
+# The columns of its table beside the concept's, where they were measured.
+_CHECK_COLUMNS = {
+    "log_ppl": "log-perplexity",
+    "kl": "KL",
+    "degenerate": "degenerate",
+    "refusal": "refusals",
+}
+
+
 def show_check(folder: Path, out: Console) -> None:
     """Print what `dialdown detox` measured: before, after, the random control, and continuations
     side by side.
     """
-    concept = read_json(folder / "run.json")["config"]["concept"]
+    run = read_json(folder / "run.json")
+    concept, stages = run["config"]["concept"], run["stages"]
     rows = read_json(folder / "results.json")["rows"]
-    table = _table("model", concept, "log-perplexity", "KL", "degenerate")
+    measured = {
+        metric: title for metric, title in _CHECK_COLUMNS.items() if rows[0].get(metric) is not None
+    }
+    table = _table("model", concept, *measured.values())
     for row in rows:
-        shown = [_interval(row[metric]) for metric in ("toxicity", "log_ppl", "kl", "degenerate")]
+        shown = [_interval(row[metric]) for metric in ("toxicity", *measured)]
         table.add_row(CHECKED[row["intervention"]], *shown)
     out.print(table)
     out.print(
-        "Held-out prompts; means with bootstrap 95 % intervals; the control has the same numbers "
-        "on random neurons."
+        f"Held-out prompts, {PROMPTED[stages['check']['template']]}; means with bootstrap 95 % "
+        "intervals; the control has the same numbers on random neurons."
     )
-    out.print(_dialled(read_json(folder / "run.json")["stages"]["dial"]), markup=False)
+    out.print(_dialled(stages["dial"]), markup=False)
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):
         samples.add_column(column, ratio=1)

@@ -23,6 +23,7 @@ from ..progress import Progress, with_bar
 from .metrics import Metric, check_names, values_of
 from .overlap import is_degenerate, repetition, token_f1
 from .perplexity import ReferenceText
+from .refusals import Refusals
 from .row import Measured, Row, as_row
 from .scorers import Scorer
 
@@ -99,6 +100,7 @@ class Evaluator:
         check_names(suite.metrics)
         self.lm = lm
         self.suite = suite
+        self.metrics = [*suite.metrics, *([] if lm.template == "none" else [Refusals()])]
         self.decoder = self._decoder(lm, share_prefixes=True)
         self._texts: dict[Protocol, ReferenceText] = {}
         self._latest: tuple[Any, Any, list[list[int]]] = (lambda: None, None, [])
@@ -157,13 +159,13 @@ class Evaluator:
         values = {
             "toxicity": judges[self.suite.scorers[0].name],
             "log_ppl": (text.nll * share).tolist(),
-            "f1": self._f1(tokens[count:], decoder.encoded[count:], protocol),
+            "f1": self._f1(tokens[count:], protocol),
             "kl": text.kl.tolist(),
             "repetition": [
                 float("nan") if (r := repetition(ids)) is None else r for ids in tokens[:count]
             ],
             "degenerate": [float(is_degenerate(ids)) for ids in tokens[:count]],
-            **{m.name: values_of(m, self.suite.prompts, texts) for m in self.suite.metrics},
+            **{m.name: values_of(m, self.suite.prompts, texts) for m in self.metrics},
             **{f"toxicity/{name}": scores for name, scores in judges.items()},
         }
         return Measured(values, text.tokens.tolist(), texts, [*judges], self.suite.seed)
@@ -222,9 +224,10 @@ class Evaluator:
         ]
         return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
 
-    def _f1(
-        self, tokens: Sequence[Sequence[int]], prompts: Sequence[list[int]], protocol: Protocol
-    ) -> list[float]:
+    def _f1(self, tokens: Sequence[Sequence[int]], protocol: Protocol) -> list[float]:
+        longest, starts = self.suite.max_prompt_tokens, [start for start, _ in self.suite.pairs]
+        # A chat template around a prompt is in neither text.
+        prompts = [ids[:longest] for ids in self.lm.encode(starts)] if starts else []
         score = self._paper_f1 if protocol == "paper" else self._strict_f1
         return [score(*of) for of in zip(tokens, prompts, self.suite.pairs, strict=True)]
 

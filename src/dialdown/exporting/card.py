@@ -25,7 +25,13 @@ CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
 # What Markdown and HTML read as something else than a letter; some only where a line begins.
 MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)|^[-+=#]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
-FIGURES = {"toxicity": "toxicity", "log_perplexity": "log perplexity", "kl": "KL(base ‖ model)"}
+FIGURES = {
+    "toxicity": "toxicity",
+    "log_perplexity": "log perplexity",
+    "kl": "KL(base ‖ model)",
+    "degenerate": "degenerate",
+    "refusal": "refusals",
+}
 
 
 def write_card(

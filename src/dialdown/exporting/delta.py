@@ -33,6 +33,7 @@ from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
 from ..interventions.edit_file import damaged, first_problem
 from ..interventions.intervention import Intervention
+from ..models.templates import Template
 from ..progress import Progress, with_bar
 from .checkpoint import Checkpoint, open_checkpoint
 
@@ -53,6 +54,8 @@ class MeasuredRow(TypedDict, total=False):
     toxicity: Interval
     log_perplexity: Interval
     kl: Interval
+    degenerate: Interval
+    refusal: Interval
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -61,7 +64,7 @@ class Notes(TypedDict, total=False):
 
     `why` is a sentence on what the edit is for; `rows` what was measured, base first; `judge` the
     scorer that gave the toxicity; `caveat` what its figures do not say; `text` what log-perplexity
-    and KL were measured on.
+    and KL were measured on; `template` what the prompts were, as `LM.template`.
     """
 
     why: str
@@ -69,6 +72,7 @@ class Notes(TypedDict, total=False):
     judge: str
     caveat: str
     text: str
+    template: Template
 
 
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -110,7 +114,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     except ValidationError as error:
         raise DialdownError(
             f"The notes cannot be shown on a model card ({first_problem(error)}): pass texts, and "
-            "rows of a name, toxicity, log_perplexity and kl, "
+            "rows of a name, toxicity, log_perplexity, kl, degenerate and refusal, "
             "each figure its mean and the two ends of its interval, three finite numbers."
         ) from error
 

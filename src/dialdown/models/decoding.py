@@ -72,7 +72,8 @@ class Batch:
 def encode_prompts(
     lm: LM, prompts: Sequence[str], *, max_prompt_tokens: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6).
+    """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6), which leave the
+    chat template around it whole.
 
     Raises:
         DialdownError: no prompts, an empty prompt or one without tokens, or a prompt that leaves no
@@ -85,7 +86,7 @@ def encode_prompts(
         raise DialdownError(
             f"Prompt {empty[0]} of {len(prompts)} is empty, so nothing can be continued: remove it."
         )
-    encoded = [ids[:max_prompt_tokens] for ids in lm.encode(prompts)]
+    encoded = lm.prompt_ids(prompts, max_prompt_tokens)
     if short := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(
             f"Prompt {short[0]} of {len(prompts)} has no tokens, so nothing can be continued: "
@@ -93,9 +94,10 @@ def encode_prompts(
         )
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     if len(encoded[longest]) + max_new_tokens > lm.context:
+        around = f", {lm.turns.around} of them the chat template's" if lm.turns else ""
         raise DialdownError(
-            f"Prompt {longest} has {len(encoded[longest])} tokens, which with {max_new_tokens} new "
-            "ones exceed the context of "
+            f"Prompt {longest} has {len(encoded[longest])} tokens{around}, which with "
+            f"{max_new_tokens} new ones exceed the context of "
             f"{lm.name} ({lm.context}): pass a smaller max_prompt_tokens."
         )
     return encoded

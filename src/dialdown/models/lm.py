@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
 from ..progress import Progress, with_bar
-from . import adapters, tokens
+from . import adapters, templates, tokens
 from .mlp import MLPLayer, MLPView, Protocol, check_axes
+from .templates import AnyTemplate, Template
 
 __all__ = [
     "LM",
@@ -49,6 +51,8 @@ class LM:
         view: its down projections.
         name: what was loaded (hub id, folder or embedded name).
         revision: the hub revision asked for, or None.
+        template: what prompts are for it: user turns of the tokenizer's chat template, or text to
+            go on with.
     """
 
     model: Any
@@ -56,10 +60,17 @@ class LM:
     view: MLPView
     name: str
     revision: str | None = None
+    template: Template = "none"
 
     @classmethod
     def of(
-        cls, model: Any, tokenizer: Any, *, name: str | None = None, down: str | None = None
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        down: str | None = None,
+        template: AnyTemplate = "none",
     ) -> LM:
         """Wrap a model and tokenizer that are already in memory (see `load` for the errors)."""
         name = name or type(model).__name__
@@ -68,7 +79,8 @@ class LM:
         tokens.check_tokenizer(tokenizer, name, len(model.get_input_embeddings().weight))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(model.eval(), tokenizer, view, name)
+        prompted = templates.check_template(tokenizer, template, name)
+        return cls(model.eval(), tokenizer, view, name, template=prompted)
 
     def __repr__(self) -> str:
         facts = self.describe()
@@ -96,16 +108,42 @@ class LM:
         ids = self.encode(["a"])[0]
         return [ids[0]] if ids and ids[0] == self.tokenizer.bos_token_id else []
 
+    @cached_property
+    def turns(self) -> templates.TurnMarks | None:
+        """What the chat template puts around a turn; None where prompts have no template."""
+        return None if self.template == "none" else templates.turn_marks(self.tokenizer)
+
     @property
     def eos(self) -> frozenset[int]:
-        """Ids that end a generation."""
+        """Ids that end a generation: the model's own, and what ends a reply of its template."""
         ids = self.model.generation_config.eos_token_id
         ids = self.tokenizer.eos_token_id if ids is None else ids
-        return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+        ends = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        replied = self.turns and self.turns.replied
+        return frozenset(ends if replied is None else [*ends, replied])
+
+    @property
+    def opening(self) -> list[int]:
+        """Ids that text of the model's own begins with: what its template puts before a text of the
+        user; else its BOS, or where it expects none what ends a text.
+        """
+        if self.turns and self.turns.opening:
+            return [*self.turns.opening]
+        return self.bos or [min(self.eos, default=self.tokenizer.pad_token_id)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text as the model reads it: see `tokens.encode`."""
         return tokens.encode(self.tokenizer, texts)
+
+    def prompt_ids(self, prompts: Sequence[str], longest: int | None = None) -> list[list[int]]:
+        """The token ids that the model goes on from after each prompt: see
+        `templates.prompt_ids`.
+        """
+        return templates.prompt_ids(self.tokenizer, prompts, self.template, longest=longest)
+
+    def continuation_ids(self, prompt: str, text: str) -> list[int]:
+        """The token ids that `text` has after a prompt: see `templates.continuation_ids`."""
+        return templates.continuation_ids(self.tokenizer, prompt, text, self.template)
 
     def going_on(self, cache: Any) -> dict[str, Any]:
         """The argument that lets a forward pass go on from the keys and values of an earlier one,
@@ -133,6 +171,7 @@ class LM:
             "class": type(self.model).__name__,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "template": self.template,
             "layers": self.view.n_layers,
             "neurons": self.view.n_neurons,
             "d_model": self.view.d_model,
@@ -169,6 +208,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     down: str | None = None,
+    template: AnyTemplate = "none",
     progress: Progress | None = None,
 ) -> LM:
     """Load a causal LM from the hub, a local folder, or a package of the Python index
@@ -184,19 +224,21 @@ def load(
         device: a torch device; by default the GPU if there is one.
         down: the path of the down projection inside a decoder layer, for an MLP that is not
             recognised.
+        template: what prompts are: `chat`, user turns of the tokenizer's chat template; `none`,
+            texts to go on with; `auto`, the first where there is a template.
         progress: called while an embedded model is downloaded and converted, the first time it is
             used.
 
     Raises:
         DialdownError: the model does not exist, cannot be reached, is not whole (a weight is
             missing, unknown or of another size), quantised, damaged or an adapter, has no known
-            MLP, or the dtype or device is unknown; a model in memory comes without a tokenizer, or
+            MLP, or the dtype, device or template is unknown; it has no chat template that was asked
+            for, or one that fails; a model in memory comes without a tokenizer, or
             with a revision, dtype or device, which it has already.
     """
     if not isinstance(name, (str, os.PathLike)):
-        return _in_memory(
-            name, tokenizer, down, {"revision": revision, "dtype": dtype, "device": device}
-        )
+        given = {"revision": revision, "dtype": dtype, "device": device}
+        return _in_memory(name, tokenizer, down, template, given)
     if tokenizer is not None:
         raise DialdownError(
             f"{os.fspath(name)} is loaded with its own tokenizer: pass the model itself to use it "
@@ -227,11 +269,13 @@ def load(
         config=config,
         dtype=torch_dtype,
     )
-    lm = LM.of(model.to(device), tokenizer, name=name, down=down)
+    lm = LM.of(model.to(device), tokenizer, name=name, down=down, template=template)
     return replace(lm, revision=revision)
 
 
-def _in_memory(model: Any, tokenizer: Any, down: str | None, given: Mapping[str, Any]) -> LM:
+def _in_memory(
+    model: Any, tokenizer: Any, down: str | None, template: AnyTemplate, given: Mapping[str, Any]
+) -> LM:
     if not isinstance(model, PreTrainedModel):
         raise DialdownError(
             f"{type(model).__name__} is no transformers model: pass a hub id, a folder, or the "
@@ -248,7 +292,8 @@ def _in_memory(model: Any, tokenizer: Any, down: str | None, given: Mapping[str,
                 f"{setting}={value!r} says nothing about a model that is loaded already: leave it "
                 "out, or pass the model's name."
             )
-    return LM.of(model, tokenizer, name=model.name_or_path or None, down=down)
+    name = model.name_or_path or None
+    return LM.of(model, tokenizer, name=name, down=down, template=template)
 
 
 @with_bar
@@ -274,13 +319,14 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress |
     dtype = str(base.model.dtype).removeprefix("torch.")
     tuned = load(source, dtype=dtype, device=str(base.device), progress=progress)
     check_pair(base, tuned)
-    return tuned
+    # Its tokens are the base's, and its chat template may not be.
+    return replace(tuned, tokenizer=base.tokenizer, template=base.template)
 
 
 def _merged(base: LM, adapter: str) -> LM:
     folder = adapters.fetched(adapter)
     model = adapters.merged(base.twin().model, adapter, folder, base=base.name)
-    tuned = replace(LM.of(model, base.tokenizer, name=adapter), revision=None)
+    tuned = LM.of(model, base.tokenizer, name=adapter, template=base.template)
     if (folder / "tokenizer_config.json").exists():
         # What the adapter was trained on; the base's own is what both are measured with.
         check_pair(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -21,6 +20,7 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 from .hooks import Change, Positions
 from .lm import LM
+from .templates import has_chat_template, messages_of, templated_ids
 from .tokens import encode
 
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -60,11 +60,6 @@ class ReplySettings:
             )
 
 
-def has_chat_template(lm: LM) -> bool:
-    """Whether the tokenizer says how a conversation is written for the model."""
-    return lm.tokenizer.chat_template is not None
-
-
 def conversation_ids(lm: LM, turns: Turns, message: str) -> Tensor:
     """(1, n) token ids of everything said so far and `message`, by the tokenizer's chat template
     where it has one, else a line of plain text for each turn.
@@ -73,49 +68,16 @@ def conversation_ids(lm: LM, turns: Turns, message: str) -> Tensor:
         DialdownError: the template fails, or nothing has tokens.
     """
     message = whole_text(message, "The message")
-    if has_chat_template(lm):
-        ids = _templated(lm.tokenizer, turns, message)
+    if has_chat_template(lm.tokenizer):
+        row = templated_ids(lm.tokenizer, messages_of(turns, message))
     else:
         text = "\n".join([*(said + answered for said, answered in turns), message])
-        ids = torch.tensor(encode(lm.tokenizer, [text]))
-    if not ids.shape[1]:
+        row = encode(lm.tokenizer, [text])[0]
+    if not row:
         raise DialdownError(
             f"The tokenizer of {lm.name} makes no tokens of the message: write another one."
         )
-    return ids.to(lm.device)
-
-
-def _templated(tokenizer: Any, turns: Turns, message: str) -> Tensor:
-    """What the chat template makes of a conversation; a template is a program of the model's maker,
-    and may fail like one.
-    """
-    roles = ("user", "assistant")
-    messages = [
-        {"role": role, "content": text}
-        for turn in turns
-        for role, text in zip(roles, turn, strict=True)
-    ]
-    messages.append({"role": "user", "content": message})
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DialdownError(
-            f"The chat template of the tokenizer cannot be used ({reason}): mend chat_template in "
-            "the base's folder, or remove it to go on with plain text."
-        ) from error
-    ids: Tensor = encoded["input_ids"]
-    return ids
+    return torch.tensor([row], device=lm.device)
 
 
 def generate(

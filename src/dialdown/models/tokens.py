@@ -1,5 +1,5 @@
-"""What a tokenizer does to texts: the one way from a prompt to token ids, and what two tokenizers
-do differently.
+"""What a tokenizer does to texts, and what two tokenizers do differently; `templates` makes prompts
+of texts.
 """
 
 from __future__ import annotations
@@ -39,23 +39,6 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
 
 
-def continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
-    """The ids that `text` has after `prompt`, whose own ids stay as they are while decoding.
-
-    Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a
-    line break, because a SentencePiece tokenizer would put a space before it alone.
-    """
-    for before in (prompt, "\n", ""):
-        head, whole = encode(tokenizer, [before, before + text])
-        if whole[: len(head)] == head:
-            return list(whole[len(head) :])
-    raise DialdownError(
-        f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can "
-        "be cut out: "
-        "load the tokenizer with add_eos_token=False."
-    )
-
-
 def encode_continuations(
     lm: LM, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[list[int], int]]:
@@ -71,8 +54,8 @@ def encode_continuations(
         )
     encoded = []
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        start = lm.encode([prompt])[0]
-        continuation = continuation_ids(lm.tokenizer, prompt, text)
+        start = lm.prompt_ids([prompt])[0]
+        continuation = lm.continuation_ids(prompt, text)
         if not start or not continuation:
             raise DialdownError(
                 f"Pair {number} has an empty prompt or continuation, so nothing is produced: leave "

@@ -9,6 +9,8 @@ from ..evaluation.row import Row
 from ..terminal import printable
 
 # What a mean of a metric is over.
+# What prompts were, by `LM.template`.
+PROMPTED = {"chat": "as a user's turn of the chat template", "none": "as text to go on with"}
 UNITS = {"toxicity": "prompts", "log_ppl": "blocks", "kl": "blocks", "f1": "sentences"}
 AGREEMENT = "scorers-agreement"
 # File stem of a table to its caption, in the paper's order; the last ones are not the paper's.

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..errors import DialdownError, nearest
 from ..interventions.paper import EditKind, Ordering
 from ..models.lm import Protocol
+from ..models.templates import AnyTemplate
 from ..training.settings import DPOSettings, GainSettings, PairSettings
 from .sources import check_values, from_environment, merge, nested, read_toml
 
@@ -69,7 +70,7 @@ class EvaluationSettings:
             never the same.
         count: evaluation prompts.
         control_count: prompts (the first ones) that controls are measured on.
-        max_prompt_tokens: prompts are cut here.
+        max_prompt_tokens: prompts are cut here; a chat template around them does not count.
         max_new_tokens: greedy tokens per prompt.
         pairs: source of (prompt, true continuation) for F1.
         pairs_count: how many.
@@ -211,6 +212,9 @@ class Config(BaseModel):
         revision: hub revision of `model`.
         dtype: of the forward passes; float32 on a CPU by default.
         device: a torch device; the GPU if there is one.
+        template: what prompts are: `chat`, user turns of the model's chat template, so that replies
+            are sampled, paired, judged and checked; `none`, texts that the model goes on with, as
+            in the paper; `auto`, the first where the tokenizer has a template.
         workers: processes that measure rows, one thread each; by default one per core on a CPU if
             memory allows.
         seed: of everything random.
@@ -232,6 +236,7 @@ class Config(BaseModel):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
+    template: AnyTemplate = "none"
     workers: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     training_prompts: str | None = None

@@ -85,6 +85,7 @@ class Workspace:
             revision=config.revision,
             dtype=config.dtype,
             device=config.device,
+            template=config.template,
             progress=self.progress,
         )
 
@@ -311,9 +312,10 @@ class Workspace:
         width = heads * (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
-        tokens = (
-            settings.count + settings.control_count + 2 * settings.pairs_count
-        ) * settings.max_prompt_tokens
+        around = self.lm.turns.around if self.lm.turns else 0
+        tokens = (settings.count + settings.control_count + 2 * settings.pairs_count) * (
+            settings.max_prompt_tokens + around
+        )
         prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
         # Controls are measured by an evaluator of their own.
         evaluators = 2 if settings.control_count < settings.count else 1

@@ -151,6 +151,7 @@ def check(work: Workspace) -> Facts:
     return {
         "judges": [work.judge.name, work.pair_scorer.name],
         "caveat": work.judge.caveat,
+        "template": work.lm.template,
         "change": change and {**change.to_json(), "says": direction(change)},
     }
 
@@ -257,6 +258,7 @@ def notes(folder: Path) -> Notes:
         "caveat": checked["caveat"] or "",
         # A path of one's own is nobody else's business.
         "text": TEXTS.get(run["config"]["evaluation"]["text"], "a text of the maker's"),
+        "template": checked["template"],
     }
 
 
@@ -264,11 +266,15 @@ def _noted(row: dict[str, Any]) -> MeasuredRow:
     def interval(name: str) -> tuple[float, float, float]:
         return row[name]["mean"], row[name]["low"], row[name]["high"]
 
-    return {
+    noted: MeasuredRow = {
         "name": {"none": "untouched", "detox": "edited"}.get(
             row["intervention"], "the same numbers on random neurons"
         ),
         "toxicity": interval("toxicity"),
         "log_perplexity": interval("log_ppl"),
         "kl": interval("kl"),
+        "degenerate": interval("degenerate"),
     }
+    if "refusal" in row:
+        noted["refusal"] = interval("refusal")
+    return noted

@@ -48,7 +48,7 @@ ADDED = ("gains", "step", "front", "report", "dial", "check")
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.
 FIRST_READ = {
-    **dict.fromkeys(("evaluation", "tuned", "concept"), ("base", "pairs")),
+    **dict.fromkeys(("evaluation", "tuned", "concept", "template"), ("base", "pairs")),
     **dict.fromkeys(("pairs", "training_prompts"), ("pairs",)),
     "dpo": ("train",),
     **dict.fromkeys(("token_judge", "interventions"), ("neurons",)),
@@ -59,8 +59,8 @@ FIRST_READ = {
 }
 # The settings that say what rows are measured on, and by whom.
 MEASURED_ON = (
-    "model", "tuned", "revision", "dtype", "device", "seed", "training_prompts", "concept", "probe",
-    "evaluation",
+    "model", "tuned", "revision", "dtype", "device", "template", "seed", "training_prompts",
+    "concept", "probe", "evaluation",
 )  # fmt: skip
 
 RUN = "run.json"

@@ -123,12 +123,15 @@ def _training_lengths(work: Workspace) -> None:
 
 def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: str) -> None:
     limit, context = work.config.evaluation.max_prompt_tokens, work.lm.context
-    if not prompts or limit + new <= context:
+    around = work.lm.turns.around if work.lm.turns else 0
+    if not prompts or limit + around + new <= context:
         return
-    longest = max(len(ids[:limit]) for ids in work.lm.encode(prompts))
+    longest = max(map(len, work.lm.prompt_ids(prompts, limit)))
     if longest + new > context:
+        template = f", {around} of them the chat template's" if around else ""
         raise DialdownError(
-            f"A prompt has {longest} tokens, which with {new} new ones ({setting}) exceed the "
+            f"A prompt has {longest} tokens{template}, which with {new} new ones ({setting}) "
+            "exceed the "
             f"context of {work.lm.name} ({context}): lower {setting} or "
             "evaluation.max_prompt_tokens."
         )

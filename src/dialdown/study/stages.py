@@ -144,6 +144,7 @@ def candidate_files(work: Workspace) -> CandidateFiles:
         ours.max_prompt_tokens,
         config.concept,
         config.probe.texts,
+        config.template,
     )
     scorer = (ours.pair_scorer, file_states({"scorer": ours.pair_scorer}))
     inputs = fingerprint(
@@ -182,6 +183,7 @@ def tune(work: Workspace) -> Facts:
         settings,
         work.folder / "tuned",
         base=base,
+        template=work.lm.template,
         progress=work.progress,
     )
     note_training(work.notes, log, settings)
@@ -210,7 +212,7 @@ def look_at_base(work: Workspace) -> Facts:
         )
     ]
     measure_rows(work, "base", planned, so_far("results.json"))
-    return {**facts, "rows": len(planned)}
+    return {**facts, "rows": len(planned), "template": work.lm.template}
 
 
 def collect_training_means(work: Workspace) -> Facts:

@@ -16,7 +16,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +28,9 @@ from torch import nn
 from ..data.pairs import Pair
 from ..errors import DialdownError, installing
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
-from ..models import tokens
+from ..models import templates
 from ..models.lm import weight_fingerprints
+from ..models.templates import Template
 from ..progress import Progress, with_bar
 from .loss import Elsewhere
 from .policies import Trainable, all_weights, low_rank
@@ -48,6 +49,7 @@ def train_dpo(
     *,
     elsewhere: Elsewhere | None = None,
     base: Path | None = None,
+    template: Template = "none",
     progress: Progress | None = None,
 ) -> TrainingLog:
     """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
@@ -70,6 +72,7 @@ def train_dpo(
             none.
         base: the folder that `model` was loaded from, whose tokenizer and other files are copied
             beside the weights.
+        template: `chat` where the pairs' prompts are turns of a user, as with `LM.template`.
         progress: called with "training", the steps done and the steps in all.
 
     Raises:
@@ -82,6 +85,7 @@ def train_dpo(
         if settings.lora_rank
         else all_weights(model, tokenizer, base)
     )
+    policy = replace(policy, template=template)
     return tune(policy, pairs, settings, out, elsewhere=elsewhere, progress=progress)
 
 
@@ -100,7 +104,9 @@ def tune(
     trainer = _trl()
     out = out.resolve()
     model, tokenizer = trainable.model, trainable.tokenizer
-    examples = encode(model, tokenizer, pairs, max_tokens=settings.max_tokens)
+    examples = encode(
+        model, tokenizer, pairs, max_tokens=settings.max_tokens, template=trainable.template
+    )
     train, held_out = split(pairs, examples, eval_pairs=settings.eval_pairs, seed=settings.seed)
     held = [] if elsewhere is None else [asdict(elsewhere)]
     inputs = fingerprint(
@@ -161,8 +167,16 @@ def _trl() -> ModuleType:
     return trainer
 
 
-def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int) -> list[Example]:
-    """The token ids of each pair, in the order of `pairs`: no end-of-text after a continuation.
+def encode(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    *,
+    max_tokens: int,
+    template: Template = "none",
+) -> list[Example]:
+    """The token ids of each pair, in the order of `pairs`, as they are sampled: nothing that ends a
+    text or a turn after a continuation.
 
     Raises:
         DialdownError: a prompt or continuation is empty, or both together are longer than
@@ -170,9 +184,11 @@ def encode(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, max_tokens: int
     """
     examples = []
     for pair in pairs:
-        (prompt,) = tokens.encode(tokenizer, [pair.prompt])
-        chosen = tokens.continuation_ids(tokenizer, pair.prompt, pair.chosen)
-        rejected = tokens.continuation_ids(tokenizer, pair.prompt, pair.rejected)
+        (prompt,) = templates.prompt_ids(tokenizer, [pair.prompt], template)
+        chosen, rejected = (
+            templates.continuation_ids(tokenizer, pair.prompt, text, template)
+            for text in (pair.chosen, pair.rejected)
+        )
         examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     empty = [number for number, example in enumerate(examples) if not all(example.values())]
     if empty:

@@ -53,16 +53,18 @@ def own_text(
     lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
 ) -> list[list[int]]:
     """Token ids of texts that the model writes from nothing, drawn from its whole distribution,
-    without tokens that end a text or a turn.
+    without tokens that end a text.
 
-    They begin with the model's BOS, or where it expects none with what ends a text. The model's own
+    They begin with the model's BOS, or where it expects none with what ends a text. With a chat
+    template they begin with all that stands before a text of the user, and go on with what the
+    model writes on both sides, ends of turns included. The model's own
     generation settings (temperature, top-p) have no part: they are not the distribution that a KL
     is of.
 
     Args:
         lm: the model.
         texts: how many.
-        tokens: of each, the first one included; fewer where the context ends.
+        tokens: of each, what it begins with counted as one; fewer where the context ends.
         seed: of the draws.
         progress: called after each token of all texts.
 
@@ -70,11 +72,12 @@ def own_text(
         DialdownError: the model's predictions are not finite numbers.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
-    ends = sorted(lm.eos)
-    start = lm.bos or [ends[0] if ends else lm.tokenizer.pad_token_id]
+    turns = lm.turns and {lm.turns.asked, lm.turns.replied}
+    ends = sorted(lm.eos - (turns or set()))
+    start = lm.opening
     written, cache = [torch.tensor([start] * texts, device=lm.device)], None
     with torch.inference_mode():
-        further = min(tokens, lm.context) - 1
+        further = min(tokens - 1, lm.context - len(start))
         for done in range(further):
             out = lm.model(input_ids=written[-1], use_cache=True, **lm.going_on(cache))
             cache = lm.kept(out)
@@ -87,6 +90,12 @@ def own_text(
     return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
 
 
+def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens the texts begin with that were not drawn from the model (see `own_text`)."""
+    start = lm.opening
+    return len(start) if all([*text[: len(start)]] == start for text in texts) else 1
+
+
 @with_bar
 def fisher_information(
     lm: LM,
@@ -97,7 +106,7 @@ def fisher_information(
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """F_i of every neuron's gain: the expected squared derivative of the log-probability of a
-    token, per position.
+    token, per position that a model writes at.
 
     The tokens are drawn from the model's own predictions on the windows, so this is the curvature
     of the KL and not of the loss on the text.
@@ -119,24 +128,27 @@ def fisher_information(
         raise DialdownError("There is no text to price gains on: pass windows from own_text.")
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
-    done = 0
+    done, first = 0, given_tokens(lm, windows) - 1
     for _, alike in groupby(map(list, windows), len):
         ids = torch.tensor([*alike], device=lm.device)
         for batch in torch.split(ids, WINDOWS_AT_ONCE):
-            total += _squared_slopes(lm, batch, draws, generator)
+            total += _squared_slopes(lm, batch, first, draws, generator)
             done += len(batch)
             if progress:
                 progress("pricing gains", done, len(windows))
     _check(lm, total)
-    return np.asarray((total / (draws * sum(map(len, windows)))).cpu().numpy())
+    positions = draws * sum(len(window) - first for window in windows)
+    return np.asarray((total / positions).cpu().numpy())
 
 
-def _squared_slopes(lm: LM, ids: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+def _squared_slopes(
+    lm: LM, ids: Tensor, first: int, draws: int, generator: torch.Generator
+) -> Tensor:
     """(L, F) float64: the squared derivatives of the log-probability of drawn tokens, summed over
-    the positions of windows (batch, positions) and over the draws.
+    the positions of windows (batch, positions) from `first` on and over the draws.
     """
     with _gains(lm, *ids.shape) as gains:
-        logits = lm.model(input_ids=ids, use_cache=False).logits
+        logits = lm.model(input_ids=ids, use_cache=False).logits[:, first:]
         _check(lm, logits)
         log_probs = logits.float().log_softmax(-1)
         flat = log_probs.flatten(0, 1)

@@ -34,7 +34,7 @@ from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
-from .fisher import NaturalGradient, damped
+from .fisher import NaturalGradient, damped, given_tokens
 from .loss import Elsewhere
 from .policies import Trainable
 from .settings import GainSettings, TrainingLog
@@ -99,6 +99,7 @@ def train_gains(
         result_bytes=17 * lm.view.n_layers * lm.view.n_neurons,
         optimizer=natural if prices is not None else None,
         given=[prices],
+        template=lm.template,
     )
     log = tune(gains, pairs, settings, out, elsewhere=elsewhere, progress=progress)
     return Intervention.load(out / FILE), log
@@ -150,4 +151,4 @@ def _elsewhere(lm: LM, settings: GainSettings, texts: Sequence[Sequence[int]]) -
             f"{lm.name}'s own text needs ids below {known:,} of one length up to {lm.context:,}: "
             "pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
         )
-    return Elsewhere(texts, settings.own_kl_weight)
+    return Elsewhere(texts, settings.own_kl_weight, given=given_tokens(lm, texts))

@@ -116,11 +116,14 @@ class Elsewhere:
         weight: what the KL, in nats per position, counts in the loss.
         per_step: texts in each step, which takes the next ones in order, and the first again after
             the last. The batches of one accumulated step share them.
+        given: how many tokens each text begins with that were not drawn from the model; what it
+            says before the last of them does not count.
     """
 
     texts: Sequence[Sequence[int]]
     weight: float
     per_step: int = 4
+    given: int = 1
 
     def of_step(self, step: int) -> list[list[int]]:
         """The texts of a step, counted from 0: they depend on nothing else, so a resumed run has

@@ -19,6 +19,7 @@ from ..interventions.intervention import Intervention
 from ..interventions.paper import steer, steering_alpha
 from ..models.decoding import Decoder, greedy, sampler
 from ..models.lm import LM
+from ..models.templates import cut
 from ..neurons.directions import Direction
 from ..progress import Progress, with_bar
 from .settings import PairSettings
@@ -147,10 +148,8 @@ def candidates(
                 "Steered candidates need a direction: pass one, or set pairs.steered to 0."
             )
         towards = steer(direction, -steering_alpha(direction, settings.steering_strength))
-    batch = [
-        _cut(lm, prompt, max_prompt_tokens)
-        for prompt in prompts[start : start + settings.batch_size]
-    ]
+    # The part of each prompt that its continuations follow.
+    batch = cut(lm.tokenizer, prompts[start : start + settings.batch_size], max_prompt_tokens)
     texts = _sample(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
     return Candidates(batch, texts, [score(column).tolist() for column in texts])
 
@@ -184,14 +183,6 @@ def choose_pairs(
     pairs, notes = zip(*chosen[: settings.count], strict=True)
     means = {name: float(np.mean([note[name] for note in notes])) for name in notes[0]}
     return PairSet(pairs, {"prompts_used": used, **means, "settings": asdict(settings), **record})
-
-
-def _cut(lm: LM, prompt: str, max_tokens: int) -> str:
-    """The part of a prompt that its continuations follow."""
-    ids = lm.encode([prompt])[0]
-    if len(ids) <= max_tokens:
-        return prompt
-    return str(lm.tokenizer.decode(ids[:max_tokens], skip_special_tokens=True))
 
 
 def _sample(

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ..data.model_files import write_model
 from ..errors import DialdownError, installing
 from ..models.lm import sharing
+from ..models.templates import Template
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Trainable:
         result_bytes: what `save` writes.
         optimizer: makes one for a policy; None for the one that the settings name.
         given: what the result depends on besides the model, the pairs and the settings.
+        template: what prompts are, as `LM.template`.
     """
 
     model: Any
@@ -39,6 +41,7 @@ class Trainable:
     result_bytes: int
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
     given: Sequence[Any] = ()
+    template: Template = "none"
 
 
 def all_weights(model: Any, tokenizer: Any, base: Path | None = None) -> Trainable:

@@ -220,13 +220,15 @@ class KLDPOTrainer(DPOTrainer):
         return parts.loss + self.elsewhere.weight * kl
 
     def _kl_elsewhere(self, model: Any, elsewhere: Elsewhere) -> Tensor:
-        """KL(π_ref ‖ π) on the step's texts, mean over their positions, in nats."""
+        """KL(π_ref ‖ π) on the step's texts, mean over the positions that their tokens were drawn
+        at, and the last one's, in nats.
+        """
         texts = elsewhere.of_step(self.state.global_step)
         ids = torch.tensor(texts, device=self.accelerator.device)
-        mask = torch.ones_like(ids)
+        mask, last = torch.ones_like(ids), ids.shape[1] - elsewhere.given + 1
         with torch.no_grad():
-            reference = self._logits(self.ref_model, ids, mask, ids.shape[1])
-        policy = self._logits(model, ids, mask, ids.shape[1])
+            reference = self._logits(self.ref_model, ids, mask, last)
+        policy = self._logits(model, ids, mask, last)
         p, q = reference.float().log_softmax(-1), policy.float().log_softmax(-1)
         return kl_divergence(p, q).mean()
 
