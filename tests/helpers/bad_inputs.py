@@ -13,7 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.broken_models import ADAPTERS, APART, MODELS, TOKENIZERS, Build, adapter, whole
+from helpers.broken_models import (
+    ADAPTERS,
+    APART,
+    CHAT_TEMPLATES,
+    MODELS,
+    TOKENIZERS,
+    Build,
+    adapter,
+    whole,
+    without,
+    written,
+)
 
 Arguments = list[str]
 
@@ -293,6 +304,8 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("device=cuda:99", "device 'cuda:99' cannot be used"),
     ("device=toaster", "device 'toaster' cannot be used"),
     ("device=mps", "device 'mps'"),
+    ("template=chats", "template = 'chats'"),
+    ("template=", "template"),
     ("concept=", "concept is blank"),
     ("concept=a\nb", "line break"),
     ("concept=a\x1b[31m", "control character"),
@@ -730,13 +743,15 @@ def damaged(file: str, content: bytes | None) -> Callable[[Inputs], Arguments]:
 def models() -> Iterator[Case]:
     """Models, tokenizers and adapters that are not what they should be (see `broken_models`)."""
 
-    def broken(change: Build, words: str, option: str, name: str, start: Build) -> Case:
+    def broken(
+        change: Build, words: str, option: str, name: str, start: Build, template: str = "none"
+    ) -> Case:
         def build(inputs: Inputs) -> Arguments:
             folder = inputs.root / "broken"
             folder.mkdir()
             start(folder)
             change(folder)
-            return [*inputs.command(), option, str(folder)]
+            return [*inputs.command(f"template={template}"), option, str(folder)]
 
         return Case(name, build, words)
 
@@ -744,6 +759,9 @@ def models() -> Iterator[Case]:
         yield broken(change, words, "--model", f"--model, {name}", whole)
     for name, (change, words) in APART.items():
         yield broken(change, words, "--tuned", f"--tuned, {name}", whole)
+    for name, (template, setting, words) in CHAT_TEMPLATES.items():
+        change = without() if template is None else written("chat_template.jinja", template)
+        yield broken(change, words, "--model", f"a chat template, {name}", whole, setting)
     for name, (change, words) in ADAPTERS.items():
         yield broken(change, words, "--tuned", f"--tuned, an adapter: {name}", adapter)
 

@@ -313,6 +313,22 @@ TOKENIZERS: dict[str, tuple[Build, str]] = {
     ),
 }
 
+# Chat templates that prompts cannot be put in: what it is, the setting, words of the sentence.
+CHAT_TEMPLATES: dict[str, tuple[str | None, str, str]] = {
+    "none": (None, "chat", "The tokenizer of .* has no chat template"),
+    "no lone turn of a user": (
+        "{{ raise_exception('Begin with a system turn') }}",
+        "auto",
+        "chat template .* cannot be used .Begin with a system turn",
+    ),
+    "half of one": ("{% if messages %}", "chat", "chat template .* cannot be used"),
+    "no context left": (
+        "a word and another " * 5 + "{{ messages[0].content }}",
+        "chat",
+        "of them the chat template's.*exceed the context",
+    ),
+}
+
 # Tokenizers whose vocabulary is the base's and which make other ids of a text: refused for a tuned
 # model alone.
 APART: dict[str, tuple[Build, str]] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from .row import REFUSAL
+
 # What a reply that declines says that it will not do. "I can't wait" and "I cannot believe it"
 # decline nothing.
 _HELP = (
@@ -57,7 +59,7 @@ class Refusals:
     a chat template.
     """
 
-    name = "refusal"
+    name = REFUSAL
 
     def measure(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
         """1 for each reply that declines, else 0."""

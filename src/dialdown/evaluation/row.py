@@ -23,7 +23,9 @@ FACTS = (
 )
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
 _NO_METRICS = {*FACTS, "toxicity_by", "change", "control_minus_main", "samples"}
-RESERVED = {*METRICS, *_NO_METRICS, "refusal"}
+REFUSAL = "refusal"
+"""A metric of rows whose prompts are turns of a chat template alone."""
+RESERVED = {*METRICS, *_NO_METRICS, REFUSAL}
 """Keys of a row in results.json that no metric of one's own can have."""
 
 

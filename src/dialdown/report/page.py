@@ -33,7 +33,7 @@ from .evidence import Evidence
 from .figures import Figure, run_figures
 from .findings import findings
 from .grid import Grid, grid
-from .names import UNITS, short, table_name
+from .names import PROMPTED, UNITS, short, table_name
 from .neuron_tables import Frames
 from .rules import SPEAKING_WORDS
 from .run import Run, load
@@ -263,7 +263,7 @@ def _said(evidence: Evidence, row: Row) -> list[tuple[str, str]]:
 def _facts(run: Run) -> dict[str, str]:
     """What was studied, as far as run.json says."""
     trained, pairs = run.stage("train"), run.stage("pairs")
-    facts: dict[str, str] = {}
+    facts = {"Prompts": PROMPTED[run.template]}
     if "steps" in trained:
         facts["Tuned by"] = (
             f"DPO, {trained['steps']:,} steps on {trained['train_pairs']:,} pairs; weights of step "

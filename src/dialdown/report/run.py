@@ -17,6 +17,7 @@ from ..errors import DialdownError
 from ..evaluation.row import Row
 from ..files import read_json
 from ..models.lm import Protocol
+from ..models.templates import Template
 from ..neurons.table import NeuronTable
 from ..study.config import Config
 from ..study.outputs import so_far
@@ -61,6 +62,12 @@ class Run:
     def concept(self) -> str:
         """What the rows' `toxicity` is the score of."""
         return printable(str(self.setting("concept") or "toxicity"))
+
+    @property
+    def template(self) -> Template:
+        """What prompts were; `none` too where nothing was prompted yet."""
+        stages = self.info.get("stages", {}).values()
+        return next((facts["template"] for facts in stages if "template" in facts), "none")
 
     def names(self) -> list[str]:
         """The interventions that are no controls, in the paper's order, unknown ones last."""

@@ -20,7 +20,7 @@ import polars as pl
 
 from ..data.csv_tables import read_csv, write_csv
 from ..evaluation.bootstrap import Direction, Estimate, agreement
-from ..evaluation.row import METRICS, Row
+from ..evaluation.row import METRICS, REFUSAL, Row
 from ..files import read_json
 from ..interventions.paper import EditKind, Ordering
 from ..neurons.directions import NON_TOXIC_WORDS, TOXIC_WORDS
@@ -177,6 +177,9 @@ def table_2_interventions(rows: Rows) -> pl.DataFrame:
     (`published.row`).
     """
     cells = []
+    # Only of prompts in a chat template.
+    refusal = [REFUSAL] if any(REFUSAL in row.metrics for row in rows) else []
+    metrics = [*METRICS, *refusal]
     for row in rows:
         facts = (
             row.intervention,
@@ -187,7 +190,7 @@ def table_2_interventions(rows: Rows) -> pl.DataFrame:
             row.beta,
             row.neurons,
         )
-        values = _parts(map(row.metrics.get, METRICS))
+        values = _parts(map(row.metrics.get, metrics))
         # Of steering, table 2 has one strength for each model; the others are in table 12.
         steered = row.family == "steer_probe" and row.strength
         stated = "" if row.control or steered else row.protocol
@@ -195,7 +198,7 @@ def table_2_interventions(rows: Rows) -> pl.DataFrame:
     facts_columns = (
         "intervention:text protocol:text control_of:text kind:text alpha beta neurons:int"
     )
-    return frame_of(cells, f"{facts_columns} {_columns(METRICS)} {stated_columns(*_PUBLISHED)}")
+    return frame_of(cells, f"{facts_columns} {_columns(metrics)} {stated_columns(*_PUBLISHED)}")
 
 
 def table_3_toxic_neurons(rows: Rows) -> pl.DataFrame:
