@@ -17,6 +17,7 @@ from dialdown.models import LM, Decoder
 from dialdown.models.replies import conversation_ids
 from dialdown.models.templates import cut
 from dialdown.training.dpo import encode
+from dialdown.training.fisher import given_tokens
 from dialdown.training.make_pairs import candidates
 from dialdown.training.settings import PairSettings
 from helpers import chat_templates, tiny
@@ -124,15 +125,15 @@ def test_a_model_writes_both_sides_from_where_the_user_begins(chat: LM) -> None:
 def test_prices_leave_out_what_the_template_says(chat: LM) -> None:
     """A model is never asked to write its own system turn, so nothing is priced there."""
     texts = dd.own_text(chat, texts=2, tokens=4)
-    start = len(chat.opening)
-    seen: list[int] = []
-    handle = chat.model.register_forward_hook(lambda *given: seen.append(given[-1].logits.shape[1]))
-    both = dd.fisher_information(chat, texts, seed=3)
-    handle.remove()
-    assert seen == [start + 3] * 2
+    assert given_tokens(chat, texts) == len(chat.opening)
+    assert given_tokens(chat, [[5, 6, 7]]) == 1
     raw = LM.of(chat.model, chat.tokenizer)
     assert raw.opening == [1]
-    assert (both != dd.fisher_information(raw, texts, seed=3)).any()
+    priced, whole = (dd.fisher_information(lm, texts, draws=400) for lm in (chat, raw))
+    # The sum over all positions is that over the template's and that over what was written.
+    written, read = 4, len(texts[0])
+    assert (whole * read >= 0.5 * priced * written).all()
+    assert (whole * read).sum() > 1.2 * (priced * written).sum()
 
 
 def test_continuations_of_a_chat_follow_its_prompt(chat: LM) -> None:
