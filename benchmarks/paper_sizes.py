@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dialdown.evaluation.bootstrap import Estimate
+from dialdown.files import read_json
 from dialdown.report.text import with_interval
 from dialdown.study import plan
 from dialdown.study.config import Config, load_config
 from dialdown.study.context import Workspace
-from dialdown.study.measure import as_row, measure_rows, row_files
+from dialdown.study.measure import measure_rows
 from dialdown.study.run import Study
 
 # What the paper's table 2 has, and the random controls of what it claims.
@@ -76,16 +78,19 @@ def planned(work: Workspace) -> list[plan.Planned]:
     return [everything[name, protocol] for name in ROWS for protocol in work.config.protocols]
 
 
-def show(work: Workspace) -> None:
-    """Print what is measured so far."""
-    files = row_files(work, "evaluate")
-    print("| intervention | protocol |", " | ".join(METRICS), "|")
-    print("| --- | --- |", " | ".join("---" for _ in METRICS), "|")
-    for row in planned(work):
-        if (measured := files.read(row)) is not None:
-            estimates = as_row(row.intervention, row.protocol, measured)
-            values = (with_interval(getattr(estimates, metric)) for metric in METRICS)
-            print(f"| {row.intervention.name} | {row.protocol} |", " | ".join(values), "|")
+def show(folder: Path) -> None:
+    """Print what is measured so far, each with its interval and its difference to the untouched
+    model; of a control, to what it is a control of.
+    """
+    so_far = [folder / name for name in ("results.json", "results-so-far.json")]
+    rows = read_json(next(path for path in so_far if path.exists()))["rows"]
+    print("| intervention | protocol |", " | ".join(METRICS), "| toxicity, difference |")
+    print("| --- | --- |", " | ".join("---" for _ in METRICS), "| --- |")
+    for row in rows:
+        beside = row["control_minus_main"] or row["change"] or {}
+        values = [*(row[metric] for metric in METRICS), beside.get("toxicity")]
+        cells = " | ".join(with_interval(Estimate(**value)) if value else "" for value in values)
+        print(f"| {row['intervention']} | {row['protocol']} | {cells} |")
 
 
 def main() -> None:
@@ -110,7 +115,7 @@ def main() -> None:
         study.run(until="neurons")
         with study.work.ledger.claim():
             measure_rows(study.work, "evaluate", planned(study.work), "results.json")
-    show(study.work)
+    show(arguments.folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +26,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from .. import __version__
 from ..cards import card
 from ..data.local_paths import without_paths
 from ..errors import DialdownError, nearest
@@ -214,7 +214,7 @@ def write_delta(
         "base": {name: getattr(base, name) for name in names},
         "edit": _described(edit, folder / EDIT),
         "strength": edit.record.get("strength", 1.0),
-        "dialdown": version("dialdown"),
+        "dialdown": __version__,
         "notes": without_paths(dict(notes)),
     }
     write_json(folder / RECORD, record)

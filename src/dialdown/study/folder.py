@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import DialdownError
 from ..files import (
     SCHEMA,
@@ -65,16 +66,7 @@ MEASURED_ON = (
 
 RUN = "run.json"
 RECORDS = "stages"
-PACKAGES = (
-    "dialdown",
-    "torch",
-    "transformers",
-    "trl",
-    "scikit-learn",
-    "numpy",
-    "pyarrow",
-    "safetensors",
-)
+PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -172,9 +164,7 @@ class Ledger:
         """
         settings = self._until(self.settings, self.stages.index(stage))
         left = {name: self.outputs(name) for name in READS.get(stage, ()) if name in self.stages}
-        return fingerprint(
-            SCHEMA, stage, settings, file_states(settings), _version("dialdown"), left
-        )
+        return fingerprint(SCHEMA, stage, settings, file_states(settings), __version__, left)
 
     def measured_on(self) -> str:
         """The hash of what rows are measured on, whatever was done to the model: prompts, texts,
@@ -182,7 +172,7 @@ class Ledger:
         """
         settings = {key: self.settings[key] for key in MEASURED_ON}
         return fingerprint(
-            SCHEMA, settings, file_states(settings), _version("dialdown"), self.outputs("probe")
+            SCHEMA, settings, file_states(settings), __version__, self.outputs("probe")
         )
 
     def outputs(self, stage: str) -> str | None:
@@ -256,6 +246,7 @@ class Ledger:
             "told": told,
             "versions": {
                 "python": platform.python_version(),
+                "dialdown": __version__,
                 **{name: _version(name) for name in PACKAGES},
             },
             "machine": {
