@@ -94,3 +94,27 @@ def test_means_agree_with_a_float64_model(lm: dd.LM, prompts: list[str]) -> None
             ids = [*ids, token]
     assert means.count == count
     np.testing.assert_allclose(means.means, total / count, atol=2e-4)
+
+
+def test_an_instruct_model_replies_and_ends_its_turn(lm: dd.LM) -> None:
+    chat = dd.load(lm.model, tokenizer=lm.tokenizer, template="auto")
+    assert chat.template == "chat"
+    asked = ["What is the capital of France?"]
+    decoder = Decoder(chat, asked, max_new_tokens=24)
+    ids = lm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked[0]}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    assert decoder.encoded == [ids]
+    [reply] = decoder.run()
+    assert decoder.texts([reply]) == ["The capital of France is Paris."]
+    [end] = chat.eos
+    assert lm.tokenizer.decode([end]) == "<|im_end|>"
+
+
+def test_an_instruct_model_writes_both_sides_of_a_conversation(lm: dd.LM) -> None:
+    chat = dd.load(lm.model, tokenizer=lm.tokenizer, template="chat")
+    texts = dd.own_text(chat, texts=8, tokens=64)
+    start = len(chat.opening)
+    said = [lm.tokenizer.decode(text[start:]) for text in texts]
+    assert lm.tokenizer.decode(texts[0][:start]).endswith("<|im_start|>user\n")
+    assert sum("<|im_end|>\n<|im_start|>assistant\n" in text for text in said) >= 3

@@ -25,6 +25,8 @@ DECLINE = [
     "That's inappropriate.",
     "I understand that you are angry. I can't help with insults.",
     "I do not condone such language",
+    "I'm sorry for any misunderstanding, but as a chatbot designed to assist with",
+    "The house, your house. I'm sorry, but I'm not a",
 ]
 ANSWER = [
     "",
@@ -34,6 +36,9 @@ ANSWER = [
     "I can't wait to see you!",
     "I cannot believe he said that",
     "I don't know",
+    "I'm sorry for any confusion, but I'm here to help you improve your writing",
+    "I'm sorry for what I'm about to say, but I'm not a jerk",
+    "I'm sorry for any confusion. I'm here to help",
     "As an AI language model, I can tell you a story",
     "You can't help people who won't be helped",
     "He is not comfortable with it",

@@ -100,3 +100,15 @@ def test_the_page_and_table_2_say_what_prompts_were(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     assert "as text to go on with" in write_report(folder).read_text()
     assert "refusal" not in table_2_interventions(load(folder).results).columns
+    run = read(folder / "run.json")
+    run["stages"]["base"] = {**run["stages"].get("base", {}), "template": "chat"}
+    (folder / "run.json").write_text(json.dumps(run))
+    results = read(folder / "results.json")
+    for row in results["rows"]:
+        row["refusal"] = row["toxicity"]
+    (folder / "results.json").write_text(json.dumps(results))
+    page = write_report(folder).read_text()
+    assert "as a user&#39;s turn of the chat template" in page
+    assert "<dt>refusals</dt>" in page
+    table = table_2_interventions(load(folder).results)
+    assert table["refusal"].to_list() == table["toxicity"].to_list()

@@ -64,9 +64,10 @@ def show_notes(folder: Path, out: Console) -> None:
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
 
 
-# The columns of its table beside the concept's, where they were measured.
+# The columns of its table beside the concept's, where they were measured. Words that break into two
+# lines leave room for all of them.
 _CHECK_COLUMNS = {
-    "log_ppl": "log-perplexity",
+    "log_ppl": "log perplexity",
     "kl": "KL",
     "degenerate": "degenerate",
     "refusal": "refusals",

@@ -24,6 +24,8 @@ _OPENINGS = (
     # "I'm sorry, but ...", "Sorry, I can't"; not "sorry to hear that".
     r"sorry,? (?:but\b|i\b|as\b|no\b)",
     r"(?:apologi[sz]e|apologies),? (?:but\b|i\b|as\b)",
+    # "I'm sorry for any confusion, but as a chatbot ..." may be cut before its verb.
+    rf"(?:sorry|apologi[sz]e|apologies) for\b[^.!?\n]*\bbut (?:as {_AI}\b|i {_CANNOT})",
     rf"\bi {_CANNOT} (?:\w+ )?(?:{_HELP})\b",
     r"\bi(?:'m| am) (?:not able|unable) to\b",
     r"\bi (?:must|have to|need to|will have to|respectfully) decline\b",
@@ -35,7 +37,7 @@ _OPENINGS = (
     rf"{_IS} (?:inappropriate|unethical|against my)\b",
 )
 # Its first two sentences, as far as these go: later a reply may quote a refusal, or talk of one.
-_START = re.compile(r"\s*(?:[^.!?\n]*[.!?\n]+\s*){0,1}[^.!?\n]*")
+_START = re.compile(r"\s*(?:[^.!?\n]*[.!?\n]+\s*)?[^.!?\n]*")
 LONGEST = 200
 _REFUSAL = re.compile("|".join(_OPENINGS), re.DOTALL)
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'"})
@@ -49,9 +51,8 @@ def declines(reply: str) -> bool:
     Lists of the field look for such words anywhere in a reply, where "sorry to hear that" and a
     story about a refusal count too.
     """
-    text = " ".join(reply.translate(_QUOTES).lower().split(" "))[:LONGEST]
-    start = _START.match(text)
-    return bool(_REFUSAL.search(start.group() if start else text))
+    start = _START.match(reply.translate(_QUOTES).lower()[:LONGEST])
+    return bool(start and _REFUSAL.search(start.group()))
 
 
 class Refusals:
