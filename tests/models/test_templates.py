@@ -198,3 +198,8 @@ def test_a_prompt_that_its_template_makes_too_long_is_refused() -> None:
     lm = chat_templates.lm("chatml", max_position_embeddings=40)
     with pytest.raises(DialdownError, match=r"of them the chat template's.*context"):
         Decoder(lm, PROMPTS, max_new_tokens=4)
+
+
+def test_half_a_character_is_refused_in_a_turn_too(chat: LM) -> None:
+    with pytest.raises(DialdownError, match="half of a character"):
+        chat.prompt_ids(["a \ud83d"])

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from jinja2 import TemplateError
 
+from ..data.reading import whole_text
 from ..errors import DialdownError, nearest
 from .tokens import encode
 
@@ -96,7 +97,7 @@ def prompt_ids(
         return [ids[:longest] for ids in encode(tokenizer, prompts)]
     if longest is not None:
         prompts = cut(tokenizer, prompts, longest)
-    return [templated_ids(tokenizer, [_user(prompt)]) for prompt in prompts]
+    return _plain(tokenizer, [_written(tokenizer, [_user(prompt)]) for prompt in prompts])
 
 
 def cut(tokenizer: Any, texts: Sequence[str], longest: int) -> list[str]:
@@ -199,9 +200,10 @@ def _assistant(text: str) -> Message:
 
 def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids without a BOS of the tokenizer's own: a template writes its own."""
-    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)[
-        "input_ids"
+    whole = [
+        whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)
     ]
+    rows: list[list[int]] = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
     return rows
 
 
