@@ -11,7 +11,7 @@ import pytest
 import dialdown as dd
 
 SUBPACKAGES = (
-    "data models neurons interventions evaluation training exporting study".split()  # noqa: SIM905
+    "data models neurons interventions evaluation training exporting methods study".split()  # noqa: SIM905
 )
 
 

@@ -10,7 +10,7 @@ from dialdown.interventions import Intervention
 from dialdown.models import LM
 from helpers import tiny
 
-KINDS = ("set", "shift", "scale", "steer")
+KINDS = ("set", "shift", "scale", "affine", "steer")
 # Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.
 WITH_BIAS = {
     "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", (

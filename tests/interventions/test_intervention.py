@@ -41,6 +41,7 @@ def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
                         "set": edit.offset[index, i],
                         "shift": edited[:, p, i] + edit.offset[index, i],
                         "scale": edited[:, p, i] * edit.gain[index, i],
+                        "affine": edited[:, p, i] * edit.gain[index, i] + edit.offset[index, i],
                     }
                     edited[:, p, i] = change[edit.kind]
         out = edited @ layer.value_vectors("paper").double()
@@ -57,7 +58,7 @@ def hooked(lm: LM, edit: Intervention, ids: torch.Tensor = IDS, **options: Any) 
 
 
 @pytest.mark.parametrize("positions", ["all", "last", "first"])
-@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+@pytest.mark.parametrize("kind", ["set", "shift", "scale", "affine"])
 def test_hooks_act_where_the_policy_says(named: LM, kind: str, positions: str) -> None:
     edit = make(named, kind)
     with explicit(named, edit, positions):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..errors import DialdownError
 
-Kind = Literal["none", "set", "shift", "scale", "steer"]
+Kind = Literal["none", "set", "shift", "scale", "affine", "steer"]
 # Name of a tensor, what numpy calls its kind of numbers, and its axes.
 TENSORS = {"gain": ("f", 2), "selected": ("b", 2), "offset": ("f", 2), "vector": ("f", 1)}
 NEEDED = {"gain", "selected"}

@@ -1,11 +1,12 @@
 """Interventions on neurons: the values, how they act while a model runs, and how they fold into
 weights (METHOD §4, §7).
 
-All three kinds are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
+All kinds but one are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
 
     set    gain 0, offset c_i        a constant
     shift  gain 1, offset delta_i    a move
     scale  gain s_i, offset 0        one number per neuron; the only kind that folds without a bias
+    affine gain s_i, offset delta_i  both
 
 and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection
 is linear, the map folds into it exactly: its columns are multiplied by the gains and its bias
@@ -42,7 +43,7 @@ class Intervention:
 
     Attributes:
         name: the stable name its results carry, for example `patch_TP_AN`.
-        kind: `set`, `shift`, `scale`, `steer`, or `none` for the untouched model.
+        kind: `set`, `shift`, `scale`, `affine`, `steer`, or `none` for the untouched model.
         gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is
             touched.
         offset: (L, F) float64, what is then added, in units of the activation.

@@ -110,6 +110,17 @@ def batches(lm: LM, encoded: Sequence[Sequence[int]], batch_size: int) -> list[B
     return [_pad_left(lm, encoded, group) for group in groups]
 
 
+def read(lm: LM, batch: Batch) -> None:
+    """Put a batch through the model for what hooks see of it; no logits are kept."""
+    lm.model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+
+
 def _pad_left(lm: LM, encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
     width = max(len(encoded[row]) for row in rows)
     ids = torch.full((len(rows), width), lm.tokenizer.pad_token_id, dtype=torch.long)

@@ -39,6 +39,23 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
 
 
+def encode_texts(lm: LM, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """The ids of texts that are read whole, each cut to its first `max_tokens`.
+
+    Raises:
+        DialdownError: a text has no tokens, or more than the context holds.
+    """
+    encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
+    if empty := [index for index, ids in enumerate(encoded) if not ids]:
+        raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")
+    if max(map(len, encoded), default=0) > lm.context:
+        raise DialdownError(
+            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}): pass a "
+            "smaller max_tokens."
+        )
+    return encoded
+
+
 def encode_continuations(
     lm: LM, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[list[int], int]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..data.pairs import Pair
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.decoding import Batch, batches
+from ..models.decoding import Batch, batches, read
 from ..models.hooks import neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
@@ -146,13 +146,7 @@ class _Sums:
             neuron_hooks(self.lm, add_neurons) as calls,
             residual_hook(self.lm, add_residual),
         ):
-            self.lm.model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=1,
-            )
+            read(self.lm, batch)
         self.layers |= calls.keys()
 
     def check(self) -> None:

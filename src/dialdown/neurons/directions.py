@@ -27,6 +27,7 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.lm import LM, Protocol
+from ..models.tokens import encode_texts
 from ..progress import Progress, with_bar
 
 Site = Literal["residual", "after_norm", "unembedding", "random"]
@@ -139,7 +140,7 @@ def train_probe(
 
 
 def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> None:
-    """Refuse labels a probe cannot learn from.
+    """Refuse labels that nothing can be learned from.
 
     Raises:
         DialdownError: texts and labels differ in number, or a class has fewer than 10 texts.
@@ -155,13 +156,13 @@ def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> 
     }
     if set(counts) != {0, 1}:
         raise DialdownError(
-            f"The labels contain only {sorted(counts)}, and a probe needs two classes: pass texts "
+            f"The labels contain only {sorted(counts)}, and two classes are needed: pass texts "
             "labelled 0 and texts labelled 1."
         )
     if min(counts.values()) < 10:
         raise DialdownError(
-            f"The classes have {counts[0]} and {counts[1]} texts, too few to fit and validate a "
-            "probe: pass at least 10 of each."
+            f"The classes have {counts[0]} and {counts[1]} texts, too few to tell the "
+            "classes apart: pass at least 10 of each."
         )
 
 
@@ -185,14 +186,11 @@ def probe_features(
         DialdownError: a text has no tokens, max_tokens exceeds the context, an activation is not a
             finite number, or under `paper` the tokenizer has no end-of-text token.
     """
-    encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
-    if empty := [index for index, ids in enumerate(encoded) if not ids]:
-        raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")
-    longest = max_tokens if "paper" in protocols else max(map(len, encoded), default=0)
-    if longest > lm.context:
+    encoded = encode_texts(lm, texts, max_tokens)
+    if "paper" in protocols and max_tokens > lm.context:
         raise DialdownError(
-            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}): pass a "
-            "smaller max_tokens."
+            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}), and the "
+            "paper protocol pads every text to it: pass a smaller max_tokens."
         )
     if "paper" in protocols and lm.tokenizer.eos_token_id is None:
         raise DialdownError(

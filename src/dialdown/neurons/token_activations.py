@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..models.decoding import batches
+from ..models.decoding import batches, read
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 
@@ -36,22 +36,16 @@ def token_activations(
         raise DialdownError(
             f"{lm.name} has no layer {layer}: pass a number from 0 to {lm.view.n_layers - 1}."
         )
-    read: list[Tensor] = []
+    kept: list[Tensor] = []
 
     def keep(index: int, m: Tensor) -> None:
-        read.append(m.float().cpu())
+        kept.append(m.float().cpu())
 
     rows: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(encoded)
     with neuron_hooks(lm, keep, [layer]), torch.inference_mode():
         for batch in batches(lm, encoded, batch_size):
-            lm.model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=1,
-            )
+            read(lm, batch)
             # Padding is on the left.
-            for row, m in zip(batch.rows, read.pop(), strict=True):
+            for row, m in zip(batch.rows, kept.pop(), strict=True):
                 rows[row] = m[-len(encoded[row]) :].numpy()
     return rows

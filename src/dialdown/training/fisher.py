@@ -185,25 +185,52 @@ def preference_gradient(
         DialdownError: no pairs, a pair without a prompt or a continuation, one longer than the
             context, or a gradient that is not a finite number.
     """
+    prompts = [pair.prompt for pair in pairs]
+    sides = [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
+    return margin_gradient(
+        lm,
+        [(encode_continuations(lm, prompts, side), len(pairs)) for side in sides],
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def margin_gradient(
+    lm: LM,
+    sides: Sequence[tuple[Sequence[tuple[list[int], int]], int]],
+    *,
+    batch_size: int,
+    progress: Progress | None,
+) -> NDArray[np.float64]:
+    """The derivative by every neuron's gain of the first side's log-probability minus the second's,
+    (L, F) float64.
+
+    Args:
+        lm: the model.
+        sides: for each side its sequences, token ids and how many of the last ones count, and what
+            the sum of their log-probabilities is divided by.
+        batch_size: sequences per pass.
+        progress: called after each batch.
+
+    Raises:
+        DialdownError: a gradient is not a finite number.
+    """
     total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
-    done, per_side = 0, -(-len(pairs) // batch_size)
-    for sign, texts in (
-        (1, [pair.chosen for pair in pairs]),
-        (-1, [pair.rejected for pair in pairs]),
-    ):
-        sequences = encode_continuations(lm, [pair.prompt for pair in pairs], texts)
+    done, passes = 0, sum(-(-len(sequences) // batch_size) for sequences, _ in sides)
+    for sign, (sequences, units) in zip((1, -1), sides, strict=True):
         for batch in batches(lm, [ids for ids, _ in sequences], batch_size):
             with _gains(lm) as gains:
                 log_probability = _log_probability(
                     lm, batch, [sequences[row][1] for row in batch.rows]
                 )
                 grads = torch.autograd.grad(log_probability, gains)
-            total += sign * torch.stack([grad.double().to(total.device) for grad in grads])
+            slopes = torch.stack([grad.double().to(total.device) for grad in grads])
+            total += sign / units * slopes
             done += 1
             if progress:
-                progress("following preferences", done, 2 * per_side)
+                progress("following preferences", done, passes)
     _check(lm, total)
-    return np.asarray((total / len(pairs)).cpu().numpy())
+    return np.asarray(total.cpu().numpy())
 
 
 def natural_gradient(

@@ -1,0 +1,16 @@
+from .experts import aura, auroc, damp, det0
+from .likelihood import labels_gradient, labels_step
+from .steering import caa
+from .transport import linear_act, mean_act
+
+__all__ = [
+    "aura",
+    "auroc",
+    "caa",
+    "damp",
+    "det0",
+    "labels_gradient",
+    "labels_step",
+    "linear_act",
+    "mean_act",
+]

@@ -1,0 +1,105 @@
+"""Labelled texts as every method reads them, and one number of each text for every neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..models.decoding import batches, read
+from ..models.hooks import neuron_hooks
+from ..models.lm import LM
+from ..models.tokens import encode_texts
+from ..neurons.directions import check_labels
+
+Labels = Sequence[int] | NDArray[Any]
+Pool = Callable[[Tensor, Tensor], Tensor]
+"""From activations (texts, positions, F) and where a text's own tokens are, (texts, positions, 1),
+to one number a text, (texts, F).
+"""
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Labelled texts as token ids.
+
+    Attributes:
+        ids: of each text.
+        toxic: (n,) bool, which texts have the concept.
+        record: what an intervention made of them says of where it came from.
+    """
+
+    ids: list[list[int]]
+    toxic: NDArray[np.bool_]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, lm: LM, texts: Sequence[str], labels: Labels, max_tokens: int) -> Labelled:
+        """The texts as `lm` reads them, each cut to its first `max_tokens`.
+
+        Raises:
+            DialdownError: texts and labels differ in number, a class has fewer than 10 texts, a
+                text has no tokens, or one exceeds the context.
+        """
+        check_labels(texts, labels)
+        ids = encode_texts(lm, texts, max_tokens)
+        toxic = np.asarray(labels) == 1
+        counts = {"texts": len(ids), "with_concept": int(toxic.sum()), "max_tokens": max_tokens}
+        return cls(ids, toxic, {"base": lm.describe(), **counts})
+
+
+def highest(m: Tensor, own: Tensor) -> Tensor:
+    """The maximum over a text's tokens, in float32."""
+    return m.float().masked_fill(~own, -torch.inf).amax(1)
+
+
+def mean(m: Tensor, own: Tensor) -> Tensor:
+    """The mean over a text's tokens, in float64."""
+    # Filled and not multiplied: what is computed at padding need not be a number.
+    return m.masked_fill(~own, 0).sum(1, dtype=torch.float64) / own.sum(1)
+
+
+def pooled(
+    lm: LM,
+    ids: Sequence[Sequence[int]],
+    pool: Pool,
+    layers: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> NDArray[Any]:
+    """One number of each text for every neuron of some layers, (layers, texts, F), from one reading
+    of the texts; `progress` is called with the batches done.
+
+    Raises:
+        DialdownError: an activation is not a finite number.
+    """
+    dtype = np.float32 if pool is highest else np.float64
+    numbers = np.empty((len(layers), len(ids), lm.view.n_neurons), dtype)
+    parts = batches(lm, ids, BATCH)
+    for done, batch in enumerate(parts, start=1):
+        own, rows = batch.mask[..., None] == 1, list(batch.rows)
+
+        def keep(layer: int, m: Tensor, own: Tensor = own, rows: list[int] = rows) -> None:
+            numbers[layer - layers[0], rows] = pool(m, own.to(m.device)).cpu().numpy()
+
+        with torch.inference_mode(), neuron_hooks(lm, keep, layers):
+            read(lm, batch)
+        progress(done, len(parts))
+    for layer, of_layer in zip(layers, numbers, strict=True):
+        check_finite(lm, layer, of_layer)
+    return numbers
+
+
+def check_finite(lm: LM, layer: int, values: NDArray[Any]) -> None:
+    """Refuse activations that overflowed (DialdownError)."""
+    if not np.isfinite(values).all():
+        raise DialdownError(
+            f"The activations of {lm.name} are not finite in layer {layer} while reading labelled "
+            "texts: load it in float32 or bfloat16."
+        )

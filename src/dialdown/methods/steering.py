@@ -1,0 +1,57 @@
+"""Contrastive activation addition: steering by the difference of two means (METHOD §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention
+from ..interventions.paper import steer
+from ..models.lm import LM
+from ..neurons.directions import Direction, check_labels, probe_features
+from ..progress import Progress, with_bar
+from .labelled import Labels
+
+
+@with_bar
+def caa(
+    lm: LM,
+    texts: Sequence[str],
+    labels: Labels,
+    *,
+    max_tokens: int = 128,
+    name: str = "caa",
+    progress: Progress | None = None,
+) -> Intervention:
+    """Subtract the difference between the mean residual streams of texts with and without the
+    concept, where `steer` does: after the last layer, at every position.
+
+    Args:
+        lm: the model.
+        texts: the labelled texts; each counts by the mean over its tokens.
+        labels: 1 where a text has the concept, else 0.
+        max_tokens: texts are cut here.
+        name: the name its results carry.
+        progress: called after each batch.
+
+    Returns:
+        An intervention of kind `steer`, at strength 1 the whole difference.
+
+    Raises:
+        DialdownError: see `auroc`, or the two means are the same.
+    """
+    check_labels(texts, labels)
+    features = probe_features(
+        lm, texts, protocols=("strict",), max_tokens=max_tokens, progress=progress
+    )["strict"]
+    toxic = np.asarray(labels) == 1
+    vector = features[toxic].mean(0) - features[~toxic].mean(0)
+    if not vector.any():
+        raise DialdownError(
+            "The texts of both classes have the same mean residual stream, so no direction tells "
+            "them apart: pass texts that differ."
+        )
+    record = {**lm.describe(), "texts": len(texts), "with_concept": int(toxic.sum())}
+    return steer(Direction("difference", vector, "residual", record), 1.0, name=name)

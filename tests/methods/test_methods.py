@@ -1,0 +1,235 @@
+"""Every method against a naive float64 re-computation of its own formula (METHOD §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import dialdown as dd
+from dialdown import methods
+from dialdown.interventions import Intervention
+from dialdown.models import LM
+from helpers import tiny
+from helpers.edits import IDS
+
+RNG = np.random.default_rng(3)
+TOXIC = [f"you {''.join(RNG.choice(list('abcdef xyz'), RNG.integers(1, 9)))}!" for _ in range(11)]
+CLEAN = [f"the cat {''.join(RNG.choice(list('ghi klm'), RNG.integers(1, 9)))}" for _ in range(14)]
+TEXTS = [text for pair in zip(TOXIC, CLEAN, strict=False) for text in pair] + CLEAN[11:]
+LABELS = [1, 0] * 11 + [0, 0, 0]
+ALL: dict[str, Callable[..., Intervention]] = {
+    "aura": methods.aura,
+    "damp": methods.damp,
+    "det0": methods.det0,
+    "mean_act": methods.mean_act,
+    "linear_act": methods.linear_act,
+    "caa": methods.caa,
+    "labels": methods.labels_step,
+}
+
+
+def read_alone(lm: LM, text: str, edit: dict[int, Any] | None = None) -> tuple[Any, Any]:
+    """What one text alone does to every neuron, (L, tokens, F), and to the final residual, in
+    float64; `edit` is a gain and an offset for some layers.
+    """
+    twin = lm.twin()
+    twin.model.double()
+    seen: list[np.ndarray] = []
+    final: list[np.ndarray] = []
+
+    def keep(index: int, m: torch.Tensor) -> torch.Tensor:
+        seen.append(m[0].numpy())
+        gain, offset = (edit or {}).get(index, (1.0, 0.0))
+        return m * torch.as_tensor(gain) + torch.as_tensor(offset)
+
+    for index, layer in enumerate(twin.view.layers):
+        layer.down.register_forward_pre_hook(lambda _, args, index=index: (keep(index, args[0]),))
+    twin.view.final_norm.register_forward_pre_hook(lambda _, args: final.append(args[0][0].numpy()))
+    with torch.inference_mode():
+        twin.model(torch.tensor(lm.encode([text])))
+    return np.stack(seen), final[0]
+
+
+def test_the_area_of_a_neuron_is_that_of_its_highest_activation(named: LM) -> None:
+    areas = methods.auroc(named, TEXTS, LABELS)
+    most = np.stack([read_alone(named, text)[0].max(1) for text in TEXTS])
+    expected = [
+        [roc_auc_score(LABELS, most[:, layer, neuron]) for neuron in range(tiny.NEURONS)]
+        for layer in range(tiny.LAYERS)
+    ]
+    np.testing.assert_allclose(areas, expected, atol=1e-9)
+
+
+def test_layers_that_do_not_fit_into_memory_together_are_read_one_after_the_other(
+    llama: LM,
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        told.append((done, total))
+
+    whole = methods.auroc(llama, TEXTS, LABELS)
+    two_layers = 4 * len(TEXTS) * tiny.NEURONS * 2
+    parts = methods.auroc(llama, TEXTS, LABELS, memory=two_layers, progress=tell)
+    np.testing.assert_array_equal(parts, whole)
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_equal_activations_count_half(llama: LM) -> None:
+    areas = methods.auroc(llama, [TEXTS[0]] * len(TEXTS), LABELS)
+    np.testing.assert_array_equal(areas, 0.5)
+
+
+def test_aura_dampens_by_how_far_the_area_is_above_a_half(llama: LM) -> None:
+    areas = methods.auroc(llama, TEXTS, LABELS)
+    edit = methods.aura(llama, TEXTS, LABELS)
+    np.testing.assert_allclose(edit.gain, [[min(1, 2 - 2 * a) for a in row] for row in areas])
+    np.testing.assert_array_equal(edit.selected, areas > 0.5)
+    assert not edit.offset.any()
+
+
+@pytest.mark.parametrize(("method", "factor"), [("damp", 0.5), ("det0", 0.0)])
+def test_damp_and_det0_take_the_best_share_of_all_neurons(
+    llama: LM, method: str, factor: float
+) -> None:
+    areas = methods.auroc(llama, TEXTS, LABELS).ravel()
+    edit = ALL[method](llama, TEXTS, LABELS, share=0.25)
+    assert edit.neurons == 18
+    assert areas[edit.selected.ravel()].min() >= areas[~edit.selected.ravel()].max()
+    np.testing.assert_array_equal(edit.gain, np.where(edit.selected, factor, 1.0))
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("method", ["mean_act", "linear_act"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_maps_move_toxic_means_to_the_others(name: str, method: str, sequential: bool) -> None:
+    named = tiny.lm(name, bos=True)
+    edit = ALL[method](named, TEXTS, LABELS, sequential=sequential)
+    maps: dict[int, tuple[Any, Any]] = {}
+    for layer in range(tiny.LAYERS):
+        acting = maps if sequential else None
+        a, b = (
+            np.sort([read_alone(named, text, acting)[0][layer].mean(0) for text in texts], axis=0)
+            for texts in (TOXIC, CLEAN[:11])
+        )
+        maps[layer] = np.ones(tiny.NEURONS), b.mean(0) - a.mean(0)
+        if method == "linear_act":
+            lines = [np.polyfit(a[:, i], b[:, i], 1) for i in range(tiny.NEURONS)]
+            maps[layer] = tuple(np.transpose(lines))  # type: ignore[assignment]
+        np.testing.assert_allclose(edit.gain[layer], maps[layer][0], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(edit.offset[layer], maps[layer][1], rtol=2e-3, atol=2e-3)
+
+
+def test_steering_subtracts_the_difference_of_the_classes(named: LM) -> None:
+    edit = methods.caa(named, TEXTS, LABELS)
+    toxic, clean = (
+        np.mean([read_alone(named, text)[1].mean(0) for text in texts], axis=0)
+        for texts in (TOXIC, CLEAN)
+    )
+    np.testing.assert_allclose(edit.vector, clean - toxic, atol=1e-4)
+
+
+def test_the_gradient_from_labels_is_of_the_mean_log_probability_of_a_token(llama: LM) -> None:
+    """By differences: each gain a little up and down."""
+    gradient = methods.labels_gradient(llama, TEXTS, LABELS)
+    twin = llama.twin()
+    twin.model.double()
+
+    def margin(layer: int, neuron: int, gain: float) -> float:
+        column = twin.view.layers[layer].columns[:, neuron]
+        kept = column.clone()
+        means = []
+        with torch.inference_mode():
+            column *= gain
+            for texts in (CLEAN, TOXIC):
+                told = []
+                for text in texts:
+                    ids = torch.tensor(llama.encode([text]))
+                    log_probs = twin.model(ids).logits[0, :-1].log_softmax(-1)
+                    told += log_probs.gather(-1, ids[0, 1:, None])[:, 0].tolist()
+                means.append(np.mean(told))
+            column.copy_(kept)
+        return float(means[0] - means[1])
+
+    for layer, neuron in [(0, 0), (1, 7), (2, 23)]:
+        slope = (margin(layer, neuron, 1.03) - margin(layer, neuron, 0.97)) / 0.06
+        assert gradient[layer, neuron] == pytest.approx(slope, rel=5e-3, abs=2e-5)
+
+
+def test_a_step_from_labels_is_the_natural_gradient_at_its_price(llama: LM) -> None:
+    prices = dd.fisher_information(llama, dd.own_text(llama, texts=4, tokens=12))
+    edit = methods.labels_step(llama, TEXTS, LABELS, information=prices, kl=0.02)
+    worth = methods.labels_gradient(llama, TEXTS, LABELS)
+    expected = dd.natural_gradient(llama, worth, prices, kl=0.02)
+    np.testing.assert_array_equal(edit.gain, expected.gain)
+    assert edit.name == "labels"
+
+
+@pytest.mark.parametrize("name", [*ALL])
+def test_what_a_method_returns_applies_dials_folds_and_saves(
+    llama: LM, tmp_path: Path, name: str
+) -> None:
+    edit = ALL[name](llama, TEXTS, LABELS)
+    assert edit.name == name
+    edit.save(tmp_path / "edit.safetensors")
+    again = Intervention.load(tmp_path / "edit.safetensors")
+    assert again.kind == edit.kind
+    half = again.at(0.5)
+    with half.applied(llama):
+        applied = tiny.logits(llama, IDS)
+    torch.testing.assert_close(tiny.logits(half.fold(llama), IDS), applied, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(applied, tiny.logits(llama, IDS), atol=1e-4)
+
+
+def few() -> tuple[list[str], list[int]]:
+    return TEXTS[:12], LABELS[:12]
+
+
+@pytest.mark.parametrize("name", [*ALL])
+@pytest.mark.parametrize(
+    ("texts", "labels", "words"),
+    [
+        (TEXTS, LABELS[:-1], "25 texts and 24 labels"),
+        (TEXTS, [1] * 25, r"contain only \[1\]"),
+        (*few(), "6 and 6 texts, too few"),
+        (["", *TEXTS[1:]], LABELS, "Labelled text 0 has no tokens"),
+    ],
+)
+def test_labels_that_nothing_can_be_learned_from_are_refused(
+    llama: LM, name: str, texts: list[str], labels: list[int], words: str
+) -> None:
+    with pytest.raises(dd.DialdownError, match=words):
+        ALL[name](llama, texts, labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"share": 0.0}, "share of 0.0"),
+        ({"share": 1.5}, "share of 1.5"),
+        ({"factor": float("nan")}, "multiplied by nan"),
+    ],
+)
+def test_what_damp_cannot_do_is_refused(llama: LM, given: dict[str, float], words: str) -> None:
+    with pytest.raises(dd.DialdownError, match=words):
+        methods.damp(llama, TEXTS, LABELS, **given)
+
+
+def test_texts_of_one_token_have_no_likelihood(llama: LM) -> None:
+    with pytest.raises(dd.DialdownError, match="No text labelled 1 has a token after its first"):
+        methods.labels_gradient(llama, ["ab"] * 10 + ["x"] * 10, [0] * 10 + [1] * 10)
+
+
+def test_activations_that_overflow_are_refused() -> None:
+    lm = tiny.lm("llama")
+    with torch.no_grad():
+        lm.model.model.layers[1].mlp.up_proj.weight.fill_(float("inf"))
+    for method in (methods.aura, methods.mean_act):
+        with pytest.raises(dd.DialdownError, match="not finite in layer 1"):
+            method(lm, TEXTS, LABELS)
