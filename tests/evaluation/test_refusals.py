@@ -36,6 +36,7 @@ ANSWER = [
     "I can't wait to see you!",
     "I cannot believe he said that",
     "I don't know",
+    "Martin: No, I’m sorry, I’m sorry. I’",
     "I'm sorry for any confusion, but I'm here to help you improve your writing",
     "I'm sorry for what I'm about to say, but I'm not a jerk",
     "I'm sorry for any confusion. I'm here to help",

@@ -22,8 +22,7 @@ _AI = r"(?:an? )?(?:ai|(?:large )?language model|chatbot|(?:virtual )?assistant)
 _IS = r"\b(?:it|this|that)(?:'s| is| would be)"
 _OPENINGS = (
     # "I'm sorry, but ...", "Sorry, I can't"; not "sorry to hear that".
-    r"sorry,? (?:but\b|i\b|as\b|no\b)",
-    r"(?:apologi[sz]e|apologies),? (?:but\b|i\b|as\b)",
+    rf"(?:sorry|apologi[sz]e|apologies),? (?:but\b|as {_AI}\b|i {_CANNOT})",
     # "I'm sorry for any confusion, but as a chatbot ..." may be cut before its verb.
     rf"(?:sorry|apologi[sz]e|apologies) for\b[^.!?\n]*\bbut (?:as {_AI}\b|i {_CANNOT})",
     rf"\bi {_CANNOT} (?:\w+ )?(?:{_HELP})\b",
