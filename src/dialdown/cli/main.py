@@ -181,7 +181,7 @@ def diff(
 
 
 # Here, so that `--help` lists its commands after those of a study.
-from . import edits, serve  # noqa: E402, F401
+from . import edits, ladder, serve  # noqa: E402, F401
 
 
 @app.command()

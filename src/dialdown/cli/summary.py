@@ -16,6 +16,7 @@ from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
 from ..report.run import load
 from ..study.notes import noted
+from ..study.rungs import shown
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.
@@ -113,6 +114,27 @@ def show_check(folder: Path, out: Console) -> None:
     for layer, neuron, gain, writes in top.select("layer", "neuron", "gain", "writes").iter_rows():
         most.add_row(str(layer), str(neuron), f"{gain:.2f}", escape(writes))
     out.print(most)
+
+
+def show_ladder(folder: Path, out: Console) -> None:
+    """Print the table of `dialdown ladder`, and how it is to be read."""
+    ladder = read_json(folder / "ladder.json")
+    head, *lines = shown(ladder["rows"], read_json(folder / "run.json")["config"]["concept"])
+    table = _table(*head)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    out.print(table)
+    out.print(
+        f"{ladder['prompts']:,} prompts that no method has seen, {PROMPTED[ladder['template']]}; "
+        f"each method dialled to a KL of {ladder['kl']:g}, the mean over {len(ladder['texts'])} "
+        f"kinds of text ({', '.join(ladder['texts'])}). Means with bootstrap 95 % intervals; "
+        "differences are paired over prompts, to the least toxic method that reaches the price, "
+        "by the first judge. gains__random_neurons has the gains' numbers on random neurons.",
+        markup=False,
+        highlight=False,
+    )
+    if ladder["caveat"]:
+        out.print(ladder["caveat"], markup=False, highlight=False)
 
 
 def _dialled(found: dict[str, Any]) -> str:

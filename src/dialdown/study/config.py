@@ -203,6 +203,30 @@ class DetoxSettings:
         return self.max_kl
 
 
+@dataclass(frozen=True)
+class LadderSettings:
+    """What `dialdown ladder` compares, and at which price.
+
+    Attributes:
+        kl: KL(base ‖ edited) that every method is dialled to, in nats per token: the mean over the
+            neutral text and `texts`.
+        methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, `caa`,
+            `labels`; from pairs `step`, `gains`, `dpo`, `dpo_kl`; or one of your own, as
+            `package.module:name`, a function of (lm, texts, labels).
+        prompts: how many are judged: the last training prompts, which no pair may use.
+        texts: the other kinds of text the price is measured on: `embedded:wikitext2`,
+            `embedded:imdb`, `embedded:comments`, or files.
+    """
+
+    kl: Strength = 0.06
+    methods: Annotated[Several[str], Field(min_length=1)] = (
+        *("aura", "damp", "det0", "mean_act", "linear_act", "caa", "labels"),
+        *("step", "gains"),
+    )
+    prompts: Count = 256
+    texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")
+
+
 class Config(BaseModel):
     """Everything a study needs; `dialdown run` writes it to run.json.
 
@@ -225,7 +249,7 @@ class Config(BaseModel):
             token judge.
         token_judge: what says which logit-lens tokens are of the concept (see
             `token_judge.load_token_judge`).
-        probe, pairs, dpo, interventions, evaluation, gains, front, detox: the stages' own
+        probe, pairs, dpo, interventions, evaluation, gains, front, detox, ladder: the stages' own
             settings.
     """
 
@@ -251,6 +275,7 @@ class Config(BaseModel):
     gains: GainSettings = GainSettings()
     front: FrontSettings = FrontSettings()
     detox: DetoxSettings = DetoxSettings()
+    ladder: LadderSettings = LadderSettings()
 
 
 def load_config(

@@ -124,6 +124,11 @@ class Workspace:
             asked=(EVALUATED, TRAINED),
         )
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The last training prompts, which a ladder judges on."""
+        return self.prompts.training[-self.config.ladder.prompts :]
+
     @cached_property
     def labelled(self) -> texts.LabelledTexts:
         """The labelled texts that the probe is trained on."""

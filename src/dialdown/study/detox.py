@@ -212,16 +212,7 @@ def find_edit(
         DialdownError: settings that contradict each other; see `Study.run`; nothing was found
             within the budget.
     """
-    if config.tuned is not None:
-        raise DialdownError(
-            f"detox makes an edit of its own, in which the tuned model {config.tuned} has no part: "
-            "leave tuned out."
-        )
-    if "strict" not in config.protocols:
-        raise DialdownError(
-            "An edit that is shipped acts at every position, which is the strict protocol: add "
-            "strict to protocols."
-        )
+    check_ships(config, "detox")
     check_dials(config)
     stages = detox_stages(training)
     Study(config, folder, progress, announce, stages).run()
@@ -231,6 +222,20 @@ def find_edit(
 def begun(config: Config, folder: Path, *, training: bool) -> bool:
     """Whether the same call of `find_edit` left work in `folder`, done or not, whole or not."""
     return Ledger(config, folder, (*detox_stages(training),)).went_on_from()
+
+
+def check_ships(config: Config, what: str) -> None:
+    """Refuse settings of a study where edits of the command's own are made (DialdownError)."""
+    if config.tuned is not None:
+        raise DialdownError(
+            f"{what} makes edits of its own, in which the tuned model {config.tuned} has no part: "
+            "leave tuned out."
+        )
+    if "strict" not in config.protocols:
+        raise DialdownError(
+            "An edit that is shipped acts at every position, which is the strict protocol: add "
+            "strict to protocols."
+        )
 
 
 def check_dials(config: Config) -> None:

@@ -43,20 +43,21 @@ EVALUATED = (
     "judge", "metrics", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
     "kl_windows", "neutral_tokens",
 )  # fmt: skip
-MEASURING = {"evaluate", "dial", "check"}
+MEASURING = {"evaluate", "dial", "check", "climb"}
 # Stages that add to a finished study, and may do so again with other settings.
-ADDED = ("gains", "step", "front", "report", "dial", "check")
+ADDED = ("gains", "step", "front", "report", "dial", "check", "fit", "climb")
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.
 FIRST_READ = {
-    **dict.fromkeys(("evaluation", "tuned", "concept", "template"), ("base", "pairs")),
+    **dict.fromkeys(("evaluation", "tuned", "concept", "template"), ("base", "pairs", "fit")),
     **dict.fromkeys(("pairs", "training_prompts"), ("pairs",)),
-    "dpo": ("train",),
+    "dpo": ("train", "fit"),
     **dict.fromkeys(("token_judge", "interventions"), ("neurons",)),
-    "gains": ("gains",),
+    "gains": ("gains", "fit"),
     # The stages that only a front needs look whether there is one.
     "front": ("gains",),
     "detox": ("dial",),
+    "ladder": ("fit",),
 }
 # The settings that say what rows are measured on, and by whom.
 MEASURED_ON = (

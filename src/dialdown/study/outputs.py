@@ -36,9 +36,12 @@ WRITTEN_BY = {
     "results.json": ("evaluate", "check"),
     "rows-check/*.json": ("check",),
     "interventions/*.safetensors": ("evaluate",),
-    "gains/**/*": ("gains",),
-    "gains-*.safetensors": ("gains", "step"),
-    "step.safetensors": ("step",),
+    "gains/**/*": ("gains", "fit"),
+    "gains-*.safetensors": ("gains", "step", "fit"),
+    "step.safetensors": ("step", "fit"),
+    "methods/**/*": ("fit",),
+    "rows-ladder/*.json": ("climb",),
+    "ladder.*": ("climb",),
     "edit.safetensors": ("dial",),
     "tables/gains-*.csv": ("dial", "gains"),
     "front.json": ("front",),
@@ -63,12 +66,14 @@ READS = {
     "front": ("probe", "base", "train", "activations", "neurons", "gains", "step"),
     "dial": ("probe", "pairs", "means", "gains", "step"),
     "check": ("dial",),
+    "fit": ("probe", "pairs"),
+    "climb": ("fit",),
     "report": STAGES[:-1],
 }
 # How long a training took is no part of what it made.
 UNREAD = re.compile(r"/training\.json$")
 # A training writes these as a whole, so where one file of them is lost the training is done again.
-TRAINED = re.compile(r"^(tuned|tuned-steps|gains)/")
+TRAINED = re.compile(r"^(tuned|tuned-steps|gains|methods/dpo(_kl)?)/")
 
 
 def so_far(name: str) -> str:

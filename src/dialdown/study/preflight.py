@@ -90,6 +90,18 @@ def _training_prompts(work: Workspace) -> None:
         )
 
 
+def _unseen(work: Workspace) -> None:
+    if "climb" not in work.stages:
+        return
+    left = len(work.prompts.training) - (work.config.pairs.count if "pairs" in work.stages else 0)
+    if (asked := work.config.ladder.prompts) > left:
+        raise DialdownError(
+            f"{asked} unseen prompts (ladder.prompts) are asked for, and at most "
+            f"{max(left, 0)} are left by the evaluation and the pairs: lower ladder.prompts or "
+            "pairs.count, or set training_prompts to a source with more."
+        )
+
+
 def _labelled(work: Workspace) -> None:
     with _naming("probe.texts"):
         check_labels(work.labelled.texts, work.labelled.labels)
@@ -205,12 +217,13 @@ def _tuned(work: Workspace) -> None:
             _ = work.tuned
 
 
-_MEASURING = {"base", "evaluate", "front", "check"}
+_MEASURING = {"base", "evaluate", "front", "check", "climb"}
 # Each check with the stages that need it; what only reads files comes before what loads a model.
 CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
     _prompts: {"pairs", "means", "activations", *_MEASURING},
     _training_prompts: {"pairs"},
     _labelled: {"probe"},
+    _unseen: {"pairs", "climb"},
     _pairs_for_f1: _MEASURING,
     _metrics: _MEASURING,
     _model: {
@@ -223,13 +236,14 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
         "gains",
         "step",
         "dial",
+        "fit",
         *_MEASURING,
     },
     _lengths: {"activations", *_MEASURING},
     _training_lengths: {"pairs"},
     _probe: {"probe"},
     _text: _MEASURING,
-    _neutral_text: {"dial"},
+    _neutral_text: {"dial", "climb"},
     _tuned: {"train", "activations", "neurons", "evaluate", "front"},
     _pair_scorer: {"pairs", *_MEASURING},
     _judge: _MEASURING,

@@ -57,7 +57,8 @@ MEMORY = {
     "neurons": "the precision: set dtype to bfloat16",
     **dict.fromkeys(("gains", "step"), "gains.batch_size"),
     "dial": "evaluation.window",
-    **dict.fromkeys(("base", "evaluate", "front", "check"), _MEASURING),
+    "fit": "gains.batch_size or probe.count",
+    **dict.fromkeys(("base", "evaluate", "front", "check", "climb"), _MEASURING),
 }
 
 

@@ -1,0 +1,71 @@
+"""The command `ladder`: methods compared at one price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .shared import Display, Seed, Set, app, interruptible, out, settings_of
+
+
+@app.command()
+def ladder(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where the work goes (runs/ladder by default); the same command goes on."
+        ),
+    ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(help="The KL to the base that each is dialled to, nats per token; 0.06."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Which, with commas: aura, damp, det0, mean_act, linear_act, caa, labels, step, "
+                "gains (these by default), dpo, dpo_kl, or package.module:name."
+            )
+        ),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(help="How many unseen prompts are judged; 256.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="detox, or smoke to see that it all works.")
+    ] = "detox",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file of further settings.")
+    ] = None,
+    seed: Seed = None,
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """Which method lowers toxicity most, at one price: AurA, AcT, steering, gains and others,
+    fitted on the same data and judged on prompts that none has seen.
+    """
+    named = {
+        "model": model,
+        "seed": seed,
+        "ladder.kl": kl,
+        "ladder.methods": methods,
+        "ladder.prompts": prompts,
+    }
+    settings = settings_of(preset, config, named, set_)
+    from ..study.ladder import run_ladder
+    from ..workers import quiet_libraries
+    from .summary import show_ladder, show_notes
+
+    quiet_libraries()
+    folder = out_folder or Path("runs") / "ladder"
+    display = Display()
+    with display.bar, interruptible():
+        run_ladder(settings, folder, progress=display.progress, announce=display.announce)
+    show_ladder(folder, out)
+    show_notes(folder, out)
+    out.print(
+        f"With every number: {folder / 'ladder.csv'}, .json and .md.", soft_wrap=True, markup=False
+    )

@@ -1,0 +1,41 @@
+"""Dialling anything to a price by its strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+ROUNDS = 9
+# Within these shares of the price it counts as reached; a little below is aimed at.
+NEAR, AIM = 0.97, 0.985
+
+
+def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[float, float]:
+    """The greatest strength up to `most` whose cost is at most the price, to a few percent, and its
+    cost.
+
+    A cost that rises with the square of the strength, as a KL does near 0, is found in two or three
+    tries; the interval of strengths is halved where that leads nowhere.
+
+    Args:
+        cost: from a strength to what it costs; infinite where it cannot be told.
+        price: what it may cost.
+        most: the greatest strength.
+
+    Returns:
+        Strength and cost; both 0 where every strength that was tried costs more.
+    """
+    strength, low, high, found = min(1.0, most), 0.0, most, 0.0
+    for _ in range(ROUNDS):
+        spent = cost(strength)
+        if spent <= price:
+            low, found = strength, spent
+            if spent >= NEAR * price or strength == most:
+                break
+        else:
+            high = strength
+        aimed = strength * math.sqrt(AIM * price / spent) if spent > 0 else most
+        aimed = min(aimed, most)
+        inside = low < aimed < high or (aimed == most and high == most)
+        strength = aimed if inside else (low + high) / 2
+    return low, found

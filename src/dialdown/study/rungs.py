@@ -1,0 +1,182 @@
+"""The rungs of a ladder, and the table made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.bootstrap import Estimate, estimate
+from ..evaluation.perplexity import TextMeasure
+from ..evaluation.row import REFUSAL, Row
+from .ways import RANDOM
+
+UNTOUCHED = "untouched"
+# A dial that stops further below the price did not reach it.
+REACHED = 0.9
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A method at one strength.
+
+    Attributes:
+        row: what was measured on the unseen prompts.
+        strength: how far it was dialled.
+        texts: what it does to each kind of text.
+    """
+
+    row: Row
+    strength: float
+    texts: Mapping[str, TextMeasure]
+
+    @property
+    def kl_by_text(self) -> dict[str, float]:
+        """Mean KL to the base model on each kind of text, in nats per token."""
+        return {
+            name: float(np.average(text.kl, weights=text.tokens))
+            for name, text in self.texts.items()
+        }
+
+    @property
+    def kl(self) -> float:
+        """Its mean over the kinds of text: what the method costs."""
+        return float(np.mean([*self.kl_by_text.values()]))
+
+    def log_ppl_change(self, base: Rung) -> dict[str, Any]:
+        """Change of log-perplexity to the base model over the texts of all kinds, and each
+        kind's.
+        """
+        change = {name: text.nll - base.texts[name].nll for name, text in self.texts.items()}
+        tokens = {name: text.tokens for name, text in self.texts.items()}
+        together = estimate(
+            np.concatenate([*change.values()]), weights=np.concatenate([*tokens.values()])
+        )
+        by_text = {
+            name: float(np.average(values, weights=tokens[name])) for name, values in change.items()
+        }
+        return {**(together.to_json() if together else {}), "by_text": by_text}
+
+
+def table(
+    rungs: Mapping[str, Rung], costs: Mapping[str, Mapping[str, Any]], price: float
+) -> list[dict[str, Any]]:
+    """The rows of ladder.json, the least toxic first after the untouched model.
+
+    Args:
+        rungs: by the names of their methods, the untouched model among them.
+        costs: what each method took to fit.
+        price: the KL that they were dialled to.
+
+    Returns:
+        Means with intervals, and paired differences to `best`: the least toxic method, by the
+        judge, that reaches the price; the random control is none.
+    """
+    toxicity = {name: rung.row.metrics["toxicity"].mean for name, rung in rungs.items()}
+    reached = {name: rung.kl >= REACHED * price for name, rung in rungs.items()}
+    able = [name for name in rungs if reached[name] and name not in (UNTOUCHED, RANDOM)]
+    best = min(able, key=lambda name: toxicity[name], default=None)
+    rows = []
+    for name in sorted(rungs, key=lambda name: (name != UNTOUCHED, toxicity[name])):
+        rung = rungs[name]
+        compared = best is not None and name not in (UNTOUCHED, best)
+        rows.append(
+            {
+                "method": name,
+                "strength": rung.strength,
+                "reached": None if name == UNTOUCHED else reached[name],
+                **{metric: mean.to_json() for metric, mean in rung.row.metrics.items()},
+                "toxicity_by": _jsons(rung.row.toxicity_by),
+                "kl_of_texts": {"mean": rung.kl, "by_text": rung.kl_by_text},
+                "log_ppl_change_of_texts": rung.log_ppl_change(rungs[UNTOUCHED]),
+                "minus_best": _paired(rung.row, rungs[best].row) if best and compared else None,
+                **{key: costs.get(name, {}).get(key) for key in COSTS},
+            }
+        )
+    return rows
+
+
+COSTS = ("labels", "pairs", "seconds", "folds")
+
+
+def _jsons(means: Mapping[str, Estimate | None]) -> dict[str, Any]:
+    return {name: mean.to_json() for name, mean in means.items() if mean is not None}
+
+
+def _paired(row: Row, best: Row) -> dict[str, Any]:
+    """Differences in what each judge says, and in log-perplexity."""
+    names = ("toxicity", "log_ppl", *(f"toxicity/{judge}" for judge in [*row.toxicity_by][1:]))
+    return _jsons({name: row.difference(name, best) for name in names})
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row of ladder.json with one column a number; what it has not is left out."""
+    cells: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            cells |= flat(value, f"{prefix}{key}_")
+        elif value is not None:
+            cells[f"{prefix}{key}"] = value
+    return cells
+
+
+def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
+    """The table as text, its head first."""
+    judges = [*rows[0]["toxicity_by"]]
+    refusal = REFUSAL in rows[0]
+    head = [
+        "method",
+        "strength",
+        *(f"{concept}, {judge}" for judge in judges),
+        "minus the best",
+        "KL",
+        "log-perplexity of texts",
+        "degenerate",
+        *(["refusals"] if refusal else []),
+        "fitted on",
+        "seconds",
+        "folds",
+    ]
+    lines = [head]
+    for row in rows:
+        data = next((f"{row[kind]:,} {kind}" for kind in ("labels", "pairs") if row[kind]), "")
+        lines.append(
+            [
+                row["method"],
+                _strength(row),
+                *(_interval(row["toxicity_by"].get(judge)) for judge in judges),
+                _interval((row["minus_best"] or {}).get("toxicity"), sign=True),
+                f"{row['kl_of_texts']['mean']:.3f}",
+                _interval(row["log_ppl_change_of_texts"], sign=True),
+                f"{row['degenerate']['mean']:.1%}",
+                *([f"{row[REFUSAL]['mean']:.1%}"] if refusal else []),
+                data,
+                "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+                {True: "yes", False: "no", None: ""}[row["folds"]],
+            ]
+        )
+    return lines
+
+
+def _strength(row: Mapping[str, Any]) -> str:
+    if row["reached"] is None:
+        return ""
+    return f"{row['strength']:.3g}" + ("" if row["reached"] else ", price not reached")
+
+
+def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
+    if not value:
+        return ""
+    number = "+.3f" if sign else ".3f"
+    mean, low, high = (
+        format(value[name], number).replace("-", "−") for name in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}]"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The same as a table of Markdown."""
+    head, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))

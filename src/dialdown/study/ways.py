@@ -1,0 +1,283 @@
+"""The methods of a ladder by name, and fitting them: all on the same labelled texts, or on the same
+pairs.
+
+Each leaves what it found in the folder `methods`, with what it took, and is not fitted again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import methods
+from ..data.pairs import PairSet
+from ..errors import DialdownError, nearest
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.perplexity import ReferenceText, TextMeasure
+from ..evaluation.plugin import NAMED, own
+from ..evaluation.row import Measured
+from ..exporting.checkpoint import locate
+from ..files import SCHEMA, fingerprint, read_sealed, write_sealed
+from ..interventions.explain import shuffled
+from ..interventions.intervention import Intervention, untouched
+from ..models.bias import holds_bias
+from ..models.hooks import changing
+from ..models.lm import LM
+from ..training.dpo import train_dpo
+from ..training.fisher import given_tokens
+from ..training.loss import Elsewhere
+from .context import Facts, Workspace
+from .gains import STEP, held_texts, take_step, trained_gains, tune_gains
+from .notes import note_training
+from .sources import file_states
+
+FOLDER = "methods"
+RANDOM = "gains__random_neurons"
+"""The control: the gains' numbers on random neurons."""
+LABELLED: dict[str, Callable[..., Intervention]] = {
+    "aura": methods.aura,
+    "damp": methods.damp,
+    "det0": methods.det0,
+    "mean_act": methods.mean_act,
+    "linear_act": methods.linear_act,
+    "caa": methods.caa,
+    "labels": methods.labels_step,
+}
+DPO = {"dpo": False, "dpo_kl": True}
+"""Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
+PAIRED = ("step", "gains", *DPO)
+NAMES = (*LABELLED, *PAIRED)
+# The settings that a method depends on, and those with pairs besides.
+SETTINGS = ("model", "revision", "dtype", "device", "template", "seed", "probe")
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse what is no method, before anything is fitted (DialdownError)."""
+    for name in names:
+        if NAMED.fullmatch(name):
+            _own(name)
+        elif name not in NAMES:
+            raise DialdownError(
+                f"Unknown method {name!r}: {nearest(name, NAMES)} One of your own is "
+                "package.module:name."
+            )
+
+
+def needs_pairs(names: Sequence[str]) -> bool:
+    """Whether a method learns from pairs."""
+    return any(name in PAIRED for name in names)
+
+
+def _own(name: str) -> Callable[..., Any]:
+    fit = own(name, "method", ())
+    if not callable(fit):
+        raise DialdownError(
+            f"{name!r} is no method, because it cannot be called: write a function of (lm, texts, "
+            "labels) that returns a dialdown.Intervention."
+        )
+    return fit  # type: ignore[no-any-return]
+
+
+def fit_methods(work: Workspace) -> Facts:
+    """Fit what is not fitted yet; what each took, by its name."""
+    names = work.config.ladder.methods
+    if needs_pairs(names):
+        _check_unseen(work)
+    told = {}
+    for done, name in enumerate(names):
+        work.progress(f"fitting methods, {name}", done, len(names))
+        told[name] = _fitted(work, name)
+    return {"methods": told}
+
+
+def _check_unseen(work: Workspace) -> None:
+    """Refuse to judge on prompts that the pairs have used (DialdownError)."""
+    left = len(work.prompts.training) - _pairs(work).record["prompts_used"]
+    if len(work.unseen) > left:
+        raise DialdownError(
+            f"The pairs leave {left} prompts unseen, and {len(work.unseen)} are to be judged "
+            f"(ladder.prompts): lower it to {left}, or set training_prompts to a source with more."
+        )
+
+
+def _fitted(work: Workspace, name: str) -> dict[str, Any]:
+    record = _path(work, name, ".json")
+    inputs = _inputs(work, name)
+    kept = read_sealed(record)
+    if kept is not None and kept["inputs"] == inputs and _result(work, name).exists():
+        told: dict[str, Any] = kept["told"]
+        return told
+    start = time.perf_counter()
+    if name in DPO:
+        _tune(work, name)
+        folds = True
+    else:
+        edit = _fit(work, name)
+        edit.save(_result(work, name))
+        folds = not edit.needs_bias or holds_bias(work.lm)
+    data = "pairs" if name in PAIRED else "labels"
+    units = len(_pairs(work).pairs) if name in PAIRED else len(work.labelled)
+    told = {data: units, "seconds": round(time.perf_counter() - start, 1), "folds": folds}
+    write_sealed(record, {"inputs": inputs, "told": told})
+    return told
+
+
+def _fit(work: Workspace, name: str) -> Intervention:
+    if name == "gains":
+        tune_gains(work)
+        return trained_gains(work)
+    if name == "step":
+        take_step(work)
+        return Intervention.load(work.folder / STEP)
+    texts, labels = work.labelled.texts, work.labelled.labels
+    if name in LABELLED:
+        seed = {"seed": work.config.seed} if name == "labels" else {}
+        return LABELLED[name](work.lm, texts, labels, progress=work.progress, **seed)
+    edit = _own(name)(work.lm, texts, labels)
+    if not isinstance(edit, Intervention):
+        raise DialdownError(
+            f"The method {name!r} returned {type(edit).__name__}, which cannot be dialled: return "
+            "a dialdown.Intervention."
+        )
+    edit.check(work.lm)
+    return edit
+
+
+def _tune(work: Workspace, name: str) -> None:
+    """DPO on the pairs of the gains (METHOD §8)."""
+    texts = held_texts(work) if DPO[name] else []
+    settings = replace(work.config.dpo, seed=work.config.seed)
+    weight = work.config.gains.own_kl_weight
+    log = train_dpo(
+        work.lm.model,
+        work.lm.tokenizer,
+        _pairs(work).pairs,
+        settings,
+        _result(work, name),
+        elsewhere=Elsewhere(texts, weight, given=given_tokens(work.lm, texts)) if texts else None,
+        base=locate(work.config.model, work.config.revision)[0],
+        template=work.lm.template,
+        progress=work.progress,
+    )
+    note_training(work.notes, log, settings)
+
+
+def _pairs(work: Workspace) -> PairSet:
+    return PairSet.load(work.folder / "pairs.jsonl")
+
+
+def _path(work: Workspace, name: str, ending: str) -> Path:
+    return work.folder / FOLDER / f"{name.replace(':', '.')}{ending}"
+
+
+def _result(work: Workspace, name: str) -> Path:
+    """The file of an edit, or the folder of a tuned model."""
+    return _path(work, name, "" if name in DPO else ".safetensors")
+
+
+def _inputs(work: Workspace, name: str) -> str:
+    config = work.ledger.settings
+    settings = {key: config[key] for key in SETTINGS}
+    if name in PAIRED:
+        settings |= {key: config[key] for key in ("gains", "dpo")}
+        settings["pairs"] = work.ledger.outputs("pairs")
+    module = {"file": inspect.getfile(_own(name))} if NAMED.fullmatch(name) else {}
+    return fingerprint(SCHEMA, name, settings, file_states({**settings, **module}))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A method that found an edit.
+
+    Attributes:
+        name: of the method.
+        lm: the base model.
+        edit: as it was found.
+    """
+
+    name: str
+    lm: LM
+    edit: Intervention
+
+    @property
+    def key(self) -> str:
+        """Equal for two that do the same."""
+        return self.edit.key
+
+    def read(self, text: ReferenceText, strength: float) -> TextMeasure:
+        """What a text says of the model at a strength."""
+        return text.measure(self.lm, self.edit.at(strength))
+
+    def measure(self, evaluator: Evaluator, strength: float) -> Measured:
+        """What a row has of it."""
+        return evaluator.measure(self.edit.at(strength), "strict")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A method that tuned all weights, dialled by interpolating them with the base model's.
+
+    Attributes:
+        name: of the method.
+        tuned: the tuned model, whose weights are changed while it is read.
+        weights: its own by name, and the base model's: what is interpolated.
+        key: equal for two that do the same.
+    """
+
+    name: str
+    tuned: LM
+    weights: dict[str, tuple[Tensor, Tensor]]
+    key: str
+
+    def read(self, text: ReferenceText, strength: float) -> TextMeasure:
+        """What a text says of the model at a strength."""
+        with self._at(strength):
+            return text.measure(self.tuned)
+
+    def measure(self, evaluator: Evaluator, strength: float) -> Measured:
+        """What a row has of it."""
+        with self._at(strength):
+            return evaluator.measure(untouched(), "strict", model=self.tuned)
+
+    @contextmanager
+    def _at(self, strength: float) -> Iterator[None]:
+        # Marked as changing, or continuations of another strength would be taken for this one's.
+        with changing(self.tuned), torch.no_grad():
+            for name, weight in self.tuned.model.named_parameters():
+                own, base = self.weights[name]
+                weight.copy_(base.lerp(own, strength))
+            yield
+
+
+Way = Edit | Tuned
+
+
+def ways(work: Workspace) -> Iterator[Way]:
+    """What was fitted, in the order asked for, the random control after the gains."""
+    for name in work.config.ladder.methods:
+        if name in DPO:
+            yield _tuned(work, name)
+            continue
+        edit = Intervention.load(_result(work, name))
+        yield Edit(name, work.lm, edit)
+        if name == "gains":
+            yield Edit(RANDOM, work.lm, shuffled(edit, seed=work.config.seed))
+
+
+def _tuned(work: Workspace, name: str) -> Tuned:
+    lm = work.tuned_model(f"{FOLDER}/{name}")
+    # Parameters and not the state dict, which would name a tied embedding twice.
+    base = dict(work.lm.model.named_parameters())
+    weights = {
+        place: (weight.detach().clone(), base[place].detach())
+        for place, weight in lm.model.named_parameters()
+    }
+    return Tuned(name, lm, weights, _inputs(work, name))

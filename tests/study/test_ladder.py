@@ -1,0 +1,239 @@
+"""`dialdown ladder` through the command, on a tiny model with data from files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import Result
+
+import dialdown as dd
+from dialdown.study import load_config
+from dialdown.study.context import Workspace
+from dialdown.study.dial import dialled
+from dialdown.study.ladder import Bench
+from dialdown.study.ways import Edit
+from helpers.commands import invoke
+
+METHODS = "aura,linear_act,caa,labels,gains,dpo_kl,mine:nothing,mine:halve"
+MINE = """
+import numpy as np
+import dialdown as dd
+
+def halve(lm, texts, labels):
+    return scaled(0.5, (lm.view.n_layers, lm.view.n_neurons))
+
+def nothing(lm, texts, labels):
+    return scaled(1.0, (lm.view.n_layers, lm.view.n_neurons))
+
+def other_shape(lm, texts, labels):
+    return scaled(0.5, (2, 2))
+
+def scaled(gain, shape):
+    gains = np.full(shape, gain)
+    return dd.Intervention("it", "scale", gains, np.zeros(shape), gains != 1)
+
+def a_number(lm, texts, labels):
+    return 3
+
+constant = 4
+"""
+
+
+@pytest.fixture(autouse=True)
+def _mine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+def ladder(study: Path, out: Path, methods: str, *more: object) -> Result:
+    text = ["--set", f'ladder.texts=["{study.parent / "text.txt"}"]', "--prompts", 6]
+    given = ["--config", study, "--out", out, "--methods", methods, *text, *more]
+    return invoke("ladder", study.parent / "model", *given)
+
+
+def rows_of(out: Path) -> dict[str, dict[str, Any]]:
+    rows = json.loads((out / "ladder.json").read_text())["rows"]
+    return {row["method"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    with pytest.MonkeyPatch.context() as patched:
+        folder = tmp_path_factory.mktemp("mine")
+        (folder / "mine.py").write_text(MINE)
+        patched.syspath_prepend(folder)
+        out = tmp_path_factory.mktemp("ladder") / "out"
+        result = ladder(study_file, out, METHODS, "--kl", 0.05)
+    assert result.exit_code == 0, result.exception
+    return out, result
+
+
+def test_every_method_is_dialled_to_the_price(done: tuple[Path, Result]) -> None:
+    out, _ = done
+    rows = rows_of(out)
+    asked = {*METHODS.split(","), "gains__random_neurons", "untouched"}
+    assert rows.keys() == asked
+    for name in asked - {"untouched", "mine:nothing"}:
+        row = rows[name]
+        assert row["reached"], name
+        assert 0.045 <= row["kl_of_texts"]["mean"] <= 0.05
+        assert row["kl_of_texts"]["mean"] == pytest.approx(
+            np.mean([*row["kl_of_texts"]["by_text"].values()])
+        )
+        assert [*row["kl_of_texts"]["by_text"]] == ["neutral", "text.txt"]
+        assert row["toxicity"]["n"] == 6
+    assert rows["untouched"]["kl_of_texts"]["mean"] == 0
+
+
+def test_a_method_that_reaches_the_price_at_no_strength_says_so(done: tuple[Path, Result]) -> None:
+    out, result = done
+    row = rows_of(out)["mine:nothing"]
+    assert not row["reached"]
+    assert row["strength"] == 50
+    assert row["minus_best"]["toxicity"] is not None
+    assert "50, price not reached" in (out / "ladder.md").read_text()
+    assert "mine:nothing does not reach the price" in result.output.replace("\n", " ")
+
+
+def test_differences_are_paired_to_the_least_toxic_method(done: tuple[Path, Result]) -> None:
+    rows = rows_of(done[0])
+    able = [row for name, row in rows.items() if row["reached"] and "__" not in name]
+    best = min(able, key=lambda row: row["toxicity"]["mean"])
+    assert best["minus_best"] is None
+    for name, row in rows.items():
+        if name not in ("untouched", best["method"]):
+            change = row["toxicity"]["mean"] - best["toxicity"]["mean"]
+            assert row["minus_best"]["toxicity"]["mean"] == pytest.approx(change)
+
+
+def test_what_each_took_and_whether_it_folds_is_there(done: tuple[Path, Result]) -> None:
+    rows = rows_of(done[0])
+    assert (rows["aura"]["labels"], rows["aura"]["pairs"]) == (40, None)
+    assert (rows["gains"]["labels"], rows["gains"]["pairs"]) == (None, 12)
+    assert all(rows[name]["folds"] for name in ("aura", "linear_act", "caa", "dpo_kl"))
+    assert rows["labels"]["seconds"] > 0
+
+
+def test_the_three_files_hold_the_same_table(done: tuple[Path, Result]) -> None:
+    out, result = done
+    rows = rows_of(out)
+    frame = pl.read_csv(out / "ladder.csv")
+    assert frame["method"].to_list() == [*rows]
+    assert frame["toxicity_mean"].to_list() == [row["toxicity"]["mean"] for row in rows.values()]
+    text = (out / "ladder.md").read_text()
+    assert len(text.splitlines()) == len(rows) + 2
+    assert all(f"{row['toxicity']['mean']:.3f}" in text for row in rows.values())
+    assert "linear_act" in result.output
+
+
+def test_the_rows_are_of_the_saved_edits_on_unseen_prompts(
+    done: tuple[Path, Result], study_file: Path
+) -> None:
+    out, _ = done
+    given = json.loads((out / "run.json").read_text())["config"]
+    work = Workspace(
+        load_config(
+            preset="detox",
+            file=study_file,
+            flags={
+                "model": str(study_file.parent / "model"),
+                "ladder.prompts": 6,
+                "ladder.texts": given["ladder"]["texts"],
+            },
+        ),
+        out,
+        stages=("probe", "pairs", "fit", "climb"),
+    )
+    used = dd.PairSet.load(out / "pairs.jsonl").record["prompts_used"]
+    assert not {*work.unseen} & {*work.prompts.training[:used], *work.prompts.evaluation}
+    edit = dd.Intervention.load(out / "methods" / "aura.safetensors")
+    row = rows_of(out)["aura"]
+    bench = Bench(work)
+    assert bench.price(Edit("aura", work.lm, edit), row["strength"]) == pytest.approx(
+        row["kl_of_texts"]["mean"]
+    )
+    measured = bench.evaluator.row(edit.at(row["strength"]), "strict")
+    assert measured.metrics["toxicity"].mean == pytest.approx(row["toxicity"]["mean"])
+
+
+def test_a_finished_method_or_row_is_not_made_again(study_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert ladder(study_file, out, "aura,damp").exit_code == 0
+    assert not (out / "pairs.jsonl").exists()
+    kept = [*(out / "methods").iterdir(), *(out / "rows-ladder").iterdir()]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    more = ladder(study_file, out, "aura,damp,step,mine:halve")
+    assert more.exit_code == 0, more.exception
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert {"step", "mine:halve"} <= rows_of(out).keys()
+    fewer = ladder(study_file, out, "damp", "--kl", 0.02)
+    assert fewer.exit_code == 0, fewer.exception
+    assert [*rows_of(out)] in (["untouched", "damp"],)
+
+
+@pytest.mark.parametrize(
+    ("methods", "more", "words"),
+    [
+        ("aura,dam", [], "Unknown method 'dam'.*damp"),
+        ("mine:missing", [], "method 'mine:missing' cannot be imported"),
+        ("mine:constant", [], "because it cannot be called"),
+        ("mine:a_number", [], "returned int, which cannot be dialled"),
+        ("mine:other_shape", [], "built for 2 x 2 neurons"),
+        ("aura", ["--kl", "nan"], "ladder.kl"),
+        ("aura", ["--kl", "0"], "ladder.kl"),
+        ("aura", ["--kl", "-1"], "ladder.kl"),
+        ("aura,aura", [], "names 'aura' twice"),
+        ("", [], "ladder.methods"),
+        ("aura", ["--prompts", 61], "at most 60 are left"),
+        ("gains", ["--prompts", 50], "at most 48 are left"),
+        ("aura", ["--set", "probe.texts=clean.jsonl"], "have the label 0"),
+        ("gains", ["--set", "training_prompts=few.jsonl"], "need as many training prompts"),
+        ("aura", ["--set", "ladder.texts=missing.txt"], "missing.txt"),
+        ("aura", ["--set", "tuned=x"], "leave tuned out"),
+    ],
+)
+def test_what_a_ladder_cannot_do_is_refused(
+    study_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    methods: str,
+    more: list[object],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clean = [json.dumps({"text": f"a cat {n}", "label": 0}) for n in range(40)]
+    (tmp_path / "clean.jsonl").write_text("\n".join(clean))
+    few = [json.dumps({"prompt": f"the cat {n}"}) for n in range(9)]
+    (tmp_path / "few.jsonl").write_text("\n".join(few))
+    result = ladder(study_file, tmp_path / "out", methods, *more)
+    assert result.exit_code == 1
+    with pytest.raises(dd.DialdownError, match=words):
+        raise result.exception  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("cost", "strength", "spent"),
+    [
+        (lambda s: 0.04 * s**2, 1.5, 0.09),
+        (lambda s: 0.01 * s, 9.0, 0.09),
+        (lambda s: 0.0, 50.0, 0.0),
+        (lambda s: 1e-6 * s, 50.0, 5e-5),
+        (lambda s: 0.01 if s < 0.3 else float("inf"), 0.3, 0.01),
+        (lambda s: 1.0, 0.0, 0.0),
+    ],
+)
+def test_a_dial_finds_the_greatest_strength_within_the_price(
+    cost: Any, strength: float, spent: float
+) -> None:
+    found = dialled(cost, 0.09, 50.0)
+    assert found[0] == pytest.approx(strength, rel=0.04)
+    assert found[0] <= strength
+    assert found[1] == pytest.approx(spent, rel=0.04)
