@@ -184,7 +184,7 @@ def histogram(values: NDArray[np.float32], marks: dict[str, float]) -> Chart:
         .mark_bar(color=COLOURS["sky"], stroke=COLOURS["ground"])
         .encode(
             x=alt.X("from:Q", title="activation", bin="binned"),
-            x2="to:Q",
+            x2=alt.X2("to"),
             y=alt.Y("tokens:Q", title="tokens", scale=alt.Scale(type="symlog")),
             tooltip=[
                 alt.Tooltip("from:Q", format=".3g"),
@@ -200,7 +200,7 @@ def histogram(values: NDArray[np.float32], marks: dict[str, float]) -> Chart:
             domain=["before", "after"], range=[COLOURS["ink"], COLOURS["vermillion"]]
         )
         chart = chart + rules.encode(
-            x="at:Q",
+            x=alt.X("at:Q"),
             color=alt.Color("mean:N", scale=colours),
             tooltip=["mean:N", alt.Tooltip("at:Q", format=".3g")],
         )

@@ -98,7 +98,9 @@ def titled(chart: Chart, title: str, *lines: str, columns: int = 3) -> Chart:
     below = [line for line in lines if line]
     heading = alt.Title(title, subtitle=below) if below else alt.Title(title)
     config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": columns}}
-    finished: Chart = chart.properties(title=heading).configure(**config)
+    finished: Chart = chart.properties(title=heading)
+    # Not by its own method, which holds all of it against the schema for each chart.
+    finished.config = config
     return finished
 
 

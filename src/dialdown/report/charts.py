@@ -154,19 +154,19 @@ def _price_panel(
     best = base.transform_filter("datum.best").mark_point(size=320, strokeWidth=1.1, opacity=1)
     facts = ("strength", "toxicity", "change of log-perplexity", "KL")
     return alt.layer(
-        joined.encode(order="dial:Q", strokeDash=alt.StrokeDash("dash:N", scale=None)),
+        joined.encode(order=alt.Order("dial:Q"), strokeDash=alt.StrokeDash("dash:N", scale=None)),
         zero_line("x"),
-        thin.encode(x=x("price_low:Q"), x2="price_high:Q"),
-        thin.encode(y=y("score_low:Q"), y2="score_high:Q"),
+        thin.encode(x=x("price_low:Q"), x2=alt.X2("price_high")),
+        thin.encode(y=y("score_low:Q"), y2=alt.Y2("score_high")),
         best.encode(stroke=alt.value(COLOURS["ink"])),
         base.mark_point(opacity=1, strokeWidth=1.4).encode(
             fill=alt.Fill("family:N", scale=looks["fill"]),
             shape=alt.Shape("family:N", scale=looks["shape"]),
             size=alt.condition("datum.greatest", alt.value(170), alt.value(60)),
-            tooltip=["family:N", "name:N", *(f"{fact}:N" for fact in facts)],
+            tooltip=[alt.Tooltip(f"{fact}:N") for fact in ("family", "name", *facts)],
         ),
         base.mark_text(dx=9, dy=-8, fontSize=10).encode(
-            text="letter:N", stroke=alt.value(None), fill=alt.value(COLOURS["ink"])
+            text=alt.Text("letter:N"), stroke=alt.value(None), fill=alt.value(COLOURS["ink"])
         ),
     ).properties(width=WIDTH + 60, height=250)
 
@@ -251,13 +251,13 @@ def controls(
     stroke = alt.Stroke("control:N", scale=ranges["colour"])
     base = alt.Chart(frame).encode(y=y, yOffset=within, stroke=stroke)
     layers = alt.layer(
-        base.mark_rule(strokeWidth=1.4).encode(x=x("value_low:Q"), x2="value_high:Q"),
+        base.mark_rule(strokeWidth=1.4).encode(x=x("value_low:Q"), x2=alt.X2("value_high")),
         zero_line("x"),
         base.mark_point(opacity=1, size=42, strokeWidth=1.4).encode(
             x=x("value:Q"),
             fill=alt.Fill("control:N", scale=ranges["fill"]),
             shape=alt.Shape("control:N", scale=ranges["shape"]),
-            tooltip=["intervention:N", "control:N", "change:N"],
+            tooltip=[alt.Tooltip(f"{fact}:N") for fact in ("intervention", "control", "change")],
         ),
     ).properties(width=WIDTH - 60, height=alt.Step(7, **{"for": "offset"}))
     heading = f"{quantity.partition(' (')[0].capitalize()} · {protocol}"

@@ -26,6 +26,7 @@ BETWEEN = "\u241e"
 # What places an element: a tenth of a pixel is enough.
 PLACES = {"d", "transform", "x", "y", "x1", "y1", "x2", "y2", "width", "height"}
 DECIMALS = re.compile(r"-?\d+\.\d{2,}")
+WHITE = '<rect width="100%" height="100%" fill="white"/>'
 NUMBERED = re.compile(r"\b(?:clip|gradient_)\d+\b")
 # What the page's CSS says of all figures, or what is so anyway.
 USUAL = {
@@ -43,8 +44,8 @@ def save(chart: Chart, path: Path) -> list[Path]:
     Raises:
         DialdownError: the disk is full or the folder cannot be written.
     """
-    spec = {**chart.to_dict(validate=False), "background": "white"}
-    svg = _svg(json.dumps(spec))
+    start, end, rest = _svg(chart).partition(">")
+    svg = f"{start}{end}{WHITE}{rest}".replace(BETWEEN, ", ")
     png, pdf = vl_convert.svg_to_png(svg, scale=PIXELS), vl_convert.svg_to_pdf(svg)
     targets = [path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png", "pdf")]
     for target, form in zip(targets, (svg.encode(), png, pdf), strict=True):
@@ -66,10 +67,7 @@ def inline(chart: Chart, name: str, label: str, links: Mapping[str, str] | None 
         label: what it is to whoever cannot see it.
         links: where a mark leads to, by the value of its tooltip's field `name`.
     """
-    spec = {**chart.to_dict(validate=False), "background": None}
-    for unit in _units(spec):
-        _tell(unit)
-    root = ElementTree.fromstring(_svg(json.dumps(spec)))
+    root = ElementTree.fromstring(_svg(chart))
     _tidy(root, name, links or {})
     # What leads somewhere must be reached; everything else is one picture.
     root.set("role", "group" if links else "img")
@@ -80,9 +78,19 @@ def inline(chart: Chart, name: str, label: str, links: Mapping[str, str] | None 
     return Markup(text)
 
 
+def _svg(chart: Chart) -> str:
+    """A chart without a background, in which each mark tells what its tooltip says."""
+    spec = {**chart.to_dict(validate=False), "background": None}
+    for unit in _units(spec):
+        _tell(unit)
+    return _converted(json.dumps(spec))
+
+
 @lru_cache(maxsize=64)
-def _svg(spec: str) -> str:
-    """Most charts of a page that is drawn while a study goes on are those of the page before."""
+def _converted(spec: str) -> str:
+    """Most charts of a page that is drawn while a study goes on are those of the page before, and
+    those of the last page are files too.
+    """
     svg = vl_convert.vegalite_to_svg(spec)
     # Its ids are counted over everything that this process drew: two runs would differ in them.
     ids = dict.fromkeys(NUMBERED.findall(svg))

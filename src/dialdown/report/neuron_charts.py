@@ -68,7 +68,7 @@ def figure_1_layer_effects(table: NeuronTable) -> Chart:
         base.transform_filter(f"!({net})")
         .mark_bar(fillOpacity=0.75)
         .encode(y=alt.Y("value:Q", title=["ΣΔ in the layer", "(residual units)"])),
-        base.transform_filter(net).mark_line(point=dots(30)).encode(y="value:Q"),
+        base.transform_filter(net).mark_line(point=dots(30)).encode(y=alt.Y("value:Q")),
         zero_line("y"),
     )
     total = alt.layer(
@@ -106,7 +106,7 @@ def figure_2a_group_contribution(table: NeuronTable) -> Chart:
             color=alt.Color("group:N", scale=group_scales(names)["colour"], legend=None),
         ),
         base.mark_tick(thickness=2.5, color=COLOURS["ink"], opacity=1).encode(
-            y="share of the falling neurons:Q"
+            y=alt.Y("share of the falling neurons:Q")
         ),
         base.mark_text(dy=-8, baseline="bottom").encode(
             y=alt.Y("top:Q"), text=alt.Text("reduction:Q", format=".1%")
@@ -147,13 +147,17 @@ def figure_2c_group_shift(table: NeuronTable) -> Chart:
     base = alt.Chart(frame).encode(y=y, tooltip=told(frame.drop("row")))
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.6).encode(
-            x=alt.X("p10:Q", title=title), x2="p90:Q", color=colour
+            x=alt.X("p10:Q", title=title), x2=alt.X2("p90"), color=colour
         ),
         zero_line("x"),
-        base.mark_bar(size=12, opacity=0.5).encode(x="p25:Q", x2="p75:Q", color=colour),
-        base.mark_tick(thickness=2, size=24, color=COLOURS["ink"]).encode(x="median:Q"),
+        base.mark_bar(size=12, opacity=0.5).encode(
+            x=alt.X("p25:Q"), x2=alt.X2("p75"), color=colour
+        ),
+        base.mark_tick(thickness=2, size=24, color=COLOURS["ink"]).encode(x=alt.X("median:Q")),
         base.mark_point(filled=True, size=55, opacity=1, stroke=COLOURS["ground"]).encode(
-            x="mean:Q", color=colour, shape=alt.Shape("group:N", scale=looks["shape"], legend=None)
+            x=alt.X("mean:Q"),
+            color=colour,
+            shape=alt.Shape("group:N", scale=looks["shape"], legend=None),
         ),
     ).properties(height=alt.Step(38))
     return sheet(
@@ -212,7 +216,9 @@ def figure_3_top_aligned(table: NeuronTable, *, count: int = 100) -> Chart:
     points = alt.Chart(means).encode(x=x, tooltip=tooltip)
     y = readable(means["value"].to_numpy(), "mean activation")("value:Q")
     upper = alt.layer(
-        points.mark_line(strokeWidth=1, color=COLOURS["muted"]).encode(y=y, detail="rank:N"),
+        points.mark_line(strokeWidth=1, color=COLOURS["muted"]).encode(
+            y=y, detail=alt.Detail("rank:N")
+        ),
         zero_line("y"),
         points.mark_point(size=22, opacity=1, strokeWidth=1.2).encode(
             y=y, stroke=stroke, fill=fill, shape=alt.Shape("what:N", scale=scales(looks)["shape"])
@@ -251,14 +257,15 @@ def figure_4_shift_distribution(table: NeuronTable) -> Chart:
         .mark_bar(color=COLOURS["blue"], opacity=0.6, binSpacing=0)
         .encode(
             x=alt.X("from:Q", bin="binned", title=[PERCENT, "(10th to 90th percentile)"]),
-            x2="to:Q",
+            x2=alt.X2("to"),
             y=alt.Y("neurons:Q", axis=alt.Axis(format=",d", tickMinStep=1)),
             tooltip=told(bins),
         ),
         alt.Chart(lines if inside.size else lines.clear())
         .mark_rule(strokeWidth=1.4, color=COLOURS["ink"])
         .encode(
-            x="at:Q", strokeDash=alt.StrokeDash("line:N", scale=looks["dash"], legend=LINE_KEYS)
+            x=alt.X("at:Q"),
+            strokeDash=alt.StrokeDash("line:N", scale=looks["dash"], legend=LINE_KEYS),
         ),
     ).properties(width=WIDTH, height=180)
     chart = alt.vconcat(upper, _layer_shifts(percents))
@@ -282,9 +289,11 @@ def _layer_shifts(percents: Floats) -> Chart:
     y = readable(frame.select(columns).to_numpy().ravel(), "in %, by layer")
     base = alt.Chart(frame).encode(x=LAYER, tooltip=told(frame))
     return alt.layer(
-        base.mark_bar(color=COLOURS["blue"], opacity=0.3).encode(y=y("low:Q"), y2="high:Q"),
+        base.mark_bar(color=COLOURS["blue"], opacity=0.3).encode(y=y("low:Q"), y2=alt.Y2("high")),
         zero_line("y"),
-        base.mark_rule(strokeDash=[4, 2], color=COLOURS["ink"]).encode(y=y("under:Q"), y2="over:Q"),
+        base.mark_rule(strokeDash=[4, 2], color=COLOURS["ink"]).encode(
+            y=y("under:Q"), y2=alt.Y2("over")
+        ),
         base.mark_point(filled=True, size=30, color=COLOURS["ink"], opacity=1).encode(
             y=y("value:Q")
         ),
@@ -315,7 +324,7 @@ def figure_8_layer_group(table: NeuronTable) -> Chart:
             x=LAYER,
             y=alt.Y("reduction:Q", title="reduction, −ΣΔ (residual units)"),
             color=alt.Color("group:N", scale=group_scales(list(groups))["colour"]),
-            order="place:O",
+            order=alt.Order("place:O"),
             tooltip=told(frame.drop("place")),
         )
     )

@@ -104,7 +104,7 @@ def figure_7_lower_ranks(
             filled=True, size=55, opacity=1, color=COLOURS["vermillion"], stroke=COLOURS["ground"]
         ),
         numbered.mark_text(dy=alt.expr("-10 - 10 * datum.step"), fontSize=10).encode(
-            text="number:Q"
+            text=alt.Text("number:Q")
         ),
     )
     panels = [*stacked(upper, lower).vconcat, *([_listed(known)] if known else [])]
@@ -162,7 +162,7 @@ def _tail(ranked: Ranking, x: Callable[[str], alt.X]) -> tuple[list[alt.Chart], 
         color=COLOURS["muted"], opacity=0.15
     )
     words = f"shaded: no neuron alone brings {NEGLIGIBLE:.2%}"
-    return [rect.encode(x=x("first:Q"), x2="last:Q")], words
+    return [rect.encode(x=x("first:Q"), x2=alt.X2("last"))], words
 
 
 def _marked_ranks(ranked: Ranking, x: Callable[[str], alt.X], y: alt.Y) -> list[alt.Chart]:
@@ -182,9 +182,9 @@ def _marked_ranks(ranked: Ranking, x: Callable[[str], alt.X], y: alt.Y) -> list[
     rules = alt.Chart(data).mark_rule(strokeDash=[2, 2], color=COLOURS["muted"])
     text = alt.Chart(data).mark_text(align="left", dx=5, dy=-7)
     return [
-        rules.encode(x=x("first:Q"), x2="rank:Q", y=y),
-        rules.encode(x=x("rank:Q"), y=y, y2="none:Q"),
-        text.encode(x=x("first:Q"), y=y, text="words:N"),
+        rules.encode(x=x("first:Q"), x2=alt.X2("rank"), y=y),
+        rules.encode(x=x("rank:Q"), y=y, y2=alt.Y2("none")),
+        text.encode(x=x("first:Q"), y=y, text=alt.Text("words:N")),
     ]
 
 
@@ -218,6 +218,6 @@ def _listed(known: Mapping[int, tuple[int, int, str]]) -> alt.Chart:
     frame = pl.DataFrame({"line": lines, "place": range(len(lines))})
     text = alt.Chart(frame).mark_text(align="left", fontSize=10, x=0)
     chart: alt.Chart = text.encode(
-        y=alt.Y("place:O", axis=None, scale=alt.Scale(padding=0)), text="line:N"
+        y=alt.Y("place:O", axis=None, scale=alt.Scale(padding=0)), text=alt.Text("line:N")
     ).properties(width=WIDTH, height=alt.Step(14))
     return chart

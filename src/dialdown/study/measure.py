@@ -23,8 +23,7 @@ from .plan import Planned
 from .rows import RowFiles
 
 SAMPLES = 8
-# Seconds between two looks at the rows so far, and at least this many times what a look takes.
-SHOWN_EVERY, SHOWING = 25.0, 10
+SHOWN_EVERY = 25.0  # seconds between two looks at the rows so far
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,10 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: 
         for piece in work.do_all(measure, _pieces(stage, missing)):
             done += len(piece.rows)
             work.progress(f"evaluating, {piece.rows[-1].name} measured", done, total)
-            if done < total and (start := time.monotonic()) - shown >= wait:
+            if done < total and time.monotonic() - shown >= wait:
                 gathered.write(so_far(name))
                 work.changed()
-                shown = time.monotonic()
-                wait = max(SHOWN_EVERY, SHOWING * (shown - start))
+                shown, wait = time.monotonic(), SHOWN_EVERY
     except KeyboardInterrupt:
         gathered.write(so_far(name))
         raise

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import DialdownError, enough_memory
@@ -61,6 +61,9 @@ MEMORY = {
     **dict.fromkeys(("base", "evaluate", "front", "check", "climb"), _MEASURING),
 }
 
+# Seconds of other work for each that showing it takes.
+SHOWING = 10
+
 
 @dataclass
 class Study:
@@ -84,12 +87,13 @@ class Study:
     stages: Stages = field(default_factory=lambda: STUDY)
     enter: Callable[[str, bool], None] = lambda stage, done: None
     show: Callable[[bool], None] = lambda running: None
+    _shown_until: float = field(default=0.0, init=False)
 
     @cached_property
     def work(self) -> Workspace:
         """What the stages share."""
-        stages, changed = tuple(self.stages), partial(self.show, True)
-        return Workspace(self.config, self.folder, self.progress, stages, changed)
+        stages = tuple(self.stages)
+        return Workspace(self.config, self.folder, self.progress, stages, self._show_more)
 
     def run(self, *, until: str | None = None) -> None:
         """Run the stages up to `until`, skipping what is done.
@@ -134,7 +138,7 @@ class Study:
         if done:
             self.announce(f"{stage}: done before")
             return
-        self.show(True)
+        self._show_more()
         start = time.perf_counter()
         with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
             facts = self.stages[stage](self.work)
@@ -144,3 +148,12 @@ class Study:
         # Of what was not asked for there is nothing to say here; run.json says why it was left out.
         if "skipped" not in facts:
             self.announce(f"{stage}: {seconds:.0f} s")
+
+    def _show_more(self) -> None:
+        """Show what there is, unless that was done so lately that it would take a good part of the
+        time.
+        """
+        start = time.monotonic()
+        if start >= self._shown_until:
+            self.show(True)
+            self._shown_until = time.monotonic() + SHOWING * (time.monotonic() - start)
