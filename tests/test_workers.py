@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+
+from dialdown.workers import default_workers, do_all, gpus
+from helpers import pieces
 
 PIECES = """
 import os, sys, time
@@ -66,3 +70,25 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert "memory" not in done.stderr
     # Its own words and no worker's.
     assert done.stderr.count("Traceback") <= 2
+
+
+def test_a_lost_worker_costs_one_piece_which_is_done_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    done = do_all(partial(pieces.prepare, tmp_path), range(6), 2, told=told.append)
+    assert sorted(finished.piece for finished in done) == [*range(6)]
+    assert told == ["a worker process ended by itself; what it was at was done again"]
+    assert all((tmp_path / str(piece)).exists() for piece in range(6))
+
+
+def test_each_worker_sees_one_of_the_gpus(tmp_path: Path) -> None:
+    (tmp_path / "lost").touch()
+    [*_] = do_all(partial(pieces.prepare, tmp_path), range(8), 2, ["3", "5"])
+    seen = {(tmp_path / str(piece)).read_text() for piece in range(8)}
+    assert seen <= {"3", "5"}
+    assert seen
+
+
+def test_a_gpu_that_is_named_is_not_shared_out() -> None:
+    assert gpus("cuda:1") == gpus("cpu") == []
+    assert default_workers(1, 1, "cuda", ["0", "1", "2"]) == 3
+    assert default_workers(1, 1, "cuda", []) == 1

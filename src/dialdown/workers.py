@@ -1,9 +1,10 @@
-"""Work in pieces done by several processes, one core each.
+"""Work in pieces done by several processes of this machine (`cluster` has those of others).
 
 The pieces (rows of an evaluation, batches of prompts) do not depend on each other, and on a CPU a
 forward pass on two threads is far from twice as fast as on one: its small operations are serial and
-the threads wait for each other. So each worker runs on one thread with models of its own and takes
-the next piece. A finished piece is a file; a worker that is stopped loses the piece it was at.
+the threads wait for each other. So each worker runs on one thread, or on one GPU, with models of
+its own and takes the next piece. A finished piece is a file in a folder that all of them see; a
+worker that is stopped loses the piece it was at, which another does again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -36,6 +39,11 @@ WORKER_BYTES = 1 << 30
 # again.
 UNGUARDED = 97
 
+Prepare = Callable[[], Callable[[Any], None]]
+"""Makes what does one piece. It travels to the workers, so it is a function of a module, or a
+partial of one.
+"""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -49,17 +57,20 @@ class Done:
 _do: Callable[[Any], None] | None = None
 
 
-def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
-    """One worker per core where memory allows, one alone on a GPU.
+def default_workers(
+    model_bytes: int, shared_bytes: int, device: str, devices: Sequence[str]
+) -> int:
+    """One worker per core where memory allows, or one per GPU.
 
     Args:
         model_bytes: weights of one model; a worker holds two at times.
         shared_bytes: what a worker keeps between pieces: prefixes' keys and values, the base's
             distributions.
-        device: where the models run.
+        device: the kind of device where the models run.
+        devices: the GPUs that workers share out, see `gpus`.
     """
     if device != "cpu":
-        return 1
+        return max(1, len(devices))
     fitting = psutil.virtual_memory().available // (2 * model_bytes + shared_bytes + WORKER_BYTES)
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -67,32 +78,76 @@ def default_workers(model_bytes: int, shared_bytes: int, device: str) -> int:
     return max(1, min(cores, int(fitting)))
 
 
+def gpus(asked: str | None) -> list[str]:
+    """The GPUs that workers share out, as `CUDA_VISIBLE_DEVICES` names them; none where a device
+    other than `cuda` is asked for, such as `cuda:1`.
+    """
+    if asked not in (None, "cuda"):
+        return []
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
 def do_all(
-    prepare: Callable[[], Callable[[Any], None]], pieces: Sequence[Any], workers: int
+    prepare: Prepare,
+    pieces: Sequence[Any],
+    workers: int,
+    devices: Sequence[str] = (),
+    told: Callable[[str], None] = lambda note: None,
 ) -> Generator[Done]:
     """Do every piece in one of `workers` processes, in the order they finish; stop early by closing
     the iterator.
 
     Args:
-        prepare: called once in each worker; returns what does one piece. It travels to the workers,
-            so it is a function of a module, or a partial of one.
+        prepare: called once in each worker.
         pieces: what to do; each travels to a worker too.
         workers: how many processes.
+        devices: the GPUs that they have in turn, see `gpus`.
+        told: called with a sentence when a worker was lost.
 
     Raises:
-        DialdownError: a piece could not be done.
+        DialdownError: a piece could not be done, or workers end before they finish one.
     """
     check_main_guard()
+    left = dict(enumerate(pieces))
+    while left:
+        before = len(left)
+        try:
+            with closing(_do_all(prepare, left, workers, devices)) as finished:
+                for number, done in finished:
+                    del left[number]
+                    yield done
+        except _LostError as error:
+            # Another does the piece that it was at, as long as anything is finished meanwhile.
+            if len(left) == before:
+                raise DialdownError(str(error)) from error
+            told("a worker process ended by itself; what it was at was done again")
+
+
+class _LostError(Exception):
+    """A worker ended by itself."""
+
+
+def _do_all(
+    prepare: Prepare, pieces: Mapping[int, Any], workers: int, devices: Sequence[str]
+) -> Generator[tuple[int, Done]]:
+    """The pieces as they are finished, with their numbers, until a worker is lost."""
+    workers = min(workers, len(pieces))
     # A forked process may not use OpenMP after its parent did, so the workers start afresh.
-    pool = ProcessPoolExecutor(min(workers, len(pieces)), get_context("spawn"), _start, (prepare,))
+    context = get_context("spawn")
+    turns = context.SimpleQueue()
+    for worker in range(workers):
+        turns.put(devices[worker % len(devices)] if devices else None)
+    pool = ProcessPoolExecutor(workers, context, _start, (prepare, turns))
     processes: list[BaseProcess] = []
     try:
-        futures = [pool.submit(_one, piece) for piece in pieces]
+        futures = {pool.submit(_one, piece): number for number, piece in pieces.items()}
         processes = list((pool._processes or {}).values())
         for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise DialdownError(_why_ended(processes)) from error
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise _LostError(_why_ended(processes)) from None
     finally:
         # Pieces still in work would otherwise be waited for, also after Ctrl-C.
         for process in processes:
@@ -134,8 +189,11 @@ def check_main_guard() -> None:
         os._exit(UNGUARDED)
 
 
-def _start(prepare: Callable[[], Callable[[Any], None]]) -> None:
+def _start(prepare: Prepare, turns: SimpleQueue[str | None]) -> None:
     global _do  # noqa: PLW0603  (a pool's initialiser has no other place)
+    if (device := turns.get()) is not None:
+        # Read when CUDA is first used: the worker then sees this GPU alone.
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group; the main process answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -101,7 +101,9 @@ def needed(config: Config, folder: Path) -> Iterator[str]:
     """
     shape = shape_of(config)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    workers = config.workers or ((os.cpu_count() or 1) if on_cpu else 1)
+    # The workers of a cluster take the memory of other machines.
+    usual = (os.cpu_count() or 1) if on_cpu else 1
+    workers = 1 if isinstance(config.workers, str) else config.workers or usual
     stages = needs(config, shape, workers=workers)
     rate = _tokens_per_second(shape)
     yield (

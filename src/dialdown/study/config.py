@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ..cluster import DASK
 from ..errors import DialdownError, nearest
 from ..interventions.paper import EditKind, Ordering
 from ..models.lm import Protocol
@@ -227,6 +228,20 @@ class LadderSettings:
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")
 
 
+def _workers(given: Any) -> Any:
+    if isinstance(given, str) and given.isdecimal():
+        given = int(given)
+    of_a_cluster = isinstance(given, str) and len(given) > len(DASK) and given.startswith(DASK)
+    if not (given is None or of_a_cluster or (type(given) is int and given >= 1)):
+        raise ValueError(
+            "pass a number of processes, 1 or more, or dask:ADDRESS or dask:FILE of a cluster"
+        )
+    return given
+
+
+Workers = Annotated[int | str | None, BeforeValidator(_workers)]
+
+
 class Config(BaseModel):
     """Everything a study needs; `dialdown run` writes it to run.json.
 
@@ -239,8 +254,9 @@ class Config(BaseModel):
         template: what prompts are: `chat`, user turns of the model's chat template, so that replies
             are sampled, paired, judged and checked; `none`, texts that the model goes on with, as
             in the paper; `auto`, the first where the tokenizer has a template.
-        workers: processes that measure rows, one thread each; by default one per core on a CPU if
-            memory allows.
+        workers: processes that sample and measure, one thread or one GPU each; by default one per
+            core if memory allows, or one per GPU. `dask:ADDRESS` or `dask:FILE` takes the workers
+            of a Dask cluster (docs/cluster.md).
         seed: of everything random.
         training_prompts: source of the prompts that pairs are made with; None takes the rest of the
             evaluation's source.
@@ -261,7 +277,7 @@ class Config(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     template: AnyTemplate = "none"
-    workers: Count | None = None
+    workers: Workers = None
     seed: Annotated[int, Field(ge=0)] = 0
     training_prompts: str | None = None
     protocols: Annotated[Several[Protocol], Field(min_length=1)] = ("strict", "paper")
@@ -313,8 +329,9 @@ def load_config(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
         raise DialdownError(
-            f"The setting {key} = {first['input']!r:.100} is not valid: {first['msg']}."
+            f"The setting {key} = {first['input']!r:.100} is not valid: {problem}."
         ) from error
     check_values(config.model_dump())
     return config

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from .. import cluster
 from ..data import texts
 from ..data.assets import found_whole, take_as_whole
 from ..data.corpora import Part
@@ -30,7 +31,7 @@ from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
 from ..progress import Progress, silent
-from ..workers import default_workers, do_all, return_free_memory
+from ..workers import default_workers, do_all, gpus, return_free_memory
 from .config import Config
 from .folder import Ledger
 from .notes import StageNotes
@@ -275,14 +276,14 @@ class Workspace:
         return self._evaluators[count]
 
     def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
-        """Do a job for every piece, by several processes where that pays, and yield each piece that
-        is done.
+        """Do a job for every piece, by several processes where that pays or by the workers of a
+        cluster, and yield each piece that is done.
         """
-        weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
-        workers = self.config.workers or default_workers(
-            weights, self._kept_bytes(), self.lm.device.type
-        )
-        if min(workers, len(pieces)) < 2:
+        workers, devices = self.config.workers, gpus(self.config.device)
+        if workers is None:
+            weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
+            workers = default_workers(weights, self._kept_bytes(), self.lm.device.type, devices)
+        if isinstance(workers, int) and min(workers, len(pieces)) < 2:
             # A tuned model is loaded where it is measured.
             self.__dict__.pop("tuned", None)
             for piece in pieces:
@@ -295,8 +296,14 @@ class Workspace:
             self.__dict__.pop(name, None)
         self._forget()
         peaks: dict[int, int] = {}
-        prepare = partial(_worker, self.config, self.folder, self.stages, job, found_whole())
-        with closing(do_all(prepare, pieces, workers)) as work:
+        folder = self.folder.absolute()
+        prepare = partial(_worker, self.config, folder, self.stages, job, found_whole())
+        running = (
+            do_all(prepare, pieces, workers, devices, self.notes.add)
+            if isinstance(workers, int)
+            else cluster.do_all(prepare, pieces, workers, folder)
+        )
+        with closing(running) as work:
             for finished in work:
                 peaks[finished.worker] = finished.peak
                 together = psutil.Process().memory_info().rss + sum(peaks.values())
