@@ -28,6 +28,7 @@ from ..models.lm import LM
 from ..progress import Progress
 from .config import Config, DetoxSettings
 from .context import Facts, Stages, Workspace
+from .dial import dialled
 from .folder import Ledger
 from .gains import STEP, explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows
@@ -36,9 +37,8 @@ from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
 
 EDIT = "edit.safetensors"
-# Bisection halves an interval of strengths; this many leave it within .03, which no metric tells
-# apart.
-HALVINGS = 7
+# No metric tells a weaker edit from none.
+LEAST = 0.02
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
 
@@ -83,14 +83,15 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
 def greatest_strength(
     lm: LM, edit: Intervention, windows: list[list[int]], settings: DetoxSettings
 ) -> tuple[float, tuple[float, float]]:
-    """The greatest strength within the budget, by bisection, and its KL and change of
+    """The greatest strength within the budget, to a few percent of it, and its KL and change of
     log-perplexity on `windows`.
 
     Costs rise with the strength of gains as trained; where they should not, the strength found is
     still within the budget.
 
     Raises:
-        DialdownError: even the smallest strength tried is beyond the budget (its cost is named).
+        DialdownError: even the least strength worth having is beyond the budget (its cost is
+            named).
     """
     text = ReferenceText(lm, windows, kl_windows=len(windows))
     base = text.measure(lm)
@@ -111,28 +112,25 @@ def greatest_strength(
     max_nll = (
         math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
     )
-    low, high = 0.0, 2 * settings.most
-    best: tuple[float, float] | None = None
-    for _ in range(HALVINGS + 1):
-        middle = (low + high) / 2
-        kl, nll = cost(middle)
-        if kl <= settings.allowed_kl and nll <= max_nll:
-            low, best = middle, (kl, nll)
-            if middle == settings.most:
-                break
-        else:
-            high = middle
-    if best is None:
+    costs: dict[float, tuple[float, float]] = {}
+
+    def share(strength: float) -> float:
+        costs[strength] = kl, nll = cost(strength)
+        return math.inf if math.isinf(kl) else max(kl / settings.allowed_kl, nll / max_nll)
+
+    strength, _ = dialled(share, 1.0, settings.most)
+    if strength < LEAST:
+        kl, nll = cost(LEAST)
         dial = (
             f"--max-kl above {settings.allowed_kl:g}"
             if kl > settings.allowed_kl
             else "--max-ppl-increase"
         )
         raise DialdownError(
-            f"Even at strength {middle:.2g} the edit costs a KL of {kl:.2g} and "
+            f"Even at strength {LEAST} the edit costs a KL of {kl:.2g} and "
             f"{math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
         )
-    return low, best
+    return strength, costs[strength]
 
 
 def check(work: Workspace) -> Facts:
