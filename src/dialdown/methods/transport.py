@@ -72,7 +72,8 @@ def linear_act(
         labels: 1 where a text has the concept, else 0.
         sequential: fit the layers one after the other, each with the maps of earlier ones acting,
             as published. All texts then go through the model at once, so memory grows with their
-            tokens: about 16 bytes for each token and neuron of a layer, in float32.
+            number times the longest: about 16 bytes for each token and neuron of a layer, in
+            float32.
         max_tokens: texts are cut here.
         name: the name its results carry.
         progress: called after each layer, or batch of texts.

@@ -139,8 +139,10 @@ def _fit(work: Workspace, name: str) -> Intervention:
         return Intervention.load(work.folder / STEP)
     texts, labels = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
-        seed = {"seed": work.config.seed} if name == "labels" else {}
-        return LABELLED[name](work.lm, texts, labels, progress=work.progress, **seed)
+        given: dict[str, Any] = {"max_tokens": work.config.probe.max_tokens}
+        if name == "labels":
+            given["seed"] = work.config.seed
+        return LABELLED[name](work.lm, texts, labels, progress=work.progress, **given)
     edit = _own(name)(work.lm, texts, labels)
     if not isinstance(edit, Intervention):
         raise DialdownError(
