@@ -131,6 +131,8 @@ def test_the_three_files_hold_the_same_table(done: tuple[Path, Result]) -> None:
     text = (out / "ladder.md").read_text()
     assert len(text.splitlines()) == len(rows) + 2
     assert all(f"{row['toxicity']['mean']:.3f}" in text for row in rows.values())
+    drawn = (out / "figures" / "ladder.svg").read_text()
+    assert all(name in drawn for name in rows)
     assert "linear_act" in result.output
 
 

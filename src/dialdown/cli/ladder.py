@@ -55,6 +55,7 @@ def ladder(
         "ladder.prompts": prompts,
     }
     settings = settings_of(preset, config, named, set_)
+    from ..report.figures import draw_ladder
     from ..study.ladder import run_ladder
     from ..workers import quiet_libraries
     from .summary import show_ladder, show_notes
@@ -64,8 +65,11 @@ def ladder(
     display = Display()
     with display.bar, interruptible():
         run_ladder(settings, folder, progress=display.progress, announce=display.announce)
+    drawn = draw_ladder(folder)
     show_ladder(folder, out)
     show_notes(folder, out)
     out.print(
-        f"With every number: {folder / 'ladder.csv'}, .json and .md.", soft_wrap=True, markup=False
+        f"With every number: {folder / 'ladder.csv'}, .json and .md; drawn: {drawn[0]}.",
+        soft_wrap=True,
+        markup=False,
     )

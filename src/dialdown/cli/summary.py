@@ -127,9 +127,10 @@ def show_ladder(folder: Path, out: Console) -> None:
     out.print(
         f"{ladder['prompts']:,} prompts that no method has seen, {PROMPTED[ladder['template']]}; "
         f"each method dialled to a KL of {ladder['kl']:g}, the mean over {len(ladder['texts'])} "
-        f"kinds of text ({', '.join(ladder['texts'])}). Means with bootstrap 95 % intervals; "
-        "differences are paired over prompts, to the least toxic method that reaches the price, "
-        "by the first judge. gains__random_neurons has the gains' numbers on random neurons.",
+        f"kinds of text ({', '.join(ladder['texts'])}), whose change of log-perplexity is beside "
+        "it. Means with bootstrap 95 % intervals; differences are paired over prompts, to the "
+        "least toxic method that reaches the price, by the first judge. gains__random_neurons has "
+        "the gains' numbers on random neurons.",
         markup=False,
         highlight=False,
     )

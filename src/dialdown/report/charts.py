@@ -42,6 +42,8 @@ PRICES: dict[Price, str] = {
 }
 # Differences of log-perplexity span three orders: linear below this, logarithmic above.
 LINEAR = 0.01
+# Colour and shape of a ladder's judges, the first one first.
+JUDGES = (("blue", "circle"), ("vermillion", "diamond"), ("muted", "square"))
 
 
 @dataclass(frozen=True)
@@ -228,37 +230,59 @@ def controls(
     seen = list(dict.fromkeys(key for row in rows.values() for key in row))
     order = [key for key in CONTROLS if key in seen] + [k for k in seen if k not in CONTROLS]
     labels = {key: CONTROLS.get(key, Look(key, "muted", "triangle-left")) for key in order}
-    frame = pl.DataFrame([
-        {
-            "intervention": name,
-            "control": labels[key].label,
-            "change": said(estimate),
-            **_placed("value", estimate),
-        }
-        for name, row in rows.items()
-        for key, estimate in row.items()
-    ])  # fmt: skip
     paired = f"paired, to the untouched model, {protocol}"
-    x = channel(alt.X, title=[quantity, paired])
-    ranges = scales(list(labels.values()))
-    y = alt.Y("intervention:N", sort=list(rows), title=None)
+    layers = _in_rows(rows, labels, ("intervention", "control", "change"), [quantity, paired])
+    heading = f"{quantity.partition(' (')[0].capitalize()} · {protocol}"
+    return titled(layers, heading, "means with 95 % intervals")
+
+
+def ladder(rows: Mapping[str, Mapping[str, Estimate]], concept: str, kl: float) -> Chart:
+    """Methods at one price, each judge's mean with its 95 % interval.
+
+    Args:
+        rows: method to what each judge says, the judges in one order, at most three.
+        concept: what they judge.
+        kl: the price, in nats per token.
+    """
+    judges = list(next(iter(rows.values())))
+    looks = {judge: Look(judge, *look) for judge, look in zip(judges, JUDGES, strict=False)}
+    axis = [f"{concept} (mean score)", "unseen prompts, strict"]
+    layers = _in_rows(rows, looks, ("method", "judge", concept), axis)
+    return titled(layers, f"Methods at a KL of {kl:g}", "means with 95 % intervals")
+
+
+def _in_rows(
+    rows: Mapping[str, Mapping[str, Estimate]],
+    looks: Mapping[str, Look],
+    fields: tuple[str, str, str],
+    axis: list[str],
+) -> Chart:
+    """Estimates with their intervals, one line of a plot for each row, one mark for each key in it;
+    `fields` are the names of a row, a key and a value under the pointer.
+    """
+    line, key, value = fields
+    frame = pl.DataFrame([
+        {line: name, key: looks[mark].label, value: said(estimate), **_placed("value", estimate)}
+        for name, row in rows.items()
+        for mark, estimate in row.items()
+    ])  # fmt: skip
+    x = channel(alt.X, title=axis)
+    ranges = scales(list(looks.values()))
+    y = alt.Y(f"{line}:N", sort=list(rows), title=None)
     y = y.axis(alt.Axis(grid=True, tickBand="extent", ticks=False, domain=False))
     within = alt.YOffset(
-        "control:N",
-        sort=[look.label for look in labels.values()],
-        scale=alt.Scale(paddingOuter=0.4),
+        f"{key}:N", sort=[look.label for look in looks.values()], scale=alt.Scale(paddingOuter=0.4)
     )
-    stroke = alt.Stroke("control:N", scale=ranges["colour"])
+    stroke = alt.Stroke(f"{key}:N", scale=ranges["colour"])
     base = alt.Chart(frame).encode(y=y, yOffset=within, stroke=stroke)
-    layers = alt.layer(
+    layers: Chart = alt.layer(
         base.mark_rule(strokeWidth=1.4).encode(x=x("value_low:Q"), x2=alt.X2("value_high")),
         zero_line("x"),
         base.mark_point(opacity=1, size=42, strokeWidth=1.4).encode(
             x=x("value:Q"),
-            fill=alt.Fill("control:N", scale=ranges["fill"]),
-            shape=alt.Shape("control:N", scale=ranges["shape"]),
-            tooltip=[alt.Tooltip(f"{fact}:N") for fact in ("intervention", "control", "change")],
+            fill=alt.Fill(f"{key}:N", scale=ranges["fill"]),
+            shape=alt.Shape(f"{key}:N", scale=ranges["shape"]),
+            tooltip=[alt.Tooltip(f"{fact}:N") for fact in fields],
         ),
     ).properties(width=WIDTH - 60, height=alt.Step(7, **{"for": "offset"}))
-    heading = f"{quantity.partition(' (')[0].capitalize()} · {protocol}"
-    return titled(layers, heading, "means with 95 % intervals")
+    return layers

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -17,12 +18,14 @@ import polars as pl
 from ..data.csv_tables import read_csv
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.row import Row
+from ..files import read_json
 from ..models.lm import Protocol
 from ..neurons.ranks import PLACES
 from ..neurons.table import NeuronTable
 from . import neuron_charts, rank_charts
 from .chart_style import Chart
-from .charts import PRICES, Point, Price, controls, tradeoff
+from .charts import PRICES, Point, Price, controls, ladder, tradeoff
+from .drawing import save
 from .names import FAMILIES, look, short
 from .run import Run
 
@@ -214,3 +217,16 @@ def _decoded(run: Run, table: NeuronTable) -> dict[tuple[int, int], str]:
                         token.strip() for token in group["token"] if token
                     )
     return tokens
+
+
+def draw_ladder(folder: Path) -> list[Path]:
+    """Draw what `dialdown ladder` left in a folder, as files in its `figures`."""
+    table = read_json(folder / "ladder.json")
+    concept = read_json(folder / "run.json")["config"]["concept"]
+    rows = {
+        row["method"]: {
+            judge.rpartition("/")[2]: Estimate(**mean) for judge, mean in row["toxicity_by"].items()
+        }
+        for row in table["rows"]
+    }
+    return save(ladder(rows, concept, table["kl"]), folder / "figures" / "ladder")

@@ -125,17 +125,19 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
     """The table as text, its head first."""
     judges = [*rows[0]["toxicity_by"]]
+    # Of a folder or a hub id, the last part says which.
+    names = [judge.rpartition("/")[2] for judge in judges]
     refusal = REFUSAL in rows[0]
     head = [
         "method",
         "strength",
-        *(f"{concept}, {judge}" for judge in judges),
+        *(f"{concept}, {name}" for name in names),
         "minus the best",
         "KL",
-        "log-perplexity of texts",
+        "log-ppl",
         "degenerate",
         *(["refusals"] if refusal else []),
-        "fitted on",
+        "data",
         "seconds",
         "folds",
     ]
