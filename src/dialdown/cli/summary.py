@@ -116,13 +116,20 @@ def show_check(folder: Path, out: Console) -> None:
     out.print(most)
 
 
+# The columns of a ladder that are shown from so many characters on.
+FURTHER = ("strength", "degenerate", "refusals", "data", "seconds", "folds")
+WIDE = 120
+
+
 def show_ladder(folder: Path, out: Console) -> None:
     """Print the table of `dialdown ladder`, and how it is to be read."""
     ladder = read_json(folder / "ladder.json")
     head, *lines = shown(ladder["rows"], read_json(folder / "run.json")["config"]["concept"])
-    table = _table(*head)
+    # What a narrow terminal has no room for is in ladder.md.
+    places = [place for place, name in enumerate(head) if out.width >= WIDE or name not in FURTHER]
+    table = _table(*(head[place] for place in places))
     for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*(escape(line[place]) for place in places))
     out.print(table)
     out.print(
         f"{ladder['prompts']:,} prompts that no method has seen, {PROMPTED[ladder['template']]}; "

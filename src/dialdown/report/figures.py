@@ -225,7 +225,8 @@ def draw_ladder(folder: Path) -> list[Path]:
     concept = read_json(folder / "run.json")["config"]["concept"]
     rows = {
         row["method"]: {
-            judge.rpartition("/")[2]: Estimate(**mean) for judge, mean in row["toxicity_by"].items()
+            judge.rpartition("/")[2].removeprefix("embedded:"): Estimate(**mean)
+            for judge, mean in row["toxicity_by"].items()
         }
         for row in table["rows"]
     }

@@ -126,7 +126,7 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
     """The table as text, its head first."""
     judges = [*rows[0]["toxicity_by"]]
     # Of a folder or a hub id, the last part says which.
-    names = [judge.rpartition("/")[2] for judge in judges]
+    names = [judge.rpartition("/")[2].removeprefix("embedded:") for judge in judges]
     refusal = REFUSAL in rows[0]
     head = [
         "method",
