@@ -19,6 +19,7 @@ lint: $(VENV)/dev
 
 types: $(VENV)/dev
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 # One thread for the processes that tests start, too: two tests at once are as much as two cores do.
 tests: $(VENV)/dev

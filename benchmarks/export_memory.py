@@ -8,11 +8,13 @@ is printed beside that of a process that only imports.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +35,9 @@ def write_base(folder: Path) -> None:
         num_attention_heads=32, num_key_value_heads=4,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size=SHARD)
     AutoTokenizer.from_pretrained(fetch("smollm2-135m")).save_pretrained(folder)
 
 
@@ -59,16 +63,16 @@ def main() -> None:
     spawn = get_context("spawn")
     with TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        for job in (
-            partial(write_base, base),
-            peak_of_import,
-            partial(peak_of_export, base, verify=False),
-            partial(peak_of_export, base, verify=True),
-        ):
+        jobs: dict[str, Callable[[], int | None]] = {
+            "the base is written": partial(write_base, base),
+            "imports alone": peak_of_import,
+            "export": partial(peak_of_export, base, verify=False),
+            "export and verification": partial(peak_of_export, base, verify=True),
+        }
+        for what, job in jobs.items():
             with spawn.Pool(1) as pool:
                 found = pool.apply(job)
-            what = getattr(job, "func", job).__name__, getattr(job, "keywords", {})
-            print(*what, "" if found is None else f"{found / 1e9:.2f} GB", flush=True)
+            print(what, "" if found is None else f"{found / 1e9:.2f} GB", flush=True)
         size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     print(f"checkpoint {size / 1e9:.2f} GB in shards of {SHARD / 1e9:.1f} GB; {date.today()}")
 

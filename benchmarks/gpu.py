@@ -34,7 +34,7 @@ from dialdown.models import Decoder
 from dialdown.training.dpo import tune
 from dialdown.training.policies import low_rank
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "hidden_size": 4096,
         "intermediate_size": 14_336,
@@ -126,7 +126,7 @@ class Bench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rates = measured_rates(self.device, small=shape == "tiny")
         self.lm = random_model(shape, self.device)
-        self.parameters = sum(weight.numel() for weight in self.lm.model.parameters())
+        self.parameters: int = sum(weight.numel() for weight in self.lm.model.parameters())
         self.rows: list[Measurement] = []
 
     def texts(self, count: int, tokens: int, seed: int) -> list[str]:
@@ -137,7 +137,7 @@ class Bench:
 
     def forward(self, tokens: int) -> float:
         """The least seconds of a forward pass over `tokens` tokens."""
-        read = 2 * self.parameters / self.rates.bandwidth
+        read: float = 2 * self.parameters / self.rates.bandwidth
         return max(read, 2 * self.parameters * tokens / (0.5 * self.rates.arithmetic))
 
     def decoding(self, prompts: int, batch: int, new_tokens: int) -> float:

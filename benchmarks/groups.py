@@ -33,6 +33,7 @@ def main() -> None:
     }
     for name, values in speaks.items():
         change = estimate(values - speaks["none"][: len(values)])
+        assert change is not None, f"{name} has no texts"
         print(
             f"{name}: {int(values.sum())} of {len(values)}, {change.mean:+.2f} [{change.low:+.2f}, "
             f"{change.high:+.2f}]"

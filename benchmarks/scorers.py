@@ -45,7 +45,8 @@ def main() -> None:
     pl.Config.set_tbl_width_chars(200)
     pl.Config.set_tbl_hide_dataframe_shape(True)
     print(date.today(), "\nagainst Perspective and each other (threshold 0.5):")
-    print(agreement({"Perspective": perspective, **scores}))
+    everyone = {"Perspective": perspective, **scores}
+    print(agreement({name: values.tolist() for name, values in everyone.items()}))
     labelled = load_labelled("embedded:comments", 2000, seed=0, part="probe", max_words=20)
     print("against human labels:")
     rows = []
