@@ -24,7 +24,7 @@ from .workers import Done, Prepare, peak_bytes, quiet_libraries
 
 DASK = "dask:"
 # Seconds that a scheduler has to answer.
-PATIENCE = 20
+PATIENCE = 10
 # Times that a piece is done again after its worker was lost.
 RETRIES = 3
 
