@@ -71,8 +71,8 @@ def main() -> None:
         }
         for what, job in jobs.items():
             with spawn.Pool(1) as pool:
-                found = pool.apply(job)
-            print(what, "" if found is None else f"{found / 1e9:.2f} GB", flush=True)
+                peak = pool.apply(job)
+            print(what, "" if peak is None else f"{peak / 1e9:.2f} GB", flush=True)
         size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     print(f"checkpoint {size / 1e9:.2f} GB in shards of {SHARD / 1e9:.1f} GB; {date.today()}")
 

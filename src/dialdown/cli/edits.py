@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from .shared import Display, Seed, Set, app, err, interruptible, out, settings_of
+from .shared import (
+    ConfigFile,
+    Display,
+    Model,
+    Preset,
+    Seed,
+    Set,
+    app,
+    err,
+    interruptible,
+    out,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from ..exporting.export import Exported
@@ -68,7 +80,7 @@ Strength = Annotated[
 
 @app.command(cls=Verifying)
 def detox(
-    model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
+    model: Model,
     out_folder: OutFolder,
     strength: Annotated[
         float | None,
@@ -93,12 +105,8 @@ def detox(
             help="Train the gains, or take one step of the natural gradient, in a minute or two."
         ),
     ] = True,
-    preset: Annotated[
-        str, typer.Option(help="detox, or smoke to see that it all works.")
-    ] = "detox",
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A TOML file of further settings.")
-    ] = None,
+    preset: Preset = "detox",
+    config: ConfigFile = None,
     seed: Seed = None,
     force: Force = False,
     verify: Verify = "transformers",

@@ -7,12 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .shared import Display, Seed, Set, app, interruptible, out, settings_of
+from .shared import (
+    ConfigFile,
+    Display,
+    Model,
+    Preset,
+    Seed,
+    Set,
+    app,
+    interruptible,
+    out,
+    settings_of,
+)
 
 
 @app.command()
 def ladder(
-    model: Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")],
+    model: Model,
     out_folder: Annotated[
         Path | None,
         typer.Option(
@@ -35,12 +46,8 @@ def ladder(
     prompts: Annotated[
         int | None, typer.Option(help="How many unseen prompts are judged; 256.")
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="detox, or smoke to see that it all works.")
-    ] = "detox",
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A TOML file of further settings.")
-    ] = None,
+    preset: Preset = "detox",
+    config: ConfigFile = None,
     seed: Seed = None,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:

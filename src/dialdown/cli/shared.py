@@ -31,6 +31,11 @@ EVERY = 15
 # Work of which an earlier run may have done a part.
 RESUMED = ("evaluating", "making", "training")
 
+Model = Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")]
+Preset = Annotated[str, typer.Option(help="detox, or smoke to see that it all works.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A TOML file of further settings.")
+]
 Seed = Annotated[int | None, typer.Option(help="The seed of everything random.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; the GPU if there is one.")]
 Dtype = Annotated[

@@ -25,11 +25,11 @@ def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[
     Returns:
         Strength and cost; both 0 where every strength that was tried costs more.
     """
-    strength, low, high, found = min(1.0, most), 0.0, most, 0.0
+    strength, low, high, paid = min(1.0, most), 0.0, most, 0.0
     for _ in range(ROUNDS):
         spent = cost(strength)
         if spent <= price:
-            low, found = strength, spent
+            low, paid = strength, spent
             if spent >= NEAR * price or strength == most:
                 break
         else:
@@ -38,4 +38,4 @@ def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[
         aimed = min(aimed, most)
         inside = low < aimed < high or (aimed == most and high == most)
         strength = aimed if inside else (low + high) / 2
-    return low, found
+    return low, paid
