@@ -9,7 +9,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from dialdown.workers import default_workers, do_all, gpus
+import pytest
+
+from dialdown import DialdownError
+from dialdown.workers import LOSSES, default_workers, do_all, gpus
 from helpers import pieces
 
 PIECES = """
@@ -74,14 +77,19 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
 
 def test_a_lost_worker_costs_one_piece_which_is_done_again(tmp_path: Path) -> None:
     told: list[str] = []
-    done = do_all(partial(pieces.prepare, tmp_path), range(6), 2, told=told.append)
+    done = do_all(partial(pieces.prepare, tmp_path, deadly=1), range(6), 2, told=told.append)
     assert sorted(finished.piece for finished in done) == [*range(6)]
     assert told == ["a worker process ended by itself; what it was at was done again"]
     assert all((tmp_path / str(piece)).exists() for piece in range(6))
 
 
+def test_a_piece_that_kills_every_worker_ends_the_work(tmp_path: Path) -> None:
+    with pytest.raises(DialdownError, match="was killed, most likely for memory"):
+        [*do_all(partial(pieces.prepare, tmp_path, deadly=9), range(1), 1)]
+    assert len([*tmp_path.glob("lost-*")]) == LOSSES
+
+
 def test_each_worker_sees_one_of_the_gpus(tmp_path: Path) -> None:
-    (tmp_path / "lost").touch()
     [*_] = do_all(partial(pieces.prepare, tmp_path), range(8), 2, ["3", "5"])
     seen = {(tmp_path / str(piece)).read_text() for piece in range(8)}
     assert seen <= {"3", "5"}

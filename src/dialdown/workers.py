@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -35,6 +35,9 @@ from .errors import DialdownError
 
 # What a worker holds besides: libraries and the activations of one forward pass.
 WORKER_BYTES = 1 << 30
+# Workers that may end by themselves before any piece is finished: what kills the second as well is
+# no accident.
+LOSSES = 2
 # The exit status of a worker that a script without a `__main__` guard would have start everything
 # again.
 UNGUARDED = 97
@@ -107,26 +110,28 @@ def do_all(
         told: called with a sentence when a worker was lost.
 
     Raises:
-        DialdownError: a piece could not be done, or workers end before they finish one.
+        DialdownError: a piece could not be done, or `LOSSES` workers in a row end before any piece
+            is finished.
     """
     check_main_guard()
     left = dict(enumerate(pieces))
+    lost = 0
     while left:
-        before = len(left)
         try:
             with closing(_do_all(prepare, left, workers, devices)) as finished:
                 for number, done in finished:
                     del left[number]
+                    lost = 0
                     yield done
         except _LostError as error:
-            # Another does the piece that it was at, as long as anything is finished meanwhile.
-            if len(left) == before:
+            lost += 1
+            if lost == LOSSES:
                 raise DialdownError(str(error)) from error
             told("a worker process ended by itself; what it was at was done again")
 
 
 class _LostError(Exception):
-    """A worker ended by itself."""
+    """A worker ended by itself; the next one may not."""
 
 
 def _do_all(
@@ -147,7 +152,16 @@ def _do_all(
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise _LostError(_why_ended(processes)) from None
+        for process in processes:
+            process.join(5)
+        codes = {process.exitcode or 0 for process in processes}
+        if UNGUARDED in codes:
+            raise DialdownError(
+                'This script calls dialdown outside `if __name__ == "__main__":`, so each of the '
+                "processes that measure would start it all again: put the call under that line, or "
+                "set workers=1."
+            ) from None
+        raise _LostError(_why_ended(codes)) from None
     finally:
         # Pieces still in work would otherwise be waited for, also after Ctrl-C.
         for process in processes:
@@ -155,19 +169,10 @@ def _do_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _why_ended(processes: Sequence[BaseProcess]) -> str:
-    """What to say of workers of which one ended by itself; the pool then ends the others, by
-    SIGTERM.
+def _why_ended(codes: Iterable[int]) -> str:
+    """What to say of workers of which one ended by itself, from their exit statuses; the pool then
+    ends the others, by SIGTERM.
     """
-    for process in processes:
-        process.join(5)
-    codes = {process.exitcode or 0 for process in processes}
-    if UNGUARDED in codes:
-        return (
-            'This script calls dialdown outside `if __name__ == "__main__":`, so each of the '
-            "processes that measure would start it all again: put the call under that line, or "
-            "set workers=1."
-        )
     signals = sorted(-code for code in codes if code < 0 and -code != signal.SIGTERM)
     if not signals or signals == [signal.SIGKILL]:
         return (

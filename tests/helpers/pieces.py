@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 
 
-def prepare(folder: Path) -> partial[None]:
+def prepare(folder: Path, deadly: int = 0) -> partial[None]:
     """What does a piece in `folder`."""
-    return partial(work, folder)
+    return partial(work, folder, deadly)
 
 
-def work(folder: Path, piece: int) -> None:
-    """Write where a piece was done; piece 0 is the end of the first worker that takes it up."""
-    if piece == 0 and not (folder / "lost").exists():
-        (folder / "lost").touch()
+def work(folder: Path, deadly: int, piece: int) -> None:
+    """Write where a piece was done; piece 0 is the end of the first `deadly` workers that take it
+    up.
+    """
+    if piece == 0 and len([*folder.glob("lost-*")]) < deadly:
+        (folder / f"lost-{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / str(piece)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
