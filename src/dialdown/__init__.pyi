@@ -6,17 +6,19 @@ from .exporting.control_vector import write_control_vector
 from .exporting.delta import load_delta, save_delta
 from .exporting.export import apply_delta, export
 from .interventions.intervention import Intervention, untouched
-from .interventions.paper import edit, edit_controls, patch, patch_control, steer
+from .interventions.paper import edit, patch, steer
 from .models.lm import LM, load, load_tuned
 from .neurons.activations import mean_activations
 from .neurons.directions import Direction, random_direction, token_contrast, train_probe
 from .neurons.logit_lens import logit_lens
 from .neurons.table import NeuronTable, compare, neuron_table
 from .training.dpo import train_dpo
-from .training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from .training.fisher import fisher_information, natural_gradient, preference_gradient
 from .training.gains import train_gains
 from .training.make_pairs import make_pairs
-from .training.settings import DPOSettings, GainSettings, PairSettings
+from .training.own_text import own_text
+from .training.rank_one import train_rank_one
+from .training.settings import DPOSettings, GainSettings, PairSettings, RankOneSettings
 
 __version__: str
 
@@ -31,11 +33,11 @@ __all__ = [
     "Pair",
     "PairSet",
     "PairSettings",
+    "RankOneSettings",
     "Suite",
     "apply_delta",
     "compare",
     "edit",
-    "edit_controls",
     "evaluate",
     "export",
     "fisher_information",
@@ -50,7 +52,6 @@ __all__ = [
     "neuron_table",
     "own_text",
     "patch",
-    "patch_control",
     "preference_gradient",
     "random_direction",
     "save_delta",
@@ -59,6 +60,7 @@ __all__ = [
     "train_dpo",
     "train_gains",
     "train_probe",
+    "train_rank_one",
     "untouched",
     "write_control_vector",
 ]

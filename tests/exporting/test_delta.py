@@ -286,7 +286,7 @@ def test_no_field_of_an_edit_s_header_is_taken_as_it_comes(llama: LM, tmp_path: 
     assert refused > 79
 
 
-@pytest.mark.parametrize("kind", ["scale", "set", "steer"])
+@pytest.mark.parametrize("kind", ["scale", "set", "rank_one", "steer"])
 def test_no_tensor_of_an_edit_is_taken_as_it_comes(llama: LM, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "delta"
     save_delta(make(llama, kind), saved(llama, tmp_path / "base"), folder)

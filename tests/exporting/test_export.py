@@ -31,19 +31,19 @@ from dialdown.files import file_sha256
 from dialdown.interventions import Intervention
 from dialdown.models import LM
 from helpers import tiny
-from helpers.edits import IDS, KINDS, WITH_BIAS, exact, make
+from helpers.edits import IDS, KINDS, WITH_BIAS, WITHOUT_BIAS, exact, make
 from helpers.folders import assert_same, saved, stored
 
 # `dialdown.exporting.export` is the function; the module of that name is found like this.
 export_module = importlib.import_module("dialdown.exporting.export")
 
 
-@pytest.mark.parametrize("kind", ["set", "scale"])
+@pytest.mark.parametrize("kind", ["set", "scale", "rank_one"])
 def test_an_export_is_the_folded_model(lm: LM, tmp_path: Path, kind: str) -> None:
     base = saved(lm, tmp_path / "base")
     edit = exact(make(lm, kind))
     out = tmp_path / "out"
-    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind != "scale":
+    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind not in WITHOUT_BIAS:
         with pytest.raises(DialdownError, match=r"kind='scale'.*control vector"):
             export(base, edit, out, verify=False)
         assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -55,13 +55,14 @@ def test_an_export_is_the_folded_model(lm: LM, tmp_path: Path, kind: str) -> Non
         name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])
     }
     assert changed == {layer.path for layer in lm.view.layers}
-    if kind == "scale":
+    if kind in WITHOUT_BIAS:
         assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
 
 
 # Gemma-2 has no bias to fold another kind into, and refuses.
 @pytest.mark.parametrize(
-    ("name", "kind"), [*product(["gpt2", "llama", "granite"], KINDS), ("gemma2", "scale")]
+    ("name", "kind"),
+    [*product(["gpt2", "llama", "granite"], KINDS), ("gemma2", "scale"), ("gemma2", "rank_one")],
 )
 def test_an_export_is_verified_and_loads_as_the_folded_model(
     tmp_path: Path, name: str, kind: str

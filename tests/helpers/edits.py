@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dialdown.interventions import Intervention
+from dialdown.interventions import Intervention, RankOne
 from dialdown.models import LM
 from helpers import tiny
 
-KINDS = ("set", "shift", "scale", "affine", "steer")
+KINDS = ("set", "shift", "scale", "affine", "rank_one", "steer")
+# What folds into weights alone, wherever an architecture has no bias.
+WITHOUT_BIAS = ("scale", "rank_one")
 # Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.
 WITH_BIAS = {
     "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", (
@@ -31,6 +34,17 @@ def make(
     shape = (lm.view.n_layers, lm.view.n_neurons)
     selected = rng.random(shape) < share
     values = strength * rng.standard_normal(shape)
+    if kind == "rank_one":
+        writes = rng.standard_normal((lm.view.n_layers, lm.view.d_model)) / 4
+        return Intervention(
+            "it",
+            kind,
+            np.ones(shape),
+            np.zeros(shape),
+            selected,
+            rank_one=RankOne(np.where(selected, values, 0.0), writes),
+            record={"seed": seed},
+        )
     gain = {"set": 0.0, "shift": 1.0}.get(kind, 1 + values)
     return Intervention(
         "it",
@@ -43,5 +57,14 @@ def make(
 
 
 def exact(edit: Intervention) -> Intervention:
-    """With gains that float32 holds, as trained ones are, so that rounding them changes nothing."""
-    return replace(edit, gain=edit.gain.astype(np.float32).astype(np.float64))
+    """With numbers that float32 holds, as trained ones are, so that rounding them changes
+    nothing.
+    """
+
+    def short(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return numbers.astype(np.float32).astype(np.float64)
+
+    further = edit.rank_one
+    if further is not None:
+        further = RankOne(short(further.reads), short(further.writes))
+    return replace(edit, gain=short(edit.gain), rank_one=further)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dialdown.interventions import Intervention, untouched
 from dialdown.models import LM, Decoder
 from dialdown.models.bias import holds_bias
 from helpers import tiny
-from helpers.edits import IDS, KINDS, WITH_BIAS, make
+from helpers.edits import IDS, KINDS, WITH_BIAS, WITHOUT_BIAS, make
 from helpers.tiny import unchanged
 
 
@@ -34,7 +35,17 @@ def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
 
     def written(m: torch.Tensor, index: int, layer: Any) -> torch.Tensor:
         edited = m.double().clone()
-        for p in {"all": range(m.shape[1]), "last": [m.shape[1] - 1], "first": [0]}[where]:
+        places = {"all": range(m.shape[1]), "last": [m.shape[1] - 1], "first": [0]}[where]
+        if edit.rank_one:
+            out = edited @ layer.value_vectors("paper").double()
+            u, v = edit.rank_one.reads[index], edit.rank_one.writes[index]
+            for p in places:
+                for row in range(m.shape[0]):
+                    read = sum(float(m[row, p, i]) * u[i] for i in range(m.shape[2]))
+                    out[row, p] += read * torch.as_tensor(v)
+            bias = 0 if layer.down.bias is None else layer.down.bias.double()
+            return (out + bias).to(m.dtype)
+        for p in places:
             for i in range(m.shape[2]):
                 if edit.selected[index, i]:
                     change = {
@@ -58,7 +69,7 @@ def hooked(lm: LM, edit: Intervention, ids: torch.Tensor = IDS, **options: Any) 
 
 
 @pytest.mark.parametrize("positions", ["all", "last", "first"])
-@pytest.mark.parametrize("kind", ["set", "shift", "scale", "affine"])
+@pytest.mark.parametrize("kind", ["set", "shift", "scale", "affine", "rank_one"])
 def test_hooks_act_where_the_policy_says(named: LM, kind: str, positions: str) -> None:
     edit = make(named, kind)
     with explicit(named, edit, positions):
@@ -98,7 +109,7 @@ def test_steering_moves_the_final_residual_everywhere_whatever_the_policy(
 @pytest.mark.parametrize("kind", KINDS)
 def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
     edit = make(lm, kind)
-    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind != "scale":
+    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind not in WITHOUT_BIAS:
         held = (
             "steering"
             if any(layer.post_norm is not None for layer in lm.view.layers)
@@ -130,6 +141,8 @@ def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
 FOLDABLE = [
     *((name, kind) for name in sorted(WITH_BIAS) for kind in ("set", "scale", "steer")),
     ("gemma2", "scale"),
+    ("gemma2", "rank_one"),
+    ("gpt2", "rank_one"),
     ("falcon", "scale"),
 ]
 
@@ -147,10 +160,10 @@ def test_a_folded_model_survives_saving(tmp_path: Path, name: str, kind: str) ->
 def test_llama_gains_a_bias_only_where_the_fold_needs_one(llama: LM) -> None:
     for kind in KINDS:
         folded = make(llama, kind).fold(llama)
-        assert folded.model.config.mlp_bias is (kind != "scale")
+        assert folded.model.config.mlp_bias is (kind not in WITHOUT_BIAS)
         assert not llama.model.config.mlp_bias
         gained = {name for name in folded.model.state_dict() if name.endswith("_proj.bias")}
-        assert len(gained) == (0 if kind == "scale" else 3 * tiny.LAYERS)
+        assert len(gained) == (0 if kind in WITHOUT_BIAS else 3 * tiny.LAYERS)
         assert all(
             not folded.model.state_dict()[name].any() for name in gained if "down_proj" not in name
         )
@@ -172,7 +185,7 @@ def test_fold_in_bfloat16_rounds_once(kind: str) -> None:
     for ours, exact in zip(folded.view.layers, wide.view.layers, strict=True):
         assert ours.columns.dtype == torch.bfloat16
         assert torch.equal(ours.columns, exact.columns.to(torch.bfloat16))
-        if kind != "scale":
+        if kind not in WITHOUT_BIAS:
             assert torch.equal(ours.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
 
 
@@ -186,7 +199,7 @@ def small_gains(lm: LM) -> Intervention:
     return Intervention("gains", "scale", gain, np.zeros_like(gain), gain != 1)
 
 
-@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+@pytest.mark.parametrize("kind", ["set", "shift", "scale", "rank_one"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_in_16_bits_what_is_measured_is_what_is_exported(name: str, kind: str) -> None:
     lm = half(name)
@@ -362,6 +375,43 @@ def test_save_and_load(tmp_path: Path, llama: LM, kind: str) -> None:
         dd.Direction.load(path)
 
 
+def test_a_rank_one_edit_of_another_model_is_refused(llama: LM) -> None:
+    edit = make(llama, "rank_one")
+    assert edit.rank_one is not None
+    other = replace(edit, rank_one=replace(edit.rank_one, writes=np.ones((tiny.LAYERS, 3))))
+    with pytest.raises(DialdownError, match=r"it reads .* and writes .*: train it on this model"):
+        hooked(llama, other)
+
+
+def test_gains_and_rank_one_both_act_on_the_activations_as_they_are(lm: LM) -> None:
+    both = replace(make(lm, "rank_one"), gain=make(lm, "scale", seed=1, strength=0.3).gain)
+    scale = replace(both, rank_one=None)
+    wrote: dict[str, list[torch.Tensor]] = {}
+    for name, edit in (("none", untouched()), ("both", both), ("scale", scale)):
+        wrote[name] = []
+        handle = lm.view.layers[0].down.register_forward_hook(
+            lambda module, args, out, kept=wrote[name]: kept.append(out)
+        )
+        with edit.applied(lm):
+            handle.remove()
+            last = lm.view.layers[0].down.register_forward_hook(
+                lambda module, args, out, kept=wrote[name]: kept.append(out)
+            )
+            tiny.logits(lm, IDS)
+            last.remove()
+    alone = replace(both, gain=np.ones_like(both.gain))
+    with alone.applied(lm):
+        handle = lm.view.layers[0].down.register_forward_hook(
+            lambda module, args, out: wrote["none"].append(out)
+        )
+        tiny.logits(lm, IDS)
+        handle.remove()
+    base, rank_one = wrote["none"]
+    torch.testing.assert_close(
+        wrote["both"][0] - wrote["scale"][0], rank_one - base, atol=1e-4, rtol=1e-4
+    )
+
+
 def test_the_key_is_of_the_effect(llama: LM) -> None:
     one, same, other = make(llama, "set"), make(llama, "set"), make(llama, "set", seed=1)
     assert (
@@ -481,6 +531,10 @@ def test_the_dial_is_a_straight_line_of_effects(gpt2: LM, kind: str) -> None:
             assert dialled.vector is not None
             np.testing.assert_allclose(dialled.vector, strength * edit.vector)
             continue
+        if edit.rank_one is not None:
+            assert dialled.rank_one is not None
+            np.testing.assert_array_equal(dialled.rank_one.reads, edit.rank_one.reads)
+            np.testing.assert_allclose(dialled.rank_one.writes, strength * edit.rank_one.writes)
         np.testing.assert_allclose(
             dialled.gain * m + dialled.offset,
             m + strength * (edit.gain * m + edit.offset - m),
@@ -498,7 +552,7 @@ def test_a_strength_that_is_no_number_is_refused(gpt2: LM) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WITH_BIAS | set(tiny.NAMED)))
-@pytest.mark.parametrize("kind", ["scale", "set", "shift"])
+@pytest.mark.parametrize("kind", ["scale", "rank_one", "set", "shift"])
 def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str, kind: str) -> None:
     lm = tiny.lm(name)
     edit = make(lm, kind)
@@ -509,7 +563,7 @@ def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str,
         with edit.folded_into(lm):
             inside = tiny.logits(lm, IDS)
         torch.testing.assert_close(inside, hooked, atol=1e-5, rtol=1e-5)
-        if kind == "scale" or holds_bias(lm):
+        if kind in WITHOUT_BIAS or holds_bias(lm):
             assert torch.equal(inside, tiny.logits(edit.fold(lm), IDS))
         with pytest.raises(KeyboardInterrupt), edit.folded_into(lm):
             raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import torch
 
 import dialdown as dd
 from dialdown import DialdownError
-from dialdown.interventions.paper import steering_alpha
+from dialdown.interventions.paper import edit_controls, patch_control, steering_alpha
 from dialdown.models import LM
 from dialdown.neurons import NeuronTable
 from helpers import tiny
@@ -213,14 +213,14 @@ def test_a_patch_control_takes_as_many_random_neurons(table: NeuronTable) -> Non
     base, tuned = table.grid("mean_base"), table.grid("mean_tuned")
     for kind in ("set", "shift"):
         patch = dd.patch(table, "TP+AN", kind=kind)
-        control = dd.patch_control(table, patch, seed=0)
+        control = patch_control(table, patch, seed=0)
         assert control.neurons == patch.neurons
         assert (control.selected & ~patch.selected).any()
         np.testing.assert_allclose(outcome(control, base), np.where(control.selected, tuned, base))
         assert (control.control_of, control.kind) == (patch.name, kind)
         assert control.name == f"{patch.name}__random_neurons"
-        assert control.key == dd.patch_control(table, patch, seed=0).key
-        assert control.key != dd.patch_control(table, patch, seed=1).key
+        assert control.key == patch_control(table, patch, seed=0).key
+        assert control.key != patch_control(table, patch, seed=1).key
 
 
 def by_group(table: NeuronTable, selected: Any) -> list[int]:
@@ -243,11 +243,11 @@ def test_random_neurons_are_as_many_in_each_group(name: str) -> None:
     noise = dd.neuron_table(lm, direction(9), base)
     for which in ("toxic_9", "TP+AN", "four_groups", "increasing"):
         patch = dd.patch(table, which)
-        control = dd.patch_control(table, patch, seed=2)
+        control = patch_control(table, patch, seed=2)
         assert by_group(table, control.selected) == by_group(table, patch.selected)
         assert not np.array_equal(control.selected, patch.selected)
     edit = dd.edit(table, alpha=0.4, beta=0.1, ordering="notebook", drop_top=0.2)
-    control = dd.edit_controls(table, noise, edit, seed=2)[0]
+    control = edit_controls(table, noise, edit, seed=2)[0]
     assert by_group(table, control.selected) == by_group(table, edit.selected)
     # What an edit may not choose, its control may not either.
     mean = table.grid("mean_base")
@@ -271,7 +271,7 @@ def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, k
     edit = dd.edit(
         table, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1, name="it"
     )
-    controls = {one.name: one for one in dd.edit_controls(table, along_noise, edit, seed=0)}
+    controls = {one.name: one for one in edit_controls(table, along_noise, edit, seed=0)}
     expected = {"it__random_neurons", "it__beta_reversed", "it__random_direction"}
     assert set(controls) == expected | ({"it__beta_zero"} if kind == "set" else set())
     mean = table.grid("mean_base")
@@ -308,7 +308,7 @@ def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, k
 def test_only_an_edit_has_edit_controls(table: NeuronTable, along_noise: NeuronTable) -> None:
     for one in (dd.patch(table, "TP"), dd.steer(direction(), 1.0)):
         with pytest.raises(DialdownError, match="not an edit"):
-            dd.edit_controls(table, along_noise, one, seed=0)
+            edit_controls(table, along_noise, one, seed=0)
 
 
 def test_steering_subtracts_alpha_w(llama: LM) -> None:

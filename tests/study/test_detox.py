@@ -302,12 +302,41 @@ def test_without_training_one_step_is_dialled_to_the_budget(config: Path, tmp_pa
     np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
 
 
-@pytest.mark.parametrize("way", ["--training", "--no-training"])
+def test_one_direction_per_layer_is_dialled_checked_and_read(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "directed"
+    # Two steps on a few pairs move little at the usual rate.
+    given = ("--method", "rank_one", "--set", "rank_one.learning_rate=0.1", "--strength", 2)
+    assert finished(detox(config, out, *given), out)
+    assert {"rank_one", "dial", "check"} <= stages(out).keys()
+    assert not {"gains", "step"} & stages(out).keys()
+    trained = dd.Intervention.load(work_of(out) / "rank-one" / "rank-one.safetensors")
+    edit = dd.Intervention.load(work_of(out) / EDIT)
+    assert (edit.kind, edit.key) == ("rank_one", trained.at(2.0).key)
+    layers = pl.read_csv(work_of(out) / "tables" / "rank-one-layers.csv")
+    assert layers["layer"].to_list() == [*range(tiny.LAYERS)]
+    assert layers["cosine"].is_between(-1, 1).all()
+    assert layers["share"].is_between(0, 1, closed="right").all()
+    assert layers["writes"].str.len_chars().min() > 0
+    card = (out / "README.md").read_text()
+    assert "one direction more per layer" in card
+    assert "reads 72 of 72 neurons with one number each" in card
+    rows = json.loads((work_of(out) / "results.json").read_text())["rows"]
+    assert [row["intervention"] for row in rows] == ["none", "detox", "detox__random_neurons"]
+
+
+def test_a_method_is_known(config: Path, tmp_path: Path) -> None:
+    result = detox(config, tmp_path / "out", "--method", "rank_two")
+    assert result.exit_code == 1
+    assert "detox.method = 'rank_two' is not valid" in str(result.exception)
+
+
+@pytest.mark.parametrize("way", ["gains", "rank_one", "step"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_two_dials_at_once_are_refused(
     config: Path, tmp_path: Path, way: str, strength: float
 ) -> None:
-    result = detox(config, tmp_path / "out", way, "--strength", strength, "--max-kl", 0.1)
+    given = ("--method", way, "--strength", strength, "--max-kl", 0.1)
+    result = detox(config, tmp_path / "out", *given)
     assert result.exit_code == 1
     assert "pass one of them" in str(result.exception)
 

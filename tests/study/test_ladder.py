@@ -20,7 +20,7 @@ from dialdown.study.ladder import Bench
 from dialdown.study.ways import Edit
 from helpers.commands import invoke
 
-METHODS = "aura,linear_act,caa,labels,gains,dpo_kl,mine:nothing,mine:halve"
+METHODS = "aura,linear_act,caa,labels,gains,rank_one,dpo_kl,mine:nothing,mine:halve"
 MINE = """
 import numpy as np
 import dialdown as dd
@@ -55,7 +55,9 @@ def _mine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def ladder(study: Path, out: Path, methods: str, *more: object) -> Result:
     text = ["--set", f'ladder.texts=["{study.parent / "text.txt"}"]', "--prompts", 6]
-    given = ["--config", study, "--out", out, "--methods", methods, *text, *more]
+    # Two steps on twelve pairs move little at the usual rate.
+    rate = ["--set", "rank_one.learning_rate=0.1"]
+    given = ["--config", study, "--out", out, "--methods", methods, *text, *rate, *more]
     return invoke("ladder", study.parent / "model", *given)
 
 
@@ -79,7 +81,8 @@ def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_every_method_is_dialled_to_the_price(done: tuple[Path, Result]) -> None:
     out, _ = done
     rows = rows_of(out)
-    asked = {*METHODS.split(","), "gains__random_neurons", "untouched"}
+    controls = {"gains__random_neurons", "rank_one__random_neurons"}
+    asked = {*METHODS.split(","), *controls, "untouched"}
     assert rows.keys() == asked
     for name in asked - {"untouched", "mine:nothing"}:
         row = rows[name]

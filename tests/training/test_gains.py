@@ -20,35 +20,13 @@ from dialdown.models import LM
 from dialdown.training import GainSettings, fisher_information, train_gains
 from dialdown.training.gains import FILE
 from helpers import tiny
+from helpers.pairs import PAIRS, TEXTS, log_probability
 from helpers.tables import SHAPE
-
-PAIRS = tuple(
-    Pair(f"{noun} in the", chosen, rejected)
-    for noun, chosen, rejected in zip(
-        ("cat", "dog", "house", "tree", "river", "stone"),
-        (" good", " kind and good", " soft", " warm", " calm", " neat"),
-        (" bad", " cruel", " vile and bad", " foul", " grim", " mean"),
-        strict=True,
-    )
-)
-
 
 QUICK = GainSettings(learning_rate=5e-3, batch_size=2, epochs=2, eval_every=100, eval_pairs=1)
 
 
-# Six, so that the second step takes the last two and then the first again.
-TEXTS = np.random.default_rng(4).integers(1, 40, size=(6, 12)).tolist()
-
-
 PRICES = np.random.default_rng(3).gamma(1.0, 1e-3, SHAPE)
-
-
-def log_probability(
-    model: torch.nn.Module, tokenizer: object, pair: Pair, text: str
-) -> torch.Tensor:
-    prompt, whole = (tokenizer(t)[("input_ids")] for t in (pair.prompt, pair.prompt + text))  # type: ignore[operator]
-    logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
-    return sum(logits[at - 1, whole[at]] for at in range(len(prompt), len(whole)))  # type: ignore[return-value]
 
 
 def loss_gradient(

@@ -15,13 +15,15 @@ from ..study.detox import EDIT
 from ..study.front import KEPT as FRONT
 from ..study.gains import STEP
 from ..training.gains import FILE
+from ..training.rank_one import FILE as RANK_ONE
 from .source import Source
 
-KEPT = {"edit": EDIT, "gains": f"gains/{FILE}", "step": STEP}
+KEPT = {"edit": EDIT, "gains": f"gains/{FILE}", "rank_one": f"rank-one/{RANK_ONE}", "step": STEP}
 LABELS = {
     "delta": "the edit of this folder",
-    "edit": "Neuron gains, at the strength found",
+    "edit": "What detox made, at the strength found",
     "gains": "Neuron gains, as trained",
+    "rank_one": "One direction per layer, as trained",
     "step": "One step, no training",
 }
 ENDING = ".safetensors"

@@ -99,12 +99,18 @@ def detox(
         float | None,
         typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %."),
     ] = None,
-    training: Annotated[
-        bool,
+    method: Annotated[
+        str | None,
         typer.Option(
-            help="Train the gains, or take one step of the natural gradient, in a minute or two."
+            help=(
+                "gains (one trained number per neuron), rank_one (one trained direction per layer "
+                "more), or step (gains without training, in a minute or two)."
+            )
         ),
-    ] = True,
+    ] = None,
+    no_training: Annotated[
+        bool, typer.Option("--no-training", help="The same as --method step.")
+    ] = False,
     preset: Preset = "detox",
     config: ConfigFile = None,
     seed: Seed = None,
@@ -112,8 +118,8 @@ def detox(
     verify: Verify = "transformers",
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """One number per neuron that makes a model less toxic: found, checked on held-out prompts,
-    folded into a checkpoint.
+    """One number per neuron, or one direction per layer, that makes a model less toxic: found,
+    checked on held-out prompts, folded into a checkpoint.
 
     Exit status: 0 where the check says that it is less toxic; 3 where the check cannot say so, or
     says the opposite (the folder is written all the same); 1 where nothing was written; 130 on
@@ -122,6 +128,7 @@ def detox(
     named = {
         "model": model,
         "seed": seed,
+        "detox.method": "step" if no_training else method,
         "detox.strength": strength,
         "detox.max_kl": max_kl,
         "detox.max_ppl_increase": max_ppl_increase,
@@ -145,12 +152,10 @@ def detox(
     with display.bar, interruptible():
         # An export of the same command, killed in its last lines or with its work damaged since,
         # is as good as new once the work is whole.
-        again = not force and begun(settings, work, training=training) and is_export(out_folder)
+        again = not force and begun(settings, work) and is_export(out_folder)
         if not again:
             check_export(settings.model, out_folder, force=force, **source)
-        edit = find_edit(
-            settings, work, training=training, progress=display.progress, announce=display.announce
-        )
+        edit = find_edit(settings, work, progress=display.progress, announce=display.announce)
         done = exported_before(settings.model, edit, out_folder, **source) if again else None
         if done is None:
             done = export(

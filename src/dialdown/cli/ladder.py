@@ -39,7 +39,7 @@ def ladder(
         typer.Option(
             help=(
                 "Which, with commas: aura, damp, det0, mean_act, linear_act, caa, labels, step, "
-                "gains (these by default), dpo, dpo_kl, or package.module:name."
+                "gains, rank_one (these by default), dpo, dpo_kl, or package.module:name."
             )
         ),
     ] = None,

@@ -94,7 +94,8 @@ def show_check(folder: Path, out: Console) -> None:
         f"Held-out prompts, {PROMPTED[stages['check']['template']]}; means with bootstrap 95 % "
         "intervals; the control has the same numbers on random neurons."
     )
-    out.print(_dialled(stages["dial"]), markup=False)
+    trained = run["config"]["detox"]["method"] != "step"
+    out.print(_dialled(stages["dial"], "trained" if trained else "found"), markup=False)
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):
         samples.add_column(column, ratio=1)
@@ -104,16 +105,27 @@ def show_check(folder: Path, out: Console) -> None:
         # Three texts share a line, so their own line ends would leave holes.
         samples.add_row(*(escape(" ".join(text.split())) for text in texts))
     out.print(samples)
-    out.print(
-        "\nThe neurons it moves most, and the tokens they write: what the model will say less or "
-        "more of.",
-        style="bold",
-    )
-    most = _table("layer", "neuron", "gain", "writes")
-    top = read_csv(folder / "tables" / "gains-top-neurons.csv").head(TOP)
-    for layer, neuron, gain, writes in top.select("layer", "neuron", "gain", "writes").iter_rows():
-        most.add_row(str(layer), str(neuron), f"{gain:.2f}", escape(writes))
-    out.print(most)
+    _show_moved(folder, run["config"]["detox"]["method"], out)
+
+
+def _show_moved(folder: Path, method: str, out: Console) -> None:
+    """Print what of the model an edit moves most, and the tokens that are written there."""
+    if method == "rank_one":
+        title, stem = (
+            "\nThe layers where it writes most, and the tokens it writes",
+            "rank-one-layers",
+        )
+        columns = {"layer": "layer", "norm": "norm", "cosine": "cosine to the probe"}
+        top = read_csv(folder / "tables" / f"{stem}.csv").sort("norm", descending=True)
+    else:
+        title, stem = "\nThe neurons it moves most, and the tokens they write", "gains-top-neurons"
+        columns = {"layer": "layer", "neuron": "neuron", "gain": "gain"}
+        top = read_csv(folder / "tables" / f"{stem}.csv")
+    out.print(f"{title}: what the model will say less or more of.", style="bold")
+    table = _table(*columns.values(), "writes")
+    for *numbers, writes in top.head(TOP).select(*columns, "writes").iter_rows():
+        table.add_row(*map(_cell, numbers), escape(writes))
+    out.print(table)
 
 
 # The columns of a ladder that are shown from so many characters on.
@@ -136,8 +148,8 @@ def show_ladder(folder: Path, out: Console) -> None:
         f"each method dialled to a KL of {ladder['kl']:g}, the mean over {len(ladder['texts'])} "
         f"kinds of text ({', '.join(ladder['texts'])}), whose change of log-perplexity is beside "
         "it. Means with bootstrap 95 % intervals; differences are paired over prompts, to the "
-        "least toxic method that reaches the price, by the first judge. gains__random_neurons has "
-        "the gains' numbers on random neurons.",
+        "least toxic method that reaches the price, by the first judge. NAME__random_neurons is "
+        "a control: the numbers of NAME on random neurons.",
         markup=False,
         highlight=False,
     )
@@ -145,16 +157,12 @@ def show_ladder(folder: Path, out: Console) -> None:
         out.print(ladder["caveat"], markup=False, highlight=False)
 
 
-def _dialled(found: dict[str, Any]) -> str:
-    text = (
-        f"The edit is {found['strength']:.3g} times what was "
-        f"{'trained' if 'chosen' not in found else 'found'}"
-    )
-    if "neutral_kl" in found:
+def _dialled(dial: dict[str, Any], made: str) -> str:
+    text = f"The edit is {dial['strength']:.3g} times what was {made}"
+    if "neutral_kl" in dial:
         text += (
-            f", which costs a KL of {found['neutral_kl']:.3f} and "
-            f"{found['neutral_log_ppl']:+.3f} log-perplexity on the neutral text it was "
-            "dialled on"
+            f", which costs a KL of {dial['neutral_kl']:.3f} and {dial['neutral_log_ppl']:+.3f} "
+            "log-perplexity on the neutral text it was dialled on"
         )
     return f"{text}."
 

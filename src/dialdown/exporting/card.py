@@ -113,13 +113,20 @@ def _what(delta: Delta) -> str:
             f"{_code(edit.name)} adds one vector of norm {norm:.4g} to the final-layer "
             "residual stream (the bias of the last MLP)"
         )
+    elif edit.rank_one is not None:
+        read, layers = int((edit.rank_one.reads != 0).sum()), len(edit.gain)
+        text = (
+            f"{_code(edit.name)} adds one direction to what the MLP of each of {layers} layers "
+            f"writes, by how active its neurons are: a matrix of rank one on the down projection, "
+            f"which reads {read:,} of {edit.gain.size:,} neurons with one number each"
+        )
     else:
         changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())
         text = (
             f"{_code(edit.name)} ({edit.kind}) changes {changed:,} of {edit.gain.size:,} MLP "
             "neurons"
         )
-    if edit.gain.size and not edit.offset.any():
+    if (edit.gain != 1).any() and not edit.offset.any():
         text += (
             ", each by one factor on its column of the down projection; mean |gain - 1| is "
             f"{abs(edit.gain - 1).mean():.4f}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -33,6 +34,7 @@ from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
 from ..interventions.edit_file import damaged, first_problem
 from ..interventions.intervention import Intervention
+from ..interventions.rank_one import RankOne
 from ..models.templates import Template
 from ..progress import Progress, with_bar
 from .checkpoint import Checkpoint, open_checkpoint
@@ -163,17 +165,24 @@ class Delta:
 
 
 def rounded(edit: Intervention) -> Intervention:
-    """The edit as it is stored and exported: the gains of a pure scale in float32, a relative
-    change below 1e-7.
+    """The edit as it is stored and exported: where it needs no bias, its numbers in float32, a
+    relative change below 1e-7.
 
     Rounding before the export keeps the exported weights and the delta the same edit, bit for bit.
-    An edit with offsets or a vector, or with gains that float32 does not hold, stays as it is.
+    An edit with offsets or a vector, and numbers that float32 does not hold, stay as they are.
     """
     if edit.needs_bias:
         return edit
+    further = edit.rank_one
+    if further is not None:
+        further = RankOne(_short(further.reads), _short(further.writes))
+    return replace(edit, gain=_short(edit.gain), rank_one=further)
+
+
+def _short(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
-        gain = edit.gain.astype(np.float32).astype(np.float64)
-    return replace(edit, gain=gain) if np.allclose(gain, edit.gain, rtol=1e-7, atol=0) else edit
+        short = numbers.astype(np.float32).astype(np.float64)
+    return short if np.allclose(short, numbers, rtol=1e-7, atol=0) else numbers
 
 
 @with_bar

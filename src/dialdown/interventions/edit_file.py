@@ -15,9 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..errors import DialdownError
 
-Kind = Literal["none", "set", "shift", "scale", "affine", "steer"]
+Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "steer"]
 # Name of a tensor, what numpy calls its kind of numbers, and its axes.
-TENSORS = {"gain": ("f", 2), "selected": ("b", 2), "offset": ("f", 2), "vector": ("f", 1)}
+TENSORS = {
+    "gain": ("f", 2),
+    "selected": ("b", 2),
+    "offset": ("f", 2),
+    "reads": ("f", 2),
+    "writes": ("f", 2),
+    "vector": ("f", 1),
+}
 NEEDED = {"gain", "selected"}
 
 
@@ -60,11 +67,18 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         raise damaged(path, first_problem(error)) from error
     except ValueError as error:
         raise damaged(path, "its record has a number that is not finite") from error
-    if (checked.effect == "steer") != ("vector" in arrays):
-        raise damaged(
-            path, f"a {checked.effect} {'with' if 'vector' in arrays else 'without'} a vector"
-        )
+    for kind, name in (("steer", "vector"), ("rank_one", "reads"), ("rank_one", "writes")):
+        if (checked.effect == kind) != (name in arrays):
+            having = "with" if name in arrays else "without"
+            raise damaged(path, f"a {checked.effect} {having} a tensor {name}")
     return checked
+
+
+def narrow(array: NDArray[np.float64]) -> NDArray[Any]:
+    """In float32 where that holds every number, and as it is otherwise."""
+    with np.errstate(over="ignore"):
+        short = array.astype(np.float32)
+    return short if np.array_equal(short, array) else array
 
 
 def _problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
@@ -76,10 +90,11 @@ def _problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
         kind, axes = TENSORS[name]
         if array.dtype.kind != kind or array.ndim != axes:
             return f"its tensor {name} is {array.dtype} of shape {array.shape}"
-        if axes == 2 and array.shape != arrays["gain"].shape:
-            return (
-                f"its tensor {name} has shape {array.shape} where gain has {arrays['gain'].shape}"
-            )
+        gain = arrays["gain"].shape
+        # What a layer writes has the model's dimensions, whatever its neurons are.
+        expected = (*gain[:1], *array.shape[1:]) if name == "writes" else gain
+        if axes == 2 and array.shape != expected:
+            return f"its tensor {name} has shape {array.shape} where gain has {gain}"
         if not np.isfinite(array).all():
             return f"its tensor {name} has numbers that are not finite"
     return None

@@ -24,11 +24,14 @@ def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> In
 
 
 def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
-    """How far an edit moves what each neuron writes on average: |change of its mean activation| *
-    ||v_i||, (L, F) float64.
+    """How far an edit moves what each neuron writes on average, (L, F) float64: the norm of its
+    change, |change of the mean activation| * ||v_i|| where the edit acts on activations.
     """
     norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
     moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
+    if edit.rank_one is not None:
+        lengths = np.linalg.norm(edit.rank_one.written(lm), axis=1)
+        moved += np.abs(edit.rank_one.reads * base.means) * lengths[:, None]
     return moved
 
 
@@ -100,17 +103,23 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
 
 
 def shuffled(edit: Intervention, *, seed: int) -> Intervention:
-    """The control of gains: the same numbers, each layer's among its own neurons at random (METHOD
-    §5).
+    """The control of gains, and of what a layer reads: the same numbers, each layer's among its own
+    neurons at random (METHOD §5).
     """
     order = np.random.default_rng(seed).permuted(
         np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape), axis=1
     )
+
+    def moved(numbers: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(np.take_along_axis(numbers, order, axis=1))
+
+    further = edit.rank_one
     control = replace(
         edit,
-        gain=np.asarray(np.take_along_axis(edit.gain, order, axis=1)),
-        offset=np.asarray(np.take_along_axis(edit.offset, order, axis=1)),
-        selected=np.asarray(np.take_along_axis(edit.selected, order, axis=1)),
+        gain=moved(edit.gain),
+        offset=moved(edit.offset),
+        selected=moved(edit.selected),
+        rank_one=further and replace(further, reads=moved(further.reads)),
         record={**edit.record, "seed": seed},
     )
     return control.control_for(edit, "random_neurons")

@@ -5,7 +5,7 @@ and bias (METHOD §4, §7).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..models.hooks import NeuronHook, Positions
+from ..errors import DialdownError
+from ..models.hooks import NeuronHook, Positions, being_changed
 from ..models.lm import LM
 from ..models.mlp import MLPLayer
 
@@ -51,27 +52,45 @@ def affine_hook(
     return act
 
 
+def steering_hook(vector: NDArray[np.float64], steered: list[bool]) -> Callable[[Tensor], Tensor]:
+    """x + vector on the final-layer residual, noting in `steered` that it ran."""
+    moved = torch.as_tensor(vector)
+
+    def act(residual: Tensor) -> Tensor:
+        steered[:] = [True]
+        return residual + moved.to(residual)
+
+    return act
+
+
 def fold_columns(
     columns: Tensor,
     bias: Tensor | None,
     gain: NDArray[np.float64],
     offset: NDArray[np.float64],
     residual: NDArray[np.float64] | None,
+    rank_one: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """New columns (d, F), times the gains (F,), and a new bias (d,), plus what the offsets (F,) and
-    the `residual` vector (d,) add to it, of the dtypes given.
+    """New columns (d, F), times the gains (F,) plus v u^T where `rank_one` is u (F,) and v (d,);
+    and a new bias (d,), plus what the offsets (F,) and the `residual` vector (d,) add to it. Both
+    are of the dtypes given.
 
     Computed in float64 a block of rows at a time, so that the memory it takes is little more than
     the result, and rounded once.
     """
     factors = torch.as_tensor(gain, device=columns.device)
     terms = torch.as_tensor(offset, device=columns.device) if offset.any() else None
+    if rank_one is not None:
+        u, v = (torch.as_tensor(vector, device=columns.device) for vector in rank_one)
     written = torch.empty_like(columns)
     moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
     for start in range(0, len(columns), ROWS):
         rows = slice(start, start + ROWS)
         wide = columns[rows].double()
-        written[rows] = (wide * factors).to(columns)
+        scaled = wide * factors
+        if rank_one is not None:
+            scaled += torch.outer(v[rows], u)
+        written[rows] = scaled.to(columns)
         if moved is not None and terms is not None:
             moved[rows] += wide @ terms
     if moved is not None and residual is not None:
@@ -102,6 +121,22 @@ def restored(layers: Sequence[MLPLayer], biased: Sequence[bool]) -> Iterator[Non
                     layer.down.bias = None
                 else:
                     layer.down.bias.copy_(bias)
+
+
+def check_can_fold(lm: LM, name: str) -> None:
+    """Refuse to fold the edit `name` into a model that an intervention acts on, or whose down
+    projections are shared (DialdownError).
+    """
+    if being_changed(lm):
+        raise DialdownError(
+            f"{name} cannot be folded while another intervention acts on {lm.name}, whose hooks "
+            "the copy would keep: fold outside of `applied`."
+        )
+    if shared := shared_projections(lm):
+        raise DialdownError(
+            f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit "
+            "would change too: untie the weights first, or apply the edit while generating."
+        )
 
 
 def shared_projections(lm: LM) -> list[str]:

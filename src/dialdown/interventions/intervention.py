@@ -8,14 +8,15 @@ All kinds but one are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
     scale  gain s_i, offset 0        one number per neuron; the only kind that folds without a bias
     affine gain s_i, offset delta_i  both
 
-and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection
-is linear, the map folds into it exactly: its columns are multiplied by the gains and its bias
-receives the offsets times the value vectors.
+`rank_one` lets each layer write along one direction more (see `RankOne`), and `steer` moves the
+final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection is linear, the map
+folds into it exactly: its columns are multiplied by the gains, its weight receives v u^T and its
+bias the offsets times the value vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,22 +34,32 @@ from ..models.bias import ensure_bias
 from ..models.hooks import Positions, being_changed, changing, neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.mlp import check_in_place
-from .edit_file import Kind, check_edit
-from .folding import affine_hook, fold_columns, restored, shared_projections
+from .edit_file import Kind, check_edit, narrow
+from .folding import (
+    affine_hook,
+    check_can_fold,
+    fold_columns,
+    restored,
+    shared_projections,
+    steering_hook,
+)
+from .rank_one import RankOne, rank_one_hooks
 
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """A change to some neurons (or to the final-layer residual) of one model, as a value.
+    """A change to some neurons (or to the residual stream) of one model, as a value.
 
     Attributes:
         name: the stable name its results carry, for example `patch_TP_AN`.
-        kind: `set`, `shift`, `scale`, `affine`, `steer`, or `none` for the untouched model.
+        kind: `set`, `shift`, `scale`, `affine`, `rank_one`, `steer`, or `none` for the untouched
+            model.
         gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is
             touched.
         offset: (L, F) float64, what is then added, in units of the activation.
         selected: (L, F) bool, the neurons that were chosen (also those whose value happens to
             change nothing).
+        rank_one: what each layer writes besides, or None.
         vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
         alpha: the fraction selected per group, or the steering strength; None where neither
             applies.
@@ -64,6 +75,7 @@ class Intervention:
     gain: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     selected: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+    rank_one: RankOne | None = None
     vector: NDArray[np.float64] | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -124,14 +136,15 @@ class Intervention:
 
     @property
     def moves_neurons(self) -> bool:
-        """Whether any activation changes (steering changes none)."""
-        return bool((self.gain != 1).any() or self.offset.any())
+        """Whether it acts on the neurons of any layer (steering does not)."""
+        return any(self._touches(index) for index in range(len(self.gain)))
 
     @property
     def key(self) -> str:
         """Equal for two interventions that do the same to a model, whatever they are called."""
         vector = np.zeros(0) if self.vector is None else self.vector
-        return fingerprint(self.gain, self.offset, vector)
+        further = [] if self.rank_one is None else [self.rank_one.reads, self.rank_one.writes]
+        return fingerprint(self.gain, self.offset, vector, *further)
 
     def at(self, strength: float) -> Intervention:
         """The same intervention dialled to `strength`: 0 does nothing, 1 is this one, more goes on
@@ -152,6 +165,7 @@ class Intervention:
             self,
             gain=1 + strength * (self.gain - 1),
             offset=strength * self.offset,
+            rank_one=self.rank_one and self.rank_one.at(strength),
             vector=None if self.vector is None else strength * self.vector,
             record={**self.record, "strength": strength * self.record.get("strength", 1.0)},
         )
@@ -160,12 +174,12 @@ class Intervention:
         """Write the intervention as one safetensors file, without offsets that are all zero and in
         float32 what float32 holds.
         """
-        with np.errstate(over="ignore"):
-            narrow = self.gain.astype(np.float32)
-        gain = narrow if np.array_equal(narrow, self.gain) else self.gain
-        arrays: dict[str, NDArray[Any]] = {"gain": gain, "selected": self.selected}
+        arrays: dict[str, NDArray[Any]] = {"gain": narrow(self.gain), "selected": self.selected}
         if self.offset.any():
             arrays["offset"] = self.offset
+        if self.rank_one is not None:
+            arrays["reads"] = narrow(self.rank_one.reads)
+            arrays["writes"] = narrow(self.rank_one.writes)
         if self.vector is not None:
             arrays["vector"] = self.vector
         record = {
@@ -184,9 +198,7 @@ class Intervention:
         arrays, record = read_arrays(Path(path), "intervention")
         header = check_edit(Path(path), arrays, record)
         wide = {
-            name: arrays[name].astype(np.float64)
-            for name in ("gain", "offset", "vector")
-            if name in arrays
+            name: array.astype(np.float64) for name, array in arrays.items() if name != "selected"
         }
         return cls(
             header.name,
@@ -194,6 +206,7 @@ class Intervention:
             wide["gain"],
             wide.get("offset", np.zeros_like(wide["gain"])),
             arrays["selected"],
+            rank_one=RankOne(wide["reads"], wide["writes"]) if "reads" in wide else None,
             vector=wide.get("vector"),
             alpha=header.alpha,
             beta=header.beta,
@@ -220,14 +233,17 @@ class Intervention:
                 f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}"
             )
         touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
-        steered: list[Tensor] = []
+        steered: list[bool] = []
         with ExitStack() as stack:
             if self.moves_neurons:
                 stack.enter_context(changing(lm))
+            # What is read of activations before they are edited is put in first.
+            if self.rank_one is not None:
+                stack.enter_context(rank_one_hooks(lm, self.rank_one, positions))
             hook = affine_hook(lm, self.gain, self.offset, touched, positions)
             calls = stack.enter_context(neuron_hooks(lm, hook, touched))
             if self.vector is not None:
-                stack.enter_context(residual_hook(lm, self._steering(steered)))
+                stack.enter_context(residual_hook(lm, steering_hook(self.vector, steered)))
             yield
         silent = [lm.view.layers[index].path for index in touched if not calls[index]]
         if self.vector is not None and not steered:
@@ -242,7 +258,7 @@ class Intervention:
         """A new model that does by its weights what `applied` does by hooks at every position
         (METHOD §7).
 
-        `scale` folds into every architecture. `set`, `shift` and `steer` need a bias on the down
+        `scale` and `rank_one` fold into every architecture. The others need a bias on the down
         projection: GPT-2 has one, Llama gets one (`mlp_bias=True`, an option of its own config).
 
         Raises:
@@ -298,16 +314,14 @@ class Intervention:
             DialdownError: see `applied`.
         """
         wide = lm.view.layers[0].columns.itemsize > 2
-        if wide or positions != "all" or not self.moves_neurons or self.vector is not None:
-            by_weights = False
-        else:
-            by_weights = not (being_changed(lm) or shared_projections(lm))
+        folds = positions == "all" and self.moves_neurons and self.vector is None
+        by_weights = folds and not (wide or being_changed(lm) or shared_projections(lm))
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield
 
     @property
     def needs_bias(self) -> bool:
-        """Whether folding writes to the bias of a down projection (everything but `scale` does)."""
+        """Whether folding writes to the bias of a down projection."""
         return self.vector is not None or bool(self.offset.any())
 
     def changes(self, index: int, lm: LM) -> bool:
@@ -315,6 +329,15 @@ class Intervention:
         last one.
         """
         return self._touches(index) or (self.vector is not None and index == lm.view.n_layers - 1)
+
+    def rounds(self, index: int) -> NDArray[np.bool_]:
+        """(F,) the columns of layer `index` whose numbers become others that are rounded: a gain of
+        1 or 0 is stored exactly.
+        """
+        rounded = (self.gain[index] != 1) & (self.gain[index] != 0)
+        if self.rank_one is not None and self.rank_one.touches(index):
+            rounded |= self.rank_one.reads[index] != 0
+        return np.asarray(rounded)
 
     def folded(
         self, index: int, lm: LM, columns: Tensor, bias: Tensor | None
@@ -332,7 +355,10 @@ class Intervention:
             residual = self.vector / multiplier
         gain = self.gain[index] if touched else np.ones(shape)
         offset = self.offset[index] if touched else np.zeros(shape)
-        return fold_columns(columns, bias, gain, offset, residual)
+        further = None
+        if self.rank_one is not None and self.rank_one.touches(index):
+            further = self.rank_one.reads[index], self.rank_one.writes[index]
+        return fold_columns(columns, bias, gain, offset, residual, further)
 
     def check_foldable(self, lm: LM) -> None:
         """Refuse to fold into a model of another shape, one that an intervention acts on, or shared
@@ -342,17 +368,7 @@ class Intervention:
             DialdownError: any of these.
         """
         self.check(lm)
-        if being_changed(lm):
-            raise DialdownError(
-                f"{self.name} cannot be folded while another intervention acts on {lm.name}, whose "
-                "hooks the copy would keep: fold outside of `applied`."
-            )
-        if shared := shared_projections(lm):
-            raise DialdownError(
-                f"The weight of {shared[0]} in {lm.name} is shared with another module, which an "
-                "edit would change too: "
-                "untie the weights first, or apply the edit while generating."
-            )
+        check_can_fold(lm, self.name)
 
     def _fold_layer(self, index: int, lm: LM) -> None:
         layer = lm.view.layers[index]
@@ -364,7 +380,9 @@ class Intervention:
 
     def _touches(self, index: int) -> bool:
         return self.gain.size > 0 and bool(
-            (self.gain[index] != 1).any() or self.offset[index].any()
+            (self.gain[index] != 1).any()
+            or self.offset[index].any()
+            or (self.rank_one is not None and self.rank_one.touches(index))
         )
 
     def check(self, lm: LM) -> None:
@@ -374,24 +392,16 @@ class Intervention:
         if self.vector is not None and self.vector.shape != (lm.view.d_model,):
             raise DialdownError(
                 f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual "
-                f"stream of {lm.name} has "
-                f"{lm.view.d_model}: build it from a direction of this model."
+                f"stream of {lm.name} has {lm.view.d_model}: build it from a direction of this "
+                "model."
             )
         if self.gain.size and self.gain.shape != (shape := (lm.view.n_layers, lm.view.n_neurons)):
             raise DialdownError(
                 f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons "
-                f"and {lm.name} has "
-                f"{shape[0]} x {shape[1]}: build it from this model's own table."
+                f"and {lm.name} has {shape[0]} x {shape[1]}: build it from this model's own table."
             )
-
-    def _steering(self, steered: list[Tensor]) -> Callable[[Tensor], Tensor]:
-        vector = torch.as_tensor(self.vector)
-
-        def act(residual: Tensor) -> Tensor:
-            steered[:] = [vector]
-            return residual + vector.to(residual)
-
-        return act
+        if self.rank_one is not None:
+            self.rank_one.check(lm, self.name)
 
 
 def untouched(name: str = "none") -> Intervention:

@@ -18,7 +18,8 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.lm import LM
 from ..progress import Progress, with_bar
-from ..training.fisher import fisher_information, margin_gradient, natural_gradient, own_text
+from ..training.fisher import fisher_information, margin_gradient, natural_gradient
+from ..training.own_text import own_text
 from .labelled import Labelled, Labels
 
 

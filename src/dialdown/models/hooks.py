@@ -81,6 +81,25 @@ def neuron_hooks(
 
 
 @contextmanager
+def output_hooks(
+    lm: LM, act: Callable[[int, Tensor], Tensor], layers: Sequence[int]
+) -> Iterator[None]:
+    """Call `act(layer, y)` with what each down projection of `layers` writes, (batch, positions,
+    d), and pass on what it returns.
+    """
+    with ExitStack() as stack:
+        for index in layers:
+
+            def hook(
+                module: nn.Module, args: tuple[Tensor, ...], out: Tensor, index: int = index
+            ) -> Tensor:
+                return act(index, out)
+
+            stack.callback(lm.view.layers[index].down.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
 def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Call `act(x)` with the final-layer residual stream before the final norm, (batch, positions,
     d), and pass on what it returns.

@@ -21,7 +21,7 @@ from ..errors import DialdownError, nearest
 from ..interventions.paper import EditKind, Ordering
 from ..models.lm import Protocol
 from ..models.templates import AnyTemplate
-from ..training.settings import DPOSettings, GainSettings, PairSettings
+from ..training.settings import DPOSettings, GainSettings, PairSettings, RankOneSettings
 from .sources import check_values, from_environment, merge, nested, read_toml
 
 # The paper's models, each on top of `full`.
@@ -33,6 +33,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Family = Literal["steering", "patches", "edits"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+DetoxMethod = Literal["gains", "rank_one", "step"]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
 Several = Annotated[
@@ -171,9 +172,11 @@ class FrontSettings:
 
 @dataclass(frozen=True)
 class DetoxSettings:
-    """The one dial of `dialdown detox`: a budget that finds a strength, or a strength.
+    """What `dialdown detox` makes, and its one dial: a budget that finds a strength, or a strength.
 
     Attributes:
+        method: `gains`, one trained number per neuron; `rank_one`, one trained direction per layer
+            more; `step`, the gains of one step of the natural gradient, without training.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
         max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to
@@ -185,6 +188,7 @@ class DetoxSettings:
         most: the greatest strength that a budget may ask for.
     """
 
+    method: DetoxMethod = "gains"
     strength: Strength | None = None
     max_kl: Strength | None = None
     max_ppl_increase: Strength | None = None
@@ -212,8 +216,8 @@ class LadderSettings:
         kl: KL(base ‖ edited) that every method is dialled to, in nats per token: the mean over the
             neutral text and `texts`.
         methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, `caa`,
-            `labels`; from pairs `step`, `gains`, `dpo`, `dpo_kl`; or one of your own, as
-            `package.module:name`, a function of (lm, texts, labels).
+            `labels`; from pairs `step`, `gains`, `rank_one`, `dpo`, `dpo_kl`; or one of your own,
+            as `package.module:name`, a function of (lm, texts, labels).
         prompts: how many are judged: the last training prompts, which no pair may use.
         texts: the other kinds of text the price is measured on: `embedded:wikitext2`,
             `embedded:imdb`, `embedded:comments`, or files.
@@ -222,7 +226,7 @@ class LadderSettings:
     kl: Strength = 0.06
     methods: Annotated[Several[str], Field(min_length=1)] = (
         *("aura", "damp", "det0", "mean_act", "linear_act", "caa", "labels"),
-        *("step", "gains"),
+        *("step", "gains", "rank_one"),
     )
     prompts: Count = 256
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")
@@ -265,8 +269,8 @@ class Config(BaseModel):
             token judge.
         token_judge: what says which logit-lens tokens are of the concept (see
             `token_judge.load_token_judge`).
-        probe, pairs, dpo, interventions, evaluation, gains, front, detox, ladder: the stages' own
-            settings.
+        probe, pairs, dpo, interventions, evaluation, gains, rank_one, front, detox, ladder: the
+            stages' own settings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -289,6 +293,7 @@ class Config(BaseModel):
     interventions: InterventionSettings = InterventionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gains: GainSettings = GainSettings()
+    rank_one: RankOneSettings = RankOneSettings()
     front: FrontSettings = FrontSettings()
     detox: DetoxSettings = DetoxSettings()
     ladder: LadderSettings = LadderSettings()

@@ -1,7 +1,7 @@
 """`dialdown detox`: from a model to a plain checkpoint that is less toxic, by one number per
-neuron.
+neuron, or one direction per layer.
 
-    pairs -> gains, or without training one step -> dial -> check -> export
+    pairs -> gains, rank one, or one step without training -> dial -> check -> export
 
 The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and
 another strength costs no training. What is reported was measured on prompts, and by a judge, that
@@ -26,45 +26,62 @@ from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
 from ..progress import Progress
-from .config import Config, DetoxSettings
+from .config import Config, DetoxMethod, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .dial import dialled
 from .folder import Ledger
 from .gains import STEP, explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows
 from .plan import Planned
+from .rank_one import explain_rank_one, trained_rank_one, tune_rank_one
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
 
 EDIT = "edit.safetensors"
 # No metric tells a weaker edit from none.
 LEAST = 0.02
+MADE_OF: dict[DetoxMethod, str] = {
+    "gains": "one number per MLP neuron",
+    "rank_one": "one direction more per layer",
+    "step": "one number per MLP neuron",
+}
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
 
-def detox_stages(training: bool) -> Stages:
-    """The stages with training, and without."""
-    gains: Stages = {"gains": tune_gains} if training else {"step": take_step}
-    return {**_SHARED, **gains, "dial": dial, "check": check}
-
-
+_MADE_BY: Stages = {"gains": tune_gains, "rank_one": tune_rank_one, "step": take_step}
 _SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": collect_training_means}
 
 
+def detox_stages(method: DetoxMethod) -> Stages:
+    """The stages of a method."""
+    return {**_SHARED, method: _MADE_BY[method], "dial": dial, "check": check}
+
+
+def _kept(work: Workspace) -> Intervention:
+    """The edit as the method left it."""
+    match work.config.detox.method:
+        case "gains":
+            return trained_gains(work)
+        case "rank_one":
+            return trained_rank_one(work)
+        case "step":
+            return Intervention.load(work.folder / STEP)
+
+
 def dial(work: Workspace) -> Facts:
-    """The gains, trained or of one step, at the strength asked or the greatest within budget."""
-    stepped = "step" in work.stages
-    gains = Intervention.load(work.folder / STEP) if stepped else trained_gains(work)
+    """What the method made, at the strength asked or the greatest within budget."""
+    whole = _kept(work)
     settings = work.config.detox
     strength, facts = settings.strength, {}
     if strength is None:
-        strength, cost = greatest_strength(work.lm, gains, work.neutral_windows, settings)
+        strength, cost = greatest_strength(work.lm, whole, work.neutral_windows, settings)
         facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
         if strength == settings.most:
             _note_cap(work, settings, cost)
-    edit = gains.at(strength).called("detox")
+    edit = whole.at(strength).called("detox")
     edit.save(work.folder / EDIT)
-    return {"strength": strength, **facts, **explain(work, edit)}
+    read = explain if edit.rank_one is None else explain_rank_one
+    return {"strength": strength, **facts, **read(work, edit)}
 
 
 def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float]) -> None:
@@ -73,7 +90,7 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
         asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
     work.notes.add(
         f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times "
-        "the gains, where the edit costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
+        "what was found, where the edit costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
         most=settings.most,
         kl=cost[0],
         perplexity=math.expm1(cost[1]),
@@ -190,12 +207,7 @@ def outcome(folder: Path) -> Outcome:
 
 
 def find_edit(
-    config: Config,
-    folder: Path,
-    *,
-    training: bool = True,
-    progress: Progress,
-    announce: Callable[[str], None],
+    config: Config, folder: Path, *, progress: Progress, announce: Callable[[str], None]
 ) -> Intervention:
     """Run the stages in `folder` and return the edit; the rows that were measured of it are in
     `results.json`.
@@ -203,7 +215,6 @@ def find_edit(
     Args:
         config: the settings.
         folder: of the work; the same call goes on there.
-        training: gains that are trained, or one step of the natural gradient.
         progress, announce: see `Study`.
 
     Raises:
@@ -212,14 +223,14 @@ def find_edit(
     """
     check_ships(config, "detox")
     check_dials(config)
-    stages = detox_stages(training)
+    stages = detox_stages(config.detox.method)
     Study(config, folder, progress, announce, stages).run()
     return Intervention.load(folder / EDIT)
 
 
-def begun(config: Config, folder: Path, *, training: bool) -> bool:
+def begun(config: Config, folder: Path) -> bool:
     """Whether the same call of `find_edit` left work in `folder`, done or not, whole or not."""
-    return Ledger(config, folder, (*detox_stages(training),)).went_on_from()
+    return Ledger(config, folder, (*detox_stages(config.detox.method),)).went_on_from()
 
 
 def check_ships(config: Config, what: str) -> None:
@@ -253,8 +264,8 @@ def notes(folder: Path) -> Notes:
     checked, concept = run["stages"]["check"], run["config"]["concept"]
     return {
         "why": (
-            f"Made to express less {concept}, by one number per MLP neuron, found on "
-            f"continuations of the model's own. {outcome(folder).sentence}"
+            f"Made to express less {concept}, by {MADE_OF[run['config']['detox']['method']]}, "
+            f"found on continuations of the model's own. {outcome(folder).sentence}"
         ),
         "rows": [_noted(row) for row in rows],
         "judge": checked["judges"][0],

@@ -45,7 +45,7 @@ EVALUATED = (
 )  # fmt: skip
 MEASURING = {"evaluate", "dial", "check", "climb"}
 # Stages that add to a finished study, and may do so again with other settings.
-ADDED = ("gains", "step", "front", "report", "dial", "check", "fit", "climb")
+ADDED = ("gains", "rank_one", "step", "front", "report", "dial", "check", "fit", "climb")
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.
 FIRST_READ = {
@@ -54,6 +54,7 @@ FIRST_READ = {
     "dpo": ("train", "fit"),
     **dict.fromkeys(("token_judge", "interventions"), ("neurons",)),
     "gains": ("gains", "fit"),
+    "rank_one": ("rank_one", "fit"),
     # The stages that only a front needs look whether there is one.
     "front": ("gains",),
     "detox": ("dial",),

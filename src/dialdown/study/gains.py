@@ -25,8 +25,9 @@ from ..interventions.explain import by_group, importance, keep_top, relative_cha
 from ..interventions.intervention import Intervention
 from ..neurons.logit_lens import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
-from ..training.fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from ..training.fisher import fisher_information, natural_gradient, preference_gradient
 from ..training.gains import FILE, train_gains
+from ..training.own_text import own_text
 from .context import Workspace
 from .notes import note_training
 

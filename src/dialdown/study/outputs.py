@@ -37,13 +37,15 @@ WRITTEN_BY = {
     "rows-check/*.json": ("check",),
     "interventions/*.safetensors": ("evaluate",),
     "gains/**/*": ("gains", "fit"),
-    "gains-*.safetensors": ("gains", "step", "fit"),
+    "rank-one/**/*": ("rank_one", "fit"),
+    "gains-*.safetensors": ("gains", "rank_one", "step", "fit"),
     "step.safetensors": ("step", "fit"),
     "methods/**/*": ("fit",),
     "rows-ladder/*.json": ("climb",),
     "ladder.*": ("climb",),
     "edit.safetensors": ("dial",),
     "tables/gains-*.csv": ("dial", "gains"),
+    "tables/rank-one-*.csv": ("dial",),
     "front.json": ("front",),
     "rows-front/*.json": ("front",),
     "interventions-front/*.safetensors": ("front",),
@@ -62,9 +64,10 @@ READS = {
     "neurons": ("probe", "base", "train", "activations"),
     "evaluate": ("probe", "base", "train", "activations", "neurons"),
     "gains": ("probe", "pairs"),
+    "rank_one": ("pairs",),
     "step": ("pairs", "gains"),
     "front": ("probe", "base", "train", "activations", "neurons", "gains", "step"),
-    "dial": ("probe", "pairs", "means", "gains", "step"),
+    "dial": ("probe", "pairs", "means", "gains", "rank_one", "step"),
     "check": ("dial",),
     "fit": ("probe", "pairs"),
     "climb": ("fit",),
@@ -73,7 +76,7 @@ READS = {
 # How long a training took is no part of what it made.
 UNREAD = re.compile(r"/training\.json$")
 # A training writes these as a whole, so where one file of them is lost the training is done again.
-TRAINED = re.compile(r"^(tuned|tuned-steps|gains|methods/dpo(_kl)?)/")
+TRAINED = re.compile(r"^(tuned|tuned-steps|gains|rank-one|methods/dpo(_kl)?)/")
 
 
 def so_far(name: str) -> str:

@@ -234,6 +234,7 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
         "activations",
         "neurons",
         "gains",
+        "rank_one",
         "step",
         "dial",
         "fit",

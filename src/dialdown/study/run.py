@@ -56,6 +56,7 @@ MEMORY = {
     "activations": "evaluation.batch_size",
     "neurons": "the precision: set dtype to bfloat16",
     **dict.fromkeys(("gains", "step"), "gains.batch_size"),
+    "rank_one": "rank_one.batch_size",
     "dial": "evaluation.window",
     "fit": "gains.batch_size or probe.count",
     **dict.fromkeys(("base", "evaluate", "front", "check", "climb"), _MEASURING),

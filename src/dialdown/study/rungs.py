@@ -11,9 +11,11 @@ import numpy as np
 from ..evaluation.bootstrap import Estimate, estimate
 from ..evaluation.perplexity import TextMeasure
 from ..evaluation.row import REFUSAL, Row
-from .ways import RANDOM
+from .ways import CONTROLLED, RANDOM
 
 UNTOUCHED = "untouched"
+# What cannot be the best method.
+_NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
 # A dial that stops further below the price did not reach it.
 REACHED = 0.9
 
@@ -72,11 +74,11 @@ def table(
 
     Returns:
         Means with intervals, and paired differences to `best`: the least toxic method, by the
-        judge, that reaches the price; the random control is none.
+        judge, that reaches the price; a random control is none.
     """
     toxicity = {name: rung.row.metrics["toxicity"].mean for name, rung in rungs.items()}
     reached = {name: rung.kl >= REACHED * price for name, rung in rungs.items()}
-    able = [name for name in rungs if reached[name] and name not in (UNTOUCHED, RANDOM)]
+    able = [name for name in rungs if reached[name] and name not in _NONE]
     best = min(able, key=lambda name: toxicity[name], default=None)
     rows = []
     for name in sorted(rungs, key=lambda name: (name != UNTOUCHED, toxicity[name])):

@@ -32,16 +32,17 @@ from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
 from ..training.dpo import train_dpo
-from ..training.fisher import given_tokens
-from ..training.loss import Elsewhere
+from ..training.own_text import held_near
 from .context import Facts, Workspace
 from .gains import STEP, held_texts, take_step, trained_gains, tune_gains
 from .notes import note_training
+from .rank_one import trained_rank_one, tune_rank_one
 from .sources import file_states
 
 FOLDER = "methods"
-RANDOM = "gains__random_neurons"
-"""The control: the gains' numbers on random neurons."""
+RANDOM = "{}__random_neurons"
+"""The control of gains and of rank one: the same numbers on random neurons."""
+CONTROLLED = ("gains", "rank_one")
 LABELLED: dict[str, Callable[..., Intervention]] = {
     "aura": methods.aura,
     "damp": methods.damp,
@@ -53,9 +54,12 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
 }
 DPO = {"dpo": False, "dpo_kl": True}
 """Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
-PAIRED = ("step", "gains", *DPO)
+PAIRED = {"step": ("gains",), "gains": ("gains",), "rank_one": ("rank_one",)} | dict.fromkeys(
+    DPO, ("gains", "dpo")
+)
+"""Methods that learn from pairs, and the settings each depends on besides `SETTINGS`."""
 NAMES = (*LABELLED, *PAIRED)
-# The settings that a method depends on, and those with pairs besides.
+# The settings that every method depends on.
 SETTINGS = ("model", "revision", "dtype", "device", "template", "seed", "probe")
 
 
@@ -134,6 +138,9 @@ def _fit(work: Workspace, name: str) -> Intervention:
     if name == "gains":
         tune_gains(work)
         return trained_gains(work)
+    if name == "rank_one":
+        tune_rank_one(work)
+        return trained_rank_one(work)
     if name == "step":
         take_step(work)
         return Intervention.load(work.folder / STEP)
@@ -155,16 +162,17 @@ def _fit(work: Workspace, name: str) -> Intervention:
 
 def _tune(work: Workspace, name: str) -> None:
     """DPO on the pairs of the gains (METHOD §8)."""
-    texts = held_texts(work) if DPO[name] else []
     settings = replace(work.config.dpo, seed=work.config.seed)
-    weight = work.config.gains.own_kl_weight
+    near = None
+    if DPO[name]:
+        near = held_near(work.lm, held_texts(work), work.config.gains.own_kl_weight)
     log = train_dpo(
         work.lm.model,
         work.lm.tokenizer,
         _pairs(work).pairs,
         settings,
         _result(work, name),
-        elsewhere=Elsewhere(texts, weight, given=given_tokens(work.lm, texts)) if texts else None,
+        elsewhere=near,
         base=locate(work.config.model, work.config.revision)[0],
         template=work.lm.template,
         progress=work.progress,
@@ -189,7 +197,7 @@ def _inputs(work: Workspace, name: str) -> str:
     config = work.ledger.settings
     settings = {key: config[key] for key in SETTINGS}
     if name in PAIRED:
-        settings |= {key: config[key] for key in ("gains", "dpo")}
+        settings |= {key: config[key] for key in PAIRED[name]}
         settings["pairs"] = work.ledger.outputs("pairs")
     module = {"file": inspect.getfile(_own(name))} if NAMED.fullmatch(name) else {}
     return fingerprint(SCHEMA, name, settings, file_states({**settings, **module}))
@@ -263,15 +271,15 @@ Way = Edit | Tuned
 
 
 def ways(work: Workspace) -> Iterator[Way]:
-    """What was fitted, in the order asked for, the random control after the gains."""
+    """What was fitted, in the order asked for, a random control after what has one."""
     for name in work.config.ladder.methods:
         if name in DPO:
             yield _tuned(work, name)
             continue
         edit = Intervention.load(_result(work, name))
         yield Edit(name, work.lm, edit)
-        if name == "gains":
-            yield Edit(RANDOM, work.lm, shuffled(edit, seed=work.config.seed))
+        if name in CONTROLLED:
+            yield Edit(RANDOM.format(name), work.lm, shuffled(edit, seed=work.config.seed))
 
 
 def _tuned(work: Workspace, name: str) -> Tuned:

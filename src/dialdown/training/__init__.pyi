@@ -1,13 +1,16 @@
 from .dpo import train_dpo
-from .fisher import fisher_information, natural_gradient, own_text, preference_gradient
+from .fisher import fisher_information, natural_gradient, preference_gradient
 from .gains import train_gains
 from .make_pairs import make_pairs
-from .settings import DPOSettings, GainSettings, PairSettings, TrainingLog
+from .own_text import own_text
+from .rank_one import train_rank_one
+from .settings import DPOSettings, GainSettings, PairSettings, RankOneSettings, TrainingLog
 
 __all__ = [
     "DPOSettings",
     "GainSettings",
     "PairSettings",
+    "RankOneSettings",
     "TrainingLog",
     "fisher_information",
     "make_pairs",
@@ -16,4 +19,5 @@ __all__ = [
     "preference_gradient",
     "train_dpo",
     "train_gains",
+    "train_rank_one",
 ]

@@ -42,58 +42,11 @@ from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import Progress, with_bar
+from .own_text import check_finite, given_tokens
 from .settings import check_damping
 
 # Each of their positions has gains of its own: what is kept grows with their number.
 WINDOWS_AT_ONCE = 8
-
-
-@with_bar
-def own_text(
-    lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
-) -> list[list[int]]:
-    """Token ids of texts that the model writes from nothing, drawn from its whole distribution,
-    without tokens that end a text.
-
-    They begin with the model's BOS, or where it expects none with what ends a text. With a chat
-    template they begin with all that stands before a text of the user, and go on with what the
-    model writes on both sides, ends of turns included. The model's own
-    generation settings (temperature, top-p) have no part: they are not the distribution that a KL
-    is of.
-
-    Args:
-        lm: the model.
-        texts: how many.
-        tokens: of each, what it begins with counted as one; fewer where the context ends.
-        seed: of the draws.
-        progress: called after each token of all texts.
-
-    Raises:
-        DialdownError: the model's predictions are not finite numbers.
-    """
-    generator = torch.Generator(device=lm.device).manual_seed(seed)
-    turns = lm.turns and {lm.turns.asked, lm.turns.replied}
-    ends = sorted(lm.eos - (turns or set()))
-    start = lm.opening
-    written, cache = [torch.tensor([start] * texts, device=lm.device)], None
-    with torch.inference_mode():
-        further = min(tokens - 1, lm.context - len(start))
-        for done in range(further):
-            out = lm.model(input_ids=written[-1], use_cache=True, **lm.going_on(cache))
-            cache = lm.kept(out)
-            logits = out.logits[:, -1].float()
-            _check(lm, logits)
-            logits[:, ends] = -math.inf
-            written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-            if progress:
-                progress("writing text of its own", done + 1, further)
-    return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
-
-
-def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens the texts begin with that were not drawn from the model (see `own_text`)."""
-    start = lm.opening
-    return len(start) if all([*text[: len(start)]] == start for text in texts) else 1
 
 
 @with_bar
@@ -136,7 +89,7 @@ def fisher_information(
             done += len(batch)
             if progress:
                 progress("pricing gains", done, len(windows))
-    _check(lm, total)
+    check_finite(lm, total)
     positions = draws * sum(len(window) - first for window in windows)
     return np.asarray((total / positions).cpu().numpy())
 
@@ -149,7 +102,7 @@ def _squared_slopes(
     """
     with _gains(lm, *ids.shape) as gains:
         logits = lm.model(input_ids=ids, use_cache=False).logits[:, first:]
-        _check(lm, logits)
+        check_finite(lm, logits)
         log_probs = logits.float().log_softmax(-1)
         flat = log_probs.flatten(0, 1)
         total = torch.zeros(1, dtype=torch.float64, device=lm.device)
@@ -229,7 +182,7 @@ def margin_gradient(
             done += 1
             if progress:
                 progress("following preferences", done, passes)
-    _check(lm, total)
+    check_finite(lm, total)
     return np.asarray(total.cpu().numpy())
 
 
@@ -381,11 +334,3 @@ def _gains(lm: LM, *positions: int) -> Iterator[list[Tensor]]:
             gains.append(gain.requires_grad_(True))
         stack.enter_context(neuron_hooks(lm, lambda layer, m: m * gains[layer]))
         yield gains
-
-
-def _check(lm: LM, numbers: Tensor) -> None:
-    if not torch.isfinite(numbers).all():
-        raise DialdownError(
-            f"The predictions or gradients of {lm.name} are not finite: load it in float32 or "
-            "bfloat16."
-        )

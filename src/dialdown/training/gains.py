@@ -34,8 +34,8 @@ from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
-from .fisher import NaturalGradient, damped, given_tokens
-from .loss import Elsewhere
+from .fisher import NaturalGradient, damped
+from .own_text import held_near
 from .policies import Trainable
 from .settings import GainSettings, TrainingLog
 
@@ -77,7 +77,7 @@ def train_gains(
             see `train_dpo`.
     """
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
-    elsewhere = _elsewhere(lm, settings, texts) if settings.own_kl_weight > 0 else None
+    elsewhere = held_near(lm, texts, settings.own_kl_weight)
 
     def save(policy: Any, folder: Path) -> None:
         rows = [gain.detach().flatten().double().cpu() for gain in _parameters(lm, policy)]
@@ -140,15 +140,3 @@ def _prices(
             f"{lm.name}: pass information=fisher_information(lm, own_text(lm))."
         )
     return damped(information, settings.damping)
-
-
-def _elsewhere(lm: LM, settings: GainSettings, texts: Sequence[Sequence[int]]) -> Elsewhere:
-    lengths, known = {len(text) for text in texts}, lm.view.unembedding.weight.shape[0]
-    fits = len(lengths) == 1 and 0 < max(lengths) <= lm.context
-    if not (fits and all(0 <= token < known for text in texts for token in text)):
-        raise DialdownError(
-            f"{len(texts)} texts of lengths {sorted(lengths)} were given, and the KL on "
-            f"{lm.name}'s own text needs ids below {known:,} of one length up to {lm.context:,}: "
-            "pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
-        )
-    return Elsewhere(texts, settings.own_kl_weight, given=given_tokens(lm, texts))

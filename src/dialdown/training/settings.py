@@ -137,6 +137,8 @@ class DPOSettings:
     snapshots: int = 0
     seed: int = 0
     natural_allowed: ClassVar[bool] = False
+    falling: ClassVar[bool] = False
+    """Whether the rate falls to 0 at the last step."""
 
     def __post_init__(self) -> None:
         known: dict[str, Any] = {
@@ -202,6 +204,36 @@ class GainSettings(DPOSettings):
         super().__post_init__()
         check_damping(self.damping)
         _check_least(self, "Gains cannot be trained", {"own_kl_weight": 0})
+
+
+@dataclass(frozen=True)
+class RankOneSettings(DPOSettings):
+    """How to train one direction more per layer: DPO's settings with what they need, one pass of
+    small batches at a rate that falls linearly to 0.
+
+    See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+
+    Attributes:
+        own_kl_weight: as in `GainSettings`.
+
+    Raises:
+        DialdownError: a value outside its range.
+    """
+
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 3e-3
+    own_kl_weight: float = 2.0
+    falling: ClassVar[bool] = True
+    warmup_steps: int = 0
+    batch_size: int = 8
+    accumulation: int = 1
+    epochs: int = 1
+    eval_every: int = 1000
+    eval_pairs: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least(self, "Rank one cannot be trained", {"own_kl_weight": 0})
 
 
 @dataclass(frozen=True)

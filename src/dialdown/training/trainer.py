@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import inspect
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -169,14 +170,15 @@ class KLDPOTrainer(DPOTrainer):
         return dataset
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Linear warm-up that starts at lr / (warm-up + 1), then constant: the authors'
-        schedule.
+        """Linear warm-up that starts at lr / (warm-up + 1), then constant, the authors' schedule;
+        or falling to 0 where the settings say so.
         """
         if self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
             optimizer = self.optimizer if optimizer is None else optimizer
+            last = num_training_steps if self.settings.falling else math.inf
             self.lr_scheduler = LambdaLR(
-                optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1))
+                optimizer, lambda step: min(1 - step / last, (step + 1) / (warmup + 1))
             )
         return self.lr_scheduler
 

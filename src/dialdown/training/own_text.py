@@ -1,0 +1,93 @@
+"""Text that a model writes by itself: what gains cost is taken on it, and what is trained is held
+near the model there (METHOD §8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..models.lm import LM
+from ..progress import Progress, with_bar
+from .loss import Elsewhere
+
+
+@with_bar
+def own_text(
+    lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
+) -> list[list[int]]:
+    """Token ids of texts that the model writes from nothing, drawn from its whole distribution,
+    without tokens that end a text.
+
+    They begin with the model's BOS, or where it expects none with what ends a text. With a chat
+    template they begin with all that stands before a text of the user, and go on with what the
+    model writes on both sides, ends of turns included. The model's own
+    generation settings (temperature, top-p) have no part: they are not the distribution that a KL
+    is of.
+
+    Args:
+        lm: the model.
+        texts: how many.
+        tokens: of each, what it begins with counted as one; fewer where the context ends.
+        seed: of the draws.
+        progress: called after each token of all texts.
+
+    Raises:
+        DialdownError: the model's predictions are not finite numbers.
+    """
+    generator = torch.Generator(device=lm.device).manual_seed(seed)
+    turns = lm.turns and {lm.turns.asked, lm.turns.replied}
+    ends = sorted(lm.eos - (turns or set()))
+    start = lm.opening
+    written, cache = [torch.tensor([start] * texts, device=lm.device)], None
+    with torch.inference_mode():
+        further = min(tokens - 1, lm.context - len(start))
+        for done in range(further):
+            out = lm.model(input_ids=written[-1], use_cache=True, **lm.going_on(cache))
+            cache = lm.kept(out)
+            logits = out.logits[:, -1].float()
+            check_finite(lm, logits)
+            logits[:, ends] = -math.inf
+            written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+            if progress:
+                progress("writing text of its own", done + 1, further)
+    return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
+
+
+def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens the texts begin with that were not drawn from the model (see `own_text`)."""
+    start = lm.opening
+    return len(start) if all([*text[: len(start)]] == start for text in texts) else 1
+
+
+def held_near(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> Elsewhere | None:
+    """The KL on text of the model's own as a part of a loss; None where it has no weight.
+
+    Raises:
+        DialdownError: no texts, or texts of several lengths, beyond the context or with ids that
+            the model has not.
+    """
+    if weight == 0:
+        return None
+    lengths, known = {len(text) for text in texts}, lm.view.unembedding.weight.shape[0]
+    fits = len(lengths) == 1 and 0 < max(lengths) <= lm.context
+    if not (fits and all(0 <= token < known for text in texts for token in text)):
+        raise DialdownError(
+            f"{len(texts)} texts of lengths {sorted(lengths)} were given, and the KL on "
+            f"{lm.name}'s own text needs ids below {known:,} of one length up to {lm.context:,}: "
+            "pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
+        )
+    return Elsewhere(texts, weight, given=given_tokens(lm, texts))
+
+
+def check_finite(lm: LM, numbers: Tensor) -> None:
+    """Refuse predictions or gradients that overflowed (DialdownError)."""
+    if not torch.isfinite(numbers).all():
+        raise DialdownError(
+            f"The predictions or gradients of {lm.name} are not finite: load it in float32 or "
+            "bfloat16."
+        )

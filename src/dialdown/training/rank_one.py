@@ -1,0 +1,122 @@
+"""One direction more per layer: the DPO loss with nothing trainable but a matrix of rank one on
+each down projection, an ordinary `rank_one` intervention (METHOD §7, §8).
+
+    texts = own_text(lm, texts=96, tokens=64, seed=1)
+    edit, log = train_rank_one(lm, pairs, RankOneSettings(), Path("rank-one"), texts=texts)
+    plain = edit.fold(lm)
+
+It is LoRA of rank one on the down projections alone, so PEFT makes the parameters and TRL trains
+them as it trains neuron gains (see `gains`), with the same loss: an edit that a layer writes by
+reading all of its neurons, where a gain changes what one neuron writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from ..data.pairs import Pair
+from ..errors import DialdownError, installing
+from ..interventions.intervention import Intervention
+from ..interventions.rank_one import RankOne
+from ..models.lm import LM, sharing
+from ..progress import Progress, with_bar
+from .dpo import tune
+from .own_text import held_near
+from .policies import Trainable
+from .settings import RankOneSettings, TrainingLog
+
+FILE = "rank-one.safetensors"
+
+
+@with_bar
+def train_rank_one(
+    lm: LM,
+    pairs: Sequence[Pair],
+    settings: RankOneSettings,
+    out: Path,
+    *,
+    texts: Sequence[Sequence[int]] = (),
+    progress: Progress | None = None,
+) -> tuple[Intervention, TrainingLog]:
+    """Train what each layer of `lm` reads and writes on `pairs` and write it to the folder `out`
+    (METHOD §8, with u and v of every layer as the only weights).
+
+    They are float32 whatever the model's dtype, and the model is left untouched. The same call
+    resumes a run that was stopped (see `train_dpo`).
+
+    Args:
+        lm: the model; it is the reference too.
+        pairs: preference pairs; prompts that are held out for validation are not trained on.
+        settings: how to train.
+        out: a folder that does not exist, is empty, or was written by this function.
+        texts: token ids of one length, from `own_text`; `own_kl_weight` needs them.
+        progress: called with "training", the steps done and the steps in all.
+
+    Returns:
+        a `rank_one` intervention, and what happened in training.
+
+    Raises:
+        DialdownError: a KL on no texts; see `train_dpo`.
+    """
+
+    def save(policy: Any, folder: Path) -> None:
+        _edit(lm, policy, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / FILE)
+
+    rank_one = Trainable(
+        lm.model,
+        lm.tokenizer,
+        prepare=lambda model: _with_rank_one(lm, model, settings.seed),
+        save=save,
+        result_bytes=lm.view.n_layers * (9 * lm.view.n_neurons + 4 * lm.view.d_model),
+        template=lm.template,
+    )
+    elsewhere = held_near(lm, texts, settings.own_kl_weight)
+    log = tune(rank_one, pairs, settings, out, elsewhere=elsewhere, progress=progress)
+    return Intervention.load(out / FILE), log
+
+
+def _with_rank_one(lm: LM, model: Any, seed: int) -> Any:
+    """A PEFT model that shares all weights of `model`, with u small and random and v zero."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise DialdownError(
+            f"Rank one is a LoRA adapter of PEFT, which is not installed: {installing('train')}."
+        ) from error
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        lora_dropout=0.0,
+        target_modules=[layer.path for layer in lm.view.layers],
+        fan_in_fan_out=isinstance(lm.view.layers[0].down, Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return get_peft_model(sharing(model), config)
+
+
+def _edit(lm: LM, policy: Any, record: dict[str, Any]) -> Intervention:
+    base, reads, writes = policy.get_base_model(), [], []
+    for layer in lm.view.layers:
+        adapter = base.get_submodule(layer.path)
+        u, v = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
+        reads.append(u.detach().flatten().double().cpu().numpy())
+        writes.append(v.detach().flatten().double().cpu().numpy())
+    rank_one = RankOne(np.stack(reads), np.stack(writes))
+    shape = rank_one.reads.shape
+    return Intervention(
+        "rank_one",
+        "rank_one",
+        np.ones(shape),
+        np.zeros(shape),
+        rank_one.reads != 0,
+        rank_one=rank_one,
+        record=record,
+    )
