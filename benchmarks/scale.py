@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow as pa
 
 from dialdown import NeuronTable, edit, patch
 from dialdown.neurons import statistics
@@ -31,12 +30,10 @@ def synthetic() -> NeuronTable:
     """A compared table with small shifts of small means, as tuning leaves them."""
     rng = np.random.default_rng(0)
     size = LAYERS * NEURONS
-    layer, neuron = np.divmod(np.arange(size, dtype=np.int32), NEURONS)
+    layer = np.arange(size) // NEURONS
     cosine, base = rng.normal(0, 0.02, size), rng.normal(0, 0.05, size)
     tuned = base + rng.normal(0, 0.001, size) * (1 + layer / LAYERS)
     columns = {
-        "layer": layer,
-        "neuron": neuron,
         "cosine": cosine,
         "mean_base": base,
         "mean_tuned": tuned,
@@ -46,12 +43,8 @@ def synthetic() -> NeuronTable:
         "value_cosine": 1 - rng.gamma(1, 1e-6, size),
     }
     record = {"protocol": "strict", "direction": {"name": "probe"}, "base": {"model": "synthetic"}}
-    table = NeuronTable(pa.table(columns), (LAYERS, NEURONS), record)
-    names = np.full(size, None, dtype=object)
-    for name, mask in table.groups().items():
-        names[mask.ravel()] = name
     return NeuronTable(
-        table.arrow.append_column("group", pa.array(names, type=pa.string())), table.shape, record
+        {name: values.reshape(LAYERS, NEURONS) for name, values in columns.items()}, record
     )
 
 

@@ -115,7 +115,7 @@ def test_a_table_is_a_data_frame(llama: LM) -> None:
     pytest.importorskip("pandas")
     table = values(llama)["NeuronTable"]
     polars, pandas = table.to_polars(), table.to_pandas()
-    assert polars.columns == [*pandas.columns] == table.arrow.column_names
+    assert polars.columns == [*pandas.columns] == ["layer", "neuron", *table.columns, "group"]
     np.testing.assert_array_equal(polars["cosine"].to_numpy(), table.grid("cosine").ravel())
     np.testing.assert_array_equal(pandas["cosine"].to_numpy(), table.grid("cosine").ravel())
 

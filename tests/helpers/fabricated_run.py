@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dialdown.files import SCHEMA
 from dialdown.models.lm import Protocol
@@ -201,14 +200,12 @@ def _estimate(
 def _table(protocol: str) -> NeuronTable:
     rng = np.random.default_rng(len(protocol))
     size = LAYERS * NEURONS
-    layer, neuron = np.divmod(np.arange(size, dtype=np.int32), NEURONS)
+    layer = np.arange(size) // NEURONS
     cosine, base = rng.normal(0, 0.1, size), rng.normal(0, 0.02, size)
     tuned = base + rng.normal(-0.0002, 0.001, size) * (1 + layer)
     dots = cosine * 1.7
     change = (tuned - base) * dots - 1e-5 * np.abs(dots) * layer
     columns = {
-        "layer": layer,
-        "neuron": neuron,
         "cosine": cosine,
         "mean_base": base,
         "mean_tuned": tuned,
@@ -217,18 +214,9 @@ def _table(protocol: str) -> NeuronTable:
         "projection_change": change,
         "value_cosine": 1 - rng.gamma(1, 2e-6, size) * (1 + layer),
     }
-    table = NeuronTable(
-        pa.table(columns),
-        (LAYERS, NEURONS),
-        {"protocol": protocol, "direction": {"name": "probe"}, "base": {}},
-    )
-    names = np.full(size, None, dtype=object)
-    for name, mask in table.groups().items():
-        names[mask.ravel()] = name
     return NeuronTable(
-        table.arrow.append_column("group", pa.array(names, type=pa.string())),
-        table.shape,
-        table.record,
+        {name: values.reshape(LAYERS, NEURONS) for name, values in columns.items()},
+        {"protocol": protocol, "direction": {"name": "probe"}, "base": {}},
     )
 
 

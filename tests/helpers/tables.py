@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 import dialdown as dd
@@ -70,11 +69,9 @@ def one_layer(
     columns: dict[str, Any] = {"cosine": cosine, "mean_base": mean}
     if change is not None:
         columns |= {"projection_change": change, "mean_tuned": mean}
-    arrow = pa.table(
-        {name: pa.array(values, type=pa.float64()) for name, values in columns.items()}
-    )
     return NeuronTable(
-        arrow, (1, len(cosine)), {"protocol": "strict", "direction": {"name": "probe"}, "base": {}}
+        {name: np.array([values], dtype=float) for name, values in columns.items()},
+        {"protocol": "strict", "direction": {"name": "probe"}, "base": {}},
     )
 
 
@@ -96,10 +93,10 @@ def table_of(
         "projection_change": change,
     }
     columns["value_cosine"] = np.ones_like(base) if turn is None else turn
-    arrow = pa.table(
-        {name: np.asarray(values, dtype=np.float64).ravel() for name, values in columns.items()}
+    return NeuronTable(
+        {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()},
+        {"protocol": protocol, "base": {"model": model}},
     )
-    return NeuronTable(arrow, np.shape(base), {"protocol": protocol, "base": {"model": model}})
 
 
 def random_table(seed: int = 0, *, shape: tuple[int, int] = (4, 30), **options: Any) -> NeuronTable:

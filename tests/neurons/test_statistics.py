@@ -89,7 +89,7 @@ def test_shares_of_the_four_groups_add_up(values: Any) -> None:
 
 def test_signs_and_reducing_share_are_counts() -> None:
     table = random_table()
-    size = table.arrow.num_rows
+    size = table.to_polars().height
     assert statistics.negative_shares(table) == {
         name: sum(value < 0 for value in table.grid(f"mean_{name}").ravel()) / size
         for name in ("base", "tuned")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -24,7 +23,6 @@ from scipy import stats
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import estimate
 from dialdown.files import SCHEMA
-from dialdown.neurons.table import NeuronTable
 from dialdown.report.claims import Claim, claims
 from dialdown.report.findings import findings
 from dialdown.report.run import Run, load
@@ -287,9 +285,8 @@ def test_a_file_that_is_no_row_is_an_error(tmp_path: Path, saved: Any) -> None:
 
 def with_change(run: Run, change: Values) -> Run:
     table = run.tables["strict"]
-    place = table.arrow.column_names.index("projection_change")
-    arrow = table.arrow.set_column(place, "projection_change", pa.array(change))
-    return replace(run, tables={"strict": NeuronTable(arrow, table.shape, table.record)})
+    changed = {**table.columns, "projection_change": np.reshape(change, table.shape)}
+    return replace(run, tables={"strict": replace(table, columns=changed)})
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +328,8 @@ def test_the_unit_of_the_residual_stream_does_not_matter(
 
 def test_a_table_without_a_tuned_model_opposes_nothing(compared: Run) -> None:
     table = compared.tables["strict"]
-    alone = NeuronTable(table.arrow.drop_columns(["projection_change"]), table.shape, table.record)
+    kept = {name: grid for name, grid in table.columns.items() if name != "projection_change"}
+    alone = replace(table, columns=kept)
     assert claims(replace(compared, tables={"strict": alone})) == []
 
 

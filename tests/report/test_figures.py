@@ -13,7 +13,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import vl_convert
 from hypothesis import given, settings
@@ -84,9 +83,7 @@ def compared_table(
         "count_base": 2431,
         "count_tuned": 2390,
     }
-    return NeuronTable(
-        pa.table({name: values.ravel() for name, values in columns.items()}), shape, record
-    )
+    return NeuronTable({name: values.reshape(shape) for name, values in columns.items()}, record)
 
 
 def group_of(cosine: float, mean: float) -> str | None:
@@ -98,7 +95,7 @@ def group_of(cosine: float, mean: float) -> str | None:
 
 def rows(table: NeuronTable) -> list[dict[str, Any]]:
     """The table as a list, each neuron with its group where its projection fell."""
-    listed: list[dict[str, Any]] = table.arrow.to_pylist()
+    listed = table.to_polars().to_dicts()
     for row in listed:
         row["group"] = (
             group_of(row["cosine"], row["mean_base"]) if row["projection_change"] < 0 else None
@@ -371,9 +368,8 @@ def test_figures_name_their_protocol_and_what_they_count(
 @pytest.mark.parametrize("draw", FIGURES)
 def test_a_table_without_a_tuned_model_is_refused(draw: Any) -> None:
     table = compared_table()
-    alone = NeuronTable(
-        table.arrow.select(["cosine", "mean_base", "projection_base"]), table.shape, table.record
-    )
+    base = ("cosine", "mean_base", "projection_base")
+    alone = NeuronTable({name: table.columns[name] for name in base}, table.record)
     with pytest.raises(DialdownError, match=r"dd\.compare"):
         draw(alone)
 
@@ -387,7 +383,8 @@ def test_ranking_orders_what_fell_and_shares_add_to_one(
     changes: list[float], cosines: list[float]
 ) -> None:
     columns = {"projection_change": changes, "cosine": cosines, "mean_base": [1.0] * 6}
-    ranked = ranking(NeuronTable(pa.table(columns), (2, 3), {"protocol": "strict"}))
+    grids = {name: np.reshape(values, (2, 3)) for name, values in columns.items()}
+    ranked = ranking(NeuronTable(grids, {"protocol": "strict"}))
     assert sorted(ranked.order.tolist()) == [
         place for place, change in enumerate(changes) if change < 0
     ]

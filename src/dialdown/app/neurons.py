@@ -68,10 +68,9 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
     layers, neurons = np.indices(shape)
     columns: dict[str, Any] = {"layer": layers.ravel(), "neuron": neurons.ravel()}
     if table:
-        groups = [name or NO_GROUP for name in table.arrow["group"].to_pylist()]
-        columns["group"] = groups
+        columns["group"] = [name or NO_GROUP for name in table.group_names()]
         for name, column in COLUMNS.items():
-            if column in table.arrow.column_names:
+            if column in table.columns:
                 columns[name] = table.grid(column).ravel()
         if "after" in columns:
             columns["shift"] = columns["after"] - columns["before"]

@@ -48,7 +48,7 @@ NEEDED = (
 def findings() -> Iterator[str]:
     """One line per finding."""
     yield f"python {platform.python_version()} on {platform.platform()}"
-    for name in ("dialdown", "torch", "transformers", "trl", "scikit-learn", "pyarrow"):
+    for name in ("dialdown", "torch", "transformers", "trl", "scikit-learn", "polars"):
         try:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:

@@ -5,13 +5,13 @@ groups (METHOD §3).
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -32,22 +32,21 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class NeuronTable:
-    """One row per neuron, in an Arrow table sorted by layer, then neuron.
+    """What is known of every neuron: a number of each in every column.
 
-    Columns: `layer`, `neuron`, `cosine` (c_i of the base model), `mean_base`, `projection_base`
-    (p_i), `group`; and, when a tuned model was compared, `mean_tuned`, `projection_tuned`,
-    `projection_change` (Delta_i) and `value_cosine` (cosine of the neuron's value vector before and
-    after). `group` is null for a neuron of no group. `judged`, where it is there, says that the
-    neuron is one of the toxic neurons a judge found.
+    Columns: `cosine` (c_i of the base model), `mean_base`, `projection_base` (p_i); and, when a
+    tuned model was compared, `mean_tuned`, `projection_tuned`, `projection_change` (Delta_i) and
+    `value_cosine` (cosine of the neuron's value vector before and after). `judged`, where it is
+    there, says that the neuron is one of the toxic neurons a judge found. As a data frame and in a
+    file the table has a row per neuron, with its `layer`, `neuron` and `group`, which is null for a
+    neuron of no group.
 
     Attributes:
-        arrow: the table.
-        shape: (layers, neurons per layer).
+        columns: by name, (layers, neurons per layer) each.
         record: protocol, direction, models, counts.
     """
 
-    arrow: pa.Table
-    shape: tuple[int, int]
+    columns: Mapping[str, NDArray[Any]]
     record: dict[str, Any]
 
     def __repr__(self) -> str:
@@ -65,22 +64,31 @@ class NeuronTable:
             "tuned model": tuned.get("model"),
             "protocol": self.protocol,
             "direction": self.record["direction"]["name"],
-            "columns": ", ".join(self.arrow.column_names),
+            "columns": ", ".join(self.columns),
         }
         heads = ("group", "neurons", "share")
         groups = [
             (name, f"{mask.sum():,}", f"{mask.mean():.1%}") for name, mask in self.groups().items()
         ]
-        title = f"Neuron table, {self.arrow.num_rows:,} neurons"
+        title = f"Neuron table, {self.size:,} neurons"
         return card(title, facts, rows=[heads, *groups])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, neurons per layer)."""
+        layers, neurons = next(iter(self.columns.values())).shape
+        return layers, neurons
+
+    @property
+    def size(self) -> int:
+        """How many neurons there are."""
+        return math.prod(self.shape)
+
     def to_polars(self) -> pl.DataFrame:
-        """The table as a polars data frame, without a copy."""
+        """The table as a polars data frame, a row per neuron sorted by layer, then neuron."""
         import polars as pl
 
-        frame = pl.from_arrow(self.arrow)
-        assert isinstance(frame, pl.DataFrame)
-        return frame
+        return pl.DataFrame(self._rows(), schema_overrides={"group": pl.String})
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a pandas data frame.
@@ -95,14 +103,21 @@ class NeuronTable:
                 "A pandas data frame needs pandas, which is not installed: run `pip install "
                 "pandas`, or use to_polars()."
             ) from error
-        frame = self.arrow.to_pandas()
-        assert isinstance(frame, pd.DataFrame)
-        return frame
+        return pd.DataFrame(self._rows())
+
+    def _rows(self) -> dict[str, Any]:
+        layer, neuron = np.indices(self.shape, dtype=np.int32)
+        columns = {name: grid.ravel() for name, grid in self.columns.items()}
+        rows: dict[str, Any] = {"layer": layer.ravel(), "neuron": neuron.ravel(), **columns}
+        rows["group"] = self.group_names()
+        if "judged" in rows:
+            rows["judged"] = rows.pop("judged")
+        return rows
 
     @property
     def compared(self) -> bool:
         """Whether the table has a tuned model's columns."""
-        return "projection_change" in self.arrow.column_names
+        return "projection_change" in self.columns
 
     @property
     def protocol(self) -> Protocol:
@@ -110,19 +125,18 @@ class NeuronTable:
         return protocol
 
     def grid(self, column: str) -> NDArray[np.float64]:
-        """A numeric column as a (layers, neurons) float64 array.
+        """A column as a (layers, neurons) float64 array.
 
         Raises:
             DialdownError: there is no such column.
         """
-        if column not in self.arrow.column_names:
+        if column not in self.columns:
             raise DialdownError(
-                f"The neuron table has no column {column!r}: "
-                f"{nearest(column, self.arrow.column_names)} "
+                f"The neuron table has no column {column!r}: {nearest(column, [*self.columns])} "
                 "Columns of the tuned model need a table from dd.compare, `judged` one with "
                 "`with_judged`."
             )
-        return np.asarray(self.arrow[column].to_numpy(), dtype=np.float64).reshape(self.shape)
+        return np.asarray(self.columns[column], dtype=np.float64)
 
     def groups(self, *, changed: bool | None = None) -> dict[str, Mask]:
         """The four groups as (layers, neurons) masks (tables 4 and 5).
@@ -143,6 +157,13 @@ class NeuronTable:
             "AP": kept & (cosine < 0) & (mean > 0),
             "AN": kept & (cosine < 0) & (mean < 0),
         }
+
+    def group_names(self) -> list[str | None]:
+        """The name of each neuron's group, in the order of rows; None where it has none."""
+        names = np.full(self.shape, None, dtype=object)
+        for name, mask in self.groups().items():
+            names[mask] = name
+        return names.ravel().tolist()
 
     def select(self, which: str) -> Mask:
         """Neurons by name: `TP`, `TP+AN`, `TP+AN+TN`, ... , `four_groups`, `increasing` (Delta >
@@ -174,12 +195,12 @@ class NeuronTable:
         Raises:
             DialdownError: there are fewer neurons than that.
         """
-        if not 0 < count <= self.arrow.num_rows:
+        if not 0 < count <= self.size:
             raise DialdownError(
-                f"{count} most aligned neurons were asked for and the model has "
-                f"{self.arrow.num_rows}: pass a number between."
+                f"{count} most aligned neurons were asked for and the model has {self.size}: pass "
+                "a number between."
             )
-        mask = np.zeros(self.arrow.num_rows, dtype=bool)
+        mask = np.zeros(self.size, dtype=bool)
         mask[np.argsort(-self.grid("cosine").ravel(), kind="stable")[:count]] = True
         return mask.reshape(self.shape)
 
@@ -187,13 +208,15 @@ class NeuronTable:
         """The table with a column `judged`: neurons whose logit-lens tokens a judge called toxic
         (see `logit_lens.judged_toxic`).
         """
-        return replace(self, arrow=self.arrow.append_column("judged", pa.array(mask.ravel())))
+        return replace(self, columns={**self.columns, "judged": mask})
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the table as Parquet, with the record in its metadata."""
         header = json.dumps({"schema": SCHEMA, "shape": self.shape, **self.record})
-        table = self.arrow.replace_schema_metadata({"dialdown": header})
-        write_atomic(Path(path), lambda partial: pq.write_table(table, partial))
+        frame = self.to_polars()
+        write_atomic(
+            Path(path), lambda partial: frame.write_parquet(partial, metadata={"dialdown": header})
+        )
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> NeuronTable:
@@ -202,17 +225,20 @@ class NeuronTable:
         Raises:
             DialdownError: the file is missing, damaged or no neuron table.
         """
+        import polars as pl
+        from polars.exceptions import PolarsError
+
         try:
-            table = pq.read_table(path)
+            header = pl.read_parquet_metadata(path).get("dialdown")
+            frame = pl.read_parquet(path)
         except FileNotFoundError as error:
             raise DialdownError(
                 f"{path} does not exist: pass a neuron table written by to_parquet."
             ) from error
-        except (pa.ArrowException, OSError) as error:
+        except (PolarsError, OSError) as error:
             raise DialdownError(
                 f"{path} is damaged or no Parquet file ({error}): write it again."
             ) from error
-        header = (table.schema.metadata or {}).get(b"dialdown")
         if header is None:
             raise DialdownError(
                 f"{path} is Parquet but no dialdown neuron table: pass one written by to_parquet."
@@ -222,7 +248,9 @@ class NeuronTable:
             raise DialdownError(
                 f"{path} is a neuron table of schema {schema}, not {SCHEMA}: write it again."
             )
-        return cls(table.replace_schema_metadata(None), tuple(record.pop("shape")), record)
+        shape = record.pop("shape")
+        columns = frame.drop("layer", "neuron", "group")
+        return cls({column.name: column.to_numpy().reshape(shape) for column in columns}, record)
 
     save = to_parquet
     load = from_parquet
@@ -294,15 +322,6 @@ def _table(
     columns: dict[str, NDArray[np.float64]],
     extra: dict[str, Any],
 ) -> NeuronTable:
-    shape = (lm.view.n_layers, lm.view.n_neurons)
-    layer, neuron = np.indices(shape, dtype=np.int32)
-    arrow = pa.table(
-        {
-            "layer": layer.ravel(),
-            "neuron": neuron.ravel(),
-            **{k: v.ravel() for k, v in columns.items()},
-        }
-    )
     record = {
         "protocol": base.protocol,
         "direction": {"name": direction.name, "site": direction.site, **direction.record},
@@ -310,13 +329,7 @@ def _table(
         "count_base": base.count,
         **extra,
     }
-    table = NeuronTable(arrow, shape, record)
-    names = np.full(arrow.num_rows, None, dtype=object)
-    for name, mask in table.groups().items():
-        names[mask.ravel()] = name
-    return NeuronTable(
-        arrow.append_column("group", pa.array(names, type=pa.string())), shape, record
-    )
+    return NeuronTable(columns, record)
 
 
 def _check_shape(lm: LM, direction: Direction, means: NeuronMeans) -> None:

@@ -135,7 +135,7 @@ def table_18_reducing_share(table: NeuronTable) -> pl.DataFrame:
     """Table 18: the share of all neurons with Delta < 0."""
     cells = (
         table.protocol,
-        table.arrow.num_rows,
+        table.size,
         statistics.reducing_share(table),
         *beside(table.protocol, figure_of("reducing_share")),
     )

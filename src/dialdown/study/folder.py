@@ -68,7 +68,7 @@ MEASURED_ON = (
 
 RUN = "run.json"
 RECORDS = "stages"
-PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "pyarrow", "safetensors")
+PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "polars", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:
 def _top(work: Workspace, table: NeuronTable, edit: Intervention, moved: Any) -> pl.DataFrame:
     """The neurons whose change moves the residual stream most, and the tokens they write."""
     gain = 1 + relative_change(table, edit)
-    names = table.arrow["group"].to_pylist()
+    names = table.group_names()
     rows = []
     for place in (-moved).ravel().argsort(kind="stable")[:TOP].tolist():
         layer, neuron = divmod(place, table.shape[1])

@@ -98,15 +98,15 @@ def note_judged(
             missing=missing,
         )
     for table in tables:
-        if not missing and "judged" not in table.arrow.column_names:
+        if not missing and "judged" not in table.columns:
             notes.add(
                 f"the token judge found no toxic neuron ({table.protocol}), so none is patched"
             )
-        if table.arrow.num_rows < wanted:
+        if (neurons := table.size) < wanted:
             notes.add(
                 "the model has {neurons:,} neurons, fewer than the {wanted:,} most aligned that "
                 "were asked for",
-                neurons=table.arrow.num_rows,
+                neurons=neurons,
                 wanted=wanted,
             )
 

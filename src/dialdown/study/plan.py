@@ -219,7 +219,7 @@ def _patches(
     protocol: Protocol, table: NeuronTable, settings: InterventionSettings, seed: int
 ) -> Iterator[Intervention]:
     named = [(f"patch_{settings.toxic_neurons}", f"toxic_{settings.toxic_neurons}"), *PATCHES]
-    if "judged" in table.arrow.column_names:
+    if "judged" in table.columns:
         named.insert(0, ("patch_toxic_neurons", "judged"))
     # The toxic neurons and all four groups carry the claims; what lies between is bracketed by
     # their controls.

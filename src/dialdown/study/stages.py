@@ -260,14 +260,14 @@ def make_tables(work: Workspace) -> Facts:
     found: list[NeuronTable] = []
     for protocol, probe in zip(protocols, probes, strict=True):
         table = compare(work.lm, work.tuned, probe, *means[protocol])
-        count = min(config.interventions.toxic_neurons, table.arrow.num_rows)
+        count = min(config.interventions.toxic_neurons, table.size)
         judged = judged_toxic(work.lm, table, judge.judge, count=count)
         # A judge that could not answer, or finds nothing, gives no set of toxic neurons to patch.
         found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
         found[-1].to_parquet(work.path("neurons.parquet", protocol))
     note_judged(work.notes, judge.missing, found, config.interventions.toxic_neurons)
     # The published 128 value vectors, of a model that has as many.
-    most = min(128, found[0].arrow.num_rows)
+    most = min(128, found[0].size)
     spaces = {
         protocol: svd_subspace(work.lm, probe, neurons=most, protocol=protocol)
         for protocol, probe in zip(protocols, probes, strict=True)
