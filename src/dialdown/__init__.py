@@ -7,8 +7,8 @@ Each arrow is one function below, each thing between two arrows a value that can
 and printed. Names load their module when they are first used; `__init__.pyi` lists them.
 """
 
-import lazy_loader
+from .extras import attach
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -9,8 +9,9 @@ from .interventions.intervention import Intervention, untouched
 from .interventions.paper import edit, patch, steer
 from .models.lm import LM, load, load_tuned
 from .neurons.activations import mean_activations
-from .neurons.directions import Direction, random_direction, token_contrast, train_probe
+from .neurons.directions import Direction, random_direction, token_contrast
 from .neurons.logit_lens import logit_lens
+from .neurons.probe import train_probe
 from .neurons.table import NeuronTable, compare, neuron_table
 from .training.dpo import train_dpo
 from .training.fisher import fisher_information, natural_gradient, preference_gradient

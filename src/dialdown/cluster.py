@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from .errors import DialdownError, installing
+from .errors import DialdownError
+from .extras import asking_for
 from .workers import Done, Prepare, peak_bytes, quiet_libraries
 
 DASK = "dask:"
@@ -63,12 +64,8 @@ def do_all(prepare: Prepare, pieces: Sequence[Any], where: str, folder: Path) ->
 
 
 def _client(where: str) -> Any:
-    try:
+    with asking_for(f"workers={DASK}{where}"):
         from distributed import Client
-    except ModuleNotFoundError as error:
-        raise DialdownError(
-            f"workers={DASK}{where} needs Dask, which is not installed: {installing('cluster')}."
-        ) from error
     file = Path(where)
     if "://" not in where and not file.is_file():
         raise DialdownError(

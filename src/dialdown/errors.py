@@ -24,11 +24,6 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, names))}."
 
 
-def installing(extra: str) -> str:
-    """The clause that says how an extra is installed: from a clone, as no index has the package."""
-    return f'run pip install -e ".[{extra}]" in your clone of dialdown'
-
-
 def memory_is_short(error: Exception) -> bool:
     """Whether memory ran out: torch has one exception for a GPU and only a message for the
     processor.

@@ -17,7 +17,7 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.models import LM
 from dialdown.neurons import Direction, token_contrast
-from dialdown.neurons.directions import fit_probe, probe_features
+from dialdown.neurons.probe import fit_probe, probe_features
 from helpers import tiny
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")

@@ -18,20 +18,14 @@ import torch
 from ..data.assets import fetch
 from ..data.catalogue import ASSETS
 from ..data.wheels import cache_folder
-from ..errors import installing
 from ..evaluation.scorers import load_scorer
+from ..extras import EXTRAS, installing
 from ..progress import Progress
 from ..study.config import Config
 from ..study.needs import Shape, needs, shape_of
 from ..study.run import MEMORY
 from ..workers import do_all
 
-EXTRAS = {
-    "train": ("trl", "datasets", "accelerate", "peft"),
-    "judge": ("openai",),
-    "eval": ("lm_eval",),
-    "app": ("gradio",),
-}
 # Seconds of trying how fast the machine is, and how much of that a forward pass reaches.
 TRIED, EFFICIENCY = 0.5, 0.6
 # The long ones first: two scorers that are trained, and the model that is converted.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DialdownError, enough_memory
+from ..extras import asking_for
 from ..terminal import take_any_text
 from .shared import (
     Device,
@@ -257,7 +258,7 @@ def main() -> None:
     """
     take_any_text()
     try:
-        with enough_memory("use a smaller model or a machine with more memory"):
+        with enough_memory("use a smaller model or a machine with more memory"), asking_for():
             app()
     except DialdownError as error:
         # What was given is quoted, and may have had several lines.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from threading import Event
 from typing import Annotated
 
 import typer
 
-from ..errors import DialdownError, installing
+from ..extras import asking_for
 from .shared import app, out
 
 
@@ -38,11 +37,10 @@ def serve(
     from ..app.source import find_source
 
     opened = find_source(source, base)
-    if find_spec("gradio") is None:
-        raise DialdownError(f"The app needs Gradio, which is not installed: {installing('app')}.")
     # Read when Gradio is imported; it would otherwise report that it was.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from ..app.server import open_page
+    with asking_for("The app"):
+        from ..app.server import open_page
     from ..workers import quiet_libraries
 
     quiet_libraries()

@@ -1,5 +1,5 @@
 """Texts and models as files: embedded, on the hub or on this disk, read whole or refused."""
 
-import lazy_loader
+from ..extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

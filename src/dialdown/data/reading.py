@@ -23,6 +23,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from ..errors import DialdownError, nearest
+from ..extras import asking_for
 from .hub import ADVICE, OFFLINE, RECONNECT, reaching, refusal
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for error sentences, and its fields
@@ -101,14 +102,11 @@ def is_hub_id(source: str) -> bool:
 
 def _read_hub(source: str, split: str) -> Iterator[Row]:
     """Rows of a data set on the hub (of WikiText: the raw WikiText-2)."""
-    try:
+    with asking_for(
+        f"{source!r}, which looks like a data set on the hub,",
+        instead="pass a file or an embedded source",
+    ):
         import datasets
-    except ImportError as error:
-        raise DialdownError(
-            f"{source!r} looks like a data set on the hub and the datasets library is not "
-            "installed: "
-            "run `pip install datasets`, or pass a file or an embedded source."
-        ) from error
     config = "wikitext-2-raw-v1" if source.endswith("/wikitext") else None
     try:
         with reaching(source):

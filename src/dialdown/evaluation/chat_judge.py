@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..errors import DialdownError, installing
+from ..errors import DialdownError
+from ..extras import asking_for
 from ..files import disk_errors, write_text
 from ..progress import Progress
 
@@ -111,13 +112,10 @@ def load_chat_judge(
             "openai:gpt-4o or openai:MODEL@http://localhost:8000/v1."
         )
     endpoint = _plain_address(named[2] or os.environ.get("OPENAI_BASE_URL") or OPENAI)
-    try:
+    with asking_for(
+        "The token judge openai:", instead="pass 'embedded:ngram' or a word list (.txt)"
+    ):
         from openai import OpenAI
-    except ImportError as error:
-        raise DialdownError(
-            "The token judge openai: needs the openai package, which is not installed: "
-            f"{installing('judge')}, or pass 'embedded:ngram' or a word list (.txt)."
-        ) from error
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key or not key.isascii() or not key.isprintable():
         raise DialdownError(

@@ -14,7 +14,8 @@ from scipy.special import expit
 from ..errors import DialdownError
 from ..models.hooks import being_changed
 from ..models.lm import LM
-from ..neurons.directions import Direction, probe_features
+from ..neurons.directions import Direction
+from ..neurons.probe import probe_features
 from .judging import Scores, of_texts
 
 

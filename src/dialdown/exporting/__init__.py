@@ -1,5 +1,5 @@
 """A plain checkpoint from an intervention: export, verify, deltas (METHOD §7)."""
 
-import lazy_loader
+from ..extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

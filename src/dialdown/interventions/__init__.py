@@ -1,5 +1,5 @@
 """Interventions on neurons, and those of the paper with their controls (METHOD §4, §5, §7)."""
 
-import lazy_loader
+from ..extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

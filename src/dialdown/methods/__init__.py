@@ -1,5 +1,5 @@
 """Methods that put numbers on neurons, from labelled texts alone (METHOD §10)."""
 
-import lazy_loader
+from ..extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

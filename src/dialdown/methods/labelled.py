@@ -16,7 +16,7 @@ from ..models.decoding import batches, read
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_texts
-from ..neurons.directions import check_labels
+from ..neurons.probe import check_labels
 
 Labels = Sequence[int] | NDArray[Any]
 Pool = Callable[[Tensor, Tensor], Tensor]

@@ -10,7 +10,8 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..interventions.paper import steer
 from ..models.lm import LM
-from ..neurons.directions import Direction, check_labels, probe_features
+from ..neurons.directions import Direction
+from ..neurons.probe import check_labels, probe_features
 from ..progress import Progress, with_bar
 from .labelled import Labels
 

@@ -13,7 +13,8 @@ from huggingface_hub import snapshot_download
 
 from ..data.hub import reaching
 from ..data.loading import ADAPTER_CONFIG, Told, check_header, named_keys
-from ..errors import DialdownError, installing
+from ..errors import DialdownError
+from ..extras import asking_for
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
@@ -71,13 +72,8 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         DialdownError: PEFT is not installed; or the adapter is broken, belongs to another model,
             has tensors that match nothing, changes no weight, or is of a kind that does not merge.
     """
-    try:
+    with asking_for(f"{adapter}, a LoRA adapter,"):
         from peft import PeftConfig, PeftModel
-    except ModuleNotFoundError as error:
-        raise DialdownError(
-            f"{adapter} is a LoRA adapter, which PEFT reads, and PEFT is not installed: "
-            f"{installing('train')}."
-        ) from error
     instead = "pass a folder that PEFT's save_pretrained wrote"
     with Told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):
         config = PeftConfig.from_pretrained(str(folder))

@@ -1,5 +1,5 @@
 """What is known of every neuron: directions, activations, the table (METHOD §2, §3)."""
 
-import lazy_loader
+from ..extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,7 +1,8 @@
 from .activations import NeuronMeans, decode_with_means, mean_activations
 from .continuations import ContinuationMeans, continuation_means, mean_difference
-from .directions import Direction, random_direction, token_contrast, train_probe
+from .directions import Direction, random_direction, token_contrast
 from .logit_lens import judged_toxic
+from .probe import train_probe
 from .statistics import svd_subspace
 from .table import GROUPS, NeuronTable, compare, neuron_table
 

@@ -1,25 +1,17 @@
-"""Concept directions: a linear probe, a token contrast, a random control, and what a direction says
-(METHOD §2).
+"""Concept directions: a token contrast, and a random one for controls (METHOD §2); `probe` has the
+linear probe.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import sklearn
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
 
 from ..cards import card
 from ..data.corpora import normalise
@@ -27,14 +19,11 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.lm import LM, Protocol
-from ..models.tokens import encode_texts
-from ..progress import Progress, with_bar
 
 Site = Literal["residual", "after_norm", "unembedding", "random"]
 
 TOXIC_WORDS = ("fuck", "shit", "crap", "damn", "asshole")
 NON_TOXIC_WORDS = ("hello", "thanks", "friend", "peace", "welcome")
-PAPER_SEED = 42
 """Of the split under `paper`, whatever the study's seed."""
 
 
@@ -91,233 +80,6 @@ class Direction:
         """
         arrays, record = read_arrays(Path(path), "direction")
         return cls(record["name"], arrays["vector"], record["site"], record["record"])
-
-
-@with_bar
-def train_probe(
-    lm: LM,
-    texts: Sequence[str],
-    labels: Sequence[int] | NDArray[Any],
-    *,
-    protocol: Protocol = "strict",
-    max_tokens: int = 128,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Direction:
-    """Logistic regression on mean residual streams of labelled texts, 90:10 split (METHOD §2, §5).
-
-    Args:
-        lm: the model.
-        texts: the labelled texts.
-        labels: 1 where a text has the concept, else 0.
-        protocol: which features and which regression (see `probe_features` and `fit_probe`).
-        max_tokens: texts are cut here, and under `paper` padded to here.
-        batch_size: texts per forward pass.
-        seed: of the split and of the cross-validation that sets the regularisation; `paper` has its
-            own.
-        progress: called after each batch.
-
-    Raises:
-        DialdownError: texts and labels differ in number, a class is missing or too small, or see
-            `probe_features`.
-    """
-    check_labels(texts, labels)
-    # The strict features give the norm of the residual stream, by which steering is scaled under
-    # both protocols.
-    protocols: tuple[Protocol, ...] = ("strict",) if protocol == "strict" else ("strict", "paper")
-    features = probe_features(
-        lm,
-        texts,
-        protocols=protocols,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    norm = float(np.linalg.norm(features["strict"], axis=1).mean())
-    record = {"max_tokens": max_tokens, "residual_norm": norm}
-    return fit_probe(lm, features[protocol], labels, protocol=protocol, seed=seed, record=record)
-
-
-def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> None:
-    """Refuse labels that nothing can be learned from.
-
-    Raises:
-        DialdownError: texts and labels differ in number, or a class has fewer than 10 texts.
-    """
-    if len(texts) != len(labels):
-        raise DialdownError(
-            f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for "
-            "each text."
-        )
-    counts = {
-        int(label): int(count)
-        for label, count in zip(*np.unique(labels, return_counts=True), strict=True)
-    }
-    if set(counts) != {0, 1}:
-        raise DialdownError(
-            f"The labels contain only {sorted(counts)}, and two classes are needed: pass texts "
-            "labelled 0 and texts labelled 1."
-        )
-    if min(counts.values()) < 10:
-        raise DialdownError(
-            f"The classes have {counts[0]} and {counts[1]} texts, too few to tell the "
-            "classes apart: pass at least 10 of each."
-        )
-
-
-def probe_features(
-    lm: LM,
-    texts: Sequence[str],
-    *,
-    protocols: Sequence[Protocol] = ("strict", "paper"),
-    max_tokens: int = 128,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> dict[Protocol, NDArray[np.float64]]:
-    """Mean final-layer residual of each text under each protocol: (n, d) float64 each (METHOD §2,
-    §5).
-
-    `strict` averages x^L over real tokens before the final norm. `paper` pads each text on the left
-    with end-of-text tokens to `max_tokens` positions and averages what leaves the final norm over
-    all of them.
-
-    Raises:
-        DialdownError: a text has no tokens, max_tokens exceeds the context, an activation is not a
-            finite number, or under `paper` the tokenizer has no end-of-text token.
-    """
-    encoded = encode_texts(lm, texts, max_tokens)
-    if "paper" in protocols and max_tokens > lm.context:
-        raise DialdownError(
-            f"max_tokens={max_tokens} exceeds the context of {lm.name} ({lm.context}), and the "
-            "paper protocol pads every text to it: pass a smaller max_tokens."
-        )
-    if "paper" in protocols and lm.tokenizer.eos_token_id is None:
-        raise DialdownError(
-            f"The tokenizer of {lm.name} has no end-of-text token, with which the paper protocol "
-            "pads labelled texts: "
-            "set its eos_token, or run the strict protocol alone (--set protocols='[\"strict\"]')."
-        )
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    out = {protocol: np.zeros((len(texts), lm.view.d_model)) for protocol in protocols}
-    for number, protocol in enumerate(protocols):
-        for done, rows in enumerate(batches, number * len(batches) + 1):
-            ids, mask = _pad(lm, [encoded[row] for row in rows], protocol, max_tokens)
-            with torch.inference_mode(), _around_final_norm(lm) as seen:
-                lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-            out[protocol][rows] = _mean(seen, mask, protocol).double().cpu().numpy()
-            if progress:
-                progress("reading labelled texts", done, len(protocols) * len(batches))
-        if not np.isfinite(out[protocol]).all():
-            raise DialdownError(
-                f"The final-layer residual of {lm.name} is not finite while reading labelled "
-                "texts: load it in float32 or bfloat16."
-            )
-    return out
-
-
-def _pad(
-    lm: LM, encoded: Sequence[Sequence[int]], protocol: Protocol, max_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask: `strict` pads on the right to the longest text, `paper` on the left to the
-    maximal length.
-    """
-    left = protocol == "paper"
-    token = lm.tokenizer.eos_token_id if left else lm.tokenizer.pad_token_id
-    width = max_tokens if left else max(len(ids) for ids in encoded)
-    padded = torch.full((len(encoded), width), token, dtype=torch.long)
-    mask = torch.zeros_like(padded)
-    for row, ids in enumerate(encoded):
-        place = slice(width - len(ids), None) if left else slice(len(ids))
-        padded[row, place] = torch.tensor(ids)
-        mask[row, place] = 1
-    return padded.to(lm.device), mask.to(lm.device)
-
-
-def _mean(seen: dict[str, Tensor], mask: Tensor, protocol: Protocol) -> Tensor:
-    if protocol == "paper":
-        return seen["after"].float().mean(1)
-    weights = mask.to(seen["before"].device)[..., None]
-    return (seen["before"].float() * weights).sum(1, dtype=torch.float32) / weights.sum(1)
-
-
-@contextmanager
-def _around_final_norm(lm: LM) -> Iterator[dict[str, Tensor]]:
-    seen: dict[str, Tensor] = {}
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.update(before=args[0], after=output)
-
-    with ExitStack() as stack:
-        stack.callback(lm.view.final_norm.register_forward_hook(keep).remove)
-        yield seen
-
-
-def fit_probe(
-    lm: LM,
-    features: NDArray[np.float64],
-    labels: Sequence[int] | NDArray[Any],
-    *,
-    protocol: Protocol,
-    seed: int = 0,
-    record: dict[str, Any] | None = None,
-) -> Direction:
-    """The probe itself: fit on 90 % of the (n, d) features, accuracy and AUC on the other 10 %
-    (METHOD §2, §5).
-
-    `strict` divides the features by one number, their root mean square, and does not standardise
-    them by dimension: W stays a direction of the residual stream itself. Its L2 strength is chosen
-    by 5-fold cross-validation inside the training part. `paper` takes the features as they are, C =
-    1, at most 500 steps, and a split that does not look at the labels. The probability of the
-    concept is sigma(W x + b) of the features as they are given; b is `record["intercept"]`.
-    `record["auc"]` is None where all held-out texts have one label.
-    """
-    y = np.asarray(labels)
-    paper = protocol == "paper"
-    seed = PAPER_SEED if paper else seed
-    train, held = train_test_split(
-        np.arange(len(y)), test_size=0.1, stratify=None if paper else y, random_state=seed
-    )
-    scale = 1.0 if paper else float(np.sqrt(np.mean(features[train] ** 2)))
-    model = _regression(protocol, seed)
-    with warnings.catch_warnings():
-        # Under `paper` the weights are those after 500 steps, converged or not.
-        warnings.simplefilter("ignore" if paper else "default", ConvergenceWarning)
-        model.fit(features[train] / scale, y[train])
-    score = model.decision_function(features[held] / scale)
-    return Direction(
-        "probe",
-        np.asarray(model.coef_[0] / scale, dtype=np.float64),
-        "after_norm" if paper else "residual",
-        {
-            **lm.describe(),
-            **(record or {}),
-            "protocol": protocol,
-            "accuracy": float(np.mean((score > 0) == (y[held] == 1))),
-            "auc": float(roc_auc_score(y[held], score)) if len(np.unique(y[held])) > 1 else None,
-            "intercept": float(model.intercept_[0]),
-            "train": len(train),
-            "validation": len(held),
-            "C": 1.0 if paper else float(np.ravel(model.C_)[0]),
-            "seed": seed,
-            "sklearn": sklearn.__version__,
-        },
-    )
-
-
-def _regression(protocol: Protocol, seed: int) -> LogisticRegression | LogisticRegressionCV:
-    if protocol == "paper":
-        return LogisticRegression(C=1.0, max_iter=500)
-    return LogisticRegressionCV(
-        Cs=np.logspace(-4, 2, 7),
-        cv=5,
-        scoring="neg_log_loss",
-        l1_ratios=(0.0,),
-        max_iter=2000,
-        random_state=seed,
-        use_legacy_attributes=False,
-    )
 
 
 def token_contrast(

@@ -9,10 +9,9 @@ unembed(final_norm(u)) (METHOD §2), and the toxic neurons that a judge finds by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,6 +19,9 @@ from ..errors import DialdownError
 from ..models.lm import LM, Protocol
 from .directions import Direction
 from .table import Mask, NeuronTable
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SIGNS = (1, -1)
 Judge = Callable[[Sequence[str]], Sequence[bool | None]]
@@ -114,8 +116,8 @@ def value_vector_tokens(
         (table.protocol, sign, *place)
         for place in zip(layers.tolist(), neurons.tolist(), cosines.tolist(), strict=True)
     ]
-    schema = {"protocol": pl.String, "sign": pl.Int64, "layer": pl.Int64, "neuron": pl.Int64}
-    return _tokens(lm, sign * vectors, places, k, judge, {**schema, "cosine": pl.Float64})
+    schema = {"protocol": str, "sign": int, "layer": int, "neuron": int}
+    return _tokens(lm, sign * vectors, places, k, judge, {**schema, "cosine": float})
 
 
 def direction_tokens(
@@ -137,7 +139,7 @@ def direction_tokens(
         (direction.record.get("protocol"), direction.name, sign) for direction, sign in signed
     ]
     vectors = np.stack([sign * direction.vector for direction, sign in signed])
-    schema = {"protocol": pl.String, "direction": pl.String, "sign": pl.Int64}
+    schema = {"protocol": str, "direction": str, "sign": int}
     return _tokens(lm, vectors, places, k, judge, schema)
 
 
@@ -158,7 +160,7 @@ def judged_toxic(
         A (layers, neurons) mask, part of `table.most_aligned(count)`.
     """
     tokens = value_vector_tokens(lm, table, count=count, k=k, judge=judge)
-    toxic = tokens.filter(pl.col("toxic"))
+    toxic = tokens.filter("toxic")
     mask = np.zeros(table.shape, dtype=bool)
     mask[toxic["layer"].to_numpy(), toxic["neuron"].to_numpy()] = True
     return mask
@@ -216,6 +218,8 @@ def writers(lm: LM, token: int, *, count: int = 20, protocol: Protocol = "strict
         ])  # fmt: skip
         logits = unembedding(_normed(lm, vectors)).float()
         ranks = (logits > logits[:, [token]]).sum(1) + 1
+    import polars as pl
+
     return pl.DataFrame({
         "layer": layers,
         "neuron": neurons,
@@ -269,5 +273,7 @@ def _tokens(
         for place, line in zip(places, decoded, strict=True)
         for rank, (token, logit) in enumerate(line, 1)
     ]
-    types = {"rank": pl.Int64, "token": pl.String, "logit": pl.Float64, "toxic": pl.Boolean}
+    import polars as pl
+
+    types = {"rank": int, "token": str, "logit": float, "toxic": bool}
     return pl.DataFrame(rows, schema={**schema, **types}, orient="row")

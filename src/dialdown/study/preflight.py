@@ -13,7 +13,8 @@ from ..data import texts
 from ..errors import DialdownError, enough_memory
 from ..evaluation.metrics import check_names, load_metric
 from ..models.tokens import text_windows
-from ..neurons.directions import check_labels, token_contrast
+from ..neurons.directions import token_contrast
+from ..neurons.probe import check_labels
 from .config import Config
 from .context import F1_PAIRS, Workspace
 

@@ -19,15 +19,9 @@ from ..files import fingerprint
 from ..models.decoding import Decoder
 from ..models.lm import LM, Protocol, same_weights
 from ..neurons.activations import decode_with_means
-from ..neurons.directions import (
-    Direction,
-    check_labels,
-    fit_probe,
-    probe_features,
-    random_direction,
-    token_contrast,
-)
+from ..neurons.directions import Direction, random_direction, token_contrast
 from ..neurons.logit_lens import Judge, direction_tokens, judged_toxic, value_vector_tokens
+from ..neurons.probe import check_labels, fit_probe, probe_features
 from ..neurons.statistics import mlp_facts, sign_conflicts, svd_subspace
 from ..neurons.table import NeuronTable, compare
 from ..training.dpo import train_dpo

@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from ..data.pairs import Pair
-from ..errors import DialdownError, installing
+from ..errors import DialdownError
+from ..extras import asking_for
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
 from ..models import templates
 from ..models.lm import weight_fingerprints
@@ -158,12 +159,8 @@ def tune(
 
 
 def _trl() -> ModuleType:
-    try:
+    with asking_for("Training"):
         from . import trainer
-    except ModuleNotFoundError as error:
-        raise DialdownError(
-            f"Training needs {error.name}, which is not installed: {installing('train')}."
-        ) from error
     return trainer
 
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from ..data.pairs import Pair
-from ..errors import DialdownError, installing
+from ..errors import DialdownError
+from ..extras import asking_for
 from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
@@ -107,13 +108,8 @@ def train_gains(
 
 def _with_gains(lm: LM, model: Any) -> Any:
     """A PEFT model that shares all weights of `model` and has a trainable gain on every neuron."""
-    try:
+    with asking_for("Training neuron gains, IA3 parameters,"):
         from peft import IA3Config, get_peft_model
-    except ModuleNotFoundError as error:
-        raise DialdownError(
-            "Neuron gains are IA3 parameters of PEFT, which is not installed: "
-            f"{installing('train')}."
-        ) from error
     paths = [layer.path for layer in lm.view.layers]
     config = IA3Config(
         target_modules=paths,

@@ -14,7 +14,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from ..data.model_files import write_model
-from ..errors import DialdownError, installing
+from ..extras import asking_for
 from ..models.lm import sharing
 from ..models.templates import Template
 
@@ -69,12 +69,8 @@ def low_rank(
     """
 
     def prepare(model: Any) -> Any:
-        try:
+        with asking_for("A LoRA adapter"):
             from peft import LoraConfig, get_peft_model
-        except ModuleNotFoundError as error:
-            raise DialdownError(
-                f"LoRA adapters are PEFT's, which is not installed: {installing('train')}."
-            ) from error
         config = LoraConfig(
             r=rank,
             # What is learned counts twice, as is usual, whatever the rank.

@@ -21,7 +21,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from ..data.pairs import Pair
-from ..errors import DialdownError, installing
+from ..extras import asking_for
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.lm import LM, sharing
@@ -83,12 +83,8 @@ def train_rank_one(
 
 def _with_rank_one(lm: LM, model: Any, seed: int) -> Any:
     """A PEFT model that shares all weights of `model`, with u small and random and v zero."""
-    try:
+    with asking_for("Rank one, a LoRA adapter,"):
         from peft import LoraConfig, get_peft_model
-    except ModuleNotFoundError as error:
-        raise DialdownError(
-            f"Rank one is a LoRA adapter of PEFT, which is not installed: {installing('train')}."
-        ) from error
     config = LoraConfig(
         r=1,
         lora_alpha=1,
