@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from dialdown import DialdownError
 from dialdown.evaluation import Estimate, estimate
-from dialdown.evaluation.bootstrap import agreement, direction
+from dialdown.evaluation.bootstrap import agreement, change_sign
 from dialdown.evaluation.row import Measured
 
 
@@ -104,7 +104,7 @@ def test_log_perplexity_is_weighted_by_tokens() -> None:
 def test_no_direction_where_the_interval_holds_zero_or_the_units_are_few(
     change: Estimate, said: str
 ) -> None:
-    assert direction(change) == said
+    assert change_sign(change) == said
 
 
 shares = st.integers(0, 4).map(lambda k: k / 4)  # few values, so that ties are common

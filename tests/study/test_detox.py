@@ -20,7 +20,7 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.cli import main as cli
 from dialdown.evaluation import Estimate
-from dialdown.evaluation.bootstrap import direction
+from dialdown.evaluation.bootstrap import change_sign
 from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
@@ -122,7 +122,7 @@ def test_an_edit_that_made_a_model_no_less_toxic_is_not_said_to_have(
     tmp_path: Path, low: float, high: float, prompts: int, less: bool, says: str
 ) -> None:
     change = Estimate((low + high) / 2, low, high, prompts)
-    check = {"change": {**change.to_json(), "says": direction(change)}}
+    check = {"change": {**change.to_json(), "says": change_sign(change)}}
     run = {"config": {"concept": "toxicity"}, "stages": {"check": check}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     result = outcome(tmp_path)
@@ -198,7 +198,7 @@ def test_an_edit_that_is_less_toxic_ends_with_status_0(
     record = read_sealed(work_of(out) / "stages" / "check.json")
     assert record is not None
     change = Estimate(-0.2, -0.3, -0.1, 40)
-    record["told"]["change"] = {**change.to_json(), "says": direction(change)}
+    record["told"]["change"] = {**change.to_json(), "says": change_sign(change)}
     write_sealed(work_of(out) / "stages" / "check.json", record)
     result = detox(config, out)
     assert result.exit_code == 0, result.exception

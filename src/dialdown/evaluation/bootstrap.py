@@ -29,7 +29,7 @@ AGREEMENT = {
     **dict.fromkeys(("both", "one", "none"), pl.Float64),
 }
 
-Direction = Literal["less", "more", "not told apart"]
+ChangeSign = Literal["less", "more", "not told apart"]
 Values = NDArray[np.float64]
 
 
@@ -56,7 +56,7 @@ class Estimate:
         return asdict(self)
 
 
-def direction(change: Estimate) -> Direction:
+def change_sign(change: Estimate) -> ChangeSign:
     """What a paired change says: its sign where its interval leaves zero out and has units enough,
     else nothing (METHOD §6).
     """

@@ -143,14 +143,14 @@ class Evaluator:
         lm = model or self.lm
         decoder = self.decoder if lm is self.lm else self._decoder(lm, share_prefixes=False)
         tokens = self._tokens(decoder, intervention, GENERATING[protocol])
-        probe = self._text(protocol)
-        text = probe.measure(lm, intervention, positions=READING[protocol])
+        reference = self._text(protocol)
+        text = reference.measure(lm, intervention, positions=READING[protocol])
         # METHOD §5, `paper`: the sum is over predicted tokens, and it is divided by all, a window's
         # first among them.
         share = (
             1.0
             if protocol == "strict"
-            else text.tokens.sum() / sum(ids.numel() for ids in probe.windows)
+            else text.tokens.sum() / sum(ids.numel() for ids in reference.windows)
         )
         count = len(self.suite.prompts)
         texts = decoder.texts(tokens[:count])

@@ -51,9 +51,9 @@ def load_scorer(
     """The scorer `source` names (METHOD §6), trained first where it is an embedded one that the
     cache lacks.
 
-    `texts` are the labelled texts of the study's concept. Of other texts than the comments,
-    `embedded:minilm` learns that concept (from `embedded:imdb`, negativity); `embedded:ngram` knows
-    toxicity only.
+    `texts` are the labelled texts of the study's concept. `embedded:minilm` is trained on them, so
+    that it scores whatever they are labelled with (`embedded:imdb`: negativity); `embedded:ngram`
+    knows toxicity only.
 
     Sources: `embedded:ngram`, `embedded:minilm`, or a sequence classifier by hub id or folder, with
     the label after `#` (`unitary/toxic-bert#toxic`); without `#`, the label `toxicity` or `toxic`;
@@ -68,8 +68,8 @@ def load_scorer(
     names = {name for name, _ in EMBEDDED}
     if source in names:
         raise DialdownError(
-            f"{source} knows toxicity, not what {texts!r} is labelled with: pass 'probe', or a "
-            "classifier as HUB_ID#LABEL."
+            f"{source} knows toxicity, not what {texts!r} is labelled with: pass a classifier as "
+            "HUB_ID#LABEL, or in the settings of a study 'probe'."
         )
     if NAMED.fullmatch(source):
         return cast(Scorer, own(source, "scorer", ("name", "caveat", "record", "score")))

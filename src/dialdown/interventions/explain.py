@@ -15,7 +15,7 @@ from ..models.lm import LM
 from ..neurons.activations import NeuronMeans
 from ..neurons.table import NeuronTable
 from .intervention import Intervention
-from .paper import LESS
+from .paper import GROUPS_DOWN
 
 
 def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:
@@ -63,13 +63,13 @@ def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64])
         moved: (L, F), from `importance`.
 
     Returns:
-        one row per group and one for `all`: `group`, `neurons`, `mean_change` (of the activation,
-            relative: gain - 1), `mean_size` (of its
-        absolute value), `share_moved`, `with_rule`, `with_rule_weighted`.
+        One row per group and one for `all`: `group`, `neurons`, `mean_change` (relative, of the
+        activation: gain - 1), `mean_size` (mean of its absolute value), `share_moved`, `with_rule`,
+        `with_rule_weighted`.
     """
     change = relative_change(table, edit)
     masks = table.groups(changed=False)
-    down = np.logical_or(*(masks[name] for name in LESS))
+    down = np.logical_or(*(masks[name] for name in GROUPS_DOWN))
     follows = np.where(down, change < 0, change > 0)
     rows = []
     for name, mask in [*masks.items(), ("all", np.logical_or.reduce([*masks.values()]))]:

@@ -25,7 +25,7 @@ EditKind = Literal["set", "shift", "scale"]
 
 # METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those
 # where it grows.
-LESS, MORE = ("TP", "AN"), ("AP", "TN")
+GROUPS_DOWN, GROUPS_UP = ("TP", "AN"), ("AP", "TN")
 
 
 def patch(
@@ -96,7 +96,7 @@ def edit(
             raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")
     chosen = _choose(table, alpha, ordering, drop_top)
     sign = _sign(chosen)
-    result = _moved(
+    result = _with_values(
         table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta
     )
     return replace(
@@ -196,7 +196,7 @@ def edit_controls(
     shuffled = np.zeros(table.shape)
     # By their own group's rule, random neurons would write less of the concept too.
     shuffled[drawn] = rng.permutation(sign[sign != 0])
-    drawn_edit = _moved(table, edited.name, kind, shuffled, beta)
+    drawn_edit = _with_values(table, edited.name, kind, shuffled, beta)
     controls = {
         "random_neurons": replace(drawn_edit, alpha=alpha, beta=beta),
         "beta_reversed": edit(table, **options, beta=-beta),
@@ -236,7 +236,7 @@ def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) ->
     chosen = {}
     for name, mask in table.groups(changed=False).items():
         rows = np.flatnonzero(mask.ravel() & kept)
-        lowest_first = ordering == "notebook" and name in MORE
+        lowest_first = ordering == "notebook" and name in GROUPS_UP
         key = (
             np.abs(mean[rows])
             if ordering == "activation"
@@ -254,12 +254,12 @@ def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
     """(L, F): -1 where the activation shrinks, +1 where it grows, 0 where the neuron was not
     chosen.
     """
-    less = np.logical_or.reduce([chosen[name] for name in LESS])
-    more = np.logical_or.reduce([chosen[name] for name in MORE])
+    less = np.logical_or.reduce([chosen[name] for name in GROUPS_DOWN])
+    more = np.logical_or.reduce([chosen[name] for name in GROUPS_UP])
     return np.asarray(more.astype(np.float64) - less.astype(np.float64))
 
 
-def _moved(
+def _with_values(
     table: NeuronTable, name: str, kind: Kind, sign: NDArray[np.float64], beta: float
 ) -> Intervention:
     mean, factor = table.grid("mean_base"), 1 + sign * beta

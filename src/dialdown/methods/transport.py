@@ -47,7 +47,7 @@ def mean_act(
         An intervention of kind `shift`.
     """
     data = Labelled.of(lm, texts, labels, max_tokens)
-    gain, offset = _maps(lm, data, _moved, sequential, progress)
+    gain, offset = _maps(lm, data, _mean_shift, sequential, progress)
     return _intervention(name, "shift", gain, offset, data, sequential)
 
 
@@ -90,7 +90,7 @@ def linear_act(
     return _intervention(name, "affine", gain, offset, data, sequential)
 
 
-def _moved(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
+def _mean_shift(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
     return np.ones(toxic.shape[1]), other.mean(0) - toxic.mean(0)
 
 

@@ -25,7 +25,7 @@ from ..errors import DialdownError
 from ..files import fingerprint
 from ..progress import Progress, with_bar
 from . import adapters, templates, tokens
-from .mlp import MLPLayer, MLPView, Protocol, check_axes
+from .mlp import MLPLayer, MLPView, Protocol
 from .templates import AnyTemplate, Template
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "MLPLayer",
     "MLPView",
     "Protocol",
-    "check_axes",
     "check_pair",
     "load",
     "load_tuned",

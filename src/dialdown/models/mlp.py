@@ -2,8 +2,11 @@
 last one (METHOD §1).
 
 Everything the project does to a neuron happens at that module: its input is the activation m, its
-input columns are the value vectors v_i, and equation 1 of the paper is its forward. Nothing is
-re-implemented.
+input columns are the value vectors v_i, and its forward is equation 1 of the paper,
+
+    MLP(x) = sum_i m_i(x) * v_i + b
+
+Nothing is re-implemented.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ class MLPLayer:
         return vectors if protocol == "paper" or gain is None else vectors * gain
 
     def post_norm_gain(self) -> Tensor | None:
-        """The (d,) weight of the norm after the MLP as it acts, or None where there is none."""
+        """The (d,) effective scale of the norm after the MLP, or None where there is none."""
         if self.post_norm is None:
             return None
         # Some families store the weight and some store weight - 1; what an RMS norm makes of

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Texts on which tokenizers of one vocabulary part: case, spaces, line breaks, accents and their two
 # spellings, digits, scripts and signs beyond the vocabulary's merges.
-PROBES = (
+SAMPLES = (
     "The cat sat on the mat.",
     "the CAT sat ON thE mat",
     " two  spaces, then a tab\tand a line\nbreak \n\n",
@@ -180,7 +180,7 @@ def difference(base: Any, tuned: Any) -> str | None:
     if others != words:
         return "other ids for its tokens, or fewer tokens"
     special = (base.bos_token, base.eos_token)
-    texts = [*PROBES, *(f"{token}The cat {token}" for token in special if token)]
+    texts = [*SAMPLES, *(f"{token}The cat {token}" for token in special if token)]
     for text, row, other in zip(texts, encode(base, texts), encode(tuned, texts), strict=True):
         if row != other:
             return f"other ids for {text!r} ({_start(tuned, other)} for {_start(base, row)})"

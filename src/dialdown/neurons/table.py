@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 GROUPS = ("TP", "TN", "AP", "AN")
+"""A neuron writes towards the concept (T, cosine > 0) or against it (A), with a positive (P) or
+negative (N) mean activation.
+"""
 Mask = NDArray[np.bool_]
 
 
@@ -278,7 +281,10 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
 def compare(
     lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: NeuronMeans
 ) -> NeuronTable:
-    """The full table: what tuning changed in every neuron (METHOD §3, equation 2).
+    """The full table: what tuning changed in every neuron (METHOD §3), with equation 2 in the
+    column `projection_change`:
+
+        Delta_i = mean_tuned_i * (v_i_tuned . W / |W|) - mean_base_i * (v_i . W / |W|)
 
     Args:
         lm: the base model.

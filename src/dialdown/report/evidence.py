@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
-from ..evaluation.bootstrap import RESAMPLES, Direction, Estimate, direction
+from ..evaluation.bootstrap import RESAMPLES, ChangeSign, Estimate, change_sign
 from ..evaluation.row import Row
 from ..files import read_json
 from ..models.lm import Protocol
@@ -121,10 +121,10 @@ class Evidence:
         reach = self.rounding.reach(metric, gap.size.n)
         return decide(gap.size.n, gap.size.low + reach <= 0, gap.size.low - reach > 0)
 
-    def direction(self, change: Estimate, metric: str) -> Direction:
+    def change_sign(self, change: Estimate, metric: str) -> ChangeSign:
         """Which way a change went, if it went that way also where rounding moves it."""
         reach = self.rounding.reach(metric, change.n)
-        return direction(Estimate(change.mean, change.low - reach, change.high + reach, change.n))
+        return change_sign(Estimate(change.mean, change.low - reach, change.high + reach, change.n))
 
     def leads(self, row: Row) -> dict[str, Estimate]:
         """The intervention minus each random control of it, on the control's prompts."""

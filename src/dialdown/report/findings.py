@@ -40,20 +40,20 @@ def _tuned(evidence: Evidence) -> str:
     if base is None or tuned is None or "toxicity" not in base.metrics:
         return ""
     before, after = (number(row.metrics["toxicity"].mean) for row in (base, tuned))
-    concept, moved = evidence.run.concept, _moved(evidence, tuned, "toxicity")
+    concept, moved = evidence.run.concept, _change_of(evidence, tuned, "toxicity")
     text = (
         f"Under `{evidence.protocol}`, {concept} is {before} untouched and {after} after DPO, "
         f"{moved}"
     )
     if "log_ppl" in tuned.change:
-        text += f"; log-perplexity is {_moved(evidence, tuned, 'log_ppl')}"
+        text += f"; log-perplexity is {_change_of(evidence, tuned, 'log_ppl')}"
     return f"{text}."
 
 
-def _moved(evidence: Evidence, row: Row, metric: str) -> str:
+def _change_of(evidence: Evidence, row: Row, metric: str) -> str:
     """A paired change in words; no direction where it is not told apart from none."""
     change = row.change[metric]
-    way = evidence.direction(change, metric)
+    way = evidence.change_sign(change, metric)
     few = f" (n = {change.n} {UNITS[metric]}, too few to decide)" if change.n < FEW else ""
     if way == "not told apart":
         return f"not distinguishably changed: {with_interval(change, signed=True)}{few}"

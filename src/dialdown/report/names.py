@@ -8,9 +8,9 @@ from typing import NamedTuple
 from ..evaluation.row import Row
 from ..terminal import printable
 
-# What a mean of a metric is over.
 # What prompts were, by `LM.template`.
 PROMPTED = {"chat": "as a user's turn of the chat template", "none": "as text to go on with"}
+# What a mean of a metric is over.
 UNITS = {"toxicity": "prompts", "log_ppl": "blocks", "kl": "blocks", "f1": "sentences"}
 AGREEMENT = "scorers-agreement"
 # File stem of a table to its caption, in the paper's order; the last ones are not the paper's.
@@ -185,7 +185,7 @@ CONTROLS = {
 
 
 def named(row: Row) -> Name:
-    """What a row's family is called and how it is drawn; an unknown family stands as it is."""
+    """What a row's family is called; an unknown family stands as it is."""
     if aligned := ALIGNED.fullmatch(row.family):
         name = INTERVENTIONS["patch_N"]
         return name._replace(

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import polars as pl
 
 from ..data.csv_tables import read_csv, write_csv
-from ..evaluation.bootstrap import Direction, Estimate, agreement
+from ..evaluation.bootstrap import ChangeSign, Estimate, agreement
 from ..evaluation.row import METRICS, REFUSAL, Row
 from ..files import read_json
 from ..interventions.paper import EditKind, Ordering
@@ -54,7 +54,7 @@ AS_WRITTEN = (
     "gains-top-neurons",
 )
 # What the paired difference of an intervention and its control says of the intervention.
-READS: dict[Direction, str] = {
+READS: dict[ChangeSign, str] = {
     "less": "intervention lower",
     "more": "intervention higher",
     "not told apart": "not distinguishable",
@@ -125,7 +125,7 @@ def control_table(run: Run, metric: str) -> pl.DataFrame:
             gap = control.control_minus_main.get(metric)
             if gap is not None and metric in row.change and metric in control.change:
                 lead = gap.reversed()
-                says = READS[evidence.direction(lead, metric)]
+                says = READS[evidence.change_sign(lead, metric)]
                 changes = _parts([row.change[metric], control.change[metric], lead])
                 cells.append((row.intervention, row.protocol, control_label(name), *changes, says))
     columns = _columns(("change", "control_change", "difference"))

@@ -312,7 +312,6 @@ class Workspace:
 
     def _forget(self) -> None:
         self._evaluators.clear()
-        self.objective = None
         return_free_memory()
 
     def _kept_bytes(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DialdownError
-from ..evaluation.bootstrap import FEW, direction
+from ..evaluation.bootstrap import FEW, change_sign
 from ..evaluation.perplexity import ReferenceText
 from ..exporting.delta import MeasuredRow, Notes
 from ..files import read_json
@@ -167,7 +167,7 @@ def check(work: Workspace) -> Facts:
         "judges": [work.judge.name, work.pair_scorer.name],
         "caveat": work.judge.caveat,
         "template": work.lm.template,
-        "change": change and {**change.to_json(), "says": direction(change)},
+        "change": change and {**change.to_json(), "says": change_sign(change)},
     }
 
 

@@ -195,13 +195,6 @@ class Ledger:
         record = read_sealed(_path(self.folder, stage))
         return record is not None and record["inputs"] == self.inputs(stage)
 
-    def whole(self, stage: str) -> bool:
-        """Whether a stage is done, from the same inputs, and all that it left is as it was."""
-        record = read_sealed(_path(self.folder, stage))
-        return (
-            record is not None and self.finished(stage) and not harmed(self.folder, record["files"])
-        )
-
     def drop_damaged(self, stage: str) -> list[str]:
         """Make a finished stage undone where files of it are gone or have changed since, and give
         their names.

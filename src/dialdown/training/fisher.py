@@ -18,8 +18,8 @@ So the largest margin at a given KL has delta_i in proportion to g_i / F_i: the 
 is its diagonal, with each position's gain by itself: what gains of several neurons or positions
 cost together is left out, and as they push one way, a measured KL is several times the diagonal's
 (six times on the embedded model). It is taken on text that the model writes by itself, over which a
-KL of language models is an expectation: a price on text of one kind leaves neurons that only others
-need for nothing, and the training takes them (docs/lab-log.md).
+KL of language models is an expectation: priced on text of one kind, neurons that only other text
+needs look free, and the training uses them up (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def natural_gradient(
     )
 
 
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradientOptimizer(torch.optim.Optimizer):
     """Steps of one length where length is what they cost: p <- p - lr * (grad / price) / sqrt(sum
     grad^2 / price), over all weights.
 

@@ -11,9 +11,9 @@ intervention (METHOD §7, §8).
 One gain per neuron is exactly IA3 on the input of the MLP's down projection, so PEFT makes the
 parameters and TRL trains them as it trains a whole model in `dpo`. No weight has a gradient, and
 the reference and the policy share all of them. A step follows the natural gradient: it goes where
-the loss falls most for what it costs elsewhere (see `fisher`). That price is of each gain by
-itself, and what gains cost together is several times as much: so the KL that they cost is part of
-the loss too, as it is, on other text that the model wrote.
+the loss falls most for what it costs elsewhere (see `fisher`). The Fisher diagonal prices each gain
+by itself, and the KL of all gains together is several times as large: so that KL, measured on other
+text that the model wrote, is part of the loss too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
-from .fisher import NaturalGradient, damped
+from .fisher import NaturalGradientOptimizer, damped
 from .own_text import held_near
 from .policies import Trainable
 from .settings import GainSettings, TrainingLog
@@ -85,11 +85,11 @@ def train_gains(
         record = {"base": lm.describe(), "pairs": len(pairs)}
         as_scale("neuron_gains", torch.stack(rows).numpy(), record).save(folder / FILE)
 
-    def natural(policy: Any) -> NaturalGradient:
+    def natural(policy: Any) -> NaturalGradientOptimizer:
         assert prices is not None
         by_gain = zip(_parameters(lm, policy), map(torch.as_tensor, prices), strict=True)
         priced = [(gain, price.to(gain).view_as(gain)) for gain, price in by_gain]
-        return NaturalGradient(priced, settings.learning_rate)
+        return NaturalGradientOptimizer(priced, settings.learning_rate)
 
     gains = Trainable(
         lm.model,
