@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dialdown.files import SCHEMA
-from dialdown.models.lm import Protocol
+from dialdown.models.protocol import Protocol
 from dialdown.neurons import NeuronTable
 from dialdown.study import Config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..exporting.delta import load_delta
 from ..interventions.intervention import Intervention
 from ..models.hooks import Positions
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
 from ..study.detox import EDIT
 from ..study.front import KEPT as FRONT

@@ -25,14 +25,13 @@ from ..errors import DialdownError
 from ..files import fingerprint
 from ..progress import Progress, with_bar
 from . import adapters, templates, tokens
-from .mlp import MLPLayer, MLPView, Protocol, check_axes
+from .mlp import MLPLayer, MLPView, check_axes
 from .templates import AnyTemplate, Template
 
 __all__ = [
     "LM",
     "MLPLayer",
     "MLPView",
-    "Protocol",
     "check_axes",
     "check_pair",
     "load",

@@ -26,7 +26,8 @@ from ..data.corpora import normalise
 from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.lm import LM, Protocol
+from ..models.lm import LM
+from ..models.protocol import Protocol
 from ..models.tokens import encode_texts
 from ..progress import Progress, with_bar
 
