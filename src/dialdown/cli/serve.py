@@ -43,9 +43,7 @@ def serve(
     # Read when Gradio is imported; it would otherwise report that it was.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from ..app.server import open_page
-    from ..workers import quiet_libraries
 
-    quiet_libraries()
     page, address = open_page(opened, server_port=port)
     out.print(
         f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True, markup=False

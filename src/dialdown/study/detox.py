@@ -30,13 +30,13 @@ from .config import Config, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .dial import dialled
 from .folder import Ledger
-from .gains import STEP, explain, take_step, trained_gains, tune_gains
+from .gains import explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows
+from .outputs import EDIT, STEP
 from .plan import Planned
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
 
-EDIT = "edit.safetensors"
 # No metric tells a weaker edit from none.
 LEAST = 0.02
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+EDIT = "edit.safetensors"
+STEP = "step.safetensors"
+FRONT_EDITS = "interventions-front"
 STAGES = (
     "probe",
     "base",
@@ -38,15 +41,15 @@ WRITTEN_BY = {
     "interventions/*.safetensors": ("evaluate",),
     "gains/**/*": ("gains", "fit"),
     "gains-*.safetensors": ("gains", "step", "fit"),
-    "step.safetensors": ("step", "fit"),
+    STEP: ("step", "fit"),
     "methods/**/*": ("fit",),
     "rows-ladder/*.json": ("climb",),
     "ladder.*": ("climb",),
-    "edit.safetensors": ("dial",),
+    EDIT: ("dial",),
     "tables/gains-*.csv": ("dial", "gains"),
     "front.json": ("front",),
     "rows-front/*.json": ("front",),
-    "interventions-front/*.safetensors": ("front",),
+    f"{FRONT_EDITS}/*.safetensors": ("front",),
     "figures/*": ("report",),
     "report.html": ("report",),
 }

@@ -35,8 +35,9 @@ from ..training.dpo import train_dpo
 from ..training.fisher import given_tokens
 from ..training.loss import Elsewhere
 from .context import Facts, Workspace
-from .gains import STEP, held_texts, take_step, trained_gains, tune_gains
+from .gains import held_texts, take_step, trained_gains, tune_gains
 from .notes import note_training
+from .outputs import STEP
 from .sources import file_states
 
 FOLDER = "methods"

@@ -14,6 +14,9 @@ from ..errors import DialdownError, nearest
 Example = dict[str, list[int]]
 """The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
+GAINS_FILE = "gains.safetensors"
+"""Trained gains, in the folder of their training."""
+
 KLDirection = Literal["reference_policy", "policy_reference"]
 KLPositions = Literal["completion", "all"]
 Optimizer = Literal["rmsprop", "adamw", "natural"]
