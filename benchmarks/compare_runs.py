@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dialdown.evaluation.bootstrap import Estimate
-from dialdown.models.lm import Protocol
+from dialdown.models.protocol import Protocol
 from dialdown.report.claims import claims
 from dialdown.report.run import Run, load
 from dialdown.report.text import with_interval

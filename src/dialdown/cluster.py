@@ -17,8 +17,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
-
 from .errors import DialdownError
 from .extras import asking_for
 from .workers import Done, Prepare, peak_bytes, quiet_libraries
@@ -85,6 +83,8 @@ def _client(where: str) -> Any:
 
 def _one(job: bytes, place: tuple[str, str], piece: Any) -> Done:
     """Do a piece, in a worker."""
+    import torch
+
     with _one_at_a_time:
         if job not in _prepared:
             _prepared.clear()

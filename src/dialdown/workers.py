@@ -29,7 +29,6 @@ from threading import Thread
 from typing import Any
 
 import psutil
-import torch
 
 from .errors import DialdownError
 
@@ -87,6 +86,8 @@ def gpus(asked: str | None) -> list[str]:
     """
     if asked not in (None, "cuda"):
         return []
+    import torch
+
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
@@ -196,6 +197,8 @@ def check_main_guard() -> None:
 
 def _start(prepare: Prepare, turns: SimpleQueue[str | None]) -> None:
     global _do  # noqa: PLW0603  (a pool's initialiser has no other place)
+    import torch
+
     if (device := turns.get()) is not None:
         # Read when CUDA is first used: the worker then sees this GPU alone.
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -225,6 +228,8 @@ def return_free_memory() -> None:
     """Give freed memory back to the system and the GPU, which the C library and torch otherwise
     keep for this process alone.
     """
+    import torch
+
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where CUDA was not used
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

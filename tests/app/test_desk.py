@@ -61,7 +61,7 @@ def test_a_reader_who_leaves_ends_the_reply_and_leaves_no_hook(desk: Desk) -> No
 
 
 def test_a_reply_grows_token_by_token(desk: Desk) -> None:
-    told = [*desk.stream(lambda models: models.base, ids("the cat"), SETTINGS)]
+    told = [*desk.stream(lambda models: models.base, ids("he sat"), SETTINGS)]
     assert len(told) == SETTINGS.tokens + 1
     assert all(len(after) >= len(before) for before, after in pairwise(told))
 
@@ -99,3 +99,20 @@ def test_in_a_chat_each_side_goes_on_from_its_own_replies() -> None:
     assert talk.turns == {"base": [("hello", "left")], "edited": [("hello", "right")]}
     assert talk.replies == {}
     assert talk.asked("a prompt", chat=False).turns == {}
+
+
+def test_a_reply_that_was_given_comes_at_once_unless_it_was_cut_short(desk: Desk) -> None:
+    lm = tiny.lm("llama")
+    act, again = (Act(edits.make(lm, "shift", seed=3)) for _ in range(2))
+
+    def told(act: Act | None) -> list[str]:
+        return [*desk.stream(lambda models: models.base, ids("a dog"), SETTINGS, act)]
+
+    cut = desk.stream(lambda models: models.base, ids("a dog"), SETTINGS, act)
+    next(cut)
+    cut.close()
+    first = told(act)
+    assert len(first) > 1
+    assert told(act) == first[-1:]
+    assert told(again)[-1] == first[-1]
+    assert told(None)[-1] != first[-1]

@@ -94,7 +94,8 @@ def reader(lines: Sequence[str], prompts: list[str] | None = None) -> Callable[[
 def cells(printed: str) -> list[tuple[str, str]]:
     """(base, edited) of each table row of a chat."""
     rows = [line[1:-1].split(line[0]) for line in printed.splitlines() if line[:1] in ("│", "┃")]
-    return [(left.strip(), right.strip()) for left, right in rows]
+    # Where a reply's characters have no agreed width, rich may leave a line empty.
+    return [(left.strip(), right.strip()) for left, right in rows if "".join((left, right)).strip()]
 
 
 @pytest.mark.parametrize("make", [scale, steering])

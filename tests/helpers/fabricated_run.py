@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dialdown.files import SCHEMA
-from dialdown.models.lm import Protocol
+from dialdown.models.protocol import Protocol
 from dialdown.neurons import NeuronTable
 from dialdown.study import Config
 

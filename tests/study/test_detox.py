@@ -27,9 +27,10 @@ from dialdown.files import read_sealed, write_sealed
 from dialdown.study import load_config
 from dialdown.study.config import DetoxSettings
 from dialdown.study.context import Workspace
-from dialdown.study.detox import EDIT, greatest_strength, outcome
-from dialdown.study.gains import STEP, gain_prices
-from dialdown.training.gains import FILE
+from dialdown.study.detox import greatest_strength, outcome
+from dialdown.study.gains import gain_prices
+from dialdown.study.outputs import EDIT, STEP
+from dialdown.training.settings import GAINS_FILE
 from helpers import tiny
 from helpers.commands import invoke
 from helpers.made_study import flip
@@ -268,7 +269,7 @@ def test_another_strength_trains_nothing(
     result = detox(config, copied, "--strength", 0.5)
     assert finished(result, copied)
     assert "gains: done before" in result.output
-    trained = dd.Intervention.load(work_of(out) / "gains" / FILE).gain
+    trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
     half = dd.Intervention.load(work_of(copied) / EDIT).gain
     np.testing.assert_allclose(half, 1 + 0.5 * (trained - 1), rtol=1e-12)
 
@@ -382,7 +383,7 @@ def test_a_budget_dials_trained_gains(
     dial = stages(copied)["dial"]
     assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
     assert dial["strength"] < DetoxSettings().most
-    trained = dd.Intervention.load(work_of(out) / "gains" / FILE).gain
+    trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
     found = dd.Intervention.load(work_of(copied) / EDIT).gain
     np.testing.assert_allclose(found, 1 + dial["strength"] * (trained - 1), rtol=1e-12)
 

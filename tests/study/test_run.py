@@ -20,7 +20,7 @@ from dialdown.cli.summary import show_neurons, show_sentences
 from dialdown.evaluation import Evaluator
 from dialdown.files import read_json
 from dialdown.models import Decoder
-from dialdown.models.lm import Protocol
+from dialdown.models.protocol import Protocol
 from dialdown.neurons import NeuronMeans
 from dialdown.report.names import TITLES
 from dialdown.report.stage import RUN

@@ -18,7 +18,7 @@ from dialdown import DialdownError
 from dialdown.data import Pair
 from dialdown.models import LM
 from dialdown.training import GainSettings, fisher_information, train_gains
-from dialdown.training.gains import FILE
+from dialdown.training.settings import GAINS_FILE
 from helpers import tiny
 from helpers.pairs import PAIRS, TEXTS, log_probability
 from helpers.tables import SHAPE
@@ -189,9 +189,9 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(named: LM, tmp_path
 
 def test_the_same_call_returns_what_is_there_and_is_reproducible(llama: LM, tmp_path: Path) -> None:
     first, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES, texts=TEXTS)
-    stamp = (tmp_path / "a" / FILE).stat().st_mtime_ns
+    stamp = (tmp_path / "a" / GAINS_FILE).stat().st_mtime_ns
     again, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "a", information=PRICES, texts=TEXTS)
-    assert (tmp_path / "a" / FILE).stat().st_mtime_ns == stamp
+    assert (tmp_path / "a" / GAINS_FILE).stat().st_mtime_ns == stamp
     other, _ = train_gains(llama, PAIRS, QUICK, tmp_path / "b", information=PRICES, texts=TEXTS)
     np.testing.assert_array_equal(first.gain, again.gain)
     np.testing.assert_array_equal(first.gain, other.gain)

@@ -2,51 +2,34 @@
 
 Edits act by hooks on the one base model in memory, so two replies at once would be read through
 each other's hooks. Whatever touches a model is a job for that thread; jobs are done in the order
-asked, and nobody else holds a model.
+asked, and nobody else holds a model. It is also the thread that imports torch, which takes longer
+than all that the page shows without a model; others import what needs torch after a job of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
-
-from ..errors import DialdownError, enough_memory
-from ..evaluation.probe_scorer import ProbeScorer
-from ..evaluation.scorers import Scorer, load_scorer
-from ..exporting.delta import base_of, load_delta
-from ..interventions.intervention import Intervention
-from ..models.hooks import Positions
-from ..models.lm import LM, load
-from ..models.replies import ReplySettings, generate
+from ..errors import enough_memory
 from ..progress import Progress, silent
-from ..study.context import Workspace
 from .source import Source
-from .study import workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..interventions.intervention import Intervention
+    from ..models.hooks import Positions
+    from ..models.lm import LM
+    from ..models.replies import ReplySettings
+    from .loading import Models
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Models:
-    """What is in memory.
-
-    Attributes:
-        base: the base model.
-        tuned: the tuned model; None where there is none.
-        judge: scores texts; None where it cannot be loaded.
-        missing: a sentence about each that is not there.
-    """
-
-    base: LM
-    tuned: LM | None
-    judge: Scorer | None
-    missing: tuple[str, ...]
+REMEMBERED = 32  # replies
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,7 @@ class Act:
 
 
 class Desk:
-    """The models of a source and the thread that uses them; they are loaded at once, behind.
+    """The models of a source and the thread that uses them, which loads them before its first job.
 
     Args:
         source: what the app was opened on.
@@ -72,9 +55,14 @@ class Desk:
     """
 
     def __init__(self, source: Source, *, judge: bool = True, progress: Progress = silent) -> None:
-        self.source = source
+        self.source, self.judge, self.progress = source, judge, progress
         self._thread = ThreadPoolExecutor(1, "models")
-        self._models = self._thread.submit(load_models, source, judge=judge, progress=progress)
+        self._models: Models | None = None
+        self._replies: dict[tuple[Hashable, ...], str] = {}
+
+    def begin(self) -> None:
+        """Load the models behind; where that fails, whoever asks for them next is told."""
+        self._thread.submit(self._work, lambda models: None)
 
     def do(self, job: Callable[[Models], T]) -> T:
         """What a job makes of the models, after the jobs before it.
@@ -86,8 +74,12 @@ class Desk:
         return self._thread.submit(self._work, job).result()
 
     def _work(self, job: Callable[[Models], T]) -> T:
+        from .loading import load_models
+
+        if self._models is None:
+            self._models = load_models(self.source, judge=self.judge, progress=self.progress)
         with enough_memory("ask for fewer tokens or a shorter text"):
-            return job(self._models.result())
+            return job(self._models)
 
     def stream(
         self,
@@ -99,7 +91,7 @@ class Desk:
         turn: int = 0,
         stop: Event | None = None,
     ) -> Iterator[str]:
-        """A reply as it comes: all of it so far, after each token.
+        """A reply as it comes: all of it so far, after each token; one given before comes at once.
 
         The reply is made by the desk's thread whether or not it is read, so a reader who goes away
         leaves no hook behind; closing the iterator ends it at the next token.
@@ -125,9 +117,16 @@ class Desk:
             return wanted()
 
         def work(models: Models) -> None:
-            if wanted():
+            from ..models.replies import generate
+
+            if not wanted():
+                return
+            lm = model(models)
+            asked = (id(lm), tuple(ids[0].tolist()), settings, act, turn)
+            text = self._replies.pop(asked, None)
+            if text is None:
                 text = generate(
-                    model(models),
+                    lm,
                     ids,
                     settings,
                     act.edit if act else None,
@@ -135,7 +134,11 @@ class Desk:
                     turn=turn,
                     hear=hear,
                 )
-                heard.put(text)
+            heard.put(text)
+            if wanted():  # otherwise it may be cut short
+                self._replies[asked] = text
+            if len(self._replies) > REMEMBERED:
+                del self._replies[next(iter(self._replies))]
 
         job = self._thread.submit(self._work, work)
         job.add_done_callback(lambda done: heard.put(None))
@@ -150,59 +153,15 @@ class Desk:
         """What the judge gives a reply; None without a judge, or of a reply on its way where the
         judge reads the base model, on which an edit acts then.
         """
-        if not self._models.done() or self._models.exception():
+        judge = self._models.judge if self._models else None
+        if judge is None:
             return None
-        judge = self._models.result().judge
-        if judge is None or (isinstance(judge, ProbeScorer) and not ended):
-            return None
-        if isinstance(judge, ProbeScorer):
-            return self.do(lambda models: float(judge.score([text])[0]))
-        return float(judge.score([text])[0])
+        from ..evaluation.probe_scorer import ProbeScorer
+
+        if not isinstance(judge, ProbeScorer):
+            return float(judge.score([text])[0])
+        return self.do(lambda models: float(judge.score([text])[0])) if ended else None
 
     def close(self) -> None:
         """Do no more jobs."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def load_models(source: Source, *, judge: bool, progress: Progress) -> Models:
-    """Load the base, the tuned model and the judge of a source.
-
-    Raises:
-        DialdownError: the base is gone, or the edit's folder is damaged.
-    """
-    work = workspace(source.study, progress) if source.study else None
-    base = load_base(source, work, progress)
-    if work is not None:
-        work.lm = base
-    missing: list[str] = []
-    tuned = scorer = None
-    try:
-        tuned = load_tuned_of(source, work)
-    except DialdownError as error:
-        missing.append(str(error))
-    try:
-        if judge:
-            scorer = work.judge if work else load_scorer("embedded:ngram", progress=progress)
-    except DialdownError as error:
-        missing.append(f"Texts get no scores: {error}")
-    return Models(base, tuned, scorer, tuple(missing))
-
-
-def load_base(source: Source, work: Workspace | None, progress: Progress) -> LM:
-    """The base model of a source."""
-    if source.kind == "run" and work is not None:
-        return work.lm
-    if source.kind == "edit" and source.folder is not None:
-        delta = load_delta(source.folder)
-        checked = base_of(delta, source.base, progress=progress)
-        name = source.base or delta.base
-        return load(name, revision=checked.revision, template="auto", progress=progress)
-    return load(source.given, template="auto", progress=progress)
-
-
-def load_tuned_of(source: Source, work: Workspace | None) -> LM | None:
-    """The tuned model of a run, where it has one."""
-    if source.kind != "run" or work is None:
-        return None
-    trained = work.folder / "tuned" / "config.json"
-    return work.tuned if work.config.tuned or trained.exists() else None

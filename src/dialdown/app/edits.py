@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..exporting.delta import load_delta
-from ..interventions.intervention import Intervention
-from ..models.hooks import Positions
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
-from ..study.detox import EDIT
-from ..study.front import KEPT as FRONT
-from ..study.gains import STEP
-from ..training.gains import FILE
-from ..training.rank_one import FILE as RANK_ONE
+from ..study.outputs import EDIT, FRONT_EDITS, STEP
+from ..training.settings import GAINS_FILE, RANK_ONE_FILE
 from .source import Source
 
-KEPT = {"edit": EDIT, "gains": f"gains/{FILE}", "rank_one": f"rank-one/{RANK_ONE}", "step": STEP}
+if TYPE_CHECKING:
+    from ..interventions.intervention import Intervention
+    from ..models.hooks import Positions
+
+KEPT = {
+    "edit": EDIT,
+    "gains": f"gains/{GAINS_FILE}",
+    "rank_one": f"rank-one/{RANK_ONE_FILE}",
+    "step": STEP,
+}
 LABELS = {
     "delta": "the edit of this folder",
     "edit": "What detox made, at the strength found",
@@ -51,6 +55,9 @@ class SavedEdit:
         Raises:
             DialdownError: its file is gone or damaged.
         """
+        from ..exporting.delta import load_delta
+        from ..interventions.intervention import Intervention
+
         return load_delta(self.path).edit if self.path.is_dir() else Intervention.load(self.path)
 
 
@@ -76,7 +83,7 @@ def saved_edits(source: Source, labels: Mapping[str, str]) -> list[SavedEdit]:
 
 
 def _of_rows(study: Path, protocol: Protocol, labels: Mapping[str, str]) -> Iterator[SavedEdit]:
-    for folder in ("interventions", FRONT):
+    for folder in ("interventions", FRONT_EDITS):
         for path in (study / folder).glob(f"{protocol}-*{ENDING}"):
             name = path.name.removesuffix(ENDING)
             label = labels.get(name.removeprefix(f"{protocol}-"), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
@@ -12,12 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
-from ..interventions.intervention import Intervention
-from ..models.lm import LM
-from ..neurons.logit_lens import logit_lens, word_tokens, writers
 from ..neurons.table import GROUPS, NeuronTable
 from ..report.chart_style import COLOURS, WIDTH, Chart, titled
 from .words import chips, coloured, safe
+
+if TYPE_CHECKING:
+    from ..interventions.intervention import Intervention
+    from ..models.lm import LM
 
 SHOWN = 200
 BINS = 40
@@ -102,6 +103,8 @@ def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
     Raises:
         DialdownError: the word is blank.
     """
+    from ..neurons.logit_lens import word_tokens, writers
+
     ids = word_tokens(lm, word)
     pieces = [lm.tokenizer.decode([token]) for token in ids]
     shown = " + ".join(map(repr, pieces))
@@ -130,6 +133,8 @@ def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
 
 
 def _lens(lm: LM, layer: int, neuron: int, sign: int, k: int) -> list[tuple[str, float]]:
+    from ..neurons.logit_lens import logit_lens
+
     vector = lm.view.layers[layer].value_vectors()[neuron]
     return logit_lens(lm, (sign * vector).cpu().numpy(), k=k)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
 import polars as pl
 
 from ..errors import DialdownError
-from ..interventions.intervention import Intervention
-from ..models.replies import ReplySettings
 from .chart import chart_view, drawn
-from .desk import Act, Desk, Models
+from .desk import Act, Desk
 from .neurons import (
     ANY,
     Chosen,
@@ -30,6 +28,10 @@ from .shelf import Shelf
 from .talk import Said, Side, Talk, columns, ids_of
 from .texts import COUNT, ORDINARY, LayerReader, read_text
 from .words import coloured, says
+
+if TYPE_CHECKING:
+    from ..interventions.intervention import Intervention
+    from .loading import Models
 
 ALL = "all layers"
 TOKENS = 30
@@ -220,10 +222,13 @@ class NeuronsTab:
             "base": "",
             "edited": f"layer {layer}, neuron {neuron} × {factor:g}",
         }
-        stop, settings = Event(), ReplySettings(TOKENS)
+        stop = Event()
         try:
             edit = self.desk.do(lambda models: _dialled(models, layer, neuron, factor))
             ids, note = self.desk.do(lambda models: ids_of(models.base, talk, "base", TOKENS))
+            from ..models.replies import ReplySettings
+
+            settings = ReplySettings(TOKENS)
             for side in sides:
                 act = Act(edit) if side == "edited" else None
                 text = ""
@@ -238,6 +243,8 @@ class NeuronsTab:
 
 
 def _dialled(models: Models, layer: int, neuron: int, factor: float) -> Intervention:
+    from ..interventions.intervention import Intervention
+
     check_neuron(models.base, layer, neuron)
     shape = models.base.view.n_layers, models.base.view.n_neurons
     gain, selected = np.ones(shape), np.zeros(shape, dtype=bool)

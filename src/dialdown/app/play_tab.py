@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ..errors import DialdownError
-from ..models.replies import ReplySettings
-from .desk import Act, Desk, Models
+from .desk import Act, Desk
 from .shelf import Shelf
 from .talk import Said, Side, Talk, columns, ids_of
 from .words import says
+
+if TYPE_CHECKING:
+    from ..models.replies import ReplySettings
+    from .loading import Models
 
 PROMPT, CHAT = "Prompt", "Chat"
 EXAMPLE = "The man was so angry that he called her"
@@ -95,7 +98,7 @@ class PlayTab:
             api_visibility="private",
         )
         gr.on(
-            [self.again.click, self.mode.change],
+            [self.again.click, self.mode.input],
             self.restart,
             None,
             self.outputs,
@@ -171,8 +174,10 @@ class PlayTab:
         stop, note = self._begin(session), ""
         there: dict[Side, str] = {}
         try:
-            settings = ReplySettings(*sampling)
             there = self.desk.do(lambda models: self._sides(models, edit, strength))
+            from ..models.replies import ReplySettings
+
+            settings = ReplySettings(*sampling)
             act = self.shelf.act(edit, strength) if edit else None
             for side in sides:
                 if side not in there:

@@ -10,7 +10,7 @@ import polars as pl
 
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.row import Row
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..report.chart_style import Chart
 from ..report.charts import Point, tradeoff
 from ..report.figures import point_of

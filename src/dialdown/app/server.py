@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ..errors import DialdownError
 from ..models.templates import has_chat_template
-from .desk import Desk, Models
+from .desk import Desk
 from .front_tab import FrontTab
 from .layers_tab import LayersTab
 from .neurons_tab import NeuronsTab, options
-from .play_tab import PlayTab
+from .play_tab import CHAT, PROMPT, PlayTab
 from .points import MEASURED_ON, sets
 from .shelf import Shelf
 from .source import Source
 from .words import safe, says
+
+if TYPE_CHECKING:
+    from .loading import Models
 
 PLAY, NEURONS, FRONT, LAYERS = "play", "neurons", "front", "layers"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -108,15 +111,19 @@ class Page:
     def arrive(self, edit: str | None) -> tuple[Any, ...]:
         """What is known once the models are loaded."""
         try:
-            told = self.desk.do(
-                lambda models: (self._describe(models), has_chat_template(models.base.tokenizer))
+            head, mode, chats = self.desk.do(
+                lambda models: (
+                    self._describe(models),
+                    CHAT if models.base.template == "chat" else PROMPT,
+                    has_chat_template(models.base.tokenizer),
+                )
             )
             frame = self.desk.do(lambda models: self.shelf.frame(models, edit))
         except DialdownError as error:
             head = _head(self.shelf.source, "") + says(str(error))
             return (head, *(gr.skip() for _ in range(5)))
-        head, chats = told
-        return head, gr.update(visible=chats), gr.update(visible=chats), *options(frame)
+        mode_shown = gr.update(value=mode, visible=chats)
+        return head, mode_shown, gr.update(visible=chats), *options(frame)
 
     def _describe(self, models: Models) -> str:
         facts = models.base.describe()
@@ -187,4 +194,5 @@ def open_page(source: Source, **options: Any) -> tuple[Page, str]:
         prevent_thread_lock=True,
         **options,
     )
+    page.desk.begin()
     return page, str(address)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ..errors import DialdownError, nearest
-from ..interventions.intervention import Intervention
 from ..neurons.table import NeuronTable
 from ..report.run import Run
-from .desk import Act, Models
+from .desk import REMEMBERED, Act
 from .edits import SavedEdit, saved_edits
 from .neurons import neuron_frame
 from .source import Source, run_record
 from .study import measured, read_texts, saved_table, untuned_table, workspace
+
+if TYPE_CHECKING:
+    from ..interventions.intervention import Intervention
+    from .loading import Models
 
 
 class Shelf:
@@ -27,6 +31,10 @@ class Shelf:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._load = cache(SavedEdit.load)
+        # The same act, not an equal one: by it the desk knows a reply that it has given.
+        self._at = lru_cache(REMEMBERED)(
+            lambda saved, strength: Act(self._load(saved).at(strength), saved.positions)
+        )
         self.reload()
 
     def reload(self) -> None:
@@ -70,13 +78,16 @@ class Shelf:
         Raises:
             DialdownError: there is none, or its file is gone or damaged.
         """
+        return self._load(self._saved(name))
+
+    def _saved(self, name: str) -> SavedEdit:
         if name not in self.edits:
             raise DialdownError(f"There is no edit {name!r} here: {nearest(name, self.edits)}")
-        return self._load(self.edits[name])
+        return self.edits[name]
 
     def act(self, name: str, strength: float) -> Act:
         """An edit as it acts at a strength; see `edit` for the errors."""
-        return Act(self.edit(name).at(strength), self.edits[name].positions)
+        return self._at(self._saved(name), strength)
 
     def texts(self, count: int) -> list[str]:
         """The first prompts of the study with what the base went on to write; none without one."""

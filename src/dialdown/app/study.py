@@ -6,20 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from ..errors import DialdownError
 from ..files import read_sealed
-from ..models.lm import LM
-from ..neurons.activations import NeuronMeans
-from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
 from ..progress import Progress, silent
 from ..report.run import TABLES, Run, load
 from ..study.config import Config
-from ..study.context import Workspace
 from .source import RUN, run_record
+
+if TYPE_CHECKING:
+    from ..models.lm import LM
+    from ..study.context import Workspace
 
 RESULTS = "results.json"
 
@@ -30,6 +31,8 @@ def workspace(folder: Path, progress: Progress = silent) -> Workspace:
     Raises:
         DialdownError: run.json has settings of another version.
     """
+    from ..study.context import Workspace
+
     record = run_record(folder) or {}
     try:
         config = Config(**record.get("config", {}))
@@ -58,6 +61,9 @@ def untuned_table(folder: Path | None, lm: LM) -> NeuronTable | None:
     """
     if folder is None:
         return None
+    from ..neurons.activations import NeuronMeans
+    from ..neurons.directions import Direction
+
     probe, means = folder / "direction-probe.safetensors", folder / "means-training.safetensors"
     if not (probe.exists() and means.exists()):
         return None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import DialdownError
-from ..models.lm import LM
-from ..models.replies import Turns, conversation_ids
 from .words import marked, safe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.lm import LM
+    from ..models.replies import Turns
 
 Side = Literal["base", "tuned", "edited"]
 TITLES: dict[Side, str] = {"base": "base", "tuned": "tuned (DPO)", "edited": "edited"}
@@ -78,6 +79,10 @@ def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
     Raises:
         DialdownError: the prompt is blank, or a conversation does not fit in the context.
     """
+    import torch
+
+    from ..models.replies import conversation_ids
+
     if not talk.message.strip():
         raise DialdownError("There is nothing to go on from: write a prompt.")
     room = lm.context - tokens

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
-from ..models.lm import LM
-from ..neurons.token_activations import token_activations
 from .neurons import Read
+
+if TYPE_CHECKING:
+    from ..models.lm import LM
 
 COUNT, TOKENS = 48, 32
 # Read where there is no study whose prompts could be read.
@@ -44,6 +46,8 @@ class LayerReader:
 
     def read(self, lm: LM, layer: int, neuron: int) -> list[Read]:
         """Each text as one neuron reads it."""
+        from ..neurons.token_activations import token_activations
+
         encoded = [ids[:TOKENS] for ids in lm.encode(self.texts) if ids]
         if layer not in self._layers:
             if len(self._layers) >= self.remembered:
@@ -61,6 +65,8 @@ def read_text(lm: LM, text: str, layer: int, neuron: int) -> Read:
     Raises:
         DialdownError: it has no tokens.
     """
+    from ..neurons.token_activations import token_activations
+
     ids = lm.encode([text])[0][:256]
     if not text.strip() or not ids:
         raise DialdownError("There is no text to read: write one.")

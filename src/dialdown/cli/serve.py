@@ -41,9 +41,7 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with asking_for("The app"):
         from ..app.server import open_page
-    from ..workers import quiet_libraries
 
-    quiet_libraries()
     page, address = open_page(opened, server_port=port)
     out.print(
         f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True, markup=False

@@ -11,8 +11,6 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import ConstantInputWarning, pearsonr, rankdata
-from sklearn.metrics import cohen_kappa_score
 
 from ..errors import DialdownError
 
@@ -140,6 +138,8 @@ def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) 
 
 
 def _compare(x: Values, y: Values, threshold: float) -> dict[str, float | int | None]:
+    from sklearn.metrics import cohen_kappa_score
+
     known = ~(np.isnan(x) | np.isnan(y))
     x, y = x[known], y[known]
     row: dict[str, float | int | None] = {"n": len(x)}
@@ -159,6 +159,8 @@ def _compare(x: Values, y: Values, threshold: float) -> dict[str, float | int | 
 
 def _spearman(x: Values, y: Values) -> Values:
     """Rank correlation along the last axis; NaN where a row is constant."""
+    from scipy.stats import ConstantInputWarning, pearsonr, rankdata
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)
         ranks = rankdata(x, axis=-1), rankdata(y, axis=-1)

@@ -17,7 +17,8 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
 from ..models.hooks import Positions, being_changed
-from ..models.lm import LM, Protocol
+from ..models.lm import LM
+from ..models.protocol import Protocol
 from ..models.tokens import text_windows
 from ..progress import Progress, with_bar
 from .metrics import Metric, check_names, values_of

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..cards import card
 from ..errors import DialdownError
-from ..interventions.intervention import Intervention
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from .bootstrap import Estimate, estimate
+
+if TYPE_CHECKING:
+    from ..interventions.intervention import Intervention
 
 Estimates = Mapping[str, Estimate]
 FACTS = (

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from ..errors import DialdownError
 
 Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "steer"]
+EditKind = Literal["set", "shift", "scale"]
+Ordering = Literal["cosine", "activation", "notebook"]
 # Name of a tensor, what numpy calls its kind of numbers, and its axes.
 TENSORS = {
     "gain": ("f", 2),

@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from ..errors import DialdownError, nearest
 from ..neurons.directions import Direction
 from ..neurons.table import Mask, NeuronTable
-from .edit_file import Kind
+from .edit_file import EditKind, Kind, Ordering
 from .intervention import Intervention
-
-Ordering = Literal["cosine", "activation", "notebook"]
-EditKind = Literal["set", "shift", "scale"]
 
 # METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those
 # where it grows.

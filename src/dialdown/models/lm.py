@@ -25,19 +25,10 @@ from ..errors import DialdownError
 from ..files import fingerprint
 from ..progress import Progress, with_bar
 from . import adapters, templates, tokens
-from .mlp import MLPLayer, MLPView, Protocol
+from .mlp import MLPLayer, MLPView
 from .templates import AnyTemplate, Template
 
-__all__ = [
-    "LM",
-    "MLPLayer",
-    "MLPView",
-    "Protocol",
-    "check_pair",
-    "load",
-    "load_tuned",
-    "same_weights",
-]
+__all__ = ["LM", "MLPLayer", "MLPView", "check_pair", "load", "load_tuned", "same_weights"]
 
 
 @dataclass(frozen=True)

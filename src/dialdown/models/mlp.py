@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import DialdownError
-
-Protocol = Literal["paper", "strict"]
+from .protocol import Protocol
 
 # Where the down projection sits inside a decoder layer: transformers' own names, one per family of
 # MLP classes.

@@ -11,7 +11,8 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 
 if TYPE_CHECKING:
-    from .lm import LM, Protocol
+    from .lm import LM
+    from .protocol import Protocol
 
 # Texts on which tokenizers of one vocabulary part: case, spaces, line breaks, accents and their two
 # spellings, digits, scripts and signs beyond the vocabulary's merges.

@@ -25,7 +25,8 @@ from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.decoding import Decoder, Step
 from ..models.hooks import neuron_hooks
-from ..models.lm import LM, Protocol
+from ..models.lm import LM
+from ..models.protocol import Protocol
 from ..progress import Progress, with_bar
 
 

@@ -18,7 +18,8 @@ from ..data.corpora import normalise
 from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.lm import LM, Protocol
+from ..models.lm import LM
+from ..models.protocol import Protocol
 
 Site = Literal["residual", "after_norm", "unembedding", "random"]
 

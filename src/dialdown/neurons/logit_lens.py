@@ -16,7 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DialdownError
-from ..models.lm import LM, Protocol
+from ..models.lm import LM
+from ..models.protocol import Protocol
 from .directions import Direction
 from .table import Mask, NeuronTable
 

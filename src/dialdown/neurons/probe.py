@@ -20,7 +20,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from ..errors import DialdownError
-from ..models.lm import LM, Protocol
+from ..models.lm import LM
+from ..models.protocol import Protocol
 from ..models.tokens import encode_texts
 from ..progress import Progress, with_bar
 from .directions import Direction

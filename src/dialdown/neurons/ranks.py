@@ -1,4 +1,6 @@
-"""Neurons by how much their projection fell, and what each layer adds up to (METHOD §3, §9)."""
+"""Neurons by how much their projection fell, what each layer adds up to, and by how much of
+themselves activations fell (METHOD §3, §9).
+"""
 
 from __future__ import annotations
 
@@ -73,3 +75,32 @@ def layer_effects(table: NeuronTable) -> tuple[Floats, Floats]:
     """
     change = table.grid("projection_change")
     return np.maximum(change, 0).sum(1), np.minimum(change, 0).sum(1)
+
+
+def percent_shifts(table: NeuronTable) -> Floats:
+    """By how much of itself each mean activation fell in tuning, 100 * (before - after) / before
+    (section 5.1).
+
+    Returns:
+        (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100
+        beyond zero; NaN where the base mean is exactly zero.
+
+    Raises:
+        DialdownError: no tuned model was compared.
+    """
+    base = table.grid("mean_base")
+    moved = base - table.grid("mean_tuned")
+    return np.asarray(
+        np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0)
+    )
+
+
+def without_tails(values: Floats) -> Floats:
+    """The same array with NaN below its 10th and above its 90th percentile, as section 5.1 and
+    figures 4 and 2c leave it.
+    """
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return values
+    low, high = np.percentile(known, [10, 90])
+    return np.where((values >= low) & (values <= high), values, np.nan)

@@ -19,9 +19,11 @@ from scipy.stats import pearsonr
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..models.lm import LM, MLPLayer, Protocol, check_pair
+from ..models.lm import LM, MLPLayer, check_pair
+from ..models.protocol import Protocol
 from .activations import NeuronMeans
 from .directions import Direction
+from .ranks import percent_shifts, without_tails
 from .table import NeuronTable
 
 # Value vectors turned into float64 at a time, so that a layer of a large model is never there
@@ -123,35 +125,6 @@ def reducing_share(table: NeuronTable) -> float:
         DialdownError: no tuned model was compared.
     """
     return float((table.grid("projection_change") < 0).mean())
-
-
-def percent_shifts(table: NeuronTable) -> NDArray[np.float64]:
-    """By how much of itself each mean activation fell in tuning, 100 * (before - after) / before
-    (section 5.1).
-
-    Returns:
-        (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100
-        beyond zero; NaN where the base mean is exactly zero.
-
-    Raises:
-        DialdownError: no tuned model was compared.
-    """
-    base = table.grid("mean_base")
-    moved = base - table.grid("mean_tuned")
-    return np.asarray(
-        np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0)
-    )
-
-
-def without_tails(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same array with NaN below its 10th and above its 90th percentile, as section 5.1 and
-    figures 4 and 2c leave it.
-    """
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return values
-    low, high = np.percentile(known, [10, 90])
-    return np.where((values >= low) & (values <= high), values, np.nan)
 
 
 def shifts(table: NeuronTable) -> pl.DataFrame:

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, write_atomic
-from ..models.lm import LM, Protocol, check_pair
-from .activations import NeuronMeans
-from .directions import Direction
+from ..models.protocol import Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+    from ..models.lm import LM
+    from .activations import NeuronMeans
+    from .directions import Direction
 
 GROUPS = ("TP", "TN", "AP", "AN")
 """A neuron writes towards the concept (T, cosine > 0) or against it (A), with a positive (P) or
@@ -296,6 +297,8 @@ def compare(
     Raises:
         DialdownError: the models differ in shape or tokenizer, or the means in shape or protocol.
     """
+    from ..models.lm import check_pair
+
     check_pair(lm, tuned)
     _check_shape(lm, direction, base)
     _check_shape(tuned, direction, after)
@@ -356,11 +359,10 @@ def _dots(
     lm: LM, direction: Direction, protocol: Protocol
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """v_i . W/|W| and |v_i| for every neuron, (layers, neurons) float64 each."""
-    unit = torch.as_tensor(direction.unit)
     dots, norms = [], []
     for layer in lm.view.layers:
         vectors = layer.value_vectors(protocol).cpu().double()
-        dots.append((vectors @ unit).numpy())
+        dots.append((vectors @ vectors.new_tensor(direction.unit)).numpy())
         norms.append(vectors.norm(dim=1).numpy())
     return np.stack(dots), np.stack(norms)
 

@@ -19,7 +19,7 @@ import polars as pl
 
 from ..errors import DialdownError, nearest
 from ..evaluation.bootstrap import Estimate
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from .chart_style import (
     COLOURS,
     DASHES,

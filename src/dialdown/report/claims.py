@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.row import Row
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..neurons import statistics
 from ..study.published import CLAIMS
 from .evidence import Evidence, Gap

@@ -17,7 +17,7 @@ from ..errors import DialdownError
 from ..evaluation.bootstrap import RESAMPLES, ChangeSign, Estimate, change_sign
 from ..evaluation.row import Row
 from ..files import read_json
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from .names import named
 from .rules import (
     EXACT,

@@ -19,7 +19,7 @@ from ..data.csv_tables import read_csv
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.row import Row
 from ..files import read_json
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..neurons.ranks import PLACES
 from ..neurons.table import NeuronTable
 from . import neuron_charts, rank_charts

@@ -14,8 +14,14 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from ..neurons.ranks import Floats, Ranking, layer_effects, ranking
-from ..neurons.statistics import percent_shifts, without_tails
+from ..neurons.ranks import (
+    Floats,
+    Ranking,
+    layer_effects,
+    percent_shifts,
+    ranking,
+    without_tails,
+)  # fmt: skip
 from ..neurons.table import GROUPS, NeuronTable
 from .chart_style import (
     COLOURS,

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 
 from ..evaluation.row import Row
 from ..files import write_text
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..study.notes import noted
 from ..terminal import printable
 from .claims import claims

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..evaluation.bootstrap import FEW, Estimate
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from .run import Run
 
 Verdict = Literal["held", "held, at the price of the model", "did not hold", "undecided"]

@@ -16,7 +16,7 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..evaluation.row import Row
 from ..files import read_json
-from ..models.lm import Protocol
+from ..models.protocol import Protocol
 from ..models.templates import Template
 from ..neurons.table import NeuronTable
 from ..study.config import Config

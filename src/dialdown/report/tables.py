@@ -22,7 +22,7 @@ from ..data.csv_tables import read_csv, write_csv
 from ..evaluation.bootstrap import ChangeSign, Estimate, agreement
 from ..evaluation.row import METRICS, REFUSAL, Row
 from ..files import read_json
-from ..interventions.paper import EditKind, Ordering
+from ..interventions.edit_file import EditKind, Ordering
 from ..neurons.directions import NON_TOXIC_WORDS, TOXIC_WORDS
 from ..study import published
 from .evidence import Evidence

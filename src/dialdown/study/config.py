@@ -18,8 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..cluster import DASK
 from ..errors import DialdownError, nearest
-from ..interventions.paper import EditKind, Ordering
-from ..models.lm import Protocol
+from ..interventions.edit_file import EditKind, Ordering
+from ..models.protocol import Protocol
 from ..models.templates import AnyTemplate
 from ..training.settings import DPOSettings, GainSettings, PairSettings, RankOneSettings
 from .sources import check_values, from_environment, merge, nested, read_toml

@@ -25,7 +25,8 @@ from ..evaluation.metrics import load_metric
 from ..evaluation.probe_scorer import ProbeScorer
 from ..evaluation.scorers import Scorer, load_scorer
 from ..evaluation.token_judge import TokenJudge, load_token_judge
-from ..models.lm import LM, Protocol, load, load_tuned
+from ..models.lm import LM, load, load_tuned
+from ..models.protocol import Protocol
 from ..models.tokens import text_windows
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction

@@ -30,14 +30,14 @@ from .config import Config, DetoxMethod, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .dial import dialled
 from .folder import Ledger
-from .gains import STEP, explain, take_step, trained_gains, tune_gains
+from .gains import explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows
+from .outputs import EDIT, STEP
 from .plan import Planned
 from .rank_one import explain_rank_one, trained_rank_one, tune_rank_one
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
 
-EDIT = "edit.safetensors"
 # No metric tells a weaker edit from none.
 LEAST = 0.02
 MADE_OF: dict[DetoxMethod, str] = {

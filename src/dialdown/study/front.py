@@ -13,9 +13,9 @@ from .context import Facts, Workspace
 from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
 from .measure import measure_rows
 from .notes import NOT_ASKED
+from .outputs import FRONT_EDITS
 from .stages import collect_training_means
 
-KEPT = "interventions-front"
 NO_PAIRS = "a tuned model was given, so there are no pairs"
 
 
@@ -54,7 +54,7 @@ def draw_front(work: Workspace) -> Facts:
         # What an earlier front left would stand in the report as if it were of these settings.
         for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
             (work.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(work.folder / KEPT, ignore_errors=True)
+        shutil.rmtree(work.folder / FRONT_EDITS, ignore_errors=True)
         return {
             "skipped": NOT_ASKED if not settings.count else "the front is of the strict protocol"
         }
@@ -78,7 +78,7 @@ def draw_front(work: Workspace) -> Facts:
     measure_rows(work, "front", planned, "front.json")
     for row in planned:
         if row.intervention.kind != "none":
-            row.intervention.save(work.folder / KEPT / f"{row.name}.safetensors")
+            row.intervention.save(work.folder / FRONT_EDITS / f"{row.name}.safetensors")
     return {"rows": len(planned)}
 
 

@@ -26,13 +26,14 @@ from ..interventions.intervention import Intervention
 from ..neurons.logit_lens import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
 from ..training.fisher import fisher_information, natural_gradient, preference_gradient
-from ..training.gains import FILE, train_gains
+from ..training.gains import train_gains
 from ..training.own_text import own_text
+from ..training.settings import GAINS_FILE
 from .context import Workspace
 from .notes import note_training
+from .outputs import STEP
 
 TOP = 20
-STEP = "step.safetensors"
 # What the step costs at strength 1 by the diagonal alone, in nats per token; several times that is
 # measured.
 STEP_KL = 0.01
@@ -104,7 +105,7 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
 
 def trained_gains(work: Workspace) -> Intervention:
     """The gains that `tune_gains` left."""
-    return Intervention.load(work.folder / "gains" / FILE)
+    return Intervention.load(work.folder / "gains" / GAINS_FILE)
 
 
 def take_step(work: Workspace) -> dict[str, Any]:

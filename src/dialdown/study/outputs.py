@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+EDIT = "edit.safetensors"
+STEP = "step.safetensors"
+FRONT_EDITS = "interventions-front"
 STAGES = (
     "probe",
     "base",
@@ -39,16 +42,16 @@ WRITTEN_BY = {
     "gains/**/*": ("gains", "fit"),
     "rank-one/**/*": ("rank_one", "fit"),
     "gains-*.safetensors": ("gains", "rank_one", "step", "fit"),
-    "step.safetensors": ("step", "fit"),
+    STEP: ("step", "fit"),
     "methods/**/*": ("fit",),
     "rows-ladder/*.json": ("climb",),
     "ladder.*": ("climb",),
-    "edit.safetensors": ("dial",),
+    EDIT: ("dial",),
     "tables/gains-*.csv": ("dial", "gains"),
     "tables/rank-one-*.csv": ("dial",),
     "front.json": ("front",),
     "rows-front/*.json": ("front",),
-    "interventions-front/*.safetensors": ("front",),
+    f"{FRONT_EDITS}/*.safetensors": ("front",),
     "figures/*": ("report",),
     "report.html": ("report",),
 }

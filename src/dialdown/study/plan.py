@@ -9,19 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import get_args
 
-from ..interventions.edit_file import Kind
+from ..interventions.edit_file import EditKind, Kind, Ordering
 from ..interventions.intervention import Intervention, untouched
-from ..interventions.paper import (
-    EditKind,
-    Ordering,
-    edit,
-    edit_controls,
-    patch,
-    patch_control,
-    steer,
-    steering_alpha,
-)
-from ..models.lm import Protocol
+from ..interventions.paper import edit, edit_controls, patch, patch_control, steer, steering_alpha
+from ..models.protocol import Protocol
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable
 from . import published

@@ -16,7 +16,8 @@ from ..data.csv_tables import write_csv
 from ..data.pairs import PairSet
 from ..interventions.intervention import Intervention
 from ..neurons.logit_lens import logit_lens_batch
-from ..training.rank_one import FILE, train_rank_one
+from ..training.rank_one import train_rank_one
+from ..training.settings import RANK_ONE_FILE
 from .context import Workspace
 from .gains import held_texts
 from .notes import note_training
@@ -43,7 +44,7 @@ def tune_rank_one(work: Workspace) -> dict[str, Any]:
 
 def trained_rank_one(work: Workspace) -> Intervention:
     """What `tune_rank_one` left."""
-    return Intervention.load(work.folder / FOLDER / FILE)
+    return Intervention.load(work.folder / FOLDER / RANK_ONE_FILE)
 
 
 def explain_rank_one(work: Workspace, edit: Intervention) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from ..data.pairs import PairSet
 from ..exporting.checkpoint import locate
 from ..files import fingerprint
 from ..models.decoding import Decoder
-from ..models.lm import LM, Protocol, same_weights
+from ..models.lm import LM, same_weights
+from ..models.protocol import Protocol
 from ..neurons.activations import decode_with_means
 from ..neurons.directions import Direction, random_direction, token_contrast
 from ..neurons.logit_lens import Judge, direction_tokens, judged_toxic, value_vector_tokens

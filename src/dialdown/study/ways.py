@@ -34,8 +34,9 @@ from ..models.lm import LM
 from ..training.dpo import train_dpo
 from ..training.own_text import held_near
 from .context import Facts, Workspace
-from .gains import STEP, held_texts, take_step, trained_gains, tune_gains
+from .gains import held_texts, take_step, trained_gains, tune_gains
 from .notes import note_training
+from .outputs import STEP
 from .rank_one import trained_rank_one, tune_rank_one
 from .sources import file_states
 

@@ -38,9 +38,7 @@ from .dpo import tune
 from .fisher import NaturalGradientOptimizer, damped
 from .own_text import held_near
 from .policies import Trainable
-from .settings import GainSettings, TrainingLog
-
-FILE = "gains.safetensors"
+from .settings import GAINS_FILE, GainSettings, TrainingLog
 
 
 @with_bar
@@ -83,7 +81,7 @@ def train_gains(
     def save(policy: Any, folder: Path) -> None:
         rows = [gain.detach().flatten().double().cpu() for gain in _parameters(lm, policy)]
         record = {"base": lm.describe(), "pairs": len(pairs)}
-        as_scale("neuron_gains", torch.stack(rows).numpy(), record).save(folder / FILE)
+        as_scale("neuron_gains", torch.stack(rows).numpy(), record).save(folder / GAINS_FILE)
 
     def natural(policy: Any) -> NaturalGradientOptimizer:
         assert prices is not None
@@ -103,7 +101,7 @@ def train_gains(
         template=lm.template,
     )
     log = tune(gains, pairs, settings, out, elsewhere=elsewhere, progress=progress)
-    return Intervention.load(out / FILE), log
+    return Intervention.load(out / GAINS_FILE), log
 
 
 def _with_gains(lm: LM, model: Any) -> Any:

@@ -29,9 +29,7 @@ from ..progress import Progress, with_bar
 from .dpo import tune
 from .own_text import held_near
 from .policies import Trainable
-from .settings import RankOneSettings, TrainingLog
-
-FILE = "rank-one.safetensors"
+from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
 
 
 @with_bar
@@ -66,7 +64,7 @@ def train_rank_one(
     """
 
     def save(policy: Any, folder: Path) -> None:
-        _edit(lm, policy, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / FILE)
+        _edit(lm, policy, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / RANK_ONE_FILE)
 
     rank_one = Trainable(
         lm.model,
@@ -78,7 +76,7 @@ def train_rank_one(
     )
     elsewhere = held_near(lm, texts, settings.own_kl_weight)
     log = tune(rank_one, pairs, settings, out, elsewhere=elsewhere, progress=progress)
-    return Intervention.load(out / FILE), log
+    return Intervention.load(out / RANK_ONE_FILE), log
 
 
 def _with_rank_one(lm: LM, model: Any, seed: int) -> Any:

@@ -14,6 +14,10 @@ from ..errors import DialdownError, nearest
 Example = dict[str, list[int]]
 """The ids of a pair under TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
+GAINS_FILE = "gains.safetensors"
+RANK_ONE_FILE = "rank-one.safetensors"
+"""What a training leaves in its folder."""
+
 KLDirection = Literal["reference_policy", "policy_reference"]
 KLPositions = Literal["completion", "all"]
 Optimizer = Literal["rmsprop", "adamw", "natural"]
