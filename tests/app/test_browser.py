@@ -134,7 +134,8 @@ def replies(page: Any) -> dict[str, str]:
 def ask(page: Any, prompt: str) -> dict[str, str]:
     page.locator("#prompt textarea").fill(prompt)
     page.locator("#send").click()
-    page.locator("#columns .dd-caret").wait_for(state="attached")
+    # All of a long prompt is not shown.
+    page.locator("#columns .dd-prompt", has_text=prompt[-40:]).first.wait_for()
     return replies(page)
 
 
@@ -237,3 +238,24 @@ def test_a_neuron_has_a_card_and_a_dial(page: Any) -> None:
     page.wait_for_function(
         "document.querySelectorAll('#dialled meter').length === 2", timeout=PATIENCE
     )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_tab_has_a_barrier_or_is_wider_than_a_phone(
+    browser: Any, address: str, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    context = browser.new_context(viewport={"width": 390, "height": 900}, color_scheme=scheme)
+    page, _ = visit(context, address)
+    ask(page, "the cat")
+    for tab in ("Play", "Neurons", "Front", "Layers"):
+        page.get_by_role("tab", name=tab).click()
+        if tab == "Neurons":
+            page.locator("#show-neuron").click()
+            page.locator("#histogram svg").wait_for()
+        elif tab != "Play":
+            page.locator(f"#{tab.lower()}-chart svg").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        results = axe.Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+    context.close()

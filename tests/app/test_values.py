@@ -12,7 +12,7 @@ from dialdown.app.neurons import ANY, Chosen, neuron_frame, select
 from dialdown.app.points import listed, sets
 from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
-from dialdown.app.words import coloured, marked, safe
+from dialdown.app.words import coloured, marked, safe, says
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
 from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
@@ -41,6 +41,11 @@ def test_no_text_becomes_markup(text: str) -> None:
 
 def test_half_a_character_is_shown_as_a_replacement() -> None:
     assert safe("a\ud83d") == "a?"
+
+
+def test_a_command_in_a_sentence_is_shown_as_code() -> None:
+    assert "<code>dialdown run</code> &lt;b&gt;" in says("`dialdown run` <b>")
+    assert says("") == ""
 
 
 def test_a_folder_that_is_nothing_is_one_sentence(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ async function draw() {
     const facts = Object.entries(item.datum).filter(([, value]) => simple(value));
     if (facts.length) trigger("select", { datum: Object.fromEntries(facts) });
   });
+  // A mark of which nothing is said is no picture of its own.
+  for (const mark of place.querySelectorAll('[role="graphics-symbol"]:not([aria-label])')) mark.ariaHidden = "true";
   place.removeAttribute("aria-busy");
 }
 

@@ -1,5 +1,5 @@
 """A chart in the app that says what was clicked: the report's own charts, drawn by Vega without a
-network.
+network; and the list beside it.
 """
 
 from __future__ import annotations
@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import gradio as gr
+import polars as pl
 import vl_convert
 
 from ..report.chart_style import COLOURS, Chart
@@ -30,7 +32,7 @@ def chart_view(name: str) -> gr.HTML:
     script = (resources.files(__package__) / "chart.js").read_text(encoding="utf-8")
     return gr.HTML(
         "",
-        html_template='<div class="dd-chart" role="group"></div>',
+        html_template='<div class="dd-chart" role="group" tabindex="0"></div>',
         js_on_load=script,
         server_functions=[drawing_library],
         elem_id=name,
@@ -50,3 +52,11 @@ def drawn(chart: Chart | None, description: str) -> str:
     for name, colour in COLOURS.items():
         text = text.replace(f'"{colour}"', f'"var(--fig-{name})"')
     return text
+
+
+def filled(frame: pl.DataFrame | None) -> Any:
+    """A table with the rows of a frame, hidden where there is none."""
+    if frame is None:
+        return gr.update(visible=False)
+    cells = {"headers": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
+    return gr.update(value=cells, visible=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from .chart import chart_view, drawn
+from .chart import chart_view, drawn, filled
 from .points import MEASURED_ON, chart, listed, named, row_name, sets
 from .shelf import Shelf
 from .words import says
@@ -25,10 +25,13 @@ class FrontTab:
         self.shelf = shelf
         self.which = gr.Radio([], label="Measured under", elem_id="which")
         self.note = gr.HTML(elem_id="front-note")
-        self.chart = chart_view("front-chart")
-        self.listed = gr.Dataframe(
-            interactive=False, show_label=False, max_height=560, elem_id="front-list"
-        )
+        with gr.Row():
+            with gr.Column(scale=4, min_width=500):
+                self.chart = chart_view("front-chart")
+            with gr.Column(scale=6, min_width=440):
+                self.listed = gr.Dataframe(
+                    interactive=False, show_label=False, max_height=560, elem_id="front-list"
+                )
         self.which.change(
             self.show,
             self.which,
@@ -41,10 +44,8 @@ class FrontTab:
         """The chart and the list of a set of rows."""
         run = self.shelf.run
         if run is None or which not in sets(run):
-            return "", None, says(self.shelf.problem or NOTHING)
-        frame = listed(run, which)
-        cells = {"headers": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
-        return drawn(chart(run, which), MEASURED_ON[which]), cells, says(HOW)
+            return "", filled(None), says(self.shelf.problem or NOTHING)
+        return drawn(chart(run, which), MEASURED_ON[which]), filled(listed(run, which)), says(HOW)
 
     def load(self, which: str, name: str) -> tuple[str | None, str]:
         """The saved edit behind a row that was clicked and nothing, or none and a sentence why."""

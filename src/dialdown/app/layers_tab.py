@@ -10,7 +10,7 @@ import polars as pl
 from ..neurons.ranks import layer_effects
 from ..neurons.table import GROUPS, NeuronTable
 from ..report.neuron_charts import figure_1_layer_effects
-from .chart import chart_view, drawn
+from .chart import chart_view, drawn, filled
 from .shelf import Shelf
 from .words import says
 
@@ -41,7 +41,7 @@ class LayersTab:
         self.shelf = shelf
         self.note = gr.HTML(elem_id="layers-note")
         with gr.Row():
-            with gr.Column(scale=4, min_width=440):
+            with gr.Column(scale=4, min_width=500):
                 self.chart = chart_view("layers-chart")
             with gr.Column(scale=6, min_width=440):
                 self.listed = gr.Dataframe(
@@ -52,8 +52,6 @@ class LayersTab:
         """The chart and the list."""
         table = self.shelf.table
         if table is None or not table.compared:
-            return "", None, says(self.shelf.problem or NOTHING)
-        frame = by_layer(table)
-        cells = {"headers": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
-        chart = figure_1_layer_effects(table)
-        return drawn(chart, "Projection changes by layer"), cells, says(HOW)
+            return "", filled(None), says(self.shelf.problem or NOTHING)
+        chart = drawn(figure_1_layer_effects(table), "Projection changes by layer")
+        return chart, filled(by_layer(table)), says(HOW)

@@ -162,9 +162,9 @@ def card(lm: LM, frame: pl.DataFrame, layer: int, neuron: int) -> str:
     )
     plus, minus = (chips(_lens(lm, layer, neuron, sign, 12)) for sign in (1, -1))
     return (
-        f'<div class="dd-card"><h3>Layer {layer}, neuron {neuron}</h3>'
-        f"<h4>writes while its activation is above zero</h4>{plus}"
-        f"<h4>and below zero</h4>{minus}"
+        f'<div class="dd-card"><h2>Layer {layer}, neuron {neuron}</h2>'
+        f"<h3>writes while its activation is above zero</h3>{plus}"
+        f"<h3>and below zero</h3>{minus}"
         f"{f'<dl>{facts}</dl>' if facts else ''}</div>"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import DialdownError
-from .chart import chart_view, drawn
+from .chart import chart_view, drawn, filled
 from .desk import Act, Desk
 from .neurons import (
     ANY,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
     from .loading import Models
 
-ALL = "all layers"
+ALL = "all"
 TOKENS = 30
 NO_TABLE = (
     "There is no neuron table here, which needs a direction: `dialdown run` finds one and adds "
@@ -148,9 +148,9 @@ class NeuronsTab:
         try:
             frame = self.desk.do(lambda models: self.shelf.frame(models, edit))
         except DialdownError as error:
-            return None, says(str(error))
+            return filled(None), says(str(error))
         chosen = Chosen(None if layer == ALL else int(layer), group, sort, smallest)
-        return _cells(select(frame, chosen)), says("" if "cosine" in frame.columns else NO_TABLE)
+        return filled(select(frame, chosen)), says("" if "cosine" in frame.columns else NO_TABLE)
 
     def list_writers(
         self, word: str, layer: str, group: str, sort: str, smallest: bool, edit: str | None
@@ -161,8 +161,8 @@ class NeuronsTab:
         try:
             sentence, frame = self.desk.do(lambda models: writing(models.base, word))
         except DialdownError as error:
-            return None, says(str(error))
-        return _cells(frame), says(sentence)
+            return filled(None), says(str(error))
+        return filled(frame), says(sentence)
 
     def pick(self, event: gr.SelectData) -> tuple[int, int]:
         """The layer and neuron of a row that was clicked, however the list is sorted."""
@@ -250,10 +250,6 @@ def _dialled(models: Models, layer: int, neuron: int, factor: float) -> Interven
     gain, selected = np.ones(shape), np.zeros(shape, dtype=bool)
     gain[layer, neuron], selected[layer, neuron] = factor, True
     return Intervention("one neuron", "scale", gain, np.zeros(shape), selected)
-
-
-def _cells(frame: pl.DataFrame) -> dict[str, Any]:
-    return {"headers": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
 
 
 def options(frame: pl.DataFrame) -> tuple[Any, Any, Any]:

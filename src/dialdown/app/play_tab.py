@@ -41,7 +41,13 @@ class PlayTab:
         self.talk = gr.State(Talk())
         with gr.Row(equal_height=True):
             self.prompt = gr.Textbox(
-                EXAMPLE, label="Prompt", lines=2, max_lines=8, scale=5, elem_id="prompt"
+                EXAMPLE,
+                label="Prompt",
+                lines=2,
+                max_lines=8,
+                scale=5,
+                min_width=300,
+                elem_id="prompt",
             )
             with gr.Column(scale=1, min_width=150):
                 self.mode = gr.Radio(
@@ -52,10 +58,10 @@ class PlayTab:
             # There before the page has looked at the folder: who asks at once gets all sides.
             first = next(iter(shelf.edits), None)
             self.edit = gr.Dropdown(
-                shelf.choices, value=first, label="Edit", scale=2, elem_id="edit"
+                shelf.choices, value=first, label="Edit", scale=2, min_width=260, elem_id="edit"
             )
             self.strength = gr.Slider(
-                -1, 3, 1, step=0.05, scale=3, elem_id="strength",
+                -1, 3, 1, step=0.05, scale=3, min_width=260, elem_id="strength",
                 label="Strength: 0 is the base, 1 the edit as saved",
             )  # fmt: skip
         self.shown = gr.HTML(elem_id="columns")

@@ -165,7 +165,7 @@ class Page:
 
 def _head(source: Source, what: str) -> str:
     return (
-        f'<header class="dd-head"><b>dialdown</b> <span>{safe(source.given)}</span>'
+        f'<header class="dd-head"><h1>dialdown</h1> <span>{safe(source.given)}</span>'
         f"<small>{safe(what)}</small></header>"
     )
 
@@ -190,7 +190,11 @@ def open_page(source: Source, **options: Any) -> tuple[Page, str]:
         ssr_mode=False,
         footer_links=[],
         css=style,
-        theme=gr.themes.Default(primary_hue="blue", **FONTS),
+        # Gradio's own button is too pale for its white text.
+        theme=gr.themes.Default(primary_hue="blue", **FONTS).set(
+            button_primary_background_fill="*primary_600",
+            button_primary_background_fill_hover="*primary_700",
+        ),
         prevent_thread_lock=True,
         **options,
     )

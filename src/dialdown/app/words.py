@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from html import escape
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")
+_CODE = re.compile(r"`([^`]+)`")
 
 
 def safe(text: str) -> str:
@@ -57,5 +58,6 @@ def coloured(tokens: Sequence[str], values: Sequence[float], most: float) -> str
 
 
 def says(sentence: str) -> str:
-    """A sentence to the user as HTML; nothing where there is none."""
-    return f'<p class="dd-note" role="status">{safe(sentence)}</p>' if sentence else ""
+    """A sentence to the user as HTML, what is in backticks as code; nothing for no sentence."""
+    shown = _CODE.sub(r"<code>\1</code>", safe(sentence))
+    return f'<p class="dd-note" role="status">{shown}</p>' if sentence else ""
