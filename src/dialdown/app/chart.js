@@ -5,7 +5,8 @@ async function library() {
   window.dialdownDrawing ??= server.drawing_library().then((code) => {
     const script = document.createElement("script");
     script.type = "module";
-    const loaded = new Promise((done) => window.addEventListener("dialdown-vega", done, { once: true }));
+    const loaded = new Promise((done) =>
+      window.addEventListener("dialdown-vega", done, { once: true }));
     script.textContent = `${code};\nwindow.dispatchEvent(new Event("dialdown-vega"));`;
     document.head.append(script);
     return loaded;
@@ -23,7 +24,8 @@ async function draw() {
   }
   place.setAttribute("aria-busy", "true");
   const embed = await library();
-  const options = { mode: "vega-lite", renderer: "svg", actions: false, tooltip: { theme: "custom" } };
+  const tooltip = { theme: "custom" };
+  const options = { mode: "vega-lite", renderer: "svg", actions: false, tooltip };
   const { view } = await embed(place, JSON.parse(props.value), options);
   view.addEventListener("click", (event, item) => {
     if (!item?.datum) return;
@@ -31,7 +33,8 @@ async function draw() {
     if (facts.length) trigger("select", { datum: Object.fromEntries(facts) });
   });
   // A mark of which nothing is said is no picture of its own.
-  for (const mark of place.querySelectorAll('[role="graphics-symbol"]:not([aria-label])')) mark.ariaHidden = "true";
+  for (const mark of place.querySelectorAll('[role="graphics-symbol"]:not([aria-label])'))
+    mark.ariaHidden = "true";
   place.removeAttribute("aria-busy");
 }
 

@@ -85,7 +85,4 @@ def named(run: Run, which: str, name: str) -> Row | None:
 
 
 def _interval(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    numbers = (f"{value:.3f}" for value in (estimate.mean, estimate.low, estimate.high))
-    return "{} [{}, {}]".format(*numbers).replace("-", "−")
+    return "" if estimate is None else f"{estimate:.3f}"

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data.csv_tables import read_csv
+from ..evaluation.bootstrap import Estimate
 from ..files import read_json
 from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
@@ -202,10 +203,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _interval(value: dict[str, float] | None) -> str:
-    return (
-        "" if value is None else f"{value['mean']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
-    )
+def _interval(value: dict[str, Any] | None) -> str:
+    return "" if value is None else escape(f"{Estimate(**value):.3f}")
 
 
 def _cell(value: object) -> str:

@@ -45,6 +45,15 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def __format__(self, form: str) -> str:
+        """`mean [low, high]`, each number as `form` says (`+.3f`), with a minus sign."""
+        if not form:
+            return str(self)
+        mean, low, high = (
+            format(number, form).replace("-", "−") for number in (self.mean, self.low, self.high)
+        )
+        return f"{mean} [{low}, {high}]"
+
     def reversed(self) -> Estimate:
         """Of a difference, the difference the other way round."""
         return Estimate(-self.mean, -self.high, -self.low, self.n)

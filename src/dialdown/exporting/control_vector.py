@@ -77,8 +77,7 @@ def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
             "build it with kind='shift', or export the folded checkpoint."
         )
     vectors = np.zeros((lm.view.n_layers, lm.view.d_model))
-    # Granite multiplies what an MLP writes before adding it to the residual stream.
-    multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
+    multiplier = lm.view.residual_multiplier
     for index, offset in enumerate(edit.offset):
         if not offset.any():
             continue
@@ -119,8 +118,7 @@ def read_control_vector(lm: LM, path: str | Path) -> Intervention:
     if not vectors[:-1].any():
         return Intervention("control_vector", "steer", vector=vectors[-1], record=record)
     offset = np.zeros((lm.view.n_layers, lm.view.n_neurons))
-    # Granite multiplies what an MLP writes before adding it to the residual stream.
-    multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
+    multiplier = lm.view.residual_multiplier
     for index in np.flatnonzero(vectors.any(1)):
         layer = lm.view.layers[index]
         if layer.post_norm is not None:

@@ -350,9 +350,7 @@ class Intervention:
         touched, shape = self._touches(index), columns.shape[1]
         residual = None
         if self.vector is not None and index == lm.view.n_layers - 1:
-            # Granite multiplies what an MLP writes before adding it to the residual stream.
-            multiplier = getattr(lm.model.config.get_text_config(), "residual_multiplier", 1.0)
-            residual = self.vector / multiplier
+            residual = self.vector / lm.view.residual_multiplier
         gain = self.gain[index] if touched else np.ones(shape)
         offset = self.offset[index] if touched else np.zeros(shape)
         further = None

@@ -97,11 +97,14 @@ class MLPView:
         final_norm: the norm before the unembedding; its *input* is the final-layer residual stream
             x^L.
         unembedding: the output embedding, weight (V, d).
+        residual_multiplier: what a layer's output is multiplied by before it is added to the
+            residual stream (Granite).
     """
 
     layers: tuple[MLPLayer, ...]
     final_norm: nn.Module
     unembedding: nn.Linear
+    residual_multiplier: float = 1.0
 
     @property
     def n_layers(self) -> int:
@@ -152,7 +155,9 @@ class MLPView:
             raise DialdownError(
                 f"{name} has no {missing} that dialdown recognises: pass a decoder-only causal LM."
             )
-        return cls(layers, final_norm, unembedding)
+        config: Any = model.config
+        multiplier = getattr(config.get_text_config(), "residual_multiplier", 1.0)
+        return cls(layers, final_norm, unembedding, multiplier)
 
 
 def check_in_place(model: nn.Module) -> None:

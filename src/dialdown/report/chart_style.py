@@ -166,5 +166,4 @@ def zero_line(axis: Literal["x", "y"]) -> alt.Chart:
 
 def said(estimate: Estimate) -> str:
     """A mean, its interval and what it is over, under the pointer."""
-    interval = f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-    return f"{interval}, n = {estimate.n:,}".replace("-", "−")
+    return f"{estimate:.3g}, n = {estimate.n:,}"

@@ -151,9 +151,9 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
                 row["method"],
                 _strength(row),
                 *(_interval(row["toxicity_by"].get(judge)) for judge in judges),
-                _interval((row["minus_best"] or {}).get("toxicity"), sign=True),
+                _interval((row["minus_best"] or {}).get("toxicity"), form="+.3f"),
                 f"{row['kl_of_texts']['mean']:.3f}",
-                _interval(row["log_ppl_change_of_texts"], sign=True),
+                _interval(row["log_ppl_change_of_texts"], form="+.3f"),
                 f"{row['degenerate']['mean']:.1%}",
                 *([f"{row[REFUSAL]['mean']:.1%}"] if refusal else []),
                 data,
@@ -170,14 +170,10 @@ def _strength(row: Mapping[str, Any]) -> str:
     return f"{row['strength']:.3g}" + ("" if row["reached"] else ", price not reached")
 
 
-def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
-    if not value:
-        return ""
-    number = "+.3f" if sign else ".3f"
-    mean, low, high = (
-        format(value[name], number).replace("-", "−") for name in ("mean", "low", "high")
-    )
-    return f"{mean} [{low}, {high}]"
+def _interval(value: Mapping[str, Any] | None, *, form: str = ".3f") -> str:
+    # Beside the mean and its ends there may be the same by text.
+    keys = ("mean", "low", "high", "n")
+    return format(Estimate(*(value[key] for key in keys)), form) if value else ""
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
