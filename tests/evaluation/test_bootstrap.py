@@ -219,3 +219,10 @@ def test_what_cannot_agree_is_refused() -> None:
         agreement({"a": [0.1]})
     with pytest.raises(DialdownError, match=r"different numbers of texts .*'b': 1"):
         agreement({"a": [0.1, 0.2], "b": [0.1]})
+
+
+def test_an_estimate_is_printed_with_its_interval() -> None:
+    change = Estimate(-0.0123, -0.5, 0.25, 7)
+    assert f"{change:+.3f}" == "−0.012 [−0.500, +0.250]"
+    assert f"{change:.2g}" == "−0.012 [−0.5, 0.25]"
+    assert f"{change}" == str(change) == "-0.012 [-0.500, 0.250]"
