@@ -16,8 +16,8 @@ from .neurons.table import NeuronTable, compare, neuron_table
 from .training.dpo import train_dpo
 from .training.fisher import fisher_information, natural_gradient, preference_gradient
 from .training.gains import train_gains
+from .training.generated_text import own_text
 from .training.make_pairs import make_pairs
-from .training.own_text import own_text
 from .training.rank_one import train_rank_one
 from .training.settings import DPOSettings, GainSettings, PairSettings, RankOneSettings
 

@@ -74,12 +74,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _os_error(error: OSError | SafetensorError) -> tuple[int | None, str | None]:
     """Number and name of a system error; safetensors passes it on in its message only ("... (os
-    error 28)").
+    error 28)", and before 0.6 "Os { code: 28, ... }").
     """
     if isinstance(error, OSError):
         return error.errno, error.strerror
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return (int(match[1]), os.strerror(int(match[1]))) if match else (None, None)
+    match = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
+    number = int(match[1] or match[2]) if match else None
+    return number, None if number is None else os.strerror(number)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

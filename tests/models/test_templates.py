@@ -17,8 +17,8 @@ from dialdown.models import LM, Decoder
 from dialdown.models.replies import conversation_ids
 from dialdown.models.templates import cut
 from dialdown.training.dpo import encode
+from dialdown.training.generated_text import given_tokens
 from dialdown.training.make_pairs import candidates
-from dialdown.training.own_text import given_tokens
 from dialdown.training.settings import PairSettings
 from helpers import chat_templates, tiny
 from helpers.scorers import FakeScorer

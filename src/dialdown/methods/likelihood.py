@@ -19,7 +19,7 @@ from ..interventions.intervention import Intervention
 from ..models.lm import LM
 from ..progress import Progress, with_bar
 from ..training.fisher import fisher_information, margin_gradient, natural_gradient
-from ..training.own_text import own_text
+from ..training.generated_text import own_text
 from .labelled import Labelled, Labels
 
 

@@ -27,7 +27,7 @@ from ..neurons.logit_lens import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
 from ..training.fisher import fisher_information, natural_gradient, preference_gradient
 from ..training.gains import train_gains
-from ..training.own_text import own_text
+from ..training.generated_text import own_text
 from ..training.settings import GAINS_FILE
 from .context import Workspace
 from .notes import note_training

@@ -32,7 +32,7 @@ from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
 from ..training.dpo import train_dpo
-from ..training.own_text import held_near
+from ..training.generated_text import held_near
 from .context import Facts, Workspace
 from .gains import held_texts, take_step, trained_gains, tune_gains
 from .notes import note_training

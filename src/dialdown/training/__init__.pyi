@@ -1,8 +1,8 @@
 from .dpo import train_dpo
 from .fisher import fisher_information, natural_gradient, preference_gradient
 from .gains import train_gains
+from .generated_text import own_text
 from .make_pairs import make_pairs
-from .own_text import own_text
 from .rank_one import train_rank_one
 from .settings import DPOSettings, GainSettings, PairSettings, RankOneSettings, TrainingLog
 

@@ -42,7 +42,7 @@ from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import Progress, with_bar
-from .own_text import check_finite, given_tokens
+from .generated_text import check_finite, given_tokens
 from .settings import check_damping
 
 # Each of their positions has gains of its own: what is kept grows with their number.

@@ -36,7 +36,7 @@ from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
 from .fisher import NaturalGradientOptimizer, damped
-from .own_text import held_near
+from .generated_text import held_near
 from .policies import Trainable
 from .settings import GAINS_FILE, GainSettings, TrainingLog
 

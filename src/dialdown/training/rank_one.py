@@ -27,7 +27,7 @@ from ..interventions.rank_one import RankOne
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
-from .own_text import held_near
+from .generated_text import held_near
 from .policies import Trainable
 from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
 
