@@ -189,6 +189,13 @@ def test_parquet(tmp_path: Path, llama: LM) -> None:
             "value_cosine"} == set(pq.read_table(path).column_names)  # fmt: skip
 
 
+def test_a_path_is_no_pattern(tmp_path: Path, llama: LM) -> None:
+    table = dd.neuron_table(llama, direction(), means())
+    path = tmp_path / "a [red] run * ?" / "neurons.parquet"
+    table.to_parquet(path)
+    assert NeuronTable.from_parquet(path).record == table.record
+
+
 def damage(path: Path, how: str) -> None:
     whole = path.read_bytes()
     if how == "missing":

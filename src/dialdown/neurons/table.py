@@ -234,7 +234,7 @@ class NeuronTable:
 
         try:
             header = pl.read_parquet_metadata(path).get("dialdown")
-            frame = pl.read_parquet(path)
+            frame = pl.read_parquet(path, glob=False)
         except FileNotFoundError as error:
             raise DialdownError(
                 f"{path} does not exist: pass a neuron table written by to_parquet."

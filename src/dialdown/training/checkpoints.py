@@ -41,6 +41,9 @@ class Pace(TrainerCallback):
         self._report(state)
         if time.perf_counter() - self.saved > self.wait:
             control.should_save = True
+        if state.global_step >= state.max_steps:
+            # Older releases of transformers stop without a validation.
+            control.should_evaluate = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began_saving = time.perf_counter()
