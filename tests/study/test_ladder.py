@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,18 @@ def test_what_each_took_and_whether_it_folds_is_there(done: tuple[Path, Result])
     assert (rows["gains"]["labels"], rows["gains"]["pairs"]) == (None, 12)
     assert all(rows[name]["folds"] for name in ("aura", "linear_act", "caa", "dpo_kl"))
     assert rows["labels"]["seconds"] > 0
+
+
+def test_a_training_that_was_done_before_keeps_its_time(
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    (out / "methods" / "gains.json").unlink()
+    trained = json.loads((out / "gains" / "training.json").read_text())["log"]["seconds"]
+    result = ladder(study_file, out, "gains", "--kl", 0.05)
+    assert result.exit_code == 0, result.exception
+    assert rows_of(out)["gains"]["seconds"] >= round(trained, 1) > 0
 
 
 def test_the_three_files_hold_the_same_table(done: tuple[Path, Result]) -> None:

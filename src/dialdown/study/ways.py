@@ -122,35 +122,38 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
         return told
     start = time.perf_counter()
     if name in DPO:
-        _tune(work, name)
+        trained = _tune(work, name)
         folds = True
     else:
-        edit = _fit(work, name)
+        edit, trained = _fit(work, name)
         edit.save(_result(work, name))
         folds = not edit.needs_bias or holds_bias(work.lm)
     data = "pairs" if name in PAIRED else "labels"
     units = len(_pairs(work).pairs) if name in PAIRED else len(work.labelled)
-    told = {data: units, "seconds": round(time.perf_counter() - start, 1), "folds": folds}
+    # A training that was interrupted has most of its time behind it.
+    seconds = max(time.perf_counter() - start, trained)
+    told = {data: units, "seconds": round(seconds, 1), "folds": folds}
     write_sealed(record, {"inputs": inputs, "told": told})
     return told
 
 
-def _fit(work: Workspace, name: str) -> Intervention:
+def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
+    """A method's edit, and how many seconds of training it took in all."""
     if name == "gains":
-        tune_gains(work)
-        return trained_gains(work)
+        log = tune_gains(work)
+        return trained_gains(work), log["seconds"]
     if name == "rank_one":
-        tune_rank_one(work)
-        return trained_rank_one(work)
+        log = tune_rank_one(work)
+        return trained_rank_one(work), log["seconds"]
     if name == "step":
         take_step(work)
-        return Intervention.load(work.folder / STEP)
+        return Intervention.load(work.folder / STEP), 0.0
     texts, labels = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
         given: dict[str, Any] = {"max_tokens": work.config.probe.max_tokens}
         if name == "labels":
             given["seed"] = work.config.seed
-        return LABELLED[name](work.lm, texts, labels, progress=work.progress, **given)
+        return LABELLED[name](work.lm, texts, labels, progress=work.progress, **given), 0.0
     edit = _own(name)(work.lm, texts, labels)
     if not isinstance(edit, Intervention):
         raise DialdownError(
@@ -158,11 +161,11 @@ def _fit(work: Workspace, name: str) -> Intervention:
             "a dialdown.Intervention."
         )
     edit.check(work.lm)
-    return edit
+    return edit, 0.0
 
 
-def _tune(work: Workspace, name: str) -> None:
-    """DPO on the pairs of the gains (METHOD §8)."""
+def _tune(work: Workspace, name: str) -> float:
+    """DPO on the pairs of the gains (METHOD §8), and the seconds of its training."""
     settings = replace(work.config.dpo, seed=work.config.seed)
     near = None
     if DPO[name]:
@@ -179,6 +182,7 @@ def _tune(work: Workspace, name: str) -> None:
         progress=work.progress,
     )
     note_training(work.notes, log, settings)
+    return log.seconds
 
 
 def _pairs(work: Workspace) -> PairSet:
