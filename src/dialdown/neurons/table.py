@@ -282,10 +282,9 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
 def compare(
     lm: LM, tuned: LM, direction: Direction, base: NeuronMeans, after: NeuronMeans
 ) -> NeuronTable:
-    """The full table: what tuning changed in every neuron (METHOD §3), with equation 2 in the
-    column `projection_change`:
-
-        Delta_i = mean_tuned_i * (v_i_tuned . W / |W|) - mean_base_i * (v_i . W / |W|)
+    """The full table: what tuning changed in every neuron (METHOD §3). The column
+    `projection_change` is equation 2: the mean activation times the projection of the value vector
+    on W of length 1, of the tuned model minus of the base.
 
     Args:
         lm: the base model.
