@@ -43,6 +43,8 @@ class User:
         self.folder = folder
         self.home = folder / "home"
         own = {"HF_HOME": str(self.home), "DIALDOWN_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+        # Old releases of setuptools warn in every process beside new ones of what they patch.
+        own["PYTHONWARNINGS"] = "ignore::UserWarning:_distutils_hack"
         unset = {
             name: value
             for name, value in os.environ.items()

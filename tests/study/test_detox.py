@@ -382,7 +382,8 @@ def test_a_budget_dials_trained_gains(
     assert "gains: done before" in result.output
     dial = stages(copied)["dial"]
     assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
-    assert dial["strength"] < DetoxSettings().most
+    # Whether gains of a random model ever cost it perplexity is chance.
+    assert dial["strength"] < DetoxSettings().most or fact == "neutral_log_ppl"
     trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
     found = dd.Intervention.load(work_of(copied) / EDIT).gain
     np.testing.assert_allclose(found, 1 + dial["strength"] * (trained - 1), rtol=1e-12)

@@ -103,7 +103,9 @@ def _advice(error: BaseException) -> str | None:
                 "and it goes on from here"
             )
         return f"the hub answers {code}: check HF_TOKEN and HF_ENDPOINT"
-    if isinstance(error, UNREACHED):
+    # After a connection that failed, older releases of the hub's client go on with a closed one.
+    closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
+    if closed or isinstance(error, UNREACHED):
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"the connection failed ({reason}): {RECONNECT}"
     return None
