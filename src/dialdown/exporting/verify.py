@@ -238,7 +238,10 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
             )
             moved = edit.folded(index, lm, layer.columns, bias)[1]
             if edit.gain.size:
-                changed = torch.from_numpy(edit.rounds(index)).to(lm.device)
+                rounded = (edit.gain[index] != 1) & (edit.gain[index] != 0)
+                if edit.rank_one is not None:
+                    rounded |= edit.rank_one.reads[index] != 0
+                changed = torch.from_numpy(rounded).to(lm.device)
                 layer.columns.add_(errors(layer.columns) * changed)
             if edit.needs_bias and moved is not None:
                 error = errors(moved)

@@ -330,15 +330,6 @@ class Intervention:
         """
         return self._touches(index) or (self.vector is not None and index == lm.view.n_layers - 1)
 
-    def rounds(self, index: int) -> NDArray[np.bool_]:
-        """(F,) the columns of layer `index` whose numbers become others that are rounded: a gain of
-        1 or 0 is stored exactly.
-        """
-        rounded = (self.gain[index] != 1) & (self.gain[index] != 0)
-        if self.rank_one is not None and self.rank_one.touches(index):
-            rounded |= self.rank_one.reads[index] != 0
-        return np.asarray(rounded)
-
     def folded(
         self, index: int, lm: LM, columns: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
