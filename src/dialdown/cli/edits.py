@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from ..errors import DialdownError
 from .shared import (
     ConfigFile,
     Display,
@@ -125,6 +126,10 @@ def detox(
     says the opposite (the folder is written all the same); 1 where nothing was written; 130 on
     Ctrl-C.
     """
+    if no_training and method not in (None, "step"):
+        raise DialdownError(
+            f"--method {method} trains and --no-training is --method step: pass one of them."
+        )
     named = {
         "model": model,
         "seed": seed,
