@@ -28,8 +28,8 @@ from dialdown.report.chart_style import titled
 from dialdown.report.drawing import save
 from dialdown.study import Config
 from dialdown.study.context import Workspace
-from dialdown.study.rungs import UNTOUCHED
-from dialdown.study.ways import DPO, FOLDER
+from dialdown.study.ladder_methods import DPO, FOLDER
+from dialdown.study.ladder_table import UNTOUCHED
 
 PROMPTS = 128
 SHUFFLES = 20

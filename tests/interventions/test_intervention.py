@@ -337,7 +337,7 @@ def test_another_shape_is_refused(llama: LM) -> None:
         ):
             act()
     steering = Intervention("it", "steer", vector=np.ones(tiny.WIDTH + 1))
-    with pytest.raises(DialdownError, match=f"vector of {tiny.WIDTH + 1} dimensions"):
+    with pytest.raises(DialdownError, match=f"has {tiny.WIDTH + 1} dimensions"):
         hooked(llama, steering)
 
 

@@ -17,8 +17,8 @@ import dialdown as dd
 from dialdown.study import load_config
 from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
-from dialdown.study.ladder import Bench
-from dialdown.study.ways import Edit
+from dialdown.study.ladder import Yardstick
+from dialdown.study.ladder_methods import FittedEdit
 from helpers.commands import invoke
 
 METHODS = "aura,linear_act,caa,labels,gains,rank_one,dpo_kl,mine:nothing,mine:halve"
@@ -168,17 +168,17 @@ def test_the_rows_are_of_the_saved_edits_on_unseen_prompts(
             },
         ),
         out,
-        stages=("probe", "pairs", "fit", "climb"),
+        stages=("probe", "pairs", "fit", "compare"),
     )
     used = dd.PairSet.load(out / "pairs.jsonl").record["prompts_used"]
     assert not {*work.unseen} & {*work.prompts.training[:used], *work.prompts.evaluation}
     edit = dd.Intervention.load(out / "methods" / "aura.safetensors")
     row = rows_of(out)["aura"]
-    bench = Bench(work)
-    assert bench.price(Edit("aura", work.lm, edit), row["strength"]) == pytest.approx(
+    yardstick = Yardstick(work)
+    assert yardstick.price(FittedEdit("aura", work.lm, edit), row["strength"]) == pytest.approx(
         row["kl_of_texts"]["mean"]
     )
-    measured = bench.evaluator.row(edit.at(row["strength"]), "strict")
+    measured = yardstick.evaluator.row(edit.at(row["strength"]), "strict")
     assert measured.metrics["toxicity"].mean == pytest.approx(row["toxicity"]["mean"])
 
 

@@ -58,7 +58,7 @@ def test_gains_are_trained_on_turns(tmp_path: Path) -> None:
     texts = dd.own_text(chat, texts=4, tokens=6)
     gains, log = train_gains(chat, pairs, settings, tmp_path / "gains", texts=texts)
     assert gains.record["base"]["template"] == "chat"
-    assert log.kl_elsewhere[0] == pytest.approx(0, abs=1e-6)
+    assert log.kl_own[0] == pytest.approx(0, abs=1e-6)
     raw = chat_templates.lm("chatml", template="none")
     other, _ = train_gains(raw, pairs, settings, tmp_path / "raw", texts=texts)
     assert (gains.gain != other.gain).any()

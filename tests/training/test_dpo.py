@@ -35,7 +35,7 @@ from dialdown import DialdownError
 from dialdown.data import Pair
 from dialdown.training import DPOSettings, TrainingLog, checkpoints, train_dpo
 from dialdown.training.dpo import RECORD, all_weights, encode, split, tune
-from dialdown.training.loss import Elsewhere
+from dialdown.training.loss import OwnTextKL
 from dialdown.training.trainer import KLDPOTrainer, no_checkpointing
 
 NOUNS = ("cat", "dog", "house", "tree", "river", "stone", "cloud", "road")
@@ -470,7 +470,7 @@ def test_a_finished_run_returns_its_log_and_other_settings_replace_it(tokenizer,
     assert train_dpo(model, tokenizer, PAIRS, replace(QUICK, epochs=1), out).steps == 2
 
 
-def test_a_full_model_is_held_near_on_text_elsewhere(tokenizer, tmp_path):
+def test_a_full_model_is_held_near_on_its_own_text(tokenizer, tmp_path):
     model, out = tiny("llama"), tmp_path / "tuned"
     texts = [[3 * i + j for j in range(12)] for i in range(5)]
 
@@ -484,13 +484,13 @@ def test_a_full_model_is_held_near_on_text_elsewhere(tokenizer, tmp_path):
 
     train_dpo(model, tokenizer, PAIRS, QUICK, out)
     free = kl()
-    held = train_dpo(model, tokenizer, PAIRS, QUICK, out, elsewhere=Elsewhere(texts, 20.0))
+    held = train_dpo(model, tokenizer, PAIRS, QUICK, out, own_kl=OwnTextKL(texts, 20.0))
     assert kl() < 0.5 * free
-    assert held.kl_elsewhere[0] == pytest.approx(0, abs=1e-6)
+    assert held.kl_own[0] == pytest.approx(0, abs=1e-6)
     assert held.loss[-1] == pytest.approx(
         held.dpo_loss[-1]
         + QUICK.kl_weight * (held.kl_chosen[-1] + held.kl_rejected[-1])
-        + 20.0 * held.kl_elsewhere[-1],
+        + 20.0 * held.kl_own[-1],
         abs=1e-5,
     )
 

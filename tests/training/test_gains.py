@@ -279,19 +279,19 @@ def test_a_kl_on_text_needs_texts_of_one_length(llama: LM, tmp_path: Path) -> No
 def test_the_log_has_the_kl_on_text_and_validation_leaves_it_out(llama: LM, tmp_path: Path) -> None:
     far = replace(QUICK, learning_rate=0.5, eval_every=100)
     _, log = train_gains(llama, PAIRS, far, tmp_path / "with", information=PRICES, texts=TEXTS)
-    assert len(log.kl_elsewhere) == log.steps
-    assert log.kl_elsewhere[0] == pytest.approx(0, abs=1e-6)
-    assert log.kl_elsewhere[-1] > 1e-3
+    assert len(log.kl_own) == log.steps
+    assert log.kl_own[0] == pytest.approx(0, abs=1e-6)
+    assert log.kl_own[-1] > 1e-3
     without = replace(far, own_kl_weight=0.0)
     _, plain = train_gains(llama, PAIRS, without, tmp_path / "without", information=PRICES)
-    assert plain.kl_elsewhere == ()
+    assert plain.kl_own == ()
     # With a weight that hardly counts the way is the same, and so is the validation.
     light = replace(far, own_kl_weight=1e-9)
     _, nearly = train_gains(
         llama, PAIRS, light, tmp_path / "light", information=PRICES, texts=TEXTS
     )
     np.testing.assert_allclose(nearly.eval_loss, plain.eval_loss, rtol=1e-4)
-    assert nearly.kl_elsewhere[-1] > 1e-3
+    assert nearly.kl_own[-1] > 1e-3
 
 
 def test_texts_that_cannot_be_read_are_refused(llama: LM, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_training_prefers_what_is_preferred_and_folds(named: LM, tmp_path: Path)
     settings = replace(QUICK, learning_rate=5e-2)
     edit, log = train_rank_one(named, PAIRS, settings, tmp_path / "out", texts=TEXTS)
     assert np.mean(log.dpo_loss[-2:]) < 0.95 * log.dpo_loss[0]
-    assert log.kl_elsewhere[0] == pytest.approx(0, abs=1e-6)
-    assert log.kl_elsewhere[-1] > 0
+    assert log.kl_own[0] == pytest.approx(0, abs=1e-6)
+    assert log.kl_own[-1] > 0
     assert edit.neurons == named.view.n_layers * named.view.n_neurons
     ids = tiny.random_ids(2, 12)
     with edit.applied(named):
@@ -110,7 +110,7 @@ def test_in_16_bits_what_is_trained_is_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "texts", "sentence"),
     [
-        ({"own_kl_weight": -1.0}, TEXTS, "Rank one cannot be trained with own_kl_weight = -1.0"),
+        ({"own_kl_weight": -1.0}, TEXTS, "An edit cannot be trained with own_kl_weight = -1.0"),
         ({"optimizer": "natural"}, TEXTS, "optimizer='rmsprop' or 'adamw'"),
         ({}, [], "0 texts of lengths .* pass texts=own_text"),
     ],

@@ -16,8 +16,8 @@ from ..files import read_json
 from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
 from ..report.run import load
+from ..study.ladder_table import shown
 from ..study.notes import noted
-from ..study.rungs import shown
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, and the columns worth a terminal's width.

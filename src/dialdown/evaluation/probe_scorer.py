@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from ..errors import DialdownError
+from ..models.fits import check_width
 from ..models.hooks import being_changed
 from ..models.lm import LM
 from ..neurons.directions import Direction
@@ -56,11 +57,8 @@ class ProbeScorer:
                 "The probe was saved without its intercept, so its scores would be off by a "
                 "constant: train it again."
             )
-        if direction.vector.shape != (self.lm.view.d_model,):
-            raise DialdownError(
-                f"The probe has {direction.vector.shape[0]} dimensions and the residual stream of "
-                f"{self.lm.name} {self.lm.view.d_model}: pass the model it was trained on."
-            )
+        trained_on = "pass the model it was trained on"
+        check_width(self.lm, direction.vector.size, "The probe has", trained_on)
 
     @property
     def record(self) -> Mapping[str, Any]:

@@ -117,7 +117,7 @@ def read_control_vector(lm: LM, path: str | Path) -> Intervention:
     record = {"base": lm.describe(), "control_vector": Path(path).name}
     if not vectors[:-1].any():
         return Intervention("control_vector", "steer", vector=vectors[-1], record=record)
-    offset = np.zeros((lm.view.n_layers, lm.view.n_neurons))
+    offset = np.zeros(lm.view.shape)
     multiplier = lm.view.residual_multiplier
     for index in np.flatnonzero(vectors.any(1)):
         layer = lm.view.layers[index]

@@ -31,6 +31,7 @@ from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..models.bias import ensure_bias
+from ..models.fits import check_neurons, check_width
 from ..models.hooks import Positions, being_changed, changing, neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.mlp import check_in_place
@@ -378,17 +379,12 @@ class Intervention:
         """Refuse a model of another shape than the one the intervention was built for
         (DialdownError).
         """
-        if self.vector is not None and self.vector.shape != (lm.view.d_model,):
-            raise DialdownError(
-                f"{self.name} has a vector of {self.vector.shape[0]} dimensions and the residual "
-                f"stream of {lm.name} has {lm.view.d_model}: build it from a direction of this "
-                "model."
-            )
-        if self.gain.size and self.gain.shape != (shape := (lm.view.n_layers, lm.view.n_neurons)):
-            raise DialdownError(
-                f"{self.name} was built for {self.gain.shape[0]} x {self.gain.shape[1]} neurons "
-                f"and {lm.name} has {shape[0]} x {shape[1]}: build it from this model's own table."
-            )
+        if self.vector is not None:
+            build = "build it from a direction of this model"
+            check_width(lm, self.vector.size, f"The vector of {self.name} has", build)
+        if self.gain.size:
+            build = "build it from this model's own table"
+            check_neurons(lm, self.gain.shape, f"{self.name} has", build)
         if self.rank_one is not None:
             self.rank_one.check(lm, self.name)
 

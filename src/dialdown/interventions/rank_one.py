@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DialdownError
+from ..models.fits import check_neurons, check_width
 from ..models.hooks import Positions, neuron_hooks, output_hooks
 from ..models.lm import LM
 
@@ -67,13 +67,9 @@ class RankOne:
 
     def check(self, lm: LM, name: str) -> None:
         """Refuse a model of another shape, for the edit `name` (DialdownError)."""
-        layers, neurons, width = lm.view.n_layers, lm.view.n_neurons, lm.view.d_model
-        if self.reads.shape != (layers, neurons) or self.writes.shape != (layers, width):
-            raise DialdownError(
-                f"{name} reads {self.reads.shape} neurons and writes {self.writes.shape} numbers, "
-                f"and {lm.name} has {(layers, neurons)} and {(layers, width)}: train it on this "
-                "model."
-            )
+        train = "train it on this model"
+        check_neurons(lm, self.reads.shape, f"What {name} reads has", train)
+        check_width(lm, self.writes.shape[-1], f"What {name} writes has", train)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def _maps(
     n = int(min(data.toxic.sum(), (~data.toxic).sum()))
     used = [np.flatnonzero(mask)[:n] for mask in (data.toxic, ~data.toxic)]
     ids = [data.ids[row] for rows in used for row in rows]
-    gain = np.ones((lm.view.n_layers, lm.view.n_neurons))
+    gain = np.ones(lm.view.shape)
     offset = np.zeros_like(gain)
 
     def fit_layer(layer: int, means: Floats) -> None:

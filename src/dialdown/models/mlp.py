@@ -120,6 +120,11 @@ class MLPView:
         """Residual width, d."""
         return int(self.layers[0].columns.shape[0])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, neurons)."""
+        return self.n_layers, self.n_neurons
+
     @classmethod
     def find(cls, model: nn.Module, *, down: str | None = None, skeleton: bool = False) -> MLPView:
         """Find the down projections of `model` by the names transformers gives them.

@@ -1,5 +1,4 @@
 from .activations import NeuronMeans, decode_with_means, mean_activations
-from .continuations import ContinuationMeans, continuation_means, mean_difference
 from .directions import Direction, random_direction, token_contrast
 from .logit_lens import judged_toxic
 from .probe import train_probe
@@ -8,16 +7,13 @@ from .table import GROUPS, NeuronTable, compare, neuron_table
 
 __all__ = [
     "GROUPS",
-    "ContinuationMeans",
     "Direction",
     "NeuronMeans",
     "NeuronTable",
     "compare",
-    "continuation_means",
     "decode_with_means",
     "judged_toxic",
     "mean_activations",
-    "mean_difference",
     "neuron_table",
     "random_direction",
     "svd_subspace",

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DialdownError
+from ..models.fits import check_neurons
 from ..models.lm import LM
 from ..models.protocol import Protocol
 from .directions import Direction
@@ -70,11 +71,7 @@ def aligned_value_vectors(
     Raises:
         DialdownError: a table of another model, or more neurons than it has.
     """
-    if table.shape != (lm.view.n_layers, lm.view.n_neurons):
-        raise DialdownError(
-            f"The neuron table has shape {table.shape} and {lm.name} has {lm.view.n_layers} layers "
-            f"of {lm.view.n_neurons} neurons: pass the base model of the table."
-        )
+    check_neurons(lm, table.shape, "The neuron table has", "pass the base model of the table")
     cosine = table.grid("cosine").ravel()
     if not 0 < count <= cosine.size:
         raise DialdownError(

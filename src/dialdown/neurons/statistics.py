@@ -19,6 +19,7 @@ from scipy.stats import pearsonr
 from torch import Tensor
 
 from ..errors import DialdownError
+from ..models.fits import check_neurons, check_width
 from ..models.lm import LM, MLPLayer, check_pair
 from ..models.protocol import Protocol
 from .activations import NeuronMeans
@@ -274,12 +275,13 @@ def sign_conflicts(
             f"{len(directions)} direction has nothing to disagree with: pass two or more, such as "
             "statistics.svd_subspace gives."
         )
-    shape = (lm.view.n_layers, lm.view.n_neurons)
-    if base.means.shape != shape or after.means.shape != shape or base.protocol != after.protocol:
+    collect = "collect both with dd.mean_activations"
+    for means in (base, after):
+        check_neurons(lm, means.means.shape, "The means have", collect)
+    if base.protocol != after.protocol:
         raise DialdownError(
-            f"The means have shapes {base.means.shape} ({base.protocol}) and {after.means.shape} "
-            f"({after.protocol}), and {lm.name} needs {shape} twice under one protocol: collect "
-            "both with dd.mean_activations."
+            f"The means are of two protocols, {base.protocol} and {after.protocol}, and can only "
+            f"be compared under one: {collect}."
         )
     units = torch.as_tensor(np.stack([direction.unit for direction in directions], axis=1))
     counts = np.zeros(2)
@@ -319,11 +321,8 @@ def _value_vectors(layer: MLPLayer, protocol: Protocol) -> Iterator[Tensor]:
 
 def _check_widths(lm: LM, directions: Sequence[Direction]) -> None:
     for direction in directions:
-        if direction.vector.shape != (lm.view.d_model,):
-            raise DialdownError(
-                f"The direction {direction.name!r} has {direction.vector.size} dimensions and the "
-                f"residual stream of {lm.name} {lm.view.d_model}: find it on this model."
-            )
+        what = f"The direction {direction.name!r} has"
+        check_width(lm, direction.vector.size, what, "find it on this model")
 
 
 def _layers_and_all(table: NeuronTable) -> Iterator[tuple[int | None, int | slice]]:

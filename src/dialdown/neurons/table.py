@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, write_atomic
+from ..models.fits import check_neurons, check_width
 from ..models.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -341,17 +342,9 @@ def _table(
 
 
 def _check_shape(lm: LM, direction: Direction, means: NeuronMeans) -> None:
-    if means.means.shape != (lm.view.n_layers, lm.view.n_neurons):
-        raise DialdownError(
-            f"The means have shape {means.means.shape} and {lm.name} has {lm.view.n_layers} layers "
-            f"of {lm.view.n_neurons} neurons: "
-            "collect them with dd.mean_activations on this model."
-        )
-    if direction.vector.shape != (lm.view.d_model,):
-        raise DialdownError(
-            f"The direction has {direction.vector.shape[0]} dimensions and the residual stream of "
-            f"{lm.name} {lm.view.d_model}: find it on this model."
-        )
+    collect = "collect them with dd.mean_activations on this model"
+    check_neurons(lm, means.means.shape, "The means have", collect)
+    check_width(lm, direction.vector.size, "The direction has", "find it on this model")
 
 
 def _dots(

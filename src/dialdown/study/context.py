@@ -188,6 +188,18 @@ class Workspace:
         """The scorer that makes the pairs."""
         return self._scorer(self.config.evaluation.pair_scorer)
 
+    @property
+    def judging(self) -> Facts:
+        """What a stage that judges says of the scorers: their names, the judge first, its caveat,
+        and how each was made.
+        """
+        scorers = self.judge, self.pair_scorer
+        return {
+            "judges": [scorer.name for scorer in scorers],
+            "caveat": self.judge.caveat,
+            "scorers": {scorer.name: dict(scorer.record) for scorer in scorers},
+        }
+
     def _scorer(self, source: str) -> Scorer:
         if source == "probe":
             return ProbeScorer(self.lm, self.probe("strict"))

@@ -164,8 +164,7 @@ def check(work: Workspace) -> Facts:
     rows = measure_rows(work, "check", planned, "results.json")
     change = rows[1].difference("toxicity", rows[0])
     return {
-        "judges": [work.judge.name, work.pair_scorer.name],
-        "caveat": work.judge.caveat,
+        **work.judging,
         "template": work.lm.template,
         "change": change and {**change.to_json(), "says": change_sign(change)},
     }

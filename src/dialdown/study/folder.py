@@ -38,14 +38,15 @@ from .holding import LOCK, held, sweep
 from .outputs import READS, STAGES, UNREAD, remove, written
 from .sources import file_states
 
-# Of the section `evaluation`, what only the rows are measured on.
+# Of the section `evaluation`, what only rows are measured on, and the stages from which it counts:
+# each row of `base` has its own record of it.
 EVALUATED = (
     "judge", "metrics", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
     "kl_windows", "neutral_tokens",
 )  # fmt: skip
-MEASURING = {"evaluate", "dial", "check", "climb"}
+EVALUATING = {"evaluate", "dial", "check", "compare"}
 # Stages that add to a finished study, and may do so again with other settings.
-ADDED = ("gains", "rank_one", "step", "front", "report", "dial", "check", "fit", "climb")
+ADDED = ("gains", "rank_one", "step", "front", "report", "dial", "check", "fit", "compare")
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.
 FIRST_READ = {
@@ -294,7 +295,7 @@ class Ledger:
             return min(places, default=len(self.stages))
 
         used = {key: value for key, value in settings.items() if read_at(key) <= place}
-        if "evaluation" in used and not {*self.stages[: place + 1]} & MEASURING:
+        if "evaluation" in used and not {*self.stages[: place + 1]} & EVALUATING:
             used["evaluation"] = {
                 key: value for key, value in used["evaluation"].items() if key not in EVALUATED
             }

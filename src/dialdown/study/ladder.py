@@ -1,7 +1,7 @@
 """`dialdown ladder`: every method that puts numbers on neurons, fitted on the same data, dialled to
 one price, judged on prompts that none has seen.
 
-    probe -> pairs, where a method needs them -> fit -> climb
+    probe -> pairs, where a method needs them -> fit -> compare
 
 The price is a KL to the base model, the mean over several kinds of text, because an edit can be
 cheap on the one kind that it was made with.
@@ -32,12 +32,19 @@ from .context import Facts, Stages, Workspace
 from .detox import check_ships
 from .dial import dialled
 from .folder import records
+from .ladder_methods import (
+    Fitted,
+    FittedEdit,
+    check_methods,
+    fit_methods,
+    fitted_methods,
+    needs_pairs,
+)
+from .ladder_table import REACHED, UNTOUCHED, Entry, flat, markdown, shown, table
 from .plan import Planned
 from .rows import RowFiles
 from .run import Study
-from .rungs import REACHED, UNTOUCHED, Rung, flat, markdown, shown, table
 from .stages import find_directions, find_pairs
-from .ways import Edit, Way, check_methods, fit_methods, needs_pairs, ways
 
 MOST = 50.0
 """The greatest strength that a dial tries."""
@@ -46,7 +53,7 @@ WINDOWS = 2
 
 
 @dataclass(frozen=True)
-class Bench:
+class Yardstick:
     """What every method is measured with, of one study."""
 
     work: Workspace
@@ -80,28 +87,28 @@ class Bench:
         measured_on = fingerprint(self.work.ledger.measured_on(), self.work.unseen)
         return RowFiles(self.work.folder / "rows-ladder", measured_on)
 
-    def price(self, way: Way, strength: float) -> float:
+    def price(self, method: Fitted, strength: float) -> float:
         """Mean over the kinds of text of the KL to the base model; infinite where so strong an edit
         overflows.
         """
         try:
-            read = [way.read(text, strength) for text in self.texts.values()]
+            read = [method.read(text, strength) for text in self.texts.values()]
         except DialdownError:
             return float("inf")
         return float(np.mean([np.average(text.kl, weights=text.tokens) for text in read]))
 
-    def rung(self, way: Way, strength: float) -> Rung:
+    def entry(self, method: Fitted, strength: float) -> Entry:
         """A method at a strength, measured unless it was before."""
-        edit = way.edit.at(strength) if isinstance(way, Edit) else untouched()
-        edit = replace(edit, name=way.name.replace(":", "."))
-        key = None if isinstance(way, Edit) else f"{way.key}@{strength!r}"
+        edit = method.edit.at(strength) if isinstance(method, FittedEdit) else untouched()
+        edit = replace(edit, name=method.name.replace(":", "."))
+        key = None if isinstance(method, FittedEdit) else f"{method.key}@{strength!r}"
         planned = Planned(edit, "strict", len(self.work.unseen), key)
         measured = self.files.read(planned)
         if measured is None:
-            measured = way.measure(self.evaluator, strength)
+            measured = method.measure(self.evaluator, strength)
             self.files.write(planned, measured)
-        texts = {name: way.read(text, strength) for name, text in self.texts.items()}
-        return Rung(as_row(edit, "strict", measured), strength, texts)
+        texts = {name: method.read(text, strength) for name, text in self.texts.items()}
+        return Entry(as_row(edit, "strict", measured), strength, texts)
 
 
 def _text(work: Workspace, source: str) -> str:
@@ -119,30 +126,29 @@ def _text(work: Workspace, source: str) -> str:
     return load_reference_text(source)[:40_000]
 
 
-def climb(work: Workspace) -> Facts:
+def compare_methods(work: Workspace) -> Facts:
     """Dial every method to the price and measure it there."""
-    bench, wanted = Bench(work), work.config.ladder.kl
-    asked = [*ways(work)]
-    rungs = {UNTOUCHED: bench.rung(Edit(UNTOUCHED, work.lm, untouched()), 1.0)}
-    for done, way in enumerate(asked):
-        work.progress(f"evaluating, {way.name}", done, len(asked))
-        strength, spent = dialled(partial(bench.price, way), wanted, MOST)
-        rungs[way.name] = bench.rung(way, strength)
-        if not rungs[way.name].kl >= REACHED * wanted:
+    yardstick, wanted = Yardstick(work), work.config.ladder.kl
+    asked = [*fitted_methods(work)]
+    entries = {UNTOUCHED: yardstick.entry(FittedEdit(UNTOUCHED, work.lm, untouched()), 1.0)}
+    for done, method in enumerate(asked):
+        work.progress(f"evaluating, {method.name}", done, len(asked))
+        strength, spent = dialled(partial(yardstick.price, method), wanted, MOST)
+        entries[method.name] = yardstick.entry(method, strength)
+        if not entries[method.name].kl >= REACHED * wanted:
             work.notes.add(
-                f"{way.name} does not reach the price: at {{strength:.3g}} times what was found, "
-                "it costs a KL of {kl:.3g}, and more strength breaks it or is not tried",
+                f"{method.name} does not reach the price: at {{strength:.3g}} times what was "
+                "found, it costs a KL of {kl:.3g}, and more strength breaks it or is not tried",
                 strength=strength,
                 kl=spent,
             )
     work.progress("evaluating", len(asked), len(asked))
-    rows = table(rungs, records(work.folder)["fit"]["told"]["methods"], wanted)
+    rows = table(entries, records(work.folder)["fit"]["told"]["methods"], wanted)
     facts: Facts = {
         "kl": wanted,
-        "texts": [*bench.texts],
+        "texts": [*yardstick.texts],
         "prompts": len(work.unseen),
-        "judges": [work.judge.name, work.pair_scorer.name],
-        "caveat": work.judge.caveat,
+        **work.judging,
         "template": work.lm.template,
     }
     write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
@@ -152,7 +158,12 @@ def climb(work: Workspace) -> Facts:
     return facts
 
 
-STAGES: Stages = {"probe": find_directions, "pairs": find_pairs, "fit": fit_methods, "climb": climb}
+STAGES: Stages = {
+    "probe": find_directions,
+    "pairs": find_pairs,
+    "fit": fit_methods,
+    "compare": compare_methods,
+}
 
 
 def run_ladder(

@@ -44,8 +44,8 @@ WRITTEN_BY = {
     "gains-*.safetensors": ("gains", "rank_one", "step", "fit"),
     STEP: ("step", "fit"),
     "methods/**/*": ("fit",),
-    "rows-ladder/*.json": ("climb",),
-    "ladder.*": ("climb",),
+    "rows-ladder/*.json": ("compare",),
+    "ladder.*": ("compare",),
     EDIT: ("dial",),
     "tables/gains-*.csv": ("dial", "gains"),
     "tables/rank-one-*.csv": ("dial",),
@@ -73,9 +73,11 @@ READS = {
     "dial": ("probe", "pairs", "means", "gains", "rank_one", "step"),
     "check": ("dial",),
     "fit": ("probe", "pairs"),
-    "climb": ("fit",),
+    "compare": ("fit",),
     "report": STAGES[:-1],
 }
+# The stages that measure rows.
+MEASURING = ("base", "evaluate", "front", "check", "compare")
 # How long a training took is no part of what it made.
 UNREAD = re.compile(r"/training\.json$")
 # A training writes these as a whole, so where one file of them is lost the training is done again.

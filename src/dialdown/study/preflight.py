@@ -17,6 +17,7 @@ from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
 from .config import Config
 from .context import F1_PAIRS, Workspace
+from .outputs import MEASURING
 
 
 def check_settings(config: Config) -> None:
@@ -92,7 +93,7 @@ def _training_prompts(work: Workspace) -> None:
 
 
 def _unseen(work: Workspace) -> None:
-    if "climb" not in work.stages:
+    if "compare" not in work.stages:
         return
     left = len(work.prompts.training) - (work.config.pairs.count if "pairs" in work.stages else 0)
     if (asked := work.config.ladder.prompts) > left:
@@ -218,15 +219,14 @@ def _tuned(work: Workspace) -> None:
             _ = work.tuned
 
 
-_MEASURING = {"base", "evaluate", "front", "check", "climb"}
 # Each check with the stages that need it; what only reads files comes before what loads a model.
 CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
-    _prompts: {"pairs", "means", "activations", *_MEASURING},
+    _prompts: {"pairs", "means", "activations", *MEASURING},
     _training_prompts: {"pairs"},
     _labelled: {"probe"},
-    _unseen: {"pairs", "climb"},
-    _pairs_for_f1: _MEASURING,
-    _metrics: _MEASURING,
+    _unseen: {"pairs", "compare"},
+    _pairs_for_f1: MEASURING,
+    _metrics: MEASURING,
     _model: {
         "probe",
         "pairs",
@@ -239,15 +239,15 @@ CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
         "step",
         "dial",
         "fit",
-        *_MEASURING,
+        *MEASURING,
     },
-    _lengths: {"activations", *_MEASURING},
+    _lengths: {"activations", *MEASURING},
     _training_lengths: {"pairs"},
     _probe: {"probe"},
-    _text: _MEASURING,
-    _neutral_text: {"dial", "climb"},
+    _text: MEASURING,
+    _neutral_text: {"dial", "compare"},
     _tuned: {"train", "activations", "neurons", "evaluate", "front"},
-    _pair_scorer: {"pairs", *_MEASURING},
-    _judge: _MEASURING,
+    _pair_scorer: {"pairs", *MEASURING},
+    _judge: MEASURING,
     _token_judge: {"neurons"},
 }

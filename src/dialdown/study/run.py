@@ -22,6 +22,7 @@ from ..workers import check_main_guard
 from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
+from .outputs import MEASURING
 from .preflight import check_inputs, check_settings
 from .stages import (
     collect_means,
@@ -47,7 +48,6 @@ STUDY: Stages = {
 }
 
 # The settings that govern how much memory a stage takes.
-_MEASURING = "workers, evaluation.batch_size or evaluation.window"
 MEMORY = {
     "probe": "probe.max_tokens",
     "pairs": "workers or pairs.batch_size",
@@ -59,7 +59,7 @@ MEMORY = {
     "rank_one": "rank_one.batch_size",
     "dial": "evaluation.window",
     "fit": "gains.batch_size or probe.count",
-    **dict.fromkeys(("base", "evaluate", "front", "check", "climb"), _MEASURING),
+    **dict.fromkeys(MEASURING, "workers, evaluation.batch_size or evaluation.window"),
 }
 
 # Seconds of other work for each that showing it takes.

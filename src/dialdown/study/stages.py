@@ -281,7 +281,12 @@ def make_tables(work: Workspace) -> Facts:
         facts["equal"] = EQUAL
     return {
         **facts,
-        "token_judge": {"name": judge.name, "missing": judge.missing, "caveat": judge.caveat},
+        "token_judge": {
+            "name": judge.name,
+            "missing": judge.missing,
+            "caveat": judge.caveat,
+            "record": dict(judge.record),
+        },
     }
 
 
@@ -321,11 +326,7 @@ def evaluate(work: Workspace) -> Facts:
             model=config.model,
         )
     ]
-    facts: Facts = {
-        "judges": [work.judge.name, work.pair_scorer.name],
-        "caveat": work.judge.caveat,
-        "rows": len(planned),
-    }
+    facts: Facts = {**work.judging, "rows": len(planned)}
     cut_prompts(work, "prompts", work.prompts.evaluation)
     otherwise = rounded_otherwise(work)
     rows = measure_rows(work, "evaluate", planned, "results.json")

@@ -33,7 +33,7 @@ from ..models import templates
 from ..models.lm import weight_fingerprints
 from ..models.templates import Template
 from ..progress import Progress, with_bar
-from .loss import Elsewhere
+from .loss import OwnTextKL
 from .policies import Trainable, all_weights, low_rank
 from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
@@ -48,7 +48,7 @@ def train_dpo(
     settings: DPOSettings,
     out: Path,
     *,
-    elsewhere: Elsewhere | None = None,
+    own_kl: OwnTextKL | None = None,
     base: Path | None = None,
     template: Template = "none",
     progress: Progress | None = None,
@@ -69,8 +69,8 @@ def train_dpo(
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
-        elsewhere: text on which the policy is held near `model` too, as gains are; the paper has
-            none.
+        own_kl: text of its own on which the policy is held near `model` too, as gains are; the
+            paper has none.
         base: the folder that `model` was loaded from, whose tokenizer and other files are copied
             beside the weights.
         template: `chat` where the pairs' prompts are turns of a user, as with `LM.template`.
@@ -87,7 +87,7 @@ def train_dpo(
         else all_weights(model, tokenizer, base)
     )
     policy = replace(policy, template=template)
-    return tune(policy, pairs, settings, out, elsewhere=elsewhere, progress=progress)
+    return tune(policy, pairs, settings, out, own_kl=own_kl, progress=progress)
 
 
 def tune(
@@ -96,7 +96,7 @@ def tune(
     settings: DPOSettings,
     out: Path,
     *,
-    elsewhere: Elsewhere | None = None,
+    own_kl: OwnTextKL | None = None,
     progress: Progress | None = None,
 ) -> TrainingLog:
     """Train a policy on `pairs`, resuming where it was stopped; see `train_dpo`, whose errors it
@@ -109,7 +109,7 @@ def tune(
         model, tokenizer, pairs, max_tokens=settings.max_tokens, template=trainable.template
     )
     train, held_out = split(pairs, examples, eval_pairs=settings.eval_pairs, seed=settings.seed)
-    held = [] if elsewhere is None else [asdict(elsewhere)]
+    held = [] if own_kl is None else [asdict(own_kl)]
     inputs = fingerprint(
         type(settings).__name__,
         asdict(settings),
@@ -145,7 +145,7 @@ def tune(
             train,
             held_out,
             work,
-            elsewhere=elsewhere,
+            own_kl=own_kl,
             optimizer=trainable.optimizer and trainable.optimizer(policy),
             progress=progress,
             snapshot=snapshot,

@@ -36,8 +36,10 @@ from torch import Tensor
 
 from ..data.pairs import Pair
 from ..errors import DialdownError
+from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
+from ..models.fits import check_neurons
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
@@ -80,7 +82,7 @@ def fisher_information(
     if not windows:
         raise DialdownError("There is no text to price gains on: pass windows from own_text.")
     generator = torch.Generator(device=lm.device).manual_seed(seed)
-    total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
+    total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
     done, first = 0, given_tokens(lm, windows) - 1
     for _, alike in groupby(map(list, windows), len):
         ids = torch.tensor([*alike], device=lm.device)
@@ -168,7 +170,7 @@ def margin_gradient(
     Raises:
         DialdownError: a gradient is not a finite number.
     """
-    total = torch.zeros(lm.view.n_layers, lm.view.n_neurons, dtype=torch.float64, device=lm.device)
+    total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
     done, passes = 0, sum(-(-len(sequences) // batch_size) for sequences, _ in sides)
     for sign, (sequences, units) in zip((1, -1), sides, strict=True):
         for batch in batches(lm, [ids for ids, _ in sequences], batch_size):
@@ -217,13 +219,8 @@ def natural_gradient(
         DialdownError: arrays of another shape, a KL that cannot work, gains that are worth nothing;
             see `damped`.
     """
-    shape = (lm.view.n_layers, lm.view.n_neurons)
     for what, array in (("worth", worth), ("information", information)):
-        if array.shape != shape:
-            raise DialdownError(
-                f"`{what}` has shape {array.shape} and {lm.name} needs {shape}: make it on this "
-                "model."
-            )
+        check_neurons(lm, array.shape, f"`{what}` has", "make it on this model")
     if not (np.isfinite(kl) and kl > 0):
         raise DialdownError(f"Gains cannot be made for a KL of {kl}: pass a finite number above 0.")
     step = worth / damped(information, damping)
@@ -241,10 +238,7 @@ def natural_gradient(
         "margin": float((worth * change).sum()),
         "clipped": int((change < -1).sum()),
     }
-    everyone = np.ones(shape, dtype=bool)
-    return Intervention(
-        name, "scale", np.maximum(1 + change, 0), np.zeros(shape), everyone, record=record
-    )
+    return as_scale(name, np.maximum(1 + change, 0), record)
 
 
 class NaturalGradientOptimizer(torch.optim.Optimizer):

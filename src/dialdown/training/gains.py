@@ -36,7 +36,7 @@ from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
 from .fisher import NaturalGradientOptimizer, damped
-from .generated_text import held_near
+from .generated_text import own_text_kl
 from .policies import Trainable
 from .settings import GAINS_FILE, GainSettings, TrainingLog
 
@@ -76,7 +76,7 @@ def train_gains(
             see `train_dpo`.
     """
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
-    elsewhere = held_near(lm, texts, settings.own_kl_weight)
+    own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
 
     def save(policy: Any, folder: Path) -> None:
         rows = [gain.detach().flatten().double().cpu() for gain in _parameters(lm, policy)]
@@ -100,7 +100,7 @@ def train_gains(
         given=[prices],
         template=lm.template,
     )
-    log = tune(gains, pairs, settings, out, elsewhere=elsewhere, progress=progress)
+    log = tune(gains, pairs, settings, out, own_kl=own_kl, progress=progress)
     return Intervention.load(out / GAINS_FILE), log
 
 
@@ -127,7 +127,7 @@ def _parameters(lm: LM, policy: Any) -> list[torch.Tensor]:
 def _prices(
     lm: LM, settings: GainSettings, information: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    shape = (lm.view.n_layers, lm.view.n_neurons)
+    shape = lm.view.shape
     if information is None or information.shape != shape:
         raise DialdownError(
             f"The natural gradient needs the price of each of the {shape[0]} x {shape[1]} gains of "

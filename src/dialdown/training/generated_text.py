@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DialdownError
 from ..models.lm import LM
 from ..progress import Progress, with_bar
-from .loss import Elsewhere
+from .loss import OwnTextKL
 
 
 @with_bar
@@ -64,7 +64,7 @@ def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
     return len(start) if all([*text[: len(start)]] == start for text in texts) else 1
 
 
-def held_near(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> Elsewhere | None:
+def own_text_kl(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> OwnTextKL | None:
     """The KL on text of the model's own as a part of a loss; None where it has no weight.
 
     Raises:
@@ -81,7 +81,7 @@ def held_near(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> Elsewher
             f"{lm.name}'s own text needs ids below {known:,} of one length up to {lm.context:,}: "
             "pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
         )
-    return Elsewhere(texts, weight, given=given_tokens(lm, texts))
+    return OwnTextKL(texts, weight, given=given_tokens(lm, texts))
 
 
 def check_finite(lm: LM, numbers: Tensor) -> None:

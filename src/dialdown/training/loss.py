@@ -107,7 +107,7 @@ def kl_dpo_loss(
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OwnTextKL:
     """Text that training should leave as it is: the KL(π_ref ‖ π) on some of it is part of the loss
     of every step.
 

@@ -27,7 +27,7 @@ from ..interventions.rank_one import RankOne
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
 from .dpo import tune
-from .generated_text import held_near
+from .generated_text import own_text_kl
 from .policies import Trainable
 from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
 
@@ -74,8 +74,8 @@ def train_rank_one(
         result_bytes=lm.view.n_layers * (9 * lm.view.n_neurons + 4 * lm.view.d_model),
         template=lm.template,
     )
-    elsewhere = held_near(lm, texts, settings.own_kl_weight)
-    log = tune(rank_one, pairs, settings, out, elsewhere=elsewhere, progress=progress)
+    own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
+    log = tune(rank_one, pairs, settings, out, own_kl=own_kl, progress=progress)
     return Intervention.load(out / RANK_ONE_FILE), log
 
 

@@ -173,11 +173,36 @@ class DPOSettings:
 
 
 @dataclass(frozen=True)
-class GainSettings(DPOSettings):
-    """How to train neuron gains: DPO's settings with what one number per neuron needs, one pass of
-    small batches.
+class EditSettings(DPOSettings):
+    """How to train an edit in place of the weights: DPO's settings with what few numbers need, one
+    pass of small batches.
 
     See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+
+    Attributes:
+        own_kl_weight: what KL(base ‖ edited) on text of the model's own, in nats per position,
+            counts in the loss of each step; 0 leaves it out.
+
+    Raises:
+        DialdownError: a value outside its range.
+    """
+
+    own_kl_weight: float = 2.0
+    warmup_steps: int = 0
+    batch_size: int = 8
+    accumulation: int = 1
+    epochs: int = 1
+    eval_every: int = 1000
+    eval_pairs: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least(self, "An edit cannot be trained", {"own_kl_weight": 0})
+
+
+@dataclass(frozen=True)
+class GainSettings(EditSettings):
+    """How to train neuron gains; see `EditSettings`.
 
     Attributes:
         optimizer: "natural" is the natural gradient, with steps of one length; the others take
@@ -185,8 +210,6 @@ class GainSettings(DPOSettings):
         learning_rate: with "natural" the length of a step, half whose square is the diagonal's KL
             (see `fisher`).
         damping: with "natural", see `fisher.damped`.
-        own_kl_weight: what KL(base ‖ gains) on text of the model's own, in nats per position,
-            counts in the loss of each step; 0 leaves it out.
 
     Raises:
         DialdownError: a value outside its range.
@@ -195,30 +218,19 @@ class GainSettings(DPOSettings):
     optimizer: Optimizer = "natural"
     learning_rate: float = 2.5e-2
     damping: float = 0.1
-    own_kl_weight: float = 2.0
     natural_allowed: ClassVar[bool] = True
-    warmup_steps: int = 0
-    batch_size: int = 8
-    accumulation: int = 1
-    epochs: int = 1
-    eval_every: int = 1000
-    eval_pairs: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
-        _check_least(self, "Gains cannot be trained", {"own_kl_weight": 0})
 
 
 @dataclass(frozen=True)
-class RankOneSettings(DPOSettings):
-    """How to train one direction more per layer: DPO's settings with what they need, one pass of
-    small batches at a rate that falls linearly to 0.
-
-    See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+class RankOneSettings(EditSettings):
+    """How to train one direction more per layer; see `EditSettings`.
 
     Attributes:
-        own_kl_weight: as in `GainSettings`.
+        learning_rate: of the first step; it falls linearly to 0 at the last.
 
     Raises:
         DialdownError: a value outside its range.
@@ -226,18 +238,7 @@ class RankOneSettings(DPOSettings):
 
     optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-3
-    own_kl_weight: float = 2.0
     falling: ClassVar[bool] = True
-    warmup_steps: int = 0
-    batch_size: int = 8
-    accumulation: int = 1
-    epochs: int = 1
-    eval_every: int = 1000
-    eval_pairs: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_least(self, "Rank one cannot be trained", {"own_kl_weight": 0})
 
 
 @dataclass(frozen=True)
@@ -253,10 +254,10 @@ class TrainingLog:
         kl_chosen, kl_rejected: KL⁺ and KL⁻ in nats.
         reward_accuracy: share of pairs whose preferred continuation has the higher reward.
         reward_margin: mean difference of the two rewards.
-        eval_step, eval_loss: when the held-out pairs were scored, and the loss on them, without any
-            KL elsewhere.
+        eval_step, eval_loss: when the held-out pairs were scored, and the loss on them, without the
+            KL on its own text.
         seconds: time spent, summed over interruptions.
-        kl_elsewhere: for each step, the KL in nats on text elsewhere; empty where the training has
+        kl_own: for each step, the KL in nats on text of its own; empty where the training has
             none.
     """
 
@@ -274,7 +275,7 @@ class TrainingLog:
     eval_step: tuple[int, ...]
     eval_loss: tuple[float, ...]
     seconds: float
-    kl_elsewhere: tuple[float, ...] = ()
+    kl_own: tuple[float, ...] = ()
 
 
 def check_damping(damping: float) -> None:

@@ -35,7 +35,7 @@ from ..models.kl import kl_divergence
 from ..models.lm import sharing
 from ..progress import Progress
 from .checkpoints import Pace, Snapshots, last_checkpoint
-from .loss import IGNORED, Elsewhere, LossParts, kl_dpo_loss
+from .loss import IGNORED, LossParts, OwnTextKL, kl_dpo_loss
 from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 
 # The fields of a log that have a value for each step, and what the trainer calls them.
@@ -47,7 +47,7 @@ STEPS = {
     "kl_rejected": "kl/rejected",
     "reward_accuracy": "rewards/accuracies",
     "reward_margin": "rewards/margins",
-    "kl_elsewhere": "kl/elsewhere",
+    "kl_own": "kl/own",
 }
 
 
@@ -65,7 +65,7 @@ class KLDPOTrainer(DPOTrainer):
         settings: how to train.
         train, held_out: the examples.
         work: the folder of the checkpoints.
-        elsewhere: text on which the policy is held near the reference too: its KL is added to the
+        own_kl: text on which the policy is held near the reference too: its KL is added to the
             loss of a training step.
         optimizer: in place of the one that the settings name.
         progress: called with "training", the steps done and the steps in all.
@@ -82,12 +82,12 @@ class KLDPOTrainer(DPOTrainer):
         held_out: Sequence[Example],
         work: Path,
         *,
-        elsewhere: Elsewhere | None = None,
+        own_kl: OwnTextKL | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         progress: Progress | None = None,
         snapshot: Callable[[Any, int], None] = lambda policy, step: None,
     ) -> None:
-        self.settings, self.elsewhere, self.work = settings, elsewhere, work
+        self.settings, self.own_kl, self.work = settings, own_kl, work
         self.train_pairs, self.eval_pairs = len(train), len(held_out)
         self._clock = time.perf_counter()
         collator = None
@@ -215,19 +215,19 @@ class KLDPOTrainer(DPOTrainer):
         self._record(parts, "train" if model.training else "eval")
         # A validation is between steps, so no step's texts are its own; it compares what is learned
         # from the pairs.
-        if self.elsewhere is None or not model.training:
+        if self.own_kl is None or not model.training:
             return parts.loss
-        kl = self._kl_elsewhere(model, self.elsewhere)
-        self._note("train", "kl/elsewhere", kl)
-        return parts.loss + self.elsewhere.weight * kl
+        kl = self._kl_own(model, self.own_kl)
+        self._note("train", "kl/own", kl)
+        return parts.loss + self.own_kl.weight * kl
 
-    def _kl_elsewhere(self, model: Any, elsewhere: Elsewhere) -> Tensor:
+    def _kl_own(self, model: Any, own_kl: OwnTextKL) -> Tensor:
         """KL(π_ref ‖ π) on the step's texts, mean over the positions that their tokens were drawn
         at, and the last one's, in nats.
         """
-        texts = elsewhere.of_step(self.state.global_step)
+        texts = own_kl.of_step(self.state.global_step)
         ids = torch.tensor(texts, device=self.accelerator.device)
-        mask, last = torch.ones_like(ids), ids.shape[1] - elsewhere.given + 1
+        mask, last = torch.ones_like(ids), ids.shape[1] - own_kl.given + 1
         with torch.no_grad():
             reference = self._logits(self.ref_model, ids, mask, last)
         policy = self._logits(model, ids, mask, last)

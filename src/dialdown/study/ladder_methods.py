@@ -32,7 +32,7 @@ from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
 from ..training.dpo import train_dpo
-from ..training.generated_text import held_near
+from ..training.generated_text import own_text_kl
 from .context import Facts, Workspace
 from .gains import held_texts, take_step, trained_gains, tune_gains
 from .notes import note_training
@@ -167,16 +167,16 @@ def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
 def _tune(work: Workspace, name: str) -> float:
     """DPO on the pairs of the gains (METHOD §8), and the seconds of its training."""
     settings = replace(work.config.dpo, seed=work.config.seed)
-    near = None
+    own_kl = None
     if DPO[name]:
-        near = held_near(work.lm, held_texts(work), work.config.gains.own_kl_weight)
+        own_kl = own_text_kl(work.lm, held_texts(work), work.config.gains.own_kl_weight)
     log = train_dpo(
         work.lm.model,
         work.lm.tokenizer,
         _pairs(work).pairs,
         settings,
         _result(work, name),
-        elsewhere=near,
+        own_kl=own_kl,
         base=locate(work.config.model, work.config.revision)[0],
         template=work.lm.template,
         progress=work.progress,
@@ -209,7 +209,7 @@ def _inputs(work: Workspace, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Edit:
+class FittedEdit:
     """A method that found an edit.
 
     Attributes:
@@ -237,7 +237,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FittedModel:
     """A method that tuned all weights, dialled by interpolating them with the base model's.
 
     Attributes:
@@ -272,22 +272,22 @@ class Tuned:
             yield
 
 
-Way = Edit | Tuned
+Fitted = FittedEdit | FittedModel
 
 
-def ways(work: Workspace) -> Iterator[Way]:
+def fitted_methods(work: Workspace) -> Iterator[Fitted]:
     """What was fitted, in the order asked for, a random control after what has one."""
     for name in work.config.ladder.methods:
         if name in DPO:
             yield _tuned(work, name)
             continue
         edit = Intervention.load(_result(work, name))
-        yield Edit(name, work.lm, edit)
+        yield FittedEdit(name, work.lm, edit)
         if name in CONTROLLED:
-            yield Edit(RANDOM.format(name), work.lm, shuffled(edit, seed=work.config.seed))
+            yield FittedEdit(RANDOM.format(name), work.lm, shuffled(edit, seed=work.config.seed))
 
 
-def _tuned(work: Workspace, name: str) -> Tuned:
+def _tuned(work: Workspace, name: str) -> FittedModel:
     lm = work.tuned_model(f"{FOLDER}/{name}")
     # Parameters and not the state dict, which would name a tied embedding twice.
     base = dict(work.lm.model.named_parameters())
@@ -295,4 +295,4 @@ def _tuned(work: Workspace, name: str) -> Tuned:
         place: (weight.detach().clone(), base[place].detach())
         for place, weight in lm.model.named_parameters()
     }
-    return Tuned(name, lm, weights, _inputs(work, name))
+    return FittedModel(name, lm, weights, _inputs(work, name))

@@ -1,4 +1,4 @@
-"""The rungs of a ladder, and the table made of them."""
+"""What a ladder has of each method, and the table made of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..evaluation.bootstrap import Estimate, estimate
 from ..evaluation.perplexity import TextMeasure
 from ..evaluation.row import REFUSAL, Row
-from .ways import CONTROLLED, RANDOM
+from .ladder_methods import CONTROLLED, RANDOM
 
 UNTOUCHED = "untouched"
 # What cannot be the best method.
@@ -21,7 +21,7 @@ REACHED = 0.9
 
 
 @dataclass(frozen=True)
-class Rung:
+class Entry:
     """A method at one strength.
 
     Attributes:
@@ -47,7 +47,7 @@ class Rung:
         """Its mean over the kinds of text: what the method costs."""
         return float(np.mean([*self.kl_by_text.values()]))
 
-    def log_ppl_change(self, base: Rung) -> dict[str, Any]:
+    def log_ppl_change(self, base: Entry) -> dict[str, Any]:
         """Change of log-perplexity to the base model over the texts of all kinds, and each
         kind's.
         """
@@ -63,12 +63,12 @@ class Rung:
 
 
 def table(
-    rungs: Mapping[str, Rung], costs: Mapping[str, Mapping[str, Any]], price: float
+    entries: Mapping[str, Entry], costs: Mapping[str, Mapping[str, Any]], price: float
 ) -> list[dict[str, Any]]:
     """The rows of ladder.json, the least toxic first after the untouched model.
 
     Args:
-        rungs: by the names of their methods, the untouched model among them.
+        entries: by the names of their methods, the untouched model among them.
         costs: what each method took to fit.
         price: the KL that they were dialled to.
 
@@ -76,24 +76,24 @@ def table(
         Means with intervals, and paired differences to `best`: the least toxic method, by the
         judge, that reaches the price; a random control is none.
     """
-    toxicity = {name: rung.row.metrics["toxicity"].mean for name, rung in rungs.items()}
-    reached = {name: rung.kl >= REACHED * price for name, rung in rungs.items()}
-    able = [name for name in rungs if reached[name] and name not in _NONE]
+    toxicity = {name: entry.row.metrics["toxicity"].mean for name, entry in entries.items()}
+    reached = {name: entry.kl >= REACHED * price for name, entry in entries.items()}
+    able = [name for name in entries if reached[name] and name not in _NONE]
     best = min(able, key=lambda name: toxicity[name], default=None)
     rows = []
-    for name in sorted(rungs, key=lambda name: (name != UNTOUCHED, toxicity[name])):
-        rung = rungs[name]
+    for name in sorted(entries, key=lambda name: (name != UNTOUCHED, toxicity[name])):
+        entry = entries[name]
         compared = best is not None and name not in (UNTOUCHED, best)
         rows.append(
             {
                 "method": name,
-                "strength": rung.strength,
+                "strength": entry.strength,
                 "reached": None if name == UNTOUCHED else reached[name],
-                **{metric: mean.to_json() for metric, mean in rung.row.metrics.items()},
-                "toxicity_by": _jsons(rung.row.toxicity_by),
-                "kl_of_texts": {"mean": rung.kl, "by_text": rung.kl_by_text},
-                "log_ppl_change_of_texts": rung.log_ppl_change(rungs[UNTOUCHED]),
-                "minus_best": _paired(rung.row, rungs[best].row) if best and compared else None,
+                **{metric: mean.to_json() for metric, mean in entry.row.metrics.items()},
+                "toxicity_by": _jsons(entry.row.toxicity_by),
+                "kl_of_texts": {"mean": entry.kl, "by_text": entry.kl_by_text},
+                "log_ppl_change_of_texts": entry.log_ppl_change(entries[UNTOUCHED]),
+                "minus_best": _paired(entry.row, entries[best].row) if best and compared else None,
                 **{key: costs.get(name, {}).get(key) for key in COSTS},
             }
         )

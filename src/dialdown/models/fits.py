@@ -1,0 +1,35 @@
+"""Refuse what was made for a model of another shape."""
+
+from __future__ import annotations
+
+from ..errors import DialdownError
+from .lm import LM
+
+
+def check_neurons(lm: LM, shape: tuple[int, ...], what: str, instead: str) -> None:
+    """Refuse another shape than (layers, neurons).
+
+    Args:
+        lm: the model.
+        shape: what was given.
+        what: its name with its verb, such as "The means have".
+        instead: what to do.
+
+    Raises:
+        DialdownError: it is another one.
+    """
+    layers, neurons = lm.view.shape
+    if shape != (layers, neurons):
+        raise DialdownError(
+            f"{what} shape {shape} and {lm.name} has {layers} layers of {neurons} neurons: "
+            f"{instead}."
+        )
+
+
+def check_width(lm: LM, width: int, what: str, instead: str) -> None:
+    """Refuse another width than that of the residual stream; see `check_neurons`."""
+    if width != lm.view.d_model:
+        raise DialdownError(
+            f"{what} {width} dimensions and the residual stream of {lm.name} {lm.view.d_model}: "
+            f"{instead}."
+        )
