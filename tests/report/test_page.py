@@ -229,6 +229,12 @@ def test_nothing_that_a_stage_left_out_is_unsaid(tmp_path: Path) -> None:
     assert "neurons: the judge had no answer for 3 tokens" in shown.getvalue()
 
 
+def test_how_each_scorer_was_made_stands_on_the_page(whole: tuple[str, Page]) -> None:
+    page = whole[1]
+    assert "How embedded:minilm was made" in page.sections["method"]
+    assert "held_out_auc 0.978" in " ".join(page.sections["method"].split())
+
+
 def test_a_row_is_labelled_with_its_own_strength(tmp_path: Path) -> None:
     write_run(tmp_path, **{**QUICK, "protocols": ("strict", "paper")})
     alphas = {"strict": 2463.0, "paper": 103.0}
