@@ -28,8 +28,7 @@ from dialdown.report.chart_style import titled
 from dialdown.report.drawing import save
 from dialdown.study import Config
 from dialdown.study.context import Workspace
-from dialdown.study.ladder_methods import DPO, FOLDER
-from dialdown.study.ladder_table import UNTOUCHED
+from dialdown.study.ladder_methods import DPO, FOLDER, UNTOUCHED
 
 PROMPTS = 128
 SHUFFLES = 20

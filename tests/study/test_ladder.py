@@ -175,7 +175,7 @@ def test_the_rows_are_of_the_saved_edits_on_unseen_prompts(
     edit = dd.Intervention.load(out / "methods" / "aura.safetensors")
     row = rows_of(out)["aura"]
     yardstick = Yardstick(work)
-    assert yardstick.price(FittedEdit("aura", work.lm, edit), row["strength"]) == pytest.approx(
+    assert yardstick.price(FittedEdit(work.lm, edit), row["strength"]) == pytest.approx(
         row["kl_of_texts"]["mean"]
     )
     measured = yardstick.evaluator.row(edit.at(row["strength"]), "strict")
@@ -197,6 +197,16 @@ def test_a_finished_method_or_row_is_not_made_again(study_file: Path, tmp_path: 
     assert [*rows_of(out)] in (["untouched", "damp"],)
 
 
+def test_two_processes_measure_the_same_ladder(study_file: Path, tmp_path: Path) -> None:
+    def measured(workers: int) -> dict[str, dict[str, Any]]:
+        out = tmp_path / str(workers)
+        result = ladder(study_file, out, "aura,dpo", "--set", f"workers={workers}")
+        assert result.exit_code == 0, result.exception
+        return {name: {**row, "seconds": None} for name, row in rows_of(out).items()}
+
+    assert measured(2) == measured(1)
+
+
 @pytest.mark.parametrize(
     ("methods", "more", "words"),
     [
@@ -204,7 +214,7 @@ def test_a_finished_method_or_row_is_not_made_again(study_file: Path, tmp_path: 
         ("mine:missing", [], "method 'mine:missing' cannot be imported"),
         ("mine:constant", [], "because it cannot be called"),
         ("mine:a_number", [], "returned int, which cannot be dialled"),
-        ("mine:other_shape", [], "built for 2 x 2 neurons"),
+        ("mine:other_shape", [], r"shape \(2, 2\)"),
         ("aura", ["--kl", "nan"], "ladder.kl"),
         ("aura", ["--kl", "0"], "ladder.kl"),
         ("aura", ["--kl", "-1"], "ladder.kl"),

@@ -73,7 +73,7 @@ def change_sign(change: Estimate) -> ChangeSign:
 
 
 def estimate(
-    values: ArrayLike, *, weights: ArrayLike | None = None, seed: int = 0
+    values: ArrayLike, *, weights: ArrayLike | None = None, looks: int = 1, seed: int = 0
 ) -> Estimate | None:
     """The (weighted) mean of per-unit values and its percentile bootstrap interval; None for no
     values.
@@ -82,29 +82,32 @@ def estimate(
         values: (n,) one value per prompt or block of text; for a paired comparison, the
             differences.
         weights: (n,) tokens per unit, for a mean over tokens; equal by default.
+        looks: how many comparisons are made; the interval is widened for them (Bonferroni).
         seed: of the resampling. Equal n and seed resample the same units, so rows of one table can
             be compared.
     """
     x = np.asarray(values, dtype=np.float64)
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     if not len(x):
         return None
-    interval = _interval(lambda rows: (x[rows] * w[rows]).sum(1) / w[rows].sum(1), len(x), seed)
-    assert interval is not None
-    return Estimate(float((x * w).sum() / w.sum()), *interval, len(x))
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    low, high = _interval(resampled_means(x, w, seed), looks)
+    return Estimate(float((x * w).sum() / w.sum()), low, high, len(x))
 
 
-def _interval(
-    statistic: Callable[[NDArray[np.int64]], Values], n: int, seed: int = 0
-) -> tuple[float, float] | None:
-    """The 95 % percentile interval of a statistic of (resamples, n) row numbers; resamples for
-    which it is NaN are left out.
-    """
-    values = statistic(np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n)))
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return None
-    low, high = np.percentile(values, [2.5, 97.5])
+def resampled_means(values: Values, weights: Values, seed: int = 0) -> Values:
+    """(RESAMPLES,) weighted means of resampled units; see `estimate`."""
+    return _resampled(
+        lambda rows: (values * weights)[rows].sum(1) / weights[rows].sum(1), len(values), seed
+    )
+
+
+def _resampled(statistic: Callable[[NDArray[np.int64]], Values], n: int, seed: int = 0) -> Values:
+    """A statistic of (RESAMPLES, n) row numbers."""
+    return statistic(np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n)))
+
+
+def _interval(values: Values, looks: int = 1) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5 / looks, 100 - 2.5 / looks])
     return float(low), float(high)
 
 
@@ -154,9 +157,11 @@ def _compare(x: Values, y: Values, threshold: float) -> dict[str, float | int | 
     row: dict[str, float | int | None] = {"n": len(x)}
     if len(x) >= FEWEST:
         spearman = float(_spearman(x, y))
-        interval = _interval(lambda rows: _spearman(x[rows], y[rows]), len(x))
+        resampled = _resampled(lambda rows: _spearman(x[rows], y[rows]), len(x))
+        varied = resampled[~np.isnan(resampled)]
         row["spearman"] = None if np.isnan(spearman) else spearman
-        row["spearman_low"], row["spearman_high"] = interval or (None, None)
+        if len(varied):
+            row["spearman_low"], row["spearman_high"] = _interval(varied)
     if len(x):
         a, b = x > threshold, y > threshold
         same = (a.all() and b.all()) or not (a.any() or b.any())

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,23 @@ class Measured:
     texts: list[str]
     judges: list[str]
     seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON, which has no NaN: a unit without a value is null."""
+        values = {
+            name: [None if math.isnan(value) else value for value in column]
+            for name, column in self.values.items()
+        }
+        return {**asdict(self), "values": values}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Measured:
+        """Of what `to_json` gave."""
+        values = {
+            name: [math.nan if value is None else value for value in column]
+            for name, column in saved["values"].items()
+        }
+        return cls(**{**saved, "values": values})
 
     @property
     def metrics(self) -> list[str]:

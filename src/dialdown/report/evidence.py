@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
-from ..evaluation.bootstrap import RESAMPLES, ChangeSign, Estimate, change_sign
+from ..evaluation.bootstrap import ChangeSign, Estimate, change_sign, estimate, resampled_means
 from ..evaluation.row import Row
 from ..files import read_json
 from ..models.protocol import Protocol
@@ -145,10 +145,8 @@ class Evidence:
         if units is None:
             return Gap(_unpaired(row.change[metric], other.change[metric], looks), paired=False)
         (values, against), weights = units
-        means = _resampled(values - against, weights)
-        low, high = np.percentile(means, [2.5 / looks, 100 - 2.5 / looks])
-        mean = np.average(values - against, weights=weights)
-        return Gap(Estimate(float(mean), float(low), float(high), len(values)), paired=True)
+        size = estimate(values - against, weights=weights, looks=looks)
+        return Gap(size, paired=True) if size else None
 
     def units(self, rows: Sequence[Row], metric: str) -> tuple[Values, Values] | None:
         """(rows, n) values of the units every row has one for, and (n,) weights; None where a row
@@ -199,7 +197,8 @@ class Evidence:
         if units is None:
             return None
         (before, reached, after), weights = units
-        part, whole = _resampled(before - reached, weights), _resampled(before - after, weights)
+        part = resampled_means(before - reached, weights)
+        whole = resampled_means(before - after, weights)
         # The few resamples in which DPO reduces nothing count as the limit of a vanishing
         # reduction.
         shares = np.divide(part, whole, out=np.copysign(np.inf, part), where=whole > 0)
@@ -209,14 +208,6 @@ class Evidence:
         )
         mean = (before - reached).sum() / (before - after).sum()
         return Estimate(float(mean), float(low), float(high), len(before))
-
-
-def _resampled(values: Values, weights: Values) -> Values:
-    """(RESAMPLES,) means of resampled units; equal n resample the same units, so two calls can be
-    compared.
-    """
-    rows = np.random.default_rng(0).integers(0, len(values), size=(RESAMPLES, len(values)))
-    return np.asarray((values * weights)[rows].sum(1) / weights[rows].sum(1))
 
 
 def _unpaired(change: Estimate, other: Estimate, looks: int) -> Estimate:

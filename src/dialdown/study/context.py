@@ -5,12 +5,12 @@ stages left there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -45,6 +45,7 @@ TRAINED = texts.Asked("training_prompts, or lower evaluation.count", "evaluation
 PROBED = texts.Asked("probe.texts", "probe.count")
 F1_PAIRS = texts.Asked("evaluation.pairs", "evaluation.pairs_count")
 
+T = TypeVar("T")
 Job = Callable[["Workspace", Any], None]
 """A function of a module that does one piece of work and leaves its result in the folder."""
 
@@ -71,7 +72,7 @@ class Workspace:
     changed: Callable[[], None] = lambda: None
     peak_together: int = field(default=0, init=False)
     notes: StageNotes = field(default_factory=StageNotes, init=False)
-    _evaluators: dict[int, Evaluator] = field(default_factory=dict, init=False)
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -282,11 +283,18 @@ class Workspace:
             **shared,
         )
 
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes, the first time that it is asked for: what the pieces of a job share,
+        until the job is done.
+        """
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]
+        return kept
+
     def evaluator(self, count: int) -> Evaluator:
         """The evaluator on the first `count` prompts; it keeps what its rows share."""
-        if count not in self._evaluators:
-            self._evaluators[count] = Evaluator(self.lm, self.suite(count))
-        return self._evaluators[count]
+        return self.kept(count, lambda: Evaluator(self.lm, self.suite(count)))
 
     def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
         """Do a job for every piece, by several processes where that pays or by the workers of a
@@ -324,7 +332,7 @@ class Workspace:
                 yield finished.piece
 
     def _forget(self) -> None:
-        self._evaluators.clear()
+        self._kept.clear()
         return_free_memory()
 
     def _kept_bytes(self) -> int:

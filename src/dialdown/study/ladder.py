@@ -10,11 +10,10 @@ cheap on the one kind that it was made with.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from ..data.csv_tables import write_csv
@@ -22,9 +21,7 @@ from ..data.texts import load_labelled, load_prompts, load_reference_text
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.perplexity import ReferenceText
-from ..evaluation.row import as_row
-from ..files import SCHEMA, fingerprint, write_json, write_text
-from ..interventions.intervention import untouched
+from ..files import SCHEMA, fingerprint, read_sealed, write_json, write_sealed, write_text
 from ..models.tokens import text_windows
 from ..progress import Progress
 from .config import Config
@@ -33,17 +30,18 @@ from .detox import check_ships
 from .dial import dialled
 from .folder import records
 from .ladder_methods import (
+    UNTOUCHED,
     Fitted,
-    FittedEdit,
     check_methods,
+    competing,
     fit_methods,
-    fitted_methods,
+    fitted,
+    key_of,
     needs_pairs,
 )
-from .ladder_table import REACHED, UNTOUCHED, Entry, flat, markdown, shown, table
-from .plan import Planned
-from .rows import RowFiles
+from .ladder_table import REACHED, Entry, flat, markdown, mean_kl, shown, table
 from .run import Study
+from .sources import file_states
 from .stages import find_directions, find_pairs
 
 MOST = 50.0
@@ -54,7 +52,7 @@ WINDOWS = 2
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every method is measured with, of one study."""
+    """What every method of a ladder is measured with."""
 
     work: Workspace
 
@@ -63,7 +61,7 @@ class Yardstick:
         """The kinds of text whose mean KL is the price, by name."""
         kinds = {"neutral": self.work.neutral_windows[:WINDOWS]}
         for source in self.work.config.ladder.texts:
-            kinds[source.rpartition("/")[2].removeprefix("embedded:")] = text_windows(
+            kinds[_kind(source)] = text_windows(
                 self.work.lm,
                 _text(self.work, source),
                 protocol="strict",
@@ -81,34 +79,58 @@ class Yardstick:
         suite = self.work.suite(self.work.config.evaluation.count)
         return Evaluator(self.work.lm, replace(suite, prompts=self.work.unseen))
 
-    @cached_property
-    def files(self) -> RowFiles:
-        """What was measured of each method."""
-        measured_on = fingerprint(self.work.ledger.measured_on(), self.work.unseen)
-        return RowFiles(self.work.folder / "rows-ladder", measured_on)
-
     def price(self, method: Fitted, strength: float) -> float:
         """Mean over the kinds of text of the KL to the base model; infinite where so strong an edit
         overflows.
         """
         try:
-            read = [method.read(text, strength) for text in self.texts.values()]
+            return mean_kl({name: method.read(text, strength) for name, text in self.texts.items()})
         except DialdownError:
             return float("inf")
-        return float(np.mean([np.average(text.kl, weights=text.tokens) for text in read]))
 
-    def entry(self, method: Fitted, strength: float) -> Entry:
-        """A method at a strength, measured unless it was before."""
-        edit = method.edit.at(strength) if isinstance(method, FittedEdit) else untouched()
-        edit = replace(edit, name=method.name.replace(":", "."))
-        key = None if isinstance(method, FittedEdit) else f"{method.key}@{strength!r}"
-        planned = Planned(edit, "strict", len(self.work.unseen), key)
-        measured = self.files.read(planned)
-        if measured is None:
-            measured = method.measure(self.evaluator, strength)
-            self.files.write(planned, measured)
-        texts = {name: method.read(text, strength) for name, text in self.texts.items()}
-        return Entry(as_row(edit, "strict", measured), strength, texts)
+    def measure(self, name: str) -> Entry:
+        """Dial a method to the price, and measure it there."""
+        method = fitted(self.work, name)
+        strength = 1.0
+        if name != UNTOUCHED:
+            wanted = self.work.config.ladder.kl
+            strength, _ = dialled(partial(self.price, method), wanted, MOST)
+        texts = {kind: method.read(text, strength) for kind, text in self.texts.items()}
+        return Entry(strength, method.measure(self.evaluator, strength), texts)
+
+
+def measure_method(work: Workspace, name: str) -> None:
+    """Measure a method and write it to its file."""
+    yardstick = work.kept(Yardstick, lambda: Yardstick(work))
+    measured = {"of": _key(work, name), **yardstick.measure(name).to_json()}
+    write_sealed(_file(work, name), measured)
+
+
+def _measured(work: Workspace, name: str) -> Entry | None:
+    """What was measured of a method; None if it was not, or of something else."""
+    saved = read_sealed(_file(work, name)) or {}
+    return Entry.from_json(saved) if saved.pop("of", None) == _key(work, name) else None
+
+
+def _file(work: Workspace, name: str) -> Path:
+    return work.folder / "rows-ladder" / f"{name.replace(':', '.')}.json"
+
+
+def _key(work: Workspace, name: str) -> str:
+    """Changes with whatever an entry depends on."""
+    settings = asdict(work.config.ladder)
+    return fingerprint(
+        work.ledger.measured_on(),
+        work.unseen,
+        settings["texts"],
+        [file_states({"text": source}) for source in settings["texts"]],
+        settings["kl"] if name != UNTOUCHED else None,
+        key_of(work, name),
+    )
+
+
+def _kind(source: str) -> str:
+    return source.rpartition("/")[2].removeprefix("embedded:")
 
 
 def _text(work: Workspace, source: str) -> str:
@@ -128,29 +150,30 @@ def _text(work: Workspace, source: str) -> str:
 
 def compare_methods(work: Workspace) -> Facts:
     """Dial every method to the price and measure it there."""
-    yardstick, wanted = Yardstick(work), work.config.ladder.kl
-    asked = [*fitted_methods(work)]
-    entries = {UNTOUCHED: yardstick.entry(FittedEdit(UNTOUCHED, work.lm, untouched()), 1.0)}
-    for done, method in enumerate(asked):
-        work.progress(f"evaluating, {method.name}", done, len(asked))
-        strength, spent = dialled(partial(yardstick.price, method), wanted, MOST)
-        entries[method.name] = yardstick.entry(method, strength)
-        if not entries[method.name].kl >= REACHED * wanted:
-            work.notes.add(
-                f"{method.name} does not reach the price: at {{strength:.3g}} times what was "
-                "found, it costs a KL of {kl:.3g}, and more strength breaks it or is not tried",
-                strength=strength,
-                kl=spent,
-            )
-    work.progress("evaluating", len(asked), len(asked))
-    rows = table(entries, records(work.folder)["fit"]["told"]["methods"], wanted)
+    names, wanted = competing(work.config.ladder.methods), work.config.ladder.kl
     facts: Facts = {
         "kl": wanted,
-        "texts": [*yardstick.texts],
+        "texts": ["neutral", *map(_kind, work.config.ladder.texts)],
         "prompts": len(work.unseen),
         **work.judging,
         "template": work.lm.template,
     }
+    missing = [name for name in names if _measured(work, name) is None]
+    done = len(names) - len(missing)
+    work.progress("evaluating", done, len(names))
+    for name in work.do_all(measure_method, missing):
+        done += 1
+        work.progress(f"evaluating, {name} measured", done, len(names))
+    entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}
+    for name, entry in entries.items():
+        if name != UNTOUCHED and not entry.kl >= REACHED * wanted:
+            work.notes.add(
+                f"{name} does not reach the price: at {{strength:.3g}} times what was found, it "
+                "costs a KL of {kl:.3g}, and more strength breaks it or is not tried",
+                strength=entry.strength,
+                kl=entry.kl,
+            )
+    rows = table(entries, records(work.folder)["fit"]["told"]["methods"], wanted)
     write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
     frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)
     write_csv({"ladder": frame}, work.folder)

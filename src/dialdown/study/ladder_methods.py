@@ -41,6 +41,7 @@ from .rank_one import trained_rank_one, tune_rank_one
 from .sources import file_states
 
 FOLDER = "methods"
+UNTOUCHED = "untouched"
 RANDOM = "{}__random_neurons"
 """The control of gains and of rank one: the same numbers on random neurons."""
 CONTROLLED = ("gains", "rank_one")
@@ -213,19 +214,12 @@ class FittedEdit:
     """A method that found an edit.
 
     Attributes:
-        name: of the method.
         lm: the base model.
         edit: as it was found.
     """
 
-    name: str
     lm: LM
     edit: Intervention
-
-    @property
-    def key(self) -> str:
-        """Equal for two that do the same."""
-        return self.edit.key
 
     def read(self, text: ReferenceText, strength: float) -> TextMeasure:
         """What a text says of the model at a strength."""
@@ -241,16 +235,12 @@ class FittedModel:
     """A method that tuned all weights, dialled by interpolating them with the base model's.
 
     Attributes:
-        name: of the method.
         tuned: the tuned model, whose weights are changed while it is read.
         weights: its own by name, and the base model's: what is interpolated.
-        key: equal for two that do the same.
     """
 
-    name: str
     tuned: LM
     weights: dict[str, tuple[Tensor, Tensor]]
-    key: str
 
     def read(self, text: ReferenceText, strength: float) -> TextMeasure:
         """What a text says of the model at a strength."""
@@ -275,16 +265,34 @@ class FittedModel:
 Fitted = FittedEdit | FittedModel
 
 
-def fitted_methods(work: Workspace) -> Iterator[Fitted]:
-    """What was fitted, in the order asked for, a random control after what has one."""
-    for name in work.config.ladder.methods:
-        if name in DPO:
-            yield _tuned(work, name)
-            continue
-        edit = Intervention.load(_result(work, name))
-        yield FittedEdit(name, work.lm, edit)
-        if name in CONTROLLED:
-            yield FittedEdit(RANDOM.format(name), work.lm, shuffled(edit, seed=work.config.seed))
+def competing(methods: Sequence[str]) -> list[str]:
+    """What a ladder has: the untouched model, and each method with its random control after it."""
+    listed = [UNTOUCHED]
+    for name in methods:
+        listed += [name, RANDOM.format(name)] if name in CONTROLLED else [name]
+    return listed
+
+
+def edit_of(work: Workspace, name: str) -> Intervention:
+    """The edit of a method or control by its name; of DPO, which tunes all weights, the one that
+    does nothing.
+    """
+    if name == UNTOUCHED or name in DPO:
+        return untouched(name)
+    for controlled in CONTROLLED:
+        if name == RANDOM.format(controlled):
+            return shuffled(edit_of(work, controlled), seed=work.config.seed)
+    return Intervention.load(_result(work, name))
+
+
+def key_of(work: Workspace, name: str) -> str:
+    """Equal for two that do the same to the model."""
+    return _inputs(work, name) if name in DPO else edit_of(work, name).key
+
+
+def fitted(work: Workspace, name: str) -> Fitted:
+    """A method or control by its name, with the model that it acts on."""
+    return _tuned(work, name) if name in DPO else FittedEdit(work.lm, edit_of(work, name))
 
 
 def _tuned(work: Workspace, name: str) -> FittedModel:
@@ -295,4 +303,4 @@ def _tuned(work: Workspace, name: str) -> FittedModel:
         place: (weight.detach().clone(), base[place].detach())
         for place, weight in lm.model.named_parameters()
     }
-    return FittedModel(name, lm, weights, _inputs(work, name))
+    return FittedModel(lm, weights)

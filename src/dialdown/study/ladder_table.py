@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ..evaluation.bootstrap import Estimate, estimate
 from ..evaluation.perplexity import TextMeasure
-from ..evaluation.row import REFUSAL, Row
-from .ladder_methods import CONTROLLED, RANDOM
+from ..evaluation.row import REFUSAL, Measured
+from .ladder_methods import CONTROLLED, RANDOM, UNTOUCHED
 
-UNTOUCHED = "untouched"
 # What cannot be the best method.
 _NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
 # A dial that stops further below the price did not reach it.
@@ -25,13 +24,13 @@ class Entry:
     """A method at one strength.
 
     Attributes:
-        row: what was measured on the unseen prompts.
         strength: how far it was dialled.
+        measured: what was measured on the unseen prompts.
         texts: what it does to each kind of text.
     """
 
-    row: Row
     strength: float
+    measured: Measured
     texts: Mapping[str, TextMeasure]
 
     @property
@@ -45,7 +44,29 @@ class Entry:
     @property
     def kl(self) -> float:
         """Its mean over the kinds of text: what the method costs."""
-        return float(np.mean([*self.kl_by_text.values()]))
+        return mean_kl(self.texts)
+
+    @property
+    def toxicity(self) -> float:
+        """What the judge says, on average."""
+        return float(np.nanmean(self.measured.values["toxicity"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON."""
+        texts = {
+            name: {part: values.tolist() for part, values in asdict(text).items()}
+            for name, text in self.texts.items()
+        }
+        return {"strength": self.strength, "measured": self.measured.to_json(), "texts": texts}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Entry:
+        """Of what `to_json` gave."""
+        texts = {
+            name: TextMeasure(**{part: np.array(values) for part, values in text.items()})
+            for name, text in saved["texts"].items()
+        }
+        return cls(saved["strength"], Measured.from_json(saved["measured"]), texts)
 
     def log_ppl_change(self, base: Entry) -> dict[str, Any]:
         """Change of log-perplexity to the base model over the texts of all kinds, and each
@@ -62,6 +83,11 @@ class Entry:
         return {**(together.to_json() if together else {}), "by_text": by_text}
 
 
+def mean_kl(texts: Mapping[str, TextMeasure]) -> float:
+    """Mean over kinds of text of the mean KL to the base model, in nats per token."""
+    return float(np.mean([np.average(text.kl, weights=text.tokens) for text in texts.values()]))
+
+
 def table(
     entries: Mapping[str, Entry], costs: Mapping[str, Mapping[str, Any]], price: float
 ) -> list[dict[str, Any]]:
@@ -76,7 +102,7 @@ def table(
         Means with intervals, and paired differences to `best`: the least toxic method, by the
         judge, that reaches the price; a random control is none.
     """
-    toxicity = {name: entry.row.metrics["toxicity"].mean for name, entry in entries.items()}
+    toxicity = {name: entry.toxicity for name, entry in entries.items()}
     reached = {name: entry.kl >= REACHED * price for name, entry in entries.items()}
     able = [name for name in entries if reached[name] and name not in _NONE]
     best = min(able, key=lambda name: toxicity[name], default=None)
@@ -89,11 +115,11 @@ def table(
                 "method": name,
                 "strength": entry.strength,
                 "reached": None if name == UNTOUCHED else reached[name],
-                **{metric: mean.to_json() for metric, mean in entry.row.metrics.items()},
-                "toxicity_by": _jsons(entry.row.toxicity_by),
+                **_estimates(entry.measured, entry.measured.metrics),
+                "toxicity_by": _by_judge(entry.measured),
                 "kl_of_texts": {"mean": entry.kl, "by_text": entry.kl_by_text},
                 "log_ppl_change_of_texts": entry.log_ppl_change(entries[UNTOUCHED]),
-                "minus_best": _paired(entry.row, entries[best].row) if best and compared else None,
+                "minus_best": _paired(entry, entries[best]) if best and compared else None,
                 **{key: costs.get(name, {}).get(key) for key in COSTS},
             }
         )
@@ -103,14 +129,23 @@ def table(
 COSTS = ("labels", "pairs", "seconds", "folds")
 
 
-def _jsons(means: Mapping[str, Estimate | None]) -> dict[str, Any]:
+def _estimates(
+    measured: Measured, metrics: Iterable[str], minus: Measured | None = None
+) -> dict[str, Any]:
+    means = {name: measured.estimate(name, minus) for name in metrics}
     return {name: mean.to_json() for name, mean in means.items() if mean is not None}
 
 
-def _paired(row: Row, best: Row) -> dict[str, Any]:
+def _by_judge(measured: Measured) -> dict[str, Any]:
+    said = _estimates(measured, [f"toxicity/{judge}" for judge in measured.judges])
+    return {name.removeprefix("toxicity/"): mean for name, mean in said.items()}
+
+
+def _paired(entry: Entry, best: Entry) -> dict[str, Any]:
     """Differences in what each judge says, and in log-perplexity."""
-    names = ("toxicity", "log_ppl", *(f"toxicity/{judge}" for judge in [*row.toxicity_by][1:]))
-    return _jsons({name: row.difference(name, best) for name in names})
+    further = (f"toxicity/{judge}" for judge in entry.measured.judges[1:])
+    metrics = ("toxicity", "log_ppl", *further)
+    return _estimates(entry.measured, metrics, best.measured)
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,7 @@ wants to test further.
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation.row import Measured
@@ -43,20 +42,11 @@ class RowFiles:
         saved = read_sealed(self._path(planned)) or {}
         if saved.pop("effect", None) != self.effect(planned):
             return None
-        columns = saved.pop("values").items()
-        values = {name: [math.nan if x is None else x for x in column] for name, column in columns}
-        return Measured(values=values, **saved)
+        return Measured.from_json(saved)
 
     def write(self, planned: Planned, measured: Measured) -> None:
-        """Keep a row; JSON has no NaN, so a unit without a value is null."""
-        values = {
-            name: [None if math.isnan(x) else x for x in column]
-            for name, column in measured.values.items()
-        }
-        write_sealed(
-            self._path(planned),
-            {"effect": self.effect(planned), **asdict(measured), "values": values},
-        )
+        """Keep a row."""
+        write_sealed(self._path(planned), {"effect": self.effect(planned), **measured.to_json()})
 
     def _path(self, planned: Planned) -> Path:
         return self.folder / f"{planned.name}.json"
