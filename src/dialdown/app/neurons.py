@@ -114,12 +114,12 @@ def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
         else f"This vocabulary has no token for {word.strip()!r} and writes {shown}; these neurons "
         f"write the last piece, {pieces[-1]!r}."
     )
-    found = writers(lm, ids[-1], count=count)
+    strongest = writers(lm, ids[-1], count=count)
     tokens = [
         " ".join(token.strip() for token, _ in _lens(lm, layer, neuron, sign, 5))
-        for layer, neuron, sign in found.select("layer", "neuron", "sign").iter_rows()
+        for layer, neuron, sign in strongest.select("layer", "neuron", "sign").iter_rows()
     ]
-    return sentence, found.select(
+    return sentence, strongest.select(
         "layer",
         "neuron",
         pl.when(pl.col("sign") > 0)

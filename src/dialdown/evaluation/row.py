@@ -81,15 +81,15 @@ class Measured:
         """
         values = np.array(self.values[name])
         if minus is not None:
-            theirs = np.array(minus.values[name])
-            if len(theirs) < len(values):
+            others = np.array(minus.values[name])
+            if len(others) < len(values):
                 raise DialdownError(
-                    f"{name} was measured on {len(values)} units here and on {len(theirs)} there, "
+                    f"{name} was measured on {len(values)} units here and on {len(others)} there, "
                     "which cannot be paired: use one suite."
                 )
             # A control may be measured on the first prompts only; they are the same prompts in
             # every row.
-            values = values - theirs[: len(values)]
+            values = values - others[: len(values)]
         known = ~np.isnan(values)
         # Both are means over tokens; KL may be measured on the first windows only.
         weights = np.array(self.tokens)[: len(values)][known] if name in ("log_ppl", "kl") else None

@@ -258,15 +258,16 @@ def _logits(model: Any, ids: Sequence[list[int]]) -> Iterator[Tensor]:
     for all of them.
     """
     for start in range(0, len(ids), TOGETHER):
-        some = ids[start : start + TOGETHER]
-        longest = max(map(len, some))
+        chunk = ids[start : start + TOGETHER]
+        longest = max(map(len, chunk))
         # What follows a text has no part in a causal model's logits there, so no mask is needed.
         rows = torch.tensor(
-            [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in some], device=model.device
+            [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in chunk],
+            device=model.device,
         )
         with torch.inference_mode():
             logits = model(input_ids=rows, use_cache=False).logits.float().cpu()
-        yield from (row[: len(tokens)] for row, tokens in zip(logits, some, strict=True))
+        yield from (row[: len(tokens)] for row, tokens in zip(logits, chunk, strict=True))
 
 
 def _worse(so_far: float, logits: Tensor, expected: Tensor) -> float:

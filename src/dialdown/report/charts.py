@@ -26,7 +26,7 @@ from .chart_style import (
     WIDTH,
     Chart,
     channel,
-    said,
+    estimate_text,
     scales,
     symlog,
     titled,
@@ -203,9 +203,9 @@ def _points_frame(points: Sequence[Point], price: Price) -> pl.DataFrame:
                 "strength": "" if point.strength is None else f"{point.strength:g}",
                 **_placed("price", paid),
                 **_placed("score", point.toxicity),
-                "toxicity": said(point.toxicity),
-                "change of log-perplexity": said(point.log_ppl) if point.log_ppl else "",
-                "KL": said(point.kl) if point.kl else "",
+                "toxicity": estimate_text(point.toxicity),
+                "change of log-perplexity": estimate_text(point.log_ppl) if point.log_ppl else "",
+                "KL": estimate_text(point.kl) if point.kl else "",
                 "best": best,
                 "greatest": point.strength is not None
                 and point.strength == last.get(point.family),
@@ -262,7 +262,12 @@ def _in_rows(
     """
     line, key, value = fields
     frame = pl.DataFrame([
-        {line: name, key: looks[mark].label, value: said(estimate), **_placed("value", estimate)}
+        {
+            line: name,
+            key: looks[mark].label,
+            value: estimate_text(estimate),
+            **_placed("value", estimate),
+        }
         for name, row in rows.items()
         for mark, estimate in row.items()
     ])  # fmt: skip

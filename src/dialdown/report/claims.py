@@ -34,7 +34,7 @@ from .rules import (
     together,
 )
 from .run import Run
-from .text import listed, percent, said, said_change
+from .text import change_text, estimate_text, listed, percent
 
 FAMILIES = {
     "steer": "steering",
@@ -122,10 +122,13 @@ def _aligned(evidence: Evidence) -> Claim | None:
     if tuned is None or not patched:
         return None
     reduction = tuned.change["toxicity"]
-    told = f"DPO changes {evidence.run.concept} by {said_change(reduction, 'toxicity')}"
+    sentence = f"DPO changes {evidence.run.concept} by {change_text(reduction, 'toxicity')}"
     if evidence.below(reduction, 0) != "held":
         return _claim(
-            evidence, name, "undecided", f"{told}: no distinguishable reduction to take a share of."
+            evidence,
+            name,
+            "undecided",
+            f"{sentence}: no distinguishable reduction to take a share of.",
         )
     shares = [(row, evidence.share(row, tuned)) for row in patched]
     verdict = together(
@@ -143,15 +146,15 @@ def _aligned(evidence: Evidence) -> Claim | None:
         "undecided": f"this leaves open whether it is less than {LITTLE:.0%}",
     }[verdict]
     parts = "; ".join(_reached(row, share, reduction) for row, share in shares)
-    return _claim(evidence, name, verdict, f"{told}. Of this reduction, {parts}: {end}.")
+    return _claim(evidence, name, verdict, f"{sentence}. Of this reduction, {parts}: {end}.")
 
 
 def _reached(row: Row, share: Estimate | None, reduction: Estimate) -> str:
     start, change = f"“{label(row)}” ({row.neurons:,} neurons) reaches", row.change["toxicity"]
     if share is not None:
-        return f"{start} {said(share, 'prompts', share=True)}"
+        return f"{start} {estimate_text(share, 'prompts', share=True)}"
     without = (
-        f"no interval without scores by prompt; the change is {said_change(change, 'toxicity')}"
+        f"no interval without scores by prompt; the change is {change_text(change, 'toxicity')}"
     )
     return f"{start} {percent(change.mean / reduction.mean)} ({without})"
 
@@ -197,7 +200,7 @@ def _four_groups(evidence: Evidence) -> Claim | None:
         return None
     start = (
         f"DPO changes {evidence.run.concept} by "
-        f"{said_change(tuned.change['toxicity'], 'toxicity')}, {_price(tuned)}"
+        f"{change_text(tuned.change['toxicity'], 'toxicity')}, {_price(tuned)}"
     )
     verdict, text = _replicates(evidence, patched, tuned)
     by_shift = (
@@ -222,7 +225,7 @@ def _replicates(evidence: Evidence, row: Row, tuned: Row) -> tuple[Verdict, str]
     against = f"the difference to DPO is {_apart(gap, 'toxicity')}, {word}{alone}"
     speaks = evidence.speaks(row)
     text = (
-        f"“{label(row)}” changes it by {said_change(change, 'toxicity')}, {_price(row)}, "
+        f"“{label(row)}” changes it by {change_text(change, 'toxicity')}, {_price(row)}, "
         f"{SPEAKS[speaks]}; {against}"
     )
     return priced(together((lowers, as_far)), speaks), text
@@ -298,7 +301,7 @@ def _perplexity(evidence: Evidence) -> Claim | None:
         "log-perplexity by the upper end of "
         f"the interval, and {_count(verdicts, 'did not hold')} exceed that by the lower end. The "
         f"worst is “{label(worst)}”: "
-        f"{said_change(worst.change['log_ppl'], 'log_ppl')}."
+        f"{change_text(worst.change['log_ppl'], 'log_ppl')}."
     )
     return _claim(evidence, "Perplexity is preserved", together(verdicts), text)
 
@@ -342,7 +345,7 @@ def _closest(row: Row, leads: dict[str, Estimate]) -> str:
     control, lead = max(leads.items(), key=lambda item: item[1].mean)
     only = ", its only control" if len(leads) == 1 else ""
     note = f"; {control_label(control)}{only}"
-    return f"“{label(row)}” {said_change(lead, 'toxicity', note)}"
+    return f"“{label(row)}” {change_text(lead, 'toxicity', note)}"
 
 
 def _count(verdicts: Iterable[Verdict], wanted: Verdict) -> int | str:
@@ -352,15 +355,15 @@ def _count(verdicts: Iterable[Verdict], wanted: Verdict) -> int | str:
 def _apart(gap: Gap | None, metric: str) -> str:
     if gap is None:
         return "not measured"
-    return said_change(
+    return change_text(
         gap.size, metric, ", paired" if gap.paired else ", from intervals that are not paired"
     )
 
 
 def _price(row: Row) -> str:
     price, broken = row.change.get("log_ppl"), row.metrics.get("degenerate")
-    parts = [f"log-perplexity by {said_change(price, 'log_ppl')}"] if price else []
+    parts = [f"log-perplexity by {change_text(price, 'log_ppl')}"] if price else []
     if broken:
-        share = said(broken, "prompts", share=True)
+        share = estimate_text(broken, "prompts", share=True)
         parts.append(f"leaves {share} of continuations degenerate")
     return listed(parts) or "at a price that was not measured"

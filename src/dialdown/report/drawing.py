@@ -21,6 +21,8 @@ from ..files import write_atomic
 from .chart_style import COLOURS, Chart
 
 PIXELS = 2.5  # of a PNG for each of the chart's
+# The field that holds what stands under the pointer.
+POINTED = "pointed"
 # Between the facts under a pointer; a chart's own text never holds it.
 BETWEEN = "\u241e"
 # What places an element: a tenth of a pixel is enough.
@@ -117,20 +119,20 @@ def _tell(unit: dict[str, Any]) -> None:
     for tip in tips if isinstance(tips, list) else [tips]:
         value = f"datum[{json.dumps(tip['field'])}]"
         form = tip.get("format", ".4~g" if tip["type"] == "quantitative" else "")
-        said = f"format({value}, {json.dumps(form)})" if form else value
+        number = f"format({value}, {json.dumps(form)})" if form else value
         title = json.dumps(f"{tip.get('title', tip['field'])}: ")
-        facts.append(f"(isValid({value}) && {value} !== '' ? {title} + {said} : '')")
-    told = f" + {json.dumps(BETWEEN)} + ".join(facts)
-    unit["transform"] = [*unit.get("transform", ()), {"calculate": told, "as": "told"}]
-    unit["encoding"]["description"] = {"field": "told", "type": "nominal"}
+        facts.append(f"(isValid({value}) && {value} !== '' ? {title} + {number} : '')")
+    description = f" + {json.dumps(BETWEEN)} + ".join(facts)
+    unit["transform"] = [*unit.get("transform", ()), {"calculate": description, "as": POINTED}]
+    unit["encoding"]["description"] = {"field": POINTED, "type": "nominal"}
 
 
 def _tidy(
     element: ElementTree.Element, name: str, links: Mapping[str, str], marks: str = ""
 ) -> None:
-    """Keep what is seen and told of an element and those in it."""
+    """Keep what is seen and description of an element and those in it."""
     element.tag = element.tag.rpartition("}")[2]
-    kind, told = (element.attrib.pop(key, "") for key in ("class", "aria-label"))
+    kind, description = (element.attrib.pop(key, "") for key in ("class", "aria-label"))
     if element.tag == "g" and "role-" in kind:
         marks = kind
     kept = (_attribute(name, key, value) for key, value in element.attrib.items())
@@ -143,8 +145,8 @@ def _tidy(
             alone = child.tag == "g" and not child.attrib
             children += [*child] if alone else [child]
     element[:] = children
-    if told and element.tag != "g" and "role-mark" in marks and "mark-line" not in marks:
-        _link(element, [fact for fact in told.split(BETWEEN) if fact], links)
+    if description and element.tag != "g" and "role-mark" in marks and "mark-line" not in marks:
+        _link(element, [fact for fact in description.split(BETWEEN) if fact], links)
 
 
 def _attribute(name: str, key: str, value: str) -> tuple[str, str] | None:

@@ -168,7 +168,7 @@ class Evidence:
         path = (self.folder or Path()) / "rows" / f"{row.protocol}-{row.intervention}.json"
         if self.folder is None or metric not in row.metrics or not path.exists():
             return None
-        saved, told = read_json(path), row.metrics[metric]
+        saved, mean = read_json(path), row.metrics[metric]
         try:
             values = np.array(saved["values"][metric], dtype=np.float64)
             weights = (
@@ -186,7 +186,7 @@ class Evidence:
         # An earlier evaluation may have left a file of this name.
         return (
             (values, weights)
-            if known.sum() == told.n and np.isclose(total / size, told.mean, rtol=1e-6)
+            if known.sum() == mean.n and np.isclose(total / size, mean.mean, rtol=1e-6)
             else None
         )
 

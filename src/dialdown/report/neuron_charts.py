@@ -68,7 +68,7 @@ def figure_1_layer_effects(table: NeuronTable) -> Chart:
         for look, values in zip(EFFECTS, sums, strict=True)
     )  # fmt: skip
     colour = alt.Color("what:N", scale=scales(EFFECTS)["colour"])
-    base = alt.Chart(frame).encode(x=LAYER, color=colour, tooltip=told(frame))
+    base = alt.Chart(frame).encode(x=LAYER, color=colour, tooltip=tooltips(frame))
     net = f"datum.what === '{EFFECTS[2].label}'"
     each = alt.layer(
         base.transform_filter(f"!({net})")
@@ -105,7 +105,7 @@ def figure_2a_group_contribution(table: NeuronTable) -> Chart:
     axis = alt.Axis(labelAngle=0, title="group, and its neurons whose projection falls")
     x = alt.X("place:O", sort=None, axis=axis)
     share = alt.Axis(format="~%", title="share of the whole reduction")
-    base = alt.Chart(frame).encode(x=x, tooltip=told(frame.drop("place")))
+    base = alt.Chart(frame).encode(x=x, tooltip=tooltips(frame.drop("place")))
     chart = alt.layer(
         base.mark_bar(fillOpacity=0.75).encode(
             y=alt.Y("reduction:Q", axis=share),
@@ -150,7 +150,7 @@ def figure_2c_group_shift(table: NeuronTable) -> Chart:
     y = alt.Y("row:N", sort=labels, scale=alt.Scale(domain=labels), title=None)
     y = y.axis(alt.Axis(ticks=False, domain=False))
     colour = alt.Color("group:N", scale=looks["colour"], legend=None)
-    base = alt.Chart(frame).encode(y=y, tooltip=told(frame.drop("row")))
+    base = alt.Chart(frame).encode(y=y, tooltip=tooltips(frame.drop("row")))
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.6).encode(
             x=alt.X("p10:Q", title=title), x2=alt.X2("p90"), color=colour
@@ -204,7 +204,7 @@ def figure_3_top_aligned(table: NeuronTable, *, count: int = 100) -> Chart:
         "tuned": after,
         "change": moved,
     })  # fmt: skip
-    tooltip = told(facts)
+    tooltip = tooltips(facts)
     means = pl.concat(
         facts.with_columns(what=pl.lit(name), value=pl.col(name)) for name in ("base", "tuned")
     )
@@ -265,7 +265,7 @@ def figure_4_shift_distribution(table: NeuronTable) -> Chart:
             x=alt.X("from:Q", bin="binned", title=[PERCENT, "(10th to 90th percentile)"]),
             x2=alt.X2("to"),
             y=alt.Y("neurons:Q", axis=alt.Axis(format=",d", tickMinStep=1)),
-            tooltip=told(bins),
+            tooltip=tooltips(bins),
         ),
         alt.Chart(lines if inside.size else lines.clear())
         .mark_rule(strokeWidth=1.4, color=COLOURS["ink"])
@@ -293,7 +293,7 @@ def _layer_shifts(percents: Floats) -> Chart:
     schema = {"layer": pl.Int64, **dict.fromkeys(columns, pl.Float64)}
     frame = pl.DataFrame(rows, schema=schema)
     y = readable(frame.select(columns).to_numpy().ravel(), "in %, by layer")
-    base = alt.Chart(frame).encode(x=LAYER, tooltip=told(frame))
+    base = alt.Chart(frame).encode(x=LAYER, tooltip=tooltips(frame))
     return alt.layer(
         base.mark_bar(color=COLOURS["blue"], opacity=0.3).encode(y=y("low:Q"), y2=alt.Y2("high")),
         zero_line("y"),
@@ -331,7 +331,7 @@ def figure_8_layer_group(table: NeuronTable) -> Chart:
             y=alt.Y("reduction:Q", title="reduction, −ΣΔ (residual units)"),
             color=alt.Color("group:N", scale=group_scales(list(groups))["colour"]),
             order=alt.Order("place:O"),
-            tooltip=told(frame.drop("place")),
+            tooltip=tooltips(frame.drop("place")),
         )
     )
     return sheet(chart, "Reduction by layer and group", table)
@@ -369,7 +369,7 @@ def dots(size: int) -> alt.OverlayMarkDef:
     return alt.OverlayMarkDef(size=size, opacity=1, filled=True)
 
 
-def told(frame: pl.DataFrame, *, percent: tuple[str, ...] = ()) -> list[alt.Tooltip]:
+def tooltips(frame: pl.DataFrame, *, percent: tuple[str, ...] = ()) -> list[alt.Tooltip]:
     """Every column under the pointer, with numbers that can be read."""
     tooltips = []
     for name, kind in frame.schema.items():

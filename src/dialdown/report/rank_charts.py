@@ -17,7 +17,7 @@ from ..neurons.ranks import Ranking, ranking
 from ..neurons.table import GROUPS, NeuronTable
 from ..terminal import printable
 from .chart_style import COLOURS, LINE_KEYS, NO_GROUP, WIDTH, Chart, channel, ticked
-from .neuron_charts import group_scales, groups_present, sheet, stacked, told
+from .neuron_charts import group_scales, groups_present, sheet, stacked, tooltips
 
 # A neuron that brings less than this share of the whole reduction is drawn as one of the tail.
 NEGLIGIBLE = 1e-4
@@ -91,7 +91,7 @@ def figure_7_lower_ranks(
         scale=alt.Scale(type="log", domain=ends, clamp=True, nice=False),
         axis=alt.Axis(format="~%", title="neuron alone", tickCount=5),
     )
-    facts = told(frame.drop("number", "step"), percent=("alone", "together"))
+    facts = tooltips(frame.drop("number", "step"), percent=("alone", "together"))
     base = alt.Chart(frame).encode(x=x("rank:Q"), tooltip=facts)
     line = base.mark_line(color=COLOURS["blue"], strokeWidth=1.8)
     numbered = base.transform_filter("datum.number > 0").encode(y=alone)

@@ -60,16 +60,17 @@ def measured_rounding(run: Run, protocol: Protocol) -> Rounding:
     """What the run measured: k of n continuations changed, so another rounding changes a share (k +
     1) / (n + 2) of them.
     """
-    found, base = run.stage("evaluate").get("rounding"), run.result("none", protocol)
-    if not found or base is None:
+    rounding, base = run.stage("evaluate").get("rounding"), run.result("none", protocol)
+    if not rounding or base is None:
         return EXACT
     known = {
         name: base.metrics[name] for name in ("toxicity", "degenerate") if name in base.metrics
     }
     variance = {
-        name: one.n * ((one.high - one.low) / (2 * NORMAL_95)) ** 2 for name, one in known.items()
+        name: mean.n * ((mean.high - mean.low) / (2 * NORMAL_95)) ** 2
+        for name, mean in known.items()
     }
-    return Rounding((found["changed"] + 1) / (found["prompts"] + 2), variance)
+    return Rounding((rounding["changed"] + 1) / (rounding["prompts"] + 2), variance)
 
 
 def decide(units: int, holds: bool, fails: bool) -> Verdict:

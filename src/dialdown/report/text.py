@@ -30,15 +30,17 @@ def with_interval(estimate: Estimate, *, signed: bool = False, share: bool = Fal
     return f"{mean} [{low}, {high}]"
 
 
-def said(estimate: Estimate, unit: str, *, signed: bool = False, share: bool = False) -> str:
+def estimate_text(
+    estimate: Estimate, unit: str, *, signed: bool = False, share: bool = False
+) -> str:
     """The one way a sentence says a number: `mean [low, high] (n = 128 prompts)`."""
     few = "" if estimate.n >= FEW else ", too few to decide"
     return f"{with_interval(estimate, signed=signed, share=share)} (n = {estimate.n:,} {unit}{few})"
 
 
-def said_change(change: Estimate, metric: str, note: str = "") -> str:
-    """`said` of a difference of a metric; `note` says more of its n."""
-    return said(change, f"{UNITS[metric]}{note}", signed=True)
+def change_text(change: Estimate, metric: str, note: str = "") -> str:
+    """`estimate_text` of a difference of a metric; `note` says more of its n."""
+    return estimate_text(change, f"{UNITS[metric]}{note}", signed=True)
 
 
 def span(counts: set[int]) -> str:

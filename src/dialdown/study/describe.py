@@ -91,12 +91,12 @@ def _value(value: Any) -> str:
 
 def _documented(kind: type) -> dict[str, str]:
     """The attributes that a class and its bases document, by name."""
-    found: dict[str, str] = {}
+    documented: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if "__doc__" not in base.__dict__ or not (is_dataclass(base) or base is Config):
             continue
         _, _, attributes = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
         for names, text in _ENTRY.findall(attributes):
             for name in names.split(", "):
-                found[name] = " ".join(text.split())
-    return found
+                documented[name] = " ".join(text.split())
+    return documented

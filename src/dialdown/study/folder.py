@@ -230,16 +230,16 @@ class Ledger:
             peak_together: the most that this process and its workers held together, in bytes.
         """
         peak = max(peak_bytes() or 0, peak_together)
-        told = {
+        facts = {
             "inputs": self.inputs(stage),
             "seconds": round(seconds, 2),
             "peak_memory_mb": peak >> 20 or None,
             **facts,
         }
         record = {
-            "inputs": told["inputs"],
+            "inputs": facts["inputs"],
             "config": self.settings,
-            "told": told,
+            "facts": facts,
             "versions": {
                 "python": platform.python_version(),
                 "dialdown": __version__,
@@ -278,7 +278,7 @@ class Ledger:
         run = {
             "schema": SCHEMA,
             "config": self.settings,
-            "stages": {stage: done[stage]["told"] for stage in in_order},
+            "stages": {stage: done[stage]["facts"] for stage in in_order},
             **(
                 {name: done[in_order[-1]][name] for name in ("versions", "machine")} if done else {}
             ),

@@ -97,11 +97,11 @@ def fit_methods(work: Workspace) -> Facts:
     names = work.config.ladder.methods
     if needs_pairs(names):
         _check_unseen(work)
-    told = {}
+    facts = {}
     for done, name in enumerate(names):
         work.progress(f"fitting methods, {name}", done, len(names))
-        told[name] = _fitted(work, name)
-    return {"methods": told}
+        facts[name] = _fitted(work, name)
+    return {"methods": facts}
 
 
 def _check_unseen(work: Workspace) -> None:
@@ -119,8 +119,8 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     inputs = _inputs(work, name)
     kept = read_sealed(record)
     if kept is not None and kept["inputs"] == inputs and _result(work, name).exists():
-        told: dict[str, Any] = kept["told"]
-        return told
+        facts: dict[str, Any] = kept["facts"]
+        return facts
     start = time.perf_counter()
     if name in DPO:
         trained = _tune(work, name)
@@ -133,9 +133,9 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     units = len(_pairs(work).pairs) if name in PAIRED else len(work.labelled)
     # A training that was interrupted has most of its time behind it.
     seconds = max(time.perf_counter() - start, trained)
-    told = {data: units, "seconds": round(seconds, 1), "folds": folds}
-    write_sealed(record, {"inputs": inputs, "told": told})
-    return told
+    facts = {data: units, "seconds": round(seconds, 1), "folds": folds}
+    write_sealed(record, {"inputs": inputs, "facts": facts})
+    return facts
 
 
 def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:

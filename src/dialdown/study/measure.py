@@ -188,14 +188,14 @@ def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:
     it is decoded once.
     """
     together: dict[Any, list[Planned]] = {}
-    for one in rows:
+    for row in rows:
         same = (
-            one.name
-            if one.intervention.moves_neurons
-            else (one.model, one.intervention.key, one.prompts)
+            row.name
+            if row.intervention.moves_neurons
+            else (row.model, row.intervention.key, row.prompts)
         )
-        together.setdefault(same, []).append(one)
-    return [Piece(stage, tuple(some)) for some in together.values()]
+        together.setdefault(same, []).append(row)
+    return [Piece(stage, tuple(same_texts)) for same_texts in together.values()]
 
 
 def row_files(work: Workspace, stage: str) -> RowFiles:
@@ -208,9 +208,9 @@ def measure(work: Workspace, piece: Piece) -> None:
     """Measure the rows of a piece and write each to its file."""
     files = row_files(work, piece.stage)
     models: dict[str, LM] = {}
-    for one in piece.rows:
-        if one.model and one.model not in models:
-            models[one.model] = work.tuned_model(one.model)
-        model = models[one.model] if one.model else None
-        evaluator = work.evaluator(one.prompts)
-        files.write(one, evaluator.measure(one.intervention, one.protocol, model=model))
+    for row in piece.rows:
+        if row.model and row.model not in models:
+            models[row.model] = work.tuned_model(row.model)
+        model = models[row.model] if row.model else None
+        evaluator = work.evaluator(row.prompts)
+        files.write(row, evaluator.measure(row.intervention, row.protocol, model=model))

@@ -252,25 +252,25 @@ def make_tables(work: Workspace) -> Facts:
     judge = work.token_judge
     means = {protocol: work.means(protocol) for protocol in protocols}
     probes = [work.probe(protocol) for protocol in protocols]
-    found: list[NeuronTable] = []
+    tables: list[NeuronTable] = []
     for protocol, probe in zip(protocols, probes, strict=True):
         table = compare(work.lm, work.tuned, probe, *means[protocol])
         count = min(config.interventions.toxic_neurons, table.size)
         judged = judged_toxic(work.lm, table, judge.judge, count=count)
         # A judge that could not answer, or finds nothing, gives no set of toxic neurons to patch.
-        found.append(table if judge.missing or not judged.any() else table.with_judged(judged))
-        found[-1].to_parquet(work.path("neurons.parquet", protocol))
-    note_judged(work.notes, judge.missing, found, config.interventions.toxic_neurons)
+        tables.append(table if judge.missing or not judged.any() else table.with_judged(judged))
+        tables[-1].to_parquet(work.path("neurons.parquet", protocol))
+    note_judged(work.notes, judge.missing, tables, config.interventions.toxic_neurons)
     # The published 128 value vectors, of a model that has as many.
-    most = min(128, found[0].size)
+    most = min(128, tables[0].size)
     spaces = {
         protocol: svd_subspace(work.lm, probe, neurons=most, protocol=protocol)
         for protocol, probe in zip(protocols, probes, strict=True)
     }
-    _decode(work, found, spaces, judge.judge)
+    _decode(work, tables, spaces, judge.judge)
     facts: Facts = {
         table.protocol: {name: int(mask.sum()) for name, mask in table.groups().items()}
-        for table in found
+        for table in tables
     }
     facts["mlp"] = mlp_facts(work.lm)
     facts["sign_conflicts"] = {
@@ -292,17 +292,17 @@ def make_tables(work: Workspace) -> Facts:
 
 def _decode(
     work: Workspace,
-    found: Sequence[NeuronTable],
+    tables: Sequence[NeuronTable],
     spaces: Mapping[Protocol, Sequence[Direction]],
     judge: Judge,
 ) -> None:
     """Write what directions and extreme value vectors say: tables 1, 14, 15 and 16."""
-    protocols = [table.protocol for table in found]
+    protocols = [table.protocol for table in tables]
     directions = [find(protocol) for find in (work.probe, work.contrast) for protocol in protocols]
     frames = {"table-1-directions": direction_tokens(work.lm, directions, judge=judge)}
     for stem, opposed in (("table-14-toxic-vectors", False), ("table-15-antitoxic-vectors", True)):
         frames[stem] = pl.concat(
-            [value_vector_tokens(work.lm, table, opposed=opposed, judge=judge) for table in found]
+            [value_vector_tokens(work.lm, table, opposed=opposed, judge=judge) for table in tables]
         )
     frames["table-16-svd-directions"] = pl.concat(
         [direction_tokens(work.lm, space, signs=(1,), judge=judge) for space in spaces.values()]
