@@ -1,5 +1,5 @@
 """How often continuations speak of groups of people, before and after an edit: `python
-benchmarks/groups.py calm-work/rows-check`.
+benchmarks/groups.py calm-work/rows-check`, or `runs/ladder/rows-ladder`.
 
 Counts continuations that hold one of the words below, in every row of a folder of rows, and the
 paired change to the untouched model on the same prompts (a study's controls have the first of them
@@ -25,14 +25,19 @@ WORDS = re.compile(
 
 
 def main() -> None:
-    paths = sorted(Path(sys.argv[1]).glob("strict-*.json"))
-    found = {path.stem.removeprefix("strict-"): read_json(path)["texts"] for path in paths}
+    rows = {path.stem: read_json(path) for path in sorted(Path(sys.argv[1]).glob("*.json"))}
+    texts = {
+        name.removeprefix("strict-"): row.get("measured", row)["texts"]
+        for name, row in rows.items()
+        if not name.startswith("paper-")
+    }
+    base = "untouched" if "untouched" in texts else "none"
     speaks = {
-        name: np.array([bool(WORDS.search(text)) for text in texts], dtype=float)
-        for name, texts in found.items()
+        name: np.array([bool(WORDS.search(text)) for text in continuations], dtype=float)
+        for name, continuations in texts.items()
     }
     for name, values in speaks.items():
-        change = estimate(values - speaks["none"][: len(values)])
+        change = estimate(values - speaks[base][: len(values)])
         assert change is not None, f"{name} has no texts"
         print(
             f"{name}: {int(values.sum())} of {len(values)}, {change.mean:+.2f} [{change.low:+.2f}, "

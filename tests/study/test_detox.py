@@ -199,7 +199,7 @@ def test_an_edit_that_is_less_toxic_ends_with_status_0(
     record = read_sealed(work_of(out) / "stages" / "check.json")
     assert record is not None
     change = Estimate(-0.2, -0.3, -0.1, 40)
-    record["facts"]["change"] = {**change.to_json(), "says": change_sign(change)}
+    record["told"]["change"] = {**change.to_json(), "says": change_sign(change)}
     write_sealed(work_of(out) / "stages" / "check.json", record)
     result = detox(config, out)
     assert result.exit_code == 0, result.exception

@@ -239,7 +239,7 @@ class Ledger:
         record = {
             "inputs": facts["inputs"],
             "config": self.settings,
-            "facts": facts,
+            "told": facts,
             "versions": {
                 "python": platform.python_version(),
                 "dialdown": __version__,
@@ -278,7 +278,7 @@ class Ledger:
         run = {
             "schema": SCHEMA,
             "config": self.settings,
-            "stages": {stage: done[stage]["facts"] for stage in in_order},
+            "stages": {stage: done[stage]["told"] for stage in in_order},
             **(
                 {name: done[in_order[-1]][name] for name in ("versions", "machine")} if done else {}
             ),

@@ -173,7 +173,7 @@ def compare_methods(work: Workspace) -> Facts:
                 strength=entry.strength,
                 kl=entry.kl,
             )
-    rows = table(entries, records(work.folder)["fit"]["facts"]["methods"], wanted)
+    rows = table(entries, records(work.folder)["fit"]["told"]["methods"], wanted)
     write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
     frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)
     write_csv({"ladder": frame}, work.folder)

@@ -119,7 +119,7 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     inputs = _inputs(work, name)
     kept = read_sealed(record)
     if kept is not None and kept["inputs"] == inputs and _result(work, name).exists():
-        facts: dict[str, Any] = kept["facts"]
+        facts: dict[str, Any] = kept["told"]
         return facts
     start = time.perf_counter()
     if name in DPO:
@@ -134,7 +134,7 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     # A training that was interrupted has most of its time behind it.
     seconds = max(time.perf_counter() - start, trained)
     facts = {data: units, "seconds": round(seconds, 1), "folds": folds}
-    write_sealed(record, {"inputs": inputs, "facts": facts})
+    write_sealed(record, {"inputs": inputs, "told": facts})
     return facts
 
 

@@ -16,7 +16,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,6 +112,8 @@ def tune(
     held = [] if own_kl is None else [asdict(own_kl)]
     inputs = fingerprint(
         type(settings).__name__,
+        # A log of an earlier version has other fields, and is no finished run of this one.
+        [field.name for field in fields(TrainingLog)],
         asdict(settings),
         train,
         held_out,
