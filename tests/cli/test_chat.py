@@ -200,6 +200,17 @@ def test_the_dial_moves_between_turns(gpt2: LM) -> None:
     assert shown(expected) == cells(printed)
 
 
+def test_again_asks_the_same_at_another_strength(gpt2: LM) -> None:
+    edit = scale(gpt2)
+    printed = cells(talk(gpt2, edit, ["the cat", "he", "/strength 0", "/again", "/again"]))
+    heads, replies = printed[::2], printed[1::2]
+    assert heads[-1] == ("base", "edited, strength 0")
+    # The base says what it said to the last message; nothing that was taken back is heard.
+    assert replies[1][0] == replies[2][0] == replies[3][0]
+    assert replies[2] == replies[3]
+    assert "no message to repeat yet" in talk(gpt2, edit, ["/again"]).replace("\n", " ")
+
+
 def test_reset_forgets(gpt2: LM) -> None:
     said = talk(gpt2, scale(gpt2), ["the cat", "he", "/reset", "the cat"])
     assert "The conversation starts again." in said
@@ -253,9 +264,9 @@ def test_commands_change_what_they_name(gpt2: LM) -> None:
     [
         ("/strenght 2", "Unknown command '/strenght': did you mean '/strength'?"),
         ("/", "Unknown command '/': known are"),
-        ("/strength half", "/strength takes one number and got 'half'"),
+        ("/strength half", "/strength takes a number and got 'half'"),
         ("/strength nan", "A strength of nan cannot be applied"),
-        ("/tokens 2.5", "/tokens takes one whole number and got '2.5'"),
+        ("/tokens 2.5", "/tokens takes a whole number and got '2.5'"),
         ("/tokens 0", "A reply of 0 tokens is none"),
         ("/temperature -1", "A temperature of -1.0 cannot be sampled at"),
         ("/seed -1", "A seed of -1 is out of range"),

@@ -115,6 +115,8 @@ def write_study(root: Path) -> Path:
             "kl_windows": 2,
             "judge": save_classifier(root / "judge", seed=1),
             "pair_scorer": save_classifier(root / "scorer", seed=2),
+            # What a preset adds is in a package of the Python index.
+            "metrics": [],
         },
     }
     (root / "words.txt").write_text("\n".join([*WORDS, *"abcdefghijklmnopqrstuvwxyz"]))

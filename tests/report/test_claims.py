@@ -341,7 +341,7 @@ def test_a_table_without_a_tuned_model_opposes_nothing(compared: Run) -> None:
     [
         (noise(0.05, mean=-0.03), "held", "at least as far"),
         (noise(0.05, mean=0.03), "did not hold", "less far"),
-        (noise(0.05, mean=0.005), "undecided", "not distinguishably different"),
+        (noise(0.05, mean=0.005), "undecided", "which leaves open which goes further"),
         (np.zeros(N), "held", "at least as far"),
     ],
 )
@@ -515,7 +515,9 @@ def with_rounding(folder: Path, changed: int, prompts: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("difference", "word"), [(-0.03, "would hold"), (0.03, "did not hold")])
+@pytest.mark.parametrize(
+    ("difference", "word"), [(-0.03, "would say “held"), (0.03, "would say “did not hold")]
+)
 def test_no_verdict_where_rounding_could_turn_it(
     tmp_path: Path, difference: float, word: str
 ) -> None:

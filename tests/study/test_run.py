@@ -361,6 +361,7 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
     monkeypatch.setattr(Evaluator, "measure", interrupt)
     result = invoke("run", config, "--out", folder)
     assert result.exit_code == 130
+    assert f"what is finished is in {folder}" in result.output
     assert len(measured) == 1
     measured.append("never interrupt again")
     result = invoke("run", config, "--out", folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -108,11 +109,17 @@ def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
     ids = word_tokens(lm, word)
     pieces = [lm.tokenizer.decode([token]) for token in ids]
     shown = " + ".join(map(repr, pieces))
-    sentence = (
-        f"The token {shown}: neurons by how far it stands out among all tokens that they write."
+    what = (
+        f"The token {shown}."
         if len(ids) == 1
         else f"This vocabulary has no token for {word.strip()!r} and writes {shown}; these neurons "
         f"write the last piece, {pieces[-1]!r}."
+    )
+    candidates = 2 * lm.view.n_layers * lm.view.n_neurons
+    sentence = (
+        f"{what} The score says by how many standard deviations its logit lies above the other "
+        f"tokens’; rank 1 is the token a neuron writes first. Among {candidates:,} neurons and "
+        f"signs chance reaches {NormalDist().inv_cdf(1 - 1 / candidates):.1f}: trust what is above."
     )
     strongest = writers(lm, ids[-1], count=count)
     tokens = [

@@ -24,6 +24,7 @@ from ..terminal import Terminal, printable
 
 COMMANDS = {
     "/strength": "the dial: 0 is the base model, 1 the whole edit",
+    "/again": "your last message once more, at the strength that is set",
     "/tokens": "the longest reply, in tokens",
     "/temperature": "0 is greedy; above, replies are sampled",
     "/seed": "the seed of sampled replies",
@@ -79,7 +80,11 @@ def chat(
     base: Turns = []
     edited: Turns = []
     console.print(
-        printable(f"{lm.name}, and the same under {edit.name}. /help lists the commands."),
+        printable(
+            f"{lm.name}, and the same with the edit {edit.name}. Each side goes on from its own "
+            "replies. /strength 0.5 moves the dial, which stands before each line, /again repeats "
+            "your last message there, /help lists the commands."
+        ),
         markup=False,
         highlight=False,
     )
@@ -94,10 +99,12 @@ def chat(
                     base.clear()
                     edited.clear()
                     console.print("The conversation starts again.")
-                elif command:
+                elif command and command != "/again":
                     settings, said = _obey(settings, command, line.removeprefix(command).strip())
                     console.print(said, markup=False, highlight=False)
                 elif line:
+                    if command == "/again":
+                        line = _taken_back(base, edited)
                     with (
                         console.status("replying ...", spinner="line"),
                         enough_memory("lower /tokens, or /reset"),
@@ -112,6 +119,14 @@ def chat(
     except (EOFError, KeyboardInterrupt):
         console.print()
     console.print("Goodbye.")
+
+
+def _taken_back(base: Turns, edited: Turns) -> str:
+    """The last message, which neither side has heard then."""
+    if not base:
+        raise DialdownError("There is no message to repeat yet: write one.")
+    edited.pop()
+    return base.pop()[0]
 
 
 def reply(
@@ -170,7 +185,7 @@ def _obey(settings: ChatSettings, command: str, value: str) -> tuple[ChatSetting
     except ValueError as error:
         kind = "whole number" if number is int else "number"
         raise DialdownError(
-            f"{command} takes one {kind} and got {value!r}: pass one, or nothing to see what is "
-            "set."
+            f"{command} takes a {kind} and got {value!r}: write {command} 1, or {command} alone to "
+            "see what is set."
         ) from error
     return replace(settings, **changed), f"{name} {changed[name]}"

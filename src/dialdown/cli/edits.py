@@ -154,7 +154,7 @@ def detox(
         "verify": VERIFY[verify],
         "progress": display.progress,
     }
-    with display.bar, interruptible():
+    with display.bar, interruptible(work):
         # An export of the same command, killed in its last lines or with its work damaged since,
         # is as good as new once the work is whole.
         again = not force and begun(settings, work) and is_export(out_folder)

@@ -70,7 +70,7 @@ def ladder(
     quiet_libraries()
     folder = out_folder or Path("runs") / "ladder"
     display = Display()
-    with display.bar, interruptible():
+    with display.bar, interruptible(folder):
         run_ladder(settings, folder, progress=display.progress, announce=display.announce)
     drawn = draw_ladder(folder)
     show_ladder(folder, out)

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -76,8 +77,16 @@ def _study(stage: str) -> Callable[..., None]:
     return command
 
 
-def run_study(settings: Config, folder: Path, *, until: str) -> None:
-    """Run a study in the terminal, up to a stage."""
+def run_study(
+    settings: Config,
+    folder: Path,
+    *,
+    until: str,
+    before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+) -> None:
+    """Run a study in the terminal, up to a stage; `before` says what else is done as a stage
+    begins.
+    """
     from ..report.stage import RUN, show
     from ..study.needs import tokens_by_stage
     from ..study.run import Study
@@ -92,16 +101,15 @@ def run_study(settings: Config, folder: Path, *, until: str) -> None:
     if until == "report":
         page = (folder / "report.html").absolute().as_uri()
         out.print(f"The page, which fills while this runs: {page}", soft_wrap=True, markup=False)
+
+    def enter(stage: str, done: bool) -> None:
+        display.enter(stage, done)
+        before.get(stage, lambda: None)()
+
     study = Study(
-        settings,
-        folder,
-        display.progress,
-        display.announce,
-        RUN,
-        display.enter,
-        partial(show, folder),
+        settings, folder, display.progress, display.announce, RUN, enter, partial(show, folder)
     )
-    with display.bar, interruptible():
+    with display.bar, interruptible(folder):
         study.run(until=until)
     show_notes(folder, out)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
@@ -175,10 +183,11 @@ def diff(
     named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
     settings = settings_of("diff", None, named, set_)
     folder = out_folder or Path("runs") / f"diff-{Path(tuned).name}"
-    run_study(settings, folder, until="report")
     from .summary import show_neurons
 
-    show_neurons(folder, out)
+    # Interventions take most of the time, and what tuning did is known before.
+    shown = {"evaluate": partial(show_neurons, folder, out)}
+    run_study(settings, folder, until="report", before=shown)
 
 
 # Here, so that `--help` lists its commands after those of a study.

@@ -159,8 +159,8 @@ def settings_of(
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C, and being asked to end, say that nothing is lost."""
+def interruptible(folder: Path) -> Iterator[None]:
+    """Ctrl-C, and being asked to end, say what is kept: what is finished in a folder."""
     asked: list[int] = []
 
     def end(number: int, frame: object) -> None:
@@ -171,7 +171,14 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("Interrupted: what is done stays done, and the same command goes on from there.")
+        kept = folder.is_dir() and any(folder.iterdir())
+        err.print(
+            f"Interrupted: what is finished is in {folder}, and the same command goes on there."
+            if kept
+            else "Interrupted: nothing was finished yet, so nothing is kept.",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(128 + (asked or [signal.SIGINT])[0])
     finally:
         signal.signal(signal.SIGTERM, before)

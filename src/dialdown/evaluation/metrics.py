@@ -8,6 +8,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from ..errors import DialdownError
+from .groups import GroupMentions
 from .plugin import own
 from .row import RESERVED
 
@@ -24,11 +25,14 @@ class Metric(Protocol):
 
 
 def load_metric(source: str) -> Metric:
-    """The metric `package.module:name` (an object, or a class or function that makes one).
+    """The metric `embedded:groups` (see `groups`), or `package.module:name`: an object, or a class
+    or function that makes one.
 
     Raises:
-        DialdownError: it cannot be imported, or is no metric.
+        DialdownError: it cannot be fetched or imported, or is no metric.
     """
+    if source == "embedded:groups":
+        return GroupMentions()
     return cast(Metric, own(source, "metric", ("name", "measure")))
 
 

@@ -31,6 +31,7 @@ FIGURES = {
     "kl": "KL(base ‖ model)",
     "degenerate": "degenerate",
     "refusal": "refusals",
+    "groups": "names a group of people",
 }
 
 

@@ -58,6 +58,7 @@ class MeasuredRow(TypedDict, total=False):
     kl: Interval
     degenerate: Interval
     refusal: Interval
+    groups: Interval
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -116,7 +117,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     except ValidationError as error:
         raise DialdownError(
             f"The notes cannot be shown on a model card ({first_problem(error)}): pass texts, and "
-            "rows of a name, toxicity, log_perplexity, kl, degenerate and refusal, "
+            "rows of a name, toxicity, log_perplexity, kl, degenerate, refusal and groups, "
             "each figure its mean and the two ends of its interval, three finite numbers."
         ) from error
 

@@ -99,14 +99,10 @@ def _decided(decider: Callable[[Evidence], Claim | None], evidence: Evidence) ->
     return replace(
         claim,
         text=(
-            f"{claim.text} By these intervals alone it {_said(exact.verdict)}, which rounding "
-            "may turn."
+            f"{claim.text} The intervals alone would say “{exact.verdict}”; sums rounded "
+            "otherwise could turn that (greedy texts are chaotic)."
         ),
     )
-
-
-def _said(verdict: Verdict) -> str:
-    return verdict if verdict.startswith("did") else verdict.replace("held", "would hold", 1)
 
 
 def _claim(evidence: Evidence, name: str, verdict: Verdict, text: str, *, of: str = "") -> Claim:
@@ -219,7 +215,7 @@ def _replicates(evidence: Evidence, row: Row, tuned: Row) -> tuple[Verdict, str]
     word = {
         "held": "at least as far",
         "did not hold": "less far",
-        "undecided": "not distinguishably different",
+        "undecided": "which leaves open which goes further",
     }[as_far]
     alone = "" if lowers == "held" else ", but by itself no distinguishable reduction"
     against = f"the difference to DPO is {_apart(gap, 'toxicity')}, {word}{alone}"
@@ -332,9 +328,9 @@ def _specific(evidence: Evidence, wanted: str) -> Claim | None:
     ]
     comparisons = sum(len(leads) for _, leads in effective)
     text = (
-        f"{start}, and for {_count(verdicts, 'held')} of these also lower than under every random "
-        "control of it, for "
-        f"{_count(verdicts, 'did not hold')} no lower than under one. Against the closest control: "
+        f"{start}. Against their random controls, {_count(verdicts, 'held')} of these are lower "
+        f"than all, {_count(verdicts, 'did not hold')} are no lower than one, and the rest are "
+        "open. Against the closest control: "
         f"{listed([_closest(row, leads) for row, leads in effective])}. Comparisons: "
         f"{comparisons}, uncorrected for their number."
     )

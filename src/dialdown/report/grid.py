@@ -26,7 +26,13 @@ FACTS = {"neurons": "{:,} neurons", "alpha": "α = {:g}", "beta": "β = {:g}"}
 LEFT_OUT = ("control_of", "kind", "repetition")
 # White space in a token is seen.
 SEEN = str.maketrans({" ": "␣", "\n": "↵", "\r": "↵", "\t": "⇥", "\u00a0": "⍽"})
-METRICS = {"log_ppl": "log-perplexity", "f1": "F1", "kl": "KL", "refusal": "refusals"}
+METRICS = {
+    "log_ppl": "log-perplexity",
+    "f1": "F1",
+    "kl": "KL",
+    "refusal": "refusals",
+    "groups": "names groups",
+}
 
 
 @dataclass(frozen=True)

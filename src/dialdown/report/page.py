@@ -150,6 +150,7 @@ def _content(run: Run, figures: Mapping[str, Sequence[Figure]], running: bool) -
         "refresh": REFRESH if running else None,
         "status": _status(run, running),
         "run": run,
+        "tuned": (run.info.get("config") or {}).get("tuned"),
         "findings": findings(run, folder=run.folder),
         "figures": drawn,
         "claims": {
@@ -182,7 +183,11 @@ def _status(run: Run, running: bool) -> str:
     """How far the run got, where it is not finished."""
     if _whole(run) and not running:
         return ""
-    done = ", ".join(name for name in run.info.get("stages", {}) if name != "report")
+    done = ", ".join(
+        stage
+        for stage, facts in run.info.get("stages", {}).items()
+        if stage != "report" and "skipped" not in facts
+    )
     stages = f"done: {done}" if done else "no stage is done yet"
     total = f" of {run.of:,}" if run.of else ""
     rows = f"; {len(run.results):,}{total} rows measured" if run.results else ""

@@ -82,7 +82,8 @@ class EvaluationSettings:
         kl_windows: of these, the ones KL is measured on.
         judge: the scorer whose mean is `toxicity`; it made no pair.
         pair_scorer: the scorer that makes the pairs, reported beside the judge.
-        metrics: what else to measure of the continuations, each as `package.module:name` (see
+        metrics: what else to measure of the continuations: `embedded:groups`, the share that names
+            a group of people, or one of your own as `package.module:name` (see
             `dialdown.evaluation.Metric`).
         batch_size: prompts per batch.
         neutral_tokens: how much neutral text costs are measured on while dialling,

@@ -290,4 +290,6 @@ def _noted(row: dict[str, Any]) -> MeasuredRow:
     }
     if "refusal" in row:
         noted["refusal"] = interval("refusal")
+    if "groups" in row:
+        noted["groups"] = interval("groups")
     return noted

@@ -17,6 +17,8 @@ from .ladder_methods import CONTROLLED, RANDOM, UNTOUCHED
 _NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
 # A dial that stops further below the price did not reach it.
 REACHED = 0.9
+# Shares of continuations that a table shows, where they were measured.
+SHARES = {"degenerate": "degenerate", REFUSAL: "refusals", "groups": "names groups"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
     judges = [*rows[0]["toxicity_by"]]
     # Of a folder or a hub id, the last part says which.
     names = [judge.rpartition("/")[2].removeprefix("embedded:") for judge in judges]
-    refusal = REFUSAL in rows[0]
+    shares = [metric for metric in SHARES if metric in rows[0]]
     head = [
         "method",
         "strength",
@@ -172,8 +174,7 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
         "minus the best",
         "KL",
         "log-ppl",
-        "degenerate",
-        *(["refusals"] if refusal else []),
+        *(SHARES[metric] for metric in shares),
         "data",
         "seconds",
         "folds",
@@ -189,8 +190,7 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
                 _interval((row["minus_best"] or {}).get("toxicity"), form="+.3f"),
                 f"{row['kl_of_texts']['mean']:.3f}",
                 _interval(row["log_ppl_change_of_texts"], form="+.3f"),
-                f"{row['degenerate']['mean']:.1%}",
-                *([f"{row[REFUSAL]['mean']:.1%}"] if refusal else []),
+                *(f"{row[metric]['mean']:.1%}" for metric in shares),
                 data,
                 "" if row["seconds"] is None else f"{row['seconds']:.0f}",
                 {True: "yes", False: "no", None: ""}[row["folds"]],
