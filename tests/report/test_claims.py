@@ -778,7 +778,7 @@ def test_an_edit_against_its_random_controls(
     closest = max(differences, key=lambda name: differences[name].mean())
     assert numbers(claim.text, "closest")[0] == pytest.approx(differences[closest].mean(), abs=6e-4)
     assert closest.replace("_", " ") in claim.text.partition("closest")[2]
-    assert f"for {'1' if verdict == 'held' else 'none'} of these also lower" in claim.text
+    assert f"lower than every random control: {'1' if verdict == 'held' else 'none'};" in claim.text
     assert "Comparisons: 2, uncorrected" in claim.text
 
 
@@ -792,7 +792,7 @@ def test_a_family_holds_with_all_its_members(tmp_path: Path) -> None:
     claim = found(write(tmp_path, rows))[f"{SPECIFIC}: patches"]
     assert claim.verdict == "undecided"
     assert "under 2 of 3 that have random controls" in claim.text
-    assert "for 1 of these also lower" in claim.text
+    assert "lower than every random control: 1; no lower than one: none; open: 1." in claim.text
     assert "only control" in claim.text
     assert "Comparisons: 2," in claim.text
     del rows["patch_TP__random_neurons"]

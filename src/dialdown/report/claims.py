@@ -328,9 +328,9 @@ def _specific(evidence: Evidence, wanted: str) -> Claim | None:
     ]
     comparisons = sum(len(leads) for _, leads in effective)
     text = (
-        f"{start}. Against their random controls, {_count(verdicts, 'held')} of these are lower "
-        f"than all, {_count(verdicts, 'did not hold')} are no lower than one, and the rest are "
-        "open. Against the closest control: "
+        f"{start}. Of these, lower than every random control: {_count(verdicts, 'held')}; no lower "
+        f"than one: {_count(verdicts, 'did not hold')}; open: {_count(verdicts, 'undecided')}. "
+        "Against the closest control: "
         f"{listed([_closest(row, leads) for row, leads in effective])}. Comparisons: "
         f"{comparisons}, uncorrected for their number."
     )
