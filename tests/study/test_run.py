@@ -554,6 +554,8 @@ def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
     assert "pairs" not in {path.name for path in (tmp_path / "diff").iterdir()}
     for words in ("Correlation of the activation shift", "shift_vs_cosine", "patch_four_groups"):
         assert words in result.output
+    # What tuning did is said before what takes longest.
+    assert result.output.index("shift_vs_cosine") < result.output.index("evaluate: ")
     shares = (tmp_path / "diff" / "tables" / "table-18-reducing-share.csv").read_text().splitlines()
     table = dd.NeuronTable.load(tmp_path / "diff" / "neurons.parquet")
     assert float(shares[1].split(",")[2]) == pytest.approx(

@@ -176,7 +176,9 @@ def show_neurons(folder: Path, out: Console) -> None:
     """
     frames = all_tables(load(folder))
     for stem, columns in SHOWN.items():
-        frame = frames[stem]
+        # A run without several directions has no conflicts of sign, for example.
+        if (frame := frames.get(stem)) is None:
+            continue
         if "layer" in frame.columns:
             # By layer it is in the file; here over all of them.
             frame = frame.filter(pl.col("layer").is_null())
