@@ -271,7 +271,7 @@ def _as_published(protocol: Protocol, kind: Kind) -> bool:
 def front(
     tables: Tables,
     settings: FrontSettings,
-    ours: InterventionSettings,
+    fixed: InterventionSettings,
     models: Sequence[str],
     *,
     further: Sequence[Intervention] = (),
@@ -285,7 +285,7 @@ def front(
     Args:
         tables: the neuron tables of `strict`.
         settings: the strengths.
-        ours: what is not varied.
+        fixed: what is not varied.
         models: folders of the tuned model along its training, the finished one (`tuned`) last.
         further: interventions that other stages found, such as neuron gains.
         seed: of the random neurons.
@@ -298,11 +298,11 @@ def front(
     varied = [
         *_steering_sweep(tables, settings),
         *_patch_sweep(tables.probe, settings),
-        *_edit_sweep(tables, settings, ours, seed),
+        *_edit_sweep(tables, settings, fixed, seed),
         *further,
     ]
-    for one in varied:
-        yield Planned(one, "strict", settings.count)
+    for intervention in varied:
+        yield Planned(intervention, "strict", settings.count)
 
 
 def _steering_sweep(tables: Tables, settings: FrontSettings) -> Iterator[Intervention]:
@@ -320,7 +320,7 @@ def _patch_sweep(table: NeuronTable, settings: FrontSettings) -> Iterator[Interv
 
 
 def _edit_sweep(
-    tables: Tables, settings: FrontSettings, ours: InterventionSettings, seed: int
+    tables: Tables, settings: FrontSettings, fixed: InterventionSettings, seed: int
 ) -> Iterator[Intervention]:
     betas = {"set": settings.set, "shift": settings.shift, "scale": settings.scale}
     strengths = [(kind, beta) for kind in get_args(EditKind) for beta in betas[kind]]
@@ -328,11 +328,11 @@ def _edit_sweep(
         for kind, beta in strengths:
             edited = edit(
                 table,
-                alpha=ours.alpha,
+                alpha=fixed.alpha,
                 beta=beta,
                 kind=kind,
-                ordering=ours.ordering,
-                drop_top=ours.drop_top,
+                ordering=fixed.ordering,
+                drop_top=fixed.drop_top,
             ).called(f"{prefix}_{kind}", f"{beta:g}")
             yield edited
             if prefix == "edit_probe":
@@ -344,17 +344,17 @@ def _edit_sweep(
         yield edit(
             tables.probe,
             alpha=alpha,
-            beta=ours.beta_scale,
+            beta=fixed.beta_scale,
             kind="scale",
-            ordering=ours.ordering,
-            drop_top=ours.drop_top,
+            ordering=fixed.ordering,
+            drop_top=fixed.drop_top,
         ).called("edit_probe_alpha_scale", f"{alpha:g}")
     for ordering, drop_top in ORDERINGS:
         for kind in FURTHER_KINDS:
             yield edit(
                 tables.probe,
-                alpha=ours.alpha,
-                beta=ours.beta(kind),
+                alpha=fixed.alpha,
+                beta=fixed.beta(kind),
                 kind=kind,
                 ordering=ordering,
                 drop_top=drop_top,

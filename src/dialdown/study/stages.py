@@ -44,10 +44,10 @@ EQUAL = (
 
 def find_directions(work: Workspace) -> Facts:
     """The probe and the token contrast of each protocol, and a random direction (METHOD §2)."""
-    ours, seed = work.config.probe, work.config.seed
+    settings, seed = work.config.probe, work.config.seed
     labelled = work.labelled
     check_labels(labelled.texts, labelled.labels)
-    work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), ours.max_tokens)
+    work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), settings.max_tokens)
     # The strict features give the norm of the residual stream, by which steering is scaled under
     # both protocols.
     protocols: tuple[Protocol, ...] = (
@@ -57,12 +57,12 @@ def find_directions(work: Workspace) -> Facts:
         work.lm,
         labelled.texts,
         protocols=protocols,
-        max_tokens=ours.max_tokens,
+        max_tokens=settings.max_tokens,
         progress=work.progress,
     )
     record = {
-        "texts": ours.texts,
-        "max_tokens": ours.max_tokens,
+        "texts": settings.texts,
+        "max_tokens": settings.max_tokens,
         "residual_norm": float(np.linalg.norm(features["strict"], axis=1).mean()),
     }
     facts: Facts = {}
@@ -79,7 +79,7 @@ def find_directions(work: Workspace) -> Facts:
         facts[protocol] = {
             name: probe.record[name] for name in ("accuracy", "auc", "train", "validation", "C")
         }
-        contrast = token_contrast(work.lm, ours.positive, ours.negative, protocol=protocol)
+        contrast = token_contrast(work.lm, settings.positive, settings.negative, protocol=protocol)
         contrast.save(work.path("direction-contrast.safetensors", protocol))
     random_direction(work.lm, seed=seed).save(work.folder / "direction-random.safetensors")
     return facts
@@ -132,16 +132,16 @@ def _pair_settings(work: Workspace) -> PairSettings:
 
 def candidate_files(work: Workspace) -> CandidateFiles:
     """The continuations sampled so far."""
-    ours, config = work.config.evaluation, work.config
+    settings, config = work.config.evaluation, work.config
     # The prompts themselves, and the scorer's files: either may have changed under the same name.
     sampled_from = (
         work.prompts.training,
-        ours.max_prompt_tokens,
+        settings.max_prompt_tokens,
         config.concept,
         config.probe.texts,
         config.template,
     )
-    scorer = (ours.pair_scorer, file_states({"scorer": ours.pair_scorer}))
+    scorer = (settings.pair_scorer, file_states({"scorer": settings.pair_scorer}))
     inputs = fingerprint(
         work.ledger.inputs("probe"), work.ledger.outputs("probe"), sampled_from, scorer
     )
@@ -220,26 +220,26 @@ def collect_training_means(work: Workspace) -> Facts:
 
 
 def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> Facts:
-    ours, facts = work.config.evaluation, {}
+    settings, facts = work.config.evaluation, {}
     decoder = Decoder(
         lm,
         prompts,
         share_prefixes=False,
-        max_new_tokens=ours.max_new_tokens,
-        max_prompt_tokens=ours.max_prompt_tokens,
-        batch_size=ours.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        batch_size=settings.batch_size,
     )
     decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
-    work.notes.cut("prompts", work.lm.encode(prompts), ours.max_prompt_tokens)
+    work.notes.cut("prompts", work.lm.encode(prompts), settings.max_prompt_tokens)
     for protocol, means in decoded.means.items():
         means.save(work.path(f"means-{name}.safetensors", protocol))
         facts[f"{name}_positions_{protocol}"] = means.count
-        if means.count < len(prompts) * ours.max_new_tokens:
+        if means.count < len(prompts) * settings.max_new_tokens:
             work.notes.add(
                 f"the {name} model's means ({protocol}) are over {{positions:,}} of {{most:,}} "
                 "positions, since continuations ended early",
                 positions=means.count,
-                most=len(prompts) * ours.max_new_tokens,
+                most=len(prompts) * settings.max_new_tokens,
             )
     return facts
 
