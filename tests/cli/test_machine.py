@@ -16,12 +16,22 @@ from helpers import tiny
 from helpers.commands import invoke
 
 
-def test_being_asked_to_end_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_being_asked_to_end_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kept: bool
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, cli.interruptible():
+    folder = tmp_path / "run"
+    if kept:
+        folder.mkdir()
+        (folder / "pairs.jsonl").touch()
+    with pytest.raises(SystemExit) as ended, cli.interruptible(folder):
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert "the same command goes on" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert ("the same command goes on there" in told) is kept
+    assert (str(folder) in told) is kept
+    assert ("nothing is kept" in told) is not kept
     assert signal.getsignal(signal.SIGTERM) == before
 
 

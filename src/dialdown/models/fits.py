@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import DialdownError
-from .lm import LM
+
+if TYPE_CHECKING:
+    from .lm import LM
 
 
 def check_neurons(lm: LM, shape: tuple[int, ...], what: str, instead: str) -> None:
