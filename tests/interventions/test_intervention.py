@@ -379,9 +379,7 @@ def test_a_rank_one_edit_of_another_model_is_refused(llama: LM) -> None:
     edit = make(llama, "rank_one")
     assert edit.rank_one is not None
     other = replace(edit, rank_one=replace(edit.rank_one, writes=np.ones((tiny.LAYERS, 3))))
-    with pytest.raises(
-        DialdownError, match="What it writes has 3 dimensions .*: train it on this model"
-    ):
+    with pytest.raises(DialdownError, match="What it writes has 3 dimensions"):
         hooked(llama, other)
 
 
