@@ -208,6 +208,9 @@ def test_again_asks_the_same_at_another_strength(gpt2: LM) -> None:
     # The base says what it said to the last message; nothing that was taken back is heard.
     assert replies[1][0] == replies[2][0] == replies[3][0]
     assert replies[2] == replies[3]
+    # A reply that cannot be takes nothing back.
+    failed = talk(gpt2, edit, ["the cat", "he", "/tokens 1000", "/again", "/tokens 6", "/again"])
+    assert cells(failed)[-1] == replies[1]
     assert "no message to repeat yet" in talk(gpt2, edit, ["/again"]).replace("\n", " ")
 
 

@@ -103,16 +103,19 @@ def chat(
                     settings, said = _obey(settings, command, line.removeprefix(command).strip())
                     console.print(said, markup=False, highlight=False)
                 elif line:
+                    heard = len(base)
                     if command == "/again":
-                        line = _taken_back(base, edited)
+                        heard, line = len(base) - 1, _last(base)
                     with (
                         console.status("replying ...", spinner="line"),
                         enough_memory("lower /tokens, or /reset"),
                     ):
-                        left = reply(lm, base, line, settings)
-                        right = reply(lm, edited, line, settings, edit.at(settings.strength))
-                    base.append((line, left))
-                    edited.append((line, right))
+                        left = reply(lm, base[:heard], line, settings)
+                        right = reply(
+                            lm, edited[:heard], line, settings, edit.at(settings.strength)
+                        )
+                    # Only now, so that a reply that cannot be leaves the conversation as it was.
+                    base[heard:], edited[heard:] = [(line, left)], [(line, right)]
                     console.print(_columns(left, right, settings.strength))
             except DialdownError as error:
                 console.print(printable(str(error)), style="red", markup=False, highlight=False)
@@ -121,12 +124,11 @@ def chat(
     console.print("Goodbye.")
 
 
-def _taken_back(base: Turns, edited: Turns) -> str:
-    """The last message, which neither side has heard then."""
-    if not base:
+def _last(turns: Turns) -> str:
+    """The last message."""
+    if not turns:
         raise DialdownError("There is no message to repeat yet: write one.")
-    edited.pop()
-    return base.pop()[0]
+    return turns[-1][0]
 
 
 def reply(

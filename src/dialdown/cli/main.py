@@ -104,7 +104,8 @@ def run_study(
 
     def enter(stage: str, done: bool) -> None:
         display.enter(stage, done)
-        before.get(stage, lambda: None)()
+        if stage in before:
+            before[stage]()
 
     study = Study(
         settings, folder, display.progress, display.announce, RUN, enter, partial(show, folder)

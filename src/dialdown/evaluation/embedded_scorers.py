@@ -118,7 +118,8 @@ class LinearScorer:
     @classmethod
     def load(cls, path: Path, features: Features) -> LinearScorer:
         """Read what `save` wrote."""
-        arrays, record = read_arrays(path, cls.KIND)
+        arrays, header = read_arrays(path, cls.KIND)
+        record = {key: value for key, value in header.items() if key not in ("schema", "kind")}
         return cls(features, arrays["weights"], float(arrays["intercept"][0]), record)
 
     def save(self, path: Path) -> None:

@@ -130,7 +130,7 @@ def _tell(unit: dict[str, Any]) -> None:
 def _tidy(
     element: ElementTree.Element, name: str, links: Mapping[str, str], marks: str = ""
 ) -> None:
-    """Keep what is seen and description of an element and those in it."""
+    """Keep what is seen of an element and those in it, and what is said under the pointer."""
     element.tag = element.tag.rpartition("}")[2]
     kind, description = (element.attrib.pop(key, "") for key in ("class", "aria-label"))
     if element.tag == "g" and "role-" in kind:
