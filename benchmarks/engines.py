@@ -52,7 +52,7 @@ def random_edits(lm: dd.LM) -> dict[str, dd.Intervention]:
         gain = {"scale": 1 + values, "set": ~selected}.get(kind, np.ones(shape))
         edits[kind] = dd.Intervention(
             kind,
-            kind,  # type: ignore[arg-type]
+            kind,
             gain.astype(np.float64),
             np.zeros(shape) if kind == "scale" else values.astype(np.float64),
             selected,
@@ -86,15 +86,9 @@ def in_llama_cpp(
     for text in ids:
         for end in range(1, len(text) + 1):
             answer = server.handle_completions(
-                {
-                    "prompt": list(text[:end]),
-                    "n_predict": 1,
-                    "n_probs": LIKELIEST,
-                    "temperature": 0,
-                    "cache_prompt": False,
-                }
+                {"prompt": list(text[:end]), "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0}
             )
-            likeliest = answer["completion_probabilities"][0]["top_logprobs"]
+            likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             yield [(token["id"], token["logprob"]) for token in likeliest]
     path.unlink()
 
