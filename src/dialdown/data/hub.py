@@ -25,8 +25,7 @@ from ..errors import DialdownError
 ADVICE: Mapping[type[BaseException], str] = {
     GatedRepoError: (
         "it is open to those who accepted its terms: accept them on its page of the hub, then log "
-        "in with `hf auth login` "
-        "or set HF_TOKEN"
+        "in with `hf auth login` or set HF_TOKEN"
     ),
     RepositoryNotFoundError: (
         "there is no such repository, or it is private: correct the id, or log in with `hf auth "

@@ -150,8 +150,7 @@ def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> An
     """
     say = (
         "The tokenizer of {!r} could not be loaded ({}): pass a model whose folder holds its "
-        "tokenizer too, "
-        "as tokenizer.save_pretrained(folder) writes it."
+        "tokenizer too, as tokenizer.save_pretrained(folder) writes it."
     )
     with Told(lambda reason: say.format(name, reason)), reaching(name):
         return AutoTokenizer.from_pretrained(source, revision=revision)
@@ -222,9 +221,8 @@ def refuse_quantised(name: str, config: Mapping[str, Any]) -> None:
     if method:
         raise DialdownError(
             f"The checkpoint {name} is quantised ({method.get('quant_method', 'unnamed method')}), "
-            "so a column of its down projections cannot be changed alone: "
-            "pass the float32, bfloat16 or float16 checkpoint it was made from, and quantise the "
-            "export again."
+            "so a column of its down projections cannot be changed alone: pass the float32, "
+            "bfloat16 or float16 checkpoint it was made from, and quantise the export again."
         )
 
 
@@ -254,9 +252,8 @@ def check_folder(folder: Path) -> None:
         if weights:
             raise DialdownError(
                 f"The folder {folder} holds both a whole model and an {ADAPTER_CONFIG}, so it "
-                "cannot be told which is meant: "
-                f"remove {ADAPTER_CONFIG} where the adapter is already merged into the weights, or "
-                "pass a folder with the adapter alone."
+                f"cannot be told which is meant: remove {ADAPTER_CONFIG} where the adapter is "
+                "already merged into the weights, or pass a folder with the adapter alone."
             )
         return
     if (folder / "config.json").is_file():
@@ -371,6 +368,5 @@ def check_header(file: Path) -> None:
         key, kind = min(narrow.items())
         raise DialdownError(
             f"The tensor {key} of {file} is stored as {kind}, a quantised format whose scale is "
-            "not known here: "
-            f"pass the float32, bfloat16 or float16 checkpoint it was made from."
+            "not known here: pass the float32, bfloat16 or float16 checkpoint it was made from."
         )

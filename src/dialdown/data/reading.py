@@ -124,8 +124,7 @@ def _read_hub(source: str, split: str) -> Iterator[Row]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DialdownError(
             f"{source!r} is no file here, and what the hub has under that name cannot be read "
-            f"({reason}): "
-            "pass a data set with a table of texts, a file or an embedded source."
+            f"({reason}): pass a data set with a table of texts, a file or an embedded source."
         ) from error
     return ((f"row {number} of {source!r}", row) for number, row in enumerate(rows, 1))
 
@@ -270,9 +269,8 @@ def label_of(row: Mapping[str, Any], place: str) -> int:
     label = truth_of(value)
     if label is None:
         raise DialdownError(
-            f"{place} has {'no label' if value is None else f'the label {value!r}'}: "
-            "name the column 'label' and write 1 (the text has the concept) or 0 (it has not) in "
-            "it."
+            f"{place} has {'no label' if value is None else f'the label {value!r}'}: name the "
+            "column 'label' and write 1 (the text has the concept) or 0 (it has not) in it."
         )
     return int(label)
 

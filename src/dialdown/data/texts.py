@@ -183,8 +183,7 @@ def load_labelled(
         only = int(bool(by_label[1]))
         raise DialdownError(
             f"All {len(kept)} texts of {source!r} have the label {only}, and a direction needs "
-            "both: "
-            "pass texts labelled 1 (they have the concept) and 0 (they have not)."
+            "both: pass texts labelled 1 (they have the concept) and 0 (they have not)."
         )
     if n is not None:
         kept = [

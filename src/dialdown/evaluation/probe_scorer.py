@@ -49,8 +49,7 @@ class ProbeScorer:
         if (direction.name, direction.site) != ("probe", "residual"):
             raise DialdownError(
                 f"The direction {direction.name!r} at the site {direction.site!r} gives no "
-                "probability: "
-                "pass a probe of the strict protocol."
+                "probability: pass a probe of the strict protocol."
             )
         if "intercept" not in direction.record:
             raise DialdownError(

@@ -48,14 +48,12 @@ def fetched(adapter: str) -> Path:
     if (folder / ADAPTER_PICKLE).exists():
         raise DialdownError(
             f"The weights of the adapter {adapter} are a pickle ({ADAPTER_PICKLE}), and reading "
-            "one runs whatever code it holds: "
-            "where you trust it, load it with PEFT, call save_pretrained(folder), which writes "
-            "safetensors, and pass that folder."
+            "one runs whatever code it holds: where you trust it, load it with PEFT, call "
+            "save_pretrained(folder), which writes safetensors, and pass that folder."
         )
     raise DialdownError(
         f"{adapter} has an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}: pass a folder that PEFT's "
-        "save_pretrained wrote, "
-        f"or remove {ADAPTER_CONFIG} from the folder of a whole model."
+        f"save_pretrained wrote, or remove {ADAPTER_CONFIG} from the folder of a whole model."
     )
 
 
@@ -105,8 +103,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         )
         raise DialdownError(
             f"{does_not_fit} ({'; '.join(filter(None, parts))}): pass the base model it was "
-            "trained on, "
-            "loaded by the same class as it was trained with."
+            "trained on, loaded by the same class as it was trained with."
         )
     with Told(
         lambda reason: (
@@ -122,7 +119,6 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
     ):
         raise DialdownError(
             f"The adapter {adapter} changes no weight of {base}, so there is nothing to compare: "
-            "pass one that was trained "
-            "(a fresh LoRA adapter is zero), saved after its training."
+            "pass one that was trained (a fresh LoRA adapter is zero), saved after its training."
         )
     return whole

@@ -40,9 +40,8 @@ def ensure_bias(lm: LM, what: str) -> None:
         )
         raise DialdownError(
             f"{what} needs a bias on the MLP's down projection and {type(lm.model).__name__} has "
-            "none to fold it into: "
-            "use kind='scale', which needs no bias, or a control vector while generating, which "
-            f"can hold {held}."
+            "none to fold it into: use kind='scale', which needs no bias, or a control vector "
+            f"while generating, which can hold {held}."
         )
     if all(layer.down.bias is not None for layer in lm.view.layers):
         return

@@ -377,8 +377,7 @@ def check_pair(base: LM, tuned: LM) -> None:
     if apart := tokens.difference(base.tokenizer, tuned.tokenizer):
         raise DialdownError(
             f"{tuned.name} has another tokenizer than {base.name}, with {apart}, so their "
-            "continuations cannot be compared token by token: "
-            "pass a model tuned from this base with its tokenizer as it is, or as the base the one "
-            "saved with the tuned model's tokenizer "
-            "(after resize_token_embeddings, where it has more tokens)."
+            "continuations cannot be compared token by token: pass a model tuned from this base "
+            "with its tokenizer as it is, or as the base the one saved with the tuned model's "
+            "tokenizer (after resize_token_embeddings, where it has more tokens)."
         )

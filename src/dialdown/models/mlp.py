@@ -213,16 +213,13 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
         if unsupported := parts.intersection(EXPERTS):
             raise DialdownError(
                 f"{name} routes tokens to experts ({min(unsupported)}), so a neuron has no single "
-                "mean "
-                "activation: pass a model with a dense MLP."
+                "mean activation: pass a model with a dense MLP."
             )
         if unsupported := parts.intersection(FUSED):
             raise DialdownError(
                 f"{name} has a fused MLP ({min(unsupported)}), which dialdown does not take apart "
-                "by "
-                "itself: "
-                "name its down projection with load(..., down='mlp.down_proj') if its input is "
-                "the activation of METHOD §1."
+                "by itself: name its down projection with load(..., down='mlp.down_proj') if its "
+                "input is the activation of METHOD §1."
             )
     path = down or next((known for known in DOWN_PROJECTIONS if known in modules), None)
     if path is None or path not in modules:

@@ -139,8 +139,7 @@ def continuation_ids(
             return list(whole[len(head) :])
     raise DialdownError(
         f"{type(tokenizer).__name__} ends every text with a special token, so no continuation can "
-        "be cut out: "
-        "load the tokenizer with add_eos_token=False."
+        "be cut out: load the tokenizer with add_eos_token=False."
     )
 
 

@@ -148,9 +148,8 @@ def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
         ending = tokenizer.decode(whole[-1:])
         raise DialdownError(
             f"The tokenizer of {name} ends every text with {ending!r}, after which no model goes "
-            "on with it: "
-            "save it without (tokenizer.add_eos_token = False, or another post-processor) and pass "
-            "that folder."
+            "on with it: save it without (tokenizer.add_eos_token = False, or another "
+            "post-processor) and pass that folder."
         )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise DialdownError(

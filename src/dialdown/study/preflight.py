@@ -26,8 +26,7 @@ def check_settings(config: Config) -> None:
     if config.tuned is None and settings.judge == settings.pair_scorer:
         raise DialdownError(
             f"{settings.judge} would judge the pairs it made (METHOD §8): set another "
-            "evaluation.judge "
-            "or evaluation.pair_scorer."
+            "evaluation.judge or evaluation.pair_scorer."
         )
     if settings.judge == "probe" and "strict" not in config.protocols:
         raise DialdownError(
@@ -86,9 +85,8 @@ def _training_prompts(work: Workspace) -> None:
         raise DialdownError(
             f"{count} pairs (pairs.count) need as many training prompts, and "
             f"{work.config.training_prompts or settings.prompts!r} has {left} beside the "
-            f"{settings.count} "
-            "of the evaluation: "
-            "lower pairs.count or evaluation.count, or set training_prompts to a source with more."
+            f"{settings.count} of the evaluation: lower pairs.count or evaluation.count, or set "
+            "training_prompts to a source with more."
         )
 
 
@@ -145,8 +143,7 @@ def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: s
         template = f", {around} of them the chat template's" if around else ""
         raise DialdownError(
             f"A prompt has {longest} tokens{template}, which with {new} new ones ({setting}) "
-            "exceed the "
-            f"context of {work.lm.name} ({context}): lower {setting} or "
+            f"exceed the context of {work.lm.name} ({context}): lower {setting} or "
             "evaluation.max_prompt_tokens."
         )
 
@@ -155,9 +152,8 @@ def _probe(work: Workspace) -> None:
     settings = work.config.probe
     if "paper" in work.config.protocols and settings.max_tokens > work.lm.context:
         raise DialdownError(
-            f"The probe's texts are read to {settings.max_tokens} tokens, which exceed the "
-            "context of "
-            f"{work.lm.name} ({work.lm.context}): lower probe.max_tokens."
+            f"The probe's texts are read to {settings.max_tokens} tokens, which exceed the context "
+            f"of {work.lm.name} ({work.lm.context}): lower probe.max_tokens."
         )
     with _naming("probe.positive and probe.negative"):
         token_contrast(work.lm, settings.positive, settings.negative)
@@ -168,8 +164,7 @@ def _text(work: Workspace) -> None:
     if settings.window > lm.context:
         raise DialdownError(
             f"A window of {settings.window} tokens exceeds the context of {lm.name} "
-            f"({lm.context}): "
-            f"set evaluation.window to {lm.context} or less."
+            f"({lm.context}): set evaluation.window to {lm.context} or less."
         )
     with _naming("evaluation.text"):
         text = texts.load_reference_text(settings.text)
