@@ -110,13 +110,12 @@ def chat(tmp_path, monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DIALDOWN_CACHE", str(tmp_path / "cache"))
     stand_in = StandIn()
     with serving(stand_in) as address:
 
         def judge(model="gpt", **options):
-            return load_token_judge(
-                f"openai:{model}@{address}", cache=tmp_path / "cache", **options
-            )
+            return load_token_judge(f"openai:{model}@{address}", **options)
 
         stand_in.judge, stand_in.address = judge, address
         yield stand_in
@@ -376,17 +375,11 @@ def test_the_key_is_nowhere(chat, tmp_path, caplog, trouble):
     assert not [text for text in shown if KEY in text]
 
 
-def test_the_endpoint_of_the_environment_is_used(chat, monkeypatch, tmp_path):
+def test_the_endpoint_of_the_environment_is_used(chat, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", f"{chat.address}/")
-    judge = load_token_judge("openai:gpt", cache=tmp_path)
+    judge = load_token_judge("openai:gpt")
     assert judge.judge(["damn"]) == [True]
     assert judge.record["endpoint"] == chat.address
-
-
-def test_the_default_cache_is_dialdowns(chat, monkeypatch, tmp_path):
-    monkeypatch.setenv("DIALDOWN_CACHE", str(tmp_path / "own"))
-    load_token_judge(f"openai:gpt@{chat.address}").judge(["damn"])
-    assert list((tmp_path / "own").glob("*.jsonl"))
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "sk-é", "sk-\nsk"])

@@ -18,7 +18,7 @@ from dialdown.study import load_config
 from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.ladder import Yardstick
-from dialdown.study.ladder_methods import FittedEdit
+from dialdown.study.ladder_methods import fitted
 from helpers.commands import invoke
 
 METHODS = "aura,linear_act,caa,labels,gains,rank_one,dpo_kl,mine:nothing,mine:halve"
@@ -175,9 +175,8 @@ def test_the_rows_are_of_the_saved_edits_on_unseen_prompts(
     edit = dd.Intervention.load(out / "methods" / "aura.safetensors")
     row = rows_of(out)["aura"]
     yardstick = Yardstick(work)
-    assert yardstick.price(FittedEdit(work.lm, edit), row["strength"]) == pytest.approx(
-        row["kl_of_texts"]["mean"]
-    )
+    price = yardstick.price(fitted(work, "aura"), row["strength"])
+    assert price == pytest.approx(row["kl_of_texts"]["mean"])
     measured = yardstick.evaluator.row(edit.at(row["strength"]), "strict")
     assert measured.metrics["toxicity"].mean == pytest.approx(row["toxicity"]["mean"])
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..extras import asking_for
 from ..files import disk_errors, write_text
@@ -101,9 +102,7 @@ class _Answers:
             )
 
 
-def load_chat_judge(
-    source: str, concept: str, folder: Path, progress: Progress | None
-) -> ChatJudge:
+def load_chat_judge(source: str, concept: str, progress: Progress | None) -> ChatJudge:
     """The judge `openai:MODEL` or `openai:MODEL@http://host:port/v1`; see `load_token_judge`."""
     named = re.fullmatch(r"openai:([^@\s].*?)(?:@(https?://.*))?", source)
     if not named:
@@ -130,7 +129,7 @@ def load_chat_judge(
         "concept": concept,
         "prompt": PROMPT_VERSION,
     }
-    answers = _Answers(folder / "token-judge.jsonl", decides)
+    answers = _Answers(cache_folder() / "token-judge.jsonl", decides)
     return ChatJudge(named[1], endpoint, concept, client, answers, progress)
 
 

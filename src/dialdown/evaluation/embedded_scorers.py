@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -48,92 +48,6 @@ EMBEDDED: dict[tuple[str, str], tuple[Part, int | None, int]] = {
     ("embedded:minilm", "embedded:imdb"): ("pair_scorer", None, 2 * SHORT),
 }
 ASSETS = {"embedded:comments": "comments", "embedded:imdb": "imdb-reviews"}
-
-
-class Features(Protocol):
-    """What a trained scorer sees of a text, and the linear model that suits it."""
-
-    @property
-    def name(self) -> str:
-        """The scorer's name."""
-
-    @property
-    def caveat(self) -> str:
-        """What a scorer on these features is known to get wrong."""
-
-    def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
-        """Features, dense or sparse float32, shape (n, width)."""
-
-    def untrained(self, seed: int) -> Any:
-        """A classifier of scikit-learn with `coef_` of shape (1, width)."""
-
-
-@dataclass(frozen=True, eq=False)
-class LinearScorer:
-    """Logistic regression on the features of a text; weights of shape (width,)."""
-
-    features: Features
-    weights: NDArray[np.float32]
-    intercept: float
-    record: Mapping[str, Any]
-
-    KIND: ClassVar[str] = "toxicity scorer"
-
-    @property
-    def name(self) -> str:
-        """The source `load_scorer` takes."""
-        return self.features.name
-
-    @property
-    def caveat(self) -> str:
-        """What it is known to get wrong, in one sentence."""
-        return self.features.caveat
-
-    @classmethod
-    def train(
-        cls, features: Features, data: LabelledTexts, *, seed: int, progress: Progress | None = None
-    ) -> LinearScorer:
-        """Train on `data`, holding out a tenth of its short texts (4,000 at most) for the AUC in
-        `record`.
-
-        Raises:
-            DialdownError: fewer than 20 short texts of either label.
-        """
-        rest, held_out = _hold_out(data, seed)
-        matrix = features.matrix(data.texts, progress)
-        model = features.untrained(seed).fit(matrix[rest], data.labels[rest])
-        record = {
-            "held_out_auc": float(
-                roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))
-            ),
-            "held_out": len(held_out),
-            "held_out_max_words": SHORT,
-            "trained_on": len(rest),
-            "seed": seed,
-            "sklearn": sklearn.__version__,
-        }
-        # Saved as float32, so rounded here too: a scorer must not change by being loaded.
-        return cls(features, model.coef_[0].astype(np.float32), float(model.intercept_[0]), record)
-
-    @classmethod
-    def load(cls, path: Path, features: Features) -> LinearScorer:
-        """Read what `save` wrote."""
-        arrays, header = read_arrays(path, cls.KIND)
-        record = {key: value for key, value in header.items() if key not in ("schema", "kind")}
-        return cls(features, arrays["weights"], float(arrays["intercept"][0]), record)
-
-    def save(self, path: Path) -> None:
-        """Write weights and record as safetensors; the features are made anew from the same code
-        and assets.
-        """
-        arrays = {"weights": self.weights, "intercept": np.array([self.intercept])}
-        write_arrays(path, self.KIND, arrays, self.record)
-
-    def score(self, texts: Sequence[str]) -> Scores:
-        """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
-        return of_texts(
-            texts, lambda told: expit(self.features.matrix(told) @ self.weights + self.intercept)
-        )
 
 
 @dataclass(frozen=True)
@@ -224,6 +138,78 @@ class MiniLMFeatures:
             if progress:
                 progress("embed texts for the MiniLM scorer", done, len(texts))
         return result
+
+
+Features = NgramFeatures | MiniLMFeatures
+"""What a trained scorer sees of a text, and the linear model of scikit-learn that suits it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearScorer:
+    """Logistic regression on the features of a text; weights of shape (width,)."""
+
+    features: Features
+    weights: NDArray[np.float32]
+    intercept: float
+    record: Mapping[str, Any]
+
+    KIND: ClassVar[str] = "toxicity scorer"
+
+    @property
+    def name(self) -> str:
+        """The source `load_scorer` takes."""
+        return self.features.name
+
+    @property
+    def caveat(self) -> str:
+        """What it is known to get wrong, in one sentence."""
+        return self.features.caveat
+
+    @classmethod
+    def train(
+        cls, features: Features, data: LabelledTexts, *, seed: int, progress: Progress | None = None
+    ) -> LinearScorer:
+        """Train on `data`, holding out a tenth of its short texts (4,000 at most) for the AUC in
+        `record`.
+
+        Raises:
+            DialdownError: fewer than 20 short texts of either label.
+        """
+        rest, held_out = _hold_out(data, seed)
+        matrix = features.matrix(data.texts, progress)
+        model = features.untrained(seed).fit(matrix[rest], data.labels[rest])
+        record = {
+            "held_out_auc": float(
+                roc_auc_score(data.labels[held_out], model.decision_function(matrix[held_out]))
+            ),
+            "held_out": len(held_out),
+            "held_out_max_words": SHORT,
+            "trained_on": len(rest),
+            "seed": seed,
+            "sklearn": sklearn.__version__,
+        }
+        # Saved as float32, so rounded here too: a scorer must not change by being loaded.
+        return cls(features, model.coef_[0].astype(np.float32), float(model.intercept_[0]), record)
+
+    @classmethod
+    def load(cls, path: Path, features: Features) -> LinearScorer:
+        """Read what `save` wrote."""
+        arrays, header = read_arrays(path, cls.KIND)
+        record = {key: value for key, value in header.items() if key not in ("schema", "kind")}
+        return cls(features, arrays["weights"], float(arrays["intercept"][0]), record)
+
+    def save(self, path: Path) -> None:
+        """Write weights and record as safetensors; the features are made anew from the same code
+        and assets.
+        """
+        arrays = {"weights": self.weights, "intercept": np.array([self.intercept])}
+        write_arrays(path, self.KIND, arrays, self.record)
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
+        return of_texts(
+            texts, lambda told: expit(self.features.matrix(told) @ self.weights + self.intercept)
+        )
 
 
 def embedded_scorer(name: str, source: str, device: str, progress: Progress | None) -> LinearScorer:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..data.reading import read_text, suffix_of
-from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..files import fingerprint
 from ..progress import Progress
 from .chat_judge import load_chat_judge
 from .scorers import Scorer, load_scorer
+
+THRESHOLD = 0.5  # the score of a scorer above which a token is of the concept
 
 
 class TokenJudge(Protocol):
@@ -54,12 +55,7 @@ class TokenJudge(Protocol):
 
 
 def load_token_judge(
-    source: str = "embedded:ngram",
-    *,
-    concept: str = "toxic",
-    threshold: float = 0.5,
-    cache: Path | None = None,
-    progress: Progress | None = None,
+    source: str = "embedded:ngram", *, concept: str = "toxic", progress: Progress | None = None
 ) -> TokenJudge:
     """The token judge `source` names (METHOD §3).
 
@@ -69,13 +65,11 @@ def load_token_judge(
             or OpenAI's own; or `openai:MODEL@http://host:port/v1`. The key is read from
             OPENAI_API_KEY and written nowhere.
         concept: what completes "this token is ..."; only a chat model is guided by it.
-        threshold: of a scorer, the score above which a token is of the concept.
-        cache: folder of a chat model's answers; None is the cache of dialdown.
         progress: hears of tokens asked about, and of what `load_scorer` does.
 
     Raises:
         DialdownError: the scorer or word list cannot be had, or the scorer cannot judge this
-            concept or threshold; or the chat model lacks a name, a key, a plain address of its
+            concept; or the chat model lacks a name, a key, a plain address of its
             endpoint, or the `openai` package.
     """
     if not concept.strip():
@@ -84,20 +78,15 @@ def load_token_judge(
             "...'."
         )
     if source == "openai" or source.startswith("openai:"):
-        return load_chat_judge(source, concept, cache or cache_folder(), progress)
+        return load_chat_judge(source, concept, progress)
     if suffix_of(Path(source)) == ".txt":
         return WordListJudge.load(Path(source), concept)
-    if not 0 <= threshold < 1:
-        raise DialdownError(
-            f"The threshold {threshold} is above or below every score: pass a probability such as "
-            "0.5."
-        )
     if source.startswith("embedded:") and concept not in ("toxic", "toxicity"):
         raise DialdownError(
             f"{source!r} scores toxicity and cannot tell which tokens are {concept!r}: pass a word "
             "list (.txt), a classifier with such a label after '#', or openai:MODEL."
         )
-    return ScorerJudge(load_scorer(source, progress=progress), concept, threshold)
+    return ScorerJudge(load_scorer(source, progress=progress), concept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +97,6 @@ class ScorerJudge:
 
     scorer: Scorer
     concept: str
-    threshold: float
     missing: ClassVar[int] = 0
 
     @property
@@ -121,7 +109,7 @@ class ScorerJudge:
         """The threshold, and the scorer's own record."""
         of_scorer = {
             "source": self.name,
-            "threshold": self.threshold,
+            "threshold": THRESHOLD,
             "scorer": dict(self.scorer.record),
         }
         return {"kind": "scorer", "concept": self.concept, **of_scorer}
@@ -139,7 +127,7 @@ class ScorerJudge:
         """Whether each token scores above the threshold and has a letter."""
         scores = self.scorer.score([token.strip() for token in tokens])
         return [
-            bool(score > self.threshold) and any(character.isalpha() for character in token)
+            bool(score > THRESHOLD) and any(character.isalpha() for character in token)
             for token, score in zip(tokens, scores, strict=True)
         ]
 

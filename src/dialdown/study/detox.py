@@ -26,52 +26,56 @@ from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
 from ..progress import Progress
+from . import gains, rank_one
 from .config import Config, DetoxMethod, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .dial import dialled
 from .folder import Ledger
-from .gains import explain, take_step, trained_gains, tune_gains
 from .measure import cut_prompts, measure_rows
 from .outputs import EDIT, STEP
 from .plan import Planned
-from .rank_one import explain_rank_one, trained_rank_one, tune_rank_one
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
 
 # No metric tells a weaker edit from none.
 LEAST = 0.02
-MADE_OF: dict[DetoxMethod, str] = {
-    "gains": "one number per MLP neuron",
-    "rank_one": "one direction more per layer",
-    "step": "one number per MLP neuron",
-}
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
 
 
-_MADE_BY: Stages = {"gains": tune_gains, "rank_one": tune_rank_one, "step": take_step}
+class Method(NamedTuple):
+    """A way to an edit from pairs: the stage that makes it, the file where it leaves it, how the
+    edit reads as tables and facts, and what it consists of.
+    """
+
+    make: Callable[[Workspace], Facts]
+    file: str
+    explain: Callable[[Workspace, Intervention], Facts]
+    made_of: str
+
+
+METHODS: dict[str, Method] = {
+    "gains": Method(gains.tune_gains, gains.TRAINED, gains.explain, "one number per MLP neuron"),
+    "rank_one": Method(
+        rank_one.tune_rank_one,
+        rank_one.TRAINED,
+        rank_one.explain_rank_one,
+        "one direction more per layer",
+    ),
+    "step": Method(gains.take_step, STEP, gains.explain, "one number per MLP neuron"),
+}
 _SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": collect_training_means}
 
 
 def detox_stages(method: DetoxMethod) -> Stages:
     """The stages of a method."""
-    return {**_SHARED, method: _MADE_BY[method], "dial": dial, "check": check}
-
-
-def _kept(work: Workspace) -> Intervention:
-    """The edit as the method left it."""
-    match work.config.detox.method:
-        case "gains":
-            return trained_gains(work)
-        case "rank_one":
-            return trained_rank_one(work)
-        case "step":
-            return Intervention.load(work.folder / STEP)
+    return {**_SHARED, method: METHODS[method].make, "dial": dial, "check": check}
 
 
 def dial(work: Workspace) -> Facts:
     """What the method made, at the strength asked or the greatest within budget."""
-    whole = _kept(work)
     settings = work.config.detox
+    method = METHODS[settings.method]
+    whole = Intervention.load(work.folder / method.file)
     strength, facts = settings.strength, {}
     if strength is None:
         strength, cost = greatest_strength(work.lm, whole, work.neutral_windows, settings)
@@ -80,8 +84,7 @@ def dial(work: Workspace) -> Facts:
             _note_cap(work, settings, cost)
     edit = whole.at(strength).called("detox")
     edit.save(work.folder / EDIT)
-    read = explain if edit.rank_one is None else explain_rank_one
-    return {"strength": strength, **facts, **read(work, edit)}
+    return {"strength": strength, **facts, **method.explain(work, edit)}
 
 
 def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float]) -> None:
@@ -261,10 +264,11 @@ def notes(folder: Path) -> Notes:
     run = read_json(folder / "run.json")
     rows = read_json(folder / "results.json")["rows"]
     checked, concept = run["stages"]["check"], run["config"]["concept"]
+    made_of = METHODS[run["config"]["detox"]["method"]].made_of
     return {
         "why": (
-            f"Made to express less {concept}, by {MADE_OF[run['config']['detox']['method']]}, "
-            f"found on continuations of the model's own. {outcome(folder).sentence}"
+            f"Made to express less {concept}, by {made_of}, found on continuations of the model's "
+            f"own. {outcome(folder).sentence}"
         ),
         "rows": [_noted(row) for row in rows],
         "judge": checked["judges"][0],

@@ -7,10 +7,11 @@ from __future__ import annotations
 import shutil
 
 from ..files import read_json
+from ..interventions.intervention import Intervention
 from ..training.dpo import RECORD
 from . import plan
 from .context import Facts, Workspace
-from .gains import explain, gain_sweep, take_step, trained_gains, tune_gains
+from .gains import TRAINED, explain, gain_sweep, take_step, tune_gains
 from .measure import measure_rows
 from .notes import NOT_ASKED
 from .outputs import FRONT_EDITS
@@ -21,24 +22,26 @@ NO_PAIRS = "a tuned model was given, so there are no pairs"
 
 def gains_for_front(work: Workspace) -> Facts:
     """Neuron gains from the study's own pairs, where a front is asked for."""
-    if not _has_front(work):
-        return {"skipped": NOT_ASKED}
-    if work.config.tuned is not None:
-        return {"skipped": NO_PAIRS}
+    if reason := _skipped(work):
+        return {"skipped": reason}
     return {
         **collect_training_means(work),
         **tune_gains(work),
-        **explain(work, trained_gains(work)),
+        **explain(work, Intervention.load(work.folder / TRAINED)),
     }
 
 
 def step_for_front(work: Workspace) -> Facts:
     """One step of the natural gradient, where a front is asked for."""
+    reason = _skipped(work)
+    return {"skipped": reason} if reason else take_step(work)
+
+
+def _skipped(work: Workspace) -> str | None:
+    """Why no gains are made for a front."""
     if not _has_front(work):
-        return {"skipped": NOT_ASKED}
-    if work.config.tuned is not None:
-        return {"skipped": NO_PAIRS}
-    return take_step(work)
+        return NOT_ASKED
+    return None if work.config.tuned is None else NO_PAIRS
 
 
 def _has_front(work: Workspace) -> bool:
@@ -67,12 +70,14 @@ def draw_front(work: Workspace) -> Facts:
             asked=work.config.dpo.snapshots,
         )
     models = [*(f"tuned-steps/{step}" for step in steps), "tuned"]
-    usual = work.config.interventions
-    own_pairs = work.config.tuned is None
-    further = gain_sweep(work) if own_pairs else []
     planned = [
         *plan.front(
-            work.tables("strict"), settings, usual, models, further=further, seed=work.config.seed
+            work.tables("strict"),
+            settings,
+            work.config.interventions,
+            models,
+            further=gain_sweep(work) if work.config.tuned is None else [],
+            seed=work.config.seed,
         )
     ]
     measure_rows(work, "front", planned, "front.json")

@@ -37,6 +37,7 @@ TOP = 20
 # What the step costs at strength 1 by the diagonal alone, in nats per token; several times that is
 # measured.
 STEP_KL = 0.01
+TRAINED = f"gains/{GAINS_FILE}"
 GAINS_FROM = "gains-{}.safetensors"
 # Added to the seed where draws should be others than those of the prices.
 OTHERS = 1000
@@ -103,11 +104,6 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
     return array
 
 
-def trained_gains(work: Workspace) -> Intervention:
-    """The gains that `tune_gains` left."""
-    return Intervention.load(work.folder / "gains" / GAINS_FILE)
-
-
 def take_step(work: Workspace) -> dict[str, Any]:
     """The gains that the natural gradient of the pairs' margin asks for; nothing is trained."""
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
@@ -163,7 +159,7 @@ def gain_sweep(work: Workspace) -> list[Intervention]:
     """Gains on the front: the trained ones dialled, on random neurons instead, and with only the
     first neurons kept; and the one step, dialled.
     """
-    gains, settings = trained_gains(work), work.config.front
+    gains, settings = Intervention.load(work.folder / TRAINED), work.config.front
     moved = importance(work.lm, gains, work.training_means)
     dialled = [gains.at(strength).called("gains", f"{strength:g}") for strength in settings.gains]
     control = shuffled(gains, seed=work.config.seed).called("gains_random_neurons", "1")

@@ -20,8 +20,10 @@ from ..data.csv_tables import write_csv
 from ..data.texts import load_labelled, load_prompts, load_reference_text
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.perplexity import ReferenceText
+from ..evaluation.perplexity import ReferenceText, TextMeasure
 from ..files import SCHEMA, fingerprint, read_sealed, write_json, write_sealed, write_text
+from ..interventions.intervention import Intervention
+from ..models.lm import LM
 from ..models.tokens import text_windows
 from ..progress import Progress
 from .config import Config
@@ -31,7 +33,7 @@ from .dial import dialled
 from .folder import records
 from .ladder_methods import (
     UNTOUCHED,
-    Fitted,
+    Dial,
     check_methods,
     competing,
     fit_methods,
@@ -79,24 +81,29 @@ class Yardstick:
         suite = self.work.suite(self.work.config.evaluation.count)
         return Evaluator(self.work.lm, replace(suite, prompts=self.work.unseen))
 
-    def price(self, method: Fitted, strength: float) -> float:
+    def price(self, dial: Dial, strength: float) -> float:
         """Mean over the kinds of text of the KL to the base model; infinite where so strong an edit
         overflows.
         """
         try:
-            return mean_kl({name: method.read(text, strength) for name, text in self.texts.items()})
+            with dial(strength) as acting:
+                return mean_kl(self._read(*acting))
         except DialdownError:
             return float("inf")
 
     def measure(self, name: str) -> Entry:
         """Dial a method to the price, and measure it there."""
-        method = fitted(self.work, name)
+        dial = fitted(self.work, name)
         strength = 1.0
         if name != UNTOUCHED:
             wanted = self.work.config.ladder.kl
-            strength, _ = dialled(partial(self.price, method), wanted, MOST)
-        texts = {kind: method.read(text, strength) for kind, text in self.texts.items()}
-        return Entry(strength, method.measure(self.evaluator, strength), texts)
+            strength, _ = dialled(partial(self.price, dial), wanted, MOST)
+        with dial(strength) as (lm, edit):
+            measured = self.evaluator.measure(edit, "strict", model=lm)
+            return Entry(strength, measured, self._read(lm, edit))
+
+    def _read(self, lm: LM, edit: Intervention) -> dict[str, TextMeasure]:
+        return {kind: text.measure(lm, edit) for kind, text in self.texts.items()}
 
 
 def measure_method(work: Workspace, name: str) -> None:

@@ -9,21 +9,17 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import methods
 from ..data.pairs import PairSet
 from ..errors import DialdownError, nearest
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.perplexity import ReferenceText, TextMeasure
 from ..evaluation.plugin import NAMED, own
-from ..evaluation.row import Measured
 from ..exporting.checkpoint import locate
 from ..files import SCHEMA, fingerprint, read_sealed, write_sealed
 from ..interventions.explain import shuffled
@@ -34,10 +30,9 @@ from ..models.lm import LM
 from ..training.dpo import train_dpo
 from ..training.generated_text import own_text_kl
 from .context import Facts, Workspace
-from .gains import held_texts, take_step, trained_gains, tune_gains
+from .detox import METHODS
+from .gains import held_texts
 from .notes import note_training
-from .outputs import STEP
-from .rank_one import trained_rank_one, tune_rank_one
 from .sources import file_states
 
 FOLDER = "methods"
@@ -61,6 +56,10 @@ PAIRED = {"step": ("gains",), "gains": ("gains",), "rank_one": ("rank_one",)} | 
 )
 """Methods that learn from pairs, and the settings each depends on besides `SETTINGS`."""
 NAMES = (*LABELLED, *PAIRED)
+Dial = Callable[[float], AbstractContextManager[tuple[LM, Intervention]]]
+"""What a method makes of the model at a strength, inside the context: the model, and the edit that
+acts on it.
+"""
 # The settings that every method depends on.
 SETTINGS = ("model", "revision", "dtype", "device", "template", "seed", "probe")
 
@@ -140,15 +139,9 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
 
 def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
     """A method's edit, and how many seconds of training it took in all."""
-    if name == "gains":
-        log = tune_gains(work)
-        return trained_gains(work), log["seconds"]
-    if name == "rank_one":
-        log = tune_rank_one(work)
-        return trained_rank_one(work), log["seconds"]
-    if name == "step":
-        take_step(work)
-        return Intervention.load(work.folder / STEP), 0.0
+    if name in METHODS:
+        facts = METHODS[name].make(work)
+        return Intervention.load(work.folder / METHODS[name].file), facts.get("seconds", 0.0)
     texts, labels = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
         given: dict[str, Any] = {"max_tokens": work.config.probe.max_tokens}
@@ -209,62 +202,6 @@ def _inputs(work: Workspace, name: str) -> str:
     return fingerprint(SCHEMA, name, settings, file_states({**settings, **module}))
 
 
-@dataclass(frozen=True)
-class FittedEdit:
-    """A method that found an edit.
-
-    Attributes:
-        lm: the base model.
-        edit: as it was found.
-    """
-
-    lm: LM
-    edit: Intervention
-
-    def read(self, text: ReferenceText, strength: float) -> TextMeasure:
-        """What a text says of the model at a strength."""
-        return text.measure(self.lm, self.edit.at(strength))
-
-    def measure(self, evaluator: Evaluator, strength: float) -> Measured:
-        """What a row has of it."""
-        return evaluator.measure(self.edit.at(strength), "strict")
-
-
-@dataclass(frozen=True)
-class FittedModel:
-    """A method that tuned all weights, dialled by interpolating them with the base model's.
-
-    Attributes:
-        tuned: the tuned model, whose weights are changed while it is read.
-        weights: its own by name, and the base model's: what is interpolated.
-    """
-
-    tuned: LM
-    weights: dict[str, tuple[Tensor, Tensor]]
-
-    def read(self, text: ReferenceText, strength: float) -> TextMeasure:
-        """What a text says of the model at a strength."""
-        with self._at(strength):
-            return text.measure(self.tuned)
-
-    def measure(self, evaluator: Evaluator, strength: float) -> Measured:
-        """What a row has of it."""
-        with self._at(strength):
-            return evaluator.measure(untouched(), "strict", model=self.tuned)
-
-    @contextmanager
-    def _at(self, strength: float) -> Iterator[None]:
-        # Marked as changing, or continuations of another strength would be taken for this one's.
-        with changing(self.tuned), torch.no_grad():
-            for name, weight in self.tuned.model.named_parameters():
-                own, base = self.weights[name]
-                weight.copy_(base.lerp(own, strength))
-            yield
-
-
-Fitted = FittedEdit | FittedModel
-
-
 def competing(methods: Sequence[str]) -> list[str]:
     """What a ladder has: the untouched model, and each method with its random control after it."""
     listed = [UNTOUCHED]
@@ -290,17 +227,27 @@ def key_of(work: Workspace, name: str) -> str:
     return _inputs(work, name) if name in DPO else edit_of(work, name).key
 
 
-def fitted(work: Workspace, name: str) -> Fitted:
-    """A method or control by its name, with the model that it acts on."""
-    return _tuned(work, name) if name in DPO else FittedEdit(work.lm, edit_of(work, name))
+def fitted(work: Workspace, name: str) -> Dial:
+    """A method or control by its name, to be read and measured at any strength."""
+    if name in DPO:
+        return _interpolated(work, name)
+    edit = edit_of(work, name)
+    return lambda strength: nullcontext((work.lm, edit.at(strength)))
 
 
-def _tuned(work: Workspace, name: str) -> FittedModel:
-    lm = work.tuned_model(f"{FOLDER}/{name}")
+def _interpolated(work: Workspace, name: str) -> Dial:
+    """A method that tuned all weights, dialled by interpolating them with the base model's."""
+    tuned = work.tuned_model(f"{FOLDER}/{name}")
     # Parameters and not the state dict, which would name a tied embedding twice.
     base = dict(work.lm.model.named_parameters())
-    weights = {
-        place: (weight.detach().clone(), base[place].detach())
-        for place, weight in lm.model.named_parameters()
-    }
-    return FittedModel(lm, weights)
+    own = {place: weight.detach().clone() for place, weight in tuned.model.named_parameters()}
+
+    @contextmanager
+    def dial(strength: float) -> Iterator[tuple[LM, Intervention]]:
+        # Marked as changing, or continuations of another strength would be taken for this one's.
+        with changing(tuned), torch.no_grad():
+            for place, weight in tuned.model.named_parameters():
+                weight.copy_(base[place].detach().lerp(own[place], strength))
+            yield tuned, untouched()
+
+    return dial

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import get_args
+from typing import Any, get_args
 
 from ..interventions.edit_file import EditKind, Kind, Ordering
 from ..interventions.intervention import Intervention, untouched
@@ -16,7 +16,7 @@ from ..models.protocol import Protocol
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable
 from . import published
-from .config import FrontSettings, InterventionSettings
+from .config import Family, FrontSettings, InterventionSettings
 
 # Patches of METHOD §4: stable name, neurons.
 PATCHES = (
@@ -113,25 +113,18 @@ def plan(
     """
     yield Planned(untouched(), protocol, prompts)
     yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
-    families = {
-        "steering": _steering(tables, settings),
-        "patches": _patches(protocol, tables.probe, settings, seed),
-        "edits": _edits(protocol, tables, settings, seed),
-    }
-    for intervention in chain.from_iterable(families[family] for family in settings.families):
-        if settings.extent == "tables" or _concludes(intervention, settings):
-            # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will
-            # do there, as for controls.
-            aside = intervention.control or not _as_published(protocol, intervention.kind)
-            yield Planned(intervention, protocol, control_prompts if aside else prompts)
+    for intervention in _usual(protocol, tables, settings, settings.families, seed):
+        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do
+        # there, as for controls.
+        aside = intervention.control or not _as_published(protocol, intervention.kind)
+        yield Planned(intervention, protocol, control_prompts if aside else prompts)
     if protocol == "paper" and settings.extent == "tables":
-        further = {
+        further: dict[Family, Iterable[Intervention]] = {
             "steering": _published_steering(tables, settings, model),
+            "patches": (),
             "edits": _published_edits(tables, settings),
         }
-        for intervention in chain.from_iterable(
-            further[family] for family in settings.families if family in further
-        ):
+        for intervention in chain.from_iterable(further[family] for family in settings.families):
             yield Planned(intervention, protocol, control_prompts)
 
 
@@ -140,16 +133,28 @@ def tuning_free(
 ) -> Iterator[Planned]:
     """The rows of `plan` that need no tuned model, without controls: the first there are."""
     yield Planned(untouched(), protocol, prompts)
-    families = {
-        "steering": _steering(tables, settings),
-        "edits": _edits(protocol, tables, settings),
-    }
-    for intervention in chain.from_iterable(
-        families[family] for family in settings.families if family in families
-    ):
-        wanted = settings.extent == "tables" or _concludes(intervention, settings)
-        if wanted and not intervention.control and _as_published(protocol, intervention.kind):
+    families = [family for family in settings.families if family != "patches"]
+    for intervention in _usual(protocol, tables, settings, families):
+        if not intervention.control and _as_published(protocol, intervention.kind):
             yield Planned(intervention, protocol, prompts)
+
+
+def _usual(
+    protocol: Protocol,
+    tables: Tables,
+    settings: InterventionSettings,
+    families: Iterable[Family],
+    seed: int = 0,
+) -> Iterator[Intervention]:
+    """Each intervention of the families at its usual strength, followed by its controls."""
+    made_by: dict[Family, Iterator[Intervention]] = {
+        "steering": _steering(tables, settings),
+        "patches": _patches(protocol, tables.probe, settings, seed),
+        "edits": _edits(protocol, tables, settings, seed),
+    }
+    for intervention in chain.from_iterable(made_by[family] for family in families):
+        if settings.extent == "tables" or _concludes(intervention, settings):
+            yield intervention
 
 
 def _concludes(intervention: Intervention, settings: InterventionSettings) -> bool:
@@ -200,9 +205,8 @@ def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator
             same = (settings.alpha, settings.beta_set, settings.ordering) == (alpha, beta, ordering)
             if same and family != "edit_probe_activation_set":
                 continue
-            edited = edit(
-                table, alpha=alpha, beta=beta, kind="set", ordering=ordering, drop_top=drop_top
-            )
+            chosen = {"alpha": alpha, "beta": beta, "ordering": ordering, "drop_top": drop_top}
+            edited = _edit(table, settings, "set", **chosen)
             yield edited.called(family, f"a{alpha:g}_b{beta:g}")
 
 
@@ -226,19 +230,25 @@ def _patches(
         yield from _patch_controls(table, shifted, settings, seed)
 
 
+def _edit(
+    table: NeuronTable, settings: InterventionSettings, kind: EditKind, **otherwise: Any
+) -> Intervention:
+    """An edit as the settings have it, but for what is said otherwise."""
+    usual = {
+        "alpha": settings.alpha,
+        "beta": settings.beta(kind),
+        "ordering": settings.ordering,
+        "drop_top": settings.drop_top,
+    }
+    return edit(table, kind=kind, **{**usual, **otherwise})
+
+
 def _edits(
-    protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int = 0
+    protocol: Protocol, tables: Tables, settings: InterventionSettings, seed: int
 ) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind in get_args(EditKind):
-            edited = edit(
-                table,
-                alpha=settings.alpha,
-                beta=settings.beta(kind),
-                kind=kind,
-                ordering=settings.ordering,
-                drop_top=settings.drop_top,
-            ).called(f"{prefix}_{kind}")
+            edited = _edit(table, settings, kind).called(f"{prefix}_{kind}")
             yield edited
             if _as_published(protocol, kind):
                 for number in range(settings.control_seeds):
@@ -326,14 +336,7 @@ def _edit_sweep(
     strengths = [(kind, beta) for kind in get_args(EditKind) for beta in betas[kind]]
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind, beta in strengths:
-            edited = edit(
-                table,
-                alpha=fixed.alpha,
-                beta=beta,
-                kind=kind,
-                ordering=fixed.ordering,
-                drop_top=fixed.drop_top,
-            ).called(f"{prefix}_{kind}", f"{beta:g}")
+            edited = _edit(table, fixed, kind, beta=beta).called(f"{prefix}_{kind}", f"{beta:g}")
             yield edited
             if prefix == "edit_probe":
                 control = edit_controls(table, tables.random, edited, seed=seed)[0]
@@ -341,21 +344,9 @@ def _edit_sweep(
                 yield replace(control, control_of=None)
     # Tables 12 and 19: the fraction that is edited, and the other orders of choosing it.
     for alpha in settings.alphas:
-        yield edit(
-            tables.probe,
-            alpha=alpha,
-            beta=fixed.beta_scale,
-            kind="scale",
-            ordering=fixed.ordering,
-            drop_top=fixed.drop_top,
-        ).called("edit_probe_alpha_scale", f"{alpha:g}")
+        edited = _edit(tables.probe, fixed, "scale", alpha=alpha)
+        yield edited.called("edit_probe_alpha_scale", f"{alpha:g}")
     for ordering, drop_top in ORDERINGS:
         for kind in FURTHER_KINDS:
-            yield edit(
-                tables.probe,
-                alpha=fixed.alpha,
-                beta=fixed.beta(kind),
-                kind=kind,
-                ordering=ordering,
-                drop_top=drop_top,
-            ).called(f"edit_probe_{ordering}_{kind}")
+            edited = _edit(tables.probe, fixed, kind, ordering=ordering, drop_top=drop_top)
+            yield edited.called(f"edit_probe_{ordering}_{kind}")

@@ -23,6 +23,7 @@ from .gains import held_texts
 from .notes import note_training
 
 FOLDER = "rank-one"
+TRAINED = f"{FOLDER}/{RANK_ONE_FILE}"
 TOKENS = 8
 NEURONS = 5
 
@@ -40,11 +41,6 @@ def tune_rank_one(work: Workspace) -> dict[str, Any]:
     )
     note_training(work.notes, log, settings)
     return asdict(log)
-
-
-def trained_rank_one(work: Workspace) -> Intervention:
-    """What `tune_rank_one` left."""
-    return Intervention.load(work.folder / FOLDER / RANK_ONE_FILE)
 
 
 def explain_rank_one(work: Workspace, edit: Intervention) -> dict[str, Any]:
