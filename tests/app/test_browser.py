@@ -38,7 +38,7 @@ SIZES = {
     "max_position_embeddings": 256,
 }
 EDIT = "strict-edit_probe_scale"
-PATIENCE = 60_000  # milliseconds: the machine may be busy
+PATIENCE = 180_000  # milliseconds: the machine may be busy
 
 
 def base() -> LM:
