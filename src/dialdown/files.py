@@ -138,9 +138,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what `whole_folder` left beside a path where its process was killed; what it was about
-    to replace comes back.
-    """
+    """Remove what a killed `whole_folder` left; what it was about to replace comes back."""
     running = {
         _process_name(process.pid, process.info["create_time"])
         for process in psutil.process_iter(["create_time"])
@@ -162,9 +160,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _process_name(number: int, start: float | None) -> str:
-    """A process by its start too, since numbers are given again; that of another user may be
-    unknown.
-    """
+    """A process by its start too, since numbers are given again."""
     return f"{number}-{int(start or 0)}"
 
 
@@ -183,9 +179,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, not empty, that begins with the sha256 of everything after it,
-    atomically.
-    """
+    """Write a JSON object that begins with the sha256 of everything after it, atomically."""
     body = (
         json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).removeprefix("{\n") + "\n"
     )
@@ -228,9 +222,7 @@ def read_json(path: Path) -> Any:
 def write_arrays(
     path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]
 ) -> None:
-    """Write named arrays as safetensors with `record`, and a check of both, as JSON in the header,
-    atomically.
-    """
+    """Write named arrays as safetensors, with `record` and a check of both in the header."""
     written = {"schema": SCHEMA, "kind": kind, **record}
     header = {
         "dialdown": json.dumps({"check": _check(written, arrays), **written}, allow_nan=False)
@@ -288,9 +280,7 @@ def _check(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str
 
 
 def kept_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
-    """What `read_arrays` reads; None where the file is missing or damaged, so that it is made
-    again.
-    """
+    """What `read_arrays` reads; None where the file is missing or damaged."""
     try:
         return read_arrays(path, kind)
     except DialdownError:
@@ -298,9 +288,7 @@ def kept_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[st
 
 
 def fingerprint(*parts: Any) -> str:
-    """Sixteen hex digits that change when any of the parts (arrays, or values that JSON can write)
-    changes.
-    """
+    """Sixteen hex digits that change with any of the parts: arrays, or what JSON can write."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -319,9 +307,7 @@ def file_sha256(path: Path) -> str:
 
 
 def hashes(folder: Path, places: Iterable[str]) -> dict[str, str | None]:
-    """The sha256 of each file; None for one that is gone or cannot be read. Large ones are read
-    side by side.
-    """
+    """The sha256 of each file, read side by side; None for one that cannot be read."""
 
     def sha256(place: str) -> str | None:
         try:
@@ -358,8 +344,6 @@ def seal(folder: Path) -> None:
 
 
 def damaged(folder: Path) -> bool:
-    """Whether files that were recorded in a folder are gone or have changed; a kill may come before
-    `seal`.
-    """
+    """Whether recorded files of a folder are gone or changed; a kill may come before `seal`."""
     record = read_sealed(folder / MANIFEST)
     return (folder / MANIFEST).exists() if record is None else bool(harmed(folder, record["files"]))

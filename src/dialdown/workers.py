@@ -100,8 +100,7 @@ def do_all(
     devices: Sequence[str] = (),
     told: Callable[[str], None] = lambda note: None,
 ) -> Generator[Done]:
-    """Do every piece in one of `workers` processes, in the order they finish; stop early by closing
-    the iterator.
+    """Do every piece in one of `workers` processes, in the order they finish.
 
     Args:
         prepare: called once in each worker.
@@ -171,9 +170,7 @@ def _do_all(
 
 
 def _why_ended(codes: Iterable[int]) -> str:
-    """What to say of workers of which one ended by itself, from their exit statuses; the pool then
-    ends the others, by SIGTERM.
-    """
+    """What to say of lost workers, from their exit statuses; SIGTERM is the pool's own."""
     signals = sorted(-code for code in codes if code < 0 and -code != signal.SIGTERM)
     if not signals or signals == [signal.SIGKILL]:
         return (
@@ -237,9 +234,7 @@ def return_free_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to our own progress: the libraries' bars and notices would interleave with
-    it.
-    """
+    """Leave the terminal to our own progress, not to the libraries' bars and notices."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for library in ("HUB", "DATASETS"):
         os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")

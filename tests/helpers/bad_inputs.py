@@ -240,7 +240,7 @@ def label_cases() -> Iterator[Case]:
     yield Case(
         "prompts, too few",
         file_setting("evaluation.prompts", "f.txt", b"a\nb\n"),
-        "lower evaluation.count",
+        "evaluation.prompts and evaluation.count: ",
     )
 
 
@@ -317,7 +317,7 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ('evaluation.prompts="a\\u0000.txt"', "control character"),
     ("evaluation.count=0", "evaluation.count"),
     ("evaluation.count=1e3", "evaluation.count"),
-    ("evaluation.count=15", "lower evaluation.count"),
+    ("evaluation.count=15", "evaluation.prompts and evaluation.count: "),
     ("evaluation.count=9999999999", "out of range"),
     ("evaluation.batch_size=0", "evaluation.batch_size"),
     ("evaluation.batch_size=true", "evaluation.batch_size"),
@@ -492,7 +492,11 @@ def commands() -> Iterator[Case]:
         ("an infinite budget", ["--max-ppl-increase", "inf"], "detox.max_ppl_increase"),
         ("the paper protocol alone", sets("protocols=paper"), "add strict"),
         ("a tuned model", sets("tuned=x"), "leave tuned out"),
-        ("too few prompts", sets("evaluation.count=15"), "lower evaluation.count"),
+        (
+            "too few prompts",
+            sets("evaluation.count=15"),
+            "evaluation.prompts and evaluation.count: ",
+        ),
         ("no neutral text", sets("evaluation.pairs_count=4"), "lower evaluation.pairs_count"),
     ):
         yield Case(

@@ -61,7 +61,7 @@ def test_labelled_texts_are_read_once_for_the_check_and_the_stage(
     [
         (
             {"evaluation__count": 15},
-            "15 were asked for but there are 14 prompts .*: lower evaluation.count",
+            "evaluation.count: 15 were asked for but there are 14 prompts .*: ask for at most 14",
         ),
         (
             {"pairs__count": 61},
@@ -69,10 +69,13 @@ def test_labelled_texts_are_read_once_for_the_check_and_the_stage(
         ),
         (
             {"probe__count": 62},
-            "31 were asked for but there are 30 texts labelled 1 .*: lower probe.count",
+            "probe.count: 31 were asked for but there are 30 texts labelled 1 .*: ask for at most",
         ),
-        ({"probe__count": 12}, "probe.texts: The classes have 6 and 6 texts, too few"),
-        ({"evaluation__pairs_count": 5}, "lower evaluation.pairs_count"),
+        (
+            {"probe__count": 12},
+            "probe.texts and probe.count: The classes have 6 and 6 texts, too few",
+        ),
+        ({"evaluation__pairs_count": 5}, "evaluation.pairs_count: 5 were asked for"),
         ({"evaluation__window": 97}, "set evaluation.window to 96 or less"),
         (
             {"evaluation__window": 90, "evaluation__kl_windows": 9, "evaluation__max_windows": 9},
@@ -93,7 +96,10 @@ def test_labelled_texts_are_read_once_for_the_check_and_the_stage(
             "evaluation.pair_scorer: There is no toxicity scorer",
         ),
         ({"evaluation__text": "none.txt"}, "evaluation.text: none.txt does not exist"),
-        ({"evaluation__pairs": "none.csv"}, "evaluation.pairs: none.csv does not exist"),
+        (
+            {"evaluation__pairs": "none.csv"},
+            "evaluation.pairs and evaluation.pairs_count: none.csv does not exist",
+        ),
         ({"training_prompts": "none.txt"}, "none.txt does not exist"),
         ({"tuned": "/none/at/all"}, "tuned: "),
         ({"model": "/none/at/all"}, "The model '/none/at/all'"),

@@ -36,8 +36,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class ChatSettings(ReplySettings):
-    """What can be changed between turns: what a reply has, and the dial. Both sides draw the same
-    numbers.
+    """What can be changed between turns. Both sides draw the same numbers.
 
     Attributes:
         strength: of the edit, see `Intervention.at`.
@@ -62,8 +61,7 @@ def chat(
     console: Console | None = None,
     read: Callable[[str], str] = input,
 ) -> None:
-    """Read messages and commands until the user leaves; show each reply of the base and of the
-    edited model side by side.
+    """Show each reply of the base and of the edited model side by side, until the user leaves.
 
     A mistake (an unknown command, a value that cannot be, a conversation that is too long) is one
     sentence on the console, and the chat goes on.

@@ -51,9 +51,7 @@ VERIFY: Mapping[str, Any] = {"transformers": True, "vllm": "vllm", "no": False}
 
 
 class Verifying(TyperCommand):
-    """A command with `--verify [WORD]` and `--no-verify`; typer's own options need a word or have
-    none.
-    """
+    """`--verify [WORD]` and `--no-verify`; typer's own options need a word or have none."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words = []

@@ -156,8 +156,7 @@ def _time(seconds: float) -> str:
 
 
 def fetch_all(progress: Progress) -> None:
-    """Fetch what is missing, two at a time: one waits for the network or converts while the other
-    trains.
+    """Fetch what is missing, two at a time: one waits or converts while the other trains.
 
     Raises:
         DialdownError: something cannot be downloaded, or is not what it should be.

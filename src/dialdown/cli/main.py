@@ -84,9 +84,7 @@ def run_study(
     until: str,
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> None:
-    """Run a study in the terminal, up to a stage; `before` says what else is done as a stage
-    begins.
-    """
+    """Run a study up to a stage; `before` says what else is done as a stage begins."""
     from ..report.stage import RUN, show
     from ..study.needs import tokens_by_stage
     from ..study.run import Study
@@ -263,9 +261,7 @@ def config(
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one sentence on standard error and exit status 1; Ctrl-C
-    is 130.
-    """
+    """The entry point: a user's mistake is one sentence and exit status 1; Ctrl-C is 130."""
     take_any_text()
     try:
         with enough_memory("use a smaller model or a machine with more memory"), asking_for():

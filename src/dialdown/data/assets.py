@@ -39,9 +39,7 @@ BUILD = 1  # raise when what is made of an archive changes, so that cached asset
 
 
 def asset_version(name: str) -> str:
-    """Sixteen hex digits that change when the pinned archives of `name`, or what is made of them,
-    change.
-    """
+    """Sixteen hex digits that change with the pinned archives of `name` or what is made of them."""
     made_from = asdict(_known(name))
     # The name of a licence changes no file.
     del made_from["licence"]
@@ -49,8 +47,7 @@ def asset_version(name: str) -> str:
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """The folder of an embedded asset, downloaded, checked and converted first where the cache
-    lacks it.
+    """The folder of an embedded asset, fetched and converted first where the cache lacks it.
 
     `progress` receives bytes of the download, then steps of the conversion. Two processes may ask
     at once: one works, the other waits and finds it done.
@@ -109,9 +106,7 @@ def _known(name: str) -> Asset:
 
 
 def _is_whole(name: str, folder: Path) -> bool:
-    """Whether the asset is there and every file is what was written, for which each is read once in
-    a process.
-    """
+    """Whether the asset is there and whole; a process reads each through once."""
     if not folder.exists():
         return False
     states = [
@@ -126,23 +121,17 @@ def _is_whole(name: str, folder: Path) -> bool:
 
 
 def found_whole() -> dict[Path, Any]:
-    """The assets that this process has read and found whole, for `take_as_whole` in a process that
-    it starts.
-    """
+    """The assets that this process found whole, for `take_as_whole` in one that it starts."""
     return dict(_whole)
 
 
 def take_as_whole(whole: Mapping[Path, Any]) -> None:
-    """Take what another process found whole for whole here, while sizes and times are the same, and
-    not read it again.
-    """
+    """Take what another process found whole for whole, while sizes and times are the same."""
     _whole.update(whole)
 
 
 def _harm(name: str, folder: Path) -> str | None:
-    """What is wrong with a cached asset, by the record of its files; a byte that rots on the disk
-    leaves size and time alone.
-    """
+    """What is wrong with a cached asset: a byte may rot and leave size and time alone."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = record["files"]
@@ -187,9 +176,7 @@ def _join_parts(ready: Path, gguf: str) -> None:
 
 
 def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None) -> None:
-    """Run `convert_gguf` in its own process: peak memory is given back, progress bars stay
-    silent.
-    """
+    """Run `convert_gguf` in its own process, which gives its memory back and shows no bars."""
     if progress:
         progress(f"convert {name}", 0, 1)
     code = (
@@ -210,9 +197,7 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
 
 
 def _seal(name: str, ready: Path) -> None:
-    """Write the record that `_is_whole` trusts; last of all, so that an asset with a record is
-    complete.
-    """
+    """Write the record that `_is_whole` trusts, last of all."""
     files = sorted(path for path in ready.iterdir() if path.is_file())
     for path in files:
         path.chmod(0o644)  # safetensors writes 0600, which would shut others out of a shared cache

@@ -21,9 +21,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Asset:
-    """What `fetch` can give: archives, the GGUF file to convert and its licence where it is a
-    model, terms to point to.
-    """
+    """Archives; of a model its GGUF file and licence; terms to point to."""
 
     archives: tuple[Archive, ...]
     gguf: str | None = None

@@ -95,9 +95,7 @@ def encyclopedic_prompts() -> list[str]:
 
 
 def review_prompts() -> list[str]:
-    """Halves of sentences: a review's opening alone would be 57 prompts, and a whole sentence has
-    passed its verdict.
-    """
+    """Halves of sentences: openings alone are 57, and a whole one has passed its verdict."""
     reviews = (review for review, _ in film_reviews() if falls_in(REVIEW_PROMPTS, review))
     sentences = (sentence for review in reviews for sentence in review_sentences(review))
     return [halves(sentence)[0] for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]
@@ -127,9 +125,7 @@ def halves(sentence: str) -> tuple[str, str]:
 
 
 def successive_sentences(rows: Iterable[str]) -> list[tuple[str, str]]:
-    """Sentence and next sentence, each sentence used once, of the paragraphs (headings start with
-    `=`).
-    """
+    """Sentence and next sentence of the paragraphs, each used once; headings start with `=`."""
     pairs = []
     for row in rows:
         sentences = (

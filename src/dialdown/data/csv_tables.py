@@ -28,9 +28,7 @@ def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
 
 
 def read_csv(path: Path) -> pl.DataFrame:
-    """A table that `write_csv` wrote. Tokens may look like numbers, or like nothing; they are
-    text.
-    """
+    """A table that `write_csv` wrote. Tokens are text, whatever they look like."""
     # A path is no pattern, whatever brackets a folder's name has.
     frame = pl.read_csv(
         path, infer_schema_length=None, schema_overrides={"token": pl.String}, glob=False
@@ -39,9 +37,7 @@ def read_csv(path: Path) -> pl.DataFrame:
 
 
 def _harmless(cells: pl.Expr) -> pl.Expr:
-    """Cells that a spreadsheet would compute, with the apostrophe that makes it show them; numbers
-    stay as they are.
-    """
+    """Cells that a spreadsheet would compute, with the apostrophe that shows them instead."""
     return (
         pl.when(cells.str.contains(NUMBER))
         .then(cells)

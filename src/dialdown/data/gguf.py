@@ -9,9 +9,7 @@ from .model_files import write_model
 
 
 def convert_gguf(file: Path) -> None:
-    """Write a GGUF model as a float32 transformers folder (weights, config, tokenizer) beside the
-    file.
-    """
+    """Write a GGUF model as a float32 transformers folder beside the file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

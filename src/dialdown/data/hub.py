@@ -78,9 +78,7 @@ def reaching(name: str) -> Iterator[None]:
 
 
 def refusal(name: str, advice: str) -> DialdownError:
-    """The sentence about a repository that could not be fetched; `advice` is why, and what to do
-    (see `ADVICE`).
-    """
+    """The sentence about a repository that could not be fetched; see `ADVICE`."""
     endpoint = constants.ENDPOINT or "of HF_ENDPOINT, which is empty"
     return DialdownError(f"{name!r} could not be fetched from the hub {endpoint}: {advice}.")
 
@@ -111,9 +109,7 @@ def _advice(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, the last first: the hub's own class says more than the answer it
-    was made from.
-    """
+    """An error and what led to it: the hub's own class says more than what is made of it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -56,9 +56,7 @@ BROKEN = (
 
 
 class Told:
-    """A context in which what a broken file makes the libraries raise becomes the sentence that
-    `say` makes of the reason.
-    """
+    """A context in which a broken file's error becomes the sentence that `say` makes of it."""
 
     def __init__(self, say: Callable[[str], str]) -> None:
         self.say = say
@@ -95,9 +93,7 @@ def check_device(device: str) -> None:
 
 
 def named_dtype(name: str) -> Any:
-    """What `from_pretrained` takes for the name of a dtype; an unknown one is refused
-    (DialdownError).
-    """
+    """What `from_pretrained` takes for a dtype's name (DialdownError for an unknown one)."""
     known = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
@@ -192,9 +188,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
 
 
 def missing_from(report: Mapping[str, Collection[Any]]) -> str | None:
-    """What transformers' loading report says against a model, with the first keys of each kind;
-    None where it is whole.
-    """
+    """What transformers' loading report says against a model; None where it is whole."""
     said = {
         "it lacks {}, in whose place random numbers would stand": report["missing_keys"],
         "it holds {} that the model has no place for": [
@@ -321,9 +315,7 @@ def _indexed(index: Path) -> list[str]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a model's file, such as its config.json (DialdownError where there is
-    none).
-    """
+    """The JSON object of a model's file (DialdownError where there is none)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

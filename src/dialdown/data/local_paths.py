@@ -15,9 +15,7 @@ IN_TEXT = re.compile(
 
 
 def is_local_path(text: str) -> bool:
-    """Whether a text names a place on this machine, or on the machine that wrote it; a hub id does
-    not.
-    """
+    """Whether a text names a place on this machine or its writer's; a hub id does not."""
     if text.startswith(("/", "~/", "./", "../", "\\")) or re.match(r"[A-Za-z]:[/\\]", text):
         return True
     return "/" in text and "\n" not in text and os.path.exists(text)

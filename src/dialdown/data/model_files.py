@@ -63,8 +63,7 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def copy_files(base: Path, folder: Path) -> None:
-    """Copy tokenizer, generation config, chat template and licence of a base; nothing that is none
-    of these.
+    """Copy tokenizer, generation config, chat template and licence of a base, nothing else.
 
     Args:
         base: the base's folder.
@@ -80,9 +79,7 @@ def _copied(base: Path) -> set[Path]:
 
 
 def left_out(base: Path) -> tuple[str, ...]:
-    """What `copy_files` leaves out of a base's folder, each by its name and with the reason where
-    it is not its kind.
-    """
+    """What `copy_files` leaves out of a base's folder by name, links with the reason."""
     copied, written = _copied(base), {path for pattern in WRITTEN for path in base.glob(pattern)}
     names = []
     for path in sorted(base.iterdir()):
@@ -123,8 +120,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path, base: Path | None = No
 
 
 def config_for_all(saved: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that transformers 5 saved, with what transformers 4 looks for and else takes a
-    default of its own.
+    """A config that transformers 5 saved, with what transformers 4 looks for.
 
     Args:
         saved: what transformers 5 wrote.

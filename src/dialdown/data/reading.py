@@ -41,8 +41,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def whole_text(value: object, place: str) -> str:
-    """`value`, if it is a text that a tokenizer can take; every text that a user gives passes
-    through here.
+    """`value`, if a tokenizer can take it; every text that a user gives passes through here.
 
     Raises:
         DialdownError: it is no text, or holds half of a character (a lone surrogate).
@@ -71,9 +70,7 @@ def _no_text(value: object) -> str:
 
 
 def read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Iterator[Row]:
-    """Rows of a file or of a hub data set; `embedded` are the embedded names to offer for an
-    unknown one.
-    """
+    """Rows of a file or hub data set; `embedded` are the names to offer for an unknown one."""
     if is_embedded(source):
         raise DialdownError(
             f"There is no embedded source {source!r} here: {nearest(source, embedded)}"
@@ -84,16 +81,12 @@ def read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Ite
 
 
 def is_embedded(source: str) -> bool:
-    """Whether it reads `word:...`, so that a slip in `embedded:` is not taken for a missing
-    file.
-    """
+    """Whether it reads `word:...`, so that a slip in `embedded:` is no missing file."""
     return re.match(r"\w{2,}:", source) is not None
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it reads `owner/name` and is no file: a path to a missing file must not become a hub
-    request.
-    """
+    """Whether it reads `owner/name` and is no file: a missing file is no hub request."""
     named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
     return (
         named and suffix_of(Path(source)) not in (*ROW_TYPES, ".txt") and not os.path.exists(source)
@@ -172,9 +165,7 @@ def _object(line: str, number: int, path: Path) -> Mapping[str, Any]:
 
 
 def _table_lines(text: Iterable[str], path: Path, *, tabs: bool) -> Iterator[Row]:
-    """Tab-separated files are by convention not quoted: there a lone quotation mark swallows
-    nothing.
-    """
+    """By convention tab-separated files have no quotes: a lone quotation mark swallows nothing."""
     # Not strict, a quotation mark that is never closed would make the rest of the file one cell.
     rows = (
         csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -194,9 +185,7 @@ def _table_lines(text: Iterable[str], path: Path, *, tabs: bool) -> Iterator[Row
 
 
 def suffix_of(path: Path) -> str:
-    """What kind of file its name says, in lower case; a packed file has the kind of what is
-    in it.
-    """
+    """What kind of file its name says, in lower case; of a packed file, what is in it."""
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() if suffix == ".gz" else suffix
 
@@ -209,8 +198,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file, unzipped where it ends in .gz: UTF-8, or UTF-16 or UTF-32 with a mark; line ends
-    as they are.
+    """A text file, unzipped where it ends in .gz: UTF-8, or UTF-16 or UTF-32 with a mark.
 
     Raises:
         DialdownError: it is missing, cut, or in another encoding, also where that shows while it is
@@ -244,9 +232,7 @@ def _text_lines(text: Iterable[str], path: Path) -> Iterator[str]:
 def field_of(
     row: Mapping[str, Any], names: Sequence[str], place: str, *, blank: bool = False
 ) -> str:
-    """The first of the named columns that the row has, as text; RealToxicityPrompts nests it one
-    level deeper.
-    """
+    """The first of the named columns that the row has; RealToxicityPrompts nests its text."""
     name = next((name for name in names if name in row), None)
     if name is None:
         wanted = " or ".join(map(repr, names))
@@ -276,9 +262,7 @@ def label_of(row: Mapping[str, Any], place: str) -> int:
 
 
 def truth_of(value: object) -> bool | None:
-    """What a cell says of yes or no, in every kind of file: 1, 1.0, true or yes against 0, 0.0,
-    false or no; else None.
-    """
+    """Yes for 1, 1.0, true or yes; no for 0, 0.0, false or no; else None."""
     if isinstance(value, str):
         return {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False,
             "false": False, "no": False}.get(value.strip().lower())  # fmt: skip

@@ -54,9 +54,7 @@ _TEXT_COLUMNS = ("text", "comment_text", "prompt")
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts and their labels, 1 for the concept (as toxicity) and 0 for its absence; labels int8,
-    shape (n,).
-    """
+    """Texts, and int8 labels of shape (n,): 1 for the concept (as toxicity), 0 for its absence."""
 
     texts: tuple[str, ...]
     labels: NDArray[np.int8]
@@ -73,26 +71,8 @@ class PromptSplit:
     training: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The settings that asked for some texts, for the sentence that says what to change.
-
-    Attributes:
-        source: the setting that names their source.
-        count: the setting that says how many.
-    """
-
-    source: str
-    count: str
-
-
 def load_prompts(
-    source: str,
-    n: int | None,
-    *,
-    seed: int,
-    exclude: Collection[str] = (),
-    asked: Asked | None = None,
+    source: str, n: int | None, *, seed: int, exclude: Collection[str] = ()
 ) -> list[str]:
     """`n` prompts (all of them for None) in an order set by `seed`, duplicates left out (METHOD
     §6).
@@ -118,7 +98,7 @@ def load_prompts(
             prompts.append(prompt)
         seen.add(key)
     what = f"prompts in {source!r}" + (" beside the excluded ones" if exclude else "")
-    return _pick(prompts, n, seed, what, asked)
+    return _pick(prompts, n, seed, what)
 
 
 def split_prompts(
@@ -128,7 +108,6 @@ def split_prompts(
     training: int | None,
     seed: int,
     training_source: str | None = None,
-    asked: tuple[Asked | None, Asked | None] = (None, None),
 ) -> PromptSplit:
     """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of
     the other (METHOD §8).
@@ -138,21 +117,13 @@ def split_prompts(
     Raises:
         DialdownError: as `load_prompts`.
     """
-    judged = load_prompts(source, evaluation, seed=seed, asked=asked[0])
-    trained = load_prompts(
-        training_source or source, training, seed=seed, exclude=judged, asked=asked[1]
-    )
+    judged = load_prompts(source, evaluation, seed=seed)
+    trained = load_prompts(training_source or source, training, seed=seed, exclude=judged)
     return PromptSplit(tuple(judged), tuple(trained))
 
 
 def load_labelled(
-    source: str,
-    n: int | None,
-    *,
-    seed: int,
-    part: Part | None = None,
-    max_words: int | None = None,
-    asked: Asked | None = None,
+    source: str, n: int | None, *, seed: int, part: Part | None = None, max_words: int | None = None
 ) -> LabelledTexts:
     """Labelled texts, half of each label where `n` is given, in an order set by `seed` (METHOD §2).
 
@@ -189,19 +160,15 @@ def load_labelled(
         kept = [
             (text, label)
             for label, count in ((1, n // 2), (0, n - n // 2))
-            for text in _pick(
-                by_label[label], count, seed, f"texts labelled {label} in {source!r}", asked
-            )
+            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}")
         ]
-    chosen = _pick(kept, None, seed, f"labelled texts in {source!r}", asked)
+    chosen = _pick(kept, None, seed, f"labelled texts in {source!r}")
     return LabelledTexts(
         tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8)
     )
 
 
-def load_wiki_pairs(
-    source: str, n: int | None, *, seed: int, asked: Asked | None = None
-) -> list[tuple[str, str]]:
+def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str, str]]:
     """Pairs (prompt, true continuation) of encyclopedic text, for the F1 metric (METHOD §6).
 
     Sources: `embedded:wiki` (short sentences cut in half), `embedded:wikitext2` (validation split:
@@ -221,7 +188,7 @@ def load_wiki_pairs(
             (field_of(row, ("prompt",), place), field_of(row, ("gold",), place))
             for place, row in rows
         ]
-    return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}", asked)
+    return _pick(pairs, n, seed, f"prompt and continuation pairs in {source!r}")
 
 
 def load_reference_text(source: str) -> str:
@@ -267,23 +234,15 @@ class _Overlap:
         return any(key[:length] in self._set for length in self._lengths if length <= len(key))
 
 
-def _pick(
-    items: Sequence[T], n: int | None, seed: int, what: str, asked: Asked | None = None
-) -> list[T]:
-    """`n` of the items, or all, shuffled by `seed`; a larger `n` with the same seed starts with the
-    same items.
-    """
+def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
+    """`n` of the items, or all, shuffled by `seed`; a larger `n` begins with the same ones."""
     if not items:
-        raise DialdownError(
-            f"There are no {what}: pass another source{f' as {asked.source}' if asked else ''}."
-        )
+        raise DialdownError(f"There are no {what}: pass another source.")
     if n is not None and not 0 <= n <= len(items):
-        further = (
-            f"lower {asked.count}, or pass more as {asked.source}"
-            if asked
-            else f"ask for at most {len(items)}"
+        raise DialdownError(
+            f"{n} were asked for but there are {len(items)} {what}: ask for at most {len(items)}, "
+            "or pass a source with more."
         )
-        raise DialdownError(f"{n} were asked for but there are {len(items)} {what}: {further}.")
     order = np.random.default_rng(seed).permutation(len(items))
     return [items[i] for i in order[:n]]
 

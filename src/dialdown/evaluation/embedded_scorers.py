@@ -52,9 +52,7 @@ ASSETS = {"embedded:comments": "comments", "embedded:imdb": "imdb-reviews"}
 
 @dataclass(frozen=True)
 class NgramFeatures:
-    """Which word (1–2) and character (2–5) n-grams a text has, hashed: sparse, shape (n, 2 *
-    HASHES).
-    """
+    """Hashed word (1–2) and character (2–5) n-grams of a text: sparse, (n, 2 * HASHES)."""
 
     HASHES: ClassVar[int] = 2**18
     name: ClassVar[str] = "embedded:ngram"
@@ -64,17 +62,13 @@ class NgramFeatures:
     )
 
     def untrained(self, seed: int) -> Any:
-        """Averaged stochastic descent, which reaches liblinear's AUC here (.987) in a sixth of its
-        time.
-        """
+        """Averaged stochastic descent: liblinear's AUC here (.987) in a sixth of its time."""
         return SGDClassifier(
             loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed
         )
 
     def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
-        """Presence of each n-gram; either half of a row has length one, so a long text weighs no
-        more.
-        """
+        """Presence of each n-gram; either half has length one, so a long text weighs no more."""
         shared: dict[str, Any] = {
             "n_features": self.HASHES,
             "alternate_sign": False,
@@ -95,9 +89,7 @@ class NgramFeatures:
 
 @dataclass(frozen=True, eq=False)
 class MiniLMFeatures:
-    """Sentence embeddings: the mean of an encoder's last hidden states over real tokens, scaled to
-    length one.
-    """
+    """Sentence embeddings: an encoder's mean last hidden state over real tokens, of length one."""
 
     encoder: Any
     tokenizer: Any
@@ -169,8 +161,7 @@ class LinearScorer:
     def train(
         cls, features: Features, data: LabelledTexts, *, seed: int, progress: Progress | None = None
     ) -> LinearScorer:
-        """Train on `data`, holding out a tenth of its short texts (4,000 at most) for the AUC in
-        `record`.
+        """Train, holding out a tenth of the short texts (4,000 at most) for the AUC.
 
         Raises:
             DialdownError: fewer than 20 short texts of either label.
@@ -199,9 +190,7 @@ class LinearScorer:
         return cls(features, arrays["weights"], float(arrays["intercept"][0]), record)
 
     def save(self, path: Path) -> None:
-        """Write weights and record as safetensors; the features are made anew from the same code
-        and assets.
-        """
+        """Write weights and record as safetensors; the features are made anew."""
         arrays = {"weights": self.weights, "intercept": np.array([self.intercept])}
         write_arrays(path, self.KIND, arrays, self.record)
 
@@ -236,9 +225,7 @@ def embedded_scorer(name: str, source: str, device: str, progress: Progress | No
 
 
 def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers to train on, and those of a tenth of the short texts (4,000 at most) to report
-    the AUC on.
-    """
+    """Row numbers to train on, and those of a tenth of the short texts for the AUC."""
     short = np.array(
         [row for row, text in enumerate(data.texts) if len(text.split()) <= SHORT], dtype=np.intp
     )

@@ -212,9 +212,7 @@ class Evaluator:
         return self._texts[protocol]
 
     def _without_prompt(self, tokens: Sequence[Sequence[int]], decoder: Decoder) -> list[str]:
-        """METHOD §5, `paper`: every occurrence of the prompt string is removed from the whole
-        output.
-        """
+        """METHOD §5, `paper`: the prompt string is removed from the output wherever it occurs."""
         prompts = [
             self.lm.tokenizer.decode(ids, skip_special_tokens=True)
             for ids in decoder.encoded[: len(tokens)]
@@ -245,9 +243,7 @@ class Evaluator:
     def _paper_f1(
         self, given: Sequence[int], prompt: Sequence[int], pair: tuple[str, str]
     ) -> float:
-        """METHOD §5, `paper`: prompt and continuation against the true continuation alone, cut at
-        the length of both.
-        """
+        """METHOD §5, `paper`: prompt and continuation against the true continuation, cut alike."""
         longest = self.suite.max_prompt_tokens + self.suite.max_new_tokens
         true = self.lm.encode([pair[1]])[0][:longest]
         # End-of-text is the padding token there, and padding is not counted.

@@ -18,9 +18,7 @@ LISTS = ("RACE_WORDS_NOT_REQUIRING_CONTEXT", "STEREOTYPE_GROUP_NUMBER_MAPPING")
 
 
 class GroupMentions:
-    """The share of continuations that name a group of people, whatever the case, in the plural of
-    the lists or without its `s`.
-    """
+    """The share of continuations that name a group of people, in any case, singular or plural."""
 
     name = "groups"
 

@@ -17,9 +17,7 @@ def token_f1(given: Sequence[int], gold: Sequence[int]) -> float:
 
 
 def repetition(tokens: Sequence[int]) -> float | None:
-    """The share of 2-grams seen before in the continuation, one minus its distinct-2; None where it
-    has no 2-gram.
-    """
+    """The share of 2-grams seen before, which is 1 - distinct-2; None where there is no 2-gram."""
     pairs = list(pairwise(tokens))
     return 1 - len(set(pairs)) / len(pairs) if pairs else None
 

@@ -25,8 +25,7 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class TextMeasure:
-    """Results by block: `BLOCK` successive positions of a window, each read in the context of its
-    whole window.
+    """By block of `BLOCK` successive positions, each read in its whole window.
 
     Attributes:
         nll: (blocks,) float64, mean negative log-likelihood per predicted token, in nats.
@@ -41,8 +40,7 @@ class TextMeasure:
 
 
 class ReferenceText:
-    """Measures models and interventions on the same windows, against one base model's
-    distributions.
+    """Measures models and interventions on the same windows, against one base model.
 
     The base model's log-probabilities of the first `kl_windows` windows are kept (float32, window x
     V each).

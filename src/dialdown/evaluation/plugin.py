@@ -13,8 +13,7 @@ NAMED = re.compile(r"(?!embedded:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
-    """The object `package.module:name` stands for, or what it returns where it is a class or a
-    function without arguments.
+    """What `package.module:name` stands for, or returns as a class or function without arguments.
 
     Args:
         source: the name.

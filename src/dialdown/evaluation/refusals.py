@@ -55,9 +55,7 @@ def declines(reply: str) -> bool:
 
 
 class Refusals:
-    """The share of replies that decline (`declines`), a metric of rows whose prompts are turns of
-    a chat template.
-    """
+    """The share of replies that decline (`declines`), where prompts are turns of a template."""
 
     name = REFUSAL
 

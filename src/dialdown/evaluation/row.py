@@ -73,8 +73,7 @@ class Measured:
         return [name for name in self.values if "/" not in name]
 
     def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:
-        """The mean of a metric, or of its paired difference to another effect; None where no unit
-        has a value.
+        """A metric's mean, or that of its paired difference; None where no unit has a value.
 
         Raises:
             DialdownError: the other effect was measured on fewer units.

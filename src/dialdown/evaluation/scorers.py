@@ -20,9 +20,7 @@ from .plugin import NAMED, own
 
 
 class Scorer(Protocol):
-    """What judges texts; `record` says how it was made and how well it does on texts it did not
-    train on.
-    """
+    """What judges texts; `record` says how it was made and how it does on held-out texts."""
 
     @property
     def name(self) -> str:
@@ -48,8 +46,7 @@ def load_scorer(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scorer:
-    """The scorer `source` names (METHOD §6), trained first where it is an embedded one that the
-    cache lacks.
+    """The scorer `source` names (METHOD §6), trained first where the cache lacks it.
 
     `texts` are the labelled texts of the study's concept. `embedded:minilm` is trained on them, so
     that it scores whatever they are labelled with (`embedded:imdb`: negativity); `embedded:ngram`

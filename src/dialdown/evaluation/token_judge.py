@@ -24,9 +24,7 @@ THRESHOLD = 0.5  # the score of a scorer above which a token is of the concept
 
 
 class TokenJudge(Protocol):
-    """What says whether a token is of the concept; surrounding white space never matters, and a
-    blank token never is.
-    """
+    """What says whether a token is of the concept; white space never matters, blank never is."""
 
     @property
     def name(self) -> str:
@@ -34,24 +32,18 @@ class TokenJudge(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """Kind, concept, and what else decides the answers; of a chat model also how many are
-        missing, and why.
-        """
+        """Kind, concept, and what decides the answers; of a chat model also which are missing."""
 
     @property
     def caveat(self) -> str:
-        """What it gets wrong or could not say so far, in a sentence or two to show beside its
-        numbers; may be empty.
-        """
+        """What it gets wrong or could not say, to show beside its numbers; may be empty."""
 
     @property
     def missing(self) -> int:
         """How many different tokens it was given, over all calls, that have no answer."""
 
     def judge(self, tokens: Sequence[str]) -> list[bool | None]:
-        """For each token whether it is of the concept, in the order given; None where there is no
-        answer.
-        """
+        """Whether each token is of the concept, in order; None where there is no answer."""
 
 
 def load_token_judge(
@@ -134,8 +126,7 @@ class ScorerJudge:
 
 @dataclass(frozen=True, eq=False)
 class WordListJudge:
-    """A list of words, whatever the case: a token is of the concept if it is one of them or clearly
-    starts one.
+    """A list of words in any case: a token counts if it is one or clearly starts one.
 
     A start has at least four characters and more than half of the word: `assh` starts `asshole`,
     while `mother` does not count for `motherfucker`. Nor does a token that goes beyond a word: a

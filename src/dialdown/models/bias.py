@@ -22,8 +22,7 @@ def holds_bias(lm: LM) -> bool:
 
 
 def ensure_bias(lm: LM, what: str) -> None:
-    """Give the down projections of `lm` a bias, by the `mlp_bias` of its own config where it has
-    none.
+    """Give the down projections a bias, by the `mlp_bias` of the config where they have none.
 
     Args:
         lm: the model that is changed; it may lie on the meta device.

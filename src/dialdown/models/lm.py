@@ -126,9 +126,7 @@ class LM:
         return tokens.encode(self.tokenizer, texts)
 
     def prompt_ids(self, prompts: Sequence[str], longest: int | None = None) -> list[list[int]]:
-        """The token ids that the model goes on from after each prompt: see
-        `templates.prompt_ids`.
-        """
+        """The ids that the model goes on from after each prompt: see `templates.prompt_ids`."""
         return templates.prompt_ids(self.tokenizer, prompts, self.template, longest=longest)
 
     def continuation_ids(self, prompt: str, text: str) -> list[int]:
@@ -288,8 +286,7 @@ def _in_memory(
 
 @with_bar
 def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress | None = None) -> LM:
-    """The tuned model of a pair, in the base model's dtype and on its device, so that what differs
-    is the tuning.
+    """The tuned model of a pair, in the base's dtype and on its device.
 
     Args:
         base: the base model.
@@ -360,8 +357,7 @@ def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
 
 
 def check_pair(base: LM, tuned: LM) -> None:
-    """Refuse a tuned model whose neurons or tokens do not correspond one to one to the base
-    model's.
+    """Refuse a tuned model whose neurons or tokens do not correspond to the base model's.
 
     Raises:
         DialdownError: the two differ in layers, neurons, width, or in what their tokenizers make of

@@ -48,15 +48,11 @@ class MLPLayer:
 
     @property
     def columns(self) -> Tensor:
-        """A (d, F) view of the weight, one value vector per column, whatever the module's own
-        layout; shares memory.
-        """
+        """The weight as (d, F), one value vector per column; shares memory."""
         return self.down.weight.data.T if isinstance(self.down, Conv1D) else self.down.weight.data
 
     def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
-        """What each neuron writes: (F, d) float32. `strict` includes the weight of a norm after the
-        MLP (METHOD §1).
-        """
+        """What each neuron writes: (F, d) float32; `strict` with a norm's weight (METHOD §1)."""
         vectors = self.columns.T.detach().float()
         gain = self.post_norm_gain()
         return vectors if protocol == "paper" or gain is None else vectors * gain
@@ -74,8 +70,7 @@ class MLPLayer:
 
 
 def check_axes(activations: Tensor, path: str) -> None:
-    """Refuse activations without a batch and a position axis (OPT flattens the two), where "last"
-    would be a neuron.
+    """Refuse activations without batch and position axes (OPT flattens them).
 
     Raises:
         DialdownError: the activations are not (batch, positions, neurons).
@@ -166,8 +161,7 @@ class MLPView:
 
 
 def check_in_place(model: nn.Module) -> None:
-    """Refuse a model whose weights are somewhere else than in its parameters, where an edit of them
-    would change nothing.
+    """Refuse a model whose weights lie elsewhere than in its parameters.
 
     Raises:
         DialdownError: accelerate has dispatched it, or weights are on the meta device or of a class

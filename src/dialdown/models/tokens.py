@@ -29,9 +29,7 @@ SAMPLES = (
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, with the BOS that the tokenizer puts before it: one, also where
-    the text begins with its own.
-    """
+    """The token ids of each text, with one BOS where the tokenizer puts it, never two."""
     bos = tokenizer.bos_token_id
     whole = [
         whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)
@@ -93,8 +91,7 @@ def encode_continuations(
 def text_windows(
     lm: LM, text: str, *, protocol: Protocol, window: int, max_windows: int
 ) -> list[list[int]]:
-    """Cut a text into windows of `window` tokens: `strict` starts each with the model's BOS,
-    `paper` the first at most.
+    """Windows of `window` tokens: `strict` starts each with the BOS, `paper` at most the first.
 
     Raises:
         DialdownError: the window exceeds the context, or the text has fewer than two tokens.
@@ -169,9 +166,7 @@ def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
 
 
 def difference(base: Any, tuned: Any) -> str | None:
-    """What the second of two tokenizers does otherwise than the first, as the middle of a sentence;
-    None where they agree.
-    """
+    """What the second tokenizer does otherwise, as the middle of a sentence; None where nothing."""
     words, others = base.get_vocab(), tuned.get_vocab()
     if added := sorted(others.keys() - words.keys()):
         if all(others.get(word) == place for word, place in words.items()):

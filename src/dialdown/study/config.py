@@ -145,8 +145,7 @@ class InterventionSettings:
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """The strengths at which every family of interventions is put on one front, under `strict` (see
-    `plan.front`).
+    """The strengths of each family on one front, under `strict` (see `plan.front`).
 
     Attributes:
         count: prompts (the first ones); 0 leaves the front out.

@@ -21,7 +21,7 @@ from ..data.assets import found_whole, take_as_whole
 from ..data.corpora import Part
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator, Suite
-from ..evaluation.metrics import load_metric
+from ..evaluation.metrics import Metric, load_metric
 from ..evaluation.probe_scorer import ProbeScorer
 from ..evaluation.scorers import Scorer, load_scorer
 from ..evaluation.token_judge import TokenJudge, load_token_judge
@@ -38,12 +38,6 @@ from .folder import Ledger
 from .notes import StageNotes
 from .outputs import STAGES
 from .plan import Tables
-
-# What asks for which texts.
-EVALUATED = texts.Asked("evaluation.prompts", "evaluation.count")
-TRAINED = texts.Asked("training_prompts, or lower evaluation.count", "evaluation.count")
-PROBED = texts.Asked("probe.texts", "probe.count")
-F1_PAIRS = texts.Asked("evaluation.pairs", "evaluation.pairs_count")
 
 T = TypeVar("T")
 Job = Callable[["Workspace", Any], None]
@@ -98,9 +92,7 @@ class Workspace:
         return self.tuned_model("tuned")
 
     def tuned_model(self, name: str) -> LM:
-        """A tuned model by its folder in this one; `tuned` is the one that was given, where one
-        was.
-        """
+        """A tuned model by its folder here; `tuned` is the one given, where one was."""
         given = self.config.tuned if name == "tuned" else None
         return load_tuned(self.lm, given or self.folder / name, progress=self.progress)
 
@@ -110,12 +102,8 @@ class Workspace:
         settings, seed = self.config.evaluation, self.config.seed
         if self.config.tuned is not None:
             # Nothing is trained, so no prompts need be left for it.
-            return texts.PromptSplit(
-                tuple(
-                    texts.load_prompts(settings.prompts, settings.count, seed=seed, asked=EVALUATED)
-                ),
-                (),
-            )
+            prompts = texts.load_prompts(settings.prompts, settings.count, seed=seed)
+            return texts.PromptSplit(tuple(prompts), ())
         # Pairs are looked for until there are enough, so every prompt that is not for evaluation
         # may be used.
         return texts.split_prompts(
@@ -124,13 +112,23 @@ class Workspace:
             training=None,
             training_source=self.config.training_prompts,
             seed=seed,
-            asked=(EVALUATED, TRAINED),
         )
 
     @property
     def unseen(self) -> tuple[str, ...]:
         """The last training prompts, which a ladder judges on."""
         return self.prompts.training[-self.config.ladder.prompts :]
+
+    def f1_pairs(self, count: int | None = None) -> list[tuple[str, str]]:
+        """The first of the prompts with their true continuation."""
+        settings = self.config.evaluation
+        count = count or settings.pairs_count
+        return texts.load_wiki_pairs(settings.pairs, count, seed=self.config.seed)
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """What else is measured of continuations."""
+        return [*map(load_metric, self.config.evaluation.metrics)]
 
     @cached_property
     def labelled(self) -> texts.LabelledTexts:
@@ -144,7 +142,6 @@ class Workspace:
             seed=self.config.seed,
             part=part,
             max_words=settings.max_words,
-            asked=PROBED,
         )
 
     @cached_property
@@ -191,9 +188,7 @@ class Workspace:
 
     @property
     def judging(self) -> Facts:
-        """What a stage that judges says of the scorers: their names, the judge first, its caveat,
-        and how each was made.
-        """
+        """Of the scorers: their names, the judge first, its caveat, and how each was made."""
         scorers = self.judge, self.pair_scorer
         return {
             "judges": [scorer.name for scorer in scorers],
@@ -232,9 +227,7 @@ class Workspace:
 
     @property
     def training_means(self) -> NeuronMeans:
-        """Of the base model on training prompts, `strict`: what is found from them is evaluated on
-        others.
-        """
+        """Of the base model on training prompts, `strict`."""
         return NeuronMeans.load(self.folder / "means-training.safetensors")
 
     def tables(self, protocol: Protocol) -> Tables:
@@ -275,11 +268,11 @@ class Workspace:
         pairs = min(settings.pairs_count, max(8, settings.pairs_count * count // settings.count))
         return Suite(
             self.prompts.evaluation[:count],
-            texts.load_wiki_pairs(settings.pairs, pairs, seed=seed, asked=F1_PAIRS),
+            self.f1_pairs(pairs),
             texts.load_reference_text(settings.text),
             (self.judge, self.pair_scorer),
             seed=seed,
-            metrics=[*map(load_metric, settings.metrics)],
+            metrics=self.metrics,
             **shared,
         )
 

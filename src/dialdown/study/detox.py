@@ -103,8 +103,7 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
 def greatest_strength(
     lm: LM, edit: Intervention, windows: list[list[int]], settings: DetoxSettings
 ) -> tuple[float, tuple[float, float]]:
-    """The greatest strength within the budget, to a few percent of it, and its KL and change of
-    log-perplexity on `windows`.
+    """The greatest strength within the budget, its KL and its change of log-perplexity.
 
     Costs rise with the strength of gains as trained; where they should not, the strength found is
     still within the budget.
@@ -154,9 +153,7 @@ def greatest_strength(
 
 
 def check(work: Workspace) -> Facts:
-    """Before, after, and the same numbers on random neurons, on the evaluation prompts (METHOD §5,
-    §6).
-    """
+    """Before, after, and random neurons, on the evaluation prompts (METHOD §5, §6)."""
     edit = Intervention.load(work.folder / EDIT)
     count = work.config.evaluation.count
     planned = [
@@ -174,9 +171,7 @@ def check(work: Workspace) -> Facts:
 
 
 class Outcome(NamedTuple):
-    """Whether an edit did what it is for, on the held-out prompts, and the sentence that says
-    so.
-    """
+    """Whether an edit did what it is for, on held-out prompts, and the sentence for it."""
 
     less: bool
     sentence: str
@@ -211,8 +206,7 @@ def outcome(folder: Path) -> Outcome:
 def find_edit(
     config: Config, folder: Path, *, progress: Progress, announce: Callable[[str], None]
 ) -> Intervention:
-    """Run the stages in `folder` and return the edit; the rows that were measured of it are in
-    `results.json`.
+    """Run the stages in `folder` and return the edit; its rows are in `results.json`.
 
     Args:
         config: the settings.

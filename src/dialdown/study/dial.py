@@ -11,8 +11,7 @@ NEAR, AIM = 0.97, 0.985
 
 
 def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[float, float]:
-    """The greatest strength up to `most` whose cost is at most the price, to a few percent, and its
-    cost.
+    """The greatest strength up to `most` within the price, to a few percent, and its cost.
 
     A cost that rises with the square of the strength, as a KL does near 0, is found in two or three
     tries; the interval of strengths is halved where that leads nowhere.

@@ -125,9 +125,7 @@ class Ledger:
                     shutil.rmtree(self.folder)
 
     def went_on_from(self) -> bool:
-        """Whether something is done here, all of it with these settings, whatever became of its
-        files since.
-        """
+        """Whether something is done here, all with these settings, whatever became of its files."""
         configs = self._configs()
         return bool(configs) and all(
             stage in self.stages
@@ -197,8 +195,7 @@ class Ledger:
         return record is not None and record["inputs"] == self.inputs(stage)
 
     def drop_damaged(self, stage: str) -> list[str]:
-        """Make a finished stage undone where files of it are gone or have changed since, and give
-        their names.
+        """Make a finished stage undone where its files are gone or changed; their names.
 
         Where its record itself is damaged, nothing vouches for the files it left, so all of them
         are made again.
@@ -220,8 +217,7 @@ class Ledger:
     def record(
         self, stage: str, seconds: float, facts: Mapping[str, Any], peak_together: int = 0
     ) -> None:
-        """Write that a stage is done, with its time, the peak memory so far, what it found, and the
-        files it left.
+        """Write that a stage is done: time, peak memory, what it found, the files it left.
 
         Args:
             stage: its name.
@@ -259,9 +255,7 @@ class Ledger:
         self._summarise()
 
     def _left_by(self, stage: str) -> list[str]:
-        """The files of a stage that are there; what two stages may write is whoever's that recorded
-        it.
-        """
+        """The files of a stage that are there, but for those that another has recorded."""
         others = [record for name, record in records(self.folder).items() if name != stage]
         recorded = {place for record in others for place in record["files"]}
         return [
@@ -350,9 +344,7 @@ def _run(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a command of ours began here, however early it was killed and whatever was lost
-    since.
-    """
+    """Whether a command of ours began here, whatever was lost since."""
     return (folder / LOCK).exists() or bool(records(folder)) or _run(folder) is not None
 
 

@@ -49,9 +49,7 @@ def _has_front(work: Workspace) -> bool:
 
 
 def draw_front(work: Workspace) -> Facts:
-    """Every family of interventions at several strengths, and DPO along its training, on the same
-    prompts.
-    """
+    """Every family at several strengths, and DPO along its training, on the same prompts."""
     settings = work.config.front
     if not _has_front(work):
         # What an earlier front left would stand in the report as if it were of these settings.

@@ -74,9 +74,7 @@ def gain_prices(work: Workspace) -> NDArray[np.float64]:
 
 
 def held_texts(work: Workspace) -> list[list[int]]:
-    """Text of the model's own on which training holds the gains near it: other draws than those of
-    the prices.
-    """
+    """Text of the model's own that training holds the gains near: other draws than the prices'."""
 
     def write() -> NDArray[np.int64]:
         seed = work.config.seed + OTHERS
@@ -87,9 +85,7 @@ def held_texts(work: Workspace) -> list[list[int]]:
 
 
 def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """What was made from the model once, kept because training goes on only from the very same, and
-    no two machines round alike.
-    """
+    """What was made from the model once and is kept, as no two machines round alike."""
     path = work.folder / GAINS_FROM.format(kind)
     origin = {
         "base": work.lm.describe(),
@@ -116,9 +112,7 @@ def take_step(work: Workspace) -> dict[str, Any]:
 
 
 def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:
-    """Read an edit as an explanation: which groups move, whether with the four-group rule, and what
-    the first neurons write.
-    """
+    """Which groups an edit moves, whether with the four-group rule, and what its neurons write."""
     base = work.training_means
     table = neuron_table(work.lm, work.probe("strict"), base)
     moved = importance(work.lm, edit, base)

@@ -22,8 +22,7 @@ HOLDER = ".dialdown.json"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other commands out of a folder that exists; a process that is killed holds nothing any
-    more.
+    """Keep other commands out of a folder; a process that is killed holds nothing any more.
 
     Raises:
         DialdownError: another command is at work there (its process, host and start are named).
@@ -54,9 +53,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written; whoever holds the folder is the only one to
-    write there.
-    """
+    """Remove what killed processes left half-written; only the folder's holder writes there."""
     for path in [*folder.rglob(".*.partial"), *folder.rglob(".*.old")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -82,9 +82,7 @@ class Yardstick:
         return Evaluator(self.work.lm, replace(suite, prompts=self.work.unseen))
 
     def price(self, dial: Dial, strength: float) -> float:
-        """Mean over the kinds of text of the KL to the base model; infinite where so strong an edit
-        overflows.
-        """
+        """Mean KL to the base over the kinds of text; infinite where the edit overflows."""
         try:
             with dial(strength) as acting:
                 return mean_kl(self._read(*acting))
@@ -141,9 +139,7 @@ def _kind(source: str) -> str:
 
 
 def _text(work: Workspace, source: str) -> str:
-    """One kind of text: of reviews and comments, those that are not toxic and that no method is
-    fitted on.
-    """
+    """A kind of text: of reviews and comments, those not toxic that no method is fitted on."""
     seed = work.config.seed
     if source == "embedded:imdb":
         return "\n\n".join(load_prompts(source, 60, seed=seed))

@@ -211,9 +211,7 @@ def competing(methods: Sequence[str]) -> list[str]:
 
 
 def edit_of(work: Workspace, name: str) -> Intervention:
-    """The edit of a method or control by its name; of DPO, which tunes all weights, the one that
-    does nothing.
-    """
+    """The edit of a method or control; of DPO, which tunes all weights, one that does nothing."""
     if name == UNTOUCHED or name in DPO:
         return untouched(name)
     for controlled in CONTROLLED:

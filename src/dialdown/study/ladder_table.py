@@ -71,9 +71,7 @@ class Entry:
         return cls(saved["strength"], Measured.from_json(saved["measured"]), texts)
 
     def log_ppl_change(self, base: Entry) -> dict[str, Any]:
-        """Change of log-perplexity to the base model over the texts of all kinds, and each
-        kind's.
-        """
+        """Change of log-perplexity to the base model, over all texts and by kind."""
         change = {name: text.nll - base.texts[name].nll for name, text in self.texts.items()}
         tokens = {name: text.tokens for name, text in self.texts.items()}
         together = estimate(

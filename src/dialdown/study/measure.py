@@ -124,9 +124,7 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: 
 def _note_rows(
     work: Workspace, planned: Sequence[Planned], rows: Sequence[Row], effects: int
 ) -> None:
-    """What the rows' means leave out: prompts, effects that were measured already, and units
-    without a value.
-    """
+    """Note what the rows' means leave out: prompts, repeated effects, units without a value."""
     counts, asked = Counter(row.prompts for row in planned), work.config.evaluation.count
     for prompts, fewer in sorted(counts.items()):
         if prompts < asked:
@@ -184,9 +182,7 @@ def changed(texts: Sequence[str], otherwise: Sequence[str]) -> dict[str, int]:
 
 
 def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:
-    """What moves no neuron generates the same under both protocols: measured one after the other,
-    it is decoded once.
-    """
+    """Rows that generate the same under both protocols stand together: that is decoded once."""
     together: dict[Any, list[Planned]] = {}
     for row in rows:
         same = (

@@ -112,9 +112,7 @@ def note_judged(
 
 
 def noted(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every stage's notes in a run.json, and why a stage did nothing: stage and sentence, in the
-    order of the stages.
-    """
+    """Stage and sentence of every note in a run.json, and of every stage that did nothing."""
     said = []
     for stage, facts in run.get("stages", {}).items():
         if (reason := facts.get("skipped")) and reason != NOT_ASKED:

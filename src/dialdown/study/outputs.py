@@ -107,9 +107,7 @@ def written(folder: Path, stage: str, stages: Iterable[str]) -> list[str]:
 
 
 def remove(folder: Path, lost: Iterable[str], recorded: Iterable[str]) -> None:
-    """Remove damaged files of a stage, and with one of a training every recorded one, so that the
-    stage makes them again.
-    """
+    """Remove damaged files of a stage; with one of a training, every recorded one."""
     lost = {*lost}
     if any(TRAINED.match(place) for place in lost):
         lost |= {place for place in recorded if TRAINED.match(place)}

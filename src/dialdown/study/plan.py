@@ -176,9 +176,7 @@ def _steering(tables: Tables, settings: InterventionSettings) -> Iterator[Interv
 def _published_steering(
     tables: Tables, settings: InterventionSettings, model: str
 ) -> Iterator[Intervention]:
-    """Table 12: the published alphas, each of them for that model only; for any other, strengths
-    around the study's own.
-    """
+    """Table 12: the alphas published for the model; else strengths around the study's own."""
     stated = published.figure(model, "steering")
     for one in stated or ():
         steered = steer(tables.direction, float(one["alpha"]))
@@ -190,9 +188,7 @@ def _published_steering(
 
 
 def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator[Intervention]:
-    """Tables 2 and 19: the strengths and orders of the published edits that `_edits` does not have
-    already.
-    """
+    """Tables 2 and 19: the published strengths and orders that `_edits` does not have."""
     # By the text and by the notebooks alike, the first order goes by the cosine.
     by_cosine: Ordering = "cosine" if settings.ordering == "activation" else settings.ordering
     families: dict[str, tuple[NeuronTable, Ordering, float]] = {
@@ -287,8 +283,7 @@ def front(
     further: Sequence[Intervention] = (),
     seed: int,
 ) -> Iterator[Planned]:
-    """Every family of interventions at several strengths, under `strict`: what each costs at each
-    effect.
+    """Every family at several strengths, under `strict`: what each costs at each effect.
 
     A name is `FAMILY@STRENGTH`. The random controls of a family are a family of their own.
 

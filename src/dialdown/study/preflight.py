@@ -6,17 +6,17 @@ A check reads what the run reads anyway, and its sentence names the setting to c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..data import texts
 from ..errors import DialdownError, enough_memory
-from ..evaluation.metrics import check_names, load_metric
+from ..evaluation.metrics import check_names
 from ..models.tokens import text_windows
 from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
 from .config import Config
-from .context import F1_PAIRS, Workspace
+from .context import Workspace
 from .outputs import MEASURING
 
 
@@ -41,8 +41,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_inputs(work: Workspace, stages: Collection[str]) -> None:
-    """Check what the stages that are still to be done will need; what is loaded for that is kept
-    for them.
+    """Check what the stages to be done will need; what is loaded for that is kept for them.
 
     Args:
         work: the study.
@@ -51,25 +50,21 @@ def check_inputs(work: Workspace, stages: Collection[str]) -> None:
     Raises:
         DialdownError: something is missing, or is too little, or does not fit the model.
     """
-    for check, users in CHECKS.items():
+    for settings, check, users in CHECKS:
         if {*users} & {*stages}:
-            check(work)
+            with _naming(settings):
+                check(work)
     # A second model would take memory from the stages that need none.
     work.__dict__.pop("tuned", None)
 
 
 @contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """Name the setting at fault in a sentence that does not know where its input came from."""
+def _naming(settings: str) -> Iterator[None]:
+    """Name the settings at fault in a sentence that does not know where its input came from."""
     try:
         yield
     except DialdownError as error:
-        raise error if setting in str(error) else DialdownError(f"{setting}: {error}") from error
-
-
-def _prompts(work: Workspace) -> None:
-    with _naming("evaluation.prompts"):
-        _ = work.prompts.evaluation
+        raise error if settings in str(error) else DialdownError(f"{settings}: {error}") from error
 
 
 def _training_prompts(work: Workspace) -> None:
@@ -102,21 +97,8 @@ def _unseen(work: Workspace) -> None:
         )
 
 
-def _labelled(work: Workspace) -> None:
-    with _naming("probe.texts"):
-        check_labels(work.labelled.texts, work.labelled.labels)
-
-
-def _pairs_for_f1(work: Workspace) -> None:
-    settings = work.config.evaluation
-    with _naming("evaluation.pairs"):
-        texts.load_wiki_pairs(
-            settings.pairs, settings.pairs_count, seed=work.config.seed, asked=F1_PAIRS
-        )
-
-
 def _model(work: Workspace) -> None:
-    with _naming("model"), enough_memory("set dtype to bfloat16, or pass a smaller model"):
+    with enough_memory("set dtype to bfloat16, or pass a smaller model"):
         _ = work.lm
 
 
@@ -186,63 +168,48 @@ def _neutral_text(work: Workspace) -> None:
         _ = work.neutral_windows
 
 
-def _pair_scorer(work: Workspace) -> None:
-    with _naming("evaluation.pair_scorer"):
-        _ = work.pair_scorer
-
-
 def _judge(work: Workspace) -> None:
     # A probe judges once the study has it.
     if work.config.evaluation.judge != "probe":
-        with _naming("evaluation.judge"):
-            _ = work.judge
-
-
-def _metrics(work: Workspace) -> None:
-    with _naming("evaluation.metrics"):
-        check_names([*map(load_metric, work.config.evaluation.metrics)])
-
-
-def _token_judge(work: Workspace) -> None:
-    with _naming("token_judge"):
-        _ = work.token_judge
+        _ = work.judge
 
 
 def _tuned(work: Workspace) -> None:
     if work.config.tuned is not None:
-        with _naming("tuned"), enough_memory("set dtype to bfloat16, or pass smaller models"):
+        with enough_memory("set dtype to bfloat16, or pass smaller models"):
             _ = work.tuned
 
 
-# Each check with the stages that need it; what only reads files comes before what loads a model.
-CHECKS: Mapping[Callable[[Workspace], None], Collection[str]] = {
-    _prompts: {"pairs", "means", "activations", *MEASURING},
-    _training_prompts: {"pairs"},
-    _labelled: {"probe"},
-    _unseen: {"pairs", "compare"},
-    _pairs_for_f1: MEASURING,
-    _metrics: MEASURING,
-    _model: {
-        "probe",
-        "pairs",
-        "train",
-        "means",
-        "activations",
-        "neurons",
-        "gains",
-        "rank_one",
-        "step",
-        "dial",
-        "fit",
-        *MEASURING,
-    },
-    _lengths: {"activations", *MEASURING},
-    _training_lengths: {"pairs"},
-    _probe: {"probe"},
-    _text: MEASURING,
-    _neutral_text: {"dial", "compare"},
-    _tuned: {"train", "activations", "neurons", "evaluate", "front"},
-    _pair_scorer: {"pairs", *MEASURING},
-    _judge: MEASURING,
-    _token_judge: {"neurons"},
-}
+# The settings to name, each check, and the stages that need it; what only reads files comes before
+# what loads a model.
+CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
+    (
+        "evaluation.prompts and evaluation.count",
+        lambda work: work.prompts,
+        {"pairs", "means", "activations", *MEASURING},
+    ),
+    ("", _training_prompts, {"pairs"}),
+    (
+        "probe.texts and probe.count",
+        lambda work: check_labels(work.labelled.texts, work.labelled.labels),
+        {"probe"},
+    ),
+    ("", _unseen, {"pairs", "compare"}),
+    ("evaluation.pairs and evaluation.pairs_count", lambda work: work.f1_pairs(), MEASURING),
+    ("evaluation.metrics", lambda work: check_names(work.metrics), MEASURING),
+    (
+        "model",
+        _model,
+        {"probe", "pairs", "train", "means", "activations", "neurons", "gains", "rank_one", "step",
+        "dial", "fit", *MEASURING},
+    ),
+    ("", _lengths, {"activations", *MEASURING}),
+    ("", _training_lengths, {"pairs"}),
+    ("", _probe, {"probe"}),
+    ("", _text, MEASURING),
+    ("", _neutral_text, {"dial", "compare"}),
+    ("tuned", _tuned, {"train", "activations", "neurons", "evaluate", "front"}),
+    ("evaluation.pair_scorer", lambda work: work.pair_scorer, {"pairs", *MEASURING}),
+    ("evaluation.judge", _judge, MEASURING),
+    ("token_judge", lambda work: work.token_judge, {"neurons"}),
+)  # fmt: skip

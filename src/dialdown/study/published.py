@@ -133,9 +133,7 @@ def seed_words() -> dict[str, list[str]]:
 
 
 def dpo() -> dict[str, float | str]:
-    """Table 9: the hyper-parameters of DPO, under the names of `DPOSettings` where it has them
-    (METHOD §8).
-    """
+    """Table 9: the hyper-parameters of DPO, under `DPOSettings`' names (METHOD §8)."""
     published: dict[str, float | str] = _figures()["dpo"]
     return published
 

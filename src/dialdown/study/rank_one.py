@@ -44,9 +44,7 @@ def tune_rank_one(work: Workspace) -> dict[str, Any]:
 
 
 def explain_rank_one(work: Workspace, edit: Intervention) -> dict[str, Any]:
-    """Read an edit as an explanation: what each layer writes on average, and which neurons it reads
-    for that.
-    """
+    """Read an edit as an explanation; see `rank_one_layers`."""
     write_csv({"rank-one-layers": rank_one_layers(work, edit)}, work.folder / "tables")
     return {}
 

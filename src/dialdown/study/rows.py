@@ -36,9 +36,7 @@ class RowFiles:
         )
 
     def read(self, planned: Planned) -> Measured | None:
-        """What was measured; None if it was not, or of something else, or the file was damaged
-        since.
-        """
+        """What was measured; None if it was not, or of something else, or is damaged."""
         saved = read_sealed(self._path(planned)) or {}
         if saved.pop("effect", None) != self.effect(planned):
             return None

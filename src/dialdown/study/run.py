@@ -151,9 +151,7 @@ class Study:
             self.announce(f"{stage}: {seconds:.0f} s")
 
     def _show_more(self) -> None:
-        """Show what there is, unless that was done so lately that it would take a good part of the
-        time.
-        """
+        """Show what there is, unless that would take a good part of the time."""
         start = time.monotonic()
         if start >= self._shown_until:
             self.show(True)

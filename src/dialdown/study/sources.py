@@ -28,8 +28,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` flags as dotted keys; a value is text of which its setting makes a number, or
-    TOML where it begins as a list.
+    """`key=value` flags as dotted keys; a value is text, or TOML where it begins as a list.
 
     Raises:
         DialdownError: an assignment without `=`.
@@ -47,9 +46,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def from_environment(variables: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name of each variable that is a setting, and its dotted key and value; two underscores
-    stand for the dot.
-    """
+    """Each variable that is a setting: its name, and its dotted key (`__`) and value."""
     for name, value in sorted(variables.items()):
         if name.upper().startswith(PREFIX) and name.upper() not in OTHER_VARIABLES:
             yield name, {name[len(PREFIX) :].lower().replace("__", "."): _value(value)}
@@ -162,8 +159,7 @@ def _check_value(key: str, value: Any) -> None:
 
 
 def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Size and time of every local file that a setting names, or that is in a folder it names: a
-    changed file is another one.
+    """Size and time of every local file that a setting names, or of a folder it names.
 
     Folders in a folder do not count: runs and exports may be written beside a model.
     """

@@ -211,9 +211,7 @@ def look_at_base(work: Workspace) -> Facts:
 
 
 def collect_training_means(work: Workspace) -> Facts:
-    """Mean activations of the base model on training prompts: what is found from them is evaluated
-    on others.
-    """
+    """Mean activations of the base model on training prompts."""
     return _save_means(
         work, "training", work.lm, work.prompts.training[: work.config.evaluation.count]
     )
