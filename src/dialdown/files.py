@@ -201,11 +201,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DialdownError: the file is missing or is not JSON.
-    """
+    """Read a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except NO_FILE as error:
@@ -237,12 +233,7 @@ def write_arrays(
 
 
 def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `write_arrays` wrote: the arrays and the record.
-
-    Raises:
-        DialdownError: the file is missing, damaged, or holds another kind of value or a newer
-            schema.
-    """
+    """Read what `write_arrays` wrote: the arrays and the record."""
     try:
         with safe_open(path, framework="numpy") as handle:
             record = json.loads((handle.metadata() or {}).get("dialdown", "{}"))

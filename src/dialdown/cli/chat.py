@@ -143,10 +143,6 @@ def reply(
         message: what the user says now.
         settings: length and sampling of the reply.
         edit: what acts while the model replies, as it is; None for the base model.
-
-    Raises:
-        DialdownError: the conversation has grown out of the model's context, or the edit is of
-            another model.
     """
     ids = conversation_ids(lm, turns, message)
     if ids.shape[1] + settings.tokens > lm.context:
@@ -167,11 +163,7 @@ def _columns(left: str, right: str, strength: float) -> Table:
 
 
 def _obey(settings: ChatSettings, command: str, value: str) -> tuple[ChatSettings, str]:
-    """The settings after a command, and what to say about it.
-
-    Raises:
-        DialdownError: there is no such command, or its value cannot be.
-    """
+    """The settings after a command, and what to say about it."""
     if command not in COMMANDS:
         raise DialdownError(f"Unknown command {command!r}: {nearest(command, COMMANDS)}")
     if command == "/help":

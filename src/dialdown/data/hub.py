@@ -64,9 +64,6 @@ def reaching(name: str) -> Iterator[None]:
 
     Args:
         name: the hub id that is asked for.
-
-    Raises:
-        DialdownError: the repository could not be fetched.
     """
     try:
         yield

@@ -108,12 +108,7 @@ def named_dtype(name: str) -> Any:
 def read_config(
     source: str, *, name: str, instead: str | None = None, revision: str | None = None
 ) -> Any:
-    """The config of a folder or hub id, of a checkpoint whose weights are plain numbers.
-
-    Raises:
-        DialdownError: it cannot be read or fetched, its values make no sense, or the checkpoint is
-            quantised.
-    """
+    """The config of a folder or hub id, of a checkpoint whose weights are plain numbers."""
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
     instead = instead or (whole if os.path.isdir(source) else other)
@@ -161,10 +156,6 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
         name: what the user called it.
         instead: what to pass where it is refused, the end of the sentence.
         options: of `from_pretrained`.
-
-    Raises:
-        DialdownError: the files are no safetensors, are damaged or belong to another config, or the
-            model is not whole.
     """
     if os.path.isdir(source) and "gguf_file" not in options:
         weight_files(Path(source), name)
@@ -275,9 +266,6 @@ def weight_files(folder: Path, name: str) -> list[str]:
     Args:
         folder: the folder.
         name: what the user called it.
-
-    Raises:
-        DialdownError: the weights are missing, cut, quantised, or pickles.
     """
     if (folder / WEIGHTS).exists():
         files = [WEIGHTS]

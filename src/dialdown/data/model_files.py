@@ -48,11 +48,7 @@ def is_own(path: Path, folder: Path) -> bool:
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """A file that a model cannot do without, by its name in the model's folder.
-
-    Raises:
-        DialdownError: the name or a link leads out of the folder.
-    """
+    """A file that a model cannot do without, by its name in the model's folder."""
     path = folder / name
     if not is_own(path, folder):
         raise DialdownError(

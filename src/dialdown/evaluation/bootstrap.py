@@ -127,9 +127,6 @@ def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) 
         decisions at the threshold), and the shares of texts that `both`, exactly `one`, and `none`
         decide to have the concept. What cannot be said is null: the correlation of fewer than 3
         texts or of constant scores, and kappa where both scorers decide the same of every text.
-
-    Raises:
-        DialdownError: fewer than two scorers, or different numbers of texts.
     """
     if len(scores) < 2:
         raise DialdownError(

@@ -37,11 +37,7 @@ def load_metric(source: str) -> Metric:
 
 
 def check_names(metrics: Sequence[Metric]) -> None:
-    """Refuse metrics whose means would stand under another's name.
-
-    Raises:
-        DialdownError: a name is taken, by a row or by another of the metrics.
-    """
+    """Refuse metrics whose means would stand under another's name."""
     taken = set(RESERVED)
     for metric in metrics:
         if metric.name in taken or "/" in metric.name:
@@ -53,11 +49,7 @@ def check_names(metrics: Sequence[Metric]) -> None:
 
 
 def values_of(metric: Metric, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
-    """What a metric says of each continuation.
-
-    Raises:
-        DialdownError: it gave another number of values, or one that is infinite.
-    """
+    """What a metric says of each continuation."""
     values = np.asarray(metric.measure(prompts, continuations), dtype=np.float64)
     if values.shape != (len(continuations),) or np.isinf(values).any():
         raise DialdownError(

@@ -56,11 +56,7 @@ class ReferenceText:
     def measure(
         self, lm: LM, intervention: Change | None = None, *, positions: Positions = "all"
     ) -> TextMeasure:
-        """One forward pass per window.
-
-        Raises:
-            DialdownError: the log-likelihood of a window is not a finite number.
-        """
+        """One forward pass per window."""
         nll: list[float] = []
         tokens: list[int] = []
         kl: list[float] = []

@@ -19,10 +19,6 @@ def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
         source: the name.
         what: what it should be, `scorer` or `metric`.
         wanted: the attributes it needs.
-
-    Raises:
-        DialdownError: the name is no such name, there is no such module or name, or an attribute is
-            missing.
     """
     if not NAMED.fullmatch(source):
         raise DialdownError(

@@ -75,9 +75,6 @@ class ProbeScorer:
         """Probability of the concept per text, float64, shape (n,); exactly 0 for a blank text.
 
         Texts are cut where the probe's training texts were.
-
-        Raises:
-            DialdownError: an intervention acts on the model, or an activation is not finite.
         """
         # Steering moves no neuron, so `being_changed` does not know of it, but it would move what
         # the probe reads.

@@ -21,11 +21,7 @@ ADAPTER_PICKLE = "adapter_model.bin"
 
 
 def fetched(adapter: str) -> Path:
-    """The folder of an adapter, fetched from the hub where it is no folder here.
-
-    Raises:
-        DialdownError: it cannot be fetched, or its weights are missing, damaged or a pickle.
-    """
+    """The folder of an adapter, fetched from the hub where it is no folder here."""
     folder = Path(adapter)
     if not folder.is_dir():
         instead = "pass the id of an adapter that can be reached from here, or a local folder"
@@ -65,10 +61,6 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         adapter: what the user called the adapter.
         folder: where it lies.
         base: the base model's name.
-
-    Raises:
-        DialdownError: PEFT is not installed; or the adapter is broken, belongs to another model,
-            has tensors that match nothing, changes no weight, or is of a kind that does not merge.
     """
     with asking_for(f"{adapter}, a LoRA adapter,"):
         from peft import PeftConfig, PeftModel

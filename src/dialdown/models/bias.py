@@ -27,9 +27,6 @@ def ensure_bias(lm: LM, what: str) -> None:
     Args:
         lm: the model that is changed; it may lie on the meta device.
         what: whose name the refusal starts with.
-
-    Raises:
-        DialdownError: the architecture has no MLP bias.
     """
     if not holds_bias(lm):
         held = (

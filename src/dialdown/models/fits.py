@@ -18,9 +18,6 @@ def check_neurons(lm: LM, shape: tuple[int, ...], what: str, instead: str) -> No
         shape: what was given.
         what: its name with its verb, such as "The means have".
         instead: what to do.
-
-    Raises:
-        DialdownError: it is another one.
     """
     layers, neurons = lm.view.shape
     if shape != (layers, neurons):

@@ -295,8 +295,8 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress |
         progress: see `load`.
 
     Raises:
-        DialdownError: see `load` and `check_pair`; or the adapter belongs to another model, or PEFT
-            is not installed.
+        DialdownError: see `load`; or its neurons or tokens do not correspond to the base model's,
+            the adapter belongs to another model, or PEFT is not installed.
     """
     source = os.fspath(source)
     if os.path.isdir(source):
@@ -332,12 +332,7 @@ def same_weights(base: LM, tuned: LM) -> bool:
 
 
 def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
-    """Refuse weights that are no numbers, or with which no neuron writes anything.
-
-    Raises:
-        DialdownError: a weight is not finite, or all down projections or the whole unembedding are
-            zero.
-    """
+    """Refuse weights that are no numbers, or with which no neuron writes anything."""
     broken = [
         key
         for key, weight in model.named_parameters()
@@ -357,12 +352,7 @@ def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
 
 
 def check_pair(base: LM, tuned: LM) -> None:
-    """Refuse a tuned model whose neurons or tokens do not correspond to the base model's.
-
-    Raises:
-        DialdownError: the two differ in layers, neurons, width, or in what their tokenizers make of
-            texts.
-    """
+    """Refuse a tuned model whose neurons or tokens do not correspond to the base model's."""
     for what in ("n_layers", "n_neurons", "d_model"):
         size, other = getattr(base.view, what), getattr(tuned.view, what)
         if size != other:

@@ -70,11 +70,7 @@ class MLPLayer:
 
 
 def check_axes(activations: Tensor, path: str) -> None:
-    """Refuse activations without batch and position axes (OPT flattens them).
-
-    Raises:
-        DialdownError: the activations are not (batch, positions, neurons).
-    """
+    """Refuse activations without batch and position axes (OPT flattens them)."""
     if activations.dim() != 3:
         raise DialdownError(
             f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, "
@@ -161,12 +157,7 @@ class MLPView:
 
 
 def check_in_place(model: nn.Module) -> None:
-    """Refuse a model whose weights lie elsewhere than in its parameters.
-
-    Raises:
-        DialdownError: accelerate has dispatched it, or weights are on the meta device or of a class
-            of their own.
-    """
+    """Refuse a model whose weights lie elsewhere than in its parameters."""
     dispatched = any(hasattr(module, "_hf_hook") for module in model.modules())
     elsewhere = [
         key

@@ -63,9 +63,6 @@ class ReplySettings:
 def conversation_ids(lm: LM, turns: Turns, message: str) -> Tensor:
     """(1, n) token ids of everything said so far and `message`, by the tokenizer's chat template
     where it has one, else a line of plain text for each turn.
-
-    Raises:
-        DialdownError: the template fails, or nothing has tokens.
     """
     message = whole_text(message, "The message")
     if has_chat_template(lm.tokenizer):

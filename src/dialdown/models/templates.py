@@ -56,12 +56,7 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def check_template(tokenizer: Any, template: str, name: str) -> Template:
-    """What prompts are for a tokenizer, where `template` is asked for.
-
-    Raises:
-        DialdownError: there is no such kind, or a chat template is asked for and the tokenizer of
-            the model `name` has none, or one that fails on a lone turn of a user.
-    """
+    """What prompts are for a tokenizer, where `template` is asked for."""
     if template not in get_args(AnyTemplate):
         raise DialdownError(
             f"Unknown template {template!r}: {nearest(template, get_args(AnyTemplate))}"
@@ -124,9 +119,6 @@ def continuation_ids(
 
     Where a token would span the boundary ("dial" continued by "led"), the text is encoded after a
     line break, because a SentencePiece tokenizer would put a space before it alone.
-
-    Raises:
-        DialdownError: the tokenizer ends every text with a special token.
     """
     if template == "chat":
         written = _written(tokenizer, [_user(prompt)])

@@ -39,11 +39,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode_texts(lm: LM, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """The ids of texts that are read whole, each cut to its first `max_tokens`.
-
-    Raises:
-        DialdownError: a text has no tokens, or more than the context holds.
-    """
+    """The ids of texts that are read whole, each cut to its first `max_tokens`."""
     encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")
@@ -58,12 +54,7 @@ def encode_texts(lm: LM, texts: Sequence[str], max_tokens: int) -> list[list[int
 def encode_continuations(
     lm: LM, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[list[int], int]]:
-    """The ids of each prompt and its continuation, and how many of them are the continuation's.
-
-    Raises:
-        DialdownError: no pairs, a pair without a prompt or a continuation, or one longer than the
-            context.
-    """
+    """The ids of each prompt and its continuation, and how many of them are the continuation's."""
     if not prompts:
         raise DialdownError(
             "There are no pairs to read: pass at least one with a prompt and two continuations."
@@ -91,11 +82,7 @@ def encode_continuations(
 def text_windows(
     lm: LM, text: str, *, protocol: Protocol, window: int, max_windows: int
 ) -> list[list[int]]:
-    """Windows of `window` tokens: `strict` starts each with the BOS, `paper` at most the first.
-
-    Raises:
-        DialdownError: the window exceeds the context, or the text has fewer than two tokens.
-    """
+    """Windows of `window` tokens: `strict` starts each with the BOS, `paper` at most the first."""
     if window > lm.context:
         raise DialdownError(
             f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a "
@@ -128,10 +115,6 @@ def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
         tokenizer: the tokenizer.
         name: the model's name.
         rows: of the model's input embedding.
-
-    Raises:
-        DialdownError: it makes no tokens, ends every text with a special token, has neither a pad
-            nor an end-of-text token, or one of its special tokens has no row in the embedding.
     """
     bare: list[int] = tokenizer("The cat", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("The cat")["input_ids"]

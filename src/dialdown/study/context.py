@@ -156,9 +156,6 @@ class Workspace:
     def neutral_windows(self) -> list[list[int]]:
         """Neutral text for dialling, none of it in the texts that rows are measured
         on (METHOD §6).
-
-        Raises:
-            DialdownError: the evaluation's pairs leave none.
         """
         settings = self.config.evaluation
         left = texts.load_wiki_pairs(settings.pairs, None, seed=self.config.seed)[

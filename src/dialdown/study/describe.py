@@ -52,11 +52,7 @@ def listed(config: Config) -> Iterator[Setting]:
 
 
 def chosen(config: Config, key: str) -> list[Setting]:
-    """The setting of a dotted key, or all of a section.
-
-    Raises:
-        DialdownError: there is neither (the nearest one is named).
-    """
+    """The setting of a dotted key, or all of a section."""
     everything = [*listed(config)]
     matching = [
         setting for setting in everything if key in (setting.key, setting.key.rpartition(".")[0])

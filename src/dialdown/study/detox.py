@@ -107,10 +107,6 @@ def greatest_strength(
 
     Costs rise with the strength of gains as trained; where they should not, the strength found is
     still within the budget.
-
-    Raises:
-        DialdownError: even the least strength worth having is beyond the budget (its cost is
-            named).
     """
     text = ReferenceText(lm, windows, kl_windows=len(windows))
     base = text.measure(lm)

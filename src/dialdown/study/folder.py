@@ -100,10 +100,6 @@ class Ledger:
 
         A folder that was made for nothing is removed again. `announce` is called with a sentence
         where run.json was damaged.
-
-        Raises:
-            DialdownError: the folder holds something else, or a study with other settings (which
-                are named), or another command is at work in it.
         """
         new = not self.folder.exists()
         if not new and not _is_run(self.folder) and _has_content(self.folder):

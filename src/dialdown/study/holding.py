@@ -22,11 +22,7 @@ HOLDER = ".dialdown.json"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other commands out of a folder; a process that is killed holds nothing any more.
-
-    Raises:
-        DialdownError: another command is at work there (its process, host and start are named).
-    """
+    """Keep other commands out of a folder; a process that is killed holds nothing any more."""
     lock = FileLock(folder / LOCK)
     try:
         with disk_errors(folder):

@@ -28,11 +28,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` flags as dotted keys; a value is text, or TOML where it begins as a list.
-
-    Raises:
-        DialdownError: an assignment without `=`.
-    """
+    """`key=value` flags as dotted keys; a value is text, or TOML where it begins as a list."""
     out: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -65,11 +61,7 @@ def _value(text: str) -> Any:
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """A TOML file of settings.
-
-    Raises:
-        DialdownError: it is missing, no file, no text or no TOML.
-    """
+    """A TOML file of settings."""
     if not file.exists():
         raise DialdownError(
             f"The configuration {file} does not exist: pass a TOML file, or nothing for the "
@@ -90,11 +82,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as sections.
-
-    Raises:
-        DialdownError: a key is given a value and is a section of another.
-    """
+    """Dotted keys as sections."""
     out: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, last = key.split(".")
@@ -120,12 +108,7 @@ def merge(settings: dict[str, Any], further: Mapping[str, Any]) -> None:
 
 
 def check_values(settings: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse what no setting can be, whatever it is for.
-
-    Raises:
-        DialdownError: a number that is not finite or is out of range, a blank text or one with line
-            breaks or control characters, a list that names something twice.
-    """
+    """Refuse what no setting can be, whatever it is for."""
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
