@@ -48,9 +48,7 @@ UNFIT = {
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, or a path that no file can have, into one sentence that names
-    the path.
-    """
+    """Name the path in a sentence where the disk is full or read-only, or no file can be there."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -105,8 +103,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill, which takes its place, synced to disk, where the block
-    ends well; else `path` stays as it was.
+    """An empty folder to fill, which takes the place of `path` where the block ends well.
 
     Processes that write to one place at once do not disturb each other, and the last has it. What
     stood there goes only once the new folder is whole.

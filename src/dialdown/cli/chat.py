@@ -136,13 +136,6 @@ def reply(
 
     The tokenizer's chat template is used where it has one; else the model goes on with the plain
     text.
-
-    Args:
-        lm: the model.
-        turns: what was said before, by this side.
-        message: what the user says now.
-        settings: length and sampling of the reply.
-        edit: what acts while the model replies, as it is; None for the base model.
     """
     ids = conversation_ids(lm, turns, message)
     if ids.shape[1] + settings.tokens > lm.context:

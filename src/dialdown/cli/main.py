@@ -120,35 +120,20 @@ def run_study(
         show_next(folder, out)
 
 
-STAGE_HELP = {
-    "run": (
-        "report",
-        "The whole study: probe, pairs, DPO, activations, neuron table, interventions, report.",
-    ),
-    "probe": (
-        "probe",
-        "Find the directions: a linear probe (both protocols), a token contrast, a random one.",
-    ),
-    "base": (
-        "base",
-        "Means of the base model, and the rows that need no tuned one, after the stage before.",
-    ),
-    "pairs": ("pairs", "Make preference pairs with the model itself, after the stages before."),
-    "train": ("train", "Tune the model with DPO and the KL term, after the stages before."),
-    "activations": ("activations", "Mean activations of the tuned model, after the stages before."),
-    "neurons": ("neurons", "The neuron table and its groups, after the stages before."),
-    "front": (
-        "front",
-        "Every family of interventions at several strengths (front.count prompts), after the "
-        "stages before.",
-    ),
-    "evaluate": (
-        "evaluate",
-        "Every intervention and control under both protocols, after the stages before.",
-    ),
+STAGES = {
+    "run": "The whole study: probe, pairs, DPO, activations, neuron table, interventions, report.",
+    "probe": "The directions: a linear probe (both protocols), a token contrast and a random one.",
+    "base": "Means of the base model, and the rows that need no tuned one, after the stage before.",
+    "pairs": "Make preference pairs with the model itself, after the stages before.",
+    "train": "Tune the model with DPO and the KL term, after the stages before.",
+    "activations": "Mean activations of the tuned model, after the stages before.",
+    "neurons": "The neuron table and its groups, after the stages before.",
+    "front": "Every family of interventions at several strengths (front.count prompts), after the "
+    "stages before.",
+    "evaluate": "Every intervention and control under both protocols, after the stages before.",
 }
-for _name, (_stage, _help) in STAGE_HELP.items():
-    app.command(_name, help=_help)(_study(_stage))
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help)(_study("report" if _name == "run" else _name))
 
 
 @app.command()

@@ -71,9 +71,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def _make(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
-    """Build an asset where the cache has none, or one that is damaged or of another version. The
-    lock is held.
-    """
+    """Build an asset that is not there, or damaged or of another version. The lock is held."""
     harm = _harm(name, folder) if folder.exists() else None
     if harm is not None:
         log.warning("%s %s: it is made again", folder, harm)

@@ -102,9 +102,7 @@ def review_prompts() -> list[str]:
 
 
 def wiki_sentences(*, for_pairs: bool) -> list[str]:
-    """The embedded sentences in their order: every other one of the longer ones for the pairs, the
-    rest as text.
-    """
+    """The embedded sentences: every other longer one for the pairs, the rest as text."""
     rows = read_file(fetch("wiki-sentences") / "test.jsonl")
     sentences = list(dict.fromkeys(field_of(row, ("text",), place) for place, row in rows))
     longer = [sentence for sentence in sentences if len(sentence.split()) >= _PAIR_WORDS]

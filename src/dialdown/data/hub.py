@@ -60,11 +60,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 @contextmanager
 def reaching(name: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the hub is one sentence; other errors pass.
-
-    Args:
-        name: the hub id that is asked for.
-    """
+    """Whatever goes wrong between here and the hub is one sentence; other errors pass."""
     try:
         yield
     except FAILURES as error:

@@ -261,12 +261,7 @@ def check_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path, name: str) -> list[str]:
-    """The safetensors files of a model's folder, before anything opens a pickle.
-
-    Args:
-        folder: the folder.
-        name: what the user called it.
-    """
+    """The safetensors files of a model's folder, before anything opens a pickle."""
     if (folder / WEIGHTS).exists():
         files = [WEIGHTS]
     elif (folder / INDEX).exists():
@@ -320,9 +315,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_header(file: Path) -> None:
-    """Refuse a safetensors file that is missing, cut, a pointer, or of integers (DialdownError), by
-    its header alone.
-    """
+    """Refuse a file that is missing, cut, a pointer or of integers (DialdownError)."""
     try:
         with safe_open(file, framework="pt") as tensors:
             kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118

@@ -59,12 +59,7 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def copy_files(base: Path, folder: Path) -> None:
-    """Copy tokenizer, generation config, chat template and licence of a base, nothing else.
-
-    Args:
-        base: the base's folder.
-        folder: where to; it exists.
-    """
+    """Copy tokenizer, generation config, chat template and licence of a base, nothing else."""
     for path in sorted(_copied(base)):
         if is_own(path, base):
             shutil.copyfile(path, folder / path.name)

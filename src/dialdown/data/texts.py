@@ -17,24 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DialdownError
+from . import corpora
 from .assets import fetch
-from .corpora import (
-    REVIEW_PROMPTS,
-    Part,
-    category_prompts,
-    challenge_prompts,
-    encyclopedic_prompts,
-    falls_in,
-    film_reviews,
-    halves,
-    normalise,
-    review_prompts,
-    review_sentences,
-    share_of,
-    successive_sentences,
-    wiki_sentences,
-    wikitext2_rows,
-)
+from .corpora import Part, normalise
 from .reading import (
     ROW_TYPES,
     field_of,
@@ -139,7 +124,7 @@ def load_labelled(
             label occurs, or there are too few texts for `n`; or the reviews' judge part is asked
             for.
     """
-    share = None if part is None else share_of(source, part)
+    share = None if part is None else corpora.share_of(source, part)
     texts: dict[str, tuple[str, int, str]] = {}
     for text, label, whole in _read_labelled(source):
         if max_words is None or len(text.split()) <= max_words:
@@ -147,7 +132,7 @@ def load_labelled(
     kept = [
         (text, label)
         for key, (text, label, whole) in texts.items()
-        if key and (share is None or falls_in(share, whole))
+        if key and (share is None or corpora.falls_in(share, whole))
     ]
     by_label = {label: [text for text, own in kept if own == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
@@ -179,9 +164,9 @@ def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str,
             pairs.
     """
     if source == "embedded:wiki":
-        pairs = [halves(sentence) for sentence in wiki_sentences(for_pairs=True)]
+        pairs = [corpora.halves(sentence) for sentence in corpora.wiki_sentences(for_pairs=True)]
     elif source == "embedded:wikitext2":
-        pairs = successive_sentences(wikitext2_rows("valid"))
+        pairs = corpora.successive_sentences(corpora.wikitext2_rows("valid"))
     else:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"))
         pairs = [
@@ -203,9 +188,9 @@ def load_reference_text(source: str) -> str:
         DialdownError: the source is missing, unreadable or blank.
     """
     if source == "embedded:wiki":
-        text = "\n\n".join(wiki_sentences(for_pairs=False))
+        text = "\n\n".join(corpora.wiki_sentences(for_pairs=False))
     elif source == "embedded:wikitext2":
-        text = "\n\n".join(wikitext2_rows("test"))
+        text = "\n\n".join(corpora.wikitext2_rows("test"))
     elif is_embedded(source) or is_hub_id(source) or suffix_of(Path(source)) in ROW_TYPES:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
         text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
@@ -249,13 +234,13 @@ def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
 
 def _read_prompts(source: str) -> Iterable[str]:
     readers = {
-        "embedded:challenge": challenge_prompts,
-        "embedded:category": category_prompts,
-        "embedded:wikitext2": encyclopedic_prompts,
-        "embedded:imdb": review_prompts,
+        "embedded:challenge": corpora.challenge_prompts,
+        "embedded:category": corpora.category_prompts,
+        "embedded:wikitext2": corpora.encyclopedic_prompts,
+        "embedded:imdb": corpora.review_prompts,
     }
     if source == "embedded:rtp":
-        return [*challenge_prompts(), *category_prompts()]
+        return [*corpora.challenge_prompts(), *corpora.category_prompts()]
     if source in readers:
         return readers[source]()
     if suffix_of(Path(source)) == ".txt":
@@ -271,9 +256,11 @@ def _read_prompts(source: str) -> Iterable[str]:
 def _read_labelled(source: str) -> Iterator[tuple[str, int, str]]:
     """Texts, their labels, and the whole that each is a part of and that must not be divided."""
     if source == "embedded:imdb":
-        for review, label in film_reviews():
-            if not falls_in(REVIEW_PROMPTS, review):
-                yield from ((sentence, label, review) for sentence in review_sentences(review))
+        for review, label in corpora.film_reviews():
+            if not corpora.falls_in(corpora.REVIEW_PROMPTS, review):
+                yield from (
+                    (sentence, label, review) for sentence in corpora.review_sentences(review)
+                )
         return
     if source == "embedded:comments":
         rows = read_file(fetch("comments") / "clean_data.csv")

@@ -112,8 +112,7 @@ def _interval(values: Values, looks: int = 1) -> tuple[float, float]:
 
 
 def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) -> pl.DataFrame:
-    """How far each pair of scorers agrees on the same texts, one row per pair in the order given
-    (METHOD §6).
+    """How far each pair of scorers agrees on the same texts, one row per pair (METHOD §6).
 
     Args:
         scores: for each scorer, a probability per text, the texts in one order. A text that either

@@ -74,8 +74,7 @@ class _Answers:
         return found
 
     def add(self, answers: Mapping[str, bool]) -> None:
-        """Append answers; another process may do the same at once, so what the file has by now is
-        kept.
+        """Append answers to what the file has by now, as another process may do the same.
 
         Raises:
             DialdownError: the disk is full or the folder cannot be written.
@@ -152,8 +151,7 @@ def _plain_address(address: str) -> str:
 
 @dataclass(eq=False)
 class ChatJudge:
-    """A chat model asked at temperature 0, 40 tokens at a time; answers are cached by model,
-    endpoint, concept and prompt.
+    """A chat model asked at temperature 0, 40 tokens at a time; its answers are cached.
 
     An unreachable or busy server is asked again a few times by the client. What has no answer then
     is None; the next call asks for it again, unless the server failed or refused the key or the
@@ -182,9 +180,7 @@ class ChatJudge:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """Model, endpoint, prompt version, temperature (None where the model allows none), and what
-        is missing.
-        """
+        """Model, endpoint, prompt version, temperature (None where none is taken), missing ones."""
         asked = {**self.answers.key, "temperature": self._sampling.get("temperature")}
         state = {
             "tokens": len(self._given),

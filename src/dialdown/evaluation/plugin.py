@@ -13,13 +13,7 @@ NAMED = re.compile(r"(?!embedded:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
-    """What `package.module:name` stands for, or returns as a class or function without arguments.
-
-    Args:
-        source: the name.
-        what: what it should be, `scorer` or `metric`.
-        wanted: the attributes it needs.
-    """
+    """What `package.module:name` is, or returns as a class or function without arguments."""
     if not NAMED.fullmatch(source):
         raise DialdownError(
             f"{source!r} names no {what}: write package.module:name of something that Python finds "

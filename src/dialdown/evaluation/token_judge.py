@@ -83,9 +83,7 @@ def load_token_judge(
 
 @dataclass(frozen=True, eq=False)
 class ScorerJudge:
-    """A text scorer that reads each token as a text of its own; a token without a letter is never
-    of the concept.
-    """
+    """A text scorer that reads each token as a text; a token without a letter never counts."""
 
     scorer: Scorer
     concept: str

@@ -54,14 +54,7 @@ def fetched(adapter: str) -> Path:
 
 
 def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
-    """The model with an adapter merged into its weights; `model` itself is used up.
-
-    Args:
-        model: a copy of the base model.
-        adapter: what the user called the adapter.
-        folder: where it lies.
-        base: the base model's name.
-    """
+    """The model with an adapter merged into its weights; `model` itself is used up."""
     with asking_for(f"{adapter}, a LoRA adapter,"):
         from peft import PeftConfig, PeftModel
     instead = "pass a folder that PEFT's save_pretrained wrote"

@@ -12,9 +12,7 @@ from .lm import LM
 
 
 def holds_bias(lm: LM) -> bool:
-    """Whether the architecture has a bias on the down projection, or an option of its config for
-    one: whether `shift` and `set` fold.
-    """
+    """Whether `shift` and `set` fold: the down projection has a bias, or an option for one."""
     if any(layer.post_norm is not None for layer in lm.view.layers):
         return False
     has = all(layer.down.bias is not None for layer in lm.view.layers)
@@ -22,12 +20,7 @@ def holds_bias(lm: LM) -> bool:
 
 
 def ensure_bias(lm: LM, what: str) -> None:
-    """Give the down projections a bias, by the `mlp_bias` of the config where they have none.
-
-    Args:
-        lm: the model that is changed; it may lie on the meta device.
-        what: whose name the refusal starts with.
-    """
+    """Give the down projections a bias, by the `mlp_bias` of the config where they have none."""
     if not holds_bias(lm):
         held = (
             "steering"

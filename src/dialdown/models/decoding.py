@@ -23,6 +23,7 @@ from ..errors import DialdownError
 from ..progress import Progress
 from .hooks import Change, Positions, being_changed
 from .lm import LM
+from .tokens import text_after
 
 
 @dataclass(frozen=True)
@@ -228,23 +229,9 @@ class Decoder:
         return out
 
     def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The continuations of the first prompts as text, with the whitespace each starts with
-        (METHOD §5, `strict`).
-        """
-        return [
-            self._text(prompt, list(ids)) for prompt, ids in zip(self.encoded, tokens, strict=False)
-        ]
-
-    def _text(self, prompt: list[int], new: list[int]) -> str:
-        # SentencePiece tokenizers (Mistral) drop the space a text starts with, so a continuation is
-        # decoded after its prompt.
-        before, whole = (
-            self.lm.tokenizer.decode(ids, skip_special_tokens=True)
-            for ids in (prompt, [*prompt, *new])
-        )
-        if whole.startswith(before):
-            return str(whole[len(before) :])
-        return str(self.lm.tokenizer.decode(new, skip_special_tokens=True))
+        """The first prompts' continuations, with their leading whitespace (METHOD §5, `strict`)."""
+        pairs = zip(self.encoded, tokens, strict=False)
+        return [text_after(self.lm.tokenizer, prompt, new) for prompt, new in pairs]
 
     def _prefix(self, number: int) -> Any:
         if number not in self._prefixes:

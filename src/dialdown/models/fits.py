@@ -11,14 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_neurons(lm: LM, shape: tuple[int, ...], what: str, instead: str) -> None:
-    """Refuse another shape than (layers, neurons).
-
-    Args:
-        lm: the model.
-        shape: what was given.
-        what: its name with its verb, such as "The means have".
-        instead: what to do.
-    """
+    """Refuse another shape than (layers, neurons); `what` has its verb ("The means have")."""
     layers, neurons = lm.view.shape
     if shape != (layers, neurons):
         raise DialdownError(

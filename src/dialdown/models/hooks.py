@@ -101,9 +101,7 @@ def output_hooks(
 
 @contextmanager
 def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `act(x)` with the final-layer residual stream before the final norm, (batch, positions,
-    d), and pass on what it returns.
-    """
+    """Change the residual stream x before the final norm, (batch, positions, d), by `act(x)`."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         changed = act(args[0])

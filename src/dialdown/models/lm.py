@@ -134,9 +134,7 @@ class LM:
         return templates.continuation_ids(self.tokenizer, prompt, text, self.template)
 
     def going_on(self, cache: Any) -> dict[str, Any]:
-        """The argument that lets a forward pass go on from the keys and values of an earlier one,
-        under the model's name for it.
-        """
+        """The argument by which a forward pass goes on from an earlier one."""
         # transformers 5.24 renamed it, and takes the old name with a warning until 5.40.
         renamed = "cache" in inspect.signature(self.model.forward).parameters
         return {"cache" if renamed else "past_key_values": cache}
@@ -177,9 +175,7 @@ def weight_fingerprints(model: nn.Module) -> list[str]:
 
 
 def sharing(model: Any) -> Any:
-    """A model that shares the weights of `model`, frozen, and nothing else: what is done to its
-    modules leaves `model` alone.
-    """
+    """A frozen model that shares the weights of `model` and none of its modules."""
     shared: dict[int, Any] = {
         id(weight): nn.Parameter(weight.detach(), requires_grad=False)
         for weight in model.parameters()

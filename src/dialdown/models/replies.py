@@ -21,7 +21,7 @@ from ..errors import DialdownError
 from .hooks import Change, Positions
 from .lm import LM
 from .templates import has_chat_template, messages_of, templated_ids
-from .tokens import encode
+from .tokens import encode, text_after
 
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -128,13 +128,7 @@ def _text(lm: LM, ids: Tensor, start: int) -> str:
     """The text of the tokens from `start` on."""
     if len(ids) > start and int(ids[-1]) in lm.eos:
         ids = ids[:-1]
-    # SentencePiece tokenizers drop the space a text starts with, so a reply is decoded after what
-    # it continues.
-    before, whole, alone = (
-        str(lm.tokenizer.decode(part, skip_special_tokens=True))
-        for part in (ids[:start], ids, ids[start:])
-    )
-    return whole.removeprefix(before) if whole.startswith(before) else alone
+    return text_after(lm.tokenizer, ids[:start].tolist(), ids[start:].tolist())
 
 
 class _Listener(StoppingCriteria):

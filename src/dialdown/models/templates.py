@@ -76,17 +76,8 @@ def check_template(tokenizer: Any, template: str, name: str) -> Template:
 def prompt_ids(
     tokenizer: Any, prompts: Sequence[str], template: Template, *, longest: int | None = None
 ) -> list[list[int]]:
-    """The ids that a model goes on from after each prompt.
-
-    Args:
-        tokenizer: the tokenizer.
-        prompts: the texts.
-        template: what they are.
-        longest: only the first so many tokens of each are used; what a template puts around them
-            is left whole and does not count.
-
-    Raises:
-        DialdownError: the template fails.
+    """The ids that a model goes on from after the first `longest` tokens of each prompt; what a
+    template puts around them is left whole and does not count.
     """
     if template == "none":
         return [ids[:longest] for ids in encode(tokenizer, prompts)]
@@ -136,11 +127,7 @@ def continuation_ids(
 
 
 def turn_marks(tokenizer: Any) -> TurnMarks:
-    """What the chat template puts around the turns: what stays where their texts change.
-
-    Raises:
-        DialdownError: the template fails.
-    """
+    """What the chat template puts around the turns: what stays where their texts change."""
     asked = [templated_ids(tokenizer, [_user(text)]) for text in SEEN]
     talked = [
         templated_ids(tokenizer, [_user(SEEN[0]), _assistant(SEEN[0]), _user(text)])

@@ -108,14 +108,19 @@ def text_windows(
     return windows
 
 
-def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
-    """Refuse a tokenizer that prompts cannot be continued with.
-
-    Args:
-        tokenizer: the tokenizer.
-        name: the model's name.
-        rows: of the model's input embedding.
+def text_after(tokenizer: Any, before: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens. SentencePiece tokenizers (Mistral) drop the space a text starts with,
+    so it is decoded after what it goes on from.
     """
+    start, whole, alone = (
+        str(tokenizer.decode([*ids], skip_special_tokens=True))
+        for ids in (before, (*before, *new), new)
+    )
+    return whole.removeprefix(start) if whole.startswith(start) else alone
+
+
+def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
+    """Refuse a tokenizer that prompts cannot be continued with, for an embedding of `rows` rows."""
     bare: list[int] = tokenizer("The cat", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("The cat")["input_ids"]
     # Without its files, some versions of transformers make a tokenizer that knows no word.

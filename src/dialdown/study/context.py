@@ -274,9 +274,7 @@ class Workspace:
         )
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` makes, the first time that it is asked for: what the pieces of a job share,
-        until the job is done.
-        """
+        """What `make` makes the first time, shared by the pieces of a job until it is done."""
         if key not in self._kept:
             self._kept[key] = make()
         kept: T = self._kept[key]
@@ -287,9 +285,7 @@ class Workspace:
         return self.kept(count, lambda: Evaluator(self.lm, self.suite(count)))
 
     def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
-        """Do a job for every piece, by several processes where that pays or by the workers of a
-        cluster, and yield each piece that is done.
-        """
+        """Do a job for every piece, by processes or a cluster where that pays; yield each."""
         workers, devices = self.config.workers, gpus(self.config.device)
         if workers is None:
             weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())

@@ -95,8 +95,7 @@ class Ledger:
 
     @contextmanager
     def claim(self, announce: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
-        """Start a study in the folder, or go on with one whose finished stages had the same
-        settings; nobody else may meanwhile.
+        """Hold the folder and start its study, or go on with the same settings.
 
         A folder that was made for nothing is removed again. `announce` is called with a sentence
         where run.json was damaged.
@@ -213,14 +212,7 @@ class Ledger:
     def record(
         self, stage: str, seconds: float, facts: Mapping[str, Any], peak_together: int = 0
     ) -> None:
-        """Write that a stage is done: time, peak memory, what it found, the files it left.
-
-        Args:
-            stage: its name.
-            seconds: what it took.
-            facts: what it found.
-            peak_together: the most that this process and its workers held together, in bytes.
-        """
+        """Write that a stage is done: time, peak memory, what it found, the files it left."""
         peak = max(peak_bytes() or 0, peak_together)
         facts = {
             "inputs": self.inputs(stage),

@@ -150,9 +150,7 @@ def _top(work: Workspace, table: NeuronTable, edit: Intervention, moved: Any) ->
 
 
 def gain_sweep(work: Workspace) -> list[Intervention]:
-    """Gains on the front: the trained ones dialled, on random neurons instead, and with only the
-    first neurons kept; and the one step, dialled.
-    """
+    """Gains on the front: dialled, on random neurons, the first neurons' alone; the one step."""
     gains, settings = Intervention.load(work.folder / TRAINED), work.config.front
     moved = importance(work.lm, gains, work.training_means)
     dialled = [gains.at(strength).called("gains", f"{strength:g}") for strength in settings.gains]

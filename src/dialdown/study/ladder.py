@@ -195,8 +195,7 @@ STAGES: Stages = {
 def run_ladder(
     config: Config, folder: Path, *, progress: Progress, announce: Callable[[str], None]
 ) -> None:
-    """Fit, dial and measure the methods in `folder`, where the same call goes on; `ladder.json`,
-    `.csv` and `.md` have the table.
+    """Fit, dial and measure the methods in `folder`; `ladder.json`, .csv and .md have the table.
 
     Raises:
         DialdownError: an unknown method, settings that contradict each other; see `Study.run`.

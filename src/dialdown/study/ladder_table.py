@@ -93,11 +93,6 @@ def table(
 ) -> list[dict[str, Any]]:
     """The rows of ladder.json, the least toxic first after the untouched model.
 
-    Args:
-        entries: by the names of their methods, the untouched model among them.
-        costs: what each method took to fit.
-        price: the KL that they were dialled to.
-
     Returns:
         Means with intervals, and paired differences to `best`: the least toxic method, by the
         judge, that reaches the price; a random control is none.

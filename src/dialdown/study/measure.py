@@ -53,9 +53,7 @@ class Gathered:
 
     @cached_property
     def first(self) -> dict[str, Planned]:
-        """By effect the first row that has it: some controls of different edits are the same
-        effect, which is measured once.
-        """
+        """By effect the first row that has it: what several controls do alike is measured once."""
         return {effect: planned for planned, effect in reversed(self.effects)}
 
     def _gather(self) -> None:
@@ -73,9 +71,7 @@ class Gathered:
             self.rows[planned.name] = as_row(planned.intervention, planned.protocol, measured)
 
     def write(self, name: str) -> None:
-        """Write the rows so far as JSON, each beside the untouched model, and a control beside what
-        it is a control of.
-        """
+        """Write the rows so far, each beside the untouched model, a control beside its main."""
         self._gather()
         for key, row in self.rows.items():
             base = self.rows.get(f"{row.protocol}-none")
@@ -90,8 +86,7 @@ class Gathered:
 
 
 def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: str) -> list[Row]:
-    """Measure what is missing of the planned rows of a stage and write them to the file `name`; all
-    of them, in the order planned.
+    """Measure what is missing of a stage's planned rows and write all to the file `name`, in order.
 
     Meanwhile, or where that is the name asked for, `so_far(name)` holds those that are there.
     """
@@ -158,9 +153,7 @@ def cut_prompts(work: Workspace, what: str, prompts: Sequence[str]) -> None:
 
 
 def rounded_otherwise(work: Workspace) -> list[str]:
-    """The untouched model's continuations, decoded in batches of about half the size: its sums are
-    rounded otherwise.
-    """
+    """The untouched model's continuations, from batches of half the size, so rounded otherwise."""
     settings, prompts = (
         work.config.evaluation,
         work.prompts.evaluation[: work.config.evaluation.count],

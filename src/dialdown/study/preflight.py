@@ -43,10 +43,6 @@ def check_settings(config: Config) -> None:
 def check_inputs(work: Workspace, stages: Collection[str]) -> None:
     """Check what the stages to be done will need; what is loaded for that is kept for them.
 
-    Args:
-        work: the study.
-        stages: names of the stages.
-
     Raises:
         DialdownError: something is missing, or is too little, or does not fit the model.
     """
