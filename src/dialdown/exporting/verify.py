@@ -61,7 +61,8 @@ PROMPTS = (
     "Eggs, milk, bread, and",
     "On the last page of her notebook she wrote:",
 )
-TOLERANCE = 1e-3  # between a hook and the same edit folded, in float32
+# Between a hook and the same edit folded, in float32, where neither is near to overflowing.
+TOLERANCE = 1e-3
 TOGETHER = 8  # texts in one forward pass
 SLACK = 4.0  # how much larger than random rounding errors of the same size the real ones may act
 
@@ -75,9 +76,9 @@ class Verification:
         positions: how many token positions in all of them.
         difference: the largest absolute difference of any logit at any position.
         tolerance: the largest that is accepted.
-        rounding: where the checkpoint has 16 bits, the largest difference that random errors of the
-            size of one rounding make when they are put into what the edit wrote; None in float32.
-            The tolerance is four times that plus 1e-3.
+        rounding: the largest difference that random errors of the size of one rounding to the
+            checkpoint's dtype make when they are put into what the edit wrote. The tolerance is
+            four times that plus 1e-3.
         vllm: the same in vLLM, where it was asked for.
     """
 
@@ -85,7 +86,7 @@ class Verification:
     positions: int
     difference: float
     tolerance: float
-    rounding: float | None
+    rounding: float
     vllm: VllmCheck | None = None
 
     def __str__(self) -> str:
@@ -104,8 +105,7 @@ def verify_export(
     """Compare an exported folder with the hooked base model on 32 texts (`PROMPTS`).
 
     Args:
-        base: the base; if its weights have 16 bits, both models are held in that, and the tolerance
-            is wider, as `Verification.rounding` says.
+        base: the base; if its weights have 16 bits, both models are held in that.
         edit: the edit.
         exported: the folder to verify; it is loaded with plain transformers.
         vllm: compare in vLLM too.
@@ -133,7 +133,7 @@ def verify_export(
             difference = _worse(difference, logits, expected)
             if progress:
                 progress("verifying", done, len(ids))
-    tolerance = TOLERANCE + SLACK * (rounding or 0.0)
+    tolerance = TOLERANCE + SLACK * rounding
     if not difference <= tolerance:  # a NaN does not pass
         raise _unlike(f"a logit differs by {difference:.2g}", tolerance)
     measured = Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
@@ -159,9 +159,7 @@ def _unlike(what: str, tolerance: float) -> DialdownError:
     )
 
 
-def _reference(
-    base: Checkpoint, edit: Intervention
-) -> tuple[list[list[int]], list[Tensor], float | None]:
+def _reference(base: Checkpoint, edit: Intervention) -> tuple[list[list[int]], list[Tensor], float]:
     """Ids and logits of the hooked base model, and what rounding makes of them. The model is gone
     afterwards.
     """
@@ -174,10 +172,8 @@ def _reference(
         # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
         with edit.applied(lm):
             reference = [*_logits(lm.model, ids)]
-        if base.dtype.itemsize > 2:
-            return ids, reference, None
         rounding = 0.0
-        with _rounding_errors(lm, edit, base.dtype), edit.applied(lm):
+        with _rounding_errors(lm, edit, _held(base.dtype)), edit.applied(lm):
             for logits, expected in zip(_logits(lm.model, ids), reference, strict=True):
                 rounding = _worse(rounding, logits, expected)
     return ids, reference, rounding
