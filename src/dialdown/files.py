@@ -81,7 +81,7 @@ def _os_error(error: OSError | SafetensorError) -> tuple[int | None, str | None]
     return number, None if number is None else os.strerror(number)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, sync it, and rename it to `path`.
 
     Raises:
@@ -163,11 +163,7 @@ def _process_name(number: int, start: float | None) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    write_atomic(path, write)
+    write_atomic(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -221,12 +217,8 @@ def write_arrays(
         "dialdown": json.dumps({"check": _check(written, arrays), **written}, allow_nan=False)
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-    def write(partial: Path) -> None:
-        # safetensors' own `save_file` makes files that nobody else may read.
-        partial.write_bytes(save(contiguous, metadata=header))
-
-    write_atomic(path, write)
+    # safetensors' own `save_file` makes files that nobody else may read.
+    write_atomic(path, lambda partial: partial.write_bytes(save(contiguous, metadata=header)))
 
 
 def read_arrays(path: Path, kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

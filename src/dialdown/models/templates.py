@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 from jinja2 import TemplateError
 
-from ..data.reading import whole_text
 from ..errors import DialdownError, nearest
 from .tokens import encode
 
@@ -83,7 +82,9 @@ def prompt_ids(
         return [ids[:longest] for ids in encode(tokenizer, prompts)]
     if longest is not None:
         prompts = cut(tokenizer, prompts, longest)
-    return _plain(tokenizer, [_written(tokenizer, [_user(prompt)]) for prompt in prompts])
+    return encode(
+        tokenizer, [_written(tokenizer, [_user(prompt)]) for prompt in prompts], special=False
+    )
 
 
 def cut(tokenizer: Any, texts: Sequence[str], longest: int) -> list[str]:
@@ -113,7 +114,7 @@ def continuation_ids(
     """
     if template == "chat":
         written = _written(tokenizer, [_user(prompt)])
-        head, whole = _plain(tokenizer, [written, written + text])
+        head, whole = encode(tokenizer, [written, written + text], special=False)
         if whole[: len(head)] == head:
             return whole[len(head) :]
     for before in (prompt, "\n", "") if template == "none" else ("\n", ""):
@@ -159,7 +160,7 @@ def templated_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     Raises:
         DialdownError: the template fails, as a program of the model's maker may.
     """
-    return _plain(tokenizer, [_written(tokenizer, messages)])[0]
+    return encode(tokenizer, [_written(tokenizer, messages)], special=False)[0]
 
 
 def messages_of(turns: Sequence[tuple[str, str]], message: str) -> list[Message]:
@@ -174,15 +175,6 @@ def _user(text: str) -> Message:
 
 def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
-
-
-def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids without a BOS of the tokenizer's own: a template writes its own."""
-    whole = [
-        whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)
-    ]
-    rows: list[list[int]] = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
-    return rows
 
 
 def _written(tokenizer: Any, messages: Sequence[Message]) -> str:

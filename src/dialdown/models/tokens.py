@@ -28,13 +28,15 @@ SAMPLES = (
 )
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, with one BOS where the tokenizer puts it, never two."""
-    bos = tokenizer.bos_token_id
+def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    """The token ids of each text, with one BOS where the tokenizer puts it, never two; none of the
+    tokenizer's own without `special`, as a template writes its own.
+    """
+    bos = tokenizer.bos_token_id if special else None
     whole = [
         whole_text(text, f"Text {number} of {len(texts)}") for number, text in enumerate(texts)
     ]
-    rows: list[list[int]] = tokenizer(whole, verbose=False)["input_ids"]
+    rows: list[list[int]] = tokenizer(whole, add_special_tokens=special, verbose=False)["input_ids"]
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
 
 

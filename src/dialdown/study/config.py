@@ -4,7 +4,6 @@ flags.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import tomllib
@@ -327,7 +326,7 @@ def load_config(
     ]
     layers += [("the command line", nested(flags or {}))]
     for where, given in layers:
-        _check_keys(given, Config, where, "")
+        _check_keys(given, where)
         merge(merged, given)
     try:
         config = Config(**merged)
@@ -354,38 +353,32 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return out
 
 
-def _check_keys(given: Mapping[str, Any], schema: Any, where: str, prefix: str) -> None:
-    known = _fields(schema)
-    for key, value in given.items():
-        if prefix and key == "seed":
+def _check_keys(given: Mapping[str, Any], where: str) -> None:
+    """Refuse what is no setting; values are checked once all sources are merged."""
+    known = Config().model_dump()
+    sections = {name: inner for name, inner in known.items() if isinstance(inner, dict)}
+    for section in sections:
+        if isinstance(inner := given.get(section), Mapping) and "seed" in inner:
             raise DialdownError(
-                f"{prefix}seed in {where} would be ignored, because one seed serves all stages: "
+                f"{section}.seed in {where} would be ignored, because one seed serves all stages: "
                 "set seed."
             )
-        if key not in known:
-            # An underscore that should be a dot, or a section that was left out, is found among the
-            # whole names.
-            full = known if prefix else [*known, *_dotted(schema)]
-            raise DialdownError(f"Unknown setting {prefix}{key} in {where}: {nearest(key, full)}")
-        inner = _fields(known[key])
-        if inner and not isinstance(value, Mapping):
-            raise DialdownError(
-                f"{prefix}{key} in {where} is a section with settings of its own: set one of "
-                f"{', '.join(inner)}."
-            )
-        if inner:
-            _check_keys(value, known[key], where, f"{prefix}{key}.")
-
-
-def _dotted(schema: Any) -> list[str]:
-    return [
-        f"{section}.{key}" for section, inner in _fields(schema).items() for key in _fields(inner)
-    ]
-
-
-def _fields(schema: Any) -> dict[str, Any]:
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return {name: info.annotation for name, info in schema.model_fields.items()}
-    if dataclasses.is_dataclass(schema):
-        return {field.name: field.type for field in dataclasses.fields(schema)}
-    return {}
+    try:
+        Config.model_validate(given)
+    except ValidationError as error:
+        for problem in error.errors():
+            *section_of, key = map(str, problem["loc"])
+            if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                # An underscore that should be a dot, or a section that was left out, is found among
+                # the whole names.
+                dotted = (f"{name}.{key}" for name, inner in sections.items() for key in inner)
+                names = sections[section_of[0]] if section_of else [*known, *dotted]
+                name = ".".join([*section_of, key])
+                raise DialdownError(
+                    f"Unknown setting {name} in {where}: {nearest(key, names)}"
+                ) from error
+            if problem["type"] == "dataclass_type":
+                raise DialdownError(
+                    f"{key} in {where} is a section with settings of its own: set one of "
+                    f"{', '.join(sections[key])}."
+                ) from error
