@@ -94,15 +94,10 @@ def check_device(device: str) -> None:
 
 def named_dtype(name: str) -> Any:
     """What `from_pretrained` takes for a dtype's name (DialdownError for an unknown one)."""
-    known = {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-        "auto": "auto",
-    }
+    known = ("float32", "bfloat16", "float16", "auto")
     if name not in known:
         raise DialdownError(f"Unknown dtype {name!r}: {nearest(name, known)}")
-    return known[name]
+    return name if name == "auto" else getattr(torch, name)
 
 
 def read_config(
@@ -243,13 +238,9 @@ def check_folder(folder: Path) -> None:
         return
     if (folder / "config.json").is_file():
         return
-    steps = [
-        path
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit()
-    ]
-    if steps:
-        last = max(steps, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    if steps := [int(name) for name in names if name.isdigit()]:
+        last = folder / f"checkpoint-{max(steps)}"
         raise DialdownError(
             f"The folder {folder} is a trainer's with checkpoints alone, so it holds no model "
             f"itself: pass one of them, of which {last} is the last."

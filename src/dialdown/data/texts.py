@@ -8,7 +8,7 @@ every machine.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -76,10 +76,10 @@ def load_prompts(
     """
     seen: set[str] = set()
     prompts: list[str] = []
-    clashes = _Overlap(exclude)
+    excluded = _overlapping(exclude)
     for prompt in _read_prompts(source):
         key = normalise(prompt)
-        if key not in seen and not clashes.with_text(key):
+        if key not in seen and not excluded(key):
             prompts.append(prompt)
         seen.add(key)
     what = f"prompts in {source!r}" + (" beside the excluded ones" if exclude else "")
@@ -203,20 +203,18 @@ def load_reference_text(source: str) -> str:
     return text
 
 
-class _Overlap:
-    """Whether a text equals, starts with, or is the start of one of a fixed set of texts."""
+def _overlapping(texts: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a text, in normal form, equals, starts with, or is the start of one of the texts."""
+    known = {normalise(text) for text in texts}
+    in_order, lengths = sorted(known), sorted({len(text) for text in known})
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._sorted = sorted({normalise(text) for text in texts})
-        self._set = frozenset(self._sorted)
-        self._lengths = sorted({len(text) for text in self._sorted})
-
-    def with_text(self, key: str) -> bool:
-        """Whether `key`, in normal form, overlaps."""
-        following = bisect_left(self._sorted, key)
-        if following < len(self._sorted) and self._sorted[following].startswith(key):
+    def overlaps(key: str) -> bool:
+        following = bisect_left(in_order, key)
+        if following < len(in_order) and in_order[following].startswith(key):
             return True
-        return any(key[:length] in self._set for length in self._lengths if length <= len(key))
+        return any(key[:length] in known for length in lengths if length <= len(key))
+
+    return overlaps
 
 
 def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:

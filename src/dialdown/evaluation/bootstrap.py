@@ -17,6 +17,7 @@ from ..errors import DialdownError
 RESAMPLES = 2000
 FEW = 10
 """Fewer units than this bootstrap to an interval that is too narrow to decide anything."""
+THRESHOLD = 0.5  # above it a text has the concept
 FEWEST = 3  # two texts always correlate perfectly, one way or the other
 
 AGREEMENT = {
@@ -111,19 +112,18 @@ def _interval(values: Values, looks: int = 1) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) -> pl.DataFrame:
+def agreement(scores: Mapping[str, Sequence[float]]) -> pl.DataFrame:
     """How far each pair of scorers agrees on the same texts, one row per pair (METHOD §6).
 
     Args:
         scores: for each scorer, a probability per text, the texts in one order. A text that either
             scorer of a pair has no number for (NaN) is left out of that pair.
-        threshold: above it a text has the concept.
 
     Returns:
         Columns `first` and `second` (the scorers), `n` (texts both have a number for), `spearman`
         (rank correlation) with `spearman_low` and `spearman_high` (95 % percentile bootstrap over
         texts, seed 0; resamples that are constant are left out), `kappa` (Cohen's, of the two
-        decisions at the threshold), and the shares of texts that `both`, exactly `one`, and `none`
+        decisions at .5), and the shares of texts that `both`, exactly `one`, and `none`
         decide to have the concept. What cannot be said is null: the correlation of fewer than 3
         texts or of constant scores, and kappa where both scorers decide the same of every text.
     """
@@ -139,13 +139,13 @@ def agreement(scores: Mapping[str, Sequence[float]], *, threshold: float = 0.5) 
         )
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
     rows = [
-        {"first": first, "second": second, **_compare(arrays[first], arrays[second], threshold)}
+        {"first": first, "second": second, **_compare(arrays[first], arrays[second])}
         for first, second in combinations(arrays, 2)
     ]
     return pl.DataFrame(rows, schema=AGREEMENT)
 
 
-def _compare(x: Values, y: Values, threshold: float) -> dict[str, float | int | None]:
+def _compare(x: Values, y: Values) -> dict[str, float | int | None]:
     from sklearn.metrics import cohen_kappa_score
 
     known = ~(np.isnan(x) | np.isnan(y))
@@ -159,7 +159,7 @@ def _compare(x: Values, y: Values, threshold: float) -> dict[str, float | int | 
         if len(varied):
             row["spearman_low"], row["spearman_high"] = _interval(varied)
     if len(x):
-        a, b = x > threshold, y > threshold
+        a, b = x > THRESHOLD, y > THRESHOLD
         same = (a.all() and b.all()) or not (a.any() or b.any())
         row["kappa"] = None if same else float(cohen_kappa_score(a, b))
         row["both"], row["none"] = float((a & b).mean()), float((~a & ~b).mean())

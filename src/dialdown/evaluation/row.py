@@ -228,18 +228,14 @@ def _read(estimates: Mapping[str, Any] | None) -> Estimates:
 
 def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
     """Put an intervention's facts beside what was measured of its effect."""
+    same = ("strength", "control", "kind", "control_of", "alpha", "beta", "neurons")
+    said = {judge: measured.estimate(f"toxicity/{judge}") for judge in measured.judges}
     return Row(
-        intervention.name,
-        intervention.family or intervention.name,
-        intervention.strength,
-        intervention.control,
-        intervention.kind,
-        protocol,
-        intervention.control_of,
-        intervention.alpha,
-        intervention.beta,
-        intervention.neurons,
-        _known({name: measured.estimate(name) for name in measured.metrics}),
-        _known({judge: measured.estimate(f"toxicity/{judge}") for judge in measured.judges}),
+        intervention=intervention.name,
+        family=intervention.family or intervention.name,
+        protocol=protocol,
+        **{fact: getattr(intervention, fact) for fact in same},
+        metrics=_known({name: measured.estimate(name) for name in measured.metrics}),
+        toxicity_by=_known(said),
         measured=measured,
     )

@@ -77,18 +77,12 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         warnings.simplefilter("ignore", FutureWarning)
         adapted = PeftModel(model, config)
         keys = adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
-    if keys.missing_keys or keys.unexpected_keys:
-        parts = (
-            f"{named_keys(keys.unexpected_keys)} match nothing in it"
-            if keys.unexpected_keys
-            else None,
-            f"{named_keys(keys.missing_keys)} are not in the adapter's file"
-            if keys.missing_keys
-            else None,
-        )
+    said = {"match nothing in it": keys.unexpected_keys}
+    said["are not in the adapter's file"] = keys.missing_keys
+    if parts := [f"{named_keys(names)} {what}" for what, names in said.items() if names]:
         raise DialdownError(
-            f"{does_not_fit} ({'; '.join(filter(None, parts))}): pass the base model it was "
-            "trained on, loaded by the same class as it was trained with."
+            f"{does_not_fit} ({'; '.join(parts)}): pass the base model it was trained on, loaded "
+            "by the same class as it was trained with."
         )
     with Told(
         lambda reason: (

@@ -65,19 +65,28 @@ def neuron_hooks(
         for index in range(lm.view.n_layers) if layers is None else layers:
             layer = lm.view.layers[index]
 
-            def hook(
-                module: nn.Module,
-                args: tuple[Tensor, ...],
-                index: int = index,
-                path: str = layer.path,
-            ) -> tuple[Tensor, ...] | None:
-                check_axes(args[0], path)
+            def change(m: Tensor, index: int = index, path: str = layer.path) -> Tensor | None:
+                check_axes(m, path)
                 calls[index] += 1
-                changed = act(index, args[0])
-                return None if changed is None else (changed, *args[1:])
+                return act(index, m)
 
-            stack.callback(layer.down.register_forward_pre_hook(hook).remove)
+            stack.enter_context(_before(layer.down, change))
         yield calls
+
+
+@contextmanager
+def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Let a module read what `change` makes of its first argument, where that is not None."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        changed = change(args[0])
+        return None if changed is None else (changed, *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -99,19 +108,11 @@ def output_hooks(
         yield
 
 
-@contextmanager
-def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Change the residual stream x before the final norm, (batch, positions, d), by `act(x)`."""
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        changed = act(args[0])
-        return None if changed is None else (changed, *args[1:])
-
-    handle = lm.view.final_norm.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
+    """Call `act(x)` with the final-layer residual stream before the final norm, (batch, positions,
+    d), and pass on what it returns.
+    """
+    return _before(lm.view.final_norm, act)
 
 
 @contextmanager

@@ -102,14 +102,8 @@ def plan(
 ) -> Iterator[Planned]:
     """All rows of one protocol, references first, each intervention followed by its controls.
 
-    Args:
-        protocol: how they are measured.
-        tables: its neuron tables.
-        settings: which, and how strong.
-        prompts: for each row.
-        control_prompts: for each control, and for what is beside the claims.
-        seed: of the random neurons.
-        model: the base model's hub id, for the strengths that the paper states of it.
+    `control_prompts` are for controls and what is beside the claims; `model` is the base model's
+    hub id, for the strengths that the paper states of it.
     """
     yield Planned(untouched(), protocol, prompts)
     yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
@@ -285,15 +279,9 @@ def front(
 ) -> Iterator[Planned]:
     """Every family at several strengths, under `strict`: what each costs at each effect.
 
-    A name is `FAMILY@STRENGTH`. The random controls of a family are a family of their own.
-
-    Args:
-        tables: the neuron tables of `strict`.
-        settings: the strengths.
-        fixed: what is not varied.
-        models: folders of the tuned model along its training, the finished one (`tuned`) last.
-        further: interventions that other stages found, such as neuron gains.
-        seed: of the random neurons.
+    A name is `FAMILY@STRENGTH`. The random controls of a family are a family of their own. `fixed`
+    is what is not varied, `models` the folders of the tuned model along its training, `further`
+    what other stages found, such as neuron gains.
     """
     yield Planned(untouched(), "strict", settings.count)
     for model in models:
