@@ -32,9 +32,8 @@ from .wheels import cache_folder, obtain, run
 log = logging.getLogger(__name__)
 
 RECORD = "asset.json"
-_whole: dict[
-    Path, Any
-] = {}  # assets that this process found whole, and the version, sizes and times they then had
+# Assets that this process found whole, and the version, sizes and times they then had.
+_whole: dict[Path, Any] = {}
 BUILD = 1  # raise when what is made of an archive changes, so that cached assets are made again
 
 

@@ -50,12 +50,8 @@ CLIENT: Any = import_module(
     next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__
 )
 UNREACHED: tuple[type[Exception], ...] = (CLIENT.HTTPError, CLIENT.InvalidURL)
-FAILURES: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    *UNREACHED,
-)  # and what libraries make of it
+# And what libraries make of it.
+FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *UNREACHED)
 
 
 @contextmanager

@@ -168,10 +168,9 @@ class ChatJudge:
         default_factory=lambda: {"temperature": 0}, init=False, repr=False
     )
     _given: set[str] = field(default_factory=set, init=False, repr=False)
-    _unanswered: dict[str, str] = field(
-        default_factory=dict, init=False, repr=False
-    )  # token -> why
-    _stopped: str = field(default="", init=False, repr=False)  # why nothing is asked any more
+    # By token, why it has no answer; and why nothing is asked any more.
+    _unanswered: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _stopped: str = field(default="", init=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -20,9 +20,7 @@ from ..errors import DialdownError
 PREFIX = "DIALDOWN_"
 # Read by assets.py, not settings of a study.
 OTHER_VARIABLES = {"DIALDOWN_CACHE"}
-LARGEST = (
-    2**32 - 1
-)  # the greatest seed of NumPy and scikit-learn, and more than anything that is counted
+LARGEST = 2**32 - 1  # NumPy's and scikit-learn's greatest seed; nothing counted is more
 # Line breaks and what acts on a terminal; half characters, which bytes that are no UTF-8 become.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
