@@ -7,8 +7,8 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 from ..errors import DialdownError, nearest
 from .config import Config
@@ -18,15 +18,8 @@ _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 WIDTH = 96
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    Attributes:
-        key: its dotted key, as in `--set KEY=VALUE`.
-        value: its value; None where nothing is set.
-        text: what it is.
-    """
+class Setting(NamedTuple):
+    """A setting by its dotted key, as in `--set KEY=VALUE`; the value is None where none is set."""
 
     key: str
     value: Any

@@ -74,13 +74,7 @@ PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "polars", "
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is written about a study in its folder.
-
-    Attributes:
-        config: the study's settings.
-        folder: the study's folder.
-        stages: what is done there, in order.
-    """
+    """What is written about a study in its folder, where its `stages` are done in order."""
 
     config: Config
     folder: Path

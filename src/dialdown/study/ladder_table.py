@@ -23,13 +23,7 @@ SHARES = {"degenerate": "degenerate", REFUSAL: "refusals", "groups": "names grou
 
 @dataclass(frozen=True)
 class Entry:
-    """A method at one strength.
-
-    Attributes:
-        strength: how far it was dialled.
-        measured: what was measured on the unseen prompts.
-        texts: what it does to each kind of text.
-    """
+    """A method at one strength, measured on the unseen prompts and on each kind of text."""
 
     strength: float
     measured: Measured
@@ -160,19 +154,9 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
     # Of a folder or a hub id, the last part says which.
     names = [judge.rpartition("/")[2].removeprefix("embedded:") for judge in judges]
     shares = [metric for metric in SHARES if metric in rows[0]]
-    head = [
-        "method",
-        "strength",
-        *(f"{concept}, {name}" for name in names),
-        "minus the best",
-        "KL",
-        "log-ppl",
-        *(SHARES[metric] for metric in shares),
-        "data",
-        "seconds",
-        "folds",
-    ]
-    lines = [head]
+    means = ["minus the best", "KL", "log-ppl", *(SHARES[metric] for metric in shares)]
+    scores = [f"{concept}, {name}" for name in names]
+    lines = [["method", "strength", *scores, *means, "data", "seconds", "folds"]]
     for row in rows:
         data = next((f"{row[kind]:,} {kind}" for kind in ("labels", "pairs") if row[kind]), "")
         lines.append(

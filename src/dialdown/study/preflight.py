@@ -98,20 +98,8 @@ def _model(work: Workspace) -> None:
         _ = work.lm
 
 
-def _lengths(work: Workspace) -> None:
-    settings = work.config.evaluation
-    _check_lengths(
-        work, work.prompts.evaluation, settings.max_new_tokens, "evaluation.max_new_tokens"
-    )
-
-
-def _training_lengths(work: Workspace) -> None:
-    _check_lengths(
-        work, work.prompts.training, work.config.pairs.max_new_tokens, "pairs.max_new_tokens"
-    )
-
-
-def _check_lengths(work: Workspace, prompts: Sequence[str], new: int, setting: str) -> None:
+def _lengths(work: Workspace, prompts: Sequence[str], section: str) -> None:
+    setting, new = f"{section}.max_new_tokens", getattr(work.config, section).max_new_tokens
     limit, context = work.config.evaluation.max_prompt_tokens, work.lm.context
     around = work.lm.turns.around if work.lm.turns else 0
     if not prompts or limit + around + new <= context:
@@ -199,8 +187,12 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
         {"probe", "pairs", "train", "means", "activations", "neurons", "gains", "rank_one", "step",
         "dial", "fit", *MEASURING},
     ),
-    ("", _lengths, {"activations", *MEASURING}),
-    ("", _training_lengths, {"pairs"}),
+    (
+        "",
+        lambda work: _lengths(work, work.prompts.evaluation, "evaluation"),
+        {"activations", *MEASURING},
+    ),
+    ("", lambda work: _lengths(work, work.prompts.training, "pairs"), {"pairs"}),
     ("", _probe, {"probe"}),
     ("", _text, MEASURING),
     ("", _neutral_text, {"dial", "compare"}),
