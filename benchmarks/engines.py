@@ -34,6 +34,7 @@ from dialdown.exporting.checkpoint import open_checkpoint
 from dialdown.exporting.verify import PROMPTS
 from dialdown.exporting.vllm import compare_in_vllm
 from dialdown.interventions.intervention import untouched
+from dialdown.models.bias import holds_bias
 
 SHARE, SIZE = 0.1, 0.3
 LIKELIEST = 20
@@ -126,6 +127,8 @@ def main() -> None:
         path, _, strength = place.partition("@")
         edits[name] = dd.Intervention.load(path).at(float(strength or 1))
     edits |= random_edits(lm)
+    # Where an architecture has no bias in its MLPs, the others can't be folded.
+    edits = {name: edit for name, edit in edits.items() if holds_bias(lm) or not edit.needs_bias}
     source = open_checkpoint(asked.model)
     print(f"{asked.model}, float32, torch {torch.__version__}, {date.today()}")
     print("largest difference of a log-probability, and what it would be with the edit left out:")
