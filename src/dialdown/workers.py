@@ -199,7 +199,7 @@ def _start(prepare: Prepare, turns: SimpleQueue[str | None]) -> None:
     if (device := turns.get()) is not None:
         # Read when CUDA is first used: the worker then sees this GPU alone.
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group; the main process answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -207,8 +207,8 @@ def _start(prepare: Prepare, turns: SimpleQueue[str | None]) -> None:
     _do = prepare()
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed can't end its workers."""
+def end_with_parent() -> None:
+    """End this process with its parent: one that was killed can't end its workers."""
     parent = parent_process()
     assert parent is not None
     parent.join()

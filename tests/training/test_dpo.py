@@ -34,9 +34,10 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from dialdown import DialdownError
 from dialdown.data import Pair
 from dialdown.training import DPOSettings, TrainingLog, checkpoints, train_dpo
+from dialdown.training.arguments import checkpointing_argument
 from dialdown.training.dpo import RECORD, all_weights, encode, split, tune
 from dialdown.training.loss import OwnTextKL
-from dialdown.training.trainer import KLDPOTrainer, no_checkpointing
+from dialdown.training.trainer import KLDPOTrainer
 
 NOUNS = ("cat", "dog", "house", "tree", "river", "stone", "cloud", "road")
 PAIRS = tuple(
@@ -135,7 +136,7 @@ def config(tmp_path: Path) -> DPOConfig:
         beta=0.3,
         bf16=False,
         use_cpu=True,
-        **no_checkpointing(),
+        **checkpointing_argument(False),
         report_to="none",
         max_length=None,
         per_device_train_batch_size=3,
@@ -288,6 +289,26 @@ def test_without_kl_it_is_the_loss_and_gradient_of_trl(architecture, tokenizer, 
         policies[0].named_parameters(), policies[1].parameters(), strict=True
     ):
         torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_activations_that_are_computed_again_change_nothing(tokenizer, tmp_path):
+    reference, passes, losses, trained = tiny("llama"), [], [], []
+    for checkpointing in (False, True):
+        policy = perturbed(reference).train()
+        policy.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_, again=checkpointing: passes.append(again)
+        )
+        settings = DPOSettings(batch_size=3)
+        trainer = KLDPOTrainer(
+            policy, reference, tokenizer, settings, EXAMPLES, EXAMPLES, tmp_path,
+            checkpointing=checkpointing,
+        )  # fmt: skip
+        trainer.train()
+        losses.append(trainer._log().loss)
+        trained.append(dict(policy.named_parameters()))
+    assert losses[0] == losses[1]
+    assert same(*trained)
+    assert passes.count(True) > passes.count(False)
 
 
 def test_a_peft_policy_trains_only_its_adapter(tokenizer, tmp_path):
@@ -660,6 +681,6 @@ def test_a_disk_without_room_is_refused_before_training(tokenizer, monkeypatch, 
 def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "dialdown.training.trainer")
     monkeypatch.delattr("dialdown.training.trainer")
-    monkeypatch.setitem(sys.modules, "trl.trainer.dpo_config", None)
+    monkeypatch.setitem(sys.modules, "trl.trainer.dpo_trainer", None)
     with pytest.raises(DialdownError, match=r'pip install -e "\.\[train\]" in your clone'):
         train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")

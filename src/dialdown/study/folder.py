@@ -32,6 +32,7 @@ from ..files import (
     sizes_and_hashes,
     write_sealed,
 )
+from ..training.settings import PROCESSES
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
@@ -67,6 +68,12 @@ MEASURED_ON = (
     "concept", "probe", "evaluation",
 )  # fmt: skip
 
+# By how many processes something is made; it changes no number by more than rounding (a worker has
+# one thread, a process alone has all).
+BY_HOW_MANY: Any = {
+    "workers": True,
+    **{section: {PROCESSES} for section in ("dpo", "gains", "rank_one")},
+}
 RUN = "run.json"
 RECORDS = "stages"
 PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "polars", "safetensors")
@@ -82,10 +89,8 @@ class Ledger:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON. How many processes measure changes no row by more than rounding (a
-        worker has one thread, a process alone has all), so it may differ when a study goes on.
-        """
-        return self.config.model_dump(mode="json", exclude={"workers"})
+        """The settings as JSON, without those that may differ when a study goes on."""
+        return self.config.model_dump(mode="json", exclude=BY_HOW_MANY)
 
     @contextmanager
     def claim(self, announce: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from ..errors import DialdownError
 from ..files import damaged, seal
 from ..progress import Progress
+from . import ranks
 
 SAVE_SHARE = 0.05
 SAVE_EVERY_SECONDS = 60.0
@@ -39,7 +40,8 @@ class Pace(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._report(state)
-        if time.perf_counter() - self.saved > self.wait:
+        # No two ranks have the same clock, and all have to save at once.
+        if ranks.of_main(lambda: time.perf_counter() - self.saved > self.wait):
             control.should_save = True
         if state.global_step >= state.max_steps:
             # Older releases of transformers stop without a validation.
@@ -55,7 +57,9 @@ class Pace(TrainerCallback):
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        ranks.wait()
+        ranks.on_main(lambda: seal(checkpoint))
         self.saved = time.perf_counter()
         self.wait = max(SAVE_EVERY_SECONDS, (self.saved - self.began_saving) / SAVE_SHARE)
 

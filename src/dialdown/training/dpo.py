@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,9 +31,10 @@ from ..errors import DialdownError
 from ..extras import asking_for
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
 from ..models import templates
-from ..models.lm import weight_fingerprints
+from ..models.lm import LM, load, weight_fingerprints
 from ..models.templates import Template
 from ..progress import Progress, with_bar
+from . import ranks
 from .loss import OwnTextKL
 from .policies import Trainable, all_weights, low_rank
 from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
@@ -81,6 +83,17 @@ def train_dpo(
             holds something else; the disk has no room or cannot be written; the loss is no longer
             finite.
     """
+    if ranks.wanted(settings):
+        return _on_ranks(
+            model,
+            pairs,
+            settings,
+            out,
+            own_kl=own_kl,
+            base=base,
+            template=template,
+            progress=progress,
+        )
     policy = (
         low_rank(model, tokenizer, settings.lora_rank, settings.seed, base)
         if settings.lora_rank
@@ -88,6 +101,38 @@ def train_dpo(
     )
     policy = replace(policy, template=template)
     return tune(policy, pairs, settings, out, own_kl=own_kl, progress=progress)
+
+
+def _on_ranks(
+    model: Any,
+    pairs: Sequence[Pair],
+    settings: DPOSettings,
+    out: Path,
+    *,
+    base: Path | None,
+    template: Template,
+    progress: Progress | None,
+    **given: Any,
+) -> TrainingLog:
+    if base is None:
+        raise DialdownError(
+            f"Each of {settings.processes} ranks loads the model by itself: pass base=, the folder "
+            "that it was loaded from (or saved to)."
+        )
+    given |= {"pairs": [*pairs], "settings": settings, "out": out.resolve(), "base": base.resolve()}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ranks.on_ranks(
+        partial(load, str(base.resolve()), dtype=dtype, template=template),
+        partial(_as_rank, **given),
+        model,
+        settings,
+        whole=not settings.lora_rank,
+        progress=progress,
+    )
+
+
+def _as_rank(lm: LM, **given: Any) -> TrainingLog:
+    return train_dpo(lm.model, lm.tokenizer, template=lm.template, **given)
 
 
 def tune(
@@ -114,26 +159,32 @@ def tune(
         type(settings).__name__,
         # A log of an earlier version has other fields, and is no finished run of this one.
         [field.name for field in fields(TrainingLog)],
-        asdict(settings),
+        settings.recipe,
         train,
         held_out,
         weight_fingerprints(model),
         *trainable.given,
         *held,
     )
+    ranks.check_agreement(inputs)
     work = out.with_name(f".{out.name}.training")
-    if (finished := _finished(out, inputs)) is not None:
-        shutil.rmtree(work, ignore_errors=True)
+    if (finished := ranks.of_main(lambda: _finished(out, inputs))) is not None:
+        ranks.on_main(lambda: shutil.rmtree(work, ignore_errors=True))
         return finished
     with trainer.quiet():
         policy = trainable.prepare(model)
-    _claim(work, inputs, policy, settings, trainable.result_bytes)
+    ranks.on_main(partial(_claim, work, inputs, policy, settings, trainable.result_bytes))
 
     def publish(policy: Any, folder: Path, record: dict[str, Any]) -> None:
-        record = {"inputs": inputs, "settings": asdict(settings), **record}
-        with whole_folder(folder) as partial:
-            trainable.save(policy, partial)
-            write_json(partial / RECORD, record)
+        record = {"inputs": inputs, "settings": settings.recipe, **record}
+        trained = ranks.whole(policy, model)
+
+        def write() -> None:
+            with whole_folder(folder) as unfinished:
+                trainable.save(trained, unfinished)
+                write_json(unfinished / RECORD, record)
+
+        ranks.on_main(write)
 
     def snapshot(policy: Any, step: int) -> None:
         publish(policy, out.with_name(f"{out.name}-steps") / str(step), {"step": step})
@@ -153,7 +204,7 @@ def tune(
             snapshot=snapshot,
         ).fit()
         publish(policy, out, {"log": asdict(log)})
-    shutil.rmtree(work)
+    ranks.on_main(lambda: shutil.rmtree(work))
     # A trainer and its model refer to each other, so only a collection frees their memory.
     del policy
     gc.collect()

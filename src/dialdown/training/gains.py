@@ -34,6 +34,7 @@ from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
+from . import ranks
 from .dpo import tune
 from .fisher import NaturalGradientOptimizer, damped
 from .generated_text import own_text_kl
@@ -75,6 +76,9 @@ def train_gains(
         DialdownError: the natural gradient without `information` of this model; a KL on no texts;
             see `train_dpo`.
     """
+    if ranks.wanted(settings):
+        given = {"pairs": pairs, "out": out, "information": information, "texts": texts}
+        return ranks.on_ranks_of(lm, train_gains, settings, progress=progress, **given)
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
 

@@ -26,6 +26,7 @@ from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.lm import LM, sharing
 from ..progress import Progress, with_bar
+from . import ranks
 from .dpo import tune
 from .generated_text import own_text_kl
 from .policies import Trainable
@@ -62,6 +63,9 @@ def train_rank_one(
     Raises:
         DialdownError: a KL on no texts; see `train_dpo`.
     """
+    if ranks.wanted(settings):
+        given = {"pairs": pairs, "out": out, "texts": texts}
+        return ranks.on_ranks_of(lm, train_rank_one, settings, progress=progress, **given)
 
     def save(policy: Any, folder: Path) -> None:
         _edit(lm, policy, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / RANK_ONE_FILE)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from ..errors import DialdownError, nearest
@@ -17,6 +17,9 @@ Example = dict[str, list[int]]
 GAINS_FILE = "gains.safetensors"
 RANK_ONE_FILE = "rank-one.safetensors"
 """What a training leaves in its folder."""
+
+PROCESSES = "processes"
+"""The setting that says how many processes train together, which is no part of the result."""
 
 KLDirection = Literal["reference_policy", "policy_reference"]
 KLPositions = Literal["completion", "all"]
@@ -115,6 +118,8 @@ class DPOSettings:
             those of whole weights.
         snapshots: models kept along the way, evenly spaced, beside the result in a folder
             `OUT-steps/STEP` each.
+        processes: ranks that train together on this machine, one per GPU: with all weights trained,
+            each holds its part of them (docs/cluster.md).
         seed: of the split and of the order of the pairs.
 
     Raises:
@@ -139,6 +144,7 @@ class DPOSettings:
     patience: int = 30
     lora_rank: int = 0
     snapshots: int = 0
+    processes: int = 1
     seed: int = 0
     natural_allowed: ClassVar[bool] = False
     falling: ClassVar[bool] = False
@@ -156,7 +162,7 @@ class DPOSettings:
                     f"Unknown {name} {given!r} for DPO: {nearest(str(given), choices)}"
                 )
         least = dict.fromkeys(("batch_size", "accumulation", "epochs", "max_tokens"), 1)
-        least |= dict.fromkeys(("eval_every", "eval_pairs", "patience"), 1)
+        least |= dict.fromkeys(("eval_every", "eval_pairs", "patience", "processes"), 1)
         least |= dict.fromkeys(("warmup_steps", "kl_weight", "lora_rank", "snapshots", "seed"), 0)
         _check_least(self, "DPO cannot train", least)
         _check_positive(self, "DPO cannot train", "beta", "learning_rate", "max_grad_norm")
@@ -170,6 +176,17 @@ class DPOSettings:
                 f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for "
                 "whole epochs."
             )
+        if self.batch_size % self.processes:
+            raise DialdownError(
+                f"batch_size = {self.batch_size} cannot be shared out among {self.processes} "
+                f"ranks: pass a multiple of {self.processes} (and lower accumulation as much), or "
+                "other processes."
+            )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the result depends on."""
+        return {name: value for name, value in asdict(self).items() if name != PROCESSES}
 
 
 @dataclass(frozen=True)

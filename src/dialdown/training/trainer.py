@@ -8,7 +8,6 @@ TRL's. Imported by `dpo` only when training starts, because TRL is an optional e
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import logging
 import math
@@ -27,16 +26,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 from transformers.utils import logging as transformers_logging
-from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from ..errors import DialdownError
 from ..models.kl import kl_divergence
 from ..models.lm import sharing
 from ..progress import Progress
+from . import ranks
+from .arguments import arguments
 from .checkpoints import Pace, Snapshots, last_checkpoint
 from .loss import IGNORED, LossParts, OwnTextKL, kl_dpo_loss
-from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
+from .settings import DPOSettings, Example, TrainingLog
 
 # The fields of a log that have a value for each step, and what the trainer calls them.
 STEPS = {
@@ -70,6 +70,8 @@ class KLDPOTrainer(DPOTrainer):
         optimizer: in place of the one that the settings name.
         progress: called with "training", the steps done and the steps in all.
         snapshot: called with the policy and the step at each place that the settings ask for.
+        checkpointing: compute activations again in the backward pass in place of keeping them; by
+            default on a GPU where all weights are trained.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class KLDPOTrainer(DPOTrainer):
         optimizer: torch.optim.Optimizer | None = None,
         progress: Progress | None = None,
         snapshot: Callable[[Any, int], None] = lambda policy, step: None,
+        checkpointing: bool | None = None,
     ) -> None:
         self.settings, self.own_kl, self.work = settings, own_kl, work
         self.train_pairs, self.eval_pairs = len(train), len(held_out)
@@ -96,15 +99,21 @@ class KLDPOTrainer(DPOTrainer):
             pad = tokenizer.pad_token_id
             pad = tokenizer.eos_token_id if pad is None else pad
             collator = partial(padded_as_published, pad=pad)
+        self._whole = not hasattr(policy, "get_base_model")
+        # TRL may patch, freeze or move it.
+        self._reference = sharing(reference)
+        if checkpointing is None:
+            checkpointing = self._whole and ranks.on_gpu(reference)
         super().__init__(
             model=policy,
-            # TRL may patch, freeze or move it.
-            ref_model=sharing(reference),
-            args=_arguments(
+            ref_model=self._reference,
+            args=arguments(
                 settings,
                 work,
-                on_cpu=reference.device.type == "cpu",
+                on_cpu=not ranks.on_gpu(reference),
                 mixed=policy.dtype != reference.dtype,
+                whole=self._whole,
+                checkpointing=checkpointing,
             ),
             data_collator=collator,
             train_dataset=Dataset.from_list([*train]),
@@ -118,8 +127,30 @@ class KLDPOTrainer(DPOTrainer):
             optimizers=(optimizer, None),
         )
         self.remove_callback(PrinterCallback)
-        base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        base = policy if self._whole else policy.get_base_model()
         self._cuts_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Share out the reference among the ranks layer by layer, where the policy is: TRL would
+        gather all of it at once.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            if self.args.bf16:
+                # accelerate would also sum the gradients of the ranks in 16 bits.
+                self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                    param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+                )
+            fsdp2_prepare_model(self.accelerator, self._reference)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # The best checkpoint is known for one only if its folder exists, which ranks write later.
+        folder = self.work / f"checkpoint-{self.state.global_step}"
+        ranks.on_main(partial(folder.mkdir, exist_ok=True))
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def fit(self) -> TrainingLog:
         """Train to the end, from the last whole checkpoint if there is one, and load the best
@@ -128,7 +159,7 @@ class KLDPOTrainer(DPOTrainer):
         Raises:
             DialdownError: the loss is no longer finite.
         """
-        checkpoint = last_checkpoint(self.work)
+        checkpoint = ranks.of_main(lambda: last_checkpoint(self.work))
         if checkpoint is None:
             self.train()
             return self._log()
@@ -136,6 +167,9 @@ class KLDPOTrainer(DPOTrainer):
         # Resuming a run that was stopped after its last step would make one step more.
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             self.state = state
+            if self.is_fsdp_enabled:
+                self.create_optimizer()
+                self.model, _ = self.accelerator.prepare(self.model, self.optimizer)
             self._load_best_model()
         else:
             self.train(resume_from_checkpoint=str(checkpoint))
@@ -225,7 +259,7 @@ class KLDPOTrainer(DPOTrainer):
         """KL(π_ref ‖ π) on the step's texts, mean over the positions that their tokens were drawn
         at, and the last one's, in nats.
         """
-        texts = own_kl.of_step(self.state.global_step)
+        texts = ranks.share(own_kl.of_step(self.state.global_step))
         ids = torch.tensor(texts, device=self.accelerator.device)
         mask, last = torch.ones_like(ids), ids.shape[1] - own_kl.given + 1
         with torch.no_grad():
@@ -290,53 +324,6 @@ def padded_as_published(examples: Sequence[Example], *, pad: int) -> dict[str, T
         rows["attention_mask"].append([0] * left + [1] * len(prompt + text) + [0] * right)
         rows["completion_mask"].append([0] * before + [1] * len(text) + [0] * right)
     return {name: torch.tensor(values) for name, values in rows.items()}
-
-
-def no_checkpointing() -> dict[str, Any]:
-    """The argument of `DPOConfig` that keeps activations in memory; transformers has had two names
-    for it.
-    """
-    names = {field.name for field in dataclasses.fields(DPOConfig)}
-    new, old = "activation_checkpointing", "gradient_checkpointing"
-    return {new if new in names else old: False}
-
-
-def _arguments(settings: DPOSettings, work: Path, *, on_cpu: bool, mixed: bool) -> Any:
-    return DPOConfig(
-        output_dir=str(work),
-        beta=settings.beta,
-        max_length=None,
-        optim=OPTIMIZERS[settings.optimizer][0],
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=2 * settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        # A float32 copy of a 16-bit model computes in 16 bits.
-        bf16=mixed,
-        # TRL turns it on.
-        **no_checkpointing(),
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        eval_strategy="steps",
-        eval_steps=settings.eval_every,
-        save_strategy="steps",
-        save_steps=settings.eval_every,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
 
 
 @contextmanager

@@ -1,0 +1,344 @@
+"""One training by several processes or GPUs of a machine: its ranks (docs/cluster.md).
+
+    train_dpo(model, tokenizer, pairs, DPOSettings(processes=8), out, base=folder)
+
+torch's elastic launcher starts the ranks, each of which loads the model and calls the same function
+again, which then finds that it is a rank. The process that was called trains nothing itself: it
+waits, shows the progress of its first rank and raises what a rank could not do.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from tempfile import TemporaryDirectory
+from threading import Thread, current_thread, main_thread
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+
+from ..errors import DialdownError, enough_memory
+from ..files import fingerprint
+from ..models.lm import LM, load, weight_fingerprints
+from ..progress import Progress
+from ..workers import check_main_guard, end_with_parent, quiet_libraries, return_free_memory
+from .settings import DPOSettings
+
+T = TypeVar("T")
+
+# How long ranks wait for one of them: it may be writing tens of gigabytes.
+WAIT = timedelta(hours=2)
+# Messages of a pipe shorter than this are whole, whoever else writes there.
+MESSAGE = 2000
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank does.
+
+    Attributes:
+        load: loads the model onto a device.
+        train: trains it.
+        weights: a hash of the weights that `load` is to give.
+        whole: whether all weights are trained, which are then shared out among the GPUs from the
+            memory of the machine.
+        on_cpu: whether ranks train on the processor.
+    """
+
+    load: Callable[..., LM]
+    train: Callable[..., Any]
+    weights: str
+    whole: bool
+    on_cpu: bool
+
+
+def wanted(settings: DPOSettings) -> bool:
+    """Whether a training has ranks that are still to be started."""
+    return settings.processes > 1 and not _is_rank()
+
+
+def on_ranks(
+    load: Callable[..., LM],
+    train: Callable[..., T],
+    model: Any,
+    settings: DPOSettings,
+    *,
+    whole: bool,
+    progress: Progress | None,
+) -> T:
+    """Let ranks train a model, and give what the first returns.
+
+    Args:
+        load: loads the model, given `device`; a function of a module, or a partial of one.
+        train: trains it, given the model and `progress`; likewise.
+        model: the model itself, which leaves its GPU meanwhile.
+        settings: how many ranks.
+        whole: whether all weights are trained.
+        progress: called with the progress of the first rank.
+
+    Raises:
+        DialdownError: there are fewer GPUs than processes; a rank could not do its work, ended, or
+            was given something else than the others.
+    """
+    check_main_guard()
+    device = model.device
+    if device.type != "cpu":
+        check_gpus(settings.processes, torch.cuda.device_count())
+    model.to("cpu")
+    return_free_memory()
+    try:
+        weights = fingerprint(weight_fingerprints(model))
+        job = Job(load, train, weights, whole, on_cpu=device.type == "cpu")
+        result: T = _launch(job, settings, progress)
+    finally:
+        model.to(device)
+    return result
+
+
+def on_ranks_of(
+    lm: LM,
+    train: Callable[..., T],
+    settings: DPOSettings,
+    *,
+    progress: Progress | None,
+    **given: Any,
+) -> T:
+    """Let ranks train an edit of `lm`, of which each has all weights; see `on_ranks`.
+
+    Args:
+        lm: the model, which ranks load by its name.
+        train: called with it, `settings`, `progress` and what else is given.
+        settings: how to train.
+        progress: called with the progress of the first rank.
+    """
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    return on_ranks(
+        partial(load, lm.name, revision=lm.revision, dtype=dtype, template=lm.template),
+        partial(train, settings=settings, **given),
+        lm.model,
+        settings,
+        whole=False,
+        progress=progress,
+    )
+
+
+def check_gpus(processes: int, visible: int) -> None:
+    """Refuse more ranks than GPUs, since each has one of its own (DialdownError)."""
+    if processes > visible:
+        raise DialdownError(
+            f"processes = {processes} needs as many GPUs, and {visible} can be seen here: set "
+            f"processes={visible}, or choose others by CUDA_VISIBLE_DEVICES."
+        )
+
+
+def _launch(job: Job, settings: DPOSettings, progress: Progress | None) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    reader, writer = get_context("spawn").Pipe(duplex=False)
+    refused: list[str] = []
+    listener = Thread(target=_listen, args=(reader, progress, refused), daemon=True)
+    listener.start()
+    try:
+        with TemporaryDirectory() as logs, _launcher_quiet():
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=settings.processes,
+                run_id=uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                # Looking up the name of this machine takes seconds where there is no network.
+                local_addr="localhost",
+                max_restarts=0,
+                # What gloo says when ranks have met is nobody's business.
+                logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.OUT),
+            )
+            results = elastic_launch(config, _rank)(job, writer)
+        return results[0]
+    except SignalException as error:
+        # The launcher took the signals; whoever had them before is to hear of it.
+        signal.raise_signal(error.sigval)
+        raise
+    except ChildFailedError as error:
+        _end_listening(writer, listener)
+        if refused:
+            raise DialdownError(refused[0]) from error
+        rank, failure = error.get_first_failure()
+        reason = " ".join(failure.message.split())[:200]
+        raise DialdownError(
+            f"Rank {rank} of {settings.processes} ended by itself ({reason}), and the others with "
+            "it: repeat the same command, which goes on from the last checkpoint, with fewer "
+            "processes or a smaller batch_size if memory ran out."
+        ) from error
+    finally:
+        _end_listening(writer, listener)
+
+
+def _listen(reader: Connection, progress: Progress | None, refused: list[str]) -> None:
+    while (message := reader.recv()) is not None:
+        if isinstance(message, str):
+            refused.append(message)
+        elif progress is not None:
+            progress(*message)
+
+
+def _end_listening(writer: Connection, listener: Thread) -> None:
+    if listener.is_alive():
+        writer.send(None)
+        listener.join()
+
+
+@contextmanager
+def _launcher_quiet() -> Iterator[None]:
+    """What the launcher logs is in the error that it raises, and its handlers of signals would
+    outlive it.
+    """
+    disabled = logging.root.manager.disable
+    before = [signal.getsignal(number) for number in SIGNALS]
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        if current_thread() is main_thread():
+            for number, handler in zip(SIGNALS, before, strict=True):
+                signal.signal(number, handler)
+
+
+def _rank(job: Job, parent: Connection) -> Any:
+    """A rank's whole life."""
+    # Python would end it only after the collective operation that it waits in.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    Thread(target=end_with_parent, daemon=True).start()
+    quiet_libraries()
+    warnings.simplefilter("ignore")
+    here = int(os.environ["LOCAL_RANK"])
+    if job.on_cpu:
+        cores = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        dist.init_process_group("gloo", timeout=WAIT)
+    else:
+        torch.cuda.set_device(here)
+        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=WAIT)
+
+    def tell(what: str, done: int, total: int) -> None:
+        parent.send((what, done, total))
+
+    try:
+        with enough_memory("set more processes, or lower batch_size and raise accumulation"):
+            lm = _loaded(job, "cpu" if job.on_cpu or job.whole else f"cuda:{here}")
+            result = job.train(lm, progress=None if here else tell)
+    except DialdownError as error:
+        parent.send(str(error)[:MESSAGE])
+        raise
+    dist.destroy_process_group()
+    return result
+
+
+def _loaded(job: Job, device: str) -> LM:
+    lm = job.load(device=device)
+    if fingerprint(weight_fingerprints(lm.model)) != job.weights:
+        raise DialdownError(
+            f"{lm.name} has other weights on disk than the model that is to be trained, and each "
+            "rank loads its own: save the model, and pass the folder."
+        )
+    return lm
+
+
+def _is_rank() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def count() -> int:
+    """How many ranks train, this process among them; 1 without ranks."""
+    return dist.get_world_size() if _is_rank() else 1
+
+
+def on_gpu(model: Any) -> bool:
+    """Whether a model is trained on a GPU, which a rank may put it on only later."""
+    return "nccl" in dist.get_backend_config() if _is_rank() else model.device.type != "cpu"
+
+
+def wait() -> None:
+    """Wait until every rank is here."""
+    if _is_rank():
+        dist.barrier()
+
+
+def on_main(work: Callable[[], T]) -> T | None:
+    """Let the first rank do something, and the others wait for it."""
+    result = work() if not _is_rank() or dist.get_rank() == 0 else None
+    wait()
+    return result
+
+
+def of_main(make: Callable[[], T]) -> T:
+    """What the first rank makes, for all of them."""
+    value: list[Any] = [make() if not _is_rank() or dist.get_rank() == 0 else None]
+    if _is_rank():
+        dist.broadcast_object_list(value)
+    result: T = value[0]
+    return result
+
+
+def check_agreement(inputs: str) -> None:
+    """Refuse ranks that would train different things (DialdownError)."""
+    if not _is_rank():
+        return
+    everyone: list[Any] = [None] * count()
+    dist.all_gather_object(everyone, inputs)
+    if differing := [rank for rank, other in enumerate(everyone) if other != everyone[0]]:
+        raise DialdownError(
+            f"{len(differing)} of {len(everyone)} ranks (first: rank {differing[0]}) were given "
+            "another model, other pairs or other settings than rank 0: give all of them the same."
+        )
+
+
+def share(texts: Sequence[T]) -> Sequence[T]:
+    """The part of what all ranks read together that is this rank's; where they cannot be shared out
+    evenly, several ranks read the same, so that the mean over ranks is the mean over all.
+    """
+    parts = math.gcd(len(texts), count())
+    size = len(texts) // parts
+    part = dist.get_rank() % parts if _is_rank() else 0
+    return texts[part * size : (part + 1) * size]
+
+
+def whole(policy: Any, model: Any) -> Any:
+    """A policy with all of its weights, on the first rank, where each rank holds a part; others
+    give it back as it is.
+
+    Args:
+        policy: what was trained.
+        model: a model of its kind whose weights are whole.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if not any(isinstance(weight, DTensor) for weight in policy.parameters()):
+        return policy
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(policy, options=options)
+    if dist.get_rank() != 0:
+        return policy
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(weights)
+    return plain
