@@ -7,20 +7,22 @@ tokens (Suau et al., 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from ..errors import DialdownError
+from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM
 from ..progress import Progress, with_bar
-from .labelled import Labelled, Labels, highest, pooled
+from .labelled import Labels, encode_labelled, highest, pooled
 
 MEMORY = 1 << 30
-RANKED = 512
-"""Neurons that are ranked at a time."""
+RANKED = 512  # neurons at a time
 
 
 @with_bar
@@ -36,16 +38,8 @@ def auroc(
     """How well each neuron's highest activation over a text's tokens tells texts labelled 1 from
     those labelled 0.
 
-    The texts are read once where the highest activations of all neurons fit into `memory`, and
-    otherwise once for as many layers as do.
-
-    Args:
-        lm: the model.
-        texts: the labelled texts.
-        labels: 1 where a text has the concept, else 0.
-        max_tokens: texts are cut here.
-        memory: bytes of activations that are kept at a time, at least a layer's; 1 GiB by default.
-        progress: called after each batch of texts.
+    The texts, each cut to `max_tokens`, are read once where the highest activations of all neurons
+    fit into `memory` bytes, and otherwise once for as many layers as do.
 
     Returns:
         (L, F) float64, the area under the ROC curve: 1 where every text with the concept is above
@@ -55,27 +49,30 @@ def auroc(
         DialdownError: texts and labels differ in number, a class has fewer than 10 texts, a text
             has no tokens or exceeds the context, or an activation is not a finite number.
     """
-    return _areas(lm, Labelled.of(lm, texts, labels, max_tokens), progress, memory)
+    ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
+    return _areas(lm, ids, toxic, progress, memory)
 
 
 def _areas(
-    lm: LM, data: Labelled, progress: Progress | None, memory: int = MEMORY
+    lm: LM,
+    ids: Sequence[Sequence[int]],
+    toxic: NDArray[np.bool_],
+    progress: Progress | None,
+    memory: int = MEMORY,
 ) -> NDArray[np.float64]:
     layers = range(lm.view.n_layers)
-    together = max(1, memory // (4 * len(data.ids) * lm.view.n_neurons))
-    areas = []
-    for start in layers[::together]:
-        group = layers[start : start + together]
+    together = max(1, memory // (4 * len(ids) * lm.view.n_neurons))
+    starts = layers[::together]
+    areas: list[NDArray[np.float64]] = []
+    for reading, start in enumerate(starts):
 
-        def tell(done: int, batches: int, start: int = start) -> None:
+        def tell(done: int, batches: int, before: int = reading) -> None:
             if progress:
-                readings = len(layers[::together])
-                progress(
-                    "reading labelled texts", start // together * batches + done, readings * batches
-                )
+                total = len(starts) * batches
+                progress("reading labelled texts", before * batches + done, total)
 
-        values = pooled(lm, data.ids, highest, group, tell)
-        areas += [_area(of_layer, data.toxic) for of_layer in values]
+        values = pooled(lm, ids, highest, layers[start : start + together], tell)
+        areas += [_area(of_layer, toxic) for of_layer in values]
     return np.stack(areas)
 
 
@@ -98,20 +95,14 @@ def aura(
     labels: Labels,
     *,
     max_tokens: int = 128,
-    name: str = "aura",
     progress: Progress | None = None,
 ) -> Intervention:
-    """AurA: the gain 1 - 2 (A - .5) on every neuron whose area A is above .5; no number to choose.
-
-    Args, Raises: see `auroc`. `name` is the name its results carry.
-
-    Returns:
-        An intervention of kind `scale`.
+    """AurA: the gain 1 - 2 (A - .5) on every neuron whose area A is above .5, of kind `scale`; no
+    number to choose. Arguments and errors are those of `auroc`.
     """
-    data = Labelled.of(lm, texts, labels, max_tokens)
-    areas = _areas(lm, data, progress)
-    gain = np.where(areas > 0.5, 1 - 2 * (areas - 0.5), 1.0)
-    return Intervention(name, "scale", gain, np.zeros_like(gain), areas > 0.5, record=data.record)
+    ids, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
+    areas = _areas(lm, ids, toxic, progress)
+    return as_scale("aura", np.where(areas > 0.5, 1 - 2 * (areas - 0.5), 1.0), record)
 
 
 @with_bar
@@ -123,22 +114,13 @@ def damp(
     share: float = 0.05,
     factor: float = 0.5,
     max_tokens: int = 128,
-    name: str = "damp",
     progress: Progress | None = None,
 ) -> Intervention:
-    """Damp: one gain, `factor`, on the share of all neurons whose area is highest.
-
-    Args:
-        lm, texts, labels, max_tokens, progress: see `auroc`.
-        share: of the neurons, above 0 and at most 1.
-        factor: what their activations are multiplied by.
-        name: the name its results carry.
-
-    Returns:
-        An intervention of kind `scale`.
+    """Damp: one gain, `factor`, on the share of all neurons whose area is highest, of kind `scale`;
+    see `auroc` for the other arguments.
 
     Raises:
-        DialdownError: a share or a factor that cannot work; see `auroc`.
+        DialdownError: a share outside 0 to 1, a factor that is no finite number; see `auroc`.
     """
     if not 0 < share <= 1:
         raise DialdownError(
@@ -149,34 +131,15 @@ def damp(
         raise DialdownError(
             f"Activations cannot be multiplied by {factor}: pass a finite factor, 0.5 for half."
         )
-    data = Labelled.of(lm, texts, labels, max_tokens)
-    areas = _areas(lm, data, progress)
+    ids, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
+    areas = _areas(lm, ids, toxic, progress)
     first = np.argsort(-areas.ravel(), kind="stable")[: max(1, round(share * areas.size))]
     selected = np.isin(np.arange(areas.size), first).reshape(areas.shape)
     gain = np.where(selected, factor, 1.0)
-    record = {**data.record, "share": share}
-    return Intervention(name, "scale", gain, np.zeros_like(gain), selected, record=record)
+    record["share"] = share
+    return Intervention("damp", "scale", gain, np.zeros_like(gain), selected, record=record)
 
 
-@with_bar
-def det0(
-    lm: LM,
-    texts: Sequence[str],
-    labels: Labels,
-    *,
-    share: float = 0.05,
-    max_tokens: int = 128,
-    name: str = "det0",
-    progress: Progress | None = None,
-) -> Intervention:
+def det0(lm: LM, texts: Sequence[str], labels: Labels, **options: Any) -> Intervention:
     """Det0: `damp` with a factor of 0, so that the neurons are silent."""
-    return damp(
-        lm,
-        texts,
-        labels,
-        share=share,
-        factor=0.0,
-        max_tokens=max_tokens,
-        name=name,
-        progress=progress,
-    )
+    return replace(damp(lm, texts, labels, factor=0.0, **options), name="det0")

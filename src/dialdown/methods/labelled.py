@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,33 +25,20 @@ to one number a text, (texts, F).
 BATCH = 32
 
 
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """Labelled texts as token ids.
+def encode_labelled(
+    lm: LM, texts: Sequence[str], labels: Labels, max_tokens: int
+) -> tuple[list[list[int]], NDArray[np.bool_], dict[str, Any]]:
+    """Token ids of each text, cut to its first `max_tokens`; (n,) which texts have the concept; and
+    what an intervention made of them says of where it came from.
 
-    Attributes:
-        ids: of each text.
-        toxic: (n,) bool, which texts have the concept.
-        record: what an intervention made of them says of where it came from.
+    Raises:
+        DialdownError: texts and labels differ in number, a class has fewer than 10 texts, a text
+            has no tokens, or one exceeds the context.
     """
-
-    ids: list[list[int]]
-    toxic: NDArray[np.bool_]
-    record: dict[str, Any]
-
-    @classmethod
-    def of(cls, lm: LM, texts: Sequence[str], labels: Labels, max_tokens: int) -> Labelled:
-        """The texts as `lm` reads them, each cut to its first `max_tokens`.
-
-        Raises:
-            DialdownError: texts and labels differ in number, a class has fewer than 10 texts, a
-                text has no tokens, or one exceeds the context.
-        """
-        check_labels(texts, labels)
-        ids = encode_texts(lm, texts, max_tokens)
-        toxic = np.asarray(labels) == 1
-        counts = {"texts": len(ids), "with_concept": int(toxic.sum()), "max_tokens": max_tokens}
-        return cls(ids, toxic, {"base": lm.describe(), **counts})
+    check_labels(texts, labels)
+    ids, toxic = encode_texts(lm, texts, max_tokens), np.asarray(labels) == 1
+    counts = {"texts": len(ids), "with_concept": int(toxic.sum()), "max_tokens": max_tokens}
+    return ids, toxic, {"base": lm.describe(), **counts}
 
 
 def highest(m: Tensor, own: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..models.lm import LM
 from ..progress import Progress, with_bar
 from ..training.fisher import fisher_information, margin_gradient, natural_gradient
 from ..training.generated_text import own_text
-from .labelled import Labelled, Labels
+from .labelled import Labels, encode_labelled
 
 
 @with_bar
@@ -30,21 +30,12 @@ def labels_gradient(
     labels: Labels,
     *,
     max_tokens: int = 128,
-    batch_size: int = 8,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """The derivative by every neuron's gain of the mean log-probability of a token in texts
-    labelled 0, minus that in texts labelled 1.
+    labelled 0, minus that in texts labelled 1; see `auroc` for the arguments.
 
     A text's first token, which may be a BOS, is read and not counted.
-
-    Args:
-        lm: the model.
-        texts: the labelled texts.
-        labels: 1 where a text has the concept, else 0.
-        max_tokens: texts are cut here.
-        batch_size: texts per pass.
-        progress: called after each batch.
 
     Returns:
         (L, F) float64, in nats a token: above 0 where a higher gain favours texts without the
@@ -54,13 +45,13 @@ def labels_gradient(
         DialdownError: see `auroc`; a class has only texts of one token, or a gradient is not a
             finite number.
     """
-    data = Labelled.of(lm, texts, labels, max_tokens)
+    ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
     sides = []
-    for label, of_class in ((0, ~data.toxic), (1, data.toxic)):
+    for label, of_class in ((0, ~toxic), (1, toxic)):
         sequences = [
-            (ids, len(ids) - 1)
-            for ids, counts in zip(data.ids, of_class, strict=True)
-            if counts and len(ids) > 1
+            (text, len(text) - 1)
+            for text, counts in zip(ids, of_class, strict=True)
+            if counts and len(text) > 1
         ]
         if not sequences:
             raise DialdownError(
@@ -68,7 +59,7 @@ def labels_gradient(
                 "likelier: pass longer texts."
             )
         sides.append((sequences, sum(counted for _, counted in sequences)))
-    return margin_gradient(lm, sides, batch_size=batch_size, progress=progress)
+    return margin_gradient(lm, sides, batch_size=8, progress=progress)
 
 
 @with_bar
@@ -81,22 +72,16 @@ def labels_step(
     kl: float = 0.01,
     max_tokens: int = 128,
     seed: int = 0,
-    name: str = "labels",
     progress: Progress | None = None,
 ) -> Intervention:
-    """The gains that favour texts without the concept most at a given KL, to first order; nothing
-    is trained, and no pairs are needed.
+    """The gains that favour texts without the concept most at a given KL, to first order, of kind
+    `scale`; nothing is trained, and no pairs are needed.
 
     Args:
         lm, texts, labels, max_tokens, progress: see `labels_gradient`.
         information: (L, F) what a gain costs, from `fisher_information`; by default that on text of
-            the model's own.
+            the model's own, sampled with `seed`.
         kl: see `natural_gradient`.
-        seed: of that text.
-        name: the name its results carry.
-
-    Returns:
-        An intervention of kind `scale`.
 
     Raises:
         DialdownError: see `labels_gradient` and `natural_gradient`.
@@ -105,4 +90,4 @@ def labels_step(
     if information is None:
         own = own_text(lm, seed=seed, progress=progress)
         information = fisher_information(lm, own, seed=seed, progress=progress)
-    return natural_gradient(lm, worth, information, kl=kl, name=name)
+    return natural_gradient(lm, worth, information, kl=kl, name="labels")

@@ -23,22 +23,11 @@ def caa(
     labels: Labels,
     *,
     max_tokens: int = 128,
-    name: str = "caa",
     progress: Progress | None = None,
 ) -> Intervention:
     """Subtract the difference between the mean residual streams of texts with and without the
-    concept, where `steer` does: after the last layer, at every position.
-
-    Args:
-        lm: the model.
-        texts: the labelled texts; each counts by the mean over its tokens.
-        labels: 1 where a text has the concept, else 0.
-        max_tokens: texts are cut here.
-        name: the name its results carry.
-        progress: called after each batch.
-
-    Returns:
-        An intervention of kind `steer`, at strength 1 the whole difference.
+    concept, where `steer` does: after the last layer, at every position. Each text counts by the
+    mean over its tokens, and strength 1 is the whole difference.
 
     Raises:
         DialdownError: see `auroc`, or the two means are the same.
@@ -55,4 +44,4 @@ def caa(
             "them apart: pass texts that differ."
         )
     record = {**lm.describe(), "texts": len(texts), "with_concept": int(toxic.sum())}
-    return steer(Direction("difference", vector, "residual", record), 1.0, name=name)
+    return steer(Direction("difference", vector, "residual", record), 1.0, name="caa")

@@ -8,20 +8,20 @@ by mean b - mean a, or the line that fits b to a best.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..interventions.edit_file import Kind
 from ..interventions.folding import affine_hook
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..progress import Progress, with_bar
-from .labelled import Labelled, Labels, check_finite, mean, pooled
+from .labelled import Labels, check_finite, encode_labelled, mean, pooled
 
 Floats = NDArray[np.float64]
 Fit = Callable[[Floats, Floats], tuple[Floats, Floats]]
@@ -36,19 +36,13 @@ def mean_act(
     *,
     sequential: bool = True,
     max_tokens: int = 128,
-    name: str = "mean_act",
     progress: Progress | None = None,
 ) -> Intervention:
-    """Mean-AcT: each activation moves by the difference of the classes' means over texts.
-
-    Args, Raises: see `linear_act`.
-
-    Returns:
-        An intervention of kind `shift`.
+    """Mean-AcT: each activation moves by the difference of the classes' means over texts, an
+    intervention of kind `shift`. Arguments and errors are those of `linear_act`.
     """
-    data = Labelled.of(lm, texts, labels, max_tokens)
-    gain, offset = _maps(lm, data, _mean_shift, sequential, progress)
-    return _intervention(name, "shift", gain, offset, data, sequential)
+    maps = _maps(lm, texts, labels, _mean_shift, sequential, max_tokens, progress)
+    return replace(maps, name="mean_act", kind="shift")
 
 
 @with_bar
@@ -59,35 +53,24 @@ def linear_act(
     *,
     sequential: bool = True,
     max_tokens: int = 128,
-    name: str = "linear_act",
     progress: Progress | None = None,
 ) -> Intervention:
     """Linear-AcT: each activation m becomes gain * m + offset, the least-squares line from the
-    sorted means over tokens of toxic texts to those of other texts.
+    sorted means over tokens of toxic texts to those of other texts, an intervention of kind
+    `affine`. A neuron that does the same on every toxic text is shifted.
 
     Args:
-        lm: the model.
-        texts: the labelled texts; of either class the first n are used, n being the number of the
-            smaller class.
-        labels: 1 where a text has the concept, else 0.
+        lm, texts, labels, max_tokens, progress: see `auroc`; of either class the first n texts are
+            used, n being the number of the smaller class.
         sequential: fit the layers one after the other, each with the maps of earlier ones acting,
             as published. All texts then go through the model at once, so memory grows with their
             number times the longest: about 16 bytes for each token and neuron of a layer, in
             float32.
-        max_tokens: texts are cut here.
-        name: the name its results carry.
-        progress: called after each layer, or batch of texts.
-
-    Returns:
-        An intervention of kind `affine`. A neuron that does the same on every toxic text is
-        shifted.
 
     Raises:
-        DialdownError: see `Labelled.of`, or an activation is not a finite number.
+        DialdownError: see `encode_labelled`, or an activation is not a finite number.
     """
-    data = Labelled.of(lm, texts, labels, max_tokens)
-    gain, offset = _maps(lm, data, _line, sequential, progress)
-    return _intervention(name, "affine", gain, offset, data, sequential)
+    return _maps(lm, texts, labels, _line, sequential, max_tokens, progress)
 
 
 def _mean_shift(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
@@ -104,12 +87,17 @@ def _line(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
 
 
 def _maps(
-    lm: LM, data: Labelled, fit: Fit, sequential: bool, progress: Progress | None
-) -> tuple[Floats, Floats]:
-    """Gains and offsets, (L, F) each."""
-    n = int(min(data.toxic.sum(), (~data.toxic).sum()))
-    used = [np.flatnonzero(mask)[:n] for mask in (data.toxic, ~data.toxic)]
-    ids = [data.ids[row] for rows in used for row in rows]
+    lm: LM,
+    texts: Sequence[str],
+    labels: Labels,
+    fit: Fit,
+    sequential: bool,
+    max_tokens: int,
+    progress: Progress | None,
+) -> Intervention:
+    encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
+    n = int(min(toxic.sum(), (~toxic).sum()))
+    ids = [encoded[row] for mask in (toxic, ~toxic) for row in np.flatnonzero(mask)[:n]]
     gain = np.ones(lm.view.shape)
     offset = np.zeros_like(gain)
 
@@ -120,30 +108,23 @@ def _maps(
         if progress:
             progress("fitting maps", done, total)
 
-    if not sequential:
-        layers = range(lm.view.n_layers)
-        for layer, means in enumerate(pooled(lm, ids, mean, layers, tell)):
+    if sequential:
+        (batch,) = batches(lm, ids, len(ids))
+        own, rows = batch.mask[..., None] == 1, list(batch.rows)
+
+        def act(layer: int, m: Tensor) -> Tensor | None:
+            means = np.empty((len(ids), lm.view.n_neurons))
+            means[rows] = mean(m, own.to(m.device)).cpu().numpy()
+            check_finite(lm, layer, means)
             fit_layer(layer, means)
-        return gain, offset
-    (batch,) = batches(lm, ids, len(ids))
-    own, rows = batch.mask[..., None] == 1, list(batch.rows)
+            tell(layer + 1, lm.view.n_layers)
+            return affine_hook(lm, gain, offset, [layer], "all")(layer, m)
 
-    def act(layer: int, m: Tensor) -> Tensor | None:
-        means = np.empty((len(ids), lm.view.n_neurons))
-        means[rows] = mean(m, own.to(m.device)).cpu().numpy()
-        check_finite(lm, layer, means)
-        fit_layer(layer, means)
-        tell(layer + 1, lm.view.n_layers)
-        return affine_hook(lm, gain, offset, [layer], "all")(layer, m)
-
-    with torch.inference_mode(), neuron_hooks(lm, act):
-        read(lm, batch)
-    return gain, offset
-
-
-def _intervention(
-    name: str, kind: Kind, gain: Floats, offset: Floats, data: Labelled, sequential: bool
-) -> Intervention:
+        with torch.inference_mode(), neuron_hooks(lm, act):
+            read(lm, batch)
+    else:
+        for layer, means in enumerate(pooled(lm, ids, mean, range(lm.view.n_layers), tell)):
+            fit_layer(layer, means)
     everyone = np.ones(gain.shape, dtype=bool)
-    record = {**data.record, "sequential": sequential}
-    return Intervention(name, kind, gain, offset, everyone, record=record)
+    record["sequential"] = sequential
+    return Intervention("linear_act", "affine", gain, offset, everyone, record=record)
