@@ -24,10 +24,7 @@ METRICS = ("toxicity", "log_ppl")
 
 def verdicts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """Claim, protocol, verdict in each run, and whether the runs agree."""
-    found = [
-        {(claim.name, claim.protocol): claim.verdict for claim in claims(run, folder=run.folder)}
-        for run in runs
-    ]
+    found = [{(claim.name, claim.protocol): claim.verdict for claim in claims(run)} for run in runs]
     rows = []
     for name, protocol in dict.fromkeys(key for verdicts in found for key in verdicts):
         said = [verdicts.get((name, protocol), "not measured") for verdicts in found]

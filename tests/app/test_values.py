@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from dialdown.app.neurons import ANY, Chosen, neuron_frame, select
+from dialdown.app.neurons import ANY, neuron_frame, select
 from dialdown.app.points import listed, sets
 from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
@@ -77,13 +77,13 @@ def test_neurons_are_filtered_and_sorted(tmp_path: Path) -> None:
     run = fabricated_run.write_run(tmp_path / "run")
     frame = neuron_frame(NeuronTable.load(run / "neurons.parquet"), None)
     assert frame.height == fabricated_run.LAYERS * fabricated_run.NEURONS
-    first = select(frame, Chosen(layer=3, group="TP", sort="delta", smallest=True))
+    first = select(frame, layer=3, group="TP", sort="delta", smallest=True)
     assert set(first["layer"]) == {3}
     assert set(first["group"]) == {"TP"}
     assert first["delta"].is_sorted()
     shifts = frame.select((pl.col("after") - pl.col("before") - pl.col("shift")).abs().max())
     assert shifts.item() == 0
-    assert select(frame, Chosen(group=ANY, sort="cosine"))["cosine"].is_sorted(descending=True)
+    assert select(frame, group=ANY, sort="cosine")["cosine"].is_sorted(descending=True)
 
 
 def test_who_writes_a_word_has_its_token_first_in_the_lens() -> None:

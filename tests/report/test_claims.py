@@ -125,7 +125,8 @@ def _row(name: str, scores: Mapping[str, Values], price: Any, protocol: str) -> 
 
 
 def found(folder: Path, *, use_files: bool = True, **options: Any) -> dict[str, Claim]:
-    made = claims(load(folder), folder=folder if use_files else None, **options)
+    run = load(folder)
+    made = claims(run if use_files else replace(run, folder=folder / "elsewhere"), **options)
     return {claim.name: claim for claim in made}
 
 
@@ -493,7 +494,7 @@ def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(
     for kind in lost:
         with_degenerate(folder, f"edit_probe_{kind}", BROKEN)
     run = load(folder)
-    text = findings(run, folder=folder)["Editing"]
+    text = findings(run)["Editing"]
     assert text.startswith("Of 3 edits ")
     assert found(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
     whole = [kind for kind in ("set", "shift", "scale") if kind not in lost]
@@ -817,7 +818,7 @@ def test_without_an_effect_nothing_is_specific(tmp_path: Path) -> None:
 
 def test_a_whole_run_under_both_protocols(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    made = claims(load(folder), folder=folder)
+    made = claims(load(folder))
     assert len({(claim.name, claim.protocol) for claim in made}) == len(made)
     families = {
         f"{SPECIFIC}: {name}"

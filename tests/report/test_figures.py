@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dialdown.errors import DialdownError
 from dialdown.evaluation.bootstrap import Estimate
-from dialdown.neurons.ranks import ranking
+from dialdown.neurons.statistics import ranking
 from dialdown.neurons.table import GROUPS, NeuronTable
 from dialdown.report.chart_style import Chart
 from dialdown.report.charts import Point, Price, controls, pareto_optimal, tradeoff

@@ -260,7 +260,7 @@ def test_the_console_says_what_the_page_says_first(tmp_path: Path) -> None:
     write_run(tmp_path)
     shown = io.StringIO()
     show_sentences(tmp_path, Console(file=shown, width=4000))
-    for text in findings(load(tmp_path), folder=tmp_path).values():
+    for text in findings(load(tmp_path)).values():
         assert text in shown.getvalue()
 
 

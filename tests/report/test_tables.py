@@ -19,7 +19,7 @@ from dialdown.evaluation.bootstrap import Estimate
 from dialdown.evaluation.row import Row
 from dialdown.files import read_json
 from dialdown.models.lm import LM
-from dialdown.neurons import statistics
+from dialdown.neurons import statistics, subspace
 from dialdown.neurons.activations import NeuronMeans
 from dialdown.neurons.logit_lens import direction_tokens, value_vector_tokens
 from dialdown.neurons.table import GROUPS
@@ -95,10 +95,10 @@ def test_directions_are_shown_with_their_opposites(llama: LM) -> None:
         for one, protocol in ((probe, "paper"), (contrast, None))
         for sign in (1, -1)
     ]
-    subspace = statistics.svd_subspace(llama, probe, neurons=20)
-    frame = direction_tokens(llama, subspace, signs=(1,), k=2)
+    directions = subspace.svd_subspace(llama, probe, neurons=20)
+    frame = direction_tokens(llama, directions, signs=(1,), k=2)
     assert frame["direction"].to_list() == [f"svd_{number}" for number in (1, 1, 2, 2, 3, 3)]
-    assert frame["token"][0] == dd.logit_lens(llama, subspace[0].vector, k=1)[0][0]
+    assert frame["token"][0] == dd.logit_lens(llama, directions[0].vector, k=1)[0][0]
 
 
 def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[Row]) -> None:
@@ -288,7 +288,7 @@ def test_statistics_stand_beside_the_published_ones() -> None:
     correlations = neuron_tables.table_17_correlations(table)
     stated = ("published_gpt2-medium_r", "published_gpt2-medium_p")
     assert correlations.select("protocol", "pair", "r", "p", "n", *stated).rows() == [
-        ("paper", name, found[name].r, found[name].p, 120, *figures)
+        ("paper", name, found[name]["r"], found[name]["p"], 120, *figures)
         for name, figures in (
             ("shift_vs_cosine", (0.004, "0.252")),
             ("shift_vs_activation", (0.263, "<1e-4")),
@@ -328,7 +328,7 @@ def test_published_statistics_stand_beside_paper_alone(
 
 
 def test_mlp_facts(named: LM) -> None:
-    frame = neuron_tables.table_8_mlp(statistics.mlp_facts(named))
+    frame = neuron_tables.table_8_mlp(subspace.mlp_facts(named))
     family = named.name.removeprefix("tiny-")
     activation = {"gpt2": "gelu_new", "gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh"}
     activation["gemma3"] = "gelu_pytorch_tanh"

@@ -15,6 +15,9 @@ import vl_convert
 
 from ..report.chart_style import COLOURS, Chart
 
+# Of an event: no spinner over what it fills, and no place in Gradio's own API.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
 
 @cache
 def vega() -> str:
@@ -25,6 +28,18 @@ def vega() -> str:
 def drawing_library(asked: object = None) -> str:
     """`vega` for a page, which calls it with what it says and expects nothing of it."""
     return vega()
+
+
+def chart_and_list(name: str) -> tuple[gr.HTML, gr.Dataframe]:
+    """An empty chart, and the list beside it."""
+    with gr.Row():
+        with gr.Column(scale=4, min_width=500):
+            chart = chart_view(f"{name}-chart")
+        with gr.Column(scale=6, min_width=440):
+            rows = gr.Dataframe(
+                interactive=False, show_label=False, max_height=560, elem_id=f"{name}-list"
+            )
+    return chart, rows
 
 
 def chart_view(name: str) -> gr.HTML:

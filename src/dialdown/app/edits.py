@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,20 +17,14 @@ if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
     from ..models.hooks import Positions
 
-KEPT = {
-    "edit": EDIT,
-    "gains": f"gains/{GAINS_FILE}",
-    "rank_one": f"rank-one/{RANK_ONE_FILE}",
-    "step": STEP,
-}
-LABELS = {
-    "delta": "the edit of this folder",
-    "edit": "What detox made, at the strength found",
-    "gains": "Neuron gains, as trained",
-    "rank_one": "One direction per layer, as trained",
-    "step": "One step, no training",
-}
-ENDING = ".safetensors"
+DELTA = "the edit of this folder"
+# Name, what it is called, and its file in a study's folder.
+KEPT = (
+    ("edit", "What detox made, at the strength found", EDIT),
+    ("gains", "Neuron gains, as trained", f"gains/{GAINS_FILE}"),
+    ("rank_one", "One direction per layer, as trained", f"rank-one/{RANK_ONE_FILE}"),
+    ("step", "One step, no training", STEP),
+)
 
 
 @dataclass(frozen=True)
@@ -70,27 +64,29 @@ def saved_edits(source: Source, labels: Mapping[str, str]) -> list[SavedEdit]:
     """
     edits: list[SavedEdit] = []
     if source.kind == "edit" and source.folder is not None:
-        edits.append(SavedEdit("delta", LABELS["delta"], source.folder))
+        edits.append(SavedEdit("delta", DELTA, source.folder))
     if (study := source.study) is not None:
-        for name, place in KEPT.items():
-            if (study / place).is_file():
-                edits.append(SavedEdit(name, LABELS[name], study / place))
+        edits += [
+            SavedEdit(name, label, study / place)
+            for name, label, place in KEPT
+            if (study / place).is_file()
+        ]
         for protocol in PROTOCOLS:
-            edits += sorted(
-                _of_rows(study, protocol, labels), key=lambda edit: _place(edit, protocol, labels)
-            )
+            edits += _of_rows(study, protocol, labels)
     return edits
 
 
-def _of_rows(study: Path, protocol: Protocol, labels: Mapping[str, str]) -> Iterator[SavedEdit]:
-    for folder in ("interventions", FRONT_EDITS):
-        for path in (study / folder).glob(f"{protocol}-*{ENDING}"):
-            name = path.name.removesuffix(ENDING)
-            label = labels.get(name.removeprefix(f"{protocol}-"), name)
-            positions: Positions = "all" if protocol == "strict" else "last"
-            yield SavedEdit(name, f"{label} · {protocol}", path, positions)
-
-
-def _place(edit: SavedEdit, protocol: Protocol, labels: Mapping[str, str]) -> tuple[int, str]:
-    known = {name: place for place, name in enumerate(labels)}
-    return known.get(edit.name.removeprefix(f"{protocol}-"), len(known)), edit.name
+def _of_rows(study: Path, protocol: Protocol, labels: Mapping[str, str]) -> list[SavedEdit]:
+    positions: Positions = "all" if protocol == "strict" else "last"
+    order = {f"{protocol}-{name}": place for place, name in enumerate(labels)}
+    edits = [
+        SavedEdit(
+            path.stem,
+            f"{labels.get(path.stem.removeprefix(f'{protocol}-'), path.stem)} · {protocol}",
+            path,
+            positions,
+        )
+        for folder in ("interventions", FRONT_EDITS)
+        for path in (study / folder).glob(f"{protocol}-*.safetensors")
+    ]
+    return sorted(edits, key=lambda edit: (order.get(edit.name, len(order)), edit.name))

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from .chart import chart_view, drawn, filled
-from .points import MEASURED_ON, chart, listed, named, row_name, sets
+from .chart import QUIET, chart_and_list, drawn, filled
+from .points import MEASURED_ON, chart, listed, named, sets
 from .shelf import Shelf
 from .words import says
 
@@ -25,20 +25,9 @@ class FrontTab:
         self.shelf = shelf
         self.which = gr.Radio([], label="Measured under", elem_id="which")
         self.note = gr.HTML(elem_id="front-note")
-        with gr.Row():
-            with gr.Column(scale=4, min_width=500):
-                self.chart = chart_view("front-chart")
-            with gr.Column(scale=6, min_width=440):
-                self.listed = gr.Dataframe(
-                    interactive=False, show_label=False, max_height=560, elem_id="front-list"
-                )
-        self.which.change(
-            self.show,
-            self.which,
-            [self.chart, self.listed, self.note],
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        self.chart, self.listed = chart_and_list("front")
+        shown = [self.chart, self.listed, self.note]
+        self.which.change(self.show, self.which, shown, **QUIET)
 
     def show(self, which: str | None) -> tuple[str, Any, str]:
         """The chart and the list of a set of rows."""
@@ -53,8 +42,9 @@ class FrontTab:
         row = named(run, which, name) if run else None
         if row is None:
             return None, ""
-        if row_name(row) in self.shelf.edits:
-            return row_name(row), ""
+        saved = f"{row.protocol}-{row.intervention}"
+        if saved in self.shelf.edits:
+            return saved, ""
         if row.family == "gains" and "gains" in self.shelf.edits:
             return "gains", ""
         if row.family in ("none", "dpo"):

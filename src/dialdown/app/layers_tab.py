@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 import polars as pl
 
-from ..neurons.ranks import layer_effects
-from ..neurons.table import GROUPS, NeuronTable
+from ..neurons.statistics import opposing_effects
+from ..neurons.table import NeuronTable
 from ..report.neuron_charts import figure_1_layer_effects
-from .chart import chart_view, drawn, filled
+from .chart import chart_and_list, drawn, filled
 from .shelf import Shelf
 from .words import says
 
@@ -23,15 +23,15 @@ HOW = "Click on a layer in the chart or in the list to see its neurons."
 
 def by_layer(table: NeuronTable) -> pl.DataFrame:
     """A row per layer: sums of Δ that rise, fall and in all, and the neurons of each group."""
-    rising, falling = layer_effects(table)
+    sums = opposing_effects(table).drop_nulls("layer")
     groups = {name: mask.sum(1) for name, mask in table.groups().items()}
-    return pl.DataFrame({
-        "layer": range(table.shape[0]),
-        "falling": falling,
-        "rising": rising,
-        "net": rising + falling,
-        **{name: groups[name] for name in GROUPS},
-    }).with_columns(pl.col(pl.Float64).round_sig_figs(4))  # fmt: skip
+    return sums.select(
+        "layer",
+        pl.col("down").alias("falling"),
+        pl.col("up").alias("rising"),
+        "net",
+        **{name: pl.Series(counts) for name, counts in groups.items()},
+    ).with_columns(pl.col(pl.Float64).round_sig_figs(4))
 
 
 class LayersTab:
@@ -40,13 +40,7 @@ class LayersTab:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
         self.note = gr.HTML(elem_id="layers-note")
-        with gr.Row():
-            with gr.Column(scale=4, min_width=500):
-                self.chart = chart_view("layers-chart")
-            with gr.Column(scale=6, min_width=440):
-                self.listed = gr.Dataframe(
-                    interactive=False, show_label=False, max_height=560, elem_id="layers-list"
-                )
+        self.chart, self.listed = chart_and_list("layers")
 
     def show(self) -> tuple[str, Any, str]:
         """The chart and the list."""

@@ -43,23 +43,6 @@ MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Which neurons are listed, and in which order.
-
-    Attributes:
-        layer: of this layer alone; None for all.
-        group: of this group alone; `any` for all, `none` for neurons of no group.
-        sort: a column.
-        smallest: smallest first, not largest.
-    """
-
-    layer: int | None = None
-    group: str = ANY
-    sort: str = "cosine"
-    smallest: bool = False
-
-
 def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.DataFrame:
     """A row per neuron with what is known of it; no rows where neither a table nor an edit is.
 
@@ -71,9 +54,8 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
     columns: dict[str, Any] = {"layer": layers.ravel(), "neuron": neurons.ravel()}
     if table:
         columns["group"] = [name or NO_GROUP for name in table.group_names()]
-        for name, column in COLUMNS.items():
-            if column in table.columns:
-                columns[name] = table.grid(column).ravel()
+        known = {name: column for name, column in COLUMNS.items() if column in table.columns}
+        columns |= {name: table.grid(column).ravel() for name, column in known.items()}
         if "after" in columns:
             columns["shift"] = columns["after"] - columns["before"]
     if edit is not None and edit.gain.shape == shape:
@@ -81,14 +63,22 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
     return pl.DataFrame(columns)
 
 
-def select(frame: pl.DataFrame, chosen: Chosen) -> pl.DataFrame:
-    """The first rows of those chosen, numbers with four digits."""
-    if chosen.layer is not None:
-        frame = frame.filter(pl.col("layer") == chosen.layer)
-    if chosen.group != ANY and "group" in frame.columns:
-        frame = frame.filter(pl.col("group") == chosen.group)
-    if chosen.sort in frame.columns:
-        frame = frame.sort(chosen.sort, descending=not chosen.smallest, maintain_order=True)
+def select(
+    frame: pl.DataFrame,
+    layer: int | None = None,
+    group: str = ANY,
+    sort: str = "cosine",
+    smallest: bool = False,
+) -> pl.DataFrame:
+    """The first rows of one layer (None for all) and one group (`any` for all, `none` for neurons
+    of no group), ordered by a column, with numbers of four digits.
+    """
+    if layer is not None:
+        frame = frame.filter(pl.col("layer") == layer)
+    if group != ANY and "group" in frame.columns:
+        frame = frame.filter(pl.col("group") == group)
+    if sort in frame.columns:
+        frame = frame.sort(sort, descending=not smallest, maintain_order=True)
     return frame.head(SHOWN).with_columns(pl.col(pl.Float64).round_sig_figs(4))
 
 
@@ -97,7 +87,7 @@ def groups_of(frame: pl.DataFrame) -> list[str]:
     return [ANY, *GROUPS, NO_GROUP] if "group" in frame.columns else [ANY]
 
 
-def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
+def writing(lm: LM, word: str) -> tuple[str, pl.DataFrame]:
     """The neurons that write a word: a sentence about the token looked for, and a frame of
     `layer`, `neuron`, `writes it` (with v or -v), `score`, `rank` and the first `tokens`.
 
@@ -121,7 +111,7 @@ def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
         f"tokens’; rank 1 is the token a neuron writes first. Among {candidates:,} neurons and "
         f"signs chance reaches {NormalDist().inv_cdf(1 - 1 / candidates):.1f}: trust what is above."
     )
-    strongest = writers(lm, ids[-1], count=count)
+    strongest = writers(lm, ids[-1], count=25)
     tokens = [
         " ".join(token.strip() for token, _ in _lens(lm, layer, neuron, sign, 5))
         for layer, neuron, sign in strongest.select("layer", "neuron", "sign").iter_rows()
@@ -129,10 +119,7 @@ def writing(lm: LM, word: str, *, count: int = 25) -> tuple[str, pl.DataFrame]:
     return sentence, strongest.select(
         "layer",
         "neuron",
-        pl.when(pl.col("sign") > 0)
-        .then(pl.lit("active"))
-        .otherwise(pl.lit("negative"))
-        .alias("writes it when"),
+        pl.col("sign").replace_strict({1: "active", -1: "negative"}).alias("writes it when"),
         pl.col("score").round(2),
         "rank",
         tokens=pl.Series(tokens, dtype=pl.String),
@@ -147,11 +134,7 @@ def _lens(lm: LM, layer: int, neuron: int, sign: int, k: int) -> list[tuple[str,
 
 
 def check_neuron(lm: LM, layer: int, neuron: int) -> None:
-    """Refuse a neuron that the model does not have.
-
-    Raises:
-        DialdownError: there is none.
-    """
+    """Refuse a neuron that the model does not have (DialdownError)."""
     if not (0 <= layer < lm.view.n_layers and 0 <= neuron < lm.view.n_neurons):
         raise DialdownError(
             f"{lm.name} has no neuron {neuron} in layer {layer}: layers go from 0 to "
@@ -181,40 +164,30 @@ def _fact(value: Any) -> str:
 
 
 def histogram(values: NDArray[np.float32], marks: dict[str, float]) -> Chart:
-    """How often a neuron has which activation, over all tokens of the texts.
-
-    Args:
-        values: (n,) activations, n > 0.
-        marks: labelled places on the axis, such as the means.
+    """How often a neuron has which activation, (n,) values of all tokens of the texts, n > 0;
+    `marks` are labelled places on the axis, such as the means.
     """
     low, high = float(values.min()), float(values.max())
     counts, edges = np.histogram(values, BINS, (low, max(high, low + 1e-6)))
     bars = pl.DataFrame({"from": edges[:-1], "to": edges[1:], "tokens": counts})
+    ends = [alt.Tooltip(f"{end}:Q", format=".3g") for end in ("from", "to")]
     chart: Any = (
         alt.Chart(bars.filter(pl.col("tokens") > 0))
         .mark_bar(color=COLOURS["sky"], stroke=COLOURS["ground"])
         .encode(
             x=alt.X("from:Q", title="activation", bin="binned"),
-            x2=alt.X2("to"),
+            x2="to",
             y=alt.Y("tokens:Q", title="tokens", scale=alt.Scale(type="symlog")),
-            tooltip=[
-                alt.Tooltip("from:Q", format=".3g"),
-                alt.Tooltip("to:Q", format=".3g"),
-                "tokens:Q",
-            ],
+            tooltip=[*ends, "tokens:Q"],
         )
     )
     if marks:
         places = pl.DataFrame({"mean": [*marks], "at": [*marks.values()]})
+        colours = [COLOURS["ink"], COLOURS["vermillion"]]
+        scale = alt.Scale(domain=["before", "after"], range=colours)
+        tips = ["mean:N", alt.Tooltip("at:Q", format=".3g")]
         rules = alt.Chart(places).mark_rule(strokeWidth=2)
-        colours = alt.Scale(
-            domain=["before", "after"], range=[COLOURS["ink"], COLOURS["vermillion"]]
-        )
-        chart = chart + rules.encode(
-            x=alt.X("at:Q"),
-            color=alt.Color("mean:N", scale=colours),
-            tooltip=["mean:N", alt.Tooltip("at:Q", format=".3g")],
-        )
+        chart += rules.encode(x="at:Q", color=alt.Color("mean:N", scale=scale), tooltip=tips)
     return titled(
         chart.properties(width=WIDTH, height=150),
         "Activations over all tokens of the texts",
@@ -235,8 +208,8 @@ class Read:
         return max(map(abs, self.values), default=0.0)
 
 
-def most_active(read: Sequence[Read], *, count: int = 8) -> str:
+def most_active(read: Sequence[Read]) -> str:
     """The texts in which a neuron is most active as HTML, each token coloured by its activation."""
-    first = sorted(read, key=lambda text: -text.peak)[:count]
+    first = sorted(read, key=lambda text: -text.peak)[:8]
     most = first[0].peak if first else 0.0
     return "".join(coloured(text.tokens, text.values, most) for text in first)

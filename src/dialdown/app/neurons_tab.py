@@ -11,11 +11,10 @@ import numpy as np
 import polars as pl
 
 from ..errors import DialdownError
-from .chart import chart_view, drawn, filled
+from .chart import QUIET, chart_view, drawn, filled
 from .desk import Act, Desk
 from .neurons import (
     ANY,
-    Chosen,
     card,
     check_neuron,
     groups_of,
@@ -102,43 +101,27 @@ class NeuronsTab:
             self.said = gr.HTML(elem_id="dialled")
 
     def _listen(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         filters: list[Any] = [self.layer, self.group, self.sort, self.smallest]
-        chosen = [*filters, self.edit]
-        gr.on(
-            [self.edit.change, *(part.input for part in filters)],
-            self.list_chosen,
-            chosen,
-            [self.listed, self.missing],
-            **quiet,
+        chosen, place = [*filters, self.edit], [*self.place]
+        listed, filled = [self.listed, self.missing], [self.card, self.histogram, self.texts]
+        changed = [self.edit.change, *(part.input for part in filters)]
+        gr.on(changed, self.list_chosen, chosen, listed, **QUIET)
+        asked = [self.find.click, self.word.submit]
+        gr.on(asked, self.list_writers, [self.word, *chosen], listed, **QUIET)
+        self.listed.select(self.pick, None, place, **QUIET).then(
+            self.fill, [*place, self.edit], filled, **QUIET
         )
-        gr.on(
-            [self.find.click, self.word.submit],
-            self.list_writers,
-            [self.word, *chosen],
-            [self.listed, self.missing],
-            **quiet,
-        )
-        filled = [self.card, self.histogram, self.texts]
-        self.listed.select(self.pick, None, [*self.place], **quiet).then(
-            self.fill, [*self.place, self.edit], filled, **quiet
-        )
-        gr.on(
-            [self.show.click, self.place[0].submit, self.place[1].submit],
-            self.fill,
-            [*self.place, self.edit],
-            filled,
-            **quiet,
-        )
-        self.own.submit(self.read_own, [self.own, *self.place], self.read, **quiet)
+        shown = [self.show.click, *(part.submit for part in self.place)]
+        gr.on(shown, self.fill, [*place, self.edit], filled, **QUIET)
+        self.own.submit(self.read_own, [self.own, *place], self.read, **QUIET)
         gr.on(
             [self.dial.input, self.prompt.submit],
             self.turn,
-            [self.prompt, self.dial, *self.place],
+            [self.prompt, self.dial, *place],
             self.said,
             concurrency_limit=None,
             trigger_mode="always_last",
-            **quiet,
+            **QUIET,
         )
 
     def list_chosen(
@@ -149,15 +132,13 @@ class NeuronsTab:
             frame = self.desk.do(lambda models: self.shelf.frame(models, edit))
         except DialdownError as error:
             return filled(None), says(str(error))
-        chosen = Chosen(None if layer == ALL else int(layer), group, sort, smallest)
-        return filled(select(frame, chosen)), says("" if "cosine" in frame.columns else NO_TABLE)
+        rows = select(frame, None if layer == ALL else int(layer), group, sort, smallest)
+        return filled(rows), says("" if "cosine" in frame.columns else NO_TABLE)
 
-    def list_writers(
-        self, word: str, layer: str, group: str, sort: str, smallest: bool, edit: str | None
-    ) -> tuple[Any, str]:
+    def list_writers(self, word: str, *chosen: Any) -> tuple[Any, str]:
         """The neurons that write a word; without one the table again."""
         if not word.strip():
-            return self.list_chosen(layer, group, sort, smallest, edit)
+            return self.list_chosen(*chosen)
         try:
             sentence, frame = self.desk.do(lambda models: writing(models.base, word))
         except DialdownError as error:
@@ -243,13 +224,12 @@ class NeuronsTab:
 
 
 def _dialled(models: Models, layer: int, neuron: int, factor: float) -> Intervention:
-    from ..interventions.intervention import Intervention
+    from ..interventions.explain import as_scale
 
     check_neuron(models.base, layer, neuron)
-    shape = models.base.view.n_layers, models.base.view.n_neurons
-    gain, selected = np.ones(shape), np.zeros(shape, dtype=bool)
-    gain[layer, neuron], selected[layer, neuron] = factor, True
-    return Intervention("one neuron", "scale", gain, np.zeros(shape), selected)
+    gain = np.ones(models.base.view.shape)
+    gain[layer, neuron] = factor
+    return as_scale("one neuron", gain, {})
 
 
 def options(frame: pl.DataFrame) -> tuple[Any, Any, Any]:

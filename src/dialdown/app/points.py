@@ -27,32 +27,18 @@ MEASURED_ON = {
 
 def sets(run: Run | None) -> list[str]:
     """Which sets of rows a study has: a protocol each, and `front`."""
-    if run is None:
-        return []
-    return [*run.protocols, *([FRONT] if run.front else [])]
+    return [*run.protocols, *([FRONT] if run.front else [])] if run else []
 
 
-def rows_of(run: Run, which: str) -> list[Row]:
-    """The rows of a set that are no controls and have a place in the trade-off."""
-    if which == FRONT:
-        rows: Sequence[Row] = run.front
-    else:
-        protocol: Any = which
-        measured = (run.result(name, protocol) for name in run.names())
-        rows = [row for row in measured if row is not None]
-    return [row for row in rows if _point(row)]
-
-
-def row_name(row: Row) -> str:
-    """What a row's saved edit is called (see `edits.SavedEdit`)."""
-    return f"{row.protocol}-{row.intervention}"
-
-
-def _point(row: Row) -> Point | None:
-    point = point_of(row)
-    if point is None or not _is_number(row.strength):
-        return point
-    return replace(point, strength=float(row.strength))
+def placed(run: Run, which: str) -> list[tuple[Row, Point]]:
+    """The rows of a set that are no controls, each with its place in the trade-off."""
+    protocol: Any = which
+    measured: Sequence[Row | None] = [run.result(name, protocol) for name in run.names()]
+    return [
+        (row, replace(point, strength=float(row.strength) if _is_number(row.strength) else None))
+        for row in (run.front if which == FRONT else measured)
+        if row and (point := point_of(row))
+    ]
 
 
 def _is_number(text: str) -> bool:
@@ -61,7 +47,7 @@ def _is_number(text: str) -> bool:
 
 def chart(run: Run, which: str) -> Chart | None:
     """The trade-off of a set of rows; None where it has none."""
-    points = [point for row in rows_of(run, which) if (point := _point(row))]
+    points = [point for _, point in placed(run, which)]
     protocol: Protocol = "paper" if which == "paper" else "strict"
     return tradeoff(points, protocol, concept=run.concept) if points else None
 
@@ -70,7 +56,7 @@ def listed(run: Run, which: str) -> pl.DataFrame:
     """The same as a list: `intervention`, the concept's mean score, `log-perplexity` and `KL`, with
     intervals.
     """
-    rows = rows_of(run, which)
+    rows = [row for row, _ in placed(run, which)]
     return pl.DataFrame({
         "intervention": [short(row) for row in rows],
         run.concept: [_interval(row.metrics.get("toxicity")) for row in rows],
@@ -81,7 +67,7 @@ def listed(run: Run, which: str) -> pl.DataFrame:
 
 def named(run: Run, which: str, name: str) -> Row | None:
     """The row that a chart or a list calls so."""
-    return next((row for row in rows_of(run, which) if short(row) == name), None)
+    return next((row for row, _ in placed(run, which) if short(row) == name), None)
 
 
 def _interval(estimate: Estimate | None) -> str:

@@ -9,6 +9,7 @@ import gradio as gr
 
 from ..errors import DialdownError
 from ..models.templates import has_chat_template
+from .chart import QUIET
 from .desk import Desk
 from .front_tab import FrontTab
 from .layers_tab import LayersTab
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .loading import Models
 
 PLAY, NEURONS, FRONT, LAYERS = "play", "neurons", "front", "layers"
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Without them Gradio would ask another site for its fonts.
 FONTS: dict[str, Any] = {
     "font": ["system-ui", "sans-serif"],
@@ -50,9 +50,13 @@ class Page:
             self._listen()
 
     def _listen(self) -> None:
-        front, layers, play = self.front, self.layers, self.play
-        neurons = self.neurons
+        front, layers, play, neurons = self.front, self.layers, self.play, self.neurons
         filters = [neurons.layer, neurons.group, neurons.sort]
+        listed: Any = (
+            neurons.list_chosen,
+            [*filters, neurons.smallest, play.edit],
+            [neurons.listed, neurons.missing],
+        )
         self.blocks.load(
             self.look_again,
             None,
@@ -60,32 +64,19 @@ class Page:
             **QUIET,
         ).then(layers.show, None, [layers.chart, layers.listed, layers.note], **QUIET).then(
             self.arrive, play.edit, [self.head, play.mode, play.again, *filters], **QUIET
-        ).then(
-            neurons.list_chosen,
-            [*filters, neurons.smallest, play.edit],
-            [neurons.listed, neurons.missing],
-            **QUIET,
-        )
+        ).then(*listed, **QUIET)
         self.blocks.unload(play.forget)
+        loading = [play.edit, play.strength, self.tabs, front.note]
         for chosen in (
-            front.chart.select(self.of_mark, front.which, self._loading, **QUIET),
-            front.listed.select(self.of_row, front.which, self._loading, **QUIET),
+            front.chart.select(self.of_mark, front.which, loading, **QUIET),
+            front.listed.select(self.of_row, front.which, loading, **QUIET),
         ):
             chosen.success(
                 play.ask, [play.prompt, play.mode, *play.dialled], play.outputs,
                 concurrency_limit=None, **QUIET,
             )  # fmt: skip
         for event in (layers.chart.select, layers.listed.select):
-            event(self.of_layer, None, [neurons.layer, self.tabs], **QUIET).then(
-                neurons.list_chosen,
-                [*filters, neurons.smallest, play.edit],
-                [neurons.listed, neurons.missing],
-                **QUIET,
-            )
-
-    @property
-    def _loading(self) -> list[Any]:
-        return [self.play.edit, self.play.strength, self.tabs, self.front.note]
+            event(self.of_layer, None, [neurons.layer, self.tabs], **QUIET).then(*listed, **QUIET)
 
     def close(self) -> None:
         """Serve no more."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ..errors import DialdownError, nearest
+from ..files import read_sealed
 from ..neurons.table import NeuronTable
-from ..report.run import Run
+from ..report.run import TABLES, Run, load
 from .desk import REMEMBERED, Act
 from .edits import SavedEdit, saved_edits
 from .neurons import neuron_frame
 from .source import Source, run_record
-from .study import measured, read_texts, saved_table, untuned_table, workspace
+from .study import untuned_table, workspace
 
 if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
@@ -43,25 +45,29 @@ class Shelf:
         self.run: Run | None = None
         self.table: NeuronTable | None = None
         try:
-            self.run = measured(self.source.study)
-            self.table = saved_table(self.source.study)
+            if (study := self.source.study) is not None:
+                self.run = load(study) if (study / "results.json").exists() else None
+                tables = (study / name for name in TABLES.values())
+                saved = next((path for path in tables if path.exists()), None)
+                self.table = NeuronTable.load(saved) if saved else None
         except DialdownError as error:
             self.problem = str(error)
         labels = self.run.labels if self.run else {}
         self.edits = {edit.name: edit for edit in saved_edits(self.source, labels)}
 
+    def _setting(self, name: str) -> str:
+        record = run_record(self.source.study) if self.source.study else None
+        return str((record or {"config": {}})["config"].get(name) or "")
+
     @property
     def concept(self) -> str:
         """What scores are of."""
-        record = run_record(self.source.study) if self.source.study else None
-        return str((record or {"config": {}})["config"].get("concept") or "toxicity")
+        return self._setting("concept") or "toxicity"
 
     @property
     def tuned(self) -> str:
         """What the tuned model is: the one the study was given, or its own."""
-        record = run_record(self.source.study) if self.source.study else None
-        given = (record or {"config": {}})["config"].get("tuned")
-        return str(given) if given else "trained by the study"
+        return self._setting("tuned") or "trained by the study"
 
     @property
     def choices(self) -> list[tuple[str, str]]:
@@ -90,11 +96,20 @@ class Shelf:
         return self._at(self._saved(name), strength)
 
     def texts(self, count: int) -> list[str]:
-        """The first prompts of the study with what the base went on to write; none without one."""
-        study = self.source.study
-        return read_texts(study, workspace(study).prompts.evaluation, count) if study else []
+        """The first prompts of the study, each with what the base went on to write where that was
+        measured; none without a study.
+        """
+        if (study := self.source.study) is None:
+            return []
+        row = read_sealed(study / "rows" / "strict-none.json")
+        continuations = row["texts"] if row else []
+        prompts = workspace(study).prompts.evaluation[:count]
+        pairs = zip_longest(prompts, continuations[: len(prompts)], fillvalue="")
+        return [prompt + said for prompt, said in pairs]
 
     def frame(self, models: Models, edit: str | None) -> pl.DataFrame:
         """The neuron table with the gains of an edit, where there are any."""
-        table = self.table or untuned_table(self.source.study, models.base)
+        table, study = self.table, self.source.study
+        if table is None and study is not None:
+            table = untuned_table(study, models.base)
         return neuron_frame(table, self.edit(edit) if edit in self.edits and edit else None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..models.lm import LM
 
 COUNT, TOKENS = 48, 32
+REMEMBERED = 4  # layers
 # Read where there is no study whose prompts could be read.
 ORDINARY = (
     "The old bridge over the river was closed for repairs last winter.",
@@ -39,9 +40,8 @@ class LayerReader:
         texts: cut to `TOKENS` tokens each; those without tokens are left out.
     """
 
-    def __init__(self, texts: Sequence[str], *, remembered: int = 4) -> None:
-        self.texts = tuple(texts)
-        self.remembered = remembered
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
         self._layers: dict[int, list[NDArray[np.float32]]] = {}
 
     def read(self, lm: LM, layer: int, neuron: int) -> list[Read]:
@@ -50,13 +50,11 @@ class LayerReader:
 
         encoded = [ids[:TOKENS] for ids in lm.encode(self.texts) if ids]
         if layer not in self._layers:
-            if len(self._layers) >= self.remembered:
+            if len(self._layers) >= REMEMBERED:
                 del self._layers[next(iter(self._layers))]
             self._layers[layer] = token_activations(lm, encoded, layer)
-        return [
-            _read(lm, ids, values[:, neuron])
-            for ids, values in zip(encoded, self._layers[layer], strict=True)
-        ]
+        activations = self._layers[layer]
+        return [_read(lm, *text, neuron) for text in zip(encoded, activations, strict=True)]
 
 
 def read_text(lm: LM, text: str, layer: int, neuron: int) -> Read:
@@ -70,8 +68,9 @@ def read_text(lm: LM, text: str, layer: int, neuron: int) -> Read:
     ids = lm.encode([text])[0][:256]
     if not text.strip() or not ids:
         raise DialdownError("There is no text to read: write one.")
-    return _read(lm, ids, token_activations(lm, [ids], layer)[0][:, neuron])
+    return _read(lm, ids, token_activations(lm, [ids], layer)[0], neuron)
 
 
-def _read(lm: LM, ids: Sequence[int], values: NDArray[np.float32]) -> Read:
-    return Read([str(lm.tokenizer.decode([token])) for token in ids], values.tolist())
+def _read(lm: LM, ids: Sequence[int], activations: NDArray[np.float32], neuron: int) -> Read:
+    tokens = [str(lm.tokenizer.decode([token])) for token in ids]
+    return Read(tokens, activations[:, neuron].tolist())

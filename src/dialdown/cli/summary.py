@@ -35,7 +35,7 @@ SHOWN = {
 
 def show_sentences(folder: Path, out: Console) -> None:
     """Print the page's first sentences."""
-    for text in findings(load(folder), folder=folder).values():
+    for text in findings(load(folder)).values():
         out.print(text, markup=False, highlight=False)
     _say_if_equal(folder, out)
 

@@ -47,15 +47,8 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a checkpoint: what its header says, and where its bytes lie.
-
-    Attributes:
-        name: its name in the checkpoint.
-        dtype: the safetensors code, for example `BF16`.
-        shape: its shape.
-        file: the safetensors file, a path below the checkpoint's folder.
-        start: the position of its first byte in the file.
-        size: bytes.
+    """One tensor of a checkpoint: the dtype and shape of its header (`BF16`), its safetensors file,
+    and where its bytes lie there: the position of the first, and how many.
     """
 
     name: str
@@ -89,13 +82,11 @@ class Checkpoint:
     """A base model on disk.
 
     Attributes:
-        folder: where it lies.
         name: what it is called in a delta: a hub id, `embedded:NAME`, or the last part of a local
             folder's path.
         revision: the commit a hub id was resolved to, or None.
         local: whether it was given as a folder, so that its name alone does not find it again.
         config: its config.json.
-        tensors: its tensors by name.
         skeleton: the model without weights, wrapped so that its down projections are at hand.
     """
 
@@ -199,12 +190,8 @@ class Checkpoint:
 def open_checkpoint(
     source: str | os.PathLike[str], *, revision: str | None = None, progress: Progress | None = None
 ) -> Checkpoint:
-    """Find the checkpoint of a model, and the down projections in it.
-
-    Args:
-        source: a local folder, `embedded:NAME`, or a hub id.
-        revision: a hub branch, tag or commit.
-        progress: called while an embedded model is downloaded and converted.
+    """Find the checkpoint of a model, and the down projections in it; see `locate` for the
+    arguments.
 
     Raises:
         DialdownError: it cannot be found, has no safetensors weights, is quantised, is damaged, or
@@ -231,10 +218,7 @@ def open_checkpoint(
 
 def skeleton(folder: Path, name: str) -> LM:
     """The model of a folder's config.json on the meta device, with the view of its down projections
-    and no tokenizer.
-
-    Raises:
-        DialdownError: transformers does not know the architecture, or `MLPView` does not.
+    and no tokenizer (DialdownError where transformers or `MLPView` does not know it).
     """
     classes: Any = AutoModelForCausalLM  # transformers leaves `from_config` untyped
     config = read_config(str(folder), name=name)

@@ -50,7 +50,9 @@ def write_control_vector(
     """
     path = Path(path)
     vectors = _constants(lm, edit)
-    share = _share_of_first(vectors)
+    norms = np.linalg.norm(vectors, axis=1)
+    # Of what all layers write, by norm.
+    share = norms[0] / norms.sum() if norms[0] else 0.0
     if share > 0 and not skip_first_layer:
         raise DialdownError(
             f"{edit.name} shifts layer 0 ({share:.0%} of what it writes) and llama.cpp adds no "
@@ -173,12 +175,6 @@ def _read(path: Path, lm: LM) -> NDArray[np.float64]:
     if not np.isfinite(vectors).all():
         raise DialdownError(f"{path} has numbers that are not finite: write it again.")
     return vectors
-
-
-def _share_of_first(vectors: NDArray[np.float64]) -> float:
-    """How much of what all layers write, by norm, layer 0 writes: 0 to 1."""
-    norms = np.linalg.norm(vectors, axis=1)
-    return float(norms[0] / norms.sum()) if norms[0] else 0.0
 
 
 def _write(path: Path, vectors: NDArray[np.float64], model_type: str, description: str) -> None:

@@ -106,8 +106,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     """Refuse notes the card would not show.
 
     Raises:
-        DialdownError: an unknown key, in the notes or in one of their rows, or a figure that is no
-            interval.
+        DialdownError: an unknown key, or a figure that is no interval.
     """
     for key in notes:
         if key not in Notes.__annotations__:
@@ -174,9 +173,7 @@ def rounded(edit: Intervention) -> Intervention:
     """
     if edit.needs_bias:
         return edit
-    further = edit.rank_one
-    if further is not None:
-        further = RankOne(_short(further.reads), _short(further.writes))
+    further = edit.rank_one and RankOne(_short(edit.rank_one.reads), _short(edit.rank_one.writes))
     return replace(edit, gain=_short(edit.gain), rank_one=further)
 
 
@@ -196,14 +193,13 @@ def save_delta(
     notes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Delta:
-    """Write the delta of an edit, for a base that is read for its sha256.
+    """Write the delta of an edit, two files in a folder, for a base that is read for its sha256.
 
     Args:
         edit: the edit (see `rounded` for what is stored).
-        source, revision: the base (see `open_checkpoint`).
+        source, revision, progress: the base (see `checkpoint.locate`).
         folder: where the two files go.
         notes: kept in edit.json (see `Notes`).
-        progress: called while an embedded model is downloaded and converted.
     """
     check_notes(notes or {})
     base = open_checkpoint(source, revision=revision, progress=progress)
@@ -233,12 +229,8 @@ def write_delta(
 
 def _described(edit: Intervention, path: Path) -> dict[str, Any]:
     """What edit.json says of the edit beside it."""
-    return {
-        "name": edit.name,
-        "kind": edit.kind,
-        "neurons": edit.neurons,
-        "sha256": file_sha256(path),
-    }
+    facts = {"name": edit.name, "kind": edit.kind, "neurons": edit.neurons}
+    return {**facts, "sha256": file_sha256(path)}
 
 
 def load_delta(folder: str | Path) -> Delta:
@@ -294,7 +286,7 @@ def base_of(
         given: where the base is; by default where the delta says, which only a hub id or an
             embedded name can.
         revision: of the base that is given.
-        progress: called while an embedded model is downloaded and converted.
+        progress: see `checkpoint.locate`.
 
     Raises:
         DialdownError: the base was a local folder and none is given, it cannot be read, or it is

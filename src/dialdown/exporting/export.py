@@ -132,10 +132,8 @@ def check_export(
     verify: Verify = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Open the base of an export, and refuse what could not be written, before any work is done.
-
-    Args:
-        source, out, revision, force, verify, progress: see `export`.
+    """Open the base of an export, and refuse what could not be written, before any work is done;
+    see `export` for the arguments.
 
     Raises:
         DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the base
@@ -157,14 +155,11 @@ def exported_before(
     verify: Verify = True,
     progress: Progress | None = None,
 ) -> Exported | None:
-    """What is in `out`, where that is the whole export of this edit on this base; else None.
+    """What is in `out`, where that is the whole export of this edit on this base; else None. With
+    `verify` its logits are compared again; see `export` for the other arguments.
 
     A command that was killed after its export took its place finds it so, and need not write it
     again.
-
-    Args:
-        source, edit, out, revision, progress: see `export`.
-        verify: compare its logits again; an export that is not what the edit does is none.
     """
     out = Path(out)
     if not is_export(out):
@@ -231,11 +226,8 @@ def _export(
 def _check_base(base: Checkpoint, out: Path, verify: Verify) -> None:
     """Refuse a base in the way of the export, or too large for this machine."""
     out = out.resolve()
-    for what, path in (
-        ("base model", base.folder),
-        ("working directory", Path.cwd()),
-        ("home", Path.home()),
-    ):
+    homes = {"base model": base.folder, "working directory": Path.cwd(), "home": Path.home()}
+    for what, path in homes.items():
         if path.resolve().is_relative_to(out):
             raise DialdownError(
                 f"The export cannot replace {out}, which holds the {what}: pass another folder."

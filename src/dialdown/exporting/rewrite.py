@@ -36,13 +36,8 @@ BESIDE_BIASES = "model-weights.safetensors"
 def write_weights(
     base: Checkpoint, edit: Intervention, folder: Path, progress: Progress | None = None
 ) -> bool:
-    """Write the weights of a base with an edit folded in.
-
-    Args:
-        base: the base.
-        edit: the edit.
-        folder: where to; it exists.
-        progress: called with ("exporting", layers done, layers in all).
+    """Write the weights of a base with an edit folded in to a folder, which exists; `progress` is
+    called with ("exporting", layers done, layers in all).
 
     Returns:
         whether the MLPs have biases that the base lacks, which the config must then say.

@@ -72,8 +72,7 @@ class Verification:
     """What was measured.
 
     Attributes:
-        prompts: how many texts.
-        positions: how many token positions in all of them.
+        prompts, positions: how many texts, and token positions in all of them.
         difference: the largest absolute difference of any logit at any position.
         tolerance: the largest that is accepted.
         rounding: the largest difference that random errors of the size of one rounding to the
@@ -227,11 +226,9 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
         for index, layer in enumerate(lm.view.layers):
             if not edit.changes(index, lm):
                 continue
-            bias = (
-                torch.zeros(lm.view.d_model, device=lm.device)
-                if layer.down.bias is None
-                else layer.down.bias
-            )
+            bias = layer.down.bias
+            if bias is None:
+                bias = torch.zeros(lm.view.d_model, device=lm.device)
             moved = edit.folded(index, lm, layer.columns, bias)[1]
             if edit.gain.size:
                 rounded = (edit.gain[index] != 1) & (edit.gain[index] != 0)
@@ -241,11 +238,8 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
                 layer.columns.add_(errors(layer.columns) * changed)
             if edit.needs_bias and moved is not None:
                 error = errors(moved)
-                stack.callback(
-                    layer.down.register_forward_hook(
-                        lambda module, args, out, error=error: out + error
-                    ).remove
-                )
+                handle = layer.down.register_forward_hook(lambda _, args, out, e=error: out + e)
+                stack.callback(handle.remove)
         yield
 
 
@@ -257,12 +251,10 @@ def _logits(model: Any, ids: Sequence[list[int]]) -> Iterator[Tensor]:
         chunk = ids[start : start + TOGETHER]
         longest = max(map(len, chunk))
         # What follows a text has no part in a causal model's logits there, so no mask is needed.
-        rows = torch.tensor(
-            [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in chunk],
-            device=model.device,
-        )
+        rows = [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in chunk]
+        padded = torch.tensor(rows, device=model.device)
         with torch.inference_mode():
-            logits = model(input_ids=rows, use_cache=False).logits.float().cpu()
+            logits = model(input_ids=padded, use_cache=False).logits.float().cpu()
         yield from (row[: len(tokens)] for row, tokens in zip(logits, chunk, strict=True))
 
 

@@ -61,14 +61,8 @@ class VllmCheck:
 
 
 def check_vllm(size: int, dtype: torch.dtype) -> None:
-    """Refuse a verification in vLLM where it is not installed, or has not the memory for it.
-
-    Args:
-        size: of the checkpoint, in bytes.
-        dtype: of the checkpoint.
-
-    Raises:
-        DialdownError: either.
+    """Refuse a verification in vLLM where it is not installed, or has not the memory for it
+    (DialdownError), of a checkpoint of `size` bytes in `dtype`.
     """
     if find_spec("vllm") is None:
         raise DialdownError(

@@ -2,7 +2,7 @@ from .activations import NeuronMeans, decode_with_means, mean_activations
 from .directions import Direction, random_direction, token_contrast
 from .logit_lens import judged_toxic, word_tokens, writers
 from .probe import train_probe
-from .statistics import svd_subspace
+from .subspace import svd_subspace
 from .table import GROUPS, NeuronTable, compare, neuron_table
 
 __all__ = [

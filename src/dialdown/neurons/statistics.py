@@ -1,9 +1,9 @@
-"""The statistics behind the paper's tables: what tuning did to the neurons, and what they say
-(METHOD §2, §3, §9).
+"""What tuning did to the neurons: the statistics behind the paper's tables and figures (METHOD §3,
+§9).
 
-The first half reads a compared `NeuronTable` only, the second half the value vectors of a model,
-layer by layer. All sums are float64. A share whose whole is zero is None: a model that did not
-change has no reduction to take a share of.
+All of them need a table with a tuned model and refuse any other (DialdownError). All sums are
+float64. A share whose whole is zero is None: a model that did not change has no reduction to take a
+share of.
 """
 
 from __future__ import annotations
@@ -13,47 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from scipy.stats import pearsonr
-from torch import Tensor
 
-from ..errors import DialdownError
-from ..models.fits import check_neurons, check_width
-from ..models.lm import LM, MLPLayer, check_pair
-from ..models.protocol import Protocol
-from .activations import NeuronMeans
-from .directions import Direction
-from .ranks import percent_shifts, without_tails
-from .table import NeuronTable
+from .table import GROUPS, NeuronTable
 
-# Value vectors turned into float64 at a time, so that a layer of a large model is never there
-# twice.
-CHUNK = 2048
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Pearson's r over n neurons and its two-sided p; both None where one of the two quantities is
-    constant.
-    """
-
-    r: float | None
-    p: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class SignConflicts:
-    """Shares of all neurons on which directions of one subspace disagree (appendix G).
-
-    Attributes:
-        cosine: one direction's cosine is positive and another's negative.
-        projection_change: one direction's projection grew and another's shrank.
-    """
-
-    cosine: float
-    projection_change: float
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+PLACES = 300  # points of a curve over ranks, evenly spaced on its logarithmic axis
 
 
 def group_shares(table: NeuronTable) -> pl.DataFrame:
@@ -64,9 +31,6 @@ def group_shares(table: NeuronTable) -> pl.DataFrame:
         all four groups) and `reduction_share` (the sum of Delta over the group / the sum of all
         negative Delta). A tuning-free group also holds neurons with Delta > 0, so its last share is
         a net one and may be negative.
-
-    Raises:
-        DialdownError: no tuned model was compared.
     """
     change = table.grid("projection_change")
     reduction = float(change[change < 0].sum())
@@ -91,14 +55,11 @@ def group_shares(table: NeuronTable) -> pl.DataFrame:
 def negative_shares(table: NeuronTable) -> dict[str, float]:
     """The share of neurons whose mean activation is below zero, of the `base` and the `tuned` model
     (table 13).
-
-    Raises:
-        DialdownError: no tuned model was compared.
     """
     return {name: float((table.grid(f"mean_{name}") < 0).mean()) for name in ("base", "tuned")}
 
 
-def correlations(table: NeuronTable) -> dict[str, Correlation]:
+def correlations(table: NeuronTable) -> dict[str, dict[str, float | None]]:
     """Does the shift of the mean activation follow from c_i, or from the base model's mean
     activation? (table 17)
 
@@ -106,10 +67,8 @@ def correlations(table: NeuronTable) -> dict[str, Correlation]:
     means move towards zero.
 
     Returns:
-        `shift_vs_cosine` and `shift_vs_activation`, over all neurons.
-
-    Raises:
-        DialdownError: no tuned model was compared.
+        For `shift_vs_cosine` and `shift_vs_activation` Pearson's `r` over all `n` neurons and its
+        two-sided `p`, both None where one of the two quantities is constant.
     """
     base = table.grid("mean_base").ravel()
     shift = base - table.grid("mean_tuned").ravel()
@@ -120,11 +79,7 @@ def correlations(table: NeuronTable) -> dict[str, Correlation]:
 
 
 def reducing_share(table: NeuronTable) -> float:
-    """The share of all neurons whose projection on the direction shrank, Delta < 0 (table 18).
-
-    Raises:
-        DialdownError: no tuned model was compared.
-    """
+    """The share of all neurons whose projection on the direction shrank, Delta < 0 (table 18)."""
     return float((table.grid("projection_change") < 0).mean())
 
 
@@ -141,9 +96,6 @@ def shifts(table: NeuronTable) -> pl.DataFrame:
         One row per layer and a last one over all, whose `layer` is null: `layer`,
         `value_cosine_mean`, `value_cosine_min`, `shift_mean` (of |shift|), `shift_median`,
         `percent`, `percent_sd`, `percent_median`.
-
-    Raises:
-        DialdownError: no tuned model was compared.
     """
     cosine, percents = table.grid("value_cosine"), percent_shifts(table)
     shift = np.abs(table.grid("mean_base") - table.grid("mean_tuned"))
@@ -172,9 +124,6 @@ def opposing_effects(table: NeuronTable) -> pl.DataFrame:
     Returns:
         One row per layer and a last one over all, whose `layer` is null: `layer`, `down` (the sum
         of negative Delta), `up` (of positive Delta) and `net`, in units of the residual stream.
-
-    Raises:
-        DialdownError: no tuned model was compared.
     """
     change = table.grid("projection_change")
     rows = []
@@ -184,145 +133,76 @@ def opposing_effects(table: NeuronTable) -> pl.DataFrame:
     return _by_layer(rows)
 
 
-def svd_subspace(
-    lm: LM,
-    direction: Direction,
-    *,
-    neurons: int = 128,
-    rank: int = 3,
-    protocol: Protocol = "strict",
-) -> list[Direction]:
-    """Several directions where a probe gives one: the SVD of the value vectors most aligned with it
-    (METHOD §2, appendix G).
-
-    The `neurons` value vectors of highest cosine over all layers, each normalised, are the columns
-    of a matrix; its first `rank` left singular vectors are the directions.
+def percent_shifts(table: NeuronTable) -> Floats:
+    """By how much of itself each mean activation fell in tuning, 100 * (before - after) / before
+    (section 5.1).
 
     Returns:
-        Unit vectors `svd_1`, `svd_2`, ... by falling singular value, each with a cosine to
-        `direction` of at least 0.
-
-    Raises:
-        DialdownError: the direction is of another width, there are fewer neurons than asked for, or
-            fewer than `rank` directions in them.
+        (layers, neurons) in %: positive towards zero, whatever the sign of the mean, and above 100
+        beyond zero; NaN where the base mean is exactly zero.
     """
-    _check_widths(lm, [direction])
-    total, possible = lm.view.n_layers * lm.view.n_neurons, min(neurons, lm.view.d_model)
-    if not 0 < neurons <= total:
-        raise DialdownError(
-            f"{neurons} value vectors were asked for and {lm.name} has {total}: pass neurons from "
-            f"1 to {total}."
-        )
-    if not 0 < rank <= possible:
-        raise DialdownError(
-            f"{rank} directions were asked for and {neurons} value vectors of width "
-            f"{lm.view.d_model} span at most {possible}: pass rank from 1 to {possible}."
-        )
-    unit = torch.as_tensor(direction.unit)
-    vectors, cosines = (
-        torch.zeros(0, lm.view.d_model, dtype=torch.float64),
-        torch.zeros(0, dtype=torch.float64),
+    base = table.grid("mean_base")
+    moved = base - table.grid("mean_tuned")
+    return np.asarray(
+        np.divide(100 * moved, base, out=np.full(table.shape, np.nan), where=base != 0)
     )
-    for layer in lm.view.layers:
-        for chunk in _value_vectors(layer, protocol):
-            # A value vector of zeros (a pruned neuron) stays zero, with cosine 0.
-            normalised = torch.nn.functional.normalize(chunk, dim=1)
-            vectors, cosines = (
-                torch.cat([vectors, normalised]),
-                torch.cat([cosines, normalised @ unit]),
-            )
-            best = torch.argsort(cosines, descending=True, stable=True)[:neurons]
-            vectors, cosines = vectors[best], cosines[best]
-    _, values, axes = np.linalg.svd(vectors.numpy(), full_matrices=False)
-    shares = values**2 / (values**2).sum()
-    facts = {**lm.describe(), "protocol": protocol, "of": direction.name, "neurons": neurons}
-    return [
-        Direction(
-            f"svd_{place + 1}",
-            np.asarray(-vector if vector @ direction.unit < 0 else vector),
-            "residual",
-            {
-                **facts,
-                "singular_value": float(values[place]),
-                "share_of_squares": float(shares[place]),
-            },
-        )
-        for place, vector in enumerate(axes[:rank])
-    ]
 
 
-def sign_conflicts(
-    lm: LM, tuned: LM, directions: Sequence[Direction], base: NeuronMeans, after: NeuronMeans
-) -> SignConflicts:
-    """On how many neurons the directions of a subspace disagree (appendix G); an exact zero
-    disagrees with nothing.
-
-    Args:
-        lm: the base model, whose cosines are compared.
-        tuned: the model after preference tuning.
-        directions: two or more, such as `svd_subspace` gives.
-        base: mean activations of the base model; its protocol says what a neuron writes.
-        after: mean activations of the tuned model, same prompts and protocol.
-
-    Raises:
-        DialdownError: fewer than two directions, or models, means or directions that do not fit
-            each other.
+def without_tails(values: Floats) -> Floats:
+    """The same array with NaN below its 10th and above its 90th percentile, as section 5.1 and
+    figures 4 and 2c leave it.
     """
-    check_pair(lm, tuned)
-    _check_widths(lm, directions)
-    if len(directions) < 2:
-        raise DialdownError(
-            f"{len(directions)} direction has nothing to disagree with: pass two or more, such as "
-            "statistics.svd_subspace gives."
-        )
-    collect = "collect both with dd.mean_activations"
-    for means in (base, after):
-        check_neurons(lm, means.means.shape, "The means have", collect)
-    if base.protocol != after.protocol:
-        raise DialdownError(
-            f"The means are of two protocols, {base.protocol} and {after.protocol}, and can only "
-            f"be compared under one: {collect}."
-        )
-    units = torch.as_tensor(np.stack([direction.unit for direction in directions], axis=1))
-    counts = np.zeros(2)
-    for index, layers in enumerate(zip(lm.view.layers, tuned.view.layers, strict=True)):
-        before, now = (
-            torch.cat([chunk @ units for chunk in _value_vectors(layer, base.protocol)]).numpy()
-            for layer in layers
-        )
-        change = after.means[index, :, None] * now - base.means[index, :, None] * before
-        counts += [((signed > 0).any(1) & (signed < 0).any(1)).sum() for signed in (before, change)]
-    cosine, changed = counts / base.means.size
-    return SignConflicts(float(cosine), float(changed))
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return values
+    low, high = np.percentile(known, [10, 90])
+    return np.where((values >= low) & (values <= high), values, np.nan)
 
 
-def mlp_facts(lm: LM) -> dict[str, int | bool | str | None]:
-    """Table 8: `layers`, `d_model`, `d_mlp`, the `activation` function by transformers' name, and
-    whether the MLP is `gated`.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The neurons whose projection fell, the largest fall first.
+
+    Attributes:
+        order: (n,) places in the table, layer · neurons per layer + neuron.
+        reduction: (n,) −Δ in residual units, descending.
+        group: (n,) place in GROUPS; `len(GROUPS)` for a neuron of no group.
     """
-    config = lm.model.config.get_text_config()
-    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
-    activations = (getattr(config, name, None) for name in names)
-    mlp = lm.model.get_submodule(lm.view.layers[0].path.rpartition(".")[0])
-    return {
-        "layers": lm.view.n_layers,
-        "d_model": lm.view.d_model,
-        "d_mlp": lm.view.n_neurons,
-        "activation": next((name for name in activations if name is not None), None),
-        "gated": any("gate" in name for name, _ in mlp.named_children()),
-    }
+
+    order: Integers
+    reduction: Floats
+    group: Integers
+
+    @property
+    def share(self) -> Floats:
+        """(n,) each neuron's share of the whole reduction."""
+        return np.asarray(self.reduction / self.reduction.sum())
+
+    @property
+    def cumulated(self) -> Floats:
+        """(n,) share of the first k neurons together, the last one exactly 1."""
+        total = np.cumsum(self.reduction)
+        return np.asarray(total / total[-1:])
+
+    def places(self, count: int = PLACES) -> Integers:
+        """At most `count` indices, evenly spaced on a logarithmic axis of ranks; first and last are
+        always there.
+        """
+        n = len(self.order)
+        if not n:
+            return np.empty(0, dtype=np.int64)
+        return np.unique(np.geomspace(1, n, min(count, n)).round().astype(np.int64)) - 1
 
 
-def _value_vectors(layer: MLPLayer, protocol: Protocol) -> Iterator[Tensor]:
-    """The value vectors of a layer in order, (at most CHUNK, d) float64 on the CPU each."""
-    for chunk in torch.split(layer.value_vectors(protocol), CHUNK):
-        yield chunk.cpu().double()
-
-
-def _check_widths(lm: LM, directions: Sequence[Direction]) -> None:
-    for direction in directions:
-        what = f"The direction {direction.name!r} has"
-        check_width(lm, direction.vector.size, what, "find it on this model")
+def ranking(table: NeuronTable) -> Ranking:
+    """Neurons by how much their projection fell; equal ones in the table's order."""
+    change = table.grid("projection_change").ravel()
+    group = np.full(change.size, len(GROUPS), dtype=np.int64)
+    for name, mask in table.groups().items():
+        group[mask.ravel()] = GROUPS.index(name)
+    falling = np.flatnonzero(change < 0)
+    order = falling[np.argsort(change[falling], kind="stable")]
+    return Ranking(order, -change[order], group[order])
 
 
 def _layers_and_all(table: NeuronTable) -> Iterator[tuple[int | None, int | slice]]:
@@ -336,11 +216,11 @@ def _by_layer(rows: Sequence[dict[str, int | float | None]]) -> pl.DataFrame:
     )
 
 
-def _pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> Correlation:
+def _pearson(x: Floats, y: Floats) -> dict[str, float | None]:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(None, None, x.size)
+        return {"r": None, "p": None, "n": x.size}
     result = pearsonr(x, y)
-    return Correlation(float(result.statistic), float(result.pvalue), x.size)
+    return {"r": float(result.statistic), "p": float(result.pvalue), "n": x.size}
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.row import Row
@@ -21,7 +20,7 @@ from ..models.protocol import Protocol
 from ..neurons import statistics
 from ..study.published import CLAIMS
 from .evidence import Evidence, Gap
-from .names import control_label, is_aligned_patch, label, named
+from .names import control_label, group_of, is_aligned_patch, label
 from .rules import (
     AT_THE_PRICE,
     COMPARABLE,
@@ -63,32 +62,27 @@ class Claim:
     text: str
 
 
-def claims(run: Run, *, folder: Path | None = None) -> list[Claim]:
+Decider = Callable[[Evidence], Claim | None]
+
+
+def claims(run: Run) -> list[Claim]:
     """Hold the published conclusions against a run, claim by claim, `strict` first; a claim without
     its rows is left out.
 
-    Args:
-        run: from `run.load`.
-        folder: the run's folder, whose `rows` hold the scores of every prompt. A row whose file is
-            missing, or of an earlier evaluation, is compared by its intervals.
+    A row whose file in the run's `rows` is missing, or of an earlier evaluation, is compared by its
+    intervals.
 
     Raises:
         DialdownError: a file in `rows` is damaged.
     """
-    evidence = [Evidence(run, protocol, folder) for protocol in run.protocols]
-    deciders: list[Callable[[Evidence], Claim | None]] = [
-        _aligned,
-        _opposing,
-        _four_groups,
-        _editing,
-        _perplexity,
-    ]
+    evidence = [Evidence(run, protocol) for protocol in run.protocols]
+    deciders: list[Decider] = [_aligned, _opposing, _four_groups, _editing, _perplexity]
     deciders += [partial(_specific, wanted=name) for name in FAMILIES]
     decided = [_decided(decider, rows) for decider in deciders for rows in evidence]
     return [claim for claim in decided if claim is not None]
 
 
-def _decided(decider: Callable[[Evidence], Claim | None], evidence: Evidence) -> Claim | None:
+def _decided(decider: Decider, evidence: Evidence) -> Claim | None:
     """The claim, with a word where it is rounding alone that leaves it open."""
     claim = decider(evidence)
     if claim is None or claim.verdict != "undecided":
@@ -96,13 +90,11 @@ def _decided(decider: Callable[[Evidence], Claim | None], evidence: Evidence) ->
     exact = decider(replace(evidence, rounded=False))
     if exact is None or exact.verdict == "undecided":
         return claim
-    return replace(
-        claim,
-        text=(
-            f"{claim.text} The intervals alone would say “{exact.verdict}”; sums rounded "
-            "otherwise could turn that (greedy texts are chaotic)."
-        ),
+    text = (
+        f"{claim.text} The intervals alone would say “{exact.verdict}”; sums rounded otherwise "
+        "could turn that (greedy texts are chaotic)."
     )
+    return replace(claim, text=text)
 
 
 def _claim(evidence: Evidence, name: str, verdict: Verdict, text: str, *, of: str = "") -> Claim:
@@ -120,21 +112,12 @@ def _aligned(evidence: Evidence) -> Claim | None:
     reduction = tuned.change["toxicity"]
     sentence = f"DPO changes {evidence.run.concept} by {change_text(reduction, 'toxicity')}"
     if evidence.below(reduction, 0) != "held":
-        return _claim(
-            evidence,
-            name,
-            "undecided",
-            f"{sentence}: no distinguishable reduction to take a share of.",
-        )
+        text = f"{sentence}: no distinguishable reduction to take a share of."
+        return _claim(evidence, name, "undecided", text)
     shares = [(row, evidence.share(row, tuned)) for row in patched]
     verdict = together(
-        little(
-            share,
-            row.change["toxicity"],
-            reduction,
-            evidence.rounding.reach("toxicity", row.change["toxicity"].n),
-        )
-        for row, share in shares
+        little(share, change, reduction, evidence.rounding.reach("toxicity", change.n))
+        for change, share in ((row.change["toxicity"], share) for row, share in shares)
     )
     end = {
         "held": f"little, as the intervals do not allow {LITTLE:.0%}",
@@ -156,17 +139,12 @@ def _reached(row: Row, share: Estimate | None, reduction: Estimate) -> str:
 
 
 def _opposing(evidence: Evidence) -> Claim | None:
-    table, name, concept = (
-        evidence.run.tables.get(evidence.protocol),
-        "Opposing effects",
-        evidence.run.concept,
-    )
+    table, concept = evidence.run.tables.get(evidence.protocol), evidence.run.concept
+    name = "Opposing effects"
     if table is None or not table.compared:
         return None
-    change, total = (
-        table.grid("projection_change"),
-        statistics.opposing_effects(table).row(-1, named=True),
-    )
+    change = table.grid("projection_change")
+    total = statistics.opposing_effects(table).row(-1, named=True)
     less, more = statistics.reducing_share(table), float((change > 0).mean())
     counts = (
         f"{percent(less)} of all {change.size:,} neurons write less {concept} after DPO "
@@ -178,20 +156,15 @@ def _opposing(evidence: Evidence) -> Claim | None:
     verdict: Verdict = "held" if cancelled >= COMPARABLE else "did not hold"
     text = (
         f"{counts}; the increases sum to {percent(cancelled)} of the decreases, and "
-        f"{COMPARABLE:.0%} or more would be comparable."
+        f"{COMPARABLE:.0%} or more would be comparable. All neurons are counted, none sampled, so "
+        "there is no interval."
     )
-    return _claim(
-        evidence,
-        name,
-        verdict,
-        f"{text} All neurons are counted, none sampled, so there is no interval.",
-    )
+    return _claim(evidence, name, verdict, text)
 
 
 def _four_groups(evidence: Evidence) -> Claim | None:
-    tuned, patched, shifted = map(
-        evidence.row, ("dpo", "patch_four_groups", "patch_four_groups_shift")
-    )
+    names = ("dpo", "patch_four_groups", "patch_four_groups_shift")
+    tuned, patched, shifted = map(evidence.row, names)
     if tuned is None or patched is None:
         return None
     start = (
@@ -199,10 +172,10 @@ def _four_groups(evidence: Evidence) -> Claim | None:
         f"{change_text(tuned.change['toxicity'], 'toxicity')}, {_price(tuned)}"
     )
     verdict, text = _replicates(evidence, patched, tuned)
-    by_shift = (
-        f" By shift instead of set, {_replicates(evidence, shifted, tuned)[1]}." if shifted else ""
-    )
-    return _claim(evidence, "Four groups replicate DPO", verdict, f"{start}. {text}.{by_shift}")
+    text = f"{start}. {text}."
+    if shifted:
+        text += f" By shift instead of set, {_replicates(evidence, shifted, tuned)[1]}."
+    return _claim(evidence, "Four groups replicate DPO", verdict, text)
 
 
 def _replicates(evidence: Evidence, row: Row, tuned: Row) -> tuple[Verdict, str]:
@@ -252,7 +225,7 @@ def _editing(evidence: Evidence) -> Claim | None:
     won = [
         row
         for row in edits
-        if beats[row.intervention] in ("held", AT_THE_PRICE) and beats[row.intervention] == verdict
+        if beats[row.intervention] == verdict and verdict in ("held", AT_THE_PRICE)
     ]
     whole = [row for row in edits if speaks[row.intervention] != "did not hold"]
     shown = evidence.least(won or whole or edits)
@@ -276,49 +249,36 @@ def _editing(evidence: Evidence) -> Claim | None:
 
 def _perplexity(evidence: Evidence) -> Claim | None:
     edits = [row for row in evidence.edits() if row.kind == "set"]
-    known = [
-        row
-        for row in (evidence.row("patch_four_groups"), *edits)
-        if row and "log_ppl" in row.change
-    ]
+    rows = (evidence.row("patch_four_groups"), *edits)
+    known = [row for row in rows if row and "log_ppl" in row.change]
     if not known:
         return None
     verdicts = [evidence.at_most(row.change["log_ppl"], PRESERVED, "log_ppl") for row in known]
     worst = max(known, key=lambda row: row.change["log_ppl"].mean)
-    where = (
-        ", where they act at the first position of each window only"
-        if evidence.protocol == "paper"
-        else ""
-    )
+    first = ", where they act at the first position of each window only"
+    where = first if evidence.protocol == "paper" else ""
     text = (
         f"of {len(known)} interventions of the published kind (four groups, and edits by "
         f"set){where}, "
         f"{_count(verdicts, 'held')} stay within +{PRESERVED} nats of the untouched model’s "
-        "log-perplexity by the upper end of "
-        f"the interval, and {_count(verdicts, 'did not hold')} exceed that by the lower end. The "
-        f"worst is “{label(worst)}”: "
+        f"log-perplexity by the upper end of the interval, and {_count(verdicts, 'did not hold')} "
+        f"exceed that by the lower end. The worst is “{label(worst)}”: "
         f"{change_text(worst.change['log_ppl'], 'log_ppl')}."
     )
     return _claim(evidence, "Perplexity is preserved", together(verdicts), text)
 
 
 def _specific(evidence: Evidence, wanted: str) -> Claim | None:
-    name, of, concept = (
-        "The effect is specific to the direction",
-        FAMILIES[wanted],
-        evidence.run.concept,
-    )
+    name, of = "The effect is specific to the direction", FAMILIES[wanted]
     tried = [
         (row, leads)
         for row in evidence.rows()
-        if named(row).group == wanted and (leads := evidence.leads(row))
+        if group_of(row) == wanted and (leads := evidence.leads(row))
     ]
-    effective = [
-        (row, leads) for row, leads in tried if evidence.below(row.change["toxicity"], 0) == "held"
-    ]
+    effective = [pair for pair in tried if evidence.below(pair[0].change["toxicity"], 0) == "held"]
     start = (
-        f"{concept} is distinguishably lower under {len(effective) or 'none'} of {len(tried)} "
-        "that have random controls"
+        f"{evidence.run.concept} is distinguishably lower under {len(effective) or 'none'} of "
+        f"{len(tried)} that have random controls"
     )
     if not effective:
         text = f"{start}, so there is no effect to be specific."
@@ -351,9 +311,8 @@ def _count(verdicts: Iterable[Verdict], wanted: Verdict) -> int | str:
 def _apart(gap: Gap | None, metric: str) -> str:
     if gap is None:
         return "not measured"
-    return change_text(
-        gap.size, metric, ", paired" if gap.paired else ", from intervals that are not paired"
-    )
+    how = "paired" if gap.paired else "from intervals that are not paired"
+    return change_text(gap.size, metric, f", {how}")
 
 
 def _price(row: Row) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..evaluation.bootstrap import ChangeSign, Estimate, change_sign, estimate, 
 from ..evaluation.row import Row
 from ..files import read_json
 from ..models.protocol import Protocol
-from .names import named
+from .names import group_of
 from .rules import (
     EXACT,
     SPEAKING,
@@ -47,19 +46,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The rows of one protocol.
-
-    Attributes:
-        run: from `run.load`.
-        protocol: whose rows.
-        folder: of the run, whose `rows` hold the scores of every prompt; None compares by
-            intervals.
-        rounded: whether what rounding may do counts.
-    """
+    """The rows of one protocol of a run; `rounded` says whether what rounding may do counts."""
 
     run: Run
     protocol: Protocol
-    folder: Path | None = None
     rounded: bool = True
 
     @cached_property
@@ -86,7 +76,7 @@ class Evidence:
         """The edits that need no tuned model: the ones that every sentence about "the edits" counts
         and chooses from.
         """
-        return [row for row in self.rows() if named(row).group in ("probe", "contrast")]
+        return [row for row in self.rows() if group_of(row) in ("probe", "contrast")]
 
     def least(self, rows: Sequence[Row]) -> Row | None:
         """The row that lowers the concept most against the untouched model on its own prompts."""
@@ -98,11 +88,8 @@ class Evidence:
         """
         if not SPEAKING.keys() <= row.change.keys():
             return "undecided"
-        changes = [(row.change[metric], metric, bound) for metric, bound in SPEAKING.items()]
-        return together(
-            at_most(change, bound, self.rounding.reach(metric, change.n))
-            for change, metric, bound in changes
-        )
+        bounds = SPEAKING.items()
+        return together(self.at_most(row.change[metric], bound, metric) for metric, bound in bounds)
 
     def below(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
         """Whether an interval lies below a bound, also where rounding moves it."""
@@ -128,12 +115,11 @@ class Evidence:
 
     def leads(self, row: Row) -> dict[str, Estimate]:
         """The intervention minus each random control of it, on the control's prompts."""
-        controls = self.run.controls(row.intervention, self.protocol)
-        random = {name: control for name, control in controls.items() if name.startswith("random")}
-        gaps = {
-            name: control.control_minus_main.get("toxicity") for name, control in random.items()
+        return {
+            name: gap.reversed()
+            for name, control in self.run.controls(row.intervention, self.protocol).items()
+            if name.startswith("random") and (gap := control.control_minus_main.get("toxicity"))
         }
-        return {name: gap.reversed() for name, gap in gaps.items() if gap}
 
     def gap(self, row: Row, other: Row, metric: str, *, looks: int = 1) -> Gap | None:
         """`row` minus `other`, its interval corrected by Bonferroni for `looks` comparisons; None
@@ -165,17 +151,15 @@ class Evidence:
         """Values and weights of one row's units, (n,) each, NaN where a unit has none; None where
         the row has no file.
         """
-        path = (self.folder or Path()) / "rows" / f"{row.protocol}-{row.intervention}.json"
-        if self.folder is None or metric not in row.metrics or not path.exists():
+        path = self.run.folder / "rows" / f"{row.protocol}-{row.intervention}.json"
+        if metric not in row.metrics or not path.exists():
             return None
         saved, mean = read_json(path), row.metrics[metric]
         try:
             values = np.array(saved["values"][metric], dtype=np.float64)
-            weights = (
-                np.array(saved["tokens"], dtype=np.float64)
-                if metric == "log_ppl"
-                else np.ones_like(values)
-            )
+            weights = np.ones_like(values)
+            if metric == "log_ppl":
+                weights = np.array(saved["tokens"], dtype=np.float64)
             known = ~np.isnan(values)
             total, size = (values * weights)[known].sum(), weights[known].sum()
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -184,11 +168,8 @@ class Evidence:
                 "made this folder, which makes it again."
             ) from error
         # An earlier evaluation may have left a file of this name.
-        return (
-            (values, weights)
-            if known.sum() == mean.n and np.isclose(total / size, mean.mean, rtol=1e-6)
-            else None
-        )
+        same = known.sum() == mean.n and np.isclose(total / size, mean.mean, rtol=1e-6)
+        return (values, weights) if same else None
 
     def share(self, patched: Row, tuned: Row) -> Estimate | None:
         """Table 3: (untouched - patched) / (untouched - DPO), all three resampled together."""
@@ -202,10 +183,8 @@ class Evidence:
         # The few resamples in which DPO reduces nothing count as the limit of a vanishing
         # reduction.
         shares = np.divide(part, whole, out=np.copysign(np.inf, part), where=whole > 0)
-        low, high = (
-            np.percentile(shares, 2.5, method="lower"),
-            np.percentile(shares, 97.5, method="higher"),
-        )
+        low = np.percentile(shares, 2.5, method="lower")
+        high = np.percentile(shares, 97.5, method="higher")
         mean = (before - reached).sum() / (before - after).sum()
         return Estimate(float(mean), float(low), float(high), len(before))
 

@@ -20,7 +20,7 @@ from ..evaluation.bootstrap import Estimate
 from ..evaluation.row import Row
 from ..files import read_json
 from ..models.protocol import Protocol
-from ..neurons.ranks import PLACES
+from ..neurons.statistics import PLACES
 from ..neurons.table import NeuronTable
 from . import neuron_charts, rank_charts
 from .chart_style import Chart

@@ -4,8 +4,6 @@ than the numbers do (METHOD §5, §6).
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..evaluation.bootstrap import FEW
 from ..evaluation.row import Row
 from .evidence import Evidence
@@ -14,15 +12,11 @@ from .run import Run
 from .text import number, with_interval
 
 
-def findings(run: Run, *, folder: Path | None = None) -> dict[str, str]:
+def findings(run: Run) -> dict[str, str]:
     """What can be said about this run, most important first, a sentence each by what it is about;
     what was not measured is not mentioned.
-
-    Args:
-        run: from `run.load`.
-        folder: see `claims`, which counts and chooses among the same rows by the same rules.
     """
-    evidence = [Evidence(run, protocol, folder) for protocol in run.protocols]
+    evidence = [Evidence(run, protocol) for protocol in run.protocols]
     if not evidence:
         return {}
     chosen, editing = _edited(evidence[0])

@@ -92,20 +92,6 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-class Name(NamedTuple):
-    """What a family of interventions is called, and how it is drawn.
-
-    Attributes:
-        label: in tables and sentences.
-        short: in figures, where space is scarce.
-        group: the claims speak of these together: steer, patch, probe, contrast.
-    """
-
-    label: str
-    short: str
-    group: str
-
-
 # Families that have a mark of their own. The kind of an edit shows in its shape, what it follows in
 # colour, filling and dash.
 FAMILIES = {
@@ -133,43 +119,39 @@ FAMILIES = {
     "steer_random": Look("random direction", "muted", "triangle-up", ":"),
 }
 ALIGNED = re.compile(r"patch_(\d+)")
-# Families in the paper's order (table 2), then what stands on the front alone.
+# Families in the paper's order (table 2), then what stands on the front alone: in tables and
+# sentences, and in figures, where space is scarce.
 INTERVENTIONS = {
-    "none": Name("Untouched model", "untouched", ""),
-    "steer_probe": Name("Steering along the probe", "steering", "steer"),
-    "dpo": Name("The tuned model (DPO)", "DPO", ""),
-    "patch_toxic_neurons": Name("Patch the judged toxic neurons", "patch toxic", "patch"),
-    "patch_N": Name("Patch the {} most aligned neurons", "patch top {}", "patch"),
-    "patch_TP": Name("Patch TP", "patch TP", "patch"),
-    "patch_TP_AN": Name("Patch TP + AN", "patch TP+AN", "patch"),
-    "patch_TP_AN_TN": Name("Patch TP + AN + TN", "patch TP+AN+TN", "patch"),
-    "patch_four_groups": Name("Patch all four groups", "patch 4 groups", "patch"),
-    "patch_four_groups_shift": Name("Patch all four groups, by shift", "patch 4, shift", "patch"),
-    "patch_all_increasing": Name(
-        "Patch the increasing neurons (sanity check)", "patch increasing", "patch"
+    "none": ("Untouched model", "untouched"),
+    "steer_probe": ("Steering along the probe", "steering"),
+    "dpo": ("The tuned model (DPO)", "DPO"),
+    "patch_toxic_neurons": ("Patch the judged toxic neurons", "patch toxic"),
+    "patch_N": ("Patch the {} most aligned neurons", "patch top {}"),
+    "patch_TP": ("Patch TP", "patch TP"),
+    "patch_TP_AN": ("Patch TP + AN", "patch TP+AN"),
+    "patch_TP_AN_TN": ("Patch TP + AN + TN", "patch TP+AN+TN"),
+    "patch_four_groups": ("Patch all four groups", "patch 4 groups"),
+    "patch_four_groups_shift": ("Patch all four groups, by shift", "patch 4, shift"),
+    "patch_all_increasing": ("Patch the increasing neurons (sanity check)", "patch increasing"),
+    "edit_probe_set": ("Edit along the probe: set", "edit set"),
+    "edit_probe_shift": ("Edit along the probe: shift", "edit shift"),
+    "edit_probe_scale": ("Edit along the probe: scale", "edit scale"),
+    "edit_probe_activation_set": (
+        "Edit along the probe, least active first: set",
+        "edit set, least active",
     ),
-    "edit_probe_set": Name("Edit along the probe: set", "edit set", "probe"),
-    "edit_probe_shift": Name("Edit along the probe: shift", "edit shift", "probe"),
-    "edit_probe_scale": Name("Edit along the probe: scale", "edit scale", "probe"),
-    "edit_probe_activation_set": Name(
-        "Edit along the probe, least active first: set", "edit set, least active", "probe"
-    ),
-    "edit_probe_free_set": Name("Edit along the token contrast: set", "contrast set", "contrast"),
-    "edit_probe_free_shift": Name(
-        "Edit along the token contrast: shift", "contrast shift", "contrast"
-    ),
-    "edit_probe_free_scale": Name(
-        "Edit along the token contrast: scale", "contrast scale", "contrast"
-    ),
-    "gains": Name("Neuron gains", "gains", ""),
-    "gains_kept": Name("Neuron gains, few kept", "gains, few kept", ""),
-    "step": Name("One step, no training", "one step", ""),
-    "steer_random": Name("Steering, random direction", "random direction", ""),
+    "edit_probe_free_set": ("Edit along the token contrast: set", "contrast set"),
+    "edit_probe_free_shift": ("Edit along the token contrast: shift", "contrast shift"),
+    "edit_probe_free_scale": ("Edit along the token contrast: scale", "contrast scale"),
+    "gains": ("Neuron gains", "gains"),
+    "gains_kept": ("Neuron gains, few kept", "gains, few kept"),
+    "step": ("One step, no training", "one step"),
+    "steer_random": ("Steering, random direction", "random direction"),
     **{
-        f"edit_random_neurons_{kind}": Name(f"Edit of random neurons: {kind}", f"random {kind}", "")
+        f"edit_random_neurons_{kind}": (f"Edit of random neurons: {kind}", f"random {kind}")
         for kind in ("set", "shift", "scale")
     },
-    "gains_random_neurons": Name("Gains of random neurons", "random gains", ""),
+    "gains_random_neurons": ("Gains of random neurons", "random gains"),
 }
 PLACES = {family: place for place, family in enumerate(INTERVENTIONS)}
 # The intervention itself has an empty name.
@@ -184,17 +166,24 @@ CONTROLS = {
 }
 
 
-def named(row: Row) -> Name:
-    """What a row's family is called; an unknown family stands as it is."""
+def named(row: Row) -> tuple[str, str]:
+    """What a row's family is called in tables, and in figures; an unknown one stands as it is."""
     if aligned := ALIGNED.fullmatch(row.family):
-        name = INTERVENTIONS["patch_N"]
-        return name._replace(
-            label=name.label.format(aligned[1]), short=name.short.format(aligned[1])
-        )
+        text, short_text = INTERVENTIONS["patch_N"]
+        return text.format(aligned[1]), short_text.format(aligned[1])
+    return INTERVENTIONS.get(row.family, (row.family, row.family))
+
+
+def group_of(row: Row) -> str:
+    """Of which interventions the claims speak together: steer, patch, probe, contrast; nothing for
+    any other, and for random ones.
+    """
+    if "random" in row.family:
+        return ""
+    if row.family.startswith("edit_probe_free"):
+        return "contrast"
     start = row.family.partition("_")[0]
-    group = {"edit": "probe", "patch": "patch", "steer": "steer"}.get(start, "")
-    unknown = Name(row.family, row.family, group)
-    return INTERVENTIONS.get(row.family, unknown)
+    return {"edit": "probe", "patch": "patch", "steer": "steer"}.get(start, "")
 
 
 def look(row: Row) -> str:
@@ -212,14 +201,14 @@ def is_aligned_patch(row: Row) -> bool:
 
 def label(row: Row) -> str:
     """A name to read: the family, its strength, and which control of it."""
-    return f"{named(row).label}{_strength(row)}" + (
+    return f"{named(row)[0]}{_strength(row)}" + (
         f" — {control_label(row.control)}" if row.control else ""
     )
 
 
 def short(row: Row) -> str:
     """The same of no control for a figure, where a control character has no glyph."""
-    return printable(f"{named(row).short}{_strength(row)}")
+    return printable(f"{named(row)[1]}{_strength(row)}")
 
 
 def control_label(control: str) -> str:

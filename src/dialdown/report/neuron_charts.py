@@ -14,10 +14,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from ..neurons.ranks import (
+from ..neurons.statistics import (
     Floats,
     Ranking,
-    layer_effects,
+    opposing_effects,
     percent_shifts,
     ranking,
     without_tails,
@@ -51,22 +51,19 @@ def figure_1_layer_effects(table: NeuronTable) -> Chart:
     """Opposing effects: what falls, what rises and the net, in each layer and summed up to it
     (figures 1 and 5).
     """
-    rising, falling = layer_effects(table)
-    sums = (rising, falling, rising + falling)
+    layers = opposing_effects(table).drop_nulls("layer").rename({"up": "rising", "down": "falling"})
+    layers = layers.with_columns(pl.col("net").cum_sum().alias("net up to here"))
     frame = pl.concat(
-        pl.DataFrame({
-            "layer": range(len(values)),
-            "what": look.label,
-            "dash": [DASHES[look.dash]] * len(values),
-            "value": values,
-            "summed": np.cumsum(values),
-            "rising": rising,
-            "falling": falling,
-            "net": rising + falling,
-            "net up to here": np.cumsum(rising + falling),
-        })
-        for look, values in zip(EFFECTS, sums, strict=True)
-    )  # fmt: skip
+        layers.select(
+            "layer",
+            pl.lit(look.label).alias("what"),
+            pl.lit(DASHES[look.dash], pl.List(pl.Int64)).alias("dash"),
+            pl.col(effect).alias("value"),
+            pl.col(effect).cum_sum().alias("summed"),
+            *("rising", "falling", "net", "net up to here"),
+        )
+        for look, effect in zip(EFFECTS, ("rising", "falling", "net"), strict=True)
+    )
     colour = alt.Color("what:N", scale=scales(EFFECTS)["colour"])
     base = alt.Chart(frame).encode(x=LAYER, color=colour, tooltip=tooltips(frame))
     net = f"datum.what === '{EFFECTS[2].label}'"

@@ -123,7 +123,7 @@ def table_17_correlations(table: NeuronTable) -> pl.DataFrame:
         (
             table.protocol,
             pair,
-            *vars(correlation).values(),
+            *correlation.values(),
             *beside(table.protocol, figure_of("correlations", pair, keys=("r", "p"))),
         )
         for pair, correlation in statistics.correlations(table).items()

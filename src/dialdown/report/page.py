@@ -142,7 +142,7 @@ def _content(run: Run, figures: Mapping[str, Sequence[Figure]], running: bool) -
         section: [(figure, _drawn(figure, sampled)) for figure in shown]
         for section, shown in figures.items()
     }
-    verdicts = claims(run, folder=run.folder)
+    verdicts = claims(run)
     return {
         "policy": _policy(style, script),
         "style": Markup(style),
@@ -151,7 +151,7 @@ def _content(run: Run, figures: Mapping[str, Sequence[Figure]], running: bool) -
         "status": _status(run, running),
         "run": run,
         "tuned": (run.info.get("config") or {}).get("tuned"),
-        "findings": findings(run, folder=run.folder),
+        "findings": findings(run),
         "figures": drawn,
         "claims": {
             name: {claim.protocol: claim for claim in verdicts if claim.name == name}
@@ -241,7 +241,7 @@ def _rounding(run: Run) -> str:
 
 def _sampled(run: Run, protocol: Protocol) -> list[Sampled]:
     """The continuations of the rows that are no controls, each beside the untouched model's."""
-    evidence, base = Evidence(run, protocol, run.folder), run.result("none", protocol)
+    evidence, base = Evidence(run, protocol), run.result("none", protocol)
     rows = [row for name in run.names() if (row := run.result(name, protocol)) and row.samples]
     untouched = _said(evidence, base) if base else []
     sampled = []

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import DialdownError
-from ..neurons.ranks import Ranking, ranking
+from ..neurons.statistics import Ranking, ranking
 from ..neurons.table import GROUPS, NeuronTable
 from ..terminal import printable
 from .chart_style import COLOURS, LINE_KEYS, NO_GROUP, WIDTH, Chart, channel, ticked

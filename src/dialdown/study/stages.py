@@ -23,7 +23,7 @@ from ..neurons.activations import decode_with_means
 from ..neurons.directions import Direction, random_direction, token_contrast
 from ..neurons.logit_lens import Judge, direction_tokens, judged_toxic, value_vector_tokens
 from ..neurons.probe import check_labels, fit_probe, probe_features
-from ..neurons.statistics import mlp_facts, sign_conflicts, svd_subspace
+from ..neurons.subspace import mlp_facts, sign_conflicts, svd_subspace
 from ..neurons.table import NeuronTable, compare
 from ..training.dpo import train_dpo
 from ..training.make_pairs import CandidateFiles, Candidates, candidates, choose_pairs, count_pairs
@@ -272,7 +272,7 @@ def make_tables(work: Workspace) -> Facts:
     }
     facts["mlp"] = mlp_facts(work.lm)
     facts["sign_conflicts"] = {
-        protocol: asdict(sign_conflicts(work.lm, work.tuned, space, *means[protocol]))
+        protocol: sign_conflicts(work.lm, work.tuned, space, *means[protocol])
         for protocol, space in spaces.items()
     }
     if same_weights(work.lm, work.tuned):
