@@ -18,6 +18,8 @@ playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 OPEN_ALL = "document.querySelectorAll('details').forEach((part) => { part.open = true })"
 WIDTH = "document.documentElement.scrollWidth"
+TEXT_END = """Math.max(...[...document.querySelectorAll("svg text")].map(
+    (text) => text.getBoundingClientRect().right))"""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,7 @@ def test_nothing_is_wider_than_the_screen(browser: Any, url: str, width: int) ->
     assert page.evaluate(WIDTH) == width
     page.evaluate(OPEN_ALL)
     assert page.evaluate(WIDTH) == width
+    assert page.evaluate(TEXT_END) <= width
 
 
 def test_the_first_screen_holds_the_sentences_and_the_trade_off(browser: Any, url: str) -> None:

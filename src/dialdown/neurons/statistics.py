@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import pearsonr
 
 from .table import GROUPS, NeuronTable
 
@@ -219,6 +218,8 @@ def _by_layer(rows: Sequence[dict[str, int | float | None]]) -> pl.DataFrame:
 def _pearson(x: Floats, y: Floats) -> dict[str, float | None]:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"r": None, "p": None, "n": x.size}
+    from scipy.stats import pearsonr
+
     result = pearsonr(x, y)
     return {"r": float(result.statistic), "p": float(result.pvalue), "n": x.size}
 

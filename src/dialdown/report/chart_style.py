@@ -77,7 +77,8 @@ CONFIG: dict[str, Any] = {
     },
     "title": {
         "anchor": "start",
-        "frame": "group",
+        # From the edge of the figure: beside the axis a reader's wider font may leave no room.
+        "frame": "bounds",
         "fontSize": 13,
         "color": COLOURS["ink"],
         "subtitleColor": COLOURS["muted"],
