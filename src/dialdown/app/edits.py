@@ -29,12 +29,11 @@ KEPT = (
 
 @dataclass(frozen=True)
 class SavedEdit:
-    """An edit that can be loaded.
+    """An edit that can be loaded from its file, or from the folder of a delta.
 
     Attributes:
         name: unique in its source: `gains`, or `strict-edit_probe_set`.
         label: what it is called.
-        path: its file, or the folder of a delta.
         positions: where it acts in each forward pass while generating (METHOD §5).
     """
 
@@ -44,11 +43,7 @@ class SavedEdit:
     positions: Positions = "all"
 
     def load(self) -> Intervention:
-        """The edit itself.
-
-        Raises:
-            DialdownError: its file is gone or damaged.
-        """
+        """The edit itself (DialdownError where its file is gone or damaged)."""
         from ..exporting.delta import load_delta
         from ..interventions.intervention import Intervention
 
@@ -56,11 +51,8 @@ class SavedEdit:
 
 
 def saved_edits(source: Source, labels: Mapping[str, str]) -> list[SavedEdit]:
-    """Every edit of a source, what was made to be used first.
-
-    Args:
-        source: what the app was opened on.
-        labels: of a study's interventions by name; in their order where they are there.
+    """Every edit of a source, what was made to be used first, then a study's interventions in the
+    order of their `labels`, by name.
     """
     edits: list[SavedEdit] = []
     if source.kind == "edit" and source.folder is not None:

@@ -89,10 +89,8 @@ def groups_of(frame: pl.DataFrame) -> list[str]:
 
 def writing(lm: LM, word: str) -> tuple[str, pl.DataFrame]:
     """The neurons that write a word: a sentence about the token looked for, and a frame of
-    `layer`, `neuron`, `writes it` (with v or -v), `score`, `rank` and the first `tokens`.
-
-    Raises:
-        DialdownError: the word is blank.
+    `layer`, `neuron`, `writes it when`, `score`, `rank` and the first `tokens`. A blank word is
+    refused (DialdownError).
     """
     from ..neurons.logit_lens import word_tokens, writers
 

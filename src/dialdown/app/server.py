@@ -162,14 +162,8 @@ def _head(source: Source, what: str) -> str:
 
 
 def open_page(source: Source, **options: Any) -> tuple[Page, str]:
-    """Serve the app on this machine alone, from a thread of its own.
-
-    Args:
-        source: what it is opened on.
-        options: of Gradio's `launch`.
-
-    Returns:
-        The page, to be closed, and its address.
+    """Serve the app on this machine alone, from a thread of its own: the page, to be closed, and
+    its address. The options are those of Gradio's `launch`.
     """
     page = Page(Desk(source), Shelf(source))
     style = (resources.files(__package__) / "style.css").read_text(encoding="utf-8")

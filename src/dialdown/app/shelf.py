@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 class Shelf:
-    """What a source has, read when it is asked for and read anew by `reload`.
-
-    Args:
-        source: what the app was opened on.
-    """
+    """What a source has, read when it is asked for and read anew by `reload`."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -79,11 +75,7 @@ class Shelf:
         return self.edits[name].label if name in self.edits else name
 
     def edit(self, name: str) -> Intervention:
-        """An edit by its name.
-
-        Raises:
-            DialdownError: there is none, or its file is gone or damaged.
-        """
+        """An edit by its name (DialdownError where there is none, or its file is damaged)."""
         return self._load(self._saved(name))
 
     def _saved(self, name: str) -> SavedEdit:

@@ -43,10 +43,8 @@ class Source:
 
 
 def find_source(given: str | None, base: str | None = None) -> Source:
-    """What a name or a folder is; without one the latest run in `runs`, or the embedded model.
-
-    Raises:
-        DialdownError: a folder that is neither a run nor an edit nor a model, or is not there.
+    """What a name or a folder is; without one the latest run in `runs`, or the embedded model. A
+    folder that is not there, or neither a run nor an edit nor a model, is refused (DialdownError).
     """
     if given is None:
         runs = [path.parent for path in Path("runs").glob(f"*/{RUN}")]

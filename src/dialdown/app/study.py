@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def workspace(folder: Path, progress: Progress = silent) -> Workspace:
-    """A study as its own stages see it.
-
-    Raises:
-        DialdownError: run.json has settings of another version.
-    """
+    """A study as its own stages see it (DialdownError where run.json is of another version)."""
     from ..study.context import Workspace
 
     record = run_record(folder) or {}

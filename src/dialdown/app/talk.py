@@ -65,16 +65,8 @@ class Talk:
 
 
 def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
-    """What a model goes on from, and a sentence where the start of a prompt was cut off.
-
-    Args:
-        lm: the model.
-        talk: the prompt or conversation.
-        side: whose turns are read.
-        tokens: room to leave for the reply.
-
-    Returns:
-        (1, n) token ids, and the sentence or nothing.
+    """What a model goes on from, by the turns of one side and with room for a reply of `tokens`:
+    (1, n) token ids, and a sentence where the start of a prompt was cut off, or nothing.
 
     Raises:
         DialdownError: the prompt is blank, or a conversation does not fit in the context.
@@ -115,12 +107,8 @@ def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
 
 
 def columns(talk: Talk, sides: dict[Side, str], *, concept: str = "toxicity") -> str:
-    """All sides as HTML, the words that differ from the base's marked.
-
-    Args:
-        talk: what was said.
-        sides: the sides there are, and a small line below the title of each.
-        concept: what the scores are of.
+    """All sides as HTML, each with a small line below its title, the words that differ from the
+    base's marked; the scores are of `concept`.
     """
     cells = "".join(_column(talk, side, below, concept) for side, below in sides.items())
     return f'<div class="dd-columns">{cells}</div>'

@@ -34,10 +34,8 @@ ORDINARY = (
 
 
 class LayerReader:
-    """Reads some texts with one layer at a time, and remembers the last layers it read.
-
-    Args:
-        texts: cut to `TOKENS` tokens each; those without tokens are left out.
+    """Reads texts, cut to `TOKENS` tokens each and those without any left out, with one layer at a
+    time, and remembers the last layers it read.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -58,11 +56,7 @@ class LayerReader:
 
 
 def read_text(lm: LM, text: str, layer: int, neuron: int) -> Read:
-    """A text of one's own as one neuron reads it, cut to 256 tokens.
-
-    Raises:
-        DialdownError: it has no tokens.
-    """
+    """A text of one's own as one neuron reads it, cut to 256 tokens (DialdownError without any)."""
     from ..neurons.token_activations import token_activations
 
     ids = lm.encode([text])[0][:256]

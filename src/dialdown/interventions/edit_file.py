@@ -48,12 +48,7 @@ class _Strength(BaseModel):
 
 
 def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Header:
-    """Refuse a file whose tensors or header are not those of an edit.
-
-    Args:
-        path: the file, for the sentence.
-        arrays: its tensors by name.
-        header: its record.
+    """Refuse a file whose tensors, by name, or header are not those of an edit.
 
     Raises:
         DialdownError: a tensor is missing, unknown, of another kind or shape, or not finite; a

@@ -50,17 +50,12 @@ def relative_change(table: NeuronTable, edit: Intervention) -> NDArray[np.float6
 
 
 def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64]) -> pl.DataFrame:
-    """What gains, or another edit, do in each of the tuning-free groups: how many neurons, their
-    mean change, and who follows the rule.
+    """What gains, or another edit, do in each of the groups that the table's direction makes
+    without tuning: how many neurons, their mean change, and who follows the rule.
 
     The four-group rule (METHOD §4) dials TP and AN down and AP and TN up; `with_rule` is the share
     of a group's dialled neurons whose activation moves that way, `with_rule_weighted` the same with
-    each neuron counting by `moved` (see `importance`).
-
-    Args:
-        table: of the base model along the direction that makes the groups.
-        edit: an intervention of its shape.
-        moved: (L, F), from `importance`.
+    each neuron counting by `moved`, (L, F) from `importance`.
 
     Returns:
         One row per group and one for `all`: `group`, `neurons`, `mean_change` (relative, of the

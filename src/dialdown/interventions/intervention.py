@@ -179,8 +179,7 @@ class Intervention:
         if self.offset.any():
             arrays["offset"] = self.offset
         if self.rank_one is not None:
-            arrays["reads"] = narrow(self.rank_one.reads)
-            arrays["writes"] = narrow(self.rank_one.writes)
+            arrays |= {name: narrow(vectors) for name, vectors in vars(self.rank_one).items()}
         if self.vector is not None:
             arrays["vector"] = self.vector
         record = {
@@ -352,10 +351,7 @@ class Intervention:
 
     def check_foldable(self, lm: LM) -> None:
         """Refuse to fold into a model of another shape, one that an intervention acts on, or shared
-        matrices.
-
-        Raises:
-            DialdownError: any of these.
+        matrices (DialdownError).
         """
         self.check(lm)
         check_can_fold(lm, self.name)

@@ -25,13 +25,7 @@ from .intervention import Intervention
 GROUPS_DOWN, GROUPS_UP = ("TP", "AN"), ("AP", "TN")
 
 
-def patch(
-    table: NeuronTable,
-    which: str,
-    *,
-    kind: Literal["set", "shift"] = "set",
-    name: str | None = None,
-) -> Intervention:
+def patch(table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "set") -> Intervention:
     """Activation patching: chosen neurons get the tuned model's mean activation (METHOD §4).
 
     Args:
@@ -40,7 +34,6 @@ def patch(
             `NeuronTable.select`).
         kind: `set` m_i to mean_tuned, as published; `shift` m_i by mean_tuned - mean_base, which
             keeps what varies.
-        name: the name its results carry; `patch_...` by default.
 
     Raises:
         DialdownError: an unknown name, a table without a tuned model, or kind `scale`.
@@ -53,7 +46,7 @@ def patch(
     tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
     selected = table.select(which)
     values = tuned if kind == "set" else tuned - base
-    name = name or f"patch_{which.replace('+', '_')}{'_shift' if kind == 'shift' else ''}"
+    name = f"patch_{which.replace('+', '_')}{'_shift' if kind == 'shift' else ''}"
     return _build(table, name, kind, selected, values)
 
 
@@ -105,13 +98,8 @@ def edit(
 
 
 def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Intervention:
-    """Steering: subtract alpha * W from the final-layer residual stream at every position (METHOD
-    §4).
-
-    Args:
-        direction: W, as it is (not normalised).
-        alpha: the strength.
-        name: the name its results carry.
+    """Steering: subtract alpha * W, as the direction is (not normalised), from the final-layer
+    residual stream at every position (METHOD §4). `name` is the name its results carry.
     """
     return Intervention(
         name or f"steer_{direction.name}",
@@ -171,22 +159,13 @@ def edit_controls(
         `__beta_reversed`, and `__random_direction` (the same rule along it).
     """
     kind, alpha, beta = edited.kind, edited.alpha, edited.beta
-    if (
-        kind not in get_args(EditKind)
-        or alpha is None
-        or beta is None
-        or "ordering" not in edited.record
-    ):
+    if kind not in get_args(EditKind) or alpha is None or beta is None:
         raise DialdownError(
             f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result "
             "of dd.edit."
         )
-    options = {
-        "alpha": alpha,
-        "kind": kind,
-        "ordering": edited.record["ordering"],
-        "drop_top": edited.record["drop_top"],
-    }
+    options = {"alpha": alpha, "kind": kind}
+    options |= {name: edited.record[name] for name in ("ordering", "drop_top")}
     rng = np.random.default_rng(seed)
     sign = _sign(_choose(table, alpha, options["ordering"], options["drop_top"]))
     drawn = _drawn(table, sign != 0, rng, among=_without_top(table, options["drop_top"]))

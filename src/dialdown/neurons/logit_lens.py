@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import DialdownError
 from ..models.fits import check_neurons
 from ..models.lm import LM
-from ..models.protocol import Protocol
 from .directions import Direction
 from .table import Mask, NeuronTable
 
@@ -31,12 +30,8 @@ Judge = Callable[[Sequence[str]], Sequence[bool | None]]
 
 
 def logit_lens(lm: LM, vector: ArrayLike, *, k: int = 10) -> list[tuple[str, float]]:
-    """The k tokens that `vector`, read as a residual stream, makes most likely (METHOD §2).
-
-    Args:
-        lm: the model.
-        vector: (d,), for example a direction, a value vector, or minus one.
-        k: how many tokens.
+    """The k tokens that a (d,) vector, for example a direction, a value vector, or minus one, read
+    as a residual stream makes most likely (METHOD §2).
 
     Returns:
         (token text, logit) pairs, highest logit first.
@@ -145,14 +140,7 @@ def judged_toxic(
     lm: LM, table: NeuronTable, judge: Judge, *, count: int = 256, k: int = 10
 ) -> Mask:
     """Of the `count` most aligned neurons, those with a toxic token among their `k` top logit-lens
-    tokens (METHOD §3).
-
-    Args:
-        lm: the base model of the table.
-        table: its neurons.
-        judge: says which tokens are toxic; a token it cannot judge counts as not toxic.
-        count: how many of the most aligned neurons are looked at.
-        k: how many tokens of each.
+    tokens (METHOD §3); a token that the judge cannot judge counts as not toxic.
 
     Returns:
         A (layers, neurons) mask, part of `table.most_aligned(count)`.
@@ -166,10 +154,8 @@ def judged_toxic(
 
 def word_tokens(lm: LM, word: str) -> list[int]:
     """The tokens of a word as it stands within a text: one where the vocabulary has it, with a
-    space before it or without, else the pieces that it is written in.
-
-    Raises:
-        DialdownError: the word is blank.
+    space before it or without, else the pieces that it is written in. A blank word is refused
+    (DialdownError).
     """
     if not word.strip():
         raise DialdownError("There is no word to look for: write one.")
@@ -178,17 +164,12 @@ def word_tokens(lm: LM, word: str) -> list[int]:
     return bare if len(bare) == 1 < len(spaced) else spaced
 
 
-def writers(lm: LM, token: int, *, count: int = 20, protocol: Protocol = "strict") -> pl.DataFrame:
-    """The neurons that write a token: whose value vector v, or -v, sets it apart from all others.
+def writers(lm: LM, token: int, *, count: int = 20) -> pl.DataFrame:
+    """The `count` neurons that write a token, by its id: whose value vector v, or -v, sets it apart
+    from all others.
 
     A raw logit would find the vectors of frequent tokens first, which raise every logit; so a
     token counts by how many standard deviations its logit is above the mean over the vocabulary.
-
-    Args:
-        lm: the model.
-        token: the token's id.
-        count: how many rows.
-        protocol: whether a norm after the MLP belongs to what a neuron writes (METHOD §1).
 
     Returns:
         A row per neuron and sign (1 or -1), best first: `layer`, `neuron`, `sign`, `score` (in
@@ -202,7 +183,7 @@ def writers(lm: LM, token: int, *, count: int = 20, protocol: Protocol = "strict
         centred = weight - weight.mean(0)
         spread = centred.T @ centred / len(centred)
         scores = torch.stack([
-            _scores(_normed(lm, sign * layer.value_vectors(protocol)), centred[token], spread)
+            _scores(_normed(lm, sign * layer.value_vectors()), centred[token], spread)
             for layer in lm.view.layers
             for sign in SIGNS
         ])  # fmt: skip
@@ -211,7 +192,7 @@ def writers(lm: LM, token: int, *, count: int = 20, protocol: Protocol = "strict
         layers, signs = rows // 2, np.array(SIGNS)[rows % 2]
         places = list(zip(layers.tolist(), signs.tolist(), neurons.tolist(), strict=True))
         vectors = torch.stack([
-            sign * lm.view.layers[layer].value_vectors(protocol)[neuron]
+            sign * lm.view.layers[layer].value_vectors()[neuron]
             for layer, sign, neuron in places
         ])  # fmt: skip
         logits = unembedding(_normed(lm, vectors)).float()

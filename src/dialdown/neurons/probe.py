@@ -44,8 +44,7 @@ def train_probe(
     """Logistic regression on mean residual streams of labelled texts, 90:10 split (METHOD §2, §5).
 
     Args:
-        lm: the model.
-        texts: the labelled texts.
+        lm, texts: the model and the labelled texts.
         labels: 1 where a text has the concept, else 0.
         protocol: which features and which regression (see `probe_features` and `fit_probe`).
         max_tokens: texts are cut here, and under `paper` padded to here.
@@ -76,20 +75,16 @@ def train_probe(
 
 
 def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> None:
-    """Refuse labels that nothing can be learned from.
-
-    Raises:
-        DialdownError: texts and labels differ in number, or a class has fewer than 10 texts.
+    """Refuse labels that are not as many as the texts, or of which a class has fewer than 10
+    (DialdownError).
     """
     if len(texts) != len(labels):
         raise DialdownError(
             f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for "
             "each text."
         )
-    counts = {
-        int(label): int(count)
-        for label, count in zip(*np.unique(labels, return_counts=True), strict=True)
-    }
+    values, numbers = np.unique(labels, return_counts=True)
+    counts: dict[int, int] = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     if set(counts) != {0, 1}:
         raise DialdownError(
             f"The labels contain only {sorted(counts)}, and two classes are needed: pass texts "

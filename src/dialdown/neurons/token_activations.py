@@ -18,19 +18,8 @@ from ..models.lm import LM
 def token_activations(
     lm: LM, encoded: Sequence[Sequence[int]], layer: int, *, batch_size: int = 16
 ) -> list[NDArray[np.float32]]:
-    """What each neuron of a layer does while the model reads texts.
-
-    Args:
-        lm: the model.
-        encoded: token ids of each text, none of them empty.
-        layer: the layer's index.
-        batch_size: texts per forward pass.
-
-    Returns:
-        For each text (tokens, F) float32.
-
-    Raises:
-        DialdownError: there is no such layer.
+    """What each neuron of a layer does while the model reads texts, token ids of each, none of them
+    empty: for each text (tokens, F) float32. There must be such a layer (DialdownError).
     """
     if not 0 <= layer < lm.view.n_layers:
         raise DialdownError(

@@ -92,17 +92,11 @@ def tradeoff(
     everything: Sequence[Point] = (),
     concept: str = "toxicity",
 ) -> Chart:
-    """Toxicity against the price of it (table 2 as a picture, METHOD §5, §6).
+    """Toxicity, or another concept, against the price of it under one protocol (table 2 as a
+    picture, METHOD §5, §6). `everything` are the points of all charts that share their axes.
 
     The large mark of a line is its greatest strength; a ring marks what no other point beats in
     both quantities.
-
-    Args:
-        points: measured under one protocol.
-        protocol: its name.
-        price: log-perplexity or KL.
-        everything: the points of all charts that share their axes.
-        concept: what the scores are of.
 
     Raises:
         DialdownError: there are no points, or one is of an unknown family.
@@ -220,12 +214,8 @@ def _placed(name: str, estimate: Estimate) -> dict[str, float]:
 def controls(
     rows: Mapping[str, Mapping[str, Estimate]], protocol: Protocol, quantity: str
 ) -> Chart:
-    """Interventions and their controls, each with its 95 % interval (METHOD §5).
-
-    Args:
-        rows: label to estimates by control; the intervention itself under the empty name.
-        protocol: under which all of it was measured.
-        quantity: what the axis shows, with its unit.
+    """Interventions and their controls, each with its 95 % interval (METHOD §5): of each label the
+    estimates by control, the intervention itself under the empty name; `quantity` has a unit.
     """
     seen = list(dict.fromkeys(key for row in rows.values() for key in row))
     order = [key for key in CONTROLS if key in seen] + [k for k in seen if k not in CONTROLS]
@@ -237,12 +227,8 @@ def controls(
 
 
 def ladder(rows: Mapping[str, Mapping[str, Estimate]], concept: str, kl: float) -> Chart:
-    """Methods at one price, each judge's mean with its 95 % interval.
-
-    Args:
-        rows: method to what each judge says, the judges in one order, at most three.
-        concept: what they judge.
-        kl: the price, in nats per token.
+    """Methods at one price, `kl` nats per token: of each method what each judge says, at most
+    three judges in one order, with 95 % intervals.
     """
     judges = list(next(iter(rows.values())))
     looks = {judge: Look(judge, *look) for judge, look in zip(judges, JUDGES, strict=False)}

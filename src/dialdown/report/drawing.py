@@ -38,10 +38,7 @@ USUAL = {
 
 
 def save(chart: Chart, path: Path) -> list[Path]:
-    """Write a figure as SVG, PNG and PDF on white; `path` has no suffix.
-
-    Returns:
-        The paths.
+    """Write a figure as SVG, PNG and PDF on white, and return their paths; `path` has no suffix.
 
     Raises:
         DialdownError: the disk is full or the folder cannot be written.

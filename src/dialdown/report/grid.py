@@ -49,11 +49,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A frame on the page.
-
-    Attributes:
-        columns: title and note of each.
-        rows: the protocol of the row ("" where it has none), and its cells.
+    """A frame on the page: the title and note of each column; the protocol of each row ("" where it
+    has none), and its cells.
     """
 
     columns: Sequence[tuple[str, str]]
@@ -67,13 +64,8 @@ def grid(
     labels: Mapping[str, str] | None = None,
     unit: str = "prompts",
 ) -> Grid:
-    """A frame as the page shows it.
-
-    Args:
-        frame: the table.
-        titles: replace names of columns.
-        labels: replace names of interventions.
-        unit: what the n of a mean counts, where the metric does not say.
+    """A frame as the page shows it: `titles` replace names of columns and `labels` those of
+    interventions; `unit` is what the n of a mean counts where the metric does not say.
     """
     if "token" in frame.columns:
         frame = _side_by_side(frame)

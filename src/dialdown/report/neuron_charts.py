@@ -131,20 +131,28 @@ def figure_2c_group_shift(table: NeuronTable) -> Chart:
     zero. Only neurons whose projection fell are in a group, so the side follows from the group, and
     only the size is a finding.
     """
-    shift = without_tails(percent_shifts(table))
-    cuts, rows, labels = ("p10", "p25", "median", "p75", "p90"), [], []
-    for name, mask in table.groups().items():
-        inside = shift[mask & ~np.isnan(shift)]
-        labels.append(f"{name}: {inside.size:,} neurons")
-        if inside.size:
-            percentiles = np.percentile(inside, [10, 25, 50, 75, 90])
-            facts = dict(zip(cuts, map(float, percentiles), strict=True))
-            rows.append({"group": name, "row": labels[-1], **facts, "mean": float(inside.mean())})
-    schema = {"group": pl.String, "row": pl.String, **dict.fromkeys((*cuts, "mean"), pl.Float64)}
-    frame = pl.DataFrame(rows, schema=schema)
+    shifts = (
+        table.to_polars()
+        .select("group", shift=without_tails(percent_shifts(table)).ravel())
+        .drop_nulls()
+        .drop_nans()
+    )
+    percentiles = {"p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9}
+    counts = {name: shifts.filter(group=name).height for name in GROUPS}
+    labels = {name: f"{name}: {count:,} neurons" for name, count in counts.items()}
+    shift = pl.col("shift")
+    frame = (
+        shifts.group_by("group", maintain_order=True)
+        .agg(
+            mean=shift.mean(),
+            **{name: shift.quantile(at, "linear") for name, at in percentiles.items()},
+        )
+        .select("group", pl.col("group").replace(labels).alias("row"), *percentiles, "mean")
+        .sort(pl.col("group").replace_strict({name: place for place, name in enumerate(GROUPS)}))
+    )
     looks = group_scales(list(GROUPS))
     title = [PERCENT, "(where the projection falls; 10th to 90th percentile of all)"]
-    y = alt.Y("row:N", sort=labels, scale=alt.Scale(domain=labels), title=None)
+    y = alt.Y("row:N", sort=None, scale=alt.Scale(domain=[*labels.values()]), title=None)
     y = y.axis(alt.Axis(ticks=False, domain=False))
     colour = alt.Color("group:N", scale=looks["colour"], legend=None)
     base = alt.Chart(frame).encode(y=y, tooltip=tooltips(frame.drop("row")))
@@ -172,48 +180,34 @@ def figure_2c_group_shift(table: NeuronTable) -> Chart:
 
 
 def figure_3_top_aligned(table: NeuronTable, *, count: int = 100) -> Chart:
-    """The mean activations of the neurons of highest cosine with the direction, before and after
-    tuning (figure 3).
-
-    Args:
-        table: a compared neuron table.
-        count: how many; all, where the model has fewer.
-
-    Raises:
-        DialdownError: no tuned model was compared.
+    """The mean activations of the `count` neurons of highest cosine with the direction, before and
+    after tuning (figure 3).
     """
-    cosine = table.grid("cosine").ravel()
-    top = np.argsort(-cosine, kind="stable")[:count]
-    before, after = (table.grid(column).ravel()[top] for column in ("mean_base", "mean_tuned"))
-    moved = after - before
+    facts = (
+        table.to_polars()
+        .sort("cosine", descending=True, maintain_order=True)
+        .head(count)
+        .with_row_index("rank", 1)
+        .select("rank", "layer", "neuron", "cosine", base="mean_base", tuned="mean_tuned")
+        .with_columns(change=pl.col("tuned") - pl.col("base"))
+    )
+    moved = facts["change"].to_numpy()
     looks = (
         Look("base", "ink", "circle", filled=False),
         Look("tuned", "blue", "diamond"),
         Look(f"falls ({(moved < 0).sum()})", "blue", "square"),
         Look(f"rises ({(moved > 0).sum()})", "vermillion", "square"),
     )
-    facts = pl.DataFrame({
-        "rank": np.arange(1, len(top) + 1),
-        "layer": top // table.shape[1],
-        "neuron": top % table.shape[1],
-        "cosine": cosine[top],
-        "base": before,
-        "tuned": after,
-        "change": moved,
-    })  # fmt: skip
     tooltip = tooltips(facts)
     means = pl.concat(
         facts.with_columns(what=pl.lit(name), value=pl.col(name)) for name in ("base", "tuned")
     )
-    changes = facts.with_columns(
-        value="change",
-        what=pl.when(pl.col("change") < 0)
-        .then(pl.lit(looks[2].label))
-        .otherwise(pl.lit(looks[3].label)),
-    )
-    ends = f"{cosine[top[0]]:.2f} to {cosine[top[-1]]:.2f}"
-    x = alt.X("rank:Q", title=f"rank by cosine ({ends})", scale=alt.Scale(nice=False))
-    x = x.scale(domain=[0, len(top) + 1])
+    falls, rises = (pl.lit(look.label) for look in looks[2:])
+    way = pl.when(pl.col("change") < 0).then(falls).otherwise(rises)
+    changes = facts.with_columns(value="change", what=way)
+    shown, first, last = facts.height, facts["cosine"][0], facts["cosine"][-1]
+    scale = alt.Scale(nice=False, domain=[0, shown + 1])
+    x = alt.X("rank:Q", title=f"rank by cosine ({first:.2f} to {last:.2f})", scale=scale)
     stroke = alt.Stroke("what:N", scale=scales(looks)["colour"])
     fill = alt.Fill("what:N", scale=scales(looks)["fill"])
     points = alt.Chart(means).encode(x=x, tooltip=tooltip)
@@ -227,12 +221,12 @@ def figure_3_top_aligned(table: NeuronTable, *, count: int = 100) -> Chart:
             y=y, stroke=stroke, fill=fill, shape=alt.Shape("what:N", scale=scales(looks)["shape"])
         ),
     )
-    bars = alt.Chart(changes).mark_bar(size=max(1.5, 0.7 * WIDTH / len(top)), strokeWidth=0)
+    bars = alt.Chart(changes).mark_bar(size=max(1.5, 0.7 * WIDTH / shown), strokeWidth=0)
     y = readable(moved, "tuned − base")("value:Q")
     lower = alt.layer(
         bars.encode(x=x, y=y, stroke=stroke, fill=fill, tooltip=tooltip), zero_line("y")
     )
-    title = f"The {len(top)} neurons most aligned with the direction"
+    title = f"The {shown} neurons most aligned with the direction"
     return sheet(stacked(upper, lower), title, table)
 
 
@@ -277,18 +271,21 @@ def figure_4_shift_distribution(table: NeuronTable) -> Chart:
 
 def _layer_shifts(percents: Floats) -> Chart:
     """Of each layer the 10th to 90th percentile, and the mean ± one standard deviation of these."""
-    rows = []
-    for layer, values in enumerate(without_tails(row) for row in percents):
-        inside = values[~np.isnan(values)]
-        if inside.size:
-            mean, deviation = float(inside.mean()), float(inside.std())
-            facts = {"low": float(inside.min()), "high": float(inside.max()), "value": mean}
-            rows.append(
-                {"layer": layer, **facts, "under": mean - deviation, "over": mean + deviation}
-            )
-    columns = ("low", "high", "value", "under", "over")
-    schema = {"layer": pl.Int64, **dict.fromkeys(columns, pl.Float64)}
-    frame = pl.DataFrame(rows, schema=schema)
+    inside = np.stack([without_tails(row) for row in percents])
+    layer, neuron = np.nonzero(~np.isnan(inside))
+    value, columns = pl.col("value"), ("low", "high", "value", "under", "over")
+    frame = (
+        pl.DataFrame({"layer": layer, "value": inside[layer, neuron]})
+        .group_by("layer", maintain_order=True)
+        .agg(
+            value.min().alias("low"),
+            value.max().alias("high"),
+            value.mean(),
+            value.std(0).alias("sd"),
+        )
+        .with_columns(under=value - pl.col("sd"), over=value + pl.col("sd"))
+        .select("layer", *columns)
+    )
     y = readable(frame.select(columns).to_numpy().ravel(), "in %, by layer")
     base = alt.Chart(frame).encode(x=LAYER, tooltip=tooltips(frame))
     return alt.layer(

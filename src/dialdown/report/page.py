@@ -70,9 +70,6 @@ class Sampled(NamedTuple):
 def write_report(folder: Path) -> Path:
     """Write `report.html` into the folder of a study, and what it links to (METHOD §9).
 
-    Returns:
-        Its path.
-
     Raises:
         DialdownError: the folder has no run.json, a file in it is damaged, or it cannot be written.
     """
@@ -86,10 +83,8 @@ def write_report(folder: Path) -> Path:
 
 
 def fill(folder: Path, *, running: bool) -> Path:
-    """Write `report.html`, and nothing else, from what a study has left so far.
-
-    Raises:
-        DialdownError: see `write_report`.
+    """Write `report.html`, and nothing else, from what a study has left so far; see `write_report`
+    for the errors.
     """
     run = load(folder)
     return _write(run, all_tables(run), run_figures(run, brief=True), running=running)

@@ -68,15 +68,8 @@ def figure_7_lower_ranks(
 
     Above, the share that the first k neurons bring together, with the ranks of 50 and 90 %; below,
     the share of the neuron at that rank alone. Shaded are the ranks at which no neuron brings 0.01
-    % of the whole.
-
-    Args:
-        table: a compared neuron table.
-        decoded: (layer, neuron) to the tokens it writes (`logit_lens`), to be numbered in the
-            figure and listed below it.
-
-    Raises:
-        DialdownError: no tuned model was compared, or a decoded neuron's projection did not fall.
+    % of the whole. `decoded` are (layer, neuron) and the tokens it writes, numbered in the figure
+    and listed below it (DialdownError where its projection did not fall).
     """
     ranked = ranking(table)
     known = _decoded_ranks(table, ranked, decoded or {})

@@ -118,14 +118,8 @@ def any_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def little(share: Estimate | None, change: Estimate, reduction: Estimate, reach: float) -> Verdict:
-    """Whether a patch reaches little of DPO's reduction; without a share, only the two changes can
-    tell.
-
-    Args:
-        share: of DPO's reduction that the patch reaches.
-        change: what the patch changes.
-        reduction: what DPO changes.
-        reach: how far rounding may move a change.
+    """Whether a patch, which makes `change`, reaches little of DPO's `reduction`; without the share
+    that it reaches, only the two changes can tell. `reach` is how far rounding may move a change.
     """
     if share is not None:
         return below(share, LITTLE, reach * (1 + abs(share.mean)) / abs(reduction.mean))

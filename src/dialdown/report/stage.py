@@ -32,10 +32,8 @@ def show(folder: Path, running: bool) -> None:
 
 
 def report_again(folder: Path) -> Path:
-    """Write the report of a study again and return its path.
-
-    Raises:
-        DialdownError: see `held_whole` and `write_report`.
+    """Write the report of a study again and return its path; see `held_whole` and `write_report`
+    for the errors.
     """
     from .page import write_report
 
