@@ -15,9 +15,9 @@ from dialdown.app.source import find_source
 from dialdown.app.words import coloured, marked, safe, says
 from dialdown.errors import DialdownError
 from dialdown.models.lm import LM
+from dialdown.neurons.activations import token_activations
 from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
 from dialdown.neurons.table import NeuronTable
-from dialdown.neurons.token_activations import token_activations
 from helpers import fabricated_run, tiny
 
 

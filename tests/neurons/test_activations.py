@@ -82,11 +82,11 @@ def test_means_are_those_of_a_plain_loop_with_a_bos(named: LM) -> None:
 
 def check_means(lm: LM) -> tuple[int, int]:
     expected = naive_means(lm)
-    decoded = decode_with_means(Decoder(lm, PROMPTS, max_new_tokens=NEW, batch_size=3))
+    tokens, means = decode_with_means(Decoder(lm, PROMPTS, max_new_tokens=NEW, batch_size=3))
     for protocol in ("strict", "paper"):
         means, count, texts = expected[protocol]
-        got = decoded.means[protocol]
-        assert decoded.tokens == texts
+        got = means[protocol]
+        assert tokens == texts
         assert got.means.dtype == np.float64
         assert (got.count, got.protocol) == (count, protocol)
         np.testing.assert_allclose(got.means, means, atol=1e-4, rtol=1e-4)
@@ -98,10 +98,10 @@ def check_means(lm: LM) -> tuple[int, int]:
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
 def test_mean_activations_is_one_protocol_of_the_same(llama: LM, protocol: Any) -> None:
-    both = decode_with_means(Decoder(llama, PROMPTS, max_new_tokens=NEW, batch_size=3))
+    _, both = decode_with_means(Decoder(llama, PROMPTS, max_new_tokens=NEW, batch_size=3))
     got = dd.mean_activations(llama, PROMPTS, max_new_tokens=NEW, batch_size=4, protocol=protocol)
-    np.testing.assert_allclose(got.means, both.means[protocol].means, atol=1e-5)
-    assert got.count == both.means[protocol].count
+    np.testing.assert_allclose(got.means, both[protocol].means, atol=1e-5)
+    assert got.count == both[protocol].count
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
@@ -136,7 +136,7 @@ def test_sums_are_exact_in_bfloat16() -> None:
     handle = lm.view.layers[1].down.register_forward_pre_hook(
         lambda m, args: seen.append(args[0][0, -1])
     )
-    means = decode_with_means(decoder, protocols=("strict",)).means["strict"]
+    means = decode_with_means(decoder, protocols=("strict",))[1]["strict"]
     handle.remove()
     assert seen[0].dtype == torch.bfloat16
     expected = torch.stack(seen[-NEW:]).double().mean(0).numpy()

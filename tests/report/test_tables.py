@@ -21,6 +21,7 @@ from dialdown.files import read_json
 from dialdown.models.lm import LM
 from dialdown.neurons import statistics, subspace
 from dialdown.neurons.activations import NeuronMeans
+from dialdown.neurons.directions import NON_TOXIC_WORDS, TOXIC_WORDS
 from dialdown.neurons.logit_lens import direction_tokens, value_vector_tokens
 from dialdown.neurons.table import GROUPS
 from dialdown.report import neuron_tables, tables
@@ -386,7 +387,7 @@ def test_probe_facts_beside_the_published_ones() -> None:
 
 def test_seed_words_beside_the_published_ones() -> None:
     words = published.seed_words()
-    frame = tables.table_7_seed_words()
+    frame = tables.table_7_seed_words(TOXIC_WORDS, NON_TOXIC_WORDS)
     assert (
         frame["word"].to_list()
         == frame["published"].to_list()

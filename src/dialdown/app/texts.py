@@ -44,7 +44,7 @@ class LayerReader:
 
     def read(self, lm: LM, layer: int, neuron: int) -> list[Read]:
         """Each text as one neuron reads it."""
-        from ..neurons.token_activations import token_activations
+        from ..neurons.activations import token_activations
 
         encoded = [ids[:TOKENS] for ids in lm.encode(self.texts) if ids]
         if layer not in self._layers:
@@ -57,7 +57,7 @@ class LayerReader:
 
 def read_text(lm: LM, text: str, layer: int, neuron: int) -> Read:
     """A text of one's own as one neuron reads it, cut to 256 tokens (DialdownError without any)."""
-    from ..neurons.token_activations import token_activations
+    from ..neurons.activations import token_activations
 
     ids = lm.encode([text])[0][:256]
     if not text.strip() or not ids:

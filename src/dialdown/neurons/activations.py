@@ -9,8 +9,7 @@ new tokens, the padding after an early end-of-text included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 from ..cards import card
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
-from ..models.decoding import Decoder, Step
+from ..models.decoding import Decoder, Step, batches, read
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.protocol import Protocol
@@ -74,19 +73,6 @@ class NeuronMeans:
         return cls(arrays["means"], record["count"], record["protocol"], record["record"])
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What one decoding pass gives.
-
-    Attributes:
-        tokens: the new token ids of each prompt.
-        means: the mean activations, by protocol.
-    """
-
-    tokens: list[list[int]]
-    means: dict[Protocol, NeuronMeans]
-
-
 @with_bar
 def mean_activations(
     lm: LM,
@@ -113,8 +99,8 @@ def mean_activations(
         batch_size=batch_size,
         share_prefixes=False,
     )
-    decoded = decode_with_means(decoder, protocols=(protocol,), progress=progress)
-    return decoded.means[protocol]
+    _, means = decode_with_means(decoder, protocols=(protocol,), progress=progress)
+    return means[protocol]
 
 
 def decode_with_means(
@@ -122,8 +108,9 @@ def decode_with_means(
     *,
     protocols: Sequence[Protocol] = ("strict", "paper"),
     progress: Progress | None = None,
-) -> Decoded:
-    """Decode once and average the activations under each protocol asked for.
+) -> tuple[list[list[int]], dict[Protocol, NeuronMeans]]:
+    """Decode once and average the activations under each protocol asked for: the new token ids of
+    each prompt, and the means by protocol.
 
     `paper` needs one forward pass more than there are tokens, because it averages at the last token
     too.
@@ -131,64 +118,71 @@ def decode_with_means(
     Raises:
         DialdownError: an activation is not a finite number, or no real token was generated.
     """
-    sums = _Sums(decoder.lm, protocols)
-    with sums.listening():
-        tokens = decoder.run(observe=sums.add, extra_step="paper" in protocols, progress=progress)
+    lm, rows = decoder.lm, len(protocols)
+    shape = (lm.view.n_layers, rows, lm.view.n_neurons)
+    sums = torch.zeros(shape, dtype=torch.float64, device=lm.device)
+    counts = torch.zeros(rows, dtype=torch.float64, device=lm.device)
+    latest: dict[int, Tensor] = {}
+
+    def keep(index: int, m: Tensor) -> None:
+        # A copy, so that the activations of a whole prompt are not kept alive by a view of its
+        # last position.
+        latest[index] = m[:, -1].to(lm.device, torch.float64)
+
+    def add(step: Step) -> None:
+        positions = {"strict": step.producing, "paper": step.generated}
+        weights = torch.stack([positions[protocol] for protocol in protocols])
+        weights = weights.to(lm.device, torch.float64)
+        counts.add_(weights.sum(-1))
+        for index, activations in latest.items():
+            sums[index].addmm_(weights, activations)
+
+    with neuron_hooks(lm, keep):
+        tokens = decoder.run(observe=add, extra_step="paper" in protocols, progress=progress)
+    if len(latest) < lm.view.n_layers or not counts.all():
+        raise DialdownError(
+            f"No activation of {lm.name} was averaged while decoding: every prompt ended at once, "
+            "or the model skips its MLPs; pass other prompts."
+        )
+    broken = torch.nonzero(~torch.isfinite(sums).all(-1).all(-1))
+    if len(broken):
+        raise DialdownError(
+            f"The activations of {lm.name} are not finite in layer {int(broken[0])} while "
+            "decoding: load it in float32 or bfloat16, or check its weights."
+        )
     record = {
-        **decoder.lm.describe(),
+        **lm.describe(),
         "prompts": len(decoder.prompts),
         "max_new_tokens": decoder.max_new_tokens,
         "torch": torch.__version__,
     }
-    return Decoded(tokens, {protocol: sums.means(protocol, record) for protocol in protocols})
+    means = {}
+    for row, protocol in enumerate(protocols):
+        averages = (sums[:, row] / counts[row]).cpu().numpy()
+        means[protocol] = NeuronMeans(averages, int(counts[row]), protocol, record)
+    return tokens, means
 
 
-class _Sums:
-    """Float64 sums of the last position's activations, one row per protocol."""
+def token_activations(
+    lm: LM, encoded: Sequence[Sequence[int]], layer: int, *, batch_size: int = 16
+) -> list[NDArray[np.float32]]:
+    """What each neuron of a layer does while the model reads texts, token ids of each, none of them
+    empty: for each text (tokens, F) float32. There must be such a layer (DialdownError).
+    """
+    if not 0 <= layer < lm.view.n_layers:
+        raise DialdownError(
+            f"{lm.name} has no layer {layer}: pass a number from 0 to {lm.view.n_layers - 1}."
+        )
+    kept: list[Tensor] = []
 
-    def __init__(self, lm: LM, protocols: Sequence[Protocol]) -> None:
-        self.lm = lm
-        self.protocols = tuple(protocols)
-        self.device = lm.device
-        shape = (lm.view.n_layers, len(self.protocols), lm.view.n_neurons)
-        self.sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
-        self.counts = torch.zeros(len(self.protocols), dtype=torch.float64, device=self.device)
-        self.latest: dict[int, Tensor] = {}
+    def keep(index: int, m: Tensor) -> None:
+        kept.append(m.float().cpu())
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        with neuron_hooks(self.lm, self._keep):
-            yield
-
-    def _keep(self, index: int, m: Tensor) -> None:
-        # A copy, so that the activations of a whole prompt are not kept alive by a view of its
-        # last position.
-        self.latest[index] = m[:, -1].to(self.device, torch.float64)
-
-    def add(self, step: Step) -> None:
-        rows = [
-            step.producing if protocol == "strict" else step.generated
-            for protocol in self.protocols
-        ]
-        weights = torch.stack(rows).to(self.device, torch.float64)
-        self.counts += weights.sum(-1)
-        for index, activations in self.latest.items():
-            self.sums[index].addmm_(weights, activations)
-
-    def means(self, protocol: Protocol, record: dict[str, Any]) -> NeuronMeans:
-        row = self.protocols.index(protocol)
-        count = int(self.counts[row])
-        if len(self.latest) < self.lm.view.n_layers or count == 0:
-            raise DialdownError(
-                f"No activation of {self.lm.name} was averaged while decoding: every prompt ended "
-                "at once, or the model "
-                "skips its MLPs; pass other prompts."
-            )
-        sums = self.sums[:, row]
-        broken = torch.nonzero(~torch.isfinite(sums).all(-1))
-        if len(broken):
-            raise DialdownError(
-                f"The activations of {self.lm.name} are not finite in layer {int(broken[0])} while "
-                "decoding: load it in float32 or bfloat16, or check its weights."
-            )
-        return NeuronMeans((sums / count).cpu().numpy(), count, protocol, record)
+    rows: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(encoded)
+    with neuron_hooks(lm, keep, [layer]), torch.inference_mode():
+        for batch in batches(lm, encoded, batch_size):
+            read(lm, batch)
+            # Padding is on the left.
+            for row, m in zip(batch.rows, kept.pop(), strict=True):
+                rows[row] = m[-len(encoded[row]) :].numpy()
+    return rows

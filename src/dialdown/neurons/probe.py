@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import DialdownError
 from ..models.lm import LM
@@ -176,13 +176,13 @@ def _mean(seen: dict[str, Tensor], mask: Tensor, protocol: Protocol) -> Tensor:
 @contextmanager
 def _around_final_norm(lm: LM) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.update(before=args[0], after=output)
-
-    with ExitStack() as stack:
-        stack.callback(lm.view.final_norm.register_forward_hook(keep).remove)
+    handle = lm.view.final_norm.register_forward_hook(
+        lambda module, args, output: seen.update(before=args[0], after=output)
+    )
+    try:
         yield seen
+    finally:
+        handle.remove()
 
 
 def fit_probe(

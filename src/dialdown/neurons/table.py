@@ -270,14 +270,23 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     Raises:
         DialdownError: the means or the direction belong to a model of another shape.
     """
-    _check_shape(lm, direction, base)
+    collect = "collect them with dd.mean_activations on this model"
+    check_neurons(lm, base.means.shape, "The means have", collect)
+    check_width(lm, direction.vector.size, "The direction has", "find it on this model")
     dots, norms = _dots(lm, direction, base.protocol)
     columns = {
-        "cosine": _cosine(dots, norms),
+        # A value vector of zeros (a pruned neuron) has no direction; cosine 0 puts it in no group.
+        "cosine": _ratio(dots, norms),
         "mean_base": base.means,
         "projection_base": base.means * dots,
     }
-    return _table(lm, direction, base, columns, {})
+    record = {
+        "protocol": base.protocol,
+        "direction": {"name": direction.name, "site": direction.site, **direction.record},
+        "base": lm.describe(),
+        "count_base": base.count,
+    }
+    return NeuronTable(columns, record)
 
 
 def compare(
@@ -300,51 +309,24 @@ def compare(
     from ..models.lm import check_pair
 
     check_pair(lm, tuned)
-    _check_shape(lm, direction, base)
-    _check_shape(tuned, direction, after)
+    untuned, now = neuron_table(lm, direction, base), neuron_table(tuned, direction, after)
     if base.protocol != after.protocol:
         raise DialdownError(
             f"The base means follow the {base.protocol} protocol and the tuned ones "
             f"{after.protocol}: collect both under one."
         )
-    dots, norms = _dots(lm, direction, base.protocol)
-    tuned_dots, _ = _dots(tuned, direction, base.protocol)
-    before, now = base.means * dots, after.means * tuned_dots
+    projections = untuned.columns["projection_base"], now.columns["projection_base"]
     columns = {
-        "cosine": _cosine(dots, norms),
+        "cosine": untuned.columns["cosine"],
         "mean_base": base.means,
         "mean_tuned": after.means,
-        "projection_base": before,
-        "projection_tuned": now,
-        "projection_change": now - before,
+        "projection_base": projections[0],
+        "projection_tuned": projections[1],
+        "projection_change": projections[1] - projections[0],
         "value_cosine": _value_cosines(lm, tuned, base.protocol),
     }
-    return _table(
-        lm, direction, base, columns, {"tuned": tuned.describe(), "count_tuned": after.count}
-    )
-
-
-def _table(
-    lm: LM,
-    direction: Direction,
-    base: NeuronMeans,
-    columns: dict[str, NDArray[np.float64]],
-    extra: dict[str, Any],
-) -> NeuronTable:
-    record = {
-        "protocol": base.protocol,
-        "direction": {"name": direction.name, "site": direction.site, **direction.record},
-        "base": lm.describe(),
-        "count_base": base.count,
-        **extra,
-    }
-    return NeuronTable(columns, record)
-
-
-def _check_shape(lm: LM, direction: Direction, means: NeuronMeans) -> None:
-    collect = "collect them with dd.mean_activations on this model"
-    check_neurons(lm, means.means.shape, "The means have", collect)
-    check_width(lm, direction.vector.size, "The direction has", "find it on this model")
+    further = {"tuned": tuned.describe(), "count_tuned": after.count}
+    return NeuronTable(columns, {**untuned.record, **further})
 
 
 def _dots(
@@ -359,17 +341,14 @@ def _dots(
     return np.stack(dots), np.stack(norms)
 
 
-def _cosine(dots: NDArray[np.float64], norms: NDArray[np.float64]) -> NDArray[np.float64]:
-    # A value vector of zeros (a pruned neuron) has no direction; cosine 0 puts it in no group.
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 where the whole is."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def _value_cosines(lm: LM, tuned: LM, protocol: Protocol) -> NDArray[np.float64]:
     rows = []
-    for before, after in zip(lm.view.layers, tuned.view.layers, strict=True):
-        a, b = (
-            before.value_vectors(protocol).cpu().double(),
-            after.value_vectors(protocol).cpu().double(),
-        )
-        rows.append(_cosine((a * b).sum(1).numpy(), (a.norm(dim=1) * b.norm(dim=1)).numpy()))
+    for layers in zip(lm.view.layers, tuned.view.layers, strict=True):
+        a, b = (layer.value_vectors(protocol).cpu().double() for layer in layers)
+        rows.append(_ratio((a * b).sum(1).numpy(), (a.norm(dim=1) * b.norm(dim=1)).numpy()))
     return np.stack(rows)

@@ -185,10 +185,12 @@ def figure_3_top_aligned(table: NeuronTable, *, count: int = 100) -> Chart:
     """
     facts = (
         table.to_polars()
+        .select(
+            "layer", "neuron", "cosine", base="mean_base", tuned=table.grid("mean_tuned").ravel()
+        )
         .sort("cosine", descending=True, maintain_order=True)
         .head(count)
         .with_row_index("rank", 1)
-        .select("rank", "layer", "neuron", "cosine", base="mean_base", tuned="mean_tuned")
         .with_columns(change=pl.col("tuned") - pl.col("base"))
     )
     moved = facts["change"].to_numpy()

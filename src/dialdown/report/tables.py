@@ -23,7 +23,6 @@ from ..evaluation.bootstrap import ChangeSign, Estimate, agreement
 from ..evaluation.row import METRICS, REFUSAL, Row
 from ..files import read_json
 from ..interventions.edit_file import EditKind, Ordering
-from ..neurons.directions import NON_TOXIC_WORDS, TOXIC_WORDS
 from ..study import published
 from .evidence import Evidence
 from .names import AGREEMENT, TITLES, control_label, is_aligned_patch
@@ -227,9 +226,7 @@ def table_3_toxic_neurons(rows: Rows) -> pl.DataFrame:
     return frame_of(cells, f"{columns} {stated_columns('neurons:int', 'share')}")
 
 
-def table_7_seed_words(
-    positive: Sequence[str] = TOXIC_WORDS, negative: Sequence[str] = NON_TOXIC_WORDS
-) -> pl.DataFrame:
+def table_7_seed_words(positive: Sequence[str], negative: Sequence[str]) -> pl.DataFrame:
     """Table 7: the words on either side of the token contrast, each beside the published word of
     its place.
     """

@@ -227,9 +227,9 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         max_prompt_tokens=settings.max_prompt_tokens,
         batch_size=settings.batch_size,
     )
-    decoded = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
+    _, taken = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
     work.notes.cut("prompts", work.lm.encode(prompts), settings.max_prompt_tokens)
-    for protocol, means in decoded.means.items():
+    for protocol, means in taken.items():
         means.save(work.path(f"means-{name}.safetensors", protocol))
         facts[f"{name}_positions_{protocol}"] = means.count
         if means.count < len(prompts) * settings.max_new_tokens:
