@@ -17,7 +17,6 @@ from typing import Literal
 import altair as alt
 import polars as pl
 
-from ..errors import DialdownError, nearest
 from ..evaluation.bootstrap import Estimate
 from ..models.protocol import Protocol
 from .chart_style import (
@@ -52,7 +51,6 @@ class Point:
 
     Attributes:
         family: a key of FAMILIES.
-        name: the intervention's name, to be read.
         strength: what the family is dialled by (optimiser step, steering α, β, gain); points of one
             family are joined in its order, and a point without one stands alone.
         toxicity: mean score of the continuations.
@@ -97,30 +95,12 @@ def tradeoff(
 
     The large mark of a line is its greatest strength; a ring marks what no other point beats in
     both quantities.
-
-    Raises:
-        DialdownError: there are no points, or one is of an unknown family.
     """
-    _check(points, price)
     heading = f"{concept.capitalize()} against its price · {protocol}"
     named = [f"{letter} {name}".replace(" ", "\u00a0") for name, letter in _letters(points).items()]
     lines = wrap("\u00a0· ".join(named), width=76)
     panel = _price_panel(points, price, [*points, *everything], concept)
     return titled(panel, heading, _counted(points, price), *lines, columns=4)
-
-
-def _check(points: Sequence[Point], price: Price) -> None:
-    if not any(point.price(price) for point in points):
-        raise DialdownError(
-            "The trade-off was given no points that have this price: pass one Point for each "
-            "intervention and strength."
-        )
-    for point in points:
-        if point.family not in FAMILIES:
-            raise DialdownError(
-                f"The point {point.name!r} is of the unknown family {point.family!r}: "
-                f"{nearest(point.family, FAMILIES)}"
-            )
 
 
 def _counted(points: Sequence[Point], price: Price) -> str:

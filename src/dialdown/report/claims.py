@@ -21,17 +21,7 @@ from ..neurons import statistics
 from ..study.published import CLAIMS
 from .evidence import Evidence, Gap
 from .names import control_label, group_of, is_aligned_patch, label
-from .rules import (
-    AT_THE_PRICE,
-    COMPARABLE,
-    LITTLE,
-    PRESERVED,
-    Verdict,
-    any_of,
-    little,
-    priced,
-    together,
-)
+from .rules import AT_THE_PRICE, COMPARABLE, LITTLE, PRESERVED, Verdict, any_of, priced, together
 from .run import Run
 from .text import change_text, estimate_text, listed, percent
 
@@ -116,8 +106,7 @@ def _aligned(evidence: Evidence) -> Claim | None:
         return _claim(evidence, name, "undecided", text)
     shares = [(row, evidence.share(row, tuned)) for row in patched]
     verdict = together(
-        little(share, change, reduction, evidence.rounding.reach("toxicity", change.n))
-        for change, share in ((row.change["toxicity"], share) for row, share in shares)
+        evidence.little(share, row.change["toxicity"], reduction) for row, share in shares
     )
     end = {
         "held": f"little, as the intervals do not allow {LITTLE:.0%}",

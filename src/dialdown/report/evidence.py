@@ -17,18 +17,9 @@ from ..evaluation.bootstrap import ChangeSign, Estimate, change_sign, estimate, 
 from ..evaluation.row import Row
 from ..files import read_json
 from ..models.protocol import Protocol
+from . import rules
 from .names import group_of
-from .rules import (
-    EXACT,
-    SPEAKING,
-    Rounding,
-    Verdict,
-    at_most,
-    below,
-    decide,
-    measured_rounding,
-    together,
-)
+from .rules import Rounding, Verdict
 from .run import Run
 
 Values = NDArray[np.float64]
@@ -55,7 +46,7 @@ class Evidence:
     @cached_property
     def rounding(self) -> Rounding:
         """What rounding may move these rows' means by."""
-        return measured_rounding(self.run, self.protocol) if self.rounded else EXACT
+        return rules.measured_rounding(self.run, self.protocol) if self.rounded else rules.EXACT
 
     def row(self, name: str) -> Row | None:
         """A row whose change in the concept was measured."""
@@ -86,18 +77,37 @@ class Evidence:
         """Whether the model still speaks as the untouched one does, by `rules.SPEAKING`; undecided
         where it is not measured.
         """
-        if not SPEAKING.keys() <= row.change.keys():
+        if not rules.SPEAKING.keys() <= row.change.keys():
             return "undecided"
-        bounds = SPEAKING.items()
-        return together(self.at_most(row.change[metric], bound, metric) for metric, bound in bounds)
+        bounds = rules.SPEAKING.items()
+        return rules.together(
+            self.at_most(row.change[metric], bound, metric) for metric, bound in bounds
+        )
 
     def below(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
         """Whether an interval lies below a bound, also where rounding moves it."""
-        return below(estimate, bound, self.rounding.reach(metric, estimate.n))
+        reach = self.rounding.reach(metric, estimate.n)
+        return _below(estimate, bound, reach)
 
     def at_most(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
         """The same with the bound included."""
-        return at_most(estimate, bound, self.rounding.reach(metric, estimate.n))
+        reach = self.rounding.reach(metric, estimate.n)
+        holds, fails = estimate.high + reach <= bound, estimate.low - reach > bound
+        return rules.decide(estimate.n, holds, fails)
+
+    def little(self, share: Estimate | None, change: Estimate, reduction: Estimate) -> Verdict:
+        """Whether a patch, which makes `change`, reaches little of DPO's `reduction`; without the
+        share that it reaches, only the two changes can tell.
+        """
+        reach = self.rounding.reach("toxicity", change.n)
+        if share is not None:
+            moved = reach * (1 + abs(share.mean)) / abs(reduction.mean)
+            return _below(share, rules.LITTLE, moved)
+        # "Not distinguishable from none" says little where the interval reaches half of what DPO
+        # surely does.
+        near = change.low + reach <= 0 <= change.high - reach
+        nothing = near and change.low - reach > rules.LITTLE * (reduction.high + reach)
+        return rules.decide(min(change.n, reduction.n), nothing, False)
 
     def not_higher(self, gap: Gap | None, metric: str) -> Verdict:
         """Weaker than `at_most` zero: of pairs, only a distinguishable rise fails; unpaired
@@ -106,7 +116,7 @@ class Evidence:
         if gap is None or not gap.paired:
             return self.at_most(gap.size, 0, metric) if gap else "undecided"
         reach = self.rounding.reach(metric, gap.size.n)
-        return decide(gap.size.n, gap.size.low + reach <= 0, gap.size.low - reach > 0)
+        return rules.decide(gap.size.n, gap.size.low + reach <= 0, gap.size.low - reach > 0)
 
     def change_sign(self, change: Estimate, metric: str) -> ChangeSign:
         """Which way a change went, if it went that way also where rounding moves it."""
@@ -187,6 +197,11 @@ class Evidence:
         high = np.percentile(shares, 97.5, method="higher")
         mean = (before - reached).sum() / (before - after).sum()
         return Estimate(float(mean), float(low), float(high), len(before))
+
+
+def _below(estimate: Estimate, bound: float, reach: float) -> Verdict:
+    holds, fails = estimate.high + reach < bound, estimate.low - reach >= bound
+    return rules.decide(estimate.n, holds, fails)
 
 
 def _unpaired(change: Estimate, other: Estimate, looks: int) -> Estimate:

@@ -12,7 +12,6 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from ..errors import DialdownError
 from ..neurons.statistics import Ranking, ranking
 from ..neurons.table import GROUPS, NeuronTable
 from ..terminal import printable
@@ -69,7 +68,7 @@ def figure_7_lower_ranks(
     Above, the share that the first k neurons bring together, with the ranks of 50 and 90 %; below,
     the share of the neuron at that rank alone. Shaded are the ranks at which no neuron brings 0.01
     % of the whole. `decoded` are (layer, neuron) and the tokens it writes, numbered in the figure
-    and listed below it (DialdownError where its projection did not fall).
+    and listed below it.
     """
     ranked = ranking(table)
     known = _decoded_ranks(table, ranked, decoded or {})
@@ -185,20 +184,13 @@ def _decoded_ranks(
     table: NeuronTable, ranked: Ranking, decoded: Mapping[tuple[int, int], str]
 ) -> dict[int, tuple[int, int, str]]:
     """Rank to layer, neuron and tokens, in order of rank."""
-    ranks = (
-        {int(place): rank for rank, place in enumerate(ranked.order, start=1)} if decoded else {}
-    )
-    known = {}
-    for (layer, neuron), tokens in decoded.items():
-        inside = 0 <= layer < table.shape[0] and 0 <= neuron < table.shape[1]
-        rank = ranks.get(layer * table.shape[1] + neuron) if inside else None
-        if rank is None:
-            raise DialdownError(
-                f"Neuron {neuron} of layer {layer} is not among those whose projection fell, so it "
-                "has no rank: decode one of these."
-            )
-        known[rank] = (layer, neuron, " ".join(printable(tokens).split()))
-    return dict(sorted(known.items()))
+    places = {layer * table.shape[1] + neuron: (layer, neuron) for layer, neuron in decoded}
+    ranks = np.flatnonzero(np.isin(ranked.order, [*places])) + 1
+    known = {rank: places[int(ranked.order[rank - 1])] for rank in ranks.tolist()}
+    return {
+        rank: (*neuron, " ".join(printable(decoded[neuron]).split()))
+        for rank, neuron in known.items()
+    }
 
 
 def _listed(known: Mapping[int, tuple[int, int, str]]) -> alt.Chart:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..evaluation.bootstrap import FEW, Estimate
+from ..evaluation.bootstrap import FEW
 from ..models.protocol import Protocol
 from .run import Run
 
@@ -79,18 +79,6 @@ def decide(units: int, holds: bool, fails: bool) -> Verdict:
     return "held" if enough and holds else "did not hold" if enough and fails else "undecided"
 
 
-def below(estimate: Estimate, bound: float, reach: float) -> Verdict:
-    """Whether the interval lies below a bound, also where rounding moves it by as much as
-    `reach`.
-    """
-    return decide(estimate.n, estimate.high + reach < bound, estimate.low - reach >= bound)
-
-
-def at_most(estimate: Estimate, bound: float, reach: float) -> Verdict:
-    """The same with the bound included."""
-    return decide(estimate.n, estimate.high + reach <= bound, estimate.low - reach > bound)
-
-
 def together(verdicts: Iterable[Verdict]) -> Verdict:
     """A claim about several things at once fails with any of them and holds with all."""
     seen = set(verdicts)
@@ -115,16 +103,3 @@ def any_of(verdicts: Iterable[Verdict]) -> Verdict:
         if best in seen:
             return best
     return "did not hold" if seen == {"did not hold"} else "undecided"
-
-
-def little(share: Estimate | None, change: Estimate, reduction: Estimate, reach: float) -> Verdict:
-    """Whether a patch, which makes `change`, reaches little of DPO's `reduction`; without the share
-    that it reaches, only the two changes can tell. `reach` is how far rounding may move a change.
-    """
-    if share is not None:
-        return below(share, LITTLE, reach * (1 + abs(share.mean)) / abs(reduction.mean))
-    # "Not distinguishable from none" says little where the interval reaches half of what DPO surely
-    # does.
-    near = change.low + reach <= 0 <= change.high - reach
-    nothing = near and change.low - reach > LITTLE * (reduction.high + reach)
-    return decide(min(change.n, reduction.n), nothing, False)
