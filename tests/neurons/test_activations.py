@@ -82,10 +82,10 @@ def test_means_are_those_of_a_plain_loop_with_a_bos(named: LM) -> None:
 
 def check_means(lm: LM) -> tuple[int, int]:
     expected = naive_means(lm)
-    tokens, means = decode_with_means(Decoder(lm, PROMPTS, max_new_tokens=NEW, batch_size=3))
+    tokens, by_protocol = decode_with_means(Decoder(lm, PROMPTS, max_new_tokens=NEW, batch_size=3))
     for protocol in ("strict", "paper"):
         means, count, texts = expected[protocol]
-        got = means[protocol]
+        got = by_protocol[protocol]
         assert tokens == texts
         assert got.means.dtype == np.float64
         assert (got.count, got.protocol) == (count, protocol)

@@ -140,13 +140,17 @@ def check_neuron(lm: LM, layer: int, neuron: int) -> None:
         )
 
 
+def facts_of(frame: pl.DataFrame, layer: int, neuron: int) -> dict[str, Any]:
+    """What the table knows of a neuron, by column."""
+    known = frame.filter(layer=layer, neuron=neuron).drop("layer", "neuron")
+    return known.row(0, named=True) if len(known) else {}
+
+
 def card(lm: LM, frame: pl.DataFrame, layer: int, neuron: int) -> str:
     """One neuron as HTML: what it writes with either sign, and what the table knows of it."""
-    known = frame.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
     facts = "".join(
         f'<div title="{safe(MEANING.get(name, name))}"><dt>{name}</dt><dd>{_fact(value)}</dd></div>'
-        for name, value in (known.row(0, named=True) if len(known) else {}).items()
-        if name not in ("layer", "neuron")
+        for name, value in facts_of(frame, layer, neuron).items()
     )
     plus, minus = (chips(_lens(lm, layer, neuron, sign, 12)) for sign in (1, -1))
     return (

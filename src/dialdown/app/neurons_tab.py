@@ -17,6 +17,7 @@ from .neurons import (
     ANY,
     card,
     check_neuron,
+    facts_of,
     groups_of,
     histogram,
     most_active,
@@ -159,9 +160,8 @@ class NeuronsTab:
             reader, note = self._reader()
             read = reader.read(models.base, layer, neuron)
             values = np.concatenate([text.values for text in read]).astype(np.float32)
-            known = frame.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
-            means = known.select(pl.col("^(before|after)$"))
-            marks = dict(zip(means.columns, means.row(0), strict=True)) if len(means) else {}
+            known = facts_of(frame, layer, neuron)
+            marks = {name: known[name] for name in ("before", "after") if name in known}
             chart = drawn(histogram(values, marks), "How often the neuron has which activation")
             texts = says(note) + most_active(read)
             return card(models.base, frame, layer, neuron), chart, texts

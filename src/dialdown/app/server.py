@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .loading import Models
 
 PLAY, NEURONS, FRONT, LAYERS = "play", "neurons", "front", "layers"
+ALONE = (
+    "This is a model alone: `dialdown run` would add a tuned model, edits to dial, the neuron "
+    "table and the trade-off."
+)
 # Without them Gradio would ask another site for its fonts.
 FONTS: dict[str, Any] = {
     "font": ["system-ui", "sans-serif"],
@@ -122,13 +126,7 @@ class Page:
             f"{facts['model']} · {facts['layers']} layers of {facts['neurons']:,} neurons · "
             f"{facts['dtype']} on {facts['device']}"
         )
-        adds = ""
-        if not self.shelf.edits:
-            adds = (
-                "This is a model alone: `dialdown run` would add a tuned model, edits to dial, the "
-                "neuron table and the trade-off."
-            )
-        sentences = [adds, self.shelf.problem, *models.missing]
+        sentences = ["" if self.shelf.edits else ALONE, self.shelf.problem, *models.missing]
         return _head(self.shelf.source, what) + "".join(map(says, sentences))
 
     def of_mark(self, event: gr.EventData, which: str) -> tuple[Any, ...]:

@@ -20,7 +20,6 @@ class Source:
 
     Attributes:
         kind: a study's folder, a folder with an edit in it, or a model alone.
-        given: as the user gave it.
         folder: where the study or the edit is; None for a model.
         base: where the base of an edit is, if not where the edit says.
     """
@@ -37,8 +36,8 @@ class Source:
         """
         if self.kind == "run" or self.folder is None:
             return self.folder
-        work = self.folder.resolve()
-        work = work.with_name(f"{work.name}-work")
+        folder = self.folder.resolve()
+        work = folder.with_name(f"{folder.name}-work")
         return work if run_record(work) else None
 
 

@@ -20,12 +20,8 @@ TITLES: dict[Side, str] = {"base": "base", "tuned": "tuned (DPO)", "edited": "ed
 
 @dataclass(frozen=True)
 class Said:
-    """A reply, finished or on its way.
-
-    Attributes:
-        text: all of it so far.
-        score: what the judge gives it; None before it has, or without a judge.
-        done: nothing more will come.
+    """A reply so far, what the judge gives it (None before it has, or without a judge), and whether
+    nothing more will come.
     """
 
     text: str = ""
@@ -96,12 +92,12 @@ def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
         raise DialdownError(
             f"The tokenizer of {lm.name} makes no tokens of the prompt: write another one."
         )
-    kept = row if len(row) <= room else [*lm.bos, *row[len(row) - room + len(lm.bos) :]]
+    if len(row) <= room:
+        return torch.tensor([row], device=lm.device), ""
+    kept = [*lm.bos, *row[len(row) - room + len(lm.bos) :]]
     note = (
         f"The prompt has {len(row):,} tokens; the models go on from the last {len(kept):,}, which "
         f"fit in the context of {lm.name}."
-        if len(kept) < len(row)
-        else ""
     )
     return torch.tensor([kept], device=lm.device), note
 
@@ -125,14 +121,10 @@ def _column(talk: Talk, side: Side, below: str, concept: str) -> str:
         reply = '<span class="dd-faint">(nothing: the model ended at once)</span>'
     if said is not None and not said.done:
         reply += '<span class="dd-caret" aria-hidden="true"></span>'
-    last = ""
-    if talk.message:
+    last = _turn(talk.message, reply) if talk.message else ""
+    if talk.message and not talk.chat:
         prompt = f'<span class="dd-prompt">{safe(talk.message[-400:])}</span>'
-        last = (
-            _turn(talk.message, reply)
-            if talk.chat
-            else f'<p class="dd-text" dir="auto">{prompt}{reply}</p>'
-        )
+        last = f'<p class="dd-text" dir="auto">{prompt}{reply}</p>'
     return (
         f'<section class="dd-column" data-side="{side}"><header><b>{TITLES[side]}</b>'
         f"<small>{safe(below)}</small></header>{_score(said, concept)}{before}{last}</section>"

@@ -88,14 +88,11 @@ def compare_in_vllm(
     """Compare a checkpoint in vLLM with the logits that it should have.
 
     Args:
-        folder: of the checkpoint.
-        base: the base's folder, which tells whose fault it is where vLLM does not run.
+        folder, base: of the checkpoint, and of its base, which tells whose fault it is where vLLM
+            does not run (DialdownError).
         ids: the token ids of each text.
         logits: (tokens, V) float32 of each text, of the hooked base model.
         tolerance: how much a logit may differ in transformers.
-
-    Raises:
-        DialdownError: vLLM does not run on the checkpoint, or on neither.
     """
     answer = _scores(folder, ids)
     if problem := answer.get("problem"):

@@ -70,19 +70,16 @@ def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64])
     for name, mask in [*masks.items(), ("all", np.logical_or.reduce([*masks.values()]))]:
         count, weight = int(mask.sum()), float(moved[mask].sum())
         dialled = mask & (change != 0)
-        rows.append(
-            {
-                "group": name,
-                "neurons": count,
-                "mean_change": float(change[mask].mean()) if count else None,
-                "mean_size": float(np.abs(change[mask]).mean()) if count else None,
-                "share_moved": weight / float(moved.sum()) if weight else 0.0,
-                "with_rule": float(follows[dialled].mean()) if dialled.any() else None,
-                "with_rule_weighted": float(np.average(follows[mask], weights=moved[mask]))
-                if weight
-                else None,
-            }
-        )
+        weighted = float(np.average(follows[mask], weights=moved[mask])) if weight else None
+        rows.append({
+            "group": name,
+            "neurons": count,
+            "mean_change": float(change[mask].mean()) if count else None,
+            "mean_size": float(np.abs(change[mask]).mean()) if count else None,
+            "share_moved": weight / float(moved.sum()) if weight else 0.0,
+            "with_rule": float(follows[dialled].mean()) if dialled.any() else None,
+            "with_rule_weighted": weighted,
+        })  # fmt: skip
     return pl.DataFrame(rows)
 
 
@@ -101,9 +98,8 @@ def shuffled(edit: Intervention, *, seed: int) -> Intervention:
     """The control of gains, and of what a layer reads: the same numbers, each layer's among its own
     neurons at random (METHOD §5).
     """
-    order = np.random.default_rng(seed).permuted(
-        np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape), axis=1
-    )
+    neurons = np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape)
+    order = np.random.default_rng(seed).permuted(neurons, axis=1)
 
     def moved(numbers: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(np.take_along_axis(numbers, order, axis=1))

@@ -143,9 +143,8 @@ def shared_projections(lm: LM) -> list[str]:
     """Down projections that are one matrix with another module: folding would edit it twice, or
     change what else it is used for.
     """
-    uses = Counter(
-        _storage(parameter) for _, parameter in lm.model.named_parameters(remove_duplicate=False)
-    )
+    parameters = lm.model.named_parameters(remove_duplicate=False)
+    uses = Counter(_storage(parameter) for _, parameter in parameters)
     return [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
 
 

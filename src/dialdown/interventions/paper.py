@@ -43,11 +43,8 @@ def patch(table: NeuronTable, which: str, *, kind: Literal["set", "shift"] = "se
             f"A patch of kind {kind!r} would divide by mean activations near zero: pass kind='set' "
             "or kind='shift'."
         )
-    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
-    selected = table.select(which)
-    values = tuned if kind == "set" else tuned - base
     name = f"patch_{which.replace('+', '_')}{'_shift' if kind == 'shift' else ''}"
-    return _build(table, name, kind, selected, values)
+    return _patched(table, name, kind, table.select(which))
 
 
 def edit(
@@ -84,17 +81,11 @@ def edit(
     for given, known in ((kind, get_args(EditKind)), (ordering, get_args(Ordering))):
         if given not in known:
             raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")
-    chosen = _choose(table, alpha, ordering, drop_top)
-    sign = _sign(chosen)
-    result = _with_values(
-        table, name or f"edit_{table.record['direction']['name']}_{kind}", kind, sign, beta
-    )
-    return replace(
-        result,
-        alpha=alpha,
-        beta=beta,
-        record={**result.record, "ordering": ordering, "drop_top": drop_top},
-    )
+    name = name or f"edit_{table.record['direction']['name']}_{kind}"
+    sign = _sign(_choose(table, alpha, ordering, drop_top))
+    result = _with_values(table, name, kind, sign, beta)
+    record = {**result.record, "ordering": ordering, "drop_top": drop_top}
+    return replace(result, alpha=alpha, beta=beta, record=record)
 
 
 def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Intervention:
@@ -134,9 +125,7 @@ def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> In
     (METHOD §5).
     """
     selected = _drawn(table, patched.selected, np.random.default_rng(seed))
-    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
-    values = tuned if patched.kind == "set" else tuned - base
-    result = _build(table, patched.name, patched.kind, selected, values)
+    result = _patched(table, patched.name, patched.kind, selected)
     result = replace(result, record={**result.record, "seed": seed})
     return result.control_for(patched, "random_neurons")
 
@@ -212,14 +201,11 @@ def _choose(table: NeuronTable, alpha: float, ordering: str, drop_top: float) ->
     chosen = {}
     for name, mask in table.groups(changed=False).items():
         rows = np.flatnonzero(mask.ravel() & kept)
-        lowest_first = ordering == "notebook" and name in GROUPS_UP
-        key = (
-            np.abs(mean[rows])
-            if ordering == "activation"
-            else cosine[rows]
-            if lowest_first
-            else -cosine[rows]
-        )
+        key = -cosine[rows]
+        if ordering == "notebook" and name in GROUPS_UP:
+            key = -key
+        elif ordering == "activation":
+            key = np.abs(mean[rows])
         picked = np.zeros(mean.size, dtype=bool)
         picked[rows[np.argsort(key, kind="stable")[: round(alpha * len(rows))]]] = True
         chosen[name] = picked.reshape(table.shape)
@@ -233,6 +219,11 @@ def _sign(chosen: dict[str, Mask]) -> NDArray[np.float64]:
     less = np.logical_or.reduce([chosen[name] for name in GROUPS_DOWN])
     more = np.logical_or.reduce([chosen[name] for name in GROUPS_UP])
     return np.asarray(more.astype(np.float64) - less.astype(np.float64))
+
+
+def _patched(table: NeuronTable, name: str, kind: Kind, selected: Mask) -> Intervention:
+    tuned, base = table.grid("mean_tuned"), table.grid("mean_base")
+    return _build(table, name, kind, selected, tuned if kind == "set" else tuned - base)
 
 
 def _with_values(

@@ -47,23 +47,18 @@ class RankOne:
         """u and v of a layer on its device, in float32 where the model has 16 bits."""
         columns = lm.view.layers[layer].columns
         dtype = torch.promote_types(columns.dtype, torch.float32)
-        u, v = (
-            torch.as_tensor(array[layer]).to(columns.device, dtype)
-            for array in (self.reads, self.writes)
-        )
-        return u, v
+        u, v = map(torch.as_tensor, (self.reads[layer], self.writes[layer]))
+        return u.to(columns.device, dtype), v.to(columns.device, dtype)
 
     def written(self, lm: LM) -> NDArray[np.float64]:
         """(L, d) v as it reaches the residual stream, with the weight of a norm after the MLP
         (METHOD §1).
         """
-        gains = [layer.post_norm_gain() for layer in lm.view.layers]
-        return np.stack(
-            [
-                v if gain is None else v * gain.double().cpu().numpy()
-                for v, gain in zip(self.writes, gains, strict=True)
-            ]
-        )
+        written = self.writes.copy()
+        for index, layer in enumerate(lm.view.layers):
+            if (gain := layer.post_norm_gain()) is not None:
+                written[index] *= gain.double().cpu().numpy()
+        return written
 
     def check(self, lm: LM, name: str) -> None:
         """Refuse a model of another shape, for the edit `name` (DialdownError)."""

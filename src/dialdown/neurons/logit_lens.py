@@ -54,35 +54,6 @@ def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tu
     return decoded
 
 
-def aligned_value_vectors(
-    lm: LM, table: NeuronTable, count: int, *, opposed: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """The value vectors of highest cosine (the order of `NeuronTable.most_aligned`), or of lowest.
-
-    Returns:
-        Layers (count,), neurons (count,) and value vectors (count, d) under the table's protocol,
-        most extreme first.
-
-    Raises:
-        DialdownError: a table of another model, or more neurons than it has.
-    """
-    check_neurons(lm, table.shape, "The neuron table has", "pass the base model of the table")
-    cosine = table.grid("cosine").ravel()
-    if not 0 < count <= cosine.size:
-        raise DialdownError(
-            f"{count} value vectors were asked for and {lm.name} has {cosine.size}: pass a number "
-            f"from 1 to {cosine.size}."
-        )
-    chosen = np.argsort(cosine if opposed else -cosine, kind="stable")[:count]
-    layers, neurons = np.divmod(chosen, table.shape[1])
-    vectors = np.empty((count, lm.view.d_model), dtype=np.float32)
-    for layer in np.unique(layers):
-        here = layers == layer
-        written = lm.view.layers[layer].value_vectors(table.protocol)
-        vectors[here] = written[torch.as_tensor(neurons[here], device=written.device)].cpu().numpy()
-    return layers, neurons, vectors
-
-
 def value_vector_tokens(
     lm: LM,
     table: NeuronTable,
@@ -92,25 +63,36 @@ def value_vector_tokens(
     k: int = 10,
     judge: Judge | None = None,
 ) -> pl.DataFrame:
-    """The `k` top tokens of the value vectors v of highest cosine (table 14) or, `opposed`, of -v
-    for those of lowest cosine (table 15).
+    """The `k` top tokens of the `count` value vectors v of highest cosine (table 14; the order of
+    `NeuronTable.most_aligned`) or, `opposed`, of -v for those of lowest cosine (table 15).
 
     Returns:
-        A row per vector and token: `protocol`, `sign` (1 or -1), `layer`, `neuron`, `cosine`,
-        `rank`, `token`, `logit`, `toxic` (as the judge says; null without one).
+        A row per vector and token, most extreme vector first: `protocol`, `sign` (1 or -1),
+        `layer`, `neuron`, `cosine`, `rank`, `token`, `logit`, `toxic` (as the judge says; null
+        without one).
 
     Raises:
-        DialdownError: see `aligned_value_vectors`; a judge that skips tokens.
+        DialdownError: a table of another model, or more neurons than it has; a judge that skips
+            tokens.
     """
-    sign = -1 if opposed else 1
-    layers, neurons, vectors = aligned_value_vectors(lm, table, count, opposed=opposed)
-    cosines = table.grid("cosine")[layers, neurons]
-    places = [
-        (table.protocol, sign, *place)
-        for place in zip(layers.tolist(), neurons.tolist(), cosines.tolist(), strict=True)
-    ]
-    schema = {"protocol": str, "sign": int, "layer": int, "neuron": int}
-    return _tokens(lm, sign * vectors, places, k, judge, {**schema, "cosine": float})
+    check_neurons(lm, table.shape, "The neuron table has", "pass the base model of the table")
+    cosine, sign = table.grid("cosine").ravel(), -1 if opposed else 1
+    if not 0 < count <= cosine.size:
+        raise DialdownError(
+            f"{count} value vectors were asked for and {lm.name} has {cosine.size}: pass a number "
+            f"from 1 to {cosine.size}."
+        )
+    chosen = np.argsort(-sign * cosine, kind="stable")[:count]
+    layers, neurons = np.divmod(chosen, table.shape[1])
+    vectors = np.empty((count, lm.view.d_model), dtype=np.float32)
+    for layer in np.unique(layers):
+        here = layers == layer
+        written = lm.view.layers[layer].value_vectors(table.protocol)
+        vectors[here] = written[torch.as_tensor(neurons[here], device=written.device)].cpu().numpy()
+    vector_of = zip(layers.tolist(), neurons.tolist(), cosine[chosen].tolist(), strict=True)
+    places = [(table.protocol, sign, *place) for place in vector_of]
+    schema = {"protocol": str, "sign": int, "layer": int, "neuron": int, "cosine": float}
+    return _tokens(lm, sign * vectors, places, k, judge, schema)
 
 
 def direction_tokens(

@@ -63,20 +63,17 @@ class NeuronTable:
         )
 
     def _repr_html_(self) -> str:
-        tuned = self.record.get("tuned", {})
         facts = {
             "model": self.record["base"]["model"],
-            "tuned model": tuned.get("model"),
+            "tuned model": self.record.get("tuned", {}).get("model"),
             "protocol": self.protocol,
             "direction": self.record["direction"]["name"],
             "columns": ", ".join(self.columns),
         }
+        groups = self.groups().items()
+        rows = [(name, f"{mask.sum():,}", f"{mask.mean():.1%}") for name, mask in groups]
         heads = ("group", "neurons", "share")
-        groups = [
-            (name, f"{mask.sum():,}", f"{mask.mean():.1%}") for name, mask in self.groups().items()
-        ]
-        title = f"Neuron table, {self.size:,} neurons"
-        return card(title, facts, rows=[heads, *groups])
+        return card(f"Neuron table, {self.size:,} neurons", facts, rows=[heads, *rows])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,11 +109,11 @@ class NeuronTable:
 
     def _rows(self) -> dict[str, Any]:
         layer, neuron = np.indices(self.shape, dtype=np.int32)
-        columns = {name: grid.ravel() for name, grid in self.columns.items()}
-        rows: dict[str, Any] = {"layer": layer.ravel(), "neuron": neuron.ravel(), **columns}
+        rows: dict[str, Any] = {"layer": layer.ravel(), "neuron": neuron.ravel()}
+        rows |= {name: grid.ravel() for name, grid in self.columns.items() if name != "judged"}
         rows["group"] = self.group_names()
-        if "judged" in rows:
-            rows["judged"] = rows.pop("judged")
+        if "judged" in self.columns:
+            rows["judged"] = self.columns["judged"].ravel()
         return rows
 
     @property

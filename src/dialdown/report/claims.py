@@ -38,10 +38,8 @@ class Claim:
     """A published conclusion and what this run says about it.
 
     Attributes:
-        name: the conclusion in a few words; with the protocol, unique in a run.
+        name: the conclusion in a few words; with the protocol whose rows decide, unique in a run.
         published: what the paper found, with its table.
-        protocol: which rows decide (METHOD §5).
-        verdict: whether it held.
         text: the figures with their intervals, and what they decide.
     """
 

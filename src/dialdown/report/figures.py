@@ -60,14 +60,8 @@ PAPER_FIGURES: Mapping[str, tuple[str, str, str, Callable[..., Chart]]] = {
 
 
 class Figure(NamedTuple):
-    """A chart on the page.
-
-    Attributes:
-        name: of its files and of its place.
-        number: as the paper has it, or a letter.
-        caption: what it shows, of which model and under which protocol.
-        table: file stem of the table that has its numbers; empty where none has.
-        chart: its one definition.
+    """A chart on the page: the name of its files and place, its number in the paper or a letter,
+    and the file stem of the table that has its numbers, empty where none has.
     """
 
     name: str

@@ -44,7 +44,7 @@ REFRESH = 20  # seconds after which a page that fills is read again
 
 
 class ShownTable(NamedTuple):
-    """A table on the page: place, title, file stem, and its cells."""
+    """A table on the page."""
 
     place: str
     title: str
@@ -53,13 +53,8 @@ class ShownTable(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """The continuations of a row.
-
-    Attributes:
-        place: its id on the page.
-        row: what was measured.
-        lines: prompt, the untouched model's continuation and this one's, each with its score; the
-            untouched model's own row has one continuation.
+    """The continuations of a row, and its id on the page. A line is a prompt, the untouched model's
+    continuation and this one's, each with its score; the untouched model's own row has one.
     """
 
     place: str
@@ -178,11 +173,9 @@ def _status(run: Run, running: bool) -> str:
     """How far the run got, where it is not finished."""
     if _whole(run) and not running:
         return ""
-    done = ", ".join(
-        stage
-        for stage, facts in run.info.get("stages", {}).items()
-        if stage != "report" and "skipped" not in facts
-    )
+    records = run.info.get("stages", {}).items()
+    ended = [stage for stage, facts in records if "skipped" not in facts and stage != "report"]
+    done = ", ".join(ended)
     stages = f"done: {done}" if done else "no stage is done yet"
     total = f" of {run.of:,}" if run.of else ""
     rows = f"; {len(run.results):,}{total} rows measured" if run.results else ""

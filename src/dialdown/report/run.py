@@ -30,15 +30,9 @@ TABLES: dict[Protocol, str] = {"strict": "neurons.parquet", "paper": "neurons-pa
 
 @dataclass(frozen=True)
 class Run:
-    """A study as its folder tells it.
-
-    Attributes:
-        folder: where it is.
-        info: run.json.
-        results: all rows.
-        tables: the neuron table of each protocol that has one.
-        of: how many rows there will be, where not all of them are measured yet; 0 where that is
-            not known.
+    """A study as its folder tells it: `info` is run.json, `results` all rows, `tables` the neuron
+    table of each protocol that has one, and `of` how many rows there will be, where not all of them
+    are measured yet; 0 where that is not known.
     """
 
     folder: Path
@@ -159,11 +153,10 @@ def load(folder: Path) -> Run:
             f"{folder} has no results.json, though its rows were measured: repeat the command that "
             "made the folder, which makes it again."
         )
-    files = {protocol: folder / name for protocol, name in TABLES.items()}
     tables = {
-        protocol: NeuronTable.from_parquet(file)
-        for protocol, file in files.items()
-        if file.exists()
+        protocol: NeuronTable.from_parquet(folder / name)
+        for protocol, name in TABLES.items()
+        if (folder / name).exists()
     }
     return Run(folder, info, rows, tables, of)
 

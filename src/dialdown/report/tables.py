@@ -176,28 +176,18 @@ def table_2_interventions(rows: Rows) -> pl.DataFrame:
     (`published.row`).
     """
     cells = []
+    columns = "intervention:text protocol:text control_of:text kind:text alpha beta neurons:int"
     # Only of prompts in a chat template.
     refusal = [REFUSAL] if any(REFUSAL in row.metrics for row in rows) else []
     metrics = [*METRICS, *refusal]
     for row in rows:
-        facts = (
-            row.intervention,
-            row.protocol,
-            row.control_of,
-            row.kind,
-            row.alpha,
-            row.beta,
-            row.neurons,
-        )
+        facts = [getattr(row, column.partition(":")[0]) for column in columns.split()]
         values = _parts(map(row.metrics.get, metrics))
         # Of steering, table 2 has one strength for each model; the others are in table 12.
         steered = row.family == "steer_probe" and row.strength
         stated = "" if row.control or steered else row.protocol
         cells.append((*facts, *values, *beside(stated, partial(_published_row, row))))
-    facts_columns = (
-        "intervention:text protocol:text control_of:text kind:text alpha beta neurons:int"
-    )
-    return frame_of(cells, f"{facts_columns} {_columns(metrics)} {stated_columns(*_PUBLISHED)}")
+    return frame_of(cells, f"{columns} {_columns(metrics)} {stated_columns(*_PUBLISHED)}")
 
 
 def table_3_toxic_neurons(rows: Rows) -> pl.DataFrame:
@@ -293,11 +283,8 @@ def table_12_steering(rows: Rows) -> pl.DataFrame:
     steered = [row for row in rows if row.family == "steer_probe" and not row.control]
     dropped = stated_columns(*_PUBLISHED).split()
     # `strict` first, as everywhere.
-    frame = (
-        table_2_interventions(steered)
-        .drop(dropped)
-        .sort("protocol", "alpha", descending=[True, False])
-    )
+    frame = table_2_interventions(steered).drop(dropped)
+    frame = frame.sort("protocol", "alpha", descending=[True, False])
     cells = [("paper", *beside("paper", partial(_published_steering, place))) for place in (0, 1)]
     columns = f"protocol:text {stated_columns('alpha', *_PUBLISHED)}"
     return pl.concat(
