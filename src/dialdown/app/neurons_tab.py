@@ -161,7 +161,7 @@ class NeuronsTab:
             read = reader.read(models.base, layer, neuron)
             values = np.concatenate([text.values for text in read]).astype(np.float32)
             known = facts_of(frame, layer, neuron)
-            marks = {name: known[name] for name in ("before", "after") if name in known}
+            marks = {name: mean for name, mean in known.items() if name in ("before", "after")}
             chart = drawn(histogram(values, marks), "How often the neuron has which activation")
             texts = says(note) + most_active(read)
             return card(models.base, frame, layer, neuron), chart, texts

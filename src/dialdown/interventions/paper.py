@@ -9,7 +9,7 @@ and up where it writes against it (AP, TN).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,7 @@ def edit_controls(
             f"{edited.name} is a {kind}, not an edit, so it has no edit controls: pass the result "
             "of dd.edit."
         )
-    options = {"alpha": alpha, "kind": kind}
+    options: dict[str, Any] = {"alpha": alpha, "kind": kind}
     options |= {name: edited.record[name] for name in ("ordering", "drop_top")}
     rng = np.random.default_rng(seed)
     sign = _sign(_choose(table, alpha, options["ordering"], options["drop_top"]))
