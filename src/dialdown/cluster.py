@@ -29,7 +29,7 @@ RETRIES = 3
 
 # What the worker made last, and from what. A worker of Dask may have several threads, and edits
 # act on the one model in memory.
-_prepared: dict[bytes, Callable[[Any], None]] = {}
+_prepared: dict[bytes, Callable[[Any], Any]] = {}
 _one_at_a_time = Lock()
 
 
@@ -93,8 +93,7 @@ def _one(job: bytes, place: tuple[str, str], piece: Any) -> Done:
             torch.set_num_threads(1)
             quiet_libraries()
             _prepared[job] = pickle.loads(job)()
-        _prepared[job](piece)
-        return Done(piece, os.getpid(), peak_bytes() or 0)
+        return Done(piece, _prepared[job](piece), os.getpid(), peak_bytes() or 0)
 
 
 def _enter(folder: str, here: str) -> None:

@@ -28,7 +28,7 @@ def memory_is_short(error: Exception) -> bool:
     """Whether memory ran out: torch has one exception for a GPU and only a message for the
     processor.
     """
-    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

@@ -41,7 +41,7 @@ LOSSES = 2
 # again.
 UNGUARDED = 97
 
-Prepare = Callable[[], Callable[[Any], None]]
+Prepare = Callable[[], Callable[[Any], Any]]
 """Makes what does one piece. It travels to the workers, so it is a function of a module, or a
 partial of one.
 """
@@ -49,14 +49,17 @@ partial of one.
 
 @dataclass(frozen=True)
 class Done:
-    """A finished piece, and its worker's process id and peak memory in bytes so far."""
+    """A finished piece with what its work returned, and its worker's process id and peak memory in
+    bytes so far.
+    """
 
     piece: Any
+    told: Any
     worker: int
     peak: int
 
 
-_do: Callable[[Any], None] | None = None
+_do: Callable[[Any], Any] | None = None
 
 
 def default_workers(
@@ -217,8 +220,7 @@ def end_with_parent() -> None:
 
 def _one(piece: Any) -> Done:
     assert _do is not None
-    _do(piece)
-    return Done(piece, os.getpid(), peak_bytes() or 0)
+    return Done(piece, _do(piece), os.getpid(), peak_bytes() or 0)
 
 
 def return_free_memory() -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
+from dialdown import DialdownError
 from dialdown.cli import main as cli
 from dialdown.cli.shared import Display
+from dialdown.models.memory import Shape
 from dialdown.study import load_config
-from dialdown.study.needs import needs, shape_of, tokens_by_stage
+from dialdown.study.memory import Device
+from dialdown.study.needs import Need, needs, shape_of, tokens_by_stage
 from helpers import tiny
 from helpers.commands import invoke
 
@@ -95,6 +100,7 @@ def test_what_was_done_before_says_nothing_about_the_pace(
 def test_doctor_tells_what_a_study_of_a_model_takes(tmp_path: Path) -> None:
     lm = tiny.lm("llama")
     lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
     lines = invoke("doctor", tmp_path / "model", "--set", "dpo.epochs=3").stdout.splitlines()
     parameters = sum(weight.numel() for weight in lm.model.parameters())
     assert f"{parameters:,} parameters" in lines[0]
@@ -106,21 +112,72 @@ def test_doctor_tells_what_a_study_of_a_model_takes(tmp_path: Path) -> None:
         "activations",
         "evaluate",
     ]
+    assert "so it fits" in lines[-2]
     assert "fits" in lines[-1]
+    lines = invoke("doctor", tmp_path / "model", "--preset", "detox").stdout.splitlines()
+    stages = ["probe", "pairs", "means", "gains", "dial", "check"]
+    assert [line.split()[0] for line in lines[2:8]] == stages
 
 
 def test_needs_grow_with_what_they_are_made_of(tmp_path: Path) -> None:
     tiny.lm("llama").model.save_pretrained(tmp_path / "model")
     flags = {"model": str(tmp_path / "model"), "interventions.extent": "tables"}
     config = load_config(preset="demo", flags=flags)
-    shape = shape_of(config)
+    shape, device = shape_of(config), Device("cpu", 1 << 40, 1 << 40, 0)
     assert shape.itemsize == 4
-    of = {need.stage: need for need in needs(config, shape, workers=2)}
-    larger = load_config(preset="demo", flags={**flags, "evaluation.count": 256, "dpo.epochs": 2})
-    more = {need.stage: need for need in needs(larger, shape, workers=4)}
+    of = {need.stage: need for need in needs(config, shape, device)}
+    changed = {"evaluation.count": 256, "dpo.epochs": 2, "workers": 4}
+    more = _needs({**flags, **changed}, shape, device, preset="demo")
     assert more["train"].tokens == 2 * of["train"].tokens
     assert more["evaluate"].tokens > 1.3 * of["evaluate"].tokens
-    assert more["evaluate"].memory > 1.5 * of["evaluate"].memory
+    two = _needs({**flags, "workers": 2}, shape, device, preset="demo")
+    assert more["evaluate"].memory > 1.5 * two["evaluate"].memory
     # A model that is given needs no pairs and no training.
     given = load_config(preset="demo", flags={**flags, "tuned": "elsewhere"})
     assert not {"pairs", "train"} & tokens_by_stage(given).keys()
+
+
+def _needs(
+    flags: dict[str, Any], shape: Shape, device: Device, preset: str = "full"
+) -> dict[str, Need]:
+    listed = needs(load_config(preset=preset, flags=flags), shape, device)
+    return {need.stage: need for need in listed}
+
+
+EIGHT = Shape(
+    parameters=8_030_000_000, itemsize=2, layers=32, d_model=4096, neurons=14336,
+    vocabulary=128_256, key_values=65_536, around=40,
+)  # fmt: skip
+H100 = Device("cuda", 80 << 30, 78 << 30, 1)
+
+
+def test_a_model_of_eight_billion_parameters_on_one_gpu() -> None:
+    flags = {"front.count": 4}
+    whole = _needs(flags, EIGHT, H100)
+    lora = _needs({**flags, "dpo.lora_rank": 16}, EIGHT, H100)
+    # 16-bit weights, their copy to compute with, and float32 ones, gradients and RMSprop's state.
+    assert whole["train"].least == 16 * EIGHT.parameters
+    assert whole["train"].least > H100.total > lora["train"].memory
+    ranks = _needs({**flags, "dpo.processes": 4}, EIGHT, H100._replace(gpus=4))
+    assert ranks["train"].least == 4 * EIGHT.parameters
+    assert ranks["train"].memory < H100.total
+    # Batches are as large as fits, so nothing else takes more than there is.
+    assert all(need.memory < H100.total for need in lora.values())
+    fixed = _needs({**flags, "evaluation.batch_size": 20_000}, EIGHT, H100)
+    assert fixed["evaluate"].memory > whole["evaluate"].memory
+    eight_gpus = _needs({**flags, "workers": 8}, EIGHT, H100._replace(gpus=8))
+    assert eight_gpus["evaluate"].memory == whole["evaluate"].memory
+
+
+def test_what_fits_on_no_device_is_refused_before_any_work(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=1 << 14, intermediate_size=1 << 17, num_hidden_layers=10,
+        num_attention_heads=8, vocab_size=len(tiny.VOCABULARY), dtype="float32",
+    )  # fmt: skip
+    config.save_pretrained(tmp_path / "model")
+    done = invoke("run", "--model", tmp_path / "model", "--out", tmp_path / "run")
+    said = str(done.exception)
+    assert isinstance(done.exception, DialdownError), said
+    assert "does not fit: its stage train takes" in said
+    assert "set dpo.lora_rank to 16, or dtype to bfloat16" in said
+    assert not (tmp_path / "run").exists()

@@ -14,14 +14,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
+import dialdown as dd
 from dialdown import DialdownError
 from dialdown.interventions import Intervention
 from dialdown.models import LM, Decoder, Step
 from dialdown.models.decoding import Pick, batches, greedy, sampler
+from dialdown.models.memory import SmallerBatchWarning, fitting
 from dialdown.training import own_text
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, generate, middle_token
 from helpers.edits import make
+from helpers.memory import short_of_memory
 
 
 def test_batched_is_one_by_one_is_transformers_generate(lm: LM) -> None:
@@ -315,3 +318,32 @@ def test_decoding_leaves_no_trace_of_an_unused_intervention(llama: LM) -> None:
     )
     decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
     assert decoder.run(identity) == decoder.run()
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_done_again(llama: LM) -> None:
+    free = decode(llama, batch_size=2)
+    kept = dd.mean_activations(llama, PROMPTS, max_new_tokens=NEW, batch_size=2)
+    with short_of_memory(above=3):
+        decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
+        with pytest.warns(SmallerBatchWarning, match="7 texts at once .* so 3 at once were done"):
+            assert decoder.run() == free
+        assert decoder.batch_size == 3
+        # From then on it fits.
+        assert decoder.run() == free
+        with pytest.warns(SmallerBatchWarning):
+            means = dd.mean_activations(llama, PROMPTS, max_new_tokens=NEW)
+        assert means.count == kept.count
+        np.testing.assert_allclose(means.means, kept.means, atol=1e-6)
+        # A number that was set is not changed, and nothing is less than one.
+        with pytest.raises(torch.OutOfMemoryError):
+            decode(llama, batch_size=7)
+    with (
+        short_of_memory(above=0),
+        pytest.warns(SmallerBatchWarning),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        decode(llama)
+
+
+def test_what_fits_is_a_power_of_two_of_texts() -> None:
+    assert [fitting(free, 10) for free in (0, 100, 1000, 10**9)] == [1, 4, 64, 512]

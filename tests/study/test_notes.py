@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from dialdown import DialdownError
 from dialdown.study import Study, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.measure import changed, rounded_otherwise
 from dialdown.study.notes import StageNotes, note_training, noted
 from dialdown.training import DPOSettings, TrainingLog
+from helpers.memory import short_of_memory
 from helpers.study_files import write_study
 
 LOG = TrainingLog(10, 10, 80, 8, (), (), (), (), (), (), (), (), (), 1.0)
@@ -32,17 +35,17 @@ SETTINGS = DPOSettings(batch_size=4, accumulation=2, epochs=1, eval_pairs=8)
 def test_no_training_ends_early_or_goes_back_unsaid(log: TrainingLog, says: list[str]) -> None:
     notes = StageNotes()
     note_training(notes, log, SETTINGS)
-    sentences = [note["sentence"] for note in notes.take()]
+    sentences = [note["sentence"] for note in notes.take()["notes"]]
     assert len(sentences) == len(says)
     assert all(sentence.startswith(start) for sentence, start in zip(sentences, says, strict=True))
-    assert notes.take() == []
+    assert notes.take() == {"notes": []}
 
 
 def test_no_text_is_cut_unsaid() -> None:
     notes = StageNotes()
     notes.cut("prompts", [[1, 2, 3], [1, 2], [1] * 9], 2)
     notes.cut("short ones", [[1, 2]], 2)
-    [note] = notes.take()
+    [note] = notes.take()["notes"]
     assert note == {
         "sentence": "2 of 3 prompts were cut to their first 2 tokens",
         "counts": {"longer": 2, "texts": 3, "longest": 2},
@@ -87,3 +90,31 @@ def test_rounding_is_measured_on_every_evaluation_prompt(work: Workspace) -> Non
     # A tiny model has no near ties, so another rounding changes none of them.
     assert changed(texts, otherwise) == {"changed": 0, "prompts": 10}
     assert changed(texts, [*otherwise[:-2], "a", "b"]) == {"changed": 2, "prompts": 10}
+
+
+def test_a_smaller_batch_is_done_again_recorded_and_said(work: Workspace, tmp_path: Path) -> None:
+    config = work.config.model_copy(
+        update={
+            "pairs": replace(work.config.pairs, batch_size="auto"),
+            "interventions": replace(work.config.interventions, families=("edits",)),
+        }
+    )
+    folder = tmp_path / "short"
+    with short_of_memory(above=4):
+        Study(config, folder).run(until="pairs")
+    run = json.loads((folder / "run.json").read_text())
+    assert run["stages"]["base"]["batch_size"] <= 4
+    for stage in ("probe", "pairs", "base"):
+        said = [sentence for of, sentence in noted(run) if of == stage]
+        assert any("texts at once did not fit into memory" in sentence for sentence in said), stage
+    assert run["stages"]["pairs"]["batch_size"] == 56
+    # Another number of prompts at once is no other study.
+    goes_on = config.model_copy(update={"evaluation": replace(config.evaluation, batch_size=3)})
+    assert Study(goes_on, folder).work.ledger.finished("base")
+
+
+def test_memory_that_is_short_ends_with_a_setting_to_try(work: Workspace, tmp_path: Path) -> None:
+    config = work.config.model_copy(update={"pairs": replace(work.config.pairs, batch_size=10)})
+    says = r"not enough memory .*: set pairs\.batch_size to 5, or .*dtype to bfloat16"
+    with short_of_memory(above=9), pytest.raises(DialdownError, match=says):
+        Study(config, tmp_path / "run").run(until="pairs")

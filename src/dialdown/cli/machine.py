@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +20,11 @@ from ..data.catalogue import ASSETS
 from ..data.wheels import cache_folder
 from ..evaluation.scorers import load_scorer
 from ..extras import EXTRAS, installing
+from ..models.memory import Shape
 from ..progress import Progress
 from ..study.config import Config
-from ..study.needs import Shape, needs, shape_of
-from ..study.run import MEMORY
+from ..study.memory import device_of
+from ..study.needs import memory_line, needs, shape_of, size
 from ..workers import do_all
 
 # Seconds of trying how fast the machine is, and how much of that a forward pass reaches.
@@ -83,44 +84,35 @@ def _threads() -> Iterator[str]:
         )
 
 
-def needed(config: Config, folder: Path) -> Iterator[str]:
+def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[str]:
     """What a study will take here, stage by stage, and whether it fits: lines.
 
     Args:
         config: its settings.
         folder: where it will be written.
+        stages: those of the command that is asked about.
 
     Raises:
         DialdownError: the model's config cannot be read.
     """
-    shape = shape_of(config)
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    # The workers of a cluster take the memory of other machines.
-    usual = (os.cpu_count() or 1) if on_cpu else 1
-    workers = 1 if isinstance(config.workers, str) else config.workers or usual
-    stages = needs(config, shape, workers=workers)
+    shape, device = shape_of(config), device_of(config)
+    listed = needs(config, shape, device, stages=stages)
     rate = _tokens_per_second(shape)
     yield (
         f"{config.model}: {shape.parameters:,} parameters, {shape.layers} layers of "
         f"{shape.neurons:,} neurons"
     )
     yield f"{'stage':12} {'memory':>10} {'disk':>10} {'time here':>10}"
-    for need in stages:
+    for need in listed:
         time = _time(need.tokens / rate)
-        yield f"{need.stage:12} {_size(need.memory):>10} {_size(need.disk):>10} {time:>10}"
-    most, disk = max(need.memory for need in stages), sum(need.disk for need in stages)
-    total = _time(sum(need.tokens for need in stages) / rate)
-    yield f"{'all':12} {_size(most):>10} {_size(disk):>10} {total:>10}   (estimates)"
-    free = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info()[0]
-    worst = max(stages, key=lambda need: need.memory).stage
-    yield (
-        f"memory: {_size(free)} free, so it fits"
-        if most <= free
-        else f"memory: {_size(free)} free, and {worst} takes {_size(most)}: lower {MEMORY[worst]}"
-    )
+        yield f"{need.stage:12} {size(need.memory):>10} {size(need.disk):>10} {time:>10}"
+    most, disk = max(need.memory for need in listed), sum(need.disk for need in listed)
+    total = _time(sum(need.tokens for need in listed) / rate)
+    yield f"{'all':12} {size(most):>10} {size(disk):>10} {total:>10}   (estimates)"
+    yield memory_line(config, listed, device)
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     room = shutil.disk_usage(place).free
-    yield f"disk: {_size(room)} free, so it {'fits' if disk <= room else 'does not fit'}"
+    yield f"disk: {size(room)} free, so it {'fits' if disk <= room else 'does not fit'}"
 
 
 def _tokens_per_second(shape: Shape) -> float:
@@ -143,10 +135,6 @@ def _tokens_per_second(shape: Shape) -> float:
         torch.set_num_threads(threads)
     together = 1 if device == "cuda" else threads
     return EFFICIENCY * together * left.shape[0] * right.numel() / (shape.parameters * fastest)
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
 
 
 def _time(seconds: float) -> str:

@@ -221,8 +221,13 @@ def doctor(
     if model is None:
         lines = findings()
     else:
+        from ..study.detox import detox_stages
+        from ..study.outputs import STAGES
+
         named = {"model": model, "device": device, "dtype": dtype}
-        lines = needed(settings_of(preset, None, named, set_), Path("runs") / preset)
+        settings = settings_of(preset, None, named, set_)
+        stages = [*detox_stages(settings.detox.method)] if preset == "detox" else STAGES
+        lines = needed(settings, Path("runs") / preset, stages)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
 

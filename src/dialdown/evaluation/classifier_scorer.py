@@ -11,7 +11,7 @@ import torch
 
 from ..data import loading
 from ..errors import DialdownError
-from .judging import Scores, batches, of_texts
+from .judging import Scores, batches, of_texts, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +78,19 @@ class ClassifierScorer:
         return of_texts(texts, self._probabilities)
 
     def _probabilities(self, texts: Sequence[str]) -> Scores:
-        result = np.zeros(len(texts))
         column = self.model.config.label2id[self.label]
         longest = min(512, self.tokenizer.model_max_length)
-        for rows, batch in batches(self.tokenizer, texts, self.model.device, longest):
-            with torch.inference_mode():
-                logits = self.model(**batch).logits.double()
-            shares = logits.sigmoid() if self._multi_label else logits.softmax(-1)
-            result[rows] = shares[:, column].cpu().numpy()
-        return result
+
+        def score(size: int) -> Scores:
+            result = np.zeros(len(texts))
+            for rows, batch in batches(self.tokenizer, texts, self.model.device, longest, size):
+                with torch.inference_mode():
+                    logits = self.model(**batch).logits.double()
+                shares = logits.sigmoid() if self._multi_label else logits.softmax(-1)
+                result[rows] = shares[:, column].cpu().numpy()
+            return result
+
+        return together(score, texts, self.model.device)
 
 
 def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> str:

@@ -31,7 +31,7 @@ from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..files import fingerprint, read_arrays, write_arrays
 from ..progress import Progress
-from .judging import Scores, batches, of_texts
+from .judging import Scores, batches, of_texts, together
 
 log = logging.getLogger(__name__)
 
@@ -118,18 +118,22 @@ class MiniLMFeatures:
 
     def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embeddings, float32, shape (n, width), of the first 128 tokens of each text."""
-        result = np.zeros((len(texts), self.encoder.config.hidden_size), dtype=np.float32)
-        done = 0
-        for rows, batch in batches(self.tokenizer, texts, self.encoder.device, longest=128):
-            with torch.inference_mode():
-                hidden = self.encoder(**batch).last_hidden_state
-            mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1)
-            result[rows] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
-            done += len(rows)
-            if progress:
-                progress("embed texts for the MiniLM scorer", done, len(texts))
-        return result
+
+        def embed(size: int) -> NDArray[np.float32]:
+            result = np.zeros((len(texts), self.encoder.config.hidden_size), dtype=np.float32)
+            done = 0
+            for rows, batch in batches(self.tokenizer, texts, self.encoder.device, 128, size):
+                with torch.inference_mode():
+                    hidden = self.encoder(**batch).last_hidden_state
+                mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+                mean = (hidden * mask).sum(1) / mask.sum(1)
+                result[rows] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+                done += len(rows)
+                if progress:
+                    progress("embed texts for the MiniLM scorer", done, len(texts))
+            return result
+
+        return together(embed, texts, self.encoder.device)
 
 
 Features = NgramFeatures | MiniLMFeatures

@@ -18,6 +18,7 @@ from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
 from ..models.hooks import Positions, being_changed
 from ..models.lm import LM
+from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol
 from ..models.tokens import text_windows
 from ..progress import Progress, with_bar
@@ -48,7 +49,7 @@ class Suite:
         window: tokens per window of the reference text.
         max_windows: windows used.
         kl_windows: of these, the ones KL is measured on.
-        batch_size: prompts per batch.
+        batch_size: prompts decoded at once; by default 64 on a CPU, and on a GPU what fits.
         seed: of the bootstrap.
         metrics: what else to measure of the continuations (see `Metric`).
     """
@@ -62,7 +63,7 @@ class Suite:
     window: int = 1024
     max_windows: int = 64
     kl_windows: int = 4
-    batch_size: int = 64
+    batch_size: BatchSize = AUTO
     seed: int = 0
     metrics: Sequence[Metric] = ()
 
@@ -88,12 +89,20 @@ class Suite:
 class Evaluator:
     """Evaluates interventions on one base model; see `Suite`.
 
+    Args:
+        lm: the base model.
+        suite: what it is evaluated on.
+        read: what was read of the suite's text by protocol, shared with other evaluators of this
+            model and text.
+
     Raises:
         DialdownError: empty prompts, a prompt longer than the context, no scorer, or a metric whose
             name is taken.
     """
 
-    def __init__(self, lm: LM, suite: Suite) -> None:
+    def __init__(
+        self, lm: LM, suite: Suite, *, read: dict[Protocol, ReferenceText] | None = None
+    ) -> None:
         if not suite.scorers:
             raise DialdownError(
                 "The suite has no scorer, so nothing can be said about toxicity: pass at least one."
@@ -103,7 +112,7 @@ class Evaluator:
         self.suite = suite
         self.metrics = [*suite.metrics, *([] if lm.template == "none" else [Refusals()])]
         self.decoder = self._decoder(lm, share_prefixes=True)
-        self._texts: dict[Protocol, ReferenceText] = {}
+        self._texts: dict[Protocol, ReferenceText] = {} if read is None else read
         self._latest: tuple[Any, Any, list[list[int]]] = (lambda: None, None, [])
 
     def _decoder(self, lm: LM, *, share_prefixes: bool) -> Decoder:

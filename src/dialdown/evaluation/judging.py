@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.reading import whole_text
+from ..models.memory import halving
 
 Scores = NDArray[np.float64]
 
-BATCH = 32  # texts in a forward pass; more only adds padding
+# Texts in a forward pass on a CPU, where more only adds padding.
+BATCH = 32
 
 
 def of_texts(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scores:
@@ -25,13 +27,21 @@ def of_texts(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scor
     return result
 
 
+def together(
+    work: Callable[[int], NDArray[Any]], texts: Sequence[str], device: torch.device
+) -> NDArray[Any]:
+    """What `work` makes of texts with so many in a forward pass, fewer where memory runs out."""
+    size = BATCH if device.type == "cpu" else 8 * BATCH
+    return halving(size, work, most=len(texts))
+
+
 def batches(
-    tokenizer: Any, texts: Sequence[str], device: torch.device, longest: int
+    tokenizer: Any, texts: Sequence[str], device: torch.device, longest: int, size: int
 ) -> Iterator[tuple[NDArray[np.intp], Any]]:
     """Row numbers and padded inputs, by length, so that little of a batch is padding."""
     order = np.argsort([len(text) for text in texts], kind="stable")
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         batch = [texts[row] for row in rows]
         inputs = tokenizer(
             batch, return_tensors="pt", padding=True, truncation=True, max_length=longest

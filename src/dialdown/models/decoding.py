@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from ..errors import DialdownError
 from ..progress import Progress
 from .hooks import Change, Positions, being_changed
 from .lm import LM
+from .memory import AUTO, Auto, BatchSize, Shape, fitting, free_bytes, halving
 from .tokens import text_after
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ class Decoder:
     that act at the last position only. They take memory that grows with the prompts;
     `share_prefixes=False` keeps none, for a decoder that runs once.
 
+    Attributes:
+        batch_size: how many prompts are decoded at once: what was given, or what was found.
+
     Raises:
         DialdownError: see `encode_prompts`.
     """
@@ -151,7 +157,7 @@ class Decoder:
         *,
         max_new_tokens: int = 20,
         max_prompt_tokens: int = 32,
-        batch_size: int = 64,
+        batch_size: BatchSize = AUTO,
         share_prefixes: bool = True,
     ) -> None:
         self.lm = lm
@@ -161,8 +167,36 @@ class Decoder:
         self.encoded = encode_prompts(
             lm, prompts, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens
         )
-        self.batches = batches(lm, self.encoded, batch_size)
+        self._may_halve = isinstance(batch_size, Auto)
         self._prefixes: dict[int, Any] = {}
+        self.batch_size = self._planned(batch_size) if isinstance(batch_size, Auto) else batch_size
+        self.batches = batches(lm, self.encoded, self.batch_size)
+
+    def _planned(self, auto: Auto) -> int:
+        if self.lm.device.type != "cuda":
+            return auto.on_cpu
+        shape, free = Shape.of(self.lm), free_bytes(self.lm.device)
+        prefixes = shape.kept(sum(map(len, self.encoded)))
+        # They save a small part of the work, so they get a small part of the memory.
+        self.share_prefixes = self.share_prefixes and prefixes < free // 8
+        longest = max(map(len, self.encoded))
+        return fitting(
+            free - self.share_prefixes * prefixes, shape.decoded(longest, self.max_new_tokens)
+        )
+
+    def fitted(self, work: Callable[[], T]) -> T:
+        """What `work`, which decodes, gives; where memory runs out and the batch size may be found,
+        it is done again from its start with half of it, and prefixes are no longer kept.
+        """
+
+        def attempt(size: int) -> T:
+            if size != self.batch_size:
+                self.batch_size, self.share_prefixes = size, False
+                self._prefixes.clear()
+                self.batches = batches(self.lm, self.encoded, size)
+            return work()
+
+        return halving(self.batch_size, attempt, most=len(self.prompts), allowed=self._may_halve)
 
     def run(
         self,
@@ -182,9 +216,25 @@ class Decoder:
             observe: called after every forward pass whose last position produces or is a generated
                 token.
             extra_step: make one more pass than tokens, so the last generated token is observed too.
-            pick: how the next tokens are chosen; greedy by default.
+            pick: how the next tokens are chosen; greedy by default. Who observes or picks keeps
+                count, so where memory runs out only they can begin again, by `fitted`.
             progress: called after each batch.
         """
+
+        def run() -> list[list[int]]:
+            return self._run(change, positions, observe, extra_step, pick or greedy, progress)
+
+        return run() if observe or pick else self.fitted(run)
+
+    def _run(
+        self,
+        change: Change | None,
+        positions: Positions,
+        observe: Observer | None,
+        extra_step: bool,
+        pick: Pick,
+        progress: Progress | None,
+    ) -> list[list[int]]:
         shareable = change is None or not change.moves_neurons or positions == "last"
         share = self.share_prefixes and shareable and not being_changed(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
@@ -195,9 +245,7 @@ class Decoder:
             with change.measured(self.lm, positions=positions) if change else nullcontext():
                 for number, (batch, prefix) in enumerate(zip(self.batches, prefixes, strict=True)):
                     # Decoding writes to the keys and values that it goes on from.
-                    tokens = self._decode(
-                        batch, copy.deepcopy(prefix), observe, extra_step, pick or greedy
-                    )
+                    tokens = self._decode(batch, copy.deepcopy(prefix), observe, extra_step, pick)
                     for row, ids in zip(batch.rows, tokens, strict=True):
                         out[row] = ids
                     if progress:

@@ -25,6 +25,7 @@ from ..files import read_arrays, write_arrays
 from ..models.decoding import Decoder, Step, batches, read
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
+from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol
 from ..progress import Progress, with_bar
 
@@ -80,7 +81,7 @@ def mean_activations(
     *,
     max_new_tokens: int = 20,
     max_prompt_tokens: int = 32,
-    batch_size: int = 64,
+    batch_size: BatchSize = AUTO,
     protocol: Protocol = "strict",
     progress: Progress | None = None,
 ) -> NeuronMeans:
@@ -137,8 +138,14 @@ def decode_with_means(
         for index, activations in latest.items():
             sums[index].addmm_(weights, activations)
 
-    with neuron_hooks(lm, keep):
-        tokens = decoder.run(observe=add, extra_step="paper" in protocols, progress=progress)
+    def decode() -> list[list[int]]:
+        sums.zero_()
+        counts.zero_()
+        latest.clear()
+        with neuron_hooks(lm, keep):
+            return decoder.run(observe=add, extra_step="paper" in protocols, progress=progress)
+
+    tokens = decoder.fitted(decode)
     if len(latest) < lm.view.n_layers or not counts.all():
         raise DialdownError(
             f"No activation of {lm.name} was averaged while decoding: every prompt ended at once, "

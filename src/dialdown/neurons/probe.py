@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..models.lm import LM
+from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
 from ..models.protocol import Protocol
 from ..models.tokens import encode_texts
 from ..progress import Progress, with_bar
 from .directions import Direction
 
 PAPER_SEED = 42
+READ = Auto(32)
 
 
 @with_bar
@@ -37,7 +40,7 @@ def train_probe(
     *,
     protocol: Protocol = "strict",
     max_tokens: int = 128,
-    batch_size: int = 32,
+    batch_size: BatchSize = READ,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Direction:
@@ -48,7 +51,7 @@ def train_probe(
         labels: 1 where a text has the concept, else 0.
         protocol: which features and which regression (see `probe_features` and `fit_probe`).
         max_tokens: texts are cut here, and under `paper` padded to here.
-        batch_size: texts per forward pass.
+        batch_size: texts per forward pass; by default 32 on a CPU, and on a GPU what fits.
         seed: of the split and of the cross-validation that sets the regularisation; `paper` has its
             own.
         progress: called after each batch.
@@ -103,7 +106,7 @@ def probe_features(
     *,
     protocols: Sequence[Protocol] = ("strict", "paper"),
     max_tokens: int = 128,
-    batch_size: int = 32,
+    batch_size: BatchSize = READ,
     progress: Progress | None = None,
 ) -> dict[Protocol, NDArray[np.float64]]:
     """Mean final-layer residual of each text under each protocol: (n, d) float64 each (METHOD §2,
@@ -130,22 +133,37 @@ def probe_features(
             "set its eos_token, or run the strict protocol alone (--set protocols='[\"strict\"]')."
         )
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    out = {protocol: np.zeros((len(texts), lm.view.d_model)) for protocol in protocols}
-    for number, protocol in enumerate(protocols):
-        for done, rows in enumerate(batches, number * len(batches) + 1):
+    size = _planned(lm, batch_size, max_tokens) if isinstance(batch_size, Auto) else batch_size
+
+    def read(protocol: Protocol, size: int) -> NDArray[np.float64]:
+        means = np.zeros((len(texts), lm.view.d_model))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        for done, rows in enumerate(batches, [*protocols].index(protocol) * len(batches) + 1):
             ids, mask = _pad(lm, [encoded[row] for row in rows], protocol, max_tokens)
             with torch.inference_mode(), _around_final_norm(lm) as seen:
                 lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-            out[protocol][rows] = _mean(seen, mask, protocol).double().cpu().numpy()
+            means[rows] = _mean(seen, mask, protocol).double().cpu().numpy()
             if progress:
                 progress("reading labelled texts", done, len(protocols) * len(batches))
-        if not np.isfinite(out[protocol]).all():
+        if not np.isfinite(means).all():
             raise DialdownError(
                 f"The final-layer residual of {lm.name} is not finite while reading labelled "
                 "texts: load it in float32 or bfloat16."
             )
-    return out
+        return means
+
+    return {
+        protocol: halving(
+            size, partial(read, protocol), most=len(texts), allowed=isinstance(batch_size, Auto)
+        )
+        for protocol in protocols
+    }
+
+
+def _planned(lm: LM, auto: Auto, tokens: int) -> int:
+    if lm.device.type != "cuda":
+        return auto.on_cpu
+    return fitting(free_bytes(lm.device), Shape.of(lm).read(tokens))
 
 
 def _pad(

@@ -27,6 +27,9 @@ from .sources import check_values, from_environment, merge, nested, read_toml
 PAPER = ("gpt2-medium", "llama-3.1-8b", "mistral-7b", "gemma-2-2b")
 PRESETS = ("smoke", "demo", "diff", "full", "detox", *PAPER)
 
+# Prompts per batch of an automatic batch size on a CPU, which results depend on.
+DECODED_ON_CPU, PAIRS_ON_CPU = 140, 56
+
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -84,7 +87,8 @@ class EvaluationSettings:
         metrics: what else to measure of the continuations: `embedded:groups`, the share that names
             a group of people, or one of your own as `package.module:name` (see
             `dialdown.evaluation.Metric`).
-        batch_size: prompts per batch.
+        batch_size: prompts decoded at once, or `auto`: 140 on a CPU, and on a GPU as many as its
+            memory holds, at most 512, fewer where it did not. It changes results by rounding alone.
         neutral_tokens: how much neutral text costs are measured on while dialling,
             none of it in the rows.
     """
@@ -103,7 +107,7 @@ class EvaluationSettings:
     judge: str = "embedded:ngram"
     pair_scorer: str = "embedded:minilm"
     metrics: tuple[str, ...] = ()
-    batch_size: Count = 160
+    batch_size: Count | Literal["auto"] = "auto"
     neutral_tokens: Count = 1536
 
 
@@ -332,7 +336,8 @@ def load_config(
         config = Config(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # Below a setting are its places in a list, and the kinds of value that it may have.
+        key = ".".join(str(part) for part in first["loc"][:2])
         problem = first["msg"].removeprefix("Value error, ")
         raise DialdownError(
             f"The setting {key} = {first['input']!r:.100} is not valid: {problem}."

@@ -22,10 +22,12 @@ from ..data.corpora import Part
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator, Suite
 from ..evaluation.metrics import Metric, load_metric
+from ..evaluation.perplexity import ReferenceText
 from ..evaluation.probe_scorer import ProbeScorer
 from ..evaluation.scorers import Scorer, load_scorer
 from ..evaluation.token_judge import TokenJudge, load_token_judge
 from ..models.lm import LM, load, load_tuned
+from ..models.memory import Auto, BatchSize, Shape
 from ..models.protocol import Protocol
 from ..models.tokens import text_windows
 from ..neurons.activations import NeuronMeans
@@ -33,8 +35,9 @@ from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
 from ..progress import Progress, silent
 from ..workers import default_workers, do_all, gpus, return_free_memory
-from .config import Config
+from .config import DECODED_ON_CPU, Config
 from .folder import Ledger
+from .memory import device_of, kept_bytes
 from .notes import StageNotes
 from .outputs import STAGES
 from .plan import Tables
@@ -113,6 +116,12 @@ class Workspace:
             training_source=self.config.training_prompts,
             seed=seed,
         )
+
+    @property
+    def batch_size(self) -> BatchSize:
+        """How many prompts are decoded at once."""
+        asked = self.config.evaluation.batch_size
+        return Auto(DECODED_ON_CPU) if asked == "auto" else asked
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -258,7 +267,6 @@ class Workspace:
                 "window",
                 "max_windows",
                 "kl_windows",
-                "batch_size",
             )
         }
         # Rows on fewer prompts, such as controls, need no more pairs; fewer than 8 say nothing.
@@ -270,6 +278,7 @@ class Workspace:
             (self.judge, self.pair_scorer),
             seed=seed,
             metrics=self.metrics,
+            batch_size=self.batch_size,
             **shared,
         )
 
@@ -281,15 +290,19 @@ class Workspace:
         return kept
 
     def evaluator(self, count: int) -> Evaluator:
-        """The evaluator on the first `count` prompts; it keeps what its rows share."""
-        return self.kept(count, lambda: Evaluator(self.lm, self.suite(count)))
+        """The evaluator on the first `count` prompts; it keeps what its rows share, and all of them
+        one copy of what was read of the text.
+        """
+        read: dict[Protocol, ReferenceText] = self.kept(ReferenceText, dict)
+        return self.kept(count, lambda: Evaluator(self.lm, self.suite(count), read=read))
 
     def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
         """Do a job for every piece, by processes or a cluster where that pays; yield each."""
         workers, devices = self.config.workers, gpus(self.config.device)
         if workers is None:
-            weights = sum(tensor.nbytes for tensor in self.lm.model.parameters())
-            workers = default_workers(weights, self._kept_bytes(), self.lm.device.type, devices)
+            shape = Shape.of(self.lm)
+            kept = kept_bytes(self.config, shape, device_of(self.config))
+            workers = default_workers(shape.weights, kept, self.lm.device.type, devices)
         if isinstance(workers, int) and min(workers, len(pieces)) < 2:
             # A tuned model is loaded where it is measured.
             self.__dict__.pop("tuned", None)
@@ -315,40 +328,30 @@ class Workspace:
                 peaks[finished.worker] = finished.peak
                 together = psutil.Process().memory_info().rss + sum(peaks.values())
                 self.peak_together = max(self.peak_together, together)
+                self.notes.join(finished.told)
                 yield finished.piece
 
     def _forget(self) -> None:
         self._kept.clear()
         return_free_memory()
 
-    def _kept_bytes(self) -> int:
-        """What an evaluator keeps in memory: prefixes' keys and values, and the base model's
-        distributions.
-        """
-        settings, config = self.config.evaluation, self.lm.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = heads * (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        around = self.lm.turns.around if self.lm.turns else 0
-        tokens = (settings.count + settings.control_count + 2 * settings.pairs_count) * (
-            settings.max_prompt_tokens + around
-        )
-        prefixes = 2 * tokens * self.lm.view.n_layers * width * self.lm.model.dtype.itemsize
-        # Controls are measured by an evaluator of their own.
-        evaluators = 2 if settings.control_count < settings.count else 1
-        distributions = settings.kl_windows * settings.window * config.vocab_size * 4
-        return int(prefixes + evaluators * len(self.config.protocols) * distributions)
-
 
 def _worker(
     config: Config, folder: Path, stages: tuple[str, ...], job: Job, whole: Mapping[Path, Any]
-) -> Callable[[Any], None]:
+) -> Callable[[Any], StageNotes]:
     """What a worker does pieces of a job with."""
     # Every worker would otherwise read all of the cached assets through, each time that some are
     # started.
     take_as_whole(whole)
-    return partial(job, Workspace(config, folder, stages=stages))
+    return partial(_told, job, Workspace(config, folder, stages=stages))
+
+
+def _told(job: Job, work: Workspace, piece: Any) -> StageNotes:
+    """Do a piece, and give the notes on it."""
+    work.notes = StageNotes()
+    with work.notes.hearing():
+        job(work, piece)
+    return work.notes
 
 
 Facts = dict[str, Any]

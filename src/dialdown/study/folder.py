@@ -68,10 +68,11 @@ MEASURED_ON = (
     "concept", "probe", "evaluation",
 )  # fmt: skip
 
-# By how many processes something is made; it changes no number by more than rounding (a worker has
-# one thread, a process alone has all).
+# By how many processes something is made, and how many prompts each decodes at once; it changes no
+# number by more than rounding (a worker has one thread, a process alone has all).
 BY_HOW_MANY: Any = {
     "workers": True,
+    "evaluation": {"batch_size"},
     **{section: {PROCESSES} for section in ("dpo", "gains", "rank_one")},
 }
 RUN = "run.json"

@@ -158,12 +158,13 @@ def rounded_otherwise(work: Workspace) -> list[str]:
         work.config.evaluation,
         work.prompts.evaluation[: work.config.evaluation.count],
     )
+    usual = work.batch_size if isinstance(work.batch_size, int) else work.batch_size.on_cpu
     decoder = Decoder(
         work.lm,
         prompts,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=settings.max_prompt_tokens,
-        batch_size=max(1, min(settings.batch_size, len(prompts)) // 2),
+        batch_size=max(1, min(usual, len(prompts)) // 2),
         share_prefixes=False,
     )
     return decoder.texts(decoder.run())
@@ -203,3 +204,4 @@ def measure(work: Workspace, piece: Piece) -> None:
         model = models[row.model] if row.model else None
         evaluator = work.evaluator(row.prompts)
         files.write(row, evaluator.measure(row.intervention, row.protocol, model=model))
+        work.notes.batch(evaluator.decoder.batch_size)

@@ -1,19 +1,27 @@
 """What each stage of a study will take, before any work: memory, disk, and how many tokens it puts
 through the model, from which an honest "left" and the time on this machine follow.
 
-These are estimates. Memory counts weights, gradients, an optimiser's state, logits and keys and
-values; what a library keeps besides is one lump a process.
+These are estimates. Memory counts weights, gradients, an optimiser's state, activations, logits,
+keys and values, and what is kept beside them; what libraries take is one lump a process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-
-from ..data.model_files import CONFIG
+from ..data.loading import read_tokenizer
+from ..errors import DialdownError
 from ..exporting.checkpoint import locate, skeleton
-from .config import Config
+from ..models.lm import LM
+from ..models.memory import Shape
+from ..models.templates import check_template
+from ..progress import Progress, silent
+from ..workers import default_workers, gpus
+from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
+from .memory import TAKEN, Device, device_name, device_of, kept_bytes
+from .outputs import MEASURING, STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
 PROCESS_BYTES = 700 << 20
@@ -23,55 +31,40 @@ TRAINING_PASSES = 4
 ROWS = {"conclusions": (22, 18), "tables": (33, 49)}
 # A prompt of which no two continuations lie far enough apart gives no pair.
 PROMPTS_A_PAIR = 1.4
+# Stages whose pieces are done by workers.
+SHARED_OUT = ("pairs", *MEASURING)
+# The settings of the stages that several ranks may train.
+LEARNT = {"train": "dpo", "gains": "gains", "rank_one": "rank_one"}
+# The numbers that govern how much memory a stage takes beside weights.
+LOWERED = {
+    "probe": ("probe.max_tokens",),
+    "pairs": ("pairs.batch_size",),
+    "train": ("dpo.batch_size",),
+    **dict.fromkeys(("means", "activations"), ("evaluation.batch_size",)),
+    **dict.fromkeys(MEASURING, ("evaluation.batch_size", "evaluation.window")),
+    "gains": ("gains.batch_size",),
+    "rank_one": ("rank_one.batch_size",),
+    "dial": ("evaluation.window", "evaluation.neutral_tokens"),
+    "fit": ("gains.batch_size", "probe.max_tokens"),
+}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A model's sizes.
-
-    Attributes:
-        parameters: its weights, shared ones once.
-        itemsize: bytes of one.
-        layers, d_model, neurons, vocabulary: as their names say; neurons of one layer.
-        key_values: numbers that attention keeps of a token in all layers.
-    """
-
-    parameters: int
-    itemsize: int
-    layers: int
-    d_model: int
-    neurons: int
-    vocabulary: int
-    key_values: int
-
-    @property
-    def weights(self) -> int:
-        """Bytes of the weights."""
-        return self.parameters * self.itemsize
-
-
-def shape_of(config: Config) -> Shape:
-    """The sizes of a study's model, from its config.json alone.
+def shape_of(config: Config, progress: Progress = silent) -> Shape:
+    """The sizes of a study's model, from its files without its weights.
 
     Raises:
         DialdownError: it is no folder here, cannot be fetched, or is no causal LM with known MLPs.
     """
-    folder, name, _ = locate(config.model, config.revision, patterns=(CONFIG,))
+    folder, name, _ = locate(config.model, config.revision, progress=progress)
     lm = skeleton(folder, name)
-    settings = lm.model.config.get_text_config()
-    on_cpu = config.device == "cpu" or not (config.device or torch.cuda.is_available())
-    dtype = config.dtype or ("float32" if on_cpu else str(settings.dtype or "float32"))
-    heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
-    width = getattr(settings, "head_dim", None) or lm.view.d_model // settings.num_attention_heads
-    return Shape(
-        parameters=sum(weight.numel() for weight in lm.model.parameters()),
-        itemsize=4 if dtype.endswith("float32") else 2,
-        layers=lm.view.n_layers,
-        d_model=lm.view.d_model,
-        neurons=lm.view.n_neurons,
-        vocabulary=settings.vocab_size,
-        key_values=2 * lm.view.n_layers * heads * width,
-    )
+    if config.template != "none":
+        tokenizer = read_tokenizer(str(folder), name=name)
+        template = check_template(tokenizer, config.template, name)
+        lm = LM(lm.model, tokenizer, lm.view, name, template=template)
+    on_cpu = device_name(config) == "cpu"
+    own = str(lm.model.config.get_text_config().dtype or "float32")
+    dtype = config.dtype or ("float32" if on_cpu else own)
+    return Shape.of(lm, 4 if dtype.endswith("float32") else 2)
 
 
 @dataclass(frozen=True)
@@ -80,100 +73,199 @@ class Need:
 
     Attributes:
         stage: its name.
-        memory: bytes at most, in all processes together.
+        memory: bytes at most, of all processes that share a device.
+        least: of these, what no batch size lowers: weights, gradients and an optimiser's state of
+            one process.
         disk: bytes that it leaves.
         tokens: what it puts through the model, in tokens of a forward pass.
     """
 
     stage: str
     memory: int
+    least: int
     disk: int
     tokens: float
 
 
-def needs(config: Config, shape: Shape, *, workers: int) -> list[Need]:
-    """The stages of a study that put tokens through the model, in order.
+def needs(
+    config: Config, shape: Shape, device: Device, *, stages: Collection[str] = STAGES
+) -> list[Need]:
+    """What those of the stages take that put tokens through the model, in order.
 
     Args:
         config: the study's settings.
         shape: of the model.
-        workers: processes that sample and measure.
+        device: where it runs.
+        stages: by name.
     """
-    return [
-        Need(stage, _memory(stage, config, shape, workers), _disk(stage, shape), tokens)
-        for stage, tokens in tokens_by_stage(config).items()
-    ]
+    workers = config.workers
+    if workers is None:
+        kept = kept_bytes(config, shape, device)
+        workers = default_workers(shape.weights, kept, device.kind, [""] * device.gpus)
+    # The workers of a cluster take the memory of other machines.
+    together = workers if isinstance(workers, int) else 1
+    if device.gpus:
+        together = -(-together // device.gpus)
+    listed = []
+    for stage, tokens in tokens_by_stage(config, stages, around=shape.around).items():
+        least, further = TAKEN[stage](config, shape, device)
+        ranks = getattr(config, LEARNT.get(stage, ""), None)
+        # Ranks have a GPU each.
+        training = ranks.processes if ranks and not device.gpus else 1
+        processes = together if stage in SHARED_OUT else training
+        memory = processes * (least + further + PROCESS_BYTES)
+        # What starts the workers has no model meanwhile.
+        memory += PROCESS_BYTES if processes > 1 and not device.gpus else 0
+        listed.append(Need(stage, memory, least, _disk(stage, config, shape), tokens))
+    return listed
 
 
-def tokens_by_stage(config: Config) -> dict[str, float]:
-    """Tokens that each stage puts through the model; a stage that is not asked for is left out."""
-    probe, pairs, dpo, evaluation = config.probe, config.pairs, config.dpo, config.evaluation
+def check_memory(
+    config: Config, stages: Collection[str], *, progress: Progress = silent
+) -> str | None:
+    """Say in one line what the stages take at most of what is free; None where nothing can be said.
+
+    Raises:
+        DialdownError: a stage does not fit this device, whatever the batch size (what would fit is
+            named).
+    """
+    try:
+        shape, device = shape_of(config, progress), device_of(config)
+    except DialdownError:
+        # Loading the model says what is wrong.
+        return None
+    listed = needs(config, shape, device, stages=stages)
+    if not listed:
+        return None
+    where = "GPU" if device.kind == "cuda" else "machine"
+    worst = max(listed, key=lambda need: need.least)
+    if worst.least > device.total:
+        raise DialdownError(
+            f"{config.model} does not fit: its stage {worst.stage} takes {size(worst.least)} of "
+            f"memory at least, and this {where} has {size(device.total)}: "
+            f"{way_out(worst.stage, config, weights=True)}."
+        )
+    return memory_line(config, listed, device)
+
+
+def memory_line(config: Config, listed: Sequence[Need], device: Device) -> str:
+    """Whether what the stages take is free here, and what to do where it is not."""
+    worst = max(listed, key=lambda need: need.memory)
+    says = f"memory: up to {size(worst.memory)} ({worst.stage}) of {size(device.free)} free"
+    if worst.memory <= device.free:
+        return f"{says}, so it fits"
+    return f"{says}, by estimate; should it run out, {way_out(worst.stage, config)}"
+
+
+def way_out(stage: str, config: Config, *, weights: bool = False) -> str:
+    """What to pass instead where a stage has too little memory: the end of a sentence.
+
+    Args:
+        stage: its name.
+        config: the study's settings.
+        weights: whether they alone are too large, so that no smaller batch helps.
+    """
+    on_cpu = not device_name(config).startswith("cuda")
+    ways = ["dpo.lora_rank to 16"] if stage == "train" and not config.dpo.lora_rank else []
+    if ways and (cards := len(gpus(config.device))) > config.dpo.processes:
+        ways.append(f"dpo.processes to {cards}")
+    if not weights:
+        lowered = (_lowered(setting, config, on_cpu) for setting in LOWERED.get(stage, ()))
+        ways += filter(None, lowered)
+        ways += ["workers to 1"] if stage in SHARED_OUT and config.workers != 1 else []
+    if config.dtype == "float32" or (config.dtype is None and on_cpu):
+        ways.append("dtype to bfloat16")
+    return f"set {', or '.join(ways)}" if ways else "pass a smaller model"
+
+
+def _lowered(setting: str, config: Config, on_cpu: bool) -> str | None:
+    """A setting and half of its value; None where it is as low as it goes."""
+    section, _, name = setting.partition(".")
+    settings = getattr(config, section)
+    value = getattr(settings, name)
+    if value == "auto":
+        # Elsewhere it was halved to 1 before memory was said to be short.
+        value = {"pairs": PAIRS_ON_CPU, "evaluation": DECODED_ON_CPU}[section] if on_cpu else 1
+    if setting == "evaluation.batch_size":
+        value = min(value, settings.count + settings.pairs_count)
+    if value == 1:
+        return None
+    steps = hasattr(settings, "accumulation")
+    more = f" and {section}.accumulation to {2 * settings.accumulation}" if steps else ""
+    return f"{setting} to {value // 2}{more}"
+
+
+def size(count: float) -> str:
+    """Bytes as they are read."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
+
+
+def tokens_by_stage(
+    config: Config, stages: Collection[str] = STAGES, *, around: int = 0
+) -> dict[str, float]:
+    """Tokens that each of the stages puts through the model; one that is not asked for, or puts
+    none, is left out.
+
+    Args:
+        config: the study's settings.
+        stages: by name.
+        around: tokens that a chat template puts around a prompt.
+    """
+    probe, pairs, evaluation = config.probe, config.pairs, config.evaluation
     protocols = len(config.protocols)
-    decoded = evaluation.count * (evaluation.max_prompt_tokens + evaluation.max_new_tokens)
-    prompted = evaluation.max_prompt_tokens + pairs.max_new_tokens
-    candidates = pairs.sampled + pairs.greedy + pairs.steered
-    tokens = {
-        # Read, not decoded, and without the unembedding.
-        "probe": 0.5 * probe.count * probe.max_tokens * protocols,
-        "base": decoded + 4.0 * protocols * _row(config, evaluation.count),
-    }
-    if config.tuned is None:
-        tokens["pairs"] = PROMPTS_A_PAIR * pairs.count * candidates * prompted
-        tokens["train"] = float(TRAINING_PASSES * 2 * pairs.count * prompted * dpo.epochs)
+    prompt = evaluation.max_prompt_tokens + around
+    decoded = float(evaluation.count * (prompt + evaluation.max_new_tokens))
+    prompted = prompt + pairs.max_new_tokens
+    trained = 2.0 * TRAINING_PASSES * pairs.count * prompted
+    candidates = pairs.unsteered + pairs.steered
+    row = partial(_row, config, prompt)
     whole, controls = (
         share * protocols / 2 * len(config.interventions.families) / 3
         for share in ROWS[config.interventions.extent]
     )
-    tokens["activations"] = float(decoded)
-    tokens["evaluate"] = whole * _row(config, evaluation.count) + controls * _row(
-        config, min(evaluation.control_count, evaluation.count)
-    )
-    if config.front.count and config.tuned is None:
-        gains = config.gains
-        tokens["gains"] = float(TRAINING_PASSES * 4 * pairs.count * prompted * gains.epochs)
-        tokens["front"] = 60.0 * _row(config, config.front.count)
-    return tokens
+    methods = len(config.ladder.methods)
+    tokens = {
+        # Read, not decoded, and without the unembedding.
+        "probe": 0.5 * probe.count * probe.max_tokens * protocols,
+        "base": decoded + 4.0 * protocols * row(evaluation.count),
+        "pairs": PROMPTS_A_PAIR * pairs.count * candidates * prompted,
+        "means": decoded,
+        "train": trained * config.dpo.epochs,
+        "activations": decoded,
+        "evaluate": whole * row(evaluation.count)
+        + controls * row(min(evaluation.control_count, evaluation.count)),
+        # The KL on text of the model's own is as much again.
+        "gains": 2 * trained * config.gains.epochs,
+        "rank_one": 2 * trained * config.rank_one.epochs,
+        "step": trained,
+        "front": 60.0 * row(config.front.count),
+        "dial": 5.0 * evaluation.neutral_tokens,
+        "check": 3.0 * row(evaluation.count),
+        "fit": methods * trained,
+        "compare": methods * row(config.ladder.prompts),
+    }
+    left_out = set() if config.tuned is None else {"pairs", "train", "gains", "step", "front"}
+    if "front" in stages and not config.front.count:
+        left_out |= {"gains", "step", "front"}
+    return {stage: tokens[stage] for stage in stages if stage in tokens.keys() - left_out}
 
 
-def _row(config: Config, prompts: int) -> float:
+def _row(config: Config, prompt: int, prompts: int) -> float:
     """Tokens of one row: continuations, those for F1, and the windows of text."""
     evaluation = config.evaluation
-    a_prompt = evaluation.max_prompt_tokens + evaluation.max_new_tokens
+    a_prompt = prompt + evaluation.max_new_tokens
     pairs = evaluation.pairs_count * prompts / evaluation.count
     # Texts fill fewer windows than are allowed; this many tokens are in the longest embedded one.
     text = min(evaluation.max_windows * evaluation.window, 300_000)
     return (prompts + pairs) * a_prompt + text
 
 
-def _memory(stage: str, config: Config, shape: Shape, workers: int) -> int:
-    evaluation = config.evaluation
-    length = evaluation.max_prompt_tokens + evaluation.max_new_tokens
-    if stage in ("train", "gains"):
-        settings = config.dpo if stage == "train" else config.gains
-        # Whole weights in float32 with gradients and the optimiser's state; adapters have few.
-        whole = stage == "train" and not settings.lora_rank
-        policy = 4 * shape.parameters * (3 if whole else 0)
-        tokens = 2 * settings.batch_size * min(settings.max_tokens, length)
-        kept = tokens * (shape.layers * (3 * shape.neurons + 16 * shape.d_model) * 4)
-        return shape.weights + policy + kept + tokens * shape.vocabulary * 16 + PROCESS_BYTES
-    if stage == "probe":
-        return shape.weights + 64 * config.probe.max_tokens * shape.neurons * 4 + PROCESS_BYTES
-    batch = {"pairs": config.pairs.batch_size}.get(stage, evaluation.batch_size)
-    # Keys and values of a batch, its last logits, and the base's distributions beside which KL is
-    # measured.
-    held = batch * (length * shape.key_values + 3 * shape.vocabulary) * shape.itemsize
-    if stage in ("base", "evaluate", "front"):
-        held += evaluation.kl_windows * evaluation.window * shape.vocabulary * 4
-    models = 1 if stage in ("base", "pairs") else 2
-    processes = 1 if stage == "activations" else workers
-    return processes * (models * shape.weights + held + PROCESS_BYTES) + PROCESS_BYTES
-
-
-def _disk(stage: str, shape: Shape) -> int:
+def _disk(stage: str, config: Config, shape: Shape) -> int:
+    trained = 0 if config.dpo.lora_rank else shape.parameters
     values = shape.layers * shape.neurons
     return {
         # A checkpoint with the optimiser's state stands beside the result until the end.
-        "train": shape.weights + 3 * 4 * shape.parameters,
+        "train": shape.weights + 3 * 4 * trained,
         "base": values * 8 * 2,
         "activations": values * 8 * 2,
         "evaluate": values * 8 * 40,

@@ -7,9 +7,13 @@ and from there the page and the last lines of a command say them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from ..models.memory import SmallerBatchWarning
 
 if TYPE_CHECKING:
     from ..neurons.table import NeuronTable
@@ -32,6 +36,33 @@ class StageNotes:
     """The notes of the stage that is going on."""
 
     _notes: list[Note] = field(default_factory=list)
+    _batch: int | None = None
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Keep what is warned of memory within."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", SmallerBatchWarning)
+            show = warnings.showwarning
+
+            def keep(message: Warning | str, category: type[Warning], *at: Any, **at_: Any) -> None:
+                if issubclass(category, SmallerBatchWarning):
+                    self.add(str(message))
+                else:
+                    show(message, category, *at, **at_)
+
+            warnings.showwarning = keep
+            yield
+
+    def batch(self, size: int) -> None:
+        """Keep how many prompts were decoded at once, the fewest where that changed."""
+        self._batch = min(size, self._batch or size)
+
+    def join(self, others: StageNotes) -> None:
+        """Keep the notes of a worker too."""
+        self._notes += [note for note in others._notes if note not in self._notes]
+        if others._batch:
+            self.batch(others._batch)
 
     def add(self, sentence: str, **counts: float) -> None:
         """Keep a sentence; where there are counts, they fill its `{name}` places."""
@@ -50,9 +81,13 @@ class StageNotes:
                 longest=longest,
             )
 
-    def take(self) -> list[Note]:
-        """The notes so far, which are then forgotten."""
-        taken, self._notes = self._notes, []
+    def take(self) -> dict[str, Any]:
+        """The notes so far, and the batch size where something was decoded, as facts of a stage;
+        they are then forgotten.
+        """
+        taken: dict[str, Any] = {"notes": self._notes}
+        taken |= {"batch_size": self._batch} if self._batch else {}
+        self._notes, self._batch = [], None
         return taken
 
 

@@ -9,7 +9,7 @@ interrupted sampling and evaluation keep every finished piece.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ from ..workers import check_main_guard
 from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
-from .outputs import MEASURING
+from .needs import check_memory, way_out
 from .preflight import check_inputs, check_settings
 from .stages import (
     collect_means,
@@ -45,21 +45,6 @@ STUDY: Stages = {
     "gains": gains_for_front,
     "step": step_for_front,
     "front": draw_front,
-}
-
-# The settings that govern how much memory a stage takes.
-MEMORY = {
-    "probe": "probe.max_tokens",
-    "pairs": "workers or pairs.batch_size",
-    "train": "dpo.batch_size (and raise dpo.accumulation as much)",
-    "means": "evaluation.batch_size",
-    "activations": "evaluation.batch_size",
-    "neurons": "the precision: set dtype to bfloat16",
-    **dict.fromkeys(("gains", "step"), "gains.batch_size"),
-    "rank_one": "rank_one.batch_size",
-    "dial": "evaluation.window",
-    "fit": "gains.batch_size or probe.count",
-    **dict.fromkeys(MEASURING, "workers, evaluation.batch_size or evaluation.window"),
 }
 
 # Seconds of other work for each that showing it takes.
@@ -111,10 +96,10 @@ class Study:
             new = not (self.folder.is_dir() and any(self.folder.iterdir()))
         if new:
             # What cannot work leaves no folder.
-            check_inputs(self.work, names)
+            self._check(names)
         with ledger.claim(self.announce):
             if not new:
-                check_inputs(self.work, [stage for stage in names if not ledger.finished(stage)])
+                self._check([stage for stage in names if not ledger.finished(stage)])
             try:
                 for stage in names:
                     self._do(stage)
@@ -124,6 +109,13 @@ class Study:
                     self.show(False)
                 raise
             self.show(False)
+
+    def _check(self, stages: Sequence[str]) -> None:
+        """Refuse what cannot work, and say what memory the stages will take."""
+        said = check_memory(self.config, stages, progress=self.progress)
+        check_inputs(self.work, stages)
+        if said:
+            self.announce(said)
 
     def _do(self, stage: str) -> None:
         ledger = self.work.ledger
@@ -141,9 +133,9 @@ class Study:
             return
         self._show_more()
         start = time.perf_counter()
-        with enough_memory(f"lower {MEMORY.get(stage, 'workers')}"):
+        with enough_memory(way_out(stage, self.config)), self.work.notes.hearing():
             facts = self.stages[stage](self.work)
-        facts["notes"] = self.work.notes.take()
+        facts |= self.work.notes.take()
         seconds = time.perf_counter() - start
         ledger.record(stage, seconds, facts, self.work.peak_together)
         # Of what was not asked for there is nothing to say here; run.json says why it was left out.

@@ -26,9 +26,17 @@ from ..neurons.probe import check_labels, fit_probe, probe_features
 from ..neurons.subspace import mlp_facts, sign_conflicts, svd_subspace
 from ..neurons.table import NeuronTable, compare
 from ..training.dpo import train_dpo
-from ..training.make_pairs import CandidateFiles, Candidates, candidates, choose_pairs, count_pairs
+from ..training.make_pairs import (
+    CandidateFiles,
+    Candidates,
+    candidates,
+    choose_pairs,
+    count_pairs,
+    prompts_together,
+)
 from ..training.settings import PairSettings
 from . import plan
+from .config import PAIRS_ON_CPU
 from .context import Facts, Workspace
 from .measure import changed, cut_prompts, measure_rows, rounded_otherwise
 from .notes import note_judged, note_training
@@ -90,20 +98,22 @@ def find_pairs(work: Workspace) -> Facts:
     if work.config.tuned is not None:
         return {"skipped": "a tuned model was given"}
     settings, total = _pair_settings(work), work.config.pairs.count
-    files = candidate_files(work)
-    starts = range(0, len(work.prompts.training), settings.batch_size)
+    size = prompts_together(work.lm, settings, on_cpu=PAIRS_ON_CPU)
+    work.notes.batch(size)
+    settings, left = dataclasses.replace(settings, batch_size=size), len(work.prompts.training)
+    files = candidate_files(work, size)
+    starts = range(0, left, size)
     sampled = {start: files.read(start) for start in starts}
     record = {"scorer": work.pair_scorer.name, **work.lm.describe()}
     # Batches finish in any order; only those with none missing before them count, so the order
     # changes nothing.
     batches: list[Candidates] = []
     pairs_found = 0
-    with closing(
-        work.do_all(sample, [start for start in starts if sampled[start] is None])
-    ) as done:
+    missing = [range(start, start + size) for start in starts if sampled[start] is None]
+    with closing(work.do_all(sample, missing)) as done:
         while pairs_found < total and len(batches) < len(starts):
             while (batch := sampled[starts[len(batches)]]) is None:
-                finished = next(done)
+                finished = next(done).start
                 sampled[finished] = files.read(finished)
             batches.append(batch)
             pairs_found += count_pairs(batch, settings)
@@ -130,8 +140,8 @@ def _pair_settings(work: Workspace) -> PairSettings:
     return dataclasses.replace(work.config.pairs, seed=work.config.seed)
 
 
-def candidate_files(work: Workspace) -> CandidateFiles:
-    """The continuations sampled so far."""
+def candidate_files(work: Workspace, size: int) -> CandidateFiles:
+    """The continuations sampled so far, so many prompts at a time."""
     settings, config = work.config.evaluation, work.config
     # The prompts themselves, and the scorer's files: either may have changed under the same name.
     sampled_from = (
@@ -145,23 +155,24 @@ def candidate_files(work: Workspace) -> CandidateFiles:
     inputs = fingerprint(
         work.ledger.inputs("probe"), work.ledger.outputs("probe"), sampled_from, scorer
     )
-    return CandidateFiles(work.folder / "pairs", inputs, _pair_settings(work))
+    sampling = dataclasses.replace(_pair_settings(work), batch_size=size)
+    return CandidateFiles(work.folder / "pairs", inputs, sampling)
 
 
-def sample(work: Workspace, start: int) -> None:
-    """Sample and score the batch of training prompts from number `start` on, and write it to the
-    folder `pairs`.
+def sample(work: Workspace, numbers: range) -> None:
+    """Sample and score a batch of training prompts by their numbers, and write it to the folder
+    `pairs`.
     """
-    one = candidates(
+    batch = candidates(
         work.lm,
-        work.prompts.training,
+        work.prompts.training[numbers.start : numbers.stop],
         work.pair_scorer.score,
         _pair_settings(work),
-        start,
+        numbers.start,
         direction=work.probe(work.config.protocols[0]),
         max_prompt_tokens=work.config.evaluation.max_prompt_tokens,
     )
-    candidate_files(work).write(start, one)
+    candidate_files(work, len(numbers)).write(numbers.start, batch)
 
 
 def tune(work: Workspace) -> Facts:
@@ -225,9 +236,10 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         share_prefixes=False,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=settings.max_prompt_tokens,
-        batch_size=settings.batch_size,
+        batch_size=work.batch_size,
     )
     _, taken = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
+    work.notes.batch(decoder.batch_size)
     work.notes.cut("prompts", work.lm.encode(prompts), settings.max_prompt_tokens)
     for protocol, means in taken.items():
         means.save(work.path(f"means-{name}.safetensors", protocol))

@@ -19,6 +19,7 @@ from ..interventions.intervention import Intervention
 from ..interventions.paper import steer, steering_alpha
 from ..models.decoding import Decoder, greedy, sampler
 from ..models.lm import LM
+from ..models.memory import MOST, Auto
 from ..models.templates import cut
 from ..neurons.directions import Direction
 from ..progress import Progress, with_bar
@@ -108,11 +109,11 @@ def make_pairs(
         DialdownError: no direction to steer along, or too few pairs.
     """
     batches: list[Candidates] = []
-    count = 0
-    for start in range(0, len(prompts), settings.batch_size):
+    count, size = 0, prompts_together(lm, settings)
+    for start in range(0, len(prompts), size):
         batch = candidates(
             lm,
-            prompts,
+            prompts[start : start + size],
             score,
             settings,
             start,
@@ -125,7 +126,8 @@ def make_pairs(
             progress("making pairs", min(count, settings.count), settings.count)
         if count >= settings.count:
             break
-    return choose_pairs(batches, settings, {"scorer": scorer, **lm.describe()})
+    used = replace(settings, batch_size=size)
+    return choose_pairs(batches, used, {"scorer": scorer, **lm.describe()})
 
 
 def candidates(
@@ -138,8 +140,8 @@ def candidates(
     direction: Direction | None = None,
     max_prompt_tokens: int = 32,
 ) -> Candidates:
-    """Candidates for the batch of prompts from number `start` on, whichever batches were made
-    before it; see `make_pairs`.
+    """Candidates for a batch of prompts, the first of which has the number `start`, whichever
+    batches were made before it; see `make_pairs`.
     """
     towards = None
     if settings.steered:
@@ -149,9 +151,18 @@ def candidates(
             )
         towards = steer(direction, -steering_alpha(direction, settings.steering_strength))
     # The part of each prompt that its continuations follow.
-    batch = cut(lm.tokenizer, prompts[start : start + settings.batch_size], max_prompt_tokens)
+    batch = cut(lm.tokenizer, prompts, max_prompt_tokens)
     texts = _sample(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
     return Candidates(batch, texts, [score(column).tolist() for column in texts])
+
+
+def prompts_together(lm: LM, settings: PairSettings, *, on_cpu: int = 64) -> int:
+    """How many prompts have their candidates sampled together: what is set, or that many on a
+    CPU and elsewhere as many as make the largest batch.
+    """
+    if settings.batch_size != "auto":
+        return settings.batch_size
+    return on_cpu if lm.device.type == "cpu" else max(1, MOST // max(1, settings.unsteered))
 
 
 def count_pairs(batch: Candidates, settings: PairSettings) -> int:
@@ -202,25 +213,28 @@ def _sample(
         prompts,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
-        batch_size=len(prompts),
+        batch_size=Auto(len(prompts)) if settings.batch_size == "auto" else len(prompts),
     )
-    picks = [
-        greedy
-        if settings.sampled <= index < settings.unsteered
-        else sampler(
-            temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index
+
+    def sample() -> list[list[list[int]]]:
+        picks = [
+            greedy
+            if settings.sampled <= index < settings.unsteered
+            else sampler(
+                temperature=settings.temperature, top_k=settings.top_k, seed=seed * 1000 + index
+            )
+            for index in range(settings.unsteered + settings.steered)
+        ]
+        unsteered, steered = picks[: settings.unsteered], picks[settings.unsteered :]
+        # A GPU waits for launches; a CPU computes all the while, best on what its cache holds.
+        columns = (
+            [decoder.run(pick=pick) for pick in unsteered]
+            if lm.device.type == "cpu"
+            else decoder.run_together(unsteered)
         )
-        for index in range(settings.unsteered + settings.steered)
-    ]
-    unsteered, steered = picks[: settings.unsteered], picks[settings.unsteered :]
-    # A GPU waits for launches; a CPU computes all the while, best on what its cache holds.
-    columns = (
-        [decoder.run(pick=pick) for pick in unsteered]
-        if lm.device.type == "cpu"
-        else decoder.run_together(unsteered)
-    )
-    columns += [decoder.run(towards, pick=pick) for pick in steered]
-    return [decoder.texts(column) for column in columns]
+        return columns + [decoder.run(towards, pick=pick) for pick in steered]
+
+    return [decoder.texts(column) for column in decoder.fitted(sample)]
 
 
 def _pairs(batch: Candidates, settings: PairSettings) -> list[tuple[Pair, dict[str, float]]]:

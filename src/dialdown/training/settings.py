@@ -44,7 +44,9 @@ class PairSettings:
         temperature: of the sampling.
         top_k: the sampling is among this many most likely tokens.
         max_new_tokens: length of a continuation.
-        batch_size: prompts per batch.
+        batch_size: prompts whose candidates are sampled together, or `auto`: 64 on a CPU (56 in a
+            study), and on a GPU as many as make 512 continuations, fewer at once where its memory
+            does not hold them. What is drawn depends on it.
         seed: of the sampling.
     """
 
@@ -57,13 +59,14 @@ class PairSettings:
     temperature: float = 1.0
     top_k: int = 100
     max_new_tokens: int = 20
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot make a pair (DialdownError)."""
-        least = {"count": 1, "sampled": 0, "steered": 0, "top_k": 1, "max_new_tokens": 1}
-        _check_least(self, "Pairs cannot be made", {**least, "batch_size": 1, "seed": 0})
+        least = {"count": 1, "sampled": 0, "steered": 0, "top_k": 1, "max_new_tokens": 1, "seed": 0}
+        least |= {} if self.batch_size == "auto" else {"batch_size": 1}
+        _check_least(self, "Pairs cannot be made", least)
         _check_positive(self, "Pairs cannot be sampled", "temperature")
         if not math.isfinite(self.margin):
             raise DialdownError(
