@@ -96,7 +96,8 @@ def test_a_smaller_batch_is_done_again_recorded_and_said(work: Workspace, tmp_pa
     config = work.config.model_copy(
         update={
             "pairs": replace(work.config.pairs, batch_size="auto"),
-            "interventions": replace(work.config.interventions, families=("edits",)),
+            "protocols": ("strict",),
+            "interventions": replace(work.config.interventions, families=("steering",)),
         }
     )
     folder = tmp_path / "short"
@@ -114,7 +115,13 @@ def test_a_smaller_batch_is_done_again_recorded_and_said(work: Workspace, tmp_pa
 
 
 def test_memory_that_is_short_ends_with_a_setting_to_try(work: Workspace, tmp_path: Path) -> None:
-    config = work.config.model_copy(update={"pairs": replace(work.config.pairs, batch_size=10)})
+    config = work.config.model_copy(
+        update={
+            "pairs": replace(work.config.pairs, batch_size=10),
+            "protocols": ("strict",),
+            "interventions": replace(work.config.interventions, families=("steering",)),
+        }
+    )
     says = r"not enough memory .*: set pairs\.batch_size to 5, or .*dtype to bfloat16"
     with short_of_memory(above=9), pytest.raises(DialdownError, match=says):
         Study(config, tmp_path / "run").run(until="pairs")

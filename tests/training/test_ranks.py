@@ -133,7 +133,7 @@ def test_ranks_that_were_given_different_settings_are_refused(together: tuple[Pl
     assert "1 of 2 ranks (first: rank 1) were given another model" in together[1].refusal
 
 
-def test_a_rank_that_is_killed_ends_the_training_which_goes_on_later(
+def test_a_rank_that_is_killed_ends_the_training_which_one_process_may_go_on_with(
     base: Path, alone: Place, log: TrainingLog, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = Place(base, tmp_path)
@@ -147,7 +147,7 @@ def test_a_rank_that_is_killed_ends_the_training_which_goes_on_later(
     assert not (tmp_path / "dpo").exists()
     assert not started()
     ticks: list[int] = []
-    resumed = place.dpo(TWO, progress=lambda what, done, total: ticks.append(done))
+    resumed = place.dpo(progress=lambda what, done, total: ticks.append(done))
     assert ticks == [2, 3, 4, 5, 6]
     check_logs(resumed, log)
     check_weights(place, alone, base)
