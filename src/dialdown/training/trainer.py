@@ -152,6 +152,10 @@ class KLDPOTrainer(DPOTrainer):
         ranks.on_main(partial(folder.mkdir, exist_ok=True))
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    def _inner_training_loop(self, batch_size: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # Older releases go on with a checkpoint's batches, which are another number of ranks'.
+        return super()._inner_training_loop(self.args.train_batch_size, *args, **kwargs)
+
     def fit(self) -> TrainingLog:
         """Train to the end, from the last whole checkpoint if there is one, and load the best
         weights.
