@@ -113,10 +113,10 @@ def test_ranks_train_a_16_bit_model_and_write_it_in_its_dtype(
     together: tuple[Place, Seen], alone: Place
 ) -> None:
     place, seen = together
-    one = alone.dpo_of_16_bits()
+    single = alone.dpo_of_16_bits()
     # One process has its norms in float32, as autocast does; FSDP2 has all arithmetic in 16 bits.
-    np.testing.assert_allclose(seen.half.loss, one.loss, atol=0.1)
-    np.testing.assert_allclose(seen.half.kl_own, one.kl_own, atol=0.1)
+    np.testing.assert_allclose(seen.half.loss, single.loss, atol=0.1)
+    np.testing.assert_allclose(seen.half.kl_own, single.kl_own, atol=0.1)
     assert AutoModelForCausalLM.from_pretrained(place.out / "half").dtype == torch.bfloat16
 
 
