@@ -1,6 +1,4 @@
-"""A GPU gives what the CPU gives: the same tiny models, in float32, on both. Without a GPU this file
-leaves itself out.
-"""
+"""A GPU gives what the CPU gives: the same tiny models, in float32, on both."""
 
 from __future__ import annotations
 
@@ -24,8 +22,13 @@ ARCHITECTURES = ("llama", "gemma2", "gpt2")
 PROMPTS = ["the cat", "a", "what the cat saw in the tree", "the", "no cat", "rain and the cat"]
 TEXT = "the cat saw the rain in the tree and no cat came " * 8
 STEPS: dict[str, Any] = {
-    "max_steps": 6, "epochs": 9, "batch_size": 2, "eval_every": 3, "eval_pairs": 1, "warmup_steps": 2
-}  # fmt: skip
+    "max_steps": 6,
+    "epochs": 9,
+    "batch_size": 2,
+    "eval_every": 3,
+    "eval_pairs": 1,
+    "warmup_steps": 2,
+}
 
 
 def on(device: str, name: str) -> dd.LM:
