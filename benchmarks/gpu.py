@@ -74,7 +74,7 @@ class Sizes:
         if shape == "tiny":
             return cls(prompts=24, batch=12, pairs=24, steps=2, lora_steps=2, window=64, windows=2)
         return cls(
-            prompts=1199, batch=600, pairs=256, steps=20, lora_steps=5, window=1024, windows=8
+            prompts=1199, batch=600, pairs=256, steps=20, lora_steps=20, window=1024, windows=8
         )
 
 

@@ -96,7 +96,8 @@ def test_rows(name: str, protocol: Any) -> None:
     gpu, cpu = both(work, name)
     assert gpu.keys() == cpu.keys()
     for metric, values in gpu.items():
-        near(values, cpu[metric])
+        # A KL near 0 is a difference of numbers near each other.
+        near(values, cpu[metric], 1e-3 if metric == "kl" else 1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

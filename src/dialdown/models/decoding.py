@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..progress import Progress
+from .attention import for_any_length
 from .hooks import Change, Positions, being_changed
 from .lm import LM
 from .memory import AUTO, Auto, BatchSize, Shape, fitting, free_bytes, halving
@@ -238,7 +239,7 @@ class Decoder:
         shareable = change is None or not change.moves_neurons or positions == "last"
         share = self.share_prefixes and shareable and not being_changed(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
-        with torch.inference_mode():
+        with torch.inference_mode(), for_any_length():
             prefixes = [
                 self._prefix(number) if share else None for number in range(len(self.batches))
             ]
@@ -262,7 +263,7 @@ class Decoder:
             return torch.stack(columns, dim=1).flatten()
 
         out: list[list[list[int]]] = [[[] for _ in self.prompts] for _ in picks]
-        with torch.inference_mode():
+        with torch.inference_mode(), for_any_length():
             for number, batch in enumerate(self.batches):
                 prefix = copy.deepcopy(self._prefix(number))
                 if prefix is not None:

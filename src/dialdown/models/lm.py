@@ -10,6 +10,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,9 @@ from .mlp import MLPLayer, MLPView
 from .templates import AnyTemplate, Template
 
 __all__ = ["LM", "MLPLayer", "MLPView", "check_pair", "load", "load_tuned", "same_weights"]
+
+# Weights that are hashed at once: each is copied from the GPU for it.
+HASHED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,16 @@ class LM:
 
 
 def weight_fingerprints(model: nn.Module) -> list[str]:
-    """A hash of the bytes of each weight."""
-    weights = (weight.detach().cpu().contiguous().reshape(-1) for weight in model.parameters())
-    return [fingerprint(weight.view(torch.uint8).numpy()) for weight in weights]
+    """A hash of the bytes of each weight, several at once: one after another, those of an 8B model
+    take half a minute.
+    """
+
+    def of(weight: nn.Parameter) -> str:
+        plain = weight.detach().cpu().contiguous().reshape(-1)
+        return fingerprint(plain.view(torch.uint8).numpy())
+
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        return list(pool.map(of, model.parameters()))
 
 
 def sharing(model: Any) -> Any:

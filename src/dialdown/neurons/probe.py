@@ -21,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ..errors import DialdownError
+from ..models.attention import for_any_length
 from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
 from ..models.protocol import Protocol
@@ -140,7 +141,7 @@ def probe_features(
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         for done, rows in enumerate(batches, [*protocols].index(protocol) * len(batches) + 1):
             ids, mask = _pad(lm, [encoded[row] for row in rows], protocol, max_tokens)
-            with torch.inference_mode(), _around_final_norm(lm) as seen:
+            with torch.inference_mode(), for_any_length(), _around_final_norm(lm) as seen:
                 lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
             means[rows] = _mean(seen, mask, protocol).double().cpu().numpy()
             if progress:

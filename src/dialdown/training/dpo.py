@@ -31,6 +31,7 @@ from ..errors import DialdownError
 from ..extras import asking_for
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
 from ..models import templates
+from ..models.attention import for_any_length
 from ..models.lm import LM, load, weight_fingerprints
 from ..models.templates import Template
 from ..progress import Progress, with_bar
@@ -189,7 +190,7 @@ def tune(
     def snapshot(policy: Any, step: int) -> None:
         publish(policy, out.with_name(f"{out.name}-steps") / str(step), {"step": step})
 
-    with disk_errors(out), trainer.quiet(), _random_state_kept():
+    with disk_errors(out), trainer.quiet(), _random_state_kept(), for_any_length():
         log: TrainingLog = trainer.KLDPOTrainer(
             policy,
             model,

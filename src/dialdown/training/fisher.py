@@ -266,7 +266,9 @@ class NaturalGradientOptimizer(torch.optim.Optimizer):
             (weight, weight.grad / price)
             for weight, price in zip(group["params"], self.prices, strict=True)
         ]
-        squared = sum(float((weight.grad.double() * step).sum()) for weight, step in moved)
+        parts = [(weight.grad.double() * step).sum() for weight, step in moved]
+        # Summed in Python as ever, but read at once: each look makes a GPU wait.
+        squared = sum(torch.stack(parts).tolist())
         if squared > 0:
             for weight, step in moved:
                 weight.sub_(step, alpha=group["lr"] / math.sqrt(squared))

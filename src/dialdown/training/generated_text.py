@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DialdownError
+from ..models.attention import for_any_length
 from ..models.lm import LM
 from ..progress import Progress, with_bar
 from .loss import OwnTextKL
@@ -44,7 +45,7 @@ def own_text(
     ends = sorted(lm.eos - (turns or set()))
     start = lm.opening
     written, cache = [torch.tensor([start] * texts, device=lm.device)], None
-    with torch.inference_mode():
+    with torch.inference_mode(), for_any_length():
         further = min(tokens - 1, lm.context - len(start))
         for done in range(further):
             out = lm.model(input_ids=written[-1], use_cache=True, **lm.going_on(cache))
