@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 # All that a command may need, for a shell whose variables hold for each of them.
 ALL = ("dialdown.report.page", "dialdown.study.detox", "dialdown.training.trainer")
@@ -97,7 +98,7 @@ class User:
         self._shell.communicate()
 
 
-def _run(arguments: list[str], output: str, errors: str, variables: dict[str, str]) -> None:
+def _run(arguments: list[str], output: str, errors: str, variables: dict[str, str]) -> NoReturn:
     os.environ.update(variables)
     from dialdown.cli.main import main
 
@@ -106,7 +107,15 @@ def _run(arguments: list[str], output: str, errors: str, variables: dict[str, st
     # The shell's own has been read from.
     sys.stdin = io.StringIO()
     sys.argv = ["dialdown", *arguments]
-    main()
+    try:
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # To take apart all that the shell imported takes a child ten seconds.
+    os._exit(status)
 
 
 def _shell(imports: Sequence[str]) -> None:
@@ -123,7 +132,6 @@ def _shell(imports: Sequence[str]) -> None:
         for command in json.loads(line):
             if (child := os.fork()) == 0:
                 _run(*command)
-                sys.exit(0)
             children.append(child)
         print(
             [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True
