@@ -4,7 +4,9 @@ session.
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# How many modules there were when what is alive was last left out of garbage collections.
+_frozen = {"modules": 0}
+
+
+def pytest_runtest_setup() -> None:
+    """A collection goes through all that is alive, most of it what torch, TRL and the rest made on
+    import: most of a second, and every training and export collects.
+    """
+    if len(sys.modules) > _frozen["modules"] + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen["modules"] = len(sys.modules)
 
 
 class _Deprecations(logging.Handler):
