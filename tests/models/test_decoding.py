@@ -34,6 +34,17 @@ def test_batched_is_one_by_one_is_transformers_generate(lm: LM) -> None:
     assert [decode(lm, [prompt])[0] for prompt in PROMPTS] == expected
 
 
+def test_no_plan_of_attention_is_made_for_each_length(llama: LM) -> None:
+    """cuDNN makes one on a GPU, a tenth of a second for each new token."""
+    asked: list[bool] = []
+    Decoder(llama, PROMPTS, max_new_tokens=3).run(
+        observe=lambda step: asked.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    assert asked
+    assert not any(asked)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_decoding_uses_nothing_that_transformers_will_remove(lm: LM) -> None:
     """The keys and values have another name from 5.24 on, and the old one goes."""
     with warnings.catch_warnings():
