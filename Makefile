@@ -23,7 +23,7 @@ types: $(VENV)/dev
 
 # One thread for the processes that tests start, too: two tests at once are as much as two cores do.
 tests: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
