@@ -42,6 +42,28 @@ def pytest_runtest_setup() -> None:
         _frozen["modules"] = len(sys.modules)
 
 
+# Files of few, long tests go first: one that came last would be waited for alone.
+LONG = (
+    "cli/test_hub",
+    "study/test_run",
+    "app/test_browser",
+    "test_cluster",
+    "training/test_ranks",
+    "test_embedded",
+    "exporting/test_lm_eval",
+    "report/test_page",
+    "report/test_browser",
+    "test_extras",
+    "test_benchmarks",
+    "test_workers",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the order within a file stays."""
+    items.sort(key=lambda item: not item.path.with_suffix("").as_posix().endswith(LONG))
+
+
 class _Deprecations(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "deprecated" in (message := record.getMessage()):
