@@ -267,8 +267,8 @@ class NaturalGradientOptimizer(torch.optim.Optimizer):
             for weight, price in zip(group["params"], self.prices, strict=True)
         ]
         parts = [(weight.grad.double() * step).sum() for weight, step in moved]
-        # Summed in Python as ever, but read at once: each look makes a GPU wait.
-        squared = sum(torch.stack(parts).tolist())
+        # Read at once, from layers that may lie on several GPUs: each look makes one wait.
+        squared = sum(torch.stack([part.to(parts[0].device) for part in parts]).tolist())
         if squared > 0:
             for weight, step in moved:
                 weight.sub_(step, alpha=group["lr"] / math.sqrt(squared))
