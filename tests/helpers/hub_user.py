@@ -114,7 +114,7 @@ def _run(arguments: list[str], output: str, errors: str, variables: dict[str, st
         status = end.code if isinstance(end.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # To take apart all that the shell imported takes a child ten seconds.
+    # To take apart all that the shell imported takes a child seconds.
     os._exit(status)
 
 
