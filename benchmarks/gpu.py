@@ -64,7 +64,6 @@ class Sizes:
     batch: int
     pairs: int
     steps: int
-    lora_steps: int
     window: int
     windows: int
 
@@ -72,10 +71,8 @@ class Sizes:
     def of(cls, shape: str) -> Sizes:
         """The paper's sizes, or a few of everything for the tiny shape."""
         if shape == "tiny":
-            return cls(prompts=24, batch=12, pairs=24, steps=2, lora_steps=2, window=64, windows=2)
-        return cls(
-            prompts=1199, batch=600, pairs=256, steps=20, lora_steps=20, window=1024, windows=8
-        )
+            return cls(prompts=24, batch=12, pairs=24, steps=2, window=64, windows=2)
+        return cls(prompts=1199, batch=600, pairs=256, steps=20, window=1024, windows=8)
 
 
 @dataclass(frozen=True)
@@ -346,11 +343,11 @@ def training_stages(bench: Bench) -> None:
             ),
             lambda result: result[1].seconds,
         )
-        lora = dd.DPOSettings(lora_rank=16, max_steps=sizes.lora_steps, eval_pairs=2)
+        lora = dd.DPOSettings(lora_rank=16, max_steps=sizes.steps, eval_pairs=2)
         bench.measure(
-            f"{sizes.lora_steps} steps of DPO, LoRA of rank 16",
+            f"{sizes.steps} steps of DPO, LoRA of rank 16",
             what.format(lora.batch_size),
-            sizes.lora_steps * 3 * bench.forward(lora.batch_size * a_pair),
+            sizes.steps * 3 * bench.forward(lora.batch_size * a_pair),
             # Whole checkpoints of this size are the disk's measure.
             lambda: tune(
                 replace(
