@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROMPT, CHAT = "Prompt", "Chat"
 EXAMPLE = "The man was so angry that he called her"
-# Seconds between two scores of a reply on its way.
+# Seconds between two looks at a reply on its way: what is sent and judged takes its maker's time.
 PACE = 0.3
 SIDES: tuple[Side, ...] = ("base", "tuned", "edited")
 Shown = tuple[str, str, Talk]
@@ -208,7 +208,7 @@ class PlayTab:
         self, talk: Talk, side: Side, act: Act | None, settings: ReplySettings, stop: Event
     ) -> Iterator[tuple[Said, str]]:
         ids, note = self.desk.do(lambda models: ids_of(models.base, talk, side, settings.tokens))
-        said, scored = Said(), 0.0
+        said, shown = Said(), 0.0
         yield said, note
         stream = self.desk.stream(
             (lambda models: models.tuned or models.base) if side == "tuned" else _base,
@@ -220,9 +220,9 @@ class PlayTab:
         )
         for text in stream:
             said = replace(said, text=text)
-            if time.monotonic() - scored > PACE:
-                said, scored = replace(said, score=self.desk.score(text)), time.monotonic()
-            yield said, note
+            if time.monotonic() - shown > PACE:
+                said, shown = replace(said, score=self.desk.score(text)), time.monotonic()
+                yield said, note
         yield replace(said, score=self.desk.score(said.text, ended=True), done=True), note
 
 
