@@ -47,6 +47,7 @@ class NeuronsTab:
 
     Attributes:
         layer: which layer is listed. The tab of layers sets it.
+        filters: holds what a neuron table is listed by, for a folder that has one.
     """
 
     def __init__(self, desk: Desk, shelf: Shelf, edit: gr.Dropdown) -> None:
@@ -134,7 +135,8 @@ class NeuronsTab:
         except DialdownError as error:
             return filled(None), says(str(error))
         rows = select(frame, None if layer == ALL else int(layer), group, sort, smallest)
-        return filled(rows), says("" if "cosine" in frame.columns else NO_TABLE)
+        note = says("" if "cosine" in frame.columns else NO_TABLE)
+        return filled(rows if sorts_of(frame) else None), note
 
     def list_writers(self, word: str, *chosen: Any) -> tuple[Any, str]:
         """The neurons that write a word; without one the table again."""
@@ -232,12 +234,18 @@ def _dialled(models: Models, layer: int, neuron: int, factor: float) -> Interven
     return as_scale("one neuron", gain, {})
 
 
-def options(frame: pl.DataFrame) -> tuple[Any, Any, Any]:
-    """What the filters of layer, group and order offer for a table."""
+def sorts_of(frame: pl.DataFrame) -> list[str]:
+    """What a table can be sorted by; nothing where it has but the places of neurons."""
+    return [name for name in frame.columns if name not in ("layer", "neuron", "group")]
+
+
+def options(frame: pl.DataFrame) -> tuple[Any, Any, Any, Any]:
+    """What the filters of layer, group and order offer for a table, and whether they are there."""
     layers = [ALL, *map(str, sorted(set(frame["layer"].to_list())))]
-    sorts = [name for name in frame.columns if name not in ("layer", "neuron", "group")]
+    sorts = sorts_of(frame)
     return (
         gr.update(choices=layers, value=ALL),
         gr.update(choices=groups_of(frame), value=ANY),
         gr.update(choices=sorts, value=sorts[0] if sorts else None),
+        gr.update(visible=bool(sorts)),
     )

@@ -33,6 +33,7 @@ class PlayTab:
 
     Attributes:
         edit: which edit; `strength`: how much of it. Other tabs set them.
+        dialling: holds both, for a folder that has edits.
     """
 
     def __init__(self, desk: Desk, shelf: Shelf) -> None:
@@ -54,7 +55,7 @@ class PlayTab:
                     [PROMPT, CHAT], value=PROMPT, show_label=False, visible=False, elem_id="mode"
                 )
                 self.send = gr.Button("Generate", variant="primary", elem_id="send")
-        with gr.Row():
+        with gr.Row(visible=bool(shelf.edits)) as self.dialling:
             # There before the page has looked at the folder: who asks at once gets all sides.
             first = next(iter(shelf.edits), None)
             self.edit = gr.Dropdown(

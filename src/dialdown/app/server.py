@@ -64,10 +64,13 @@ class Page:
         self.blocks.load(
             self.look_again,
             None,
-            [play.edit, front.which, front.chart, front.listed, front.note],
+            [play.edit, play.dialling, front.which, front.chart, front.listed, front.note],
             **QUIET,
         ).then(layers.show, None, [layers.chart, layers.listed, layers.note], **QUIET).then(
-            self.arrive, play.edit, [self.head, play.mode, play.again, *filters], **QUIET
+            self.arrive,
+            play.edit,
+            [self.head, play.mode, play.again, *filters, neurons.filters],
+            **QUIET,
         ).then(*listed, **QUIET)
         self.blocks.unload(play.forget)
         loading = [play.edit, play.strength, self.tabs, front.note]
@@ -95,6 +98,7 @@ class Page:
         first = which[0] if which else None
         return (
             gr.update(choices=choices, value=choices[0][1] if choices else None),
+            gr.update(visible=bool(choices)),
             gr.update(
                 choices=[(MEASURED_ON[name], name) for name in which],
                 value=first,
@@ -116,7 +120,7 @@ class Page:
             frame = self.desk.do(lambda models: self.shelf.frame(models, edit))
         except DialdownError as error:
             head = _head(self.shelf.source, "") + says(str(error))
-            return (head, *(gr.skip() for _ in range(5)))
+            return (head, *(gr.skip() for _ in range(6)))
         mode_shown = gr.update(value=mode, visible=chats)
         return head, mode_shown, gr.update(visible=chats), *options(frame)
 
