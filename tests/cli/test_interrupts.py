@@ -1,0 +1,36 @@
+"""Ctrl-C, which a terminal sends to every process of a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
+    study_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = ["--set=dpo.processes=2", "--set=dpo.epochs=10000"]
+    command = [sys.executable, "-m", "dialdown", "train", str(study_file), *settings]
+    with subprocess.Popen(
+        [*command, "--out", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "train: training" in line)
+        started = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        last = process.stdout.read().splitlines()[-1]
+    assert len(started) >= 2
+    assert process.returncode == 130
+    assert last == f"Interrupted: what is finished is in {run}, and the same command goes on there."
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
