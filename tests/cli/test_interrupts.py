@@ -28,7 +28,7 @@ def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
         next(line for line in process.stdout if "train: training" in line)
         started = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
-        last = process.stdout.read().splitlines()[-1]
+        last = process.stdout.read().strip().splitlines()[-1]
     assert len(started) >= 2
     assert process.returncode == 130
     assert last == f"Interrupted: what is finished is in {run}, and the same command goes on there."
