@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ ALL: dict[str, Callable[..., Intervention]] = {
     "mean_act": methods.mean_act,
     "linear_act": methods.linear_act,
     "caa": methods.caa,
+    "ablation": methods.ablation,
     "labels": methods.labels_step,
 }
 
@@ -133,6 +135,41 @@ def test_steering_subtracts_the_difference_of_the_classes(named: LM) -> None:
         for texts in (TOXIC, CLEAN)
     )
     np.testing.assert_allclose(edit.vector, clean - toxic, atol=1e-4)
+
+
+def streams(lm: LM, text: str) -> Any:
+    """(L, d) float64: the residual stream after each decoder layer, mean over a text's tokens."""
+    twin = lm.twin()
+    twin.model.double()
+    means: list[np.ndarray] = []
+
+    def keep(module: Any, args: Any, out: Any) -> None:
+        means.append((out[0] if isinstance(out, tuple) else out)[0].mean(0).numpy())
+
+    for layer in twin.view.layers:
+        decoder_layer = re.match(r".*?\.\d+(?=\.)", layer.path)
+        assert decoder_layer is not None
+        twin.model.get_submodule(decoder_layer[0]).register_forward_hook(keep)
+    with torch.inference_mode():
+        twin.model(torch.tensor(lm.encode([text])))
+    return np.stack(means)
+
+
+def test_ablation_takes_the_difference_of_the_classes_out_of_what_each_mlp_writes(
+    named: LM,
+) -> None:
+    toxic, clean = (
+        np.mean([streams(named, text) for text in texts], axis=0) for texts in (TOXIC, CLEAN)
+    )
+    folded = methods.ablation(named, TEXTS, LABELS).fold(named)
+    for layer, after, r in zip(named.view.layers, folded.view.layers, toxic - clean, strict=True):
+        gain = layer.post_norm_gain()
+        q = r if gain is None else r * gain.double().numpy()
+        q = q / np.linalg.norm(q)
+        columns = layer.columns.double().numpy()
+        wanted = columns - np.outer(q, q) @ columns
+        np.testing.assert_allclose(after.columns.double().numpy(), wanted, atol=1e-4)
+        assert np.abs(q @ columns).max() > 1e-3
 
 
 def test_the_gradient_from_labels_is_of_the_mean_log_probability_of_a_token(llama: LM) -> None:

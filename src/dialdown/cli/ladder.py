@@ -38,8 +38,9 @@ def ladder(
         str | None,
         typer.Option(
             help=(
-                "Which, with commas: aura, damp, det0, mean_act, linear_act, caa, labels, step, "
-                "gains, rank_one (these by default), dpo, dpo_kl, or package.module:name."
+                "Which, with commas: aura, damp, det0, mean_act, linear_act, caa, ablation, "
+                "labels, step, gains, rank_one (these by default), dpo, dpo_kl, or "
+                "package.module:name."
             )
         ),
     ] = None,

@@ -16,11 +16,26 @@ from ..neurons.activations import NeuronMeans
 from ..neurons.table import NeuronTable
 from .intervention import Intervention
 from .paper import GROUPS_DOWN
+from .rank_one import RankOne
 
 
 def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:
     """A `scale` intervention from gains, (L, F) float64: whatever differs from 1 is selected."""
     return Intervention(name, "scale", gain, np.zeros_like(gain), gain != 1, record=record)
+
+
+def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Intervention:
+    """A `rank_one` intervention: whatever is read is selected."""
+    shape, selected = rank_one.reads.shape, rank_one.reads != 0
+    return Intervention(
+        name,
+        "rank_one",
+        np.ones(shape),
+        np.zeros(shape),
+        selected,
+        rank_one=rank_one,
+        record=record,
+    )
 
 
 def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:

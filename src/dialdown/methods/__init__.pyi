@@ -1,9 +1,11 @@
+from .ablation import ablation
 from .experts import aura, auroc, damp, det0
 from .likelihood import labels_gradient, labels_step
 from .steering import caa
 from .transport import linear_act, mean_act
 
 __all__ = [
+    "ablation",
     "aura",
     "auroc",
     "caa",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -105,6 +105,22 @@ def output_hooks(
                 return act(index, out)
 
             stack.callback(lm.view.layers[index].down.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def stream_hooks(lm: LM, read: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `read(layer, x)` with the residual stream after each decoder layer, (batch, positions,
+    d).
+    """
+    with ExitStack() as stack:
+        for index, layer in enumerate(lm.view.layers):
+
+            def hook(module: nn.Module, args: Any, out: Any, index: int = index) -> None:
+                read(index, out[0] if isinstance(out, tuple) else out)
+
+            decoder_layer = lm.model.get_submodule(layer.decoder_layer)
+            stack.callback(decoder_layer.register_forward_hook(hook).remove)
         yield
 
 

@@ -47,6 +47,13 @@ class MLPLayer:
     post_norm: nn.Module | None = None
 
     @property
+    def decoder_layer(self) -> str:
+        """Dotted name of the layer that the MLP is in: the path up to its number."""
+        parts = self.path.split(".")
+        number = next(place for place, part in enumerate(parts) if part.isdecimal())
+        return ".".join(parts[: number + 1])
+
+    @property
     def columns(self) -> Tensor:
         """The weight as (d, F), one value vector per column; shares memory."""
         return self.down.weight.data.T if isinstance(self.down, Conv1D) else self.down.weight.data

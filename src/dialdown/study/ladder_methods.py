@@ -47,6 +47,7 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
     "mean_act": methods.mean_act,
     "linear_act": methods.linear_act,
     "caa": methods.caa,
+    "ablation": methods.ablation,
     "labels": methods.labels_step,
 }
 DPO = {"dpo": False, "dpo_kl": True}

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..data.pairs import Pair
 from ..extras import asking_for
+from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.lm import LM, sharing
@@ -107,14 +108,4 @@ def _edit(lm: LM, policy: Any, record: dict[str, Any]) -> Intervention:
         u, v = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
         reads.append(u.detach().flatten().double().cpu().numpy())
         writes.append(v.detach().flatten().double().cpu().numpy())
-    rank_one = RankOne(np.stack(reads), np.stack(writes))
-    shape = rank_one.reads.shape
-    return Intervention(
-        "rank_one",
-        "rank_one",
-        np.ones(shape),
-        np.zeros(shape),
-        rank_one.reads != 0,
-        rank_one=rank_one,
-        record=record,
-    )
+    return as_rank_one("rank_one", RankOne(np.stack(reads), np.stack(writes)), record)
