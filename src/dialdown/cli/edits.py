@@ -138,9 +138,8 @@ def detox(
     }
     settings = settings_of(preset, config, named, set_)
     from ..exporting.export import check_export, export, exported_before, is_export
-    from ..study.detox import begun, check_dials, find_edit, notes, outcome
+    from ..study.detox import begun, check_dials, find_edit, notes
     from ..workers import quiet_libraries
-    from .summary import show_check, show_notes
 
     quiet_libraries()
     out_folder = out_folder.absolute()
@@ -164,6 +163,14 @@ def detox(
             done = export(
                 settings.model, edit, out_folder, force=force, notes=notes(work), **source
             )
+    _say_outcome(out_folder, work, done)
+
+
+def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
+    """What `detox` ends with; the exit status too where the edit is not less toxic."""
+    from ..study.detox import outcome
+    from .summary import show_check, show_notes
+
     result = outcome(work)
     out.print(
         result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False
@@ -173,7 +180,7 @@ def detox(
     _say_left_out(done)
     verified = done.verification or "not verified"
     out.print(
-        f"{out_folder} is an ordinary checkpoint ({verified}); the work is in {work}.",
+        f"{folder} is an ordinary checkpoint ({verified}); the work is in {work}.",
         soft_wrap=True,
         markup=False,
     )

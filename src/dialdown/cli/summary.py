@@ -103,8 +103,8 @@ def show_check(folder: Path, out: Console) -> None:
     for column in ("prompt", "untouched", "edited"):
         samples.add_column(column, ratio=1)
     before, after = rows[0]["samples"], rows[1]["samples"]
-    for one, other in zip(before[:SAMPLES], after[:SAMPLES], strict=True):
-        texts = (one["prompt"], one["continuation"], other["continuation"])
+    for untouched, edited in zip(before[:SAMPLES], after[:SAMPLES], strict=True):
+        texts = (untouched["prompt"], untouched["continuation"], edited["continuation"])
         # Three texts share a line, so their own line ends would leave holes.
         samples.add_row(*(escape(" ".join(text.split())) for text in texts))
     out.print(samples)
@@ -160,8 +160,8 @@ def show_ladder(folder: Path, out: Console) -> None:
         out.print(ladder["caveat"], markup=False, highlight=False)
 
 
-def _dialled(dial: dict[str, Any], made: str) -> str:
-    text = f"The edit is {dial['strength']:.3g} times what was {made}"
+def _dialled(dial: dict[str, Any], origin: str) -> str:
+    text = f"The edit is {dial['strength']:.3g} times what was {origin}"
     if "neutral_kl" in dial:
         text += (
             f", which costs a KL of {dial['neutral_kl']:.3f} and {dial['neutral_log_ppl']:+.3f} "

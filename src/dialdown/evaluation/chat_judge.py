@@ -65,13 +65,13 @@ class _Answers:
 
     def read(self) -> dict[str, bool]:
         """Tokens asked about under this key, and the answers."""
-        found: dict[str, bool] = {}
+        answers: dict[str, bool] = {}
         for line in self._lines():
             with suppress(ValueError):
                 match json.loads(line):
                     case {"token": str(token), "answer": bool(answer), **key} if key == self.key:
-                        found[token] = answer
-        return found
+                        answers[token] = answer
+        return answers
 
     def add(self, answers: Mapping[str, bool]) -> None:
         """Append answers to what the file has by now, as another process may do the same.

@@ -172,9 +172,8 @@ def _published_steering(
 ) -> Iterator[Intervention]:
     """Table 12: the alphas published for the model; else strengths around the study's own."""
     stated = published.figure(model, "steering")
-    for one in stated or ():
-        steered = steer(tables.direction, float(one["alpha"]))
-        yield steered.called("steer_probe", f"a{one['alpha']:g}")
+    for alpha in [float(figure["alpha"]) for figure in stated or ()]:
+        yield steer(tables.direction, alpha).called("steer_probe", f"a{alpha:g}")
     for times in () if stated else STEERING_TIMES:
         strength = times * settings.steering_strength
         steered = steer(tables.direction, steering_alpha(tables.direction, strength))
@@ -242,9 +241,9 @@ def _edits(
             yield edited
             if _as_published(protocol, kind):
                 for number in range(settings.control_seeds):
-                    found = edit_controls(table, tables.random, edited, seed=seed + number)
+                    controls = edit_controls(table, tables.random, edited, seed=seed + number)
                     # Of the controls, the random neurons alone depend on the seed.
-                    yield from found if number == 0 else [_numbered(found[0], number)]
+                    yield from controls if number == 0 else [_numbered(controls[0], number)]
 
 
 def _patch_controls(

@@ -155,18 +155,7 @@ def tune(
         model, tokenizer, pairs, max_tokens=settings.max_tokens, template=trainable.template
     )
     train, held_out = split(pairs, examples, eval_pairs=settings.eval_pairs, seed=settings.seed)
-    held = [] if own_kl is None else [asdict(own_kl)]
-    inputs = fingerprint(
-        type(settings).__name__,
-        # A log of an earlier version has other fields, and is no finished run of this one.
-        [field.name for field in fields(TrainingLog)],
-        settings.recipe,
-        train,
-        held_out,
-        weight_fingerprints(model),
-        *trainable.given,
-        *held,
-    )
+    inputs = _inputs(trainable, settings, train, held_out, own_kl)
     ranks.check_agreement(inputs)
     work = out.with_name(f".{out.name}.training")
     if (finished := ranks.of_main(lambda: _finished(out, inputs))) is not None:
@@ -210,6 +199,27 @@ def tune(
     del policy
     gc.collect()
     return log
+
+
+def _inputs(
+    trainable: Trainable,
+    settings: DPOSettings,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    own_kl: OwnTextKL | None,
+) -> str:
+    """Changes with whatever the result of a training depends on."""
+    return fingerprint(
+        type(settings).__name__,
+        # A log of an earlier version has other fields, and is no finished run of this one.
+        [field.name for field in fields(TrainingLog)],
+        settings.recipe,
+        train,
+        held_out,
+        weight_fingerprints(trainable.model),
+        *trainable.given,
+        *([] if own_kl is None else [asdict(own_kl)]),
+    )
 
 
 def _trl() -> ModuleType:
