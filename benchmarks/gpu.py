@@ -270,14 +270,10 @@ def frozen_stages(bench: Bench) -> None:
     )
     # Another edit, since the tokens of the same one are kept.
     bench.measure("a row, the next", what, limit + reading, lambda: evaluator.row(other, "strict"))
-    written = sum(layer.columns.numel() for layer in lm.view.layers) * 2 * 2
-    everything = 2 * 2 * bench.parameters
-    folded = bench.measure(
-        "fold",
-        "copy and fold",
-        (written + everything) / bench.rates.bandwidth,
-        lambda: edit.fold(lm),
-    )
+    # Two bytes a weight, read and written: of the whole model, and again of what is folded.
+    moved = 4 * (bench.parameters + sum(layer.columns.numel() for layer in lm.view.layers))
+    limit = moved / bench.rates.bandwidth
+    folded = bench.measure("fold", "copy and fold", limit, lambda: edit.fold(lm))
     bench.measure(
         "hook against fold",
         "4 texts of 64 tokens",

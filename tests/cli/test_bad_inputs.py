@@ -16,9 +16,12 @@ import dialdown as dd
 from dialdown.cli import main as cli
 from dialdown.study.holding import LOCK
 from dialdown.workers import quiet_libraries
-from helpers.bad_inputs import CASES, Case, Inputs
+from helpers import bad_files, bad_folders, bad_settings
+from helpers.bad_inputs import Case, Inputs
 from helpers.fabricated_run import write_run
 from helpers.study_files import write_study
+
+CASES = (*bad_files.CASES, *bad_settings.CASES, *bad_folders.CASES)
 
 
 @pytest.fixture(scope="module")

@@ -21,20 +21,20 @@ from dialdown.exporting.checkpoint import open_checkpoint
 from dialdown.exporting.export import export
 from dialdown.models import LM, load_tuned, same_weights
 from helpers import broken_models as broken
-from helpers import tiny
+from helpers import model_folders, odd_models, tiny
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return broken.whole(tmp_path_factory.mktemp("models") / "whole")
+    return model_folders.whole(tmp_path_factory.mktemp("models") / "whole")
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return broken.adapter(tmp_path_factory.mktemp("adapters") / "whole")
+    return model_folders.adapter(tmp_path_factory.mktemp("adapters") / "whole")
 
 
-def made(source: Path, folder: Path, build: broken.Build) -> Path:
+def made(source: Path, folder: Path, build: model_folders.Build) -> Path:
     """A copy of a whole folder, built on."""
     shutil.copytree(source, folder)
     build(folder)
@@ -141,9 +141,9 @@ def test_an_adapter_is_read_without_a_warning(llama: LM, adapter: Path) -> None:
         load_tuned(llama, adapter)
 
 
-@cases(broken.GOOD)
+@cases(odd_models.GOOD)
 def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
-    folder = made(whole, tmp_path / "good", broken.GOOD[case])
+    folder = made(whole, tmp_path / "good", odd_models.GOOD[case])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lm = dd.load(folder, device="cpu")
@@ -155,7 +155,7 @@ def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
 def test_a_decoder_inside_a_model_of_two_modalities_is_exported(
     whole: Path, tmp_path: Path
 ) -> None:
-    folder = made(whole, tmp_path / "base", broken.with_vision)
+    folder = made(whole, tmp_path / "base", odd_models.with_vision)
     gain = np.full((tiny.LAYERS, tiny.NEURONS), 1.5)
     edit = dd.Intervention("x", "scale", gain, 0 * gain, gain > 0)
     lm = dd.load(folder, device="cpu")
@@ -168,7 +168,7 @@ def test_a_decoder_inside_a_model_of_two_modalities_is_exported(
 
 @cases(tiny.ARCHITECTURES)
 def test_every_architecture_loads_as_it_was_saved(case: str, tmp_path: Path) -> None:
-    saved = broken.whole(tmp_path / "model", case)
+    saved = model_folders.whole(tmp_path / "model", case)
     ids = tiny.random_ids(1, 5)
     assert torch.equal(
         tiny.logits(dd.load(saved, device="cpu"), ids), tiny.logits(tiny.lm(case), ids)
@@ -180,7 +180,7 @@ def test_a_pickle_is_refused_before_anything_opens_it(whole: Path, tmp_path: Pat
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "opened",))
 
-    folder = made(whole, tmp_path / "broken", broken.without(broken.WEIGHTS))
+    folder = made(whole, tmp_path / "broken", model_folders.without(model_folders.WEIGHTS))
     torch.save(Trap(), folder / "pytorch_model.bin")
     refusal(lambda: dd.load(folder, device="cpu"), folder)
     assert not (tmp_path / "opened").exists()

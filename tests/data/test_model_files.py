@@ -64,7 +64,7 @@ def test_a_model_written_here_is_one_that_transformers_4_reads(
 
 
 def test_a_model_in_float32_does_not_claim_the_base_s_sixteen_bits(tmp_path: Path) -> None:
-    base = saved(LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer()), tmp_path / "base")
+    base = saved(tiny.lm("llama", dtype=torch.bfloat16), tmp_path / "base")
     config = read(base / "config.json")
     (base / "config.json").write_text(json.dumps({**config, "torch_dtype": config.pop("dtype")}))
     wide = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

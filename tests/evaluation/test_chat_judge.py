@@ -1,107 +1,16 @@
 """A chat model as a judge of tokens, behind a local stand-in server that misbehaves on request."""
 
 import json
-import re
 import sys
 import threading
-import time
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 
 import pytest
 
 from dialdown import DialdownError
 from dialdown.evaluation import chat_judge, load_token_judge
-
-KEY = "sk-secret-0123456789"
-
-
-TOXIC = {"damn", "shit", 'id"iot', "\N{PILE OF POO}", "Scheiße"}
-
-
-class StandIn:
-    """A chat endpoint. `plan` holds what to do with the next requests; afterwards every answer is
-    right.
-
-    A step is a function of the tokens that were asked about; it gives (status, body), where a str
-    body is the text of a chat completion and bytes are sent as they are.
-    """
-
-    def __init__(self):
-        self.plan, self.always = [], right
-        self.asked, self.bodies, self.keys = [], [], []
-
-    def answer(self, body, key):
-        tokens = [
-            json.loads(line)
-            for line in re.findall(r'^\d+\. (".*")$', body["messages"][-1]["content"], re.M)
-        ]
-        self.asked.append(tokens)
-        self.bodies.append(body)
-        self.keys.append(key)
-        return (self.plan.pop(0) if self.plan else self.always)(tokens)
-
-
-def right(tokens):
-    return 200, json.dumps({str(n): token in TOXIC for n, token in enumerate(tokens, 1)})
-
-
-def says(text):
-    return lambda tokens: (200, text)
-
-
-def status(number, /, **error):
-    # As unkind as servers get: the key comes back in the message.
-    return lambda tokens: (
-        number,
-        json.dumps({"error": {"message": f"you sent {KEY}", **error}}).encode(),
-    )
-
-
-def slow(tokens):
-    time.sleep(0.4)
-    return right(tokens)
-
-
-@contextmanager
-def serving(stand_in):
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            code, said = stand_in.answer(body, self.headers["Authorization"])
-            if isinstance(said, str):
-                message = {"role": "assistant", "content": said}
-                choice = {"index": 0, "finish_reason": "stop", "message": message}
-                whole = {
-                    "id": "1",
-                    "object": "chat.completion",
-                    "created": 1,
-                    "model": "m",
-                    "choices": [choice],
-                }
-                said = json.dumps(whole).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
-            self.send_header("Retry-After-Ms", "1")
-            self.end_headers()
-            self.wfile.write(said)
-
-        def log_message(self, *args):
-            """Keep the test's output clean."""
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request, client_address):
-            """A client that stopped waiting is what the test wanted."""
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
+from helpers.stand_in_chat import KEY, TOXIC, StandIn, right, says, serving, slow, status
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_each_layer_is_the_sum_over_its_neurons(name: str, tmp_path: Path) -> No
 
 
 def test_bfloat16_weights_are_summed_in_float64(tmp_path: Path) -> None:
-    half = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
+    half = tiny.lm("llama", dtype=torch.bfloat16)
     wide = LM.of(tiny.model("llama").to(torch.bfloat16).double(), tiny.tokenizer())
     ours = read(write_control_vector(half, shift(half), tmp_path / "half.gguf"))
     exact = read(write_control_vector(wide, shift(wide), tmp_path / "wide.gguf"))

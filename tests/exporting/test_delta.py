@@ -82,7 +82,7 @@ def test_another_base_is_refused(llama: LM, tmp_path: Path) -> None:
     others = {
         "attention": attention,
         "seed": tiny.lm("llama", seed=1),
-        "dtype": LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer()),
+        "dtype": tiny.lm("llama", dtype=torch.bfloat16),
         "edited": exact(make(llama, "scale", share=0.05)).fold(llama),
     }
     for name, other in others.items():

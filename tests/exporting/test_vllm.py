@@ -119,7 +119,7 @@ def test_what_vllm_makes_of_a_folder_is_compared_and_told(
     tmp_path: Path, stand_in: Install, kind: str, dtype: torch.dtype
 ) -> None:
     stand_in()
-    lm = LM.of(tiny.model("llama").to(dtype), tiny.tokenizer())
+    lm = tiny.lm("llama", dtype=dtype)
     done = exported(lm, exact(make(lm, kind, strength=0.3)), tmp_path)
     measured = done.verification
     assert measured is not None

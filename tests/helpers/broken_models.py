@@ -1,126 +1,39 @@
-"""Folders of models, adapters and tokenizers that are not what they should be, and folders that
-only look so.
-
-Each builder takes a folder that holds a whole tiny Llama (`whole`) or a whole LoRA adapter of it
-(`adapter`) and breaks it. `MODELS`, `TOKENIZERS` and `ADAPTERS` name, for each, words of the
-sentence that refuses it; `GOOD` are layouts that must load.
+"""Folders of models, adapters and tokenizers that are not what they should be: how each is made,
+and words of the sentence that refuses it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PromptTuningConfig, get_peft_model
 from tokenizers import normalizers, processors
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from helpers import tiny
-
-Build = Callable[[Path], object]
-Weights = dict[str, torch.Tensor]
-
-WEIGHTS = "model.safetensors"
-ADAPTER = "adapter_model.safetensors"
-DOWN = "model.layers.1.mlp.down_proj.weight"
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n"
-
-
-def whole(folder: Path, name: str = "llama", **options: Any) -> Path:
-    """A model and its tokenizer as save_pretrained writes them."""
-    tiny.model(name, **options).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
-
-
-def adapter(folder: Path, name: str = "llama", *, init: bool = False, **options: Any) -> Path:
-    """A LoRA adapter as PEFT saves it, of the same model; with `init` one that was never trained,
-    whose change is zero.
-    """
-    config = LoraConfig(r=2, target_modules=["down_proj", "q_proj"], init_lora_weights=init)
-    get_peft_model(tiny.model(name, **options), config).save_pretrained(folder)
-    return folder
-
-
-def edit_json(file: str, **changes: Any) -> Build:
-    """Set keys of a JSON file; None removes one."""
-
-    def build(folder: Path) -> None:
-        content = {**json.loads((folder / file).read_text(encoding="utf-8")), **changes}
-        kept = {key: value for key, value in content.items() if value is not None}
-        (folder / file).write_text(json.dumps(kept), encoding="utf-8")
-
-    return build
-
-
-def config(**changes: Any) -> Build:
-    return edit_json("config.json", **changes)
-
-
-def written(file: str, content: str | bytes) -> Build:
-    """Put other content in a file's place."""
-
-    def build(folder: Path) -> None:
-        (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return build
-
-
-def cut(file: str, size: int) -> Build:
-    """Keep the first bytes of a file (all but the last, where negative)."""
-    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:size])
-
-
-def without(*files: str) -> Build:
-    """Remove files."""
-
-    def build(folder: Path) -> None:
-        for file in files:
-            (folder / file).unlink()
-
-    return build
-
-
-def weights(change: Callable[[Weights], Weights], file: str = WEIGHTS) -> Build:
-    """Store what `change` makes of the tensors."""
-
-    def build(folder: Path) -> None:
-        tensors = {
-            key: value.contiguous() for key, value in change(load_file(folder / file)).items()
-        }
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-
-    return build
-
-
-def renamed(change: Callable[[str], str], file: str = WEIGHTS) -> Build:
-    return weights(lambda tensors: {change(key): value for key, value in tensors.items()}, file)
-
-
-def extra(**shapes: tuple[int, ...]) -> Build:
-    """Store more tensors, with `__` in a name for a dot."""
-    more = {key.replace("__", "."): torch.ones(shape) for key, shape in shapes.items()}
-    return weights(lambda tensors: {**tensors, **more})
-
-
-def pickled(file: str, pickle: str) -> Build:
-    """The same weights as torch pickles them."""
-
-    def build(folder: Path) -> None:
-        torch.save(load_file(folder / file), folder / pickle)
-        (folder / file).unlink()
-
-    return build
-
-
-def sharded(folder: Path) -> None:
-    """Weights in two files and an index."""
-    tiny.model("llama").save_pretrained(folder, max_shard_size="8KB")
-    (folder / WEIGHTS).unlink(missing_ok=True)
+from helpers.model_folders import (
+    ADAPTER,
+    DOWN,
+    POINTER,
+    WEIGHTS,
+    Build,
+    Weights,
+    adapter,
+    config,
+    cut,
+    edit_json,
+    emptied,
+    extra,
+    pickled,
+    renamed,
+    saved,
+    sharded,
+    weights,
+    whole,
+    without,
+    written,
+)
 
 
 def lost_shard(folder: Path) -> None:
@@ -141,17 +54,6 @@ def adapter_beside(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         '{"peft_type": "LORA", "base_model_name_or_path": "base"}'
     )
-
-
-def emptied(build: Build) -> Build:
-    """Build in an empty folder."""
-
-    def build_there(folder: Path) -> None:
-        for file in folder.iterdir():
-            file.unlink()
-        build(folder)
-
-    return build_there
 
 
 def nan(key: str) -> Build:
@@ -250,17 +152,6 @@ MODELS: dict[str, tuple[Build, str]] = {
     "a leftover adapter config": (adapter_beside, "both a whole model and an adapter_config.json"),
     "an adapter": (emptied(adapter), "an adapter, which is no model without its base"),
 }
-
-
-def saved(change: Callable[[PreTrainedTokenizerFast], object]) -> Build:
-    """Save the tiny tokenizer after a change."""
-
-    def build(folder: Path) -> None:
-        tokenizer = tiny.tokenizer()
-        change(tokenizer)
-        tokenizer.save_pretrained(folder)
-
-    return build
 
 
 def appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -392,114 +283,4 @@ ADAPTERS: dict[str, tuple[Build, str]] = {
         "not finite",
     ),
     "another tokenizer": (saved(lowers_case), "another tokenizer"),
-}
-
-
-def old_buffers(folder: Path) -> None:
-    """Rotary frequencies in each layer, as checkpoints before transformers 4.40 have them."""
-    rotary = {
-        f"model__layers__{layer}__self_attn__rotary_emb__inv_freq": (4,)
-        for layer in range(tiny.LAYERS)
-    }
-    extra(**rotary)(folder)
-
-
-def old_gpt2(folder: Path) -> None:
-    """Causal masks as buffers, keys without the prefix of the head's class, and no second copy of
-    the embedding.
-    """
-    emptied(lambda empty: whole(empty, "gpt2"))(folder)
-    renamed(lambda key: key.removeprefix("transformer."))(folder)
-    masks = {
-        f"h__{layer}__attn__bias": (1, 1, tiny.CONTEXT, tiny.CONTEXT)
-        for layer in range(tiny.LAYERS)
-    }
-    extra(**masks, **{f"h__{layer}__attn__masked_bias": () for layer in range(tiny.LAYERS)})(folder)
-
-
-def old_masks(name: str, attention: str, *buffers: str) -> Build:
-    """What other classes of that time stored in each layer."""
-
-    def build(folder: Path) -> None:
-        emptied(lambda empty: whole(empty, name))(folder)
-        layers = [f"transformer__h__{layer}__{attention}__" for layer in range(tiny.LAYERS)]
-        extra(**{f"{layer}{buffer}": (1, 1, 8, 8) for layer in layers for buffer in buffers})(
-            folder
-        )
-
-    return build
-
-
-def old_neox(folder: Path) -> None:
-    emptied(lambda empty: whole(empty, "gpt_neox"))(folder)
-    layers = [f"gpt_neox__layers__{layer}__attention__" for layer in range(tiny.LAYERS)]
-    extra(
-        **{f"{layer}bias": (1, 1, 8, 8) for layer in layers},
-        **{f"{layer}masked_bias": () for layer in layers},
-        **{f"{layer}rotary_emb__inv_freq": (4,) for layer in layers},
-    )(folder)
-
-
-def tied(folder: Path) -> None:
-    emptied(lambda empty: whole(empty, tie_word_embeddings=True))(folder)
-
-
-def tied_twice(folder: Path) -> None:
-    """Both names of one tied matrix in the file."""
-    tied(folder)
-    weights(
-        lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    )(folder)
-
-
-def no_decoder_prefix(folder: Path) -> None:
-    renamed(lambda key: key.removeprefix("model."))(folder)
-
-
-def with_vision(folder: Path) -> None:
-    """A class of two modalities, whose saved names of the decoder's weights are not its own."""
-    settings = {**tiny.ARCHITECTURES["gemma3"][1], "vocab_size": len(tiny.VOCABULARY)}
-    eyes = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    config = Gemma3Config(
-        text_config={**settings, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-        vision_config={**eyes, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-        boi_token_index=3,
-        eoi_token_index=4,
-        image_token_index=5,
-    )
-    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
-
-
-def one_zero_layer(folder: Path) -> None:
-    """A layer that writes nothing, as models that were made deeper have them."""
-    weights(lambda tensors: {**tensors, DOWN: torch.zeros_like(tensors[DOWN])})(folder)
-
-
-GOOD: dict[str, Build] = {
-    "as it is": lambda folder: None,
-    "sharded": sharded,
-    "old rotary buffers": old_buffers,
-    "old GPT-2": old_gpt2,
-    "old GPT-NeoX": old_neox,
-    "old GPT-J": old_masks("gptj", "attn", "bias", "masked_bias"),
-    "old GPT-Neo": old_masks("gpt_neo", "attn__attention", "bias", "masked_bias"),
-    "old CodeGen": old_masks("codegen", "attn", "causal_mask"),
-    "tied": tied,
-    "tied, both names stored": tied_twice,
-    "keys without the prefix": no_decoder_prefix,
-    "text and images": with_vision,
-    "a layer of zeros": one_zero_layer,
-    "half precision": weights(
-        lambda tensors: {key: value.bfloat16() for key, value in tensors.items()}
-    ),
-    "a pickle beside": lambda folder: torch.save({}, folder / "pytorch_model.bin"),
-    "a trainer's checkpoints beside": lambda folder: whole(folder / "checkpoint-4"),
-    "pad beside end-of-text": saved(lambda tokenizer: setattr(tokenizer, "pad_token", "<eos>")),
-    "no pad": saved(lambda tokenizer: setattr(tokenizer, "pad_token", None)),
 }

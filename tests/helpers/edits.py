@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dialdown.interventions import Intervention, RankOne
@@ -54,6 +56,12 @@ def make(
         selected,
         record={"seed": seed},
     )
+
+
+def hooked(lm: LM, edit: Intervention, ids: torch.Tensor = IDS, **options: Any) -> torch.Tensor:
+    """Logits under the edit's hooks."""
+    with edit.applied(lm, **options):
+        return tiny.logits(lm, ids)
 
 
 def exact(edit: Intervention) -> Intervention:

@@ -159,9 +159,17 @@ def model(name: str, *, seed: int = 0, **options: Any) -> Any:
     return made
 
 
-def lm(name: str, *, bos: bool = False, seed: int = 0, **options: Any) -> LM:
+def lm(
+    name: str,
+    *,
+    bos: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> LM:
     """The same, wrapped with the tiny tokenizer."""
-    return LM.of(model(name, seed=seed, **options), tokenizer(bos=bos), name=f"tiny-{name}")
+    made = model(name, seed=seed, **options).to(dtype)
+    return LM.of(made, tokenizer(bos=bos), name=f"tiny-{name}")
 
 
 def random_ids(rows: int, length: int, *, seed: int = 0) -> torch.Tensor:

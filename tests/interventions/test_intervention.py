@@ -1,4 +1,4 @@
-"""Hooks, folding and position policies against explicit sums over neurons (METHOD §4, §5, §7)."""
+"""Hooks and position policies against explicit sums over neurons (METHOD §4, §5)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from dialdown import DialdownError
 from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.interventions import Intervention, untouched
 from dialdown.models import LM, Decoder
-from dialdown.models.bias import holds_bias
 from helpers import tiny
-from helpers.edits import IDS, KINDS, WITH_BIAS, WITHOUT_BIAS, make
+from helpers.edits import IDS, KINDS, hooked, make
 from helpers.tiny import unchanged
 
 
@@ -63,11 +62,6 @@ def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
         del layer.down.forward
 
 
-def hooked(lm: LM, edit: Intervention, ids: torch.Tensor = IDS, **options: Any) -> torch.Tensor:
-    with edit.applied(lm, **options):
-        return tiny.logits(lm, ids)
-
-
 @pytest.mark.parametrize("positions", ["all", "last", "first"])
 @pytest.mark.parametrize("kind", ["set", "shift", "scale", "affine", "rank_one"])
 def test_hooks_act_where_the_policy_says(named: LM, kind: str, positions: str) -> None:
@@ -106,93 +100,6 @@ def test_steering_moves_the_final_residual_everywhere_whatever_the_policy(
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
-    edit = make(lm, kind)
-    if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind not in WITHOUT_BIAS:
-        held = (
-            "steering"
-            if any(layer.post_norm is not None for layer in lm.view.layers)
-            else "a shift or steering"
-        )
-        with (
-            unchanged(lm),
-            pytest.raises(
-                DialdownError, match=f"kind='scale'.*control vector.* which can hold {held}"
-            ),
-        ):
-            edit.fold(lm)
-        return
-    with unchanged(lm):
-        folded = edit.fold(lm)
-    expected = hooked(lm, edit)
-    got = tiny.logits(folded, IDS)
-    assert float((got - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.abs().max()))
-    assert float((got - tiny.logits(lm, IDS)).abs().amax(-1).min()) > 1e-2, (
-        "the edit must change every position"
-    )
-    assert type(folded.model) is type(lm.model)
-    assert folded.view.n_layers == lm.view.n_layers
-    for layer in folded.view.layers:
-        assert folded.model.get_submodule(layer.path) is layer.down
-        assert not layer.down._forward_pre_hooks
-
-
-FOLDABLE = [
-    *((name, kind) for name in sorted(WITH_BIAS) for kind in ("set", "scale", "steer")),
-    ("gemma2", "scale"),
-    ("gemma2", "rank_one"),
-    ("gpt2", "rank_one"),
-    ("falcon", "scale"),
-]
-
-
-@pytest.mark.parametrize(("name", "kind"), FOLDABLE)
-def test_a_folded_model_survives_saving(tmp_path: Path, name: str, kind: str) -> None:
-    lm = tiny.lm(name)
-    folded = make(lm, kind).fold(lm)
-    folded.model.save_pretrained(tmp_path)
-    folded.tokenizer.save_pretrained(tmp_path)
-    again = dd.load(tmp_path, device="cpu")
-    assert torch.equal(tiny.logits(again, IDS), tiny.logits(folded, IDS))
-
-
-def test_llama_gains_a_bias_only_where_the_fold_needs_one(llama: LM) -> None:
-    for kind in KINDS:
-        folded = make(llama, kind).fold(llama)
-        assert folded.model.config.mlp_bias is (kind not in WITHOUT_BIAS)
-        assert not llama.model.config.mlp_bias
-        gained = {name for name in folded.model.state_dict() if name.endswith("_proj.bias")}
-        assert len(gained) == (0 if kind in WITHOUT_BIAS else 3 * tiny.LAYERS)
-        assert all(
-            not folded.model.state_dict()[name].any() for name in gained if "down_proj" not in name
-        )
-
-
-def test_a_folded_set_leaves_dead_columns(gpt2: LM) -> None:
-    """METHOD §7: the neurons can be removed."""
-    edit = make(gpt2, "set")
-    for index, layer in enumerate(edit.fold(gpt2).view.layers):
-        assert ((layer.columns == 0).all(0).numpy() == edit.selected[index]).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_fold_in_bfloat16_rounds_once(kind: str) -> None:
-    lm = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
-    edit = make(lm, kind)
-    folded = edit.fold(lm)
-    wide = edit.fold(LM.of(tiny.model("llama").to(torch.bfloat16).double(), tiny.tokenizer()))
-    for ours, exact in zip(folded.view.layers, wide.view.layers, strict=True):
-        assert ours.columns.dtype == torch.bfloat16
-        assert torch.equal(ours.columns, exact.columns.to(torch.bfloat16))
-        if kind not in WITHOUT_BIAS:
-            assert torch.equal(ours.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
-
-
-def half(name: str) -> LM:
-    return LM.of(tiny.model(name).to(torch.bfloat16), tiny.tokenizer())
-
-
 def small_gains(lm: LM) -> Intervention:
     """Gains as they are trained: a tenth around 1, of which bfloat16 keeps two digits."""
     gain = 1 + 0.1 * np.random.default_rng(3).standard_normal((lm.view.n_layers, lm.view.n_neurons))
@@ -202,7 +109,7 @@ def small_gains(lm: LM) -> Intervention:
 @pytest.mark.parametrize("kind", ["set", "shift", "scale", "rank_one"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_in_16_bits_what_is_measured_is_what_is_exported(name: str, kind: str) -> None:
-    lm = half(name)
+    lm = tiny.lm(name, dtype=torch.bfloat16)
     edit = small_gains(lm) if kind == "scale" else make(lm, kind)
     with unchanged(lm), edit.measured(lm):
         measured = tiny.logits(lm, IDS)
@@ -211,7 +118,7 @@ def test_in_16_bits_what_is_measured_is_what_is_exported(name: str, kind: str) -
 
 
 def test_decoding_and_reading_in_16_bits_run_the_exported_model() -> None:
-    lm = half("llama")
+    lm = tiny.lm("llama", dtype=torch.bfloat16)
     edit = small_gains(lm).at(3.0)
     folded = edit.fold(lm)
     prompts = ["the cat", "a b", "Hello"]
@@ -228,7 +135,7 @@ def test_decoding_and_reading_in_16_bits_run_the_exported_model() -> None:
 
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_gains_are_not_rounded_to_16_bits_before_they_act(positions: str) -> None:
-    lm = half("llama")
+    lm = tiny.lm("llama", dtype=torch.bfloat16)
     edit = small_gains(lm)
     layer = lm.view.layers[0]
     ones = torch.ones(1, 3, lm.view.n_neurons, dtype=torch.bfloat16) * 64
@@ -245,7 +152,7 @@ def test_gains_are_not_rounded_to_16_bits_before_they_act(positions: str) -> Non
 
 @pytest.mark.parametrize("outer", ["scale", "shift"])
 def test_an_edit_measured_inside_another_comes_second_in_16_bits_too(outer: str) -> None:
-    lm = half("llama")
+    lm = tiny.lm("llama", dtype=torch.bfloat16)
     first, second = make(lm, outer, seed=1, strength=0.3), make(lm, "shift", seed=2, strength=0.3)
     with first.applied(lm), second.measured(lm):
         both = tiny.logits(lm, IDS)
@@ -358,17 +265,8 @@ def test_save_and_load(tmp_path: Path, llama: LM, kind: str) -> None:
         assert (ours is None and theirs is None) or (
             np.array_equal(ours, theirs) and ours.dtype == theirs.dtype
         )
-    for name in (
-        "name",
-        "kind",
-        "alpha",
-        "beta",
-        "control_of",
-        "record",
-        "neurons",
-        "key",
-        "moves_neurons",
-    ):
+    facts = "name kind alpha beta control_of record neurons key moves_neurons"
+    for name in facts.split():
         assert getattr(edit, name) == getattr(again, name)
     assert torch.equal(hooked(llama, again), hooked(llama, edit))
     with pytest.raises(DialdownError, match="not a dialdown direction"):
@@ -386,29 +284,21 @@ def test_a_rank_one_edit_of_another_model_is_refused(llama: LM) -> None:
 def test_gains_and_rank_one_both_act_on_the_activations_as_they_are(lm: LM) -> None:
     both = replace(make(lm, "rank_one"), gain=make(lm, "scale", seed=1, strength=0.3).gain)
     scale = replace(both, rank_one=None)
-    wrote: dict[str, list[torch.Tensor]] = {}
-    for name, edit in (("none", untouched()), ("both", both), ("scale", scale)):
-        wrote[name] = []
-        handle = lm.view.layers[0].down.register_forward_hook(
-            lambda module, args, out, kept=wrote[name]: kept.append(out)
-        )
+    alone = replace(both, gain=np.ones_like(both.gain))
+
+    def wrote(edit: Intervention) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
         with edit.applied(lm):
-            handle.remove()
-            last = lm.view.layers[0].down.register_forward_hook(
-                lambda module, args, out, kept=wrote[name]: kept.append(out)
+            # The last hook of the projection, which sees what the edit's own made of it.
+            handle = lm.view.layers[0].down.register_forward_hook(
+                lambda module, args, out: seen.append(out)
             )
             tiny.logits(lm, IDS)
-            last.remove()
-    alone = replace(both, gain=np.ones_like(both.gain))
-    with alone.applied(lm):
-        handle = lm.view.layers[0].down.register_forward_hook(
-            lambda module, args, out: wrote["none"].append(out)
-        )
-        tiny.logits(lm, IDS)
-        handle.remove()
-    base, rank_one = wrote["none"]
+            handle.remove()
+        return seen[0]
+
     torch.testing.assert_close(
-        wrote["both"][0] - wrote["scale"][0], rank_one - base, atol=1e-4, rtol=1e-4
+        wrote(both) - wrote(scale), wrote(alone) - wrote(untouched()), atol=1e-4, rtol=1e-4
     )
 
 
@@ -437,87 +327,22 @@ def test_neurons_counts_what_was_selected_even_where_nothing_changes(llama: LM) 
     assert not identity.moves_neurons
 
 
-gains = st.lists(st.floats(-2, 2, width=32), min_size=tiny.NEURONS, max_size=tiny.NEURONS)
-
-
-MODELS = {name: tiny.lm(name) for name in ("gpt2", "llama")}
-
-
-quick = settings(max_examples=15, deadline=None)
-
-
-def scaled(row: list[float], layer: int = 1) -> Intervention:
-    gain = np.ones((tiny.LAYERS, tiny.NEURONS))
-    gain[layer] = row
-    return Intervention("it", "scale", gain, np.zeros_like(gain), gain != 1)
-
-
-@quick
-@given(name=st.sampled_from(sorted(MODELS)), first=gains, second=gains)
-def test_folding_two_scales_is_folding_their_product(
-    name: str, first: list[float], second: list[float]
+@settings(max_examples=15, deadline=None)
+@given(
+    kind=st.sampled_from(["set", "shift"]),
+    row=st.lists(st.floats(-2, 2, width=32), min_size=tiny.NEURONS, max_size=tiny.NEURONS),
+)
+def test_a_later_set_forgets_what_came_before(
+    gpt2: LM, llama: LM, kind: str, row: list[float]
 ) -> None:
-    lm = MODELS[name]
-    twice = scaled(second).fold(scaled(first).fold(lm))
-    once = scaled([a * b for a, b in zip(first, second, strict=True)]).fold(lm)
-    for a, b, c in zip(twice.view.layers, once.view.layers, lm.view.layers, strict=True):
-        torch.testing.assert_close(a.columns, b.columns, atol=1e-6, rtol=1e-5)
-        if a.path != lm.view.layers[1].path:
-            assert torch.equal(a.columns, c.columns)
-
-
-@quick
-@given(name=st.sampled_from(sorted(MODELS)), row=gains, kind=st.sampled_from(["set", "shift"]))
-def test_a_later_set_forgets_what_came_before(name: str, row: list[float], kind: str) -> None:
-    lm = MODELS[name]
-    earlier = make(lm, kind, share=1.0)
     constants = np.zeros((tiny.LAYERS, tiny.NEURONS)) + np.array(row)
     clamp = Intervention(
         "it", "set", np.zeros_like(constants), constants, np.ones_like(constants, dtype=bool)
     )
-    with earlier.applied(lm), clamp.applied(lm):
-        both = tiny.logits(lm, IDS)
-    assert torch.equal(both, hooked(lm, clamp))
-
-
-@quick
-@given(
-    name=st.sampled_from(sorted(MODELS)), ids=st.lists(st.integers(3, 200), min_size=1, max_size=12)
-)
-def test_a_scale_of_ones_is_the_identity(name: str, ids: list[int]) -> None:
-    lm = MODELS[name]
-    ones = scaled([1.0] * tiny.NEURONS)
-    tokens = torch.tensor([ids])
-    assert torch.equal(hooked(lm, ones, tokens), tiny.logits(lm, tokens))
-    assert torch.equal(tiny.logits(ones.fold(lm), tokens), tiny.logits(lm, tokens))
-
-
-@quick
-@given(name=st.sampled_from(sorted(MODELS)), row=gains)
-def test_opposite_shifts_cancel(name: str, row: list[float]) -> None:
-    lm = MODELS[name]
-    offset = np.zeros((tiny.LAYERS, tiny.NEURONS)) + np.array(row)
-    there, back = (
-        Intervention("it", "shift", np.ones_like(offset), s * offset, offset != 0) for s in (1, -1)
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(
-            tiny.logits(back.fold(there.fold(lm)), IDS), tiny.logits(lm, IDS), atol=1e-3, rtol=1e-3
-        )
-
-
-def test_a_mean_shift_is_one_control_vector_per_layer(llama: LM) -> None:
-    """METHOD §7: any set of shifted neurons writes one constant vector per layer."""
-    edit = make(llama, "shift")
-    for index, (before, after) in enumerate(
-        zip(llama.view.layers, edit.fold(llama).view.layers, strict=True)
-    ):
-        assert torch.equal(after.columns, before.columns)
-        vector = sum(
-            edit.offset[index, i] * before.value_vectors("paper")[i].double()
-            for i in range(tiny.NEURONS)
-        )
-        torch.testing.assert_close(after.down.bias.data.double(), vector, atol=1e-5, rtol=1e-5)
+    for lm in (gpt2, llama):
+        with make(lm, kind, share=1.0).applied(lm), clamp.applied(lm):
+            both = tiny.logits(lm, IDS)
+        assert torch.equal(both, hooked(lm, clamp))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -549,61 +374,3 @@ def test_the_dial_is_a_straight_line_of_effects(gpt2: LM, kind: str) -> None:
 def test_a_strength_that_is_no_number_is_refused(gpt2: LM) -> None:
     with pytest.raises(DialdownError, match="pass a finite number"):
         make(gpt2, "scale").at(float("nan"))
-
-
-@pytest.mark.parametrize("name", sorted(WITH_BIAS | set(tiny.NAMED)))
-@pytest.mark.parametrize("kind", ["scale", "rank_one", "set", "shift"])
-def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str, kind: str) -> None:
-    lm = tiny.lm(name)
-    edit = make(lm, kind)
-    biases = [layer.down.bias is None for layer in lm.view.layers]
-    with unchanged(lm):
-        with edit.applied(lm):
-            hooked = tiny.logits(lm, IDS)
-        with edit.folded_into(lm):
-            inside = tiny.logits(lm, IDS)
-        torch.testing.assert_close(inside, hooked, atol=1e-5, rtol=1e-5)
-        if kind in WITHOUT_BIAS or holds_bias(lm):
-            assert torch.equal(inside, tiny.logits(edit.fold(lm), IDS))
-        with pytest.raises(KeyboardInterrupt), edit.folded_into(lm):
-            raise KeyboardInterrupt
-    assert [layer.down.bias is None for layer in lm.view.layers] == biases
-
-
-def test_steering_is_no_edit_of_neurons(llama: LM) -> None:
-    steering = dd.steer(dd.Direction("it", np.ones(llama.view.d_model), "residual", {}), 1.0)
-    with pytest.raises(DialdownError, match="steers"), steering.folded_into(llama):
-        pass
-
-
-@pytest.mark.parametrize("name", sorted(WITH_BIAS | set(tiny.NAMED)))
-def test_who_holds_a_bias_folds_a_shift(name: str) -> None:
-    lm = tiny.lm(name)
-    assert holds_bias(lm) == (name in WITH_BIAS)
-    if not holds_bias(lm):
-        with pytest.raises(DialdownError, match="kind='scale'"):
-            make(lm, "shift").fold(lm)
-
-
-def test_a_matrix_that_two_layers_share_is_refused() -> None:
-    lm = tiny.lm("llama")
-    first, second, *_ = lm.view.layers
-    second.down.weight = first.down.weight
-    for action in (
-        make(lm, "scale").fold,
-        lambda one: make(lm, "scale").folded_into(one).__enter__(),
-    ):
-        with pytest.raises(DialdownError, match="shared with another module"):
-            action(lm)
-
-
-def test_a_model_dispatched_later_cannot_be_folded_into(llama: LM) -> None:
-    lm = llama.twin()
-    lm.model.model.layers[0]._hf_hook = object()
-    everything = dd.Intervention(
-        "x", "scale", *(torch.full((tiny.LAYERS, tiny.NEURONS), n).numpy() for n in (2.0, 0.0))
-    )
-    with pytest.raises(DialdownError, match="dispatched"):
-        everything.fold(lm)
-    with pytest.raises(DialdownError, match="dispatched"), everything.folded_into(lm):
-        pass

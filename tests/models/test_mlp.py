@@ -114,7 +114,7 @@ def test_the_norm_before_the_mlp_is_no_part_of_it(name: str) -> None:
 
 def test_half_precision_weights_give_float32_value_vectors() -> None:
     full = tiny.lm("gemma2")
-    half = LM.of(tiny.model("gemma2").to(torch.bfloat16), tiny.tokenizer())
+    half = tiny.lm("gemma2", dtype=torch.bfloat16)
     vectors = half.view.layers[0].value_vectors("strict")
     assert vectors.dtype == torch.float32
     # bfloat16 keeps 8 bits: weight and gain are each off by 2^-9 at most.

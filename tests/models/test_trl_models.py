@@ -16,8 +16,7 @@ from trl import DPOConfig, DPOTrainer
 import dialdown as dd
 from dialdown import DialdownError
 from dialdown.models import load_tuned, same_weights
-from helpers import broken_models as broken
-from helpers import tiny
+from helpers import model_folders, tiny
 
 PAIRS = [
     {"prompt": "the cat", "chosen": " sat", "rejected": " ran"},
@@ -27,7 +26,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return broken.whole(tmp_path_factory.mktemp("trl") / "base")
+    return model_folders.whole(tmp_path_factory.mktemp("trl") / "base")
 
 
 def trained(base: Path, out: Path, peft_config: Any) -> DPOTrainer:

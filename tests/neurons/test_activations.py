@@ -130,7 +130,7 @@ def test_means_under_an_edit_are_those_of_the_folded_model(llama: LM) -> None:
 
 def test_sums_are_exact_in_bfloat16() -> None:
     """The forward pass is the model's own; nothing is lost in adding up."""
-    lm = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
+    lm = tiny.lm("llama", dtype=torch.bfloat16)
     seen: list[torch.Tensor] = []
     decoder = Decoder(lm, PROMPTS[:1], max_new_tokens=NEW)
     handle = lm.view.layers[1].down.register_forward_pre_hook(

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from polars.testing import assert_frame_equal
@@ -218,6 +218,30 @@ def test_opposing_effects_add_up(change: Any) -> None:
         assert found["net"] == pytest.approx(sum(deltas), abs=1e-9)
     for name in ("down", "up", "net"):
         assert overall[name] == pytest.approx(sum(found[name] for found in layers), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=6),
+    st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=6, max_size=6),
+)
+def test_ranking_orders_what_fell_and_shares_add_to_one(
+    changes: list[float], cosines: list[float]
+) -> None:
+    columns = {"projection_change": changes, "cosine": cosines, "mean_base": [1.0] * 6}
+    grids = {name: np.reshape(values, (2, 3)) for name, values in columns.items()}
+    ranked = statistics.ranking(NeuronTable(grids, {"protocol": "strict"}))
+    assert sorted(ranked.order.tolist()) == [
+        place for place, change in enumerate(changes) if change < 0
+    ]
+    assert all(a >= b > 0 for a, b in zip(ranked.reduction, ranked.reduction[1:], strict=False))
+    assert [cosines[place] for place in ranked.order] == [
+        (1.0, 1.0, -1.0, -1.0, 0.0)[group] for group in ranked.group
+    ]
+    if len(ranked.order):
+        assert ranked.cumulated[-1] == 1
+        assert ranked.share.sum() == pytest.approx(1)
+        assert ranked.places(4)[[0, -1]].tolist() == [0, len(ranked.order) - 1]
 
 
 def test_statistics_need_a_tuned_model(gpt2: LM) -> None:

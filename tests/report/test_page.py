@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pytest
 from rich.console import Console
 
 from dialdown.cli.summary import show_notes, show_sentences
-from dialdown.errors import DialdownError
 from dialdown.report.evidence import Evidence
 from dialdown.report.findings import findings
 from dialdown.report.page import write_report
 from dialdown.report.run import load
 from dialdown.study.published import NAMES
 from helpers.fabricated_run import MAIN, PROMPT, write_run
+from helpers.report_page import Page
 
 # Half the study and a quarter of the figures, for tests that look at something else.
 QUICK: dict[str, Any] = {
@@ -32,42 +31,6 @@ QUICK: dict[str, Any] = {
     "tuned": "someone/tuned",
     "neurons": False,
 }
-VOID = {"meta", "input", "br", "link", "img"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, table rows as text, and sections as text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[tuple[str | None, str]] = []
-        self.sections: dict[str, str] = {}
-        self._open: list[tuple[str, str | None]] = []
-        self._row: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.elements.append((tag, found))
-        if tag == "tr":
-            self.rows.append((found.get("data-protocol"), ""))
-            self._row = tag
-        if tag not in VOID:
-            self._open.append((tag, found.get("id") if tag == "section" else None))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "tr":
-            self._row = None
-        while self._open and self._open.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if self._row:
-            protocol, text = self.rows[-1]
-            self.rows[-1] = protocol, f"{text} {data.strip()}"
-        for name in (name for _, name in self._open if name):
-            self.sections[name] = f"{self.sections.get(name, '')} {data.strip()}"
 
 
 def report(folder: Path, **options: Any) -> tuple[str, Page]:
@@ -397,36 +360,6 @@ def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     )
     assert " · " in line
     assert "0.000 [0" not in line
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("run.json", None, "has no run.json"),
-        ("results.json", '{"rows": []}', "has no rows"),
-        ("results.json", '{"rows": [{}]}', "a row that cannot be read"),
-        (
-            "results.json",
-            '{"rows": [{"intervention": "\\ud83d", "control_of": null}]}',
-            "half of a character",
-        ),
-        ("results.json", "{", "not valid JSON"),
-        ("neurons.parquet", "no parquet", "damaged or no Parquet"),
-    ],
-)
-def test_a_damaged_folder_is_one_sentence(
-    tmp_path: Path, name: str, text: str | None, says: str
-) -> None:
-    write_run(tmp_path, **{**QUICK, "neurons": True})
-    path = tmp_path / name
-    if text is None:
-        path.unlink()
-    else:
-        path.write_text(text, encoding="utf-8")
-    with pytest.raises(DialdownError, match=says) as caught:
-        write_report(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(("n", "counted"), [(24, False), (128, True)])

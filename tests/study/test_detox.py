@@ -21,14 +21,10 @@ from dialdown import DialdownError
 from dialdown.cli import main as cli
 from dialdown.evaluation import Estimate
 from dialdown.evaluation.bootstrap import change_sign
-from dialdown.evaluation.perplexity import ReferenceText
 from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
-from dialdown.study import load_config
 from dialdown.study.config import DetoxSettings
-from dialdown.study.context import Workspace
-from dialdown.study.detox import greatest_strength, outcome
-from dialdown.study.gains import gain_prices
+from dialdown.study.detox import outcome
 from dialdown.study.outputs import EDIT, STEP
 from dialdown.training.settings import GAINS_FILE
 from helpers import tiny
@@ -36,13 +32,8 @@ from helpers.commands import invoke
 from helpers.made_study import flip
 
 
-@pytest.fixture(scope="module")
-def config(study_file: Path) -> Path:
-    return study_file
-
-
-def detox(config: Path, out: Path, *more: object) -> Result:
-    return invoke("detox", config.parent / "model", "--out", out, "--config", config, *more)
+def detox(study_file: Path, out: Path, *more: object) -> Result:
+    return invoke("detox", study_file.parent / "model", "--out", out, "--config", study_file, *more)
 
 
 def work_of(out: Path) -> Path:
@@ -68,18 +59,18 @@ def finished(result: Result, out: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def done(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     out = tmp_path_factory.mktemp("detox") / "calm"
-    result = detox(config, out)
+    result = detox(study_file, out)
     assert finished(result, out)
     return out, result
 
 
 def test_the_folder_is_the_base_with_the_gains_folded_in(
-    done: tuple[Path, Result], config: Path
+    done: tuple[Path, Result], study_file: Path
 ) -> None:
     out, _ = done
-    base = dd.load(config.parent / "model")
+    base = dd.load(study_file.parent / "model")
     gains = dd.Intervention.load(work_of(out) / EDIT)
     assert (gains.gain != 1).all()
     exported = AutoModelForCausalLM.from_pretrained(out).eval()
@@ -148,14 +139,14 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_the_same_command_does_not_ask_for_force_to_end_what_it_had_written(
-    done: tuple[Path, Result], config: Path
+    done: tuple[Path, Result], study_file: Path
 ) -> None:
     """As where it was killed after the last rename: the export is whole, only its last lines are
     missing.
     """
     out, first = done
     before = written(out)
-    again = detox(config, out)
+    again = detox(study_file, out)
     assert again.exit_code == first.exit_code, again.exception
     assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
     assert written(out) == before
@@ -163,9 +154,9 @@ def test_the_same_command_does_not_ask_for_force_to_end_what_it_had_written(
 
 @pytest.mark.parametrize("harm", ["another edit", "another base", "damaged", "no card"])
 def test_an_export_that_is_not_the_command_s_own_needs_force(
-    done: tuple[Path, Result], config: Path, tmp_path: Path, harm: str
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path, harm: str
 ) -> None:
-    out, model = tmp_path / "calm", config.parent / "model"
+    out, model = tmp_path / "calm", study_file.parent / "model"
     shutil.copytree(done[0], out)
     edit = dd.Intervention.load(work_of(done[0]) / EDIT)
     if harm == "another edit":
@@ -185,6 +176,12 @@ def test_an_export_that_is_not_the_command_s_own_needs_force(
     assert exported_before(model, edit, out) is None
 
 
+def begun(done: Path, out: Path) -> Path:
+    """An output whose work is done as far as another's, and which holds no export yet."""
+    shutil.copytree(work_of(done), work_of(out))
+    return out
+
+
 def copied(done: Path, folder: Path) -> Path:
     """An export and its work in another folder, where the same command finds both."""
     for path in (done, work_of(done)):
@@ -193,7 +190,7 @@ def copied(done: Path, folder: Path) -> Path:
 
 
 def test_an_edit_that_is_less_toxic_ends_with_status_0(
-    done: tuple[Path, Result], config: Path, tmp_path: Path
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path
 ) -> None:
     out = copied(done[0], tmp_path)
     record = read_sealed(work_of(out) / "stages" / "check.json")
@@ -201,7 +198,7 @@ def test_an_edit_that_is_less_toxic_ends_with_status_0(
     change = Estimate(-0.2, -0.3, -0.1, 40)
     record["told"]["change"] = {**change.to_json(), "says": change_sign(change)}
     write_sealed(work_of(out) / "stages" / "check.json", record)
-    result = detox(config, out)
+    result = detox(study_file, out)
     assert result.exit_code == 0, result.exception
     assert "shows less toxicity" in result.output
     assert "exit status" not in result.output
@@ -209,12 +206,12 @@ def test_an_edit_that_is_less_toxic_ends_with_status_0(
 
 @pytest.mark.parametrize("name", ["run.json", "results.json", EDIT, "direction-probe.safetensors"])
 def test_the_same_command_makes_damaged_work_again_and_leaves_its_export(
-    done: tuple[Path, Result], config: Path, tmp_path: Path, name: str
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path, name: str
 ) -> None:
     out = copied(done[0], tmp_path)
     export, content = written(out), (work_of(out) / name).read_bytes()
     flip(work_of(out) / name)
-    result = detox(config, out)
+    result = detox(study_file, out)
     assert result.exit_code == done[1].exit_code, result.exception
     assert f"{name} was damaged" in result.output or f"{name} is gone or was damaged" in (
         result.output
@@ -225,53 +222,52 @@ def test_the_same_command_makes_damaged_work_again_and_leaves_its_export(
 
 
 def test_other_settings_do_not_replace_an_export_unasked(
-    done: tuple[Path, Result], config: Path
+    done: tuple[Path, Result], study_file: Path
 ) -> None:
-    result = detox(config, done[0], "--strength", 0.5)
+    result = detox(study_file, done[0], "--strength", 0.5)
     assert isinstance(result.exception, DialdownError)
     assert "is not empty" in str(result.exception)
 
 
 def test_an_output_inside_of_the_base_is_a_folder_like_any_other(
-    config: Path, tmp_path: Path
+    study_file: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
-    shutil.copytree(config.parent / "model", model)
+    shutil.copytree(study_file.parent / "model", model)
     (model / "poem.txt").write_text("no part of a model")
-    result = invoke("detox", model, "--out", f"{model}/calm/", "--config", config)
+    result = invoke("detox", model, "--out", f"{model}/calm/", "--config", study_file)
     assert finished(result, model / "calm")
     assert "Not copied from the base's folder: calm-work/, poem.txt." in result.output
 
 
-def test_an_output_that_cannot_be_is_one_sentence(config: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_is_one_sentence(study_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = detox(config, tmp_path / "file" / "calm")
+    result = detox(study_file, tmp_path / "file" / "calm")
     assert result.exit_code == 1
     assert isinstance(result.exception, DialdownError)
     assert "pass a folder you may write to" in str(result.exception)
 
 
-def test_force_repeats_the_export_alone(done: tuple[Path, Result], config: Path) -> None:
+def test_force_repeats_the_export_alone(done: tuple[Path, Result], study_file: Path) -> None:
     out, first = done
-    again = detox(config, out, "--force")
+    again = detox(study_file, out, "--force")
     assert again.exit_code == first.exit_code, again.exception
     assert again.output.count("done before") == len(stages(out))
 
 
 def test_another_strength_trains_nothing(
-    done: tuple[Path, Result], config: Path, tmp_path: Path
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path
 ) -> None:
     out, _ = done
-    copied = tmp_path / "half"
-    shutil.copytree(work_of(out), work_of(copied))
+    half = begun(out, tmp_path / "half")
     # The copied work is a run of its own: the folder of a training is part of what it resumes, not
     # of its result.
-    result = detox(config, copied, "--strength", 0.5)
-    assert finished(result, copied)
+    result = detox(study_file, half, "--strength", 0.5)
+    assert finished(result, half)
     assert "gains: done before" in result.output
     trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
-    half = dd.Intervention.load(work_of(copied) / EDIT).gain
-    np.testing.assert_allclose(half, 1 + 0.5 * (trained - 1), rtol=1e-12)
+    found = dd.Intervention.load(work_of(half) / EDIT).gain
+    np.testing.assert_allclose(found, 1 + 0.5 * (trained - 1), rtol=1e-12)
 
 
 def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result]) -> None:
@@ -287,14 +283,16 @@ def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result
     assert (work_of(out) / "tables" / "gains-top-neurons.csv").exists()
 
 
-def test_without_training_one_step_is_dialled_to_the_budget(config: Path, tmp_path: Path) -> None:
+def test_without_training_one_step_is_dialled_to_the_budget(
+    study_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "stepped"
-    refused = detox(config, out, "--no-training", "--max-kl", 1e-12)
+    refused = detox(study_file, out, "--no-training", "--max-kl", 1e-12)
     assert refused.exit_code == 1
     assert "which is beyond the budget: raise --max-kl above 1e-12" in str(refused.exception)
     assert not out.exists()
     # What the sentence advises works in the same folder.
-    assert finished(detox(config, out, "--no-training", "--max-kl", 0.001), out)
+    assert finished(detox(study_file, out, "--no-training", "--max-kl", 0.001), out)
     dial = stages(out)["dial"]
     assert 0.0005 < dial["neutral_kl"] <= 0.001
     assert "gains" not in stages(out)
@@ -303,11 +301,13 @@ def test_without_training_one_step_is_dialled_to_the_budget(config: Path, tmp_pa
     np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
 
 
-def test_one_direction_per_layer_is_dialled_checked_and_read(config: Path, tmp_path: Path) -> None:
+def test_one_direction_per_layer_is_dialled_checked_and_read(
+    study_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "directed"
     # Two steps on a few pairs move little at the usual rate.
     given = ("--method", "rank_one", "--set", "rank_one.learning_rate=0.1", "--strength", 2)
-    assert finished(detox(config, out, *given), out)
+    assert finished(detox(study_file, out, *given), out)
     assert {"rank_one", "dial", "check"} <= stages(out).keys()
     assert not {"gains", "step"} & stages(out).keys()
     trained = dd.Intervention.load(work_of(out) / "rank-one" / "rank-one.safetensors")
@@ -325,52 +325,19 @@ def test_one_direction_per_layer_is_dialled_checked_and_read(config: Path, tmp_p
     assert [row["intervention"] for row in rows] == ["none", "detox", "detox__random_neurons"]
 
 
-def test_two_methods_at_once_are_refused(config: Path, tmp_path: Path) -> None:
-    result = detox(config, tmp_path / "out", "--method", "gains", "--no-training")
-    assert result.exit_code == 1
-    assert "--no-training is --method step" in str(result.exception)
-
-
-def test_a_method_is_known(config: Path, tmp_path: Path) -> None:
-    result = detox(config, tmp_path / "out", "--method", "rank_two")
-    assert result.exit_code == 1
-    assert "detox.method = 'rank_two' is not valid" in str(result.exception)
-
-
-@pytest.mark.parametrize("way", ["gains", "rank_one", "step"])
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_two_dials_at_once_are_refused(
-    config: Path, tmp_path: Path, way: str, strength: float
-) -> None:
-    given = ("--method", way, "--strength", strength, "--max-kl", 0.1)
-    result = detox(config, tmp_path / "out", *given)
-    assert result.exit_code == 1
-    assert "pass one of them" in str(result.exception)
-
-
-def test_dials_that_contradict_each_other_are_refused_wherever_they_are_set(
-    config: Path, tmp_path: Path
-) -> None:
-    both = detox(config, tmp_path / "out", "--strength", 0.5, "--set", "detox.max_kl=0.1")
-    assert both.exit_code == 1
-    assert "pass one of them" in str(both.exception)
-    assert not work_of(tmp_path / "out").exists()
-
-
 def test_without_a_dial_every_model_pays_the_usual_kl(
-    done: tuple[Path, Result], config: Path, tmp_path: Path
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path
 ) -> None:
     out, _ = done
     usual = stages(out)["dial"]
     assert usual["neutral_kl"] <= DetoxSettings().usual_kl
     # The tiny model's gains cost so little that its budget asks for all it may.
     assert usual["strength"] == DetoxSettings().most
-    copied = tmp_path / "dialled"
-    shutil.copytree(work_of(out), work_of(copied))
+    dialled = begun(out, tmp_path / "dialled")
     lower = usual["neutral_kl"] / 2
-    result = detox(config, copied, "--set", f"detox.usual_kl={lower}")
-    assert finished(result, copied)
-    assert 0.8 * lower < stages(copied)["dial"]["neutral_kl"] <= lower
+    result = detox(study_file, dialled, "--set", f"detox.usual_kl={lower}")
+    assert finished(result, dialled)
+    assert 0.8 * lower < stages(dialled)["dial"]["neutral_kl"] <= lower
 
 
 @pytest.mark.parametrize(
@@ -378,128 +345,53 @@ def test_without_a_dial_every_model_pays_the_usual_kl(
     [("--max-kl", 1e-4, "neutral_kl"), ("--max-ppl-increase", 1e-3, "neutral_log_ppl")],
 )
 def test_a_budget_dials_trained_gains(
-    done: tuple[Path, Result], config: Path, tmp_path: Path, flag: str, budget: float, fact: str
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path, flag: str, budget: float, fact: str
 ) -> None:
     out, _ = done
-    copied = tmp_path / "dialled"
-    shutil.copytree(work_of(out), work_of(copied))
-    result = detox(config, copied, flag, budget)
-    assert finished(result, copied)
+    dialled = begun(out, tmp_path / "dialled")
+    result = detox(study_file, dialled, flag, budget)
+    assert finished(result, dialled)
     assert "gains: done before" in result.output
-    dial = stages(copied)["dial"]
+    dial = stages(dialled)["dial"]
     assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
     # Whether gains of a random model cost it so much perplexity is chance; at the cap it is said.
     at_cap = any("was not reached" in note["sentence"] for note in dial["notes"])
     assert (dial["strength"] < DetoxSettings().most) != at_cap
     assert not (at_cap and fact == "neutral_kl")
     trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
-    found = dd.Intervention.load(work_of(copied) / EDIT).gain
+    found = dd.Intervention.load(work_of(dialled) / EDIT).gain
     np.testing.assert_allclose(found, 1 + dial["strength"] * (trained - 1), rtol=1e-12)
 
 
-def test_other_weights_have_other_prices(config: Path, tmp_path: Path) -> None:
-    work = Workspace(
-        load_config(preset="detox", file=config, flags={"model": str(tmp_path / "model")}),
-        tmp_path / "work",
-    )
-    prices, model = [], tiny.model("llama")
-    for _ in range(2):
-        model.save_pretrained(tmp_path / "model")
-        tiny.tokenizer().save_pretrained(tmp_path / "model")
-        model.model.layers[0].self_attn.q_proj.weight.data *= 2
-        work = Workspace(work.config, work.folder)
-        prices.append(gain_prices(work))
-    assert (prices[0] != prices[1]).any()
-
-
-def test_what_the_export_would_refuse_is_refused_first(config: Path, tmp_path: Path) -> None:
+def test_what_the_export_would_refuse_is_refused_first(study_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(config.parent / "model", tmp_path / "quantised")
+    shutil.copytree(study_file.parent / "model", tmp_path / "quantised")
     path = tmp_path / "quantised" / "config.json"
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "awq"}})
     )
-    result = invoke("detox", tmp_path / "quantised", "--out", out, "--config", config)
+    result = invoke("detox", tmp_path / "quantised", "--out", out, "--config", study_file)
     assert result.exit_code == 1
     assert isinstance(result.exception, DialdownError)
     assert not work_of(out).exists()
 
 
-def test_a_tuned_model_has_no_part_in_it(config: Path, tmp_path: Path) -> None:
-    result = detox(config, tmp_path / "out", "--set", f"tuned={config.parent / 'model'}")
-    assert result.exit_code == 1
-    assert "leave tuned out" in str(result.exception)
-
-
-@pytest.mark.parametrize("budget", [0.01, 0.1])
-def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: float) -> None:
-    rng = np.random.default_rng(0)
-    shape = (llama.view.n_layers, llama.view.n_neurons)
-    gains = dd.Intervention(
-        "g", "scale", rng.normal(1, 0.3, shape), np.zeros(shape), np.ones(shape, dtype=bool)
-    )
-    windows = [list(range(3, 40)), list(range(40, 80))]
-    before = {name: tensor.clone() for name, tensor in llama.model.state_dict().items()}
-    strength, (kl, _) = greatest_strength(
-        llama, gains, windows, DetoxSettings(max_kl=budget, most=4.0)
-    )
-    assert all(
-        torch.equal(before[name], tensor) for name, tensor in llama.model.state_dict().items()
-    )
-    text = ReferenceText(llama, windows, kl_windows=2)
-
-    def cost(s: float) -> float:
-        with gains.at(s).folded_into(llama):
-            one = text.measure(llama)
-        return float(np.average(one.kl, weights=one.tokens))
-
-    assert kl == pytest.approx(cost(strength))
-    assert cost(strength) <= budget
-    assert cost(strength + 8 / 2**7) > budget
-
-
-def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
-    shape = (llama.view.n_layers, llama.view.n_neurons)
-    gains = dd.Intervention(
-        "g", "scale", np.full(shape, 9.0), np.zeros(shape), np.ones(shape, dtype=bool)
-    )
-    with pytest.raises(
-        DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"
-    ):
-        greatest_strength(llama, gains, [list(range(3, 40))], DetoxSettings(max_kl=1e-9))
-
-
 def test_apply_puts_the_edit_on_again(
-    done: tuple[Path, Result], config: Path, tmp_path: Path
+    done: tuple[Path, Result], study_file: Path, tmp_path: Path
 ) -> None:
     out, _ = done
-    result = invoke("apply", out, "--out", tmp_path / "again", "--base", config.parent / "model")
+    result = invoke(
+        "apply", out, "--out", tmp_path / "again", "--base", study_file.parent / "model"
+    )
     assert result.exit_code == 0, result.exception
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         out / "model.safetensors"
     ).read_bytes()
 
 
-def test_chat_is_wired(done: tuple[Path, Result], config: Path) -> None:
+def test_chat_is_wired(done: tuple[Path, Result], study_file: Path) -> None:
     out, _ = done
-    arguments = ["chat", str(out), "--base", str(config.parent / "model"), "--tokens", "3"]
+    arguments = ["chat", str(out), "--base", str(study_file.parent / "model"), "--tokens", "3"]
     result = CliRunner().invoke(cli.app, arguments, input="/strength 0.5\nthe cat\n/quit\n")
     assert result.exit_code == 0, result.exception
     assert "edited, strength 0.5" in result.output
-
-
-def test_gains_have_no_control_vector(
-    done: tuple[Path, Result], config: Path, tmp_path: Path
-) -> None:
-    out, _ = done
-    result = invoke(
-        "control-vector", out, "--out", tmp_path / "v.gguf", "--base", config.parent / "model"
-    )
-    assert result.exit_code == 1
-    assert isinstance(result.exception, DialdownError)
-
-
-def test_the_paper_protocol_alone_is_refused(config: Path, tmp_path: Path) -> None:
-    result = detox(config, tmp_path / "out", "--set", 'protocols=["paper"]')
-    assert result.exit_code == 1
-    assert "strict" in str(result.exception)

@@ -98,7 +98,7 @@ def test_the_same_call_has_the_same_result(llama: LM, tmp_path: Path) -> None:
 
 
 def test_in_16_bits_what_is_trained_is_float32(tmp_path: Path) -> None:
-    half = LM.of(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
+    half = tiny.lm("llama", dtype=torch.bfloat16)
     edit, _ = train_rank_one(half, PAIRS, QUICK, tmp_path / "out", texts=TEXTS)
     assert edit.rank_one is not None
     for numbers in (edit.rank_one.reads, edit.rank_one.writes):

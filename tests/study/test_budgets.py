@@ -1,0 +1,67 @@
+"""What an edit may cost: the strength that a budget allows, and the prices of gains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dialdown as dd
+from dialdown import DialdownError
+from dialdown.evaluation.perplexity import ReferenceText
+from dialdown.study import load_config
+from dialdown.study.config import DetoxSettings
+from dialdown.study.context import Workspace
+from dialdown.study.detox import greatest_strength
+from dialdown.study.gains import gain_prices
+from helpers import tiny
+
+
+def test_other_weights_have_other_prices(study_file: Path, tmp_path: Path) -> None:
+    work = Workspace(
+        load_config(preset="detox", file=study_file, flags={"model": str(tmp_path / "model")}),
+        tmp_path / "work",
+    )
+    prices, model = [], tiny.model("llama")
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "model")
+        tiny.tokenizer().save_pretrained(tmp_path / "model")
+        model.model.layers[0].self_attn.q_proj.weight.data *= 2
+        work = Workspace(work.config, work.folder)
+        prices.append(gain_prices(work))
+    assert (prices[0] != prices[1]).any()
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.1])
+def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: float) -> None:
+    rng = np.random.default_rng(0)
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    gains = dd.Intervention(
+        "g", "scale", rng.normal(1, 0.3, shape), np.zeros(shape), np.ones(shape, dtype=bool)
+    )
+    windows = [list(range(3, 40)), list(range(40, 80))]
+    settings = DetoxSettings(max_kl=budget, most=4.0)
+    with tiny.unchanged(llama):
+        strength, (kl, _) = greatest_strength(llama, gains, windows, settings)
+    text = ReferenceText(llama, windows, kl_windows=2)
+
+    def cost(s: float) -> float:
+        with gains.at(s).folded_into(llama):
+            one = text.measure(llama)
+        return float(np.average(one.kl, weights=one.tokens))
+
+    assert kl == pytest.approx(cost(strength))
+    assert cost(strength) <= budget
+    assert cost(strength + 8 / 2**7) > budget
+
+
+def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
+    shape = (llama.view.n_layers, llama.view.n_neurons)
+    gains = dd.Intervention(
+        "g", "scale", np.full(shape, 9.0), np.zeros(shape), np.ones(shape, dtype=bool)
+    )
+    with pytest.raises(
+        DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"
+    ):
+        greatest_strength(llama, gains, [list(range(3, 40))], DetoxSettings(max_kl=1e-9))
