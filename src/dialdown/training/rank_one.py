@@ -33,6 +33,9 @@ from .generated_text import own_text_kl
 from .policies import Trainable
 from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
 
+# What PEFT multiplies v by: v, which begins at 0, goes this much further than u at the same rate.
+SCALE = 8
+
 
 @with_bar
 def train_rank_one(
@@ -77,6 +80,7 @@ def train_rank_one(
         prepare=lambda model: _with_rank_one(lm, model, settings.seed),
         save=save,
         result_bytes=lm.view.n_layers * (9 * lm.view.n_neurons + 4 * lm.view.d_model),
+        given=[SCALE],
         template=lm.template,
     )
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
@@ -90,7 +94,7 @@ def _with_rank_one(lm: LM, model: Any, seed: int) -> Any:
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(
         r=1,
-        lora_alpha=1,
+        lora_alpha=SCALE,
         lora_dropout=0.0,
         target_modules=[layer.path for layer in lm.view.layers],
         fan_in_fan_out=isinstance(lm.view.layers[0].down, Conv1D),
@@ -107,5 +111,5 @@ def _edit(lm: LM, policy: Any, record: dict[str, Any]) -> Intervention:
         adapter = base.get_submodule(layer.path)
         u, v = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
         reads.append(u.detach().flatten().double().cpu().numpy())
-        writes.append(v.detach().flatten().double().cpu().numpy())
+        writes.append(SCALE * v.detach().flatten().double().cpu().numpy())
     return as_rank_one("rank_one", RankOne(np.stack(reads), np.stack(writes)), record)
