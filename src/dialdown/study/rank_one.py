@@ -15,6 +15,9 @@ import polars as pl
 from ..data.csv_tables import write_csv
 from ..data.pairs import PairSet
 from ..interventions.intervention import Intervention
+from ..models.lm import LM
+from ..neurons.activations import NeuronMeans
+from ..neurons.directions import Direction
 from ..neurons.logit_lens import logit_lens_batch
 from ..training.rank_one import train_rank_one
 from ..training.settings import RANK_ONE_FILE
@@ -45,20 +48,22 @@ def tune_rank_one(work: Workspace) -> dict[str, Any]:
 
 def explain_rank_one(work: Workspace, edit: Intervention) -> dict[str, Any]:
     """Read an edit as an explanation; see `rank_one_layers`."""
-    write_csv({"rank-one-layers": rank_one_layers(work, edit)}, work.folder / "tables")
+    layers = rank_one_layers(work.lm, edit, work.training_means, work.probe("strict"))
+    write_csv({"rank-one-layers": layers}, work.folder / "tables")
     return {}
 
 
-def rank_one_layers(work: Workspace, edit: Intervention) -> pl.DataFrame:
-    """What each layer writes on average over the training prompts, and by which neurons: `layer`,
+def rank_one_layers(
+    lm: LM, edit: Intervention, means: NeuronMeans, probe: Direction
+) -> pl.DataFrame:
+    """What each layer writes on average, at the mean activations, and by which neurons: `layer`,
     `norm` (of what reaches the residual stream), `cosine` (of it to the probe), `writes` (its
     tokens by the logit lens), `reads` (the neurons that count most) and `share` (of what is read,
     by the first hundredth of the layer's neurons).
     """
     assert edit.rank_one is not None
-    lm, read = work.lm, edit.rank_one.reads * work.training_means.means
+    read = edit.rank_one.reads * means.means
     average = edit.rank_one.written(lm) * read.sum(1, keepdims=True)
-    probe = work.probe("strict").unit
     rows = []
     for layer, tokens in enumerate(logit_lens_batch(lm, average, k=TOKENS)):
         size = np.abs(read[layer])
@@ -69,7 +74,7 @@ def rank_one_layers(work: Workspace, edit: Intervention) -> pl.DataFrame:
             {
                 "layer": layer,
                 "norm": norm,
-                "cosine": float(average[layer] @ probe / norm) if norm else None,
+                "cosine": float(average[layer] @ probe.unit / norm) if norm else None,
                 "writes": " ".join(token.strip() for token, _ in tokens),
                 "reads": " ".join(map(str, first[:NEURONS].tolist())),
                 "share": float(hundredth / size.sum()) if size.any() else None,
