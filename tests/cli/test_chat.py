@@ -226,12 +226,14 @@ def test_sampled_replies_are_of_their_seed(gpt2: LM) -> None:
     hot = replace(SHORT, temperature=2.0, tokens=12)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    one, same, other = (reply(gpt2, [], "the cat", replace(hot, seed=seed)) for seed in (1, 1, 2))
-    assert one == same != other
+    answer, same, other = (
+        reply(gpt2, [], "the cat", replace(hot, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert answer == same != other
     assert torch.equal(state, torch.get_rng_state())
-    assert one != reply(gpt2, [], "the cat", replace(hot, temperature=0.0))
+    assert answer != reply(gpt2, [], "the cat", replace(hot, temperature=0.0))
     # The same draws on both sides, so only the edit makes a difference.
-    assert one == reply(gpt2, [], "the cat", replace(hot, seed=1), scale(gpt2).at(0))
+    assert answer == reply(gpt2, [], "the cat", replace(hot, seed=1), scale(gpt2).at(0))
 
 
 def test_commands_change_what_they_name(gpt2: LM) -> None:

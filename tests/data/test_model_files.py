@@ -69,8 +69,8 @@ def test_a_model_in_float32_does_not_claim_the_base_s_sixteen_bits(tmp_path: Pat
     (base / "config.json").write_text(json.dumps({**config, "torch_dtype": config.pop("dtype")}))
     wide = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     write_model(wide, tiny.tokenizer(), tmp_path / "out", base)
-    found = read(tmp_path / "out" / "config.json")
-    assert (found["dtype"], found["torch_dtype"]) == ("float32", "float32")
+    written = read(tmp_path / "out" / "config.json")
+    assert (written["dtype"], written["torch_dtype"]) == ("float32", "float32")
 
 
 NAMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
