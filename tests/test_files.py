@@ -309,7 +309,7 @@ def test_arrays_that_cannot_be_read(tmp_path: Path, how: str, message: str) -> N
         read_arrays(path, "thing")
 
 
-def test_the_fingerprint_is_of_all_parts() -> None:
+def test_the_fingerprint_covers_all_parts() -> None:
     a = np.arange(6.0)
     parts: list[tuple[Any, ...]] = [
         (a,), (a.reshape(2, 3),), (a.astype(np.float32),), (a + 1e-12,), (a, a), (a, None), ({(

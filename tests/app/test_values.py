@@ -86,7 +86,7 @@ def test_neurons_are_filtered_and_sorted(tmp_path: Path) -> None:
     assert select(frame, group=ANY, sort="cosine")["cosine"].is_sorted(descending=True)
 
 
-def test_who_writes_a_word_has_its_token_first_in_the_lens() -> None:
+def test_a_neuron_that_writes_a_word_has_its_token_first_in_the_lens() -> None:
     lm = tiny.lm("llama")
     # A neuron that writes along a token's unembedding row and no other does.
     token = word_tokens(lm, "cat")[-1]

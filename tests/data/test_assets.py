@@ -166,7 +166,7 @@ def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm
     assert wheels.download.sources == []
 
 
-def test_what_a_process_found_whole_is_not_read_again_by_those_it_starts(cache, wheel, monkeypatch):
+def test_what_a_process_has_verified_is_not_read_again_by_its_children(cache, wheel, monkeypatch):
     monkeypatch.setattr(wheels, "download", Downloads(wheel, wheel))
     fetch("demo")
     folder, whole = fetch("demo"), assets.found_whole()
@@ -203,7 +203,7 @@ def test_what_a_killed_run_left_is_swept(cache, wheel, monkeypatch):
     assert not left.exists()
 
 
-def test_two_at_once_download_once(cache, wheel, monkeypatch):
+def test_two_threads_at_once_download_once(cache, wheel, monkeypatch):
     downloads = Downloads(wheel)
 
     def slow(*args, **kwargs):

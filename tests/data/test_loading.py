@@ -67,7 +67,7 @@ def test_a_broken_model_is_refused_as_base_in_one_sentence(
     assert re.search(words, sentence), sentence
 
 
-# What headers and config tell. An export that opens more than this meets the rest where it loads.
+# What the headers and the config reveal. An export meets the other faults when it loads the model.
 TOLD_BY_HEADERS = (
     "a leftover adapter config",
     "an adapter",
@@ -119,7 +119,7 @@ def test_a_broken_model_is_refused_as_tuned_too(
 
 
 @cases(broken.APART)
-def test_a_tuned_tokenizer_that_acts_otherwise_is_refused(
+def test_a_tuned_tokenizer_that_encodes_differently_is_refused(
     case: str, llama: LM, whole: Path, tmp_path: Path
 ) -> None:
     build, words = broken.APART[case]
@@ -142,7 +142,7 @@ def test_an_adapter_is_read_without_a_warning(llama: LM, adapter: Path) -> None:
 
 
 @cases(odd_models.GOOD)
-def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
+def test_a_whole_model_loads(case: str, whole: Path, tmp_path: Path) -> None:
     folder = altered_copy(whole, tmp_path / "good", odd_models.GOOD[case])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -152,9 +152,7 @@ def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_decoder_inside_a_model_of_two_modalities_is_exported(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_the_decoder_of_a_multimodal_model_is_exported(whole: Path, tmp_path: Path) -> None:
     folder = altered_copy(whole, tmp_path / "base", odd_models.with_vision)
     gain = np.full((tiny.LAYERS, tiny.NEURONS), 1.5)
     edit = dd.Intervention("x", "scale", gain, 0 * gain, gain > 0)

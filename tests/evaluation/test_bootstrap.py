@@ -1,4 +1,4 @@
-""""""
+"""Bootstrap intervals and the agreement of scorers, against scipy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dialdown.evaluation.bootstrap import agreement, change_sign
 from dialdown.evaluation.row import Measured
 
 
-def test_the_interval_is_scipys() -> None:
+def test_the_interval_is_that_of_scipy() -> None:
     values = np.random.default_rng(0).exponential(size=80)
     got = estimate(values)
     reference = scipy.stats.bootstrap(

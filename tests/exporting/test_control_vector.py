@@ -23,7 +23,7 @@ from helpers import tiny
 from helpers.tiny import unchanged
 
 IDS = tiny.random_ids(2, 12)
-# A norm after the MLP makes of a constant a different one at every token.
+# A norm after the MLP turns a constant into a different vector at every token.
 POST_NORM = {"tiny-gemma2", "tiny-gemma3", "tiny-olmo2", "tiny-exaone4"}
 
 

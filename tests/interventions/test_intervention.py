@@ -289,7 +289,7 @@ def test_gains_and_rank_one_both_act_on_the_activations_as_they_are(lm: LM) -> N
     def wrote(edit: Intervention) -> torch.Tensor:
         seen: list[torch.Tensor] = []
         with edit.applied(lm):
-            # The last hook of the projection, which sees what the edit's own made of it.
+            # The projection's last hook, which sees the output after the edit's own hook.
             handle = lm.view.layers[0].down.register_forward_hook(
                 lambda module, args, out: seen.append(out)
             )
@@ -302,7 +302,7 @@ def test_gains_and_rank_one_both_act_on_the_activations_as_they_are(lm: LM) -> N
     )
 
 
-def test_the_key_is_of_the_effect(llama: LM) -> None:
+def test_the_key_depends_on_the_effect_alone(llama: LM) -> None:
     edit, same, other = make(llama, "set"), make(llama, "set"), make(llama, "set", seed=1)
     assert (
         edit.key

@@ -269,7 +269,7 @@ def test_svd_directions_are_those_of_the_whole_matrix(
     unit = np.array([v / np.linalg.norm(v) for v in every])
     cosine = unit @ along.vector / np.linalg.norm(along.vector)
     matrix = unit[np.argsort(-cosine)[:count]].T
-    # Left singular vectors by another road: eigenvectors of the outer products.
+    # Left singular vectors by another route: eigenvectors of the outer products.
     _, vectors = np.linalg.eigh(matrix @ matrix.T)
     directions = subspace.svd_subspace(named, along, neurons=count, rank=3, protocol=protocol)
     assert [component.name for component in directions] == ["svd_1", "svd_2", "svd_3"]

@@ -1,4 +1,4 @@
-""""""
+"""Settings from presets, files, variables and flags, and which are refused."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_stage_is_not_done_while_a_file_of_it_is_gone_or_changed(
     assert study.run() == []
 
 
-def test_what_reads_a_file_that_came_out_differently_is_done_again_too(study: StubStudy) -> None:
+def test_stages_that_read_a_file_that_came_out_differently_are_done_again(study: StubStudy) -> None:
     study.direction = 2.0
     flip(study.folder / "direction-probe.safetensors")
     assert study.run() == ["probe", "pairs", "train"]
@@ -159,7 +159,7 @@ def test_damaged_rows_and_candidates_are_measured_again(tmp_path: Path, content:
     "left",
     [[".dialdown.lock", ".dialdown.json"], [".run.json.7.partial"], [".dialdown.lock", "run.json"]],
 )
-def test_a_folder_whose_first_command_was_killed_at_once_is_no_strangers(
+def test_a_folder_whose_first_command_was_killed_at_once_can_be_used_again(
     small: Config, tmp_path: Path, left: list[str]
 ) -> None:
     study = StubStudy(tmp_path / "run", small)

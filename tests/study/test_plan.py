@@ -82,7 +82,7 @@ def test_several_seeds_of_random_neurons(llama: LM, small: Config) -> None:
     )
 
 
-def test_the_conclusions_alone_are_fewer_rows_of_the_same(llama: LM, small: Config) -> None:
+def test_the_rows_for_the_conclusions_alone_are_a_subset(llama: LM, small: Config) -> None:
     def rows(protocol: Protocol, neuron_tables: Tables, extent: Any) -> dict[str, str]:
         settings = replace(small.interventions, extent=extent)
         planned = plan(protocol, neuron_tables, settings, prompts=5, control_prompts=4, seed=0)

@@ -89,7 +89,9 @@ def test_another_template_is_another_run(done: tuple[Path, Result], settings: Pa
     assert "template: 'auto' -> 'none'" in str(again.exception)
 
 
-def test_pairs_sampled_otherwise_are_not_gone_on_from(settings: Path, tmp_path: Path) -> None:
+def test_pairs_sampled_under_other_settings_are_not_continued(
+    settings: Path, tmp_path: Path
+) -> None:
     """The probe reads plain texts, so its stage is the same and candidates may still be there."""
     configs = [load_config(file=settings, flags={"template": name}) for name in ("none", "chat")]
     plain, chat = (candidate_files(Workspace(config, tmp_path), 8).inputs for config in configs)

@@ -110,7 +110,7 @@ def test_prices_are_means_over_positions_and_repeat_with_the_seed(llama: LM) -> 
     whole = fisher_information(llama, WINDOWS, draws=3, seed=4)
     assert np.array_equal(whole, fisher_information(llama, WINDOWS, draws=3, seed=4))
     assert not np.array_equal(whole, fisher_information(llama, WINDOWS, draws=3, seed=5))
-    # The first window is drawn for first, so its own prices are in the sum.
+    # The first window is sampled first, so its own prices are part of the sum.
     first = fisher_information(llama, WINDOWS[:1], draws=3, seed=4)
     assert (whole * 7 >= first * 5 * (1 - 1e-9)).all()
     seen: list[int] = []

@@ -287,7 +287,7 @@ def test_the_log_has_the_kl_on_text_and_validation_leaves_it_out(llama: LM, tmp_
     without = replace(far, own_kl_weight=0.0)
     _, plain = train_gains(llama, PAIRS, without, tmp_path / "without", information=PRICES)
     assert plain.kl_own == ()
-    # With a weight that hardly counts the way is the same, and so is the validation.
+    # With a negligible weight the training and the validation loss are the same.
     light = replace(far, own_kl_weight=1e-9)
     _, nearly = train_gains(
         llama, PAIRS, light, tmp_path / "light", information=PRICES, texts=TEXTS
