@@ -24,10 +24,12 @@ METRICS = ("toxicity", "log_ppl")
 
 def verdicts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """Claim, protocol, verdict in each run, and whether the runs agree."""
-    found = [{(claim.name, claim.protocol): claim.verdict for claim in claims(run)} for run in runs]
+    by_run = [
+        {(claim.name, claim.protocol): claim.verdict for claim in claims(run)} for run in runs
+    ]
     rows = []
-    for name, protocol in dict.fromkeys(key for verdicts in found for key in verdicts):
-        said = [verdicts.get((name, protocol), "not measured") for verdicts in found]
+    for name, protocol in dict.fromkeys(key for verdicts in by_run for key in verdicts):
+        said = [verdicts.get((name, protocol), "not measured") for verdicts in by_run]
         rows.append((name, protocol, *said, agreement(said)))
     return rows
 
@@ -49,7 +51,12 @@ def rows(runs: Sequence[Run], metric: str) -> list[tuple[str, ...]]:
         means = [estimate.mean for estimate in values if estimate]
         apart = f"{max(means) - min(means):.3f}" if len(means) > 1 else ""
         table.append(
-            (name, protocol, *(with_interval(one) if one else "" for one in values), apart)
+            (
+                name,
+                protocol,
+                *(with_interval(estimate) if estimate else "" for estimate in values),
+                apart,
+            )
         )
     return table
 

@@ -140,13 +140,13 @@ def left(root: Path, command: Command) -> dict[str, str]:
 UNORDERED = ".pdf"
 
 
-def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+def differing(digests: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """The names of what differs, is missing, or is too much."""
     return sorted(
         place
-        for place in {*found, *wanted}
-        if (place in found) != (place in wanted)
-        or (found[place] != wanted[place] and not place.endswith(UNORDERED))
+        for place in {*digests, *expected}
+        if (place in digests) != (place in expected)
+        or (digests[place] != expected[place] and not place.endswith(UNORDERED))
     )
 
 

@@ -143,7 +143,9 @@ def main() -> None:
     )
     print(f"{'way':26} {'median s':>9} {'ratio to decode: median [lowest, highest]':>45}")
     for name, times in seconds.items():
-        ratios = [ours / alone for ours, alone in zip(times, seconds["decode"], strict=True)]
+        ratios = [
+            elapsed / decoding for elapsed, decoding in zip(times, seconds["decode"], strict=True)
+        ]
         print(
             f"{name:26} {statistics.median(times):9.2f} {statistics.median(ratios):21.3f} "
             f"[{min(ratios):.3f}, {max(ratios):.3f}]"

@@ -38,9 +38,10 @@ def main() -> None:
     with (fetch("challenge-prompts") / "test.jsonl").open(encoding="utf-8") as lines:
         prompts = [json.loads(line) for line in lines if line.strip()]
     scores = {
-        name: scorer.score([one["text"] for one in prompts]) for name, scorer in scorers.items()
+        name: scorer.score([prompt["text"] for prompt in prompts])
+        for name, scorer in scorers.items()
     }
-    perspective = np.array([one["toxicity"] for one in prompts])
+    perspective = np.array([prompt["toxicity"] for prompt in prompts])
     pl.Config.set_tbl_cols(-1)
     pl.Config.set_tbl_width_chars(200)
     pl.Config.set_tbl_hide_dataframe_shape(True)
@@ -51,11 +52,11 @@ def main() -> None:
     print("against human labels:")
     rows = []
     for name, scorer in scorers.items():
-        found = scorer.score(labelled.texts)
-        false = float((found[labelled.labels == 0] > 0.5).mean())
-        missed = float((found[labelled.labels == 1] <= 0.5).mean())
+        predicted = scorer.score(labelled.texts)
+        false = float((predicted[labelled.labels == 0] > 0.5).mean())
+        missed = float((predicted[labelled.labels == 1] <= 0.5).mean())
         rows.append(
-            (name, len(labelled), float(roc_auc_score(labelled.labels, found)), false, missed)
+            (name, len(labelled), float(roc_auc_score(labelled.labels, predicted)), false, missed)
         )
     print(pl.DataFrame(rows, schema=["scorer", "n", "AUC", "false alarms", "missed"], orient="row"))
 

@@ -82,8 +82,8 @@ def _what_transformers_logs_as_deprecated_is_a_warning() -> Iterator[None]:
 @pytest.fixture(scope="session", params=[*tiny.ARCHITECTURES])
 def lm(request: pytest.FixtureRequest) -> Iterator[LM]:
     """Every supported architecture."""
-    with tiny.unchanged(tiny.lm(request.param)) as made:
-        yield made
+    with tiny.unchanged(tiny.lm(request.param)) as model:
+        yield model
 
 
 @pytest.fixture(scope="session", params=[*tiny.NAMED])
@@ -91,26 +91,26 @@ def named(request: pytest.FixtureRequest) -> Iterator[LM]:
     """The architectures the project promises, with a tokenizer that puts a BOS before every
     text.
     """
-    with tiny.unchanged(tiny.lm(request.param, bos=True)) as made:
-        yield made
+    with tiny.unchanged(tiny.lm(request.param, bos=True)) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
 def gpt2() -> Iterator[LM]:
-    with tiny.unchanged(tiny.lm("gpt2")) as made:
-        yield made
+    with tiny.unchanged(tiny.lm("gpt2")) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
 def llama() -> Iterator[LM]:
-    with tiny.unchanged(tiny.lm("llama")) as made:
-        yield made
+    with tiny.unchanged(tiny.lm("llama")) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
 def gemma2() -> Iterator[LM]:
-    with tiny.unchanged(tiny.lm("gemma2")) as made:
-        yield made
+    with tiny.unchanged(tiny.lm("gemma2")) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")

@@ -160,7 +160,7 @@ def test_an_architecture_is_a_view_described_as_data(llama: LM) -> None:
         for index, layer in enumerate(model.model.layers)
     )
     described = LM(model, llama.tokenizer, MLPView(layers, model.model.norm, model.lm_head), "mine")
-    found, mine = (
+    expected, means = (
         dd.mean_activations(lm, ["the cat", "a dog"], max_new_tokens=3) for lm in (llama, described)
     )
-    np.testing.assert_array_equal(found.means, mine.means)
+    np.testing.assert_array_equal(expected.means, means.means)

@@ -35,7 +35,7 @@ from dialdown.files import (
     write_sealed,
     write_text,
 )
-from helpers.made_study import flip
+from helpers.stub_study import flip
 
 ARRAYS = {"means": np.arange(6, dtype=np.float64).reshape(2, 3), "mask": np.array([True, False])}
 
@@ -309,7 +309,7 @@ def test_arrays_that_cannot_be_read(tmp_path: Path, how: str, message: str) -> N
         read_arrays(path, "thing")
 
 
-def test_the_fingerprint_is_of_all_parts() -> None:
+def test_the_fingerprint_covers_all_parts() -> None:
     a = np.arange(6.0)
     parts: list[tuple[Any, ...]] = [
         (a,), (a.reshape(2, 3),), (a.astype(np.float32),), (a + 1e-12,), (a, a), (a, None), ({(
@@ -317,9 +317,9 @@ def test_the_fingerprint_is_of_all_parts() -> None:
         ): 1},), ({"x": 2},),
         ("x", "y"), ("xy",), (["x", "y"],),
     ]  # fmt: skip
-    prints = [fingerprint(*one) for one in parts]
+    prints = [fingerprint(*part) for part in parts]
     assert len(set(prints)) == len(parts)
-    assert prints == [fingerprint(*one) for one in parts]
+    assert prints == [fingerprint(*part) for part in parts]
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint(a.reshape(2, 3).T) == fingerprint(np.ascontiguousarray(a.reshape(2, 3).T))
 

@@ -86,19 +86,19 @@ def test_neurons_are_filtered_and_sorted(tmp_path: Path) -> None:
     assert select(frame, group=ANY, sort="cosine")["cosine"].is_sorted(descending=True)
 
 
-def test_who_writes_a_word_has_its_token_first_in_the_lens() -> None:
+def test_a_neuron_that_writes_a_word_has_its_token_first_in_the_lens() -> None:
     lm = tiny.lm("llama")
     # A neuron that writes along a token's unembedding row and no other does.
     token = word_tokens(lm, "cat")[-1]
     assert lm.tokenizer.decode([token]) == " cat"
     with torch.no_grad():
         lm.view.layers[1].columns[:, 5] = -lm.view.unembedding.weight[token] * 3
-    found = writers(lm, token, count=4)
-    assert found.select("layer", "neuron", "sign").row(0) == (1, 5, -1)
-    assert found["score"].is_sorted(descending=True)
+    frame = writers(lm, token, count=4)
+    assert frame.select("layer", "neuron", "sign").row(0) == (1, 5, -1)
+    assert frame["score"].is_sorted(descending=True)
     vector = -lm.view.layers[1].value_vectors()[5].numpy()
     top = [text for text, _ in logit_lens(lm, vector, k=len(tiny.VOCABULARY))]
-    assert found["rank"][0] == top.index(" cat") + 1
+    assert frame["rank"][0] == top.index(" cat") + 1
 
 
 def test_activations_are_those_of_each_text_alone(llama: LM) -> None:

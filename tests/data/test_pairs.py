@@ -12,12 +12,12 @@ from dialdown.data import Pair, PairSet
 
 def test_save_and_load(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
-    made = PairSet(
+    pairs = PairSet(
         (Pair("p\n", " é\u2028\x85", " “bad”\r\n"), Pair("q", " a", " b")),
         {"scorer": "fake", "prompts_used": 3},
     )
-    made.save(path)
-    assert PairSet.load(path) == made
+    pairs.save(path)
+    assert PairSet.load(path) == pairs
 
 
 def test_plain_json_lines_are_pairs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-""""""
+"""Bootstrap intervals and the agreement of scorers, against scipy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dialdown.evaluation.bootstrap import agreement, change_sign
 from dialdown.evaluation.row import Measured
 
 
-def test_the_interval_is_scipys() -> None:
+def test_the_interval_is_that_of_scipy() -> None:
     values = np.random.default_rng(0).exponential(size=80)
     got = estimate(values)
-    theirs = scipy.stats.bootstrap(
+    reference = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
     assert got.mean == pytest.approx(values.mean())
-    width = theirs.high - theirs.low
-    assert got.low == pytest.approx(theirs.low, abs=0.05 * width)
-    assert got.high == pytest.approx(theirs.high, abs=0.05 * width)
+    width = reference.high - reference.low
+    assert got.low == pytest.approx(reference.low, abs=0.05 * width)
+    assert got.high == pytest.approx(reference.high, abs=0.05 * width)
     assert got.n == 80
 
 
@@ -53,8 +53,8 @@ def test_intervals_are_seeded_and_none_without_values() -> None:
     assert estimate(values) == estimate(values)
     assert estimate(values, seed=1).low != estimate(values).low
     assert estimate([]) is None
-    one = estimate([2.0])
-    assert (one.low, one.mean, one.high, one.n) == (2, 2, 2, 1)
+    single = estimate([2.0])
+    assert (single.low, single.mean, single.high, single.n) == (2, 2, 2, 1)
 
 
 def measured(

@@ -255,7 +255,7 @@ def test_a_damaged_line_is_skipped_and_harms_no_other(chat, tmp_path):
 
 def test_two_judges_at_once_lose_no_answer(chat):
     words = [[f"{name}{n}" for n in range(90)] for name in "abcd"]
-    threads = [threading.Thread(target=chat.judge().judge, args=(some,)) for some in words]
+    threads = [threading.Thread(target=chat.judge().judge, args=(texts,)) for texts in words]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -23,7 +23,7 @@ from helpers import tiny
 from helpers.tiny import unchanged
 
 IDS = tiny.random_ids(2, 12)
-# A norm after the MLP makes of a constant a different one at every token.
+# A norm after the MLP turns a constant into a different vector at every token.
 POST_NORM = {"tiny-gemma2", "tiny-gemma3", "tiny-olmo2", "tiny-exaone4"}
 
 
@@ -147,9 +147,9 @@ def test_each_layer_is_the_sum_over_its_neurons(name: str, tmp_path: Path) -> No
 def test_bfloat16_weights_are_summed_in_float64(tmp_path: Path) -> None:
     half = tiny.lm("llama", dtype=torch.bfloat16)
     wide = LM.of(tiny.model("llama").to(torch.bfloat16).double(), tiny.tokenizer())
-    ours = read(write_control_vector(half, shift(half), tmp_path / "half.gguf"))
+    vectors = read(write_control_vector(half, shift(half), tmp_path / "half.gguf"))
     exact = read(write_control_vector(wide, shift(wide), tmp_path / "wide.gguf"))
-    assert all(np.array_equal(ours[layer], exact[layer]) for layer in exact)
+    assert all(np.array_equal(vectors[layer], exact[layer]) for layer in exact)
 
 
 def test_layer_0_is_refused_or_left_out(gpt2: LM, tmp_path: Path) -> None:
@@ -193,10 +193,12 @@ def test_the_file_is_what_llama_cpp_reads(llama: LM, tmp_path: Path) -> None:
     assert fields["general.architecture"] == "controlvector"
     assert fields["controlvector.model_hint"] == "llama"
     assert fields["controlvector.layer_count"] == tiny.LAYERS - 1
-    found = [
+    tensors = [
         (tensor.name, tensor.tensor_type.name, tensor.shape.tolist()) for tensor in reader.tensors
     ]
-    assert found == [(f"direction.{layer}", "F32", [tiny.WIDTH]) for layer in range(1, tiny.LAYERS)]
+    assert tensors == [
+        (f"direction.{layer}", "F32", [tiny.WIDTH]) for layer in range(1, tiny.LAYERS)
+    ]
 
 
 def test_nothing_is_a_vector_of_zeros(llama: LM, tmp_path: Path) -> None:

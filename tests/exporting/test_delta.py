@@ -53,10 +53,10 @@ def test_a_delta_comes_back(llama: LM, tmp_path: Path, kind: str) -> None:
 def test_applying_is_exporting(gpt2: LM, tmp_path: Path, kind: str) -> None:
     """Bit for bit, also for gains float32 does not hold: what is exported is what is stored."""
     base = saved(gpt2, tmp_path / "base")
-    one = export(base, make(gpt2, kind), tmp_path / "one", notes=NOTES)
-    two = apply_delta(one.folder, tmp_path / "two", base=base)
-    assert one.files == two.files
-    assert load_delta(one.folder).sha256 == load_delta(two.folder).sha256
+    exported = export(base, make(gpt2, kind), tmp_path / "one", notes=NOTES)
+    applied = apply_delta(exported.folder, tmp_path / "two", base=base)
+    assert exported.files == applied.files
+    assert load_delta(exported.folder).sha256 == load_delta(applied.folder).sha256
 
 
 def test_a_delta_can_be_dialled(llama: LM, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def lm_eval_scores(folder: Path, tasks: Path) -> tuple[float, float, list[list[f
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    found: Any = simple_evaluate(
+    output: Any = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(folder), "dtype": "float32"},
         tasks=["tiny_choice", "tiny_text"],
@@ -110,11 +110,11 @@ def lm_eval_scores(folder: Path, tasks: Path) -> tuple[float, float, list[list[f
         device="cpu",
         bootstrap_iters=0,
     )
-    samples = sorted(found["samples"]["tiny_choice"], key=lambda sample: sample["doc_id"])
+    samples = sorted(output["samples"]["tiny_choice"], key=lambda sample: sample["doc_id"])
     likelihoods = [
         [float(response[0]) for response in sample["filtered_resps"]] for sample in samples
     ]
-    results = found["results"]
+    results = output["results"]
     return (
         results["tiny_choice"]["acc,none"],
         results["tiny_text"]["word_perplexity,none"],
@@ -155,15 +155,15 @@ def test_lm_eval_scores_an_edited_folder_as_the_hooked_model(
 ) -> None:
     edit = scale(lm)
     base = saved(lm, tmp_path / "base")
-    found = {}
+    scores = {}
     for name, folder, hooked in (
         ("base", base, None),
         ("edited", dd.export(base, edit, tmp_path / "edited").folder, edit),
     ):
-        accuracy, perplexity, likelihoods = found[name] = lm_eval_scores(folder, tasks)
+        accuracy, perplexity, likelihoods = scores[name] = lm_eval_scores(folder, tasks)
         expected = direct_scores(lm, hooked)
         np.testing.assert_allclose(likelihoods, expected[2], atol=1e-3)
         assert accuracy == pytest.approx(expected[0])
         assert perplexity == pytest.approx(expected[1], rel=1e-4)
-    assert np.abs(np.subtract(found["base"][2], found["edited"][2])).max() > 0.1
-    assert found["base"][1] != pytest.approx(found["edited"][1], rel=1e-2)
+    assert np.abs(np.subtract(scores["base"][2], scores["edited"][2])).max() > 0.1
+    assert scores["base"][1] != pytest.approx(scores["edited"][1], rel=1e-2)

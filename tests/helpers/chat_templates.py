@@ -43,10 +43,10 @@ ENDS = {"chatml": "<|im_end|>", "llama": "<|eot|>", "gemma": "<end_of_turn>"}
 
 def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     """The tiny tokenizer, which puts a BOS before a text, with the templates' tokens."""
-    made = tiny.tokenizer(bos=True)
-    made.add_special_tokens({"additional_special_tokens": TOKENS})
-    made.chat_template = template
-    return made
+    tiny_tokenizer = tiny.tokenizer(bos=True)
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": TOKENS})
+    tiny_tokenizer.chat_template = template
+    return tiny_tokenizer
 
 
 def model(**options: Any) -> Any:
@@ -57,5 +57,5 @@ def model(**options: Any) -> Any:
 def lm(name: str, *, template: AnyTemplate = "chat", **options: Any) -> LM:
     """A tiny chat model."""
     options = {"max_position_embeddings": 256, **options}
-    made = tokenizer(TEMPLATES[name])
-    return LM.of(model(**options), made, name=f"tiny-{name}", template=template)
+    chat_tokenizer = tokenizer(TEMPLATES[name])
+    return LM.of(model(**options), chat_tokenizer, name=f"tiny-{name}", template=template)

@@ -70,12 +70,12 @@ def write(
 
 def _row(name: str, scores: Mapping[str, Values], price: Any) -> dict[str, Any]:
     main = name.partition("__")[0]
-    ours, base = scores[name], scores["none"]
+    toxicity, base = scores[name], scores["none"]
 
     def written(values: Values, weights: Any = None) -> dict[str, float | int] | None:
         known = ~np.isnan(values)
-        found = estimate(values[known], weights=None if weights is None else weights[known])
-        return found.to_json() if found else None
+        interval = estimate(values[known], weights=None if weights is None else weights[known])
+        return interval.to_json() if interval else None
 
     tokens = None if price is None else TOKENS[: len(price)]
     return {
@@ -89,25 +89,26 @@ def _row(name: str, scores: Mapping[str, Values], price: Any) -> dict[str, Any]:
         "alpha": None,
         "beta": None,
         "neurons": 256,
-        "toxicity": written(ours),
+        "toxicity": written(toxicity),
         "log_ppl": None if price is None else written(3.0 + np.array(price), tokens),
-        "degenerate": {"mean": 0.125, "low": 0.05, "high": 0.25, "n": len(ours)},
+        "degenerate": {"mean": 0.125, "low": 0.05, "high": 0.25, "n": len(toxicity)},
         "change": {
-            "toxicity": written(ours - base[: len(ours)]),
+            "toxicity": written(toxicity - base[: len(toxicity)]),
             "log_ppl": None if price is None else written(np.array(price), tokens),
-            "degenerate": {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(ours)},
+            "degenerate": {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(toxicity)},
         },
-        "control_minus_main": {"toxicity": written(ours - scores[main][: len(ours)])}
+        "control_minus_main": {"toxicity": written(toxicity - scores[main][: len(toxicity)])}
         if main != name
         else None,
         "samples": [],
     }
 
 
-def found(folder: Path, *, use_files: bool = True, **options: Any) -> dict[str, Claim]:
+def claims_of(folder: Path, *, use_files: bool = True, **options: Any) -> dict[str, Claim]:
     run = load(folder)
-    made = claims(run if use_files else replace(run, folder=folder / "elsewhere"), **options)
-    return {claim.name: claim for claim in made}
+    if not use_files:
+        run = replace(run, folder=folder / "elsewhere")
+    return {claim.name: claim for claim in claims(run, **options)}
 
 
 def numbers(text: str, marker: str) -> tuple[float, float, float]:
@@ -124,7 +125,7 @@ def resample(values: Sequence[Values], statistic: Any) -> list[Any]:
     n = len(values[0])
     draws = np.random.default_rng(0).integers(0, n, size=(2000, n))
     return [
-        statistic(*(float(sum(one[i] for i in rows) / n) for one in values))
+        statistic(*(float(sum(column[i] for i in rows) / n) for column in values))
         for rows in draws.tolist()
     ]
 

@@ -119,12 +119,14 @@ def _controls(
         return [("random_direction", faint)]
     if name.startswith("patch"):
         return [("random_neurons", random)]
-    found = [
+    controls = [
         ("random_neurons", random),
         ("beta_reversed", (toxicity + 0.02, price * 1.1, base)),
         ("random_direction", random),
     ]
-    return [*found, ("beta_zero", (toxicity + 0.005, price, base))] if kind == "set" else found
+    return (
+        [*controls, ("beta_zero", (toxicity + 0.005, price, base))] if kind == "set" else controls
+    )
 
 
 def _row(
@@ -243,8 +245,8 @@ def _info(settings: dict[str, Any], protocols: Sequence[str], *, trained: bool) 
     }
     facts: dict[str, dict[str, Any]] = {
         "probe": {
-            one: {"accuracy": 0.913, "auc": 0.968, "train": 921, "validation": 103, "C": 0.1}
-            for one in protocols
+            protocol: {"accuracy": 0.913, "auc": 0.968, "train": 921, "validation": 103, "C": 0.1}
+            for protocol in protocols
         },
         "pairs": pairs if trained else skipped,
         "train": log if trained else skipped,

@@ -19,18 +19,18 @@ def saved(lm: LM, folder: Path, **options: Any) -> Path:
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found.update(load_file(file))
-    return found
+        tensors.update(load_file(file))
+    return tensors
 
 
 def assert_same(folder: Path, lm: LM) -> None:
     """The folder's tensors are those the model would be saved as, bit for bit."""
     with TemporaryDirectory() as place:
         expected = stored(saved(lm, Path(place)))
-    found = stored(folder)
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
+    tensors = stored(folder)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
         assert tensor.dtype == expected[name].dtype
         assert torch.equal(tensor, expected[name]), name

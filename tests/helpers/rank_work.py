@@ -132,6 +132,6 @@ def _stop(what: str, done: int, total: int) -> None:
 
 
 def _share_out_on_processors() -> None:
-    """accelerate shares a model out among other devices alone: let it take these for some."""
+    """accelerate shards a model over other devices only: make it take the CPUs for such devices."""
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_HPU)
     PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))

@@ -20,13 +20,13 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.elements.append((tag, found))
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
         if tag == "tr":
-            self.rows.append((found.get("data-protocol"), ""))
+            self.rows.append((attributes.get("data-protocol"), ""))
             self._row = tag
         if tag not in VOID:
-            self._open.append((tag, found.get("id") if tag == "section" else None))
+            self._open.append((tag, attributes.get("id") if tag == "section" else None))
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "tr":

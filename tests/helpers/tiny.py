@@ -150,13 +150,13 @@ def model(name: str, *, seed: int = 0, **options: Any) -> Any:
         **{"vocab_size": len(VOCABULARY), **arguments, **ids, **options}
     )
     generator = torch.Generator().manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(config).eval()
+    random_model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in random_model.parameters():
             noise = 0.3 * torch.randn(parameter.shape, generator=generator)
             # Norm weights stay around what they were; matrices and biases are noise.
             parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
-    return made
+    return random_model
 
 
 def lm(
@@ -168,8 +168,8 @@ def lm(
     **options: Any,
 ) -> LM:
     """The same, wrapped with the tiny tokenizer."""
-    made = model(name, seed=seed, **options).to(dtype)
-    return LM.of(made, tokenizer(bos=bos), name=f"tiny-{name}")
+    random_model = model(name, seed=seed, **options).to(dtype)
+    return LM.of(random_model, tokenizer(bos=bos), name=f"tiny-{name}")
 
 
 def random_ids(rows: int, length: int, *, seed: int = 0) -> torch.Tensor:

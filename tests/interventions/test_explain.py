@@ -47,8 +47,8 @@ def test_an_explanation_reads_every_kind_by_what_it_does_to_the_mean(llama: LM, 
     change = relative_change(table, edit)
     np.testing.assert_allclose(np.abs(change[edit.selected]), 0.2)
     assert not change[~edit.selected].any()
-    found = by_group(table, edit, importance(llama, edit, means))
-    assert found["with_rule"].to_list() == [1.0] * 5
+    groups = by_group(table, edit, importance(llama, edit, means))
+    assert groups["with_rule"].to_list() == [1.0] * 5
     expected = [
         abs(change[layer, neuron] * means.means[layer, neuron]) * float(v.norm())
         for layer in range(tiny.LAYERS)

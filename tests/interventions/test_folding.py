@@ -96,11 +96,11 @@ def test_fold_in_bfloat16_rounds_once(kind: str) -> None:
     edit = make(lm, kind)
     folded = edit.fold(lm)
     wide = edit.fold(LM.of(lm.twin().model.double(), lm.tokenizer))
-    for ours, exact in zip(folded.view.layers, wide.view.layers, strict=True):
-        assert ours.columns.dtype == torch.bfloat16
-        assert torch.equal(ours.columns, exact.columns.to(torch.bfloat16))
+    for layer, exact in zip(folded.view.layers, wide.view.layers, strict=True):
+        assert layer.columns.dtype == torch.bfloat16
+        assert torch.equal(layer.columns, exact.columns.to(torch.bfloat16))
         if kind not in WITHOUT_BIAS:
-            assert torch.equal(ours.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
+            assert torch.equal(layer.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
 
 
 gains = st.lists(st.floats(-2, 2, width=32), min_size=tiny.NEURONS, max_size=tiny.NEURONS)
@@ -211,7 +211,7 @@ def test_a_matrix_that_two_layers_share_is_refused() -> None:
     second.down.weight = first.down.weight
     for action in (
         make(lm, "scale").fold,
-        lambda one: make(lm, "scale").folded_into(one).__enter__(),
+        lambda target: make(lm, "scale").folded_into(target).__enter__(),
     ):
         with pytest.raises(DialdownError, match="shared with another module"):
             action(lm)

@@ -261,9 +261,9 @@ def test_save_and_load(tmp_path: Path, llama: LM, kind: str) -> None:
     edit.save(path)
     again = Intervention.load(path)
     for name in ("gain", "offset", "selected", "vector"):
-        ours, theirs = getattr(edit, name), getattr(again, name)
-        assert (ours is None and theirs is None) or (
-            np.array_equal(ours, theirs) and ours.dtype == theirs.dtype
+        original, loaded = getattr(edit, name), getattr(again, name)
+        assert (original is None and loaded is None) or (
+            np.array_equal(original, loaded) and original.dtype == loaded.dtype
         )
     facts = "name kind alpha beta control_of record neurons key moves_neurons"
     for name in facts.split():
@@ -289,7 +289,7 @@ def test_gains_and_rank_one_both_act_on_the_activations_as_they_are(lm: LM) -> N
     def wrote(edit: Intervention) -> torch.Tensor:
         seen: list[torch.Tensor] = []
         with edit.applied(lm):
-            # The last hook of the projection, which sees what the edit's own made of it.
+            # The projection's last hook, which sees the output after the edit's own hook.
             handle = lm.view.layers[0].down.register_forward_hook(
                 lambda module, args, out: seen.append(out)
             )
@@ -302,14 +302,14 @@ def test_gains_and_rank_one_both_act_on_the_activations_as_they_are(lm: LM) -> N
     )
 
 
-def test_the_key_is_of_the_effect(llama: LM) -> None:
-    one, same, other = make(llama, "set"), make(llama, "set"), make(llama, "set", seed=1)
+def test_the_key_depends_on_the_effect_alone(llama: LM) -> None:
+    edit, same, other = make(llama, "set"), make(llama, "set"), make(llama, "set", seed=1)
     assert (
-        one.key
+        edit.key
         == Intervention(**{**vars(same), "name": "another", "beta": 3.0, "control_of": "it"}).key
     )
     keys = {
-        one.key,
+        edit.key,
         other.key,
         make(llama, "steer").key,
         make(llama, "steer", seed=1).key,

@@ -271,18 +271,20 @@ def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, k
     edit = dd.edit(
         table, alpha=0.5, beta=0.1, kind=kind, ordering="notebook", drop_top=0.1, name="it"
     )
-    controls = {one.name: one for one in edit_controls(table, along_noise, edit, seed=0)}
+    controls = {
+        control.name: control for control in edit_controls(table, along_noise, edit, seed=0)
+    }
     expected = {"it__random_neurons", "it__beta_reversed", "it__random_direction"}
     assert set(controls) == expected | ({"it__beta_zero"} if kind == "set" else set())
     mean = table.grid("mean_base")
     factor = outcome(edit, mean) / mean
 
-    def counts(one: dd.Intervention) -> list[int]:
-        ratio = outcome(one, mean) / mean
+    def counts(intervention: dd.Intervention) -> list[int]:
+        ratio = outcome(intervention, mean) / mean
         return [int((np.abs(ratio - value) < 1e-9).sum()) for value in (0.9, 1.1)]
 
-    for one in controls.values():
-        assert (one.control_of, one.kind, one.alpha) == ("it", kind, 0.5)
+    for control in controls.values():
+        assert (control.control_of, control.kind, control.alpha) == ("it", kind, 0.5)
     shuffled = controls["it__random_neurons"]
     # As many neurons shrink and as many grow.
     assert counts(shuffled) == counts(edit)
@@ -306,9 +308,9 @@ def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, k
 
 
 def test_only_an_edit_has_edit_controls(table: NeuronTable, along_noise: NeuronTable) -> None:
-    for one in (dd.patch(table, "TP"), dd.steer(direction(), 1.0)):
+    for intervention in (dd.patch(table, "TP"), dd.steer(direction(), 1.0)):
         with pytest.raises(DialdownError, match="not an edit"):
-            edit_controls(table, along_noise, one, seed=0)
+            edit_controls(table, along_noise, intervention, seed=0)
 
 
 def test_steering_subtracts_alpha_w(llama: LM) -> None:

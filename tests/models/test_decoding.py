@@ -184,12 +184,12 @@ def test_prompts_are_cut_to_their_first_tokens(llama: LM) -> None:
 
 def test_batches_group_by_length_and_pad_on_the_left(llama: LM) -> None:
     encoded = [[9] * 4, [8], [7] * 5, [6] * 2]
-    made = batches(llama, encoded, 2)
-    assert [batch.rows for batch in made] == [(1, 3), (0, 2)]
-    assert made[0].ids.tolist() == [[0, 8], [6, 6]]
-    assert made[0].mask.tolist() == [[0, 1], [1, 1]]
-    assert made[0].positions.tolist() == [[0, 0], [0, 1]]
-    assert made[1].positions.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    batched = batches(llama, encoded, 2)
+    assert [batch.rows for batch in batched] == [(1, 3), (0, 2)]
+    assert batched[0].ids.tolist() == [[0, 8], [6, 6]]
+    assert batched[0].mask.tolist() == [[0, 1], [1, 1]]
+    assert batched[0].positions.tolist() == [[0, 0], [0, 1]]
+    assert batched[1].positions.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_texts_are_the_new_tokens_alone(llama: LM) -> None:

@@ -1,4 +1,4 @@
-""""""
+"""Loading a model with its tokenizer, and what an `LM` says of them."""
 
 from __future__ import annotations
 

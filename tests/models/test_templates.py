@@ -77,10 +77,10 @@ def test_only_the_text_of_the_user_is_cut(chat: LM, longest: int) -> None:
 
 
 def test_a_text_is_cut_between_characters() -> None:
-    made = tiny.tokenizer()
+    tokenizer = tiny.tokenizer()
     whole = "a🙂b"
     for longest in range(1, 7):
-        [text] = cut(made, [whole], longest)
+        [text] = cut(tokenizer, [whole], longest)
         assert whole.startswith(text)
 
 
@@ -154,15 +154,15 @@ def test_a_row_under_a_template_counts_refusals() -> None:
 
 
 def test_the_date_in_a_template_is_always_the_same() -> None:
-    made = chat_templates.tokenizer("{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}")
-    lm = LM.of(chat_templates.model(), made, template="chat")
-    assert f"{date.today():%d %b %Y}" not in made.decode(lm.prompt_ids(["a"])[0])
+    tokenizer = chat_templates.tokenizer("{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}")
+    lm = LM.of(chat_templates.model(), tokenizer, template="chat")
+    assert f"{date.today():%d %b %Y}" not in tokenizer.decode(lm.prompt_ids(["a"])[0])
 
 
 @pytest.mark.parametrize("template", ["auto", "chat"])
 def test_a_template_is_used_where_there_is_one(template: str) -> None:
-    made = chat_templates.tokenizer(chat_templates.CHATML)
-    lm = dd.load(chat_templates.model(), tokenizer=made, template=template)
+    tokenizer = chat_templates.tokenizer(chat_templates.CHATML)
+    lm = dd.load(chat_templates.model(), tokenizer=tokenizer, template=template)
     assert lm.template == "chat"
     assert lm.describe()["template"] == "chat"
     assert lm.twin().template == "chat"

@@ -106,10 +106,10 @@ def test_mean_activations_is_one_protocol_of_the_same(llama: LM, protocol: Any) 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_batches_and_order_do_not_matter(llama: LM, batch_size: int) -> None:
-    one = dd.mean_activations(llama, PROMPTS, max_new_tokens=NEW)
+    means = dd.mean_activations(llama, PROMPTS, max_new_tokens=NEW)
     other = dd.mean_activations(llama, PROMPTS[::-1], max_new_tokens=NEW, batch_size=batch_size)
-    np.testing.assert_allclose(other.means, one.means, atol=1e-5)
-    assert other.count == one.count
+    np.testing.assert_allclose(other.means, means.means, atol=1e-5)
+    assert other.count == means.count
 
 
 def test_means_under_an_edit_are_those_of_the_folded_model(llama: LM) -> None:
@@ -166,14 +166,14 @@ def test_save_and_load(tmp_path: Path, llama: LM) -> None:
     assert again.record["prompts"] == len(PROMPTS)
 
 
-@pytest.mark.parametrize(("bad", "found"), [(float("nan"), 1), (float("inf"), 2)])
+@pytest.mark.parametrize(("bad", "layer"), [(float("nan"), 1), (float("inf"), 2)])
 def test_activations_that_are_not_finite_name_the_layer_and_the_stage(
-    bad: float, found: int
+    bad: float, layer: int
 ) -> None:
     lm = tiny.lm("llama")
     with torch.no_grad():
-        lm.model.model.layers[found].mlp.up_proj.weight[3, 2] = bad
-    with pytest.raises(DialdownError, match=f"not finite in layer {found} while decoding"):
+        lm.model.model.layers[layer].mlp.up_proj.weight[3, 2] = bad
+    with pytest.raises(DialdownError, match=f"not finite in layer {layer} while decoding"):
         dd.mean_activations(lm, PROMPTS, max_new_tokens=4)
 
 

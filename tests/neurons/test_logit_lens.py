@@ -52,9 +52,9 @@ PROTOCOLS = ("strict", "paper")
 
 def test_the_batched_logit_lens_is_the_lens_one_by_one(named: LM) -> None:
     vectors = np.random.default_rng(0).standard_normal((9, tiny.WIDTH)).astype(np.float32)
-    found = logit_lens_batch(named, vectors, k=6)
-    assert len(found) == 9
-    for vector, line in zip(vectors, found, strict=True):
+    lines = logit_lens_batch(named, vectors, k=6)
+    assert len(lines) == 9
+    for vector, line in zip(vectors, lines, strict=True):
         alone = dd.logit_lens(named, vector, k=6)
         assert [token for token, _ in line] == [token for token, _ in alone]
         np.testing.assert_allclose(

@@ -53,8 +53,8 @@ def test_group_shares_are_those_of_a_loop() -> None:
             sum(delta for delta in change if delta < 0),
         )
         expected += [
-            (name, tuning_free, len(found), len(found) / total, sum(found) / reduction)
-            for name, found in members.items()
+            (name, tuning_free, len(deltas), len(deltas) / total, sum(deltas) / reduction)
+            for name, deltas in members.items()
         ]
     frame = statistics.group_shares(table)
     columns = ["group", "tuning_free", "count", "share", "reduction_share"]
@@ -69,11 +69,11 @@ def test_shares_of_the_four_groups_add_up(values: Any) -> None:
     table = table_of(*values)
     frame = statistics.group_shares(table)
     for tuning_free in (False, True):
-        ours = frame.filter(pl.col("tuning_free") == tuning_free)
+        rows = frame.filter(pl.col("tuning_free") == tuning_free)
         count = sum(int(mask.sum()) for mask in table.groups(changed=not tuning_free).values())
-        assert ours["count"].sum() == count
-        assert ours["share"].sum() == pytest.approx(1 if count else 0)
-        assert ours["share"].null_count() == (0 if count else 4)
+        assert rows["count"].sum() == count
+        assert rows["share"].sum() == pytest.approx(1 if count else 0)
+        assert rows["share"].null_count() == (0 if count else 4)
     changed = frame.filter(~pl.col("tuning_free"))
     if (values[3] < 0).any():
         # Only neurons with an exact zero are missing from the four groups.
@@ -105,15 +105,15 @@ def test_correlations_are_pearsons() -> None:
     cosine, base, tuned = (
         table.grid(name).ravel() for name in ("cosine", "mean_base", "mean_tuned")
     )
-    found = statistics.correlations(table)
+    correlations = statistics.correlations(table)
     for name, other in (("shift_vs_cosine", cosine), ("shift_vs_activation", base)):
         x, y = base - tuned - (base - tuned).mean(), other - other.mean()
         r = sum(a * b for a, b in zip(x, y, strict=True)) / np.sqrt(sum(x**2) * sum(y**2))
         # The p of Pearson's r by its t distribution, which scipy computes by a beta distribution.
         p = 2 * scipy.stats.t.sf(abs(r) * np.sqrt((600 - 2) / (1 - r**2)), 600 - 2)
-        assert found[name]["r"] == pytest.approx(r, rel=1e-9)
-        assert found[name]["p"] == pytest.approx(p, rel=1e-6)
-        assert found[name]["n"] == 600
+        assert correlations[name]["r"] == pytest.approx(r, rel=1e-9)
+        assert correlations[name]["p"] == pytest.approx(p, rel=1e-6)
+        assert correlations[name]["n"] == 600
 
 
 def test_a_shift_has_the_sign_of_the_published_one() -> None:
@@ -198,10 +198,10 @@ def test_percent_of_a_model_is_the_signed_mean_between_its_own_tenths(
 
 
 def test_a_neuron_near_zero_does_not_decide_the_percentage() -> None:
-    base, one = np.full((1, 100), 2.0), np.ones((1, 100))
+    base, ones = np.full((1, 100), 2.0), np.ones((1, 100))
     tuned = base * 0.99
     base[0, 0], tuned[0, 0] = 1e-12, -0.02
-    [layer, overall] = statistics.shifts(table_of(one, base, tuned, one)).to_dicts()
+    [layer, overall] = statistics.shifts(table_of(ones, base, tuned, ones)).to_dicts()
     assert layer["percent"] == pytest.approx(1.0)
     assert layer["percent_sd"] == pytest.approx(0.0, abs=1e-9)
     assert layer["percent_median"] == pytest.approx(1.0)
@@ -212,12 +212,12 @@ def test_a_neuron_near_zero_does_not_decide_the_percentage() -> None:
 def test_opposing_effects_add_up(change: Any) -> None:
     frame = statistics.opposing_effects(table_of(change, change, change, change))
     *layers, overall = frame.to_dicts()
-    for found, deltas in zip(layers, change, strict=True):
-        assert found["down"] == pytest.approx(sum(x for x in deltas if x < 0))
-        assert found["up"] == pytest.approx(sum(x for x in deltas if x > 0))
-        assert found["net"] == pytest.approx(sum(deltas), abs=1e-9)
+    for layer, deltas in zip(layers, change, strict=True):
+        assert layer["down"] == pytest.approx(sum(x for x in deltas if x < 0))
+        assert layer["up"] == pytest.approx(sum(x for x in deltas if x > 0))
+        assert layer["net"] == pytest.approx(sum(deltas), abs=1e-9)
     for name in ("down", "up", "net"):
-        assert overall[name] == pytest.approx(sum(found[name] for found in layers), abs=1e-9)
+        assert overall[name] == pytest.approx(sum(layer[name] for layer in layers), abs=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -269,26 +269,26 @@ def test_svd_directions_are_those_of_the_whole_matrix(
     unit = np.array([v / np.linalg.norm(v) for v in every])
     cosine = unit @ along.vector / np.linalg.norm(along.vector)
     matrix = unit[np.argsort(-cosine)[:count]].T
-    # Left singular vectors by another road: eigenvectors of the outer products.
+    # Left singular vectors by another route: eigenvectors of the outer products.
     _, vectors = np.linalg.eigh(matrix @ matrix.T)
-    found = subspace.svd_subspace(named, along, neurons=count, rank=3, protocol=protocol)
-    assert [one.name for one in found] == ["svd_1", "svd_2", "svd_3"]
-    for place, one in enumerate(found, start=1):
-        assert abs(one.vector @ vectors[:, -place]) == pytest.approx(1, abs=1e-5)
-        assert one.vector @ along.vector >= 0
-        assert (one.record["protocol"], one.record["of"], one.record["neurons"]) == (
-            protocol,
-            "probe",
-            count,
-        )
+    directions = subspace.svd_subspace(named, along, neurons=count, rank=3, protocol=protocol)
+    assert [component.name for component in directions] == ["svd_1", "svd_2", "svd_3"]
+    for place, component in enumerate(directions, start=1):
+        assert abs(component.vector @ vectors[:, -place]) == pytest.approx(1, abs=1e-5)
+        assert component.vector @ along.vector >= 0
+        assert (
+            component.record["protocol"],
+            component.record["of"],
+            component.record["neurons"],
+        ) == (protocol, "probe", count)
 
 
 def test_svd_directions_of_a_pruned_model_are_finite(llama: LM) -> None:
     pruned = llama.twin()
     with torch.no_grad():
         pruned.view.layers[1].columns.zero_()
-    found = subspace.svd_subspace(pruned, direction(), neurons=3 * tiny.NEURONS)
-    assert all(np.isfinite(one.vector).all() for one in found)
+    directions = subspace.svd_subspace(pruned, direction(), neurons=3 * tiny.NEURONS)
+    assert all(np.isfinite(component.vector).all() for component in directions)
 
 
 @pytest.mark.parametrize(
@@ -319,24 +319,29 @@ def test_sign_conflicts_are_counted_neuron_by_neuron(
     for place in np.ndindex(SHAPE):
         v, w = (value_vector(lm, *place, protocol) for lm in (named, tuned))
         dots = [
-            (v @ one.unit, after.means[place] * (w @ one.unit) - base.means[place] * (v @ one.unit))
-            for one in directions
+            (
+                v @ along.unit,
+                after.means[place] * (w @ along.unit) - base.means[place] * (v @ along.unit),
+            )
+            for along in directions
         ]
         for which, signs in enumerate(zip(*np.sign(dots).tolist(), strict=True)):
             counts[which] += len({*signs} - {0.0}) == 2
-    found = subspace.sign_conflicts(named, tuned, directions, base, after)
-    assert [share * 72 for share in found.values()] == pytest.approx(counts)
-    assert all(0 < share < 1 for share in found.values())
+    shares = subspace.sign_conflicts(named, tuned, directions, base, after)
+    assert [share * 72 for share in shares.values()] == pytest.approx(counts)
+    assert all(0 < share < 1 for share in shares.values())
 
 
 def test_parallel_directions_do_not_conflict_and_opposite_ones_always_do(gpt2: LM) -> None:
-    one = direction()
-    opposite = replace(one, vector=-3 * one.vector)
+    probe = direction()
+    opposite = replace(probe, vector=-3 * probe.vector)
     given_means = (means("strict"), means("strict", seed=1))
-    same = subspace.sign_conflicts(gpt2, tuned_of(gpt2), [one, one], *given_means)
-    against = subspace.sign_conflicts(gpt2, tuned_of(gpt2), [one, opposite], *given_means)
+    same = subspace.sign_conflicts(gpt2, tuned_of(gpt2), [probe, probe], *given_means)
+    against = subspace.sign_conflicts(gpt2, tuned_of(gpt2), [probe, opposite], *given_means)
     assert (*same.values(), *against.values()) == (0, 0, 1, 1)
-    unchanged = subspace.sign_conflicts(gpt2, gpt2, [one, opposite], given_means[0], given_means[0])
+    unchanged = subspace.sign_conflicts(
+        gpt2, gpt2, [probe, opposite], given_means[0], given_means[0]
+    )
     assert unchanged == {"cosine": 1, "projection_change": 0}
 
 
@@ -359,10 +364,10 @@ def test_sign_conflicts_as_a_table(gpt2: LM) -> None:
         means("paper"),
         means("paper", seed=1),
     )
-    found = subspace.sign_conflicts(gpt2, *arguments)
-    shares = {"paper": found}
+    conflicts = subspace.sign_conflicts(gpt2, *arguments)
+    shares = {"paper": conflicts}
     none = (None, None, None)  # the paper has them of one model
     assert neuron_tables.appendix_g_sign_conflicts(shares).rows() == [
-        ("paper", "cosine", found["cosine"], 0.747, *none),
-        ("paper", "projection_change", found["projection_change"], 0.743, *none),
+        ("paper", "cosine", conflicts["cosine"], 0.747, *none),
+        ("paper", "projection_change", conflicts["projection_change"], 0.743, *none),
     ]

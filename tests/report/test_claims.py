@@ -33,7 +33,7 @@ from helpers.claimed_runs import (
     TUNED,
     N,
     Values,
-    found,
+    claims_of,
     noise,
     numbers,
     resample,
@@ -52,7 +52,7 @@ def reached(share: float, size: float = 0.05, seed: int = 1) -> Values:
 )
 def test_share_of_the_reduction(tmp_path: Path, share: float, verdict: str) -> None:
     patched = reached(share)
-    claim = found(write(tmp_path, {**TUNED, "patch_256": patched}))[ALIGNED]
+    claim = claims_of(write(tmp_path, {**TUNED, "patch_256": patched}))[ALIGNED]
     assert claim.verdict == verdict
     shares = resample([BEFORE, patched, AFTER], lambda b, p, a: 100 * (b - p) / (b - a))
     low, high = np.percentile(shares, [2.5, 97.5])
@@ -72,7 +72,7 @@ def test_judged_and_aligned_neurons_must_both_explain_little(
     tmp_path: Path, judged: float, verdict: str
 ) -> None:
     rows = {**TUNED, "patch_toxic_neurons": reached(judged, seed=2), "patch_256": reached(0.05)}
-    claim = found(write(tmp_path, rows))[ALIGNED]
+    claim = claims_of(write(tmp_path, rows))[ALIGNED]
     assert claim.verdict == verdict
     assert {round(float(mean)) for mean in re.findall(r"reaches (\d+\.\d)%", claim.text)} == {
         round(100 * judged),
@@ -85,7 +85,9 @@ def test_share_of_a_reduction_that_is_barely_there(tmp_path: Path) -> None:
         BEFORE + noise(0.3, mean=-2.05 * 0.3 / np.sqrt(N)),
         BEFORE + noise(0.3, mean=-0.02, seed=2),
     )
-    claim = found(write(tmp_path, {"none": BEFORE, "dpo": tuned, "patch_256": patched}))[ALIGNED]
+    claim = claims_of(write(tmp_path, {"none": BEFORE, "dpo": tuned, "patch_256": patched}))[
+        ALIGNED
+    ]
     # Some resamples have no reduction; a share of next to nothing is as large as can be.
     means = resample([BEFORE - patched, BEFORE - tuned], lambda part, whole: (part, whole))
     assert 0 < sum(whole <= 0 for _, whole in means) < 50
@@ -103,7 +105,7 @@ def test_share_of_a_reduction_that_is_barely_there(tmp_path: Path) -> None:
 
 def test_no_share_of_a_reduction_that_is_not_there(tmp_path: Path) -> None:
     rows = {"none": BEFORE, "dpo": BEFORE + noise(0.3), "patch_256": BEFORE}
-    claim = found(write(tmp_path, rows))[ALIGNED]
+    claim = claims_of(write(tmp_path, rows))[ALIGNED]
     assert claim.verdict == "undecided"
     assert "no distinguishable reduction" in claim.text
 
@@ -111,7 +113,7 @@ def test_no_share_of_a_reduction_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("n", "verdict"), [(9, "undecided"), (10, "held")])
 def test_few_prompts_decide_nothing(tmp_path: Path, n: int, verdict: str) -> None:
     rows = {"none": BEFORE[:n], "dpo": BEFORE[:n] - 0.3, "patch_256": BEFORE[:n]}
-    assert found(write(tmp_path, rows))[ALIGNED].verdict == verdict
+    assert claims_of(write(tmp_path, rows))[ALIGNED].verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,8 @@ def test_without_scores_by_prompt_the_share_has_no_interval(
     tmp_path: Path, patched: Values, verdict: str
 ) -> None:
     folder = write(tmp_path, {**TUNED, "patch_256": patched}, files=False)
-    claim = found(folder)[ALIGNED]
-    assert claim == found(folder, use_files=False)[ALIGNED]
+    claim = claims_of(folder)[ALIGNED]
+    assert claim == claims_of(folder, use_files=False)[ALIGNED]
     assert claim.verdict == verdict
     assert "no interval without scores" in claim.text
     share = 100 * (BEFORE - patched).mean() / (BEFORE - AFTER).mean()
@@ -139,7 +141,7 @@ def test_without_scores_by_prompt_the_share_has_no_interval(
 def test_a_prompt_without_a_score_is_left_out_everywhere(tmp_path: Path) -> None:
     patched = reached(0.1)
     patched[7] = np.nan
-    claim = found(write(tmp_path, {**TUNED, "patch_256": patched}))[ALIGNED]
+    claim = claims_of(write(tmp_path, {**TUNED, "patch_256": patched}))[ALIGNED]
     kept = np.arange(N) != 7
     share = 100 * (BEFORE - patched)[kept].sum() / (BEFORE - AFTER)[kept].sum()
     assert numbers(claim.text, "256 neurons")[0] == pytest.approx(share, abs=0.06)
@@ -148,12 +150,12 @@ def test_a_prompt_without_a_score_is_left_out_everywhere(tmp_path: Path) -> None
 
 def test_a_file_of_an_earlier_evaluation_is_not_used(tmp_path: Path) -> None:
     folder = write(tmp_path, {**TUNED, "patch_256": reached(0.1)})
-    assert "without scores" not in found(folder)[ALIGNED].text
+    assert "without scores" not in claims_of(folder)[ALIGNED].text
     path = folder / "rows" / "strict-patch_256.json"
     saved = json.loads(path.read_text())
     saved["values"]["toxicity"][0] += 0.1
     path.write_text(json.dumps(saved))
-    assert "no interval without scores" in found(folder)[ALIGNED].text
+    assert "no interval without scores" in claims_of(folder)[ALIGNED].text
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_a_file_that_is_no_row_is_an_error(tmp_path: Path, saved: Any) -> None:
     folder = write(tmp_path, {**TUNED, "patch_256": reached(0.1)})
     (folder / "rows" / "strict-dpo.json").write_text(json.dumps(saved))
     with pytest.raises(DialdownError, match=r"strict-dpo\.json cannot be read"):
-        found(folder)
+        claims_of(folder)
 
 
 def with_change(run: Run, change: Values) -> Run:
@@ -230,7 +232,7 @@ def test_perplexity_of_the_published_kind(
 ) -> None:
     prices = {"none": np.zeros(12), "patch_four_groups": np.zeros(12), "edit_probe_set": worst}
     prices |= {"edit_probe_free_set": noise(0.01, n=12), "edit_probe_shift": np.full(12, 9.0)}
-    claim = found(write(tmp_path, dict.fromkeys(prices, BEFORE), prices))[PERPLEXITY]
+    claim = claims_of(write(tmp_path, dict.fromkeys(prices, BEFORE), prices))[PERPLEXITY]
     assert claim.verdict == verdict
     assert "of 3 interventions" in claim.text
     assert f"{within} stay within" in claim.text
@@ -263,15 +265,15 @@ def test_each_protocol_has_its_own_perplexity(tmp_path: Path) -> None:
 
 def test_a_whole_run_under_both_protocols(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    made = claims(load(folder))
-    assert len({(claim.name, claim.protocol) for claim in made}) == len(made)
+    all_claims = claims(load(folder))
+    assert len({(claim.name, claim.protocol) for claim in all_claims}) == len(all_claims)
     families = {
         f"{SPECIFIC}: {name}"
         for name in ("steering", "patches", "probe-based edits", "probe-free edits")
     }
     for protocol in ("strict", "paper"):
-        ours = [claim for claim in made if claim.protocol == protocol]
-        assert {claim.name for claim in ours} == {
+        of_protocol = [claim for claim in all_claims if claim.protocol == protocol]
+        assert {claim.name for claim in of_protocol} == {
             ALIGNED,
             OPPOSING,
             GROUPS,
@@ -279,11 +281,13 @@ def test_a_whole_run_under_both_protocols(tmp_path: Path) -> None:
             PERPLEXITY,
             *families,
         }
-        assert all(claim.text.startswith(f"Under `{protocol}`, ") for claim in ours)
-    assert [claim.protocol for claim in made] == ["strict", "paper"] * (len(made) // 2)
+        assert all(claim.text.startswith(f"Under `{protocol}`, ") for claim in of_protocol)
+    assert [claim.protocol for claim in all_claims] == ["strict", "paper"] * (len(all_claims) // 2)
     # Its log-perplexities are of four blocks, and its patch of the aligned neurons of intervals
     # only.
-    assert {claim.verdict for claim in made if claim.name in (PERPLEXITY, EDITING)} == {"undecided"}
+    assert {claim.verdict for claim in all_claims if claim.name in (PERPLEXITY, EDITING)} == {
+        "undecided"
+    }
 
 
 def test_the_concept_is_called_by_its_name(tmp_path: Path) -> None:
@@ -311,20 +315,20 @@ def test_what_was_not_measured_is_not_claimed(
 ) -> None:
     rows = {**TUNED, "patch_256": AFTER, "patch_four_groups": AFTER, "edit_probe_set": AFTER}
     kept = {name: values for name, values in rows.items() if name not in missing}
-    assert found(write(tmp_path, kept)).keys() == {ALIGNED, GROUPS, EDITING, PERPLEXITY} - gone
+    assert claims_of(write(tmp_path, kept)).keys() == {ALIGNED, GROUPS, EDITING, PERPLEXITY} - gone
 
 
 def test_what_the_paper_found_is_quoted_as_published(tmp_path: Path) -> None:
-    made = found(write_run(tmp_path, protocols=("paper",)), use_files=False)
+    by_name = claims_of(write_run(tmp_path, protocols=("paper",)), use_files=False)
     models = {name: model for model, name in published.MODELS.items()}.values()
     for which in ("judged", "top"):
         shares = [
             100 * published.figure(model, "toxic_neurons")[which]["share"] for model in models
         ]
         for end in (min(shares), max(shares)):
-            assert f"{end:.1f}%" in made[ALIGNED].published
+            assert f"{end:.1f}%" in by_name[ALIGNED].published
     reducing = [100 * published.figure(model, "reducing_share") for model in models]
-    assert f"{min(reducing):.2f}% to {max(reducing):.2f}%" in made[OPPOSING].published
+    assert f"{min(reducing):.2f}% to {max(reducing):.2f}%" in by_name[OPPOSING].published
 
     def figures(name: str, metric: str) -> Values:
         # Of the published edits, the strongest.
@@ -335,7 +339,7 @@ def test_what_the_paper_found_is_quoted_as_published(tmp_path: Path) -> None:
     gaps = figures("patch_four_groups", "toxicity") - figures("dpo", "toxicity")
     short = sorted(gaps[gaps > 0])
     assert (len(gaps), len(short)) == (4, 2)
-    assert f"{short[0]:.3f} and {short[1]:.3f} less far" in made[GROUPS].published
-    assert f"−{-moves.min():.2f} to +{moves.max():.2f} nats" in made[PERPLEXITY].published
+    assert f"{short[0]:.3f} and {short[1]:.3f} less far" in by_name[GROUPS].published
+    assert f"−{-moves.min():.2f} to +{moves.max():.2f} nats" in by_name[PERPLEXITY].published
     for metric in ("toxicity", "log_ppl"):
         assert (figures("edit_probe_set", metric) < figures("dpo", metric)).all()

@@ -21,7 +21,7 @@ from helpers.claimed_runs import (
     TUNED,
     N,
     Values,
-    found,
+    claims_of,
     noise,
     numbers,
     resample,
@@ -33,7 +33,7 @@ from helpers.claimed_runs import (
 def test_an_edit_does_not_beat_dpo_with_a_model_that_no_longer_speaks(tmp_path: Path) -> None:
     rows = {**TUNED, "edit_probe_set": AFTER - 0.2, "edit_probe_shift": AFTER + 0.1}
     folder = with_degenerate(write(tmp_path, rows), "edit_probe_set", BROKEN)
-    claim = found(folder)[EDITING]
+    claim = claims_of(folder)[EDITING]
     assert claim.verdict == AT_THE_PRICE
     assert "“Edit along the probe: set” is lowest" in claim.text
     assert "no model that still speaks" in claim.text
@@ -53,14 +53,14 @@ def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(
     run = load(folder)
     text = findings(run)["Editing"]
     assert text.startswith("Of 3 edits ")
-    assert found(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
+    assert claims_of(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
     whole = [kind for kind in ("set", "shift", "scale") if kind not in lost]
     assert f"“Edit along the probe: {(whole or ['set'])[0]}” leaves the least" in text
     assert ("at the price of the model" in text) == (not whole)
     assert (f"{len(lost)} leave no model that still speaks" in text) == bool(lost)
     for kind in lost:
         assert (
-            f"“Edit along the probe: {kind}” is lowest" not in found(folder)[EDITING].text
+            f"“Edit along the probe: {kind}” is lowest" not in claims_of(folder)[EDITING].text
             or not whole
         )
 
@@ -77,7 +77,7 @@ def test_an_edit_must_win_by_more_where_more_are_looked_at(
     edited = against_dpo(-2.25)
     rows = {**TUNED, "edit_probe_set": edited}
     rows |= {f"edit_probe_{place}_set": against_dpo(0.0, seed=place + 2) for place in range(others)}
-    claim = found(write(tmp_path, rows))[EDITING]
+    claim = claims_of(write(tmp_path, rows))[EDITING]
     assert claim.verdict == verdict
     tail = 2.5 / (1 + others)
     low, high = np.percentile(resample([edited - AFTER], lambda mean: mean), [tail, 100 - tail])
@@ -104,7 +104,7 @@ def test_the_price_of_an_edit_counts(tmp_path: Path, price: Values | None, verdi
     prices = {"none": np.zeros(blocks), "dpo": np.full(blocks, 0.3)}
     if price is not None:
         prices["edit_probe_free_scale"] = 0.3 + price
-    claim = found(write(tmp_path, rows, prices))[EDITING]
+    claim = claims_of(write(tmp_path, rows, prices))[EDITING]
     assert claim.verdict == verdict
     assert "1 with distinguishably lower toxicity" in claim.text
     if price is None:
@@ -121,7 +121,7 @@ def test_the_price_of_an_edit_counts(tmp_path: Path, price: Values | None, verdi
 def test_the_edit_that_is_named_won_at_a_fair_price(tmp_path: Path) -> None:
     rows = {**TUNED, "edit_probe_set": AFTER - 0.2, "edit_probe_shift": AFTER - 0.1}
     prices = {name: np.full(12, 3.0 if name == "edit_probe_set" else 0.0) for name in rows}
-    claim = found(write(tmp_path, rows, prices))[EDITING]
+    claim = claims_of(write(tmp_path, rows, prices))[EDITING]
     assert claim.verdict == "held"
     assert "Edit along the probe: shift" in claim.text
     assert "2 with distinguishably lower" in claim.text
@@ -139,7 +139,7 @@ def test_editing_loses_only_where_every_edit_does(
     rows |= {
         name: AFTER + mean + noise(0.05, seed=3) for name, mean in zip(names, worse, strict=True)
     }
-    claim = found(write(tmp_path, rows))[EDITING]
+    claim = claims_of(write(tmp_path, rows))[EDITING]
     assert claim.verdict == verdict
     assert "none with distinguishably lower" in claim.text
 
@@ -157,7 +157,7 @@ def test_without_pairs_the_intervals_widen_with_the_looks(
         "edit_probe_set": BEFORE - 0.3 - apart + noise(0.1),
     }
     rows |= {f"edit_probe_{place}_set": BEFORE - 0.3 + noise(0.1) for place in range(others)}
-    assert found(write(tmp_path, rows), use_files=False)[EDITING].verdict == verdict
+    assert claims_of(write(tmp_path, rows), use_files=False)[EDITING].verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_without_pairs_the_price_must_be_shown(tmp_path: Path, price: float, ver
         "dpo": noise(0.1, n=12),
         "edit_probe_set": noise(0.1, n=12, mean=price, seed=2),
     }
-    assert found(write(tmp_path, rows, prices), use_files=False)[EDITING].verdict == verdict
+    assert claims_of(write(tmp_path, rows, prices), use_files=False)[EDITING].verdict == verdict
 
 
 def controlled(
@@ -202,7 +202,7 @@ def controlled(
 def test_an_edit_against_its_random_controls(
     tmp_path: Path, rows: dict[str, Values], verdict: str
 ) -> None:
-    claim = found(write(tmp_path, {"none": BEFORE, **rows}))[f"{SPECIFIC}: probe-based edits"]
+    claim = claims_of(write(tmp_path, {"none": BEFORE, **rows}))[f"{SPECIFIC}: probe-based edits"]
     assert claim.verdict == verdict
     n = len(rows["edit_probe_set__random_neurons"])
     differences = {
@@ -223,14 +223,14 @@ def test_a_family_holds_with_all_its_members(tmp_path: Path) -> None:
         "patch_TP__random_neurons": BEFORE[:24] - 0.3 + noise(0.05, n=24),
     }
     rows |= {"patch_TP_AN": BEFORE + noise(0.1), "patch_TP_AN__random_neurons": BEFORE[:24]}
-    claim = found(write(tmp_path, rows))[f"{SPECIFIC}: patches"]
+    claim = claims_of(write(tmp_path, rows))[f"{SPECIFIC}: patches"]
     assert claim.verdict == "undecided"
     assert "under 2 of 3 that have random controls" in claim.text
     assert "lower than every random control: 1; no lower than one: none; open: 1." in claim.text
     assert "only control" in claim.text
     assert "Comparisons: 2," in claim.text
     del rows["patch_TP__random_neurons"]
-    held = found(write(tmp_path, rows))[f"{SPECIFIC}: patches"]
+    held = claims_of(write(tmp_path, rows))[f"{SPECIFIC}: patches"]
     assert held.verdict == "held"
     assert "under 1 of 2 that have random controls" in held.text
 
@@ -241,6 +241,6 @@ def test_without_an_effect_nothing_is_specific(tmp_path: Path) -> None:
         "steer_probe": BEFORE + noise(0.1),
         "steer_probe__random_direction": BEFORE[:24] + 0.2,
     }
-    claim = found(write(tmp_path, rows))[f"{SPECIFIC}: steering"]
+    claim = claims_of(write(tmp_path, rows))[f"{SPECIFIC}: steering"]
     assert claim.verdict == "undecided"
     assert "under none of 1" in claim.text

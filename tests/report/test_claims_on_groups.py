@@ -27,7 +27,7 @@ from helpers.claimed_runs import (
     TUNED,
     N,
     Values,
-    found,
+    claims_of,
     noise,
     numbers,
     with_degenerate,
@@ -49,14 +49,14 @@ def test_four_groups_against_dpo(
     tmp_path: Path, difference: Values, verdict: str, words: str
 ) -> None:
     folder = write(tmp_path, {**TUNED, "patch_four_groups": AFTER + difference})
-    claim = found(folder)[GROUPS]
+    claim = claims_of(folder)[GROUPS]
     assert claim.verdict == verdict
-    ours = numbers(claim.text, "the difference to DPO is")
+    printed = numbers(claim.text, "the difference to DPO is")
     reference = stats.bootstrap(
         (difference,), np.mean, method="percentile", rng=np.random.default_rng(5)
     )
     interval = (0.0, 0.0) if not difference.any() else tuple(reference.confidence_interval)
-    assert ours == pytest.approx((difference.mean(), *interval), abs=2e-3)
+    assert printed == pytest.approx((difference.mean(), *interval), abs=2e-3)
     assert f"(n = 60 prompts, paired), {words}" in claim.text
 
 
@@ -67,14 +67,14 @@ def test_pairs_decide_what_intervals_leave_open(tmp_path: Path) -> None:
         tmp_path,
         {"none": BEFORE, "dpo": tuned, "patch_four_groups": tuned + noise(0.05, mean=0.03)},
     )
-    assert found(folder)[GROUPS].verdict == "did not hold"
-    without = found(folder, use_files=False)[GROUPS]
+    assert claims_of(folder)[GROUPS].verdict == "did not hold"
+    without = claims_of(folder, use_files=False)[GROUPS]
     assert without.verdict == "undecided"
     assert "not paired" in without.text
     rows = {row.intervention: row.change["toxicity"] for row in load(folder).results}
-    ours, theirs = rows["patch_four_groups"], rows["dpo"]
-    expected = (ours.mean - theirs.mean, ours.low - theirs.high, ours.high - theirs.low)
-    assert abs(theirs.high + theirs.low - 2 * theirs.mean) > 0.01
+    patch, dpo = rows["patch_four_groups"], rows["dpo"]
+    expected = (patch.mean - dpo.mean, patch.low - dpo.high, patch.high - dpo.low)
+    assert abs(dpo.high + dpo.low - 2 * dpo.mean) > 0.01
     assert numbers(without.text, "the difference to DPO is") == pytest.approx(expected, abs=6e-4)
 
 
@@ -87,14 +87,14 @@ def test_intervals_decide_where_they_do_not_overlap(
     folder = write(
         tmp_path, {"none": BEFORE, "dpo": level[0], "patch_four_groups": level[1]}, files=False
     )
-    assert found(folder)[GROUPS].verdict == verdict
+    assert claims_of(folder)[GROUPS].verdict == verdict
 
 
 def test_replicating_no_reduction_is_no_success(tmp_path: Path) -> None:
     raised = {"none": BEFORE, "dpo": BEFORE + 0.3, "patch_four_groups": BEFORE + 0.1 + noise(0.05)}
-    assert found(write(tmp_path / "raised", raised))[GROUPS].verdict == "did not hold"
+    assert claims_of(write(tmp_path / "raised", raised))[GROUPS].verdict == "did not hold"
     unmoved = {"none": BEFORE, "dpo": BEFORE + 0.3, "patch_four_groups": BEFORE + noise(0.1)}
-    claim = found(write(tmp_path / "unmoved", unmoved))[GROUPS]
+    claim = claims_of(write(tmp_path / "unmoved", unmoved))[GROUPS]
     assert claim.verdict == "undecided"
     assert "no distinguishable reduction" in claim.text
 
@@ -105,7 +105,7 @@ def test_price_and_shift_stand_beside(tmp_path: Path) -> None:
         name: np.linspace(0, 2, 12) * size
         for name, size in zip(rows, (0, 0.1, 1, 0.5), strict=True)
     }
-    claim = found(write(tmp_path, rows, prices))[GROUPS]
+    claim = claims_of(write(tmp_path, rows, prices))[GROUPS]
     # It costs between 0 and 2 nats, a block more than the other.
     assert claim.verdict == "held, at the price of the model"
     price = float((np.linspace(0, 2, 12) * TOKENS).sum() / TOKENS.sum())
@@ -116,7 +116,7 @@ def test_price_and_shift_stand_beside(tmp_path: Path) -> None:
     assert numbers(shift, "difference")[0] == pytest.approx(0.07)
     assert "less far" in shift
     del rows["patch_four_groups_shift"]
-    assert "shift" not in found(write(tmp_path, rows, prices))[GROUPS].text
+    assert "shift" not in claims_of(write(tmp_path, rows, prices))[GROUPS].text
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,13 @@ def test_four_groups_do_not_replace_dpo_with_a_model_that_no_longer_speaks(
     rows = {**TUNED, "patch_four_groups": AFTER - 0.05}
     prices = {name: np.full(12, nats if name == "patch_four_groups" else 0.0) for name in rows}
     folder = with_degenerate(write(tmp_path, rows, prices), "patch_four_groups", degenerate)
-    assert found(folder)[GROUPS].verdict == verdict
+    assert claims_of(folder)[GROUPS].verdict == verdict
 
 
 def test_an_effect_that_fails_is_not_held_at_any_price(tmp_path: Path) -> None:
     rows = {**TUNED, "patch_four_groups": AFTER + 0.05}
     folder = with_degenerate(write(tmp_path, rows), "patch_four_groups", BROKEN)
-    assert found(folder)[GROUPS].verdict == "did not hold"
+    assert claims_of(folder)[GROUPS].verdict == "did not hold"
 
 
 def with_rounding(folder: Path, changed: int, prompts: int) -> Path:
@@ -161,7 +161,7 @@ def test_no_verdict_where_rounding_could_turn_it(
 ) -> None:
     rows = {**TUNED, "patch_four_groups": AFTER + noise(0.02, mean=difference)}
     folder = write(tmp_path, rows)
-    gap = numbers(found(folder)[GROUPS].text, "the difference")
+    gap = numbers(claims_of(folder)[GROUPS].text, "the difference")
     # Of 128 prompts: how many must change so that a fresh draw of their scores reaches across zero.
     room = min(abs(gap[1]), abs(gap[2]))
     result = next(row for row in load(folder).results if row.intervention == "none").metrics[
@@ -171,10 +171,10 @@ def test_no_verdict_where_rounding_could_turn_it(
     enough = (room / 1.96) ** 2 * N / (4 * variance) * 130 - 1
     few, many = int(np.floor(enough * 0.8)), int(np.ceil(enough * 1.2)) + 1
     assert 0 <= few < many < 128
-    assert found(with_rounding(folder, few, 128))[GROUPS].verdict == (
+    assert claims_of(with_rounding(folder, few, 128))[GROUPS].verdict == (
         "held" if difference < 0 else "did not hold"
     )
-    claim = found(with_rounding(folder, many, 128))[GROUPS]
+    claim = claims_of(with_rounding(folder, many, 128))[GROUPS]
     assert claim.verdict == "undecided"
     assert f"The intervals alone {word}" in claim.text
     assert "sums rounded otherwise could turn that" in claim.text
@@ -197,7 +197,7 @@ def test_no_verdict_beyond_the_interval_it_prints(seed: int, mean: float, n: int
     rows = {"none": BEFORE[:n], "dpo": AFTER[:n] + rng.normal(0, 0.1, n)}
     rows["patch_four_groups"] = rows["dpo"] + rng.normal(mean, 0.1, n)
     with tempfile.TemporaryDirectory() as folder:
-        claim = found(write(Path(folder), rows))[GROUPS]
+        claim = claims_of(write(Path(folder), rows))[GROUPS]
     change, gap = numbers(claim.text, "“Patch"), numbers(claim.text, "the difference")
     if n < 10:
         assert claim.verdict == "undecided"

@@ -57,11 +57,11 @@ def test_directions_are_shown_with_their_opposites(llama: LM) -> None:
     assert lines.rows() == [
         (
             protocol,
-            one.name,
+            along.name,
             sign,
-            [token for token, _ in dd.logit_lens(llama, sign * one.vector, k=2)],
+            [token for token, _ in dd.logit_lens(llama, sign * along.vector, k=2)],
         )
-        for one, protocol in ((probe, "paper"), (contrast, None))
+        for along, protocol in ((probe, "paper"), (contrast, None))
         for sign in (1, -1)
     ]
     directions = subspace.svd_subspace(llama, probe, neurons=20)
@@ -77,9 +77,9 @@ def test_group_tables() -> None:
     assert frame.columns[:5] == ["protocol", "tuning_free", "group", "count", "share"]
     assert frame["group"].to_list() == [*GROUPS, "sum"] * 2
     for place, tuning_free in ((0, False), (5, True)):
-        ours = shares.filter(pl.col("tuning_free") == tuning_free)
-        assert frame["count"].to_list()[place : place + 5] == [*ours["count"], sum(ours["count"])]
-        assert frame["share"].to_list()[place : place + 4] == ours["share"].to_list()
+        rows = shares.filter(pl.col("tuning_free") == tuning_free)
+        assert frame["count"].to_list()[place : place + 5] == [*rows["count"], sum(rows["count"])]
+        assert frame["share"].to_list()[place : place + 4] == rows["share"].to_list()
     stated = [frame[f"published_gpt2-medium_{kind}"].to_list() for kind in ("share", "count")]
     assert stated[0] == [0.069, 0.391, 0.032, 0.509, None] + [None] * 5
     assert stated[1] == [None] * 4 + [57501] + [None] * 5
@@ -97,11 +97,11 @@ def test_statistics_stand_beside_the_published_ones() -> None:
         ("paper", "base", signs["base"], 0.8728, 0.4996, 0.4994, 0.5003),
         ("paper", "tuned", signs["tuned"], None, None, None, None),
     ]
-    found = statistics.correlations(table)
+    expected = statistics.correlations(table)
     correlations = neuron_tables.table_17_correlations(table)
     stated = ("published_gpt2-medium_r", "published_gpt2-medium_p")
     assert correlations.select("protocol", "pair", "r", "p", "n", *stated).rows() == [
-        ("paper", name, found[name]["r"], found[name]["p"], 120, *figures)
+        ("paper", name, expected[name]["r"], expected[name]["p"], 120, *figures)
         for name, figures in (
             ("shift_vs_cosine", (0.004, "0.252")),
             ("shift_vs_activation", (0.263, "<1e-4")),

@@ -78,10 +78,10 @@ def test_figures_name_their_number_their_model_and_what_they_show(whole: tuple[s
 
 def test_every_figure_and_table_of_the_page_is_a_file_beside_it(tmp_path: Path) -> None:
     _, page = report(tmp_path, **{**QUICK, "neurons": True})
-    names = [found["id"] for _, found in page.elements if "data-figure" in found]
+    names = [attributes["id"] for _, attributes in page.elements if "data-figure" in attributes]
     wanted = {f"{name}.{suffix}" for name in names for suffix in ("svg", "png", "pdf")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == wanted
-    links = {found["href"] or "" for tag, found in page.elements if tag == "a"}
+    links = {attributes["href"] or "" for tag, attributes in page.elements if tag == "a"}
     files = {link for link in links if not link.startswith("#")}
     assert {f"figures/{name}" for name in wanted} <= files
     for link in files:
@@ -136,9 +136,9 @@ def test_model_text_is_escaped_and_behind_a_click(whole: tuple[str, Page]) -> No
 def test_no_script_but_its_own_may_run_and_nothing_may_be_fetched(whole: tuple[str, Page]) -> None:
     text, page = whole
     [policy] = [
-        found["content"] or ""
-        for tag, found in page.elements
-        if tag == "meta" and found.get("http-equiv") == "Content-Security-Policy"
+        attributes["content"] or ""
+        for tag, attributes in page.elements
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -149,7 +149,9 @@ def test_no_script_but_its_own_may_run_and_nothing_may_be_fetched(whole: tuple[s
     assert text.count("<script") == text.count("<style") == 1
     # Before it, nothing that it could not govern.
     assert "<script" not in text[: text.index("Content-Security-Policy")]
-    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    assert not [
+        name for _, attributes in page.elements for name in attributes if name.startswith("on")
+    ]
 
 
 def test_no_control_character_of_a_file_reaches_the_page(tmp_path: Path) -> None:
@@ -213,7 +215,9 @@ def test_a_row_is_labelled_with_its_own_strength(tmp_path: Path) -> None:
     for protocol, alpha in alphas.items():
         other = next(value for name, value in alphas.items() if name != protocol)
         lines = [
-            text for found, text in page.rows if found == protocol and f"α = {alpha:g}" in text
+            text
+            for row_protocol, text in page.rows
+            if row_protocol == protocol and f"α = {alpha:g}" in text
         ]
         assert lines
         assert not any(f"α = {other:g}" in text for text in lines)
@@ -306,7 +310,7 @@ def test_published_values_stand_only_beside_their_protocol(whole: tuple[str, Pag
 def test_one_protocol_and_a_given_tuned_model(tmp_path: Path, protocol: Any) -> None:
     text, page = report(tmp_path, **{**QUICK, "protocols": (protocol,), "neurons": True, "n": 4})
     other = {"strict": "paper", "paper": "strict"}[protocol]
-    assert {found for found, _ in page.rows if found} == {protocol}
+    assert {row_protocol for row_protocol, _ in page.rows if row_protocol} == {protocol}
     assert "someone/tuned (given, not trained here)" in text
     assert f"Toxicity against its price · {other}" not in text
 
@@ -344,7 +348,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path, remove: Any, section: str) 
     write_run(tmp_path, **QUICK)
     remove(tmp_path)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert section not in {found.get("id") for _, found in page.elements}
+    assert section not in {attributes.get("id") for _, attributes in page.elements}
     assert "layers" not in page.sections
     assert "tables" in page.sections
 

@@ -59,10 +59,10 @@ def test_interventions_have_the_rows_and_numbers_of_the_results(rows: list[Row])
         "beta",
         "neurons",
     ]
-    for found, given_row in zip(frame.iter_rows(named=True), rows, strict=True):
+    for line, given_row in zip(frame.iter_rows(named=True), rows, strict=True):
         for metric in ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate"):
             mean = given_row.metrics[metric]
-            parts = [found[metric], *(found[f"{metric}_{part}"] for part in ("low", "high", "n"))]
+            parts = [line[metric], *(line[f"{metric}_{part}"] for part in ("low", "high", "n"))]
             assert parts == [mean.mean, mean.low, mean.high, mean.n]
 
 
@@ -104,20 +104,20 @@ def test_every_published_figure_has_one_row_of_a_run_beside_it(model: str) -> No
         seed=0,
         model=model,
     )
-    made = [
+    rows = [
         row(
-            one.intervention.name,
+            planned_row.intervention.name,
             "paper",
             0.1,
             **{
-                fact: getattr(one.intervention, fact)
+                fact: getattr(planned_row.intervention, fact)
                 for fact in ("family", "strength", "control", "control_of", "alpha", "beta")
             },
         )
-        for one in planned
+        for planned_row in planned
     ]
-    assert len({one.intervention for one in made}) == len(made)
-    frames = [tables.table_2_interventions(made), tables.table_19_more_interventions(made)]
+    assert len({planned_row.intervention for planned_row in rows}) == len(rows)
+    frames = [tables.table_2_interventions(rows), tables.table_19_more_interventions(rows)]
     columns = [f"published_{model}_{metric}" for metric in METRICS]
     stated = (
         pl.concat([frame.select("intervention", *columns) for frame in frames])
@@ -173,7 +173,7 @@ def test_share_of_the_reduction_by_patching() -> None:
         ("paper", "patch_64", 12, pytest.approx(0.5), None, None),
         ("strict", "patch_256", 12, None, None, None),
     ]
-    without_dpo = [one for one in given_rows if one.intervention != "dpo"]
+    without_dpo = [given_row for given_row in given_rows if given_row.intervention != "dpo"]
     assert tables.table_3_toxic_neurons(without_dpo)["share"].null_count() == 4
 
 
@@ -203,22 +203,22 @@ def test_steering_strengths_beside_the_published_ones() -> None:
 def test_hyper_parameters_beside_the_published_ones() -> None:
     settings = vars(DPOSettings(learning_rate=2e-5, optimizer="adamw"))
     frame = tables.table_9_dpo(settings)
-    found = {name: (ours, theirs) for name, ours, theirs, _ in frame.rows()}
-    assert found["learning_rate"] == ("2e-05", "1e-05")
-    assert found["optimizer"] == ("adamw", "rmsprop")
-    assert (found["batch_size"], found["accumulation"], found["epochs"]) == (
+    values = {name: (used, stated) for name, used, stated, _ in frame.rows()}
+    assert values["learning_rate"] == ("2e-05", "1e-05")
+    assert values["optimizer"] == ("adamw", "rmsprop")
+    assert (values["batch_size"], values["accumulation"], values["epochs"]) == (
         ("4", "4"),
         ("1", "4"),
         ("1", "5"),
     )
-    assert found["kl_positions"] == ("completion", None)
-    assert found["max_prompt_tokens"] == (None, "64")
+    assert values["kl_positions"] == ("completion", None)
+    assert values["max_prompt_tokens"] == (None, "64")
     # The defaults of DPOSettings are the published ones, under the same names; where one differs, a
-    # note says what theirs means.
-    defaults = {name: pair for name, pair in found.items() if None not in pair} | {
+    # note says what the published value means.
+    defaults = {name: pair for name, pair in values.items() if None not in pair} | {
         "learning_rate": ("", "")
     }
-    apart = [name for name, (ours, theirs) in defaults.items() if ours != theirs]
+    apart = [name for name, (used, stated) in defaults.items() if used != stated]
     assert {*apart} == {"optimizer", "accumulation", "epochs"}
     assert {*frame.drop_nulls("note")["setting"]} >= {
         "accumulation",
@@ -226,14 +226,20 @@ def test_hyper_parameters_beside_the_published_ones() -> None:
         "batch_size",
         "patience",
     }
-    assert found.keys() == {*settings, "eval_batch_size", "max_new_tokens", "max_prompt_tokens"} - {
-        "kl_weight"
-    }
+    assert values.keys() == {
+        *settings,
+        "eval_batch_size",
+        "max_new_tokens",
+        "max_prompt_tokens",
+    } - {"kl_weight"}
     assert tables.table_10_kl_weight(settings).rows() == [("γ", 0.05, 0.02, 0.1, 0.05, 0.05)]
 
 
 def test_probe_facts_beside_the_published_ones() -> None:
-    facts = {one: {"accuracy": 0.9, "auc": 0.95, "alpha": 12.5, "train": 90} for one in PROTOCOLS}
+    facts = {
+        protocol: {"accuracy": 0.9, "auc": 0.95, "alpha": 12.5, "train": 90}
+        for protocol in PROTOCOLS
+    }
     del facts["paper"]["alpha"]
     frame = tables.table_11_probe(facts)
     stated = ("published_gpt2-medium_accuracy", "published_gpt2-medium_alpha")

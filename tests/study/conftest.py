@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dialdown.study import Config, load_config
-from helpers.made_study import Made
+from helpers.stub_study import StubStudy
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,8 @@ def small(study_file: Path) -> Config:
 
 
 @pytest.fixture
-def made(small: Config, tmp_path: Path) -> Made:
-    study = Made(tmp_path / "run", small)
-    assert study.run() == ["probe", "pairs", "train"]
-    return study
+def study(small: Config, tmp_path: Path) -> StubStudy:
+    """A study that has run once."""
+    stub = StubStudy(tmp_path / "run", small)
+    assert stub.run() == ["probe", "pairs", "train"]
+    return stub

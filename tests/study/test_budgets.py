@@ -48,8 +48,8 @@ def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: fl
 
     def cost(s: float) -> float:
         with gains.at(s).folded_into(llama):
-            one = text.measure(llama)
-        return float(np.average(one.kl, weights=one.tokens))
+            measured = text.measure(llama)
+        return float(np.average(measured.kl, weights=measured.tokens))
 
     assert kl == pytest.approx(cost(strength))
     assert cost(strength) <= budget

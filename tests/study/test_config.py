@@ -1,4 +1,4 @@
-""""""
+"""Settings from presets, files, variables and flags, and which are refused."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_the_papers_configs_have_the_published_hyper_parameters(
 ) -> None:
     """Tables 9 and 10 of the paper."""
     config = load_config(preset=name)
-    ours = config.dpo
-    assert ours.kl_weight == kl_weight
-    assert (ours.beta, ours.optimizer, ours.learning_rate, ours.warmup_steps) == (
+    dpo = config.dpo
+    assert dpo.kl_weight == kl_weight
+    assert (dpo.beta, dpo.optimizer, dpo.learning_rate, dpo.warmup_steps) == (
         0.1,
         "rmsprop",
         1e-5,
@@ -51,16 +51,14 @@ def test_the_papers_configs_have_the_published_hyper_parameters(
     )
     # What the authors' program does: 4 pairs an update, a validation every 100 pairs, 3,000 pairs
     # of patience, one pass.
-    pairs_an_update = ours.batch_size * ours.accumulation
-    assert (ours.batch_size, pairs_an_update, ours.epochs, ours.max_grad_norm) == (4, 4, 1, 10.0)
-    assert (
-        ours.eval_every * pairs_an_update,
-        ours.patience * ours.eval_every * pairs_an_update,
-    ) == (100, 3000)
-    assert (ours.max_tokens, ours.eval_pairs, ours.kl_positions) == (256, 64, "all")
-    assert load_config(preset="full").dpo == replace(
-        ours, kl_weight=0.05, kl_positions="completion"
+    pairs_an_update = dpo.batch_size * dpo.accumulation
+    assert (dpo.batch_size, pairs_an_update, dpo.epochs, dpo.max_grad_norm) == (4, 4, 1, 10.0)
+    assert (dpo.eval_every * pairs_an_update, dpo.patience * dpo.eval_every * pairs_an_update) == (
+        100,
+        3000,
     )
+    assert (dpo.max_tokens, dpo.eval_pairs, dpo.kl_positions) == (256, 64, "all")
+    assert load_config(preset="full").dpo == replace(dpo, kl_weight=0.05, kl_positions="completion")
     edits = config.interventions
     assert (edits.ordering, edits.drop_top) == ("notebook", 0.2 if name == "gpt2-medium" else 0.0)
     assert (config.evaluation.count, config.evaluation.pairs_count, config.evaluation.window) == (

@@ -29,7 +29,7 @@ from dialdown.study.outputs import EDIT, STEP
 from dialdown.training.settings import GAINS_FILE
 from helpers import tiny
 from helpers.commands import invoke
-from helpers.made_study import flip
+from helpers.stub_study import flip
 
 
 def detox(study_file: Path, out: Path, *more: object) -> Result:
@@ -41,8 +41,8 @@ def work_of(out: Path) -> Path:
 
 
 def stages(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((work_of(out) / "run.json").read_text())["stages"]
-    return found
+    recorded: dict[str, Any] = json.loads((work_of(out) / "run.json").read_text())["stages"]
+    return recorded
 
 
 def change_of(out: Path) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def test_the_folder_is_the_base_with_the_gains_folded_in(
     with torch.no_grad(), gains.applied(base):
         np.testing.assert_allclose(exported(ids).logits, base.model(ids).logits, atol=1e-4)
     for index, layer in enumerate(base.view.layers):
-        theirs = exported.get_submodule(layer.path).weight.double()
+        weight = exported.get_submodule(layer.path).weight.double()
         expected = layer.down.weight.double() * torch.as_tensor(gains.gain[index])
-        np.testing.assert_allclose(theirs.detach(), expected.detach(), rtol=1e-6)
+        np.testing.assert_allclose(weight.detach(), expected.detach(), rtol=1e-6)
 
 
 def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Result]) -> None:
@@ -266,8 +266,8 @@ def test_another_strength_trains_nothing(
     assert finished(result, half)
     assert "gains: done before" in result.output
     trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
-    found = dd.Intervention.load(work_of(half) / EDIT).gain
-    np.testing.assert_allclose(found, 1 + 0.5 * (trained - 1), rtol=1e-12)
+    scaled = dd.Intervention.load(work_of(half) / EDIT).gain
+    np.testing.assert_allclose(scaled, 1 + 0.5 * (trained - 1), rtol=1e-12)
 
 
 def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result]) -> None:
@@ -359,8 +359,8 @@ def test_a_budget_dials_trained_gains(
     assert (dial["strength"] < DetoxSettings().most) != at_cap
     assert not (at_cap and fact == "neutral_kl")
     trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
-    found = dd.Intervention.load(work_of(dialled) / EDIT).gain
-    np.testing.assert_allclose(found, 1 + dial["strength"] * (trained - 1), rtol=1e-12)
+    scaled = dd.Intervention.load(work_of(dialled) / EDIT).gain
+    np.testing.assert_allclose(scaled, 1 + dial["strength"] * (trained - 1), rtol=1e-12)
 
 
 def test_what_the_export_would_refuse_is_refused_first(study_file: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from dialdown.study.rows import RowFiles
 from dialdown.study.sources import file_states
 from dialdown.training import PairSettings
 from dialdown.training.make_pairs import CandidateFiles, Candidates
-from helpers.made_study import Made, flip
+from helpers.stub_study import StubStudy, flip
 
 
 def cut(path: Path) -> None:
@@ -53,68 +53,70 @@ def files_of(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_stage_is_not_done_while_a_file_of_it_is_gone_or_changed(
-    made: Made, place: str, again: str, harm: Callable[[Path], None]
+    study: StubStudy, place: str, again: str, harm: Callable[[Path], None]
 ) -> None:
-    whole = (made.folder / place).read_bytes()
-    harm(made.folder / place)
-    assert made.run() == [again]
-    assert any(place in sentence and "made again" in sentence for sentence in made.said)
+    whole = (study.folder / place).read_bytes()
+    harm(study.folder / place)
+    assert study.run() == [again]
+    assert any(place in sentence and "made again" in sentence for sentence in study.said)
     # What is read of the file is as before, so nothing that reads it is done again.
-    assert (made.folder / place).read_bytes() == whole or place.endswith("training.json")
-    assert made.run() == []
+    assert (study.folder / place).read_bytes() == whole or place.endswith("training.json")
+    assert study.run() == []
 
 
-def test_what_reads_a_file_that_came_out_differently_is_done_again_too(made: Made) -> None:
-    made.found = 2.0
-    flip(made.folder / "direction-probe.safetensors")
-    assert made.run() == ["probe", "pairs", "train"]
+def test_stages_that_read_a_file_that_came_out_differently_are_done_again(study: StubStudy) -> None:
+    study.direction = 2.0
+    flip(study.folder / "direction-probe.safetensors")
+    assert study.run() == ["probe", "pairs", "train"]
 
 
 @pytest.mark.parametrize(
     "content", [None, b"", b"{", b"null", b"\xff\xfe", b"[1]", b'{"config": {}, "stages": {}}']
 )
-def test_a_lost_or_damaged_run_json_loses_no_work(made: Made, content: bytes | None) -> None:
-    path = made.folder / "run.json"
+def test_a_lost_or_damaged_run_json_loses_no_work(study: StubStudy, content: bytes | None) -> None:
+    path = study.folder / "run.json"
     whole = path.read_bytes()
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    assert made.run() == []
+    assert study.run() == []
     assert path.read_bytes() == whole
-    assert any("run.json was damaged" in sentence for sentence in made.said) == (
+    assert any("run.json was damaged" in sentence for sentence in study.said) == (
         content is not None
     )
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"\xff\xfe", b'{"inputs": "x"}'])
-def test_a_damaged_record_of_a_stage_costs_that_stage_only(made: Made, content: bytes) -> None:
-    (made.folder / "stages" / "pairs.json").write_bytes(content)
-    assert made.run() == ["pairs"]
-    assert any("stages/pairs.json" in sentence for sentence in made.said)
+def test_a_damaged_record_of_a_stage_costs_that_stage_only(
+    study: StubStudy, content: bytes
+) -> None:
+    (study.folder / "stages" / "pairs.json").write_bytes(content)
+    assert study.run() == ["pairs"]
+    assert any("stages/pairs.json" in sentence for sentence in study.said)
 
 
 @pytest.mark.parametrize("place", ["tuned/model.safetensors", "tuned/training.json"])
 def test_a_file_is_not_trusted_where_the_record_that_vouches_for_it_is_damaged_too(
-    made: Made, place: str
+    study: StubStudy, place: str
 ) -> None:
-    whole = (made.folder / place).read_bytes()
-    flip(made.folder / place, 1)
-    flip(made.folder / "stages" / "train.json")
-    assert made.run() == ["train"]
-    assert (made.folder / place).read_bytes() == whole or place.endswith("training.json")
-    assert any("stages/train.json" in sentence for sentence in made.said)
-    assert made.run() == []
+    whole = (study.folder / place).read_bytes()
+    flip(study.folder / place, 1)
+    flip(study.folder / "stages" / "train.json")
+    assert study.run() == ["train"]
+    assert (study.folder / place).read_bytes() == whole or place.endswith("training.json")
+    assert any("stages/train.json" in sentence for sentence in study.said)
+    assert study.run() == []
 
 
-def test_other_settings_are_refused_also_where_run_json_is_lost(made: Made) -> None:
-    (made.folder / "run.json").unlink()
-    study = Study(
-        made.config.model_copy(update={"seed": 3}),
-        made.folder,
-        stages={"probe": made.probe, "pairs": made.pairs, "train": made.train},
+def test_other_settings_are_refused_also_where_run_json_is_lost(study: StubStudy) -> None:
+    (study.folder / "run.json").unlink()
+    reseeded = Study(
+        study.config.model_copy(update={"seed": 3}),
+        study.folder,
+        stages={"probe": study.probe, "pairs": study.pairs, "train": study.train},
     )
     with pytest.raises(DialdownError, match="seed: 0 -> 3"):
-        study.run()
+        reseeded.run()
 
 
 def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path: Path) -> None:
@@ -133,9 +135,9 @@ def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path
     assert file_states(settings) != before
 
 
-def test_a_moved_folder_has_lost_nothing(made: Made, tmp_path: Path) -> None:
-    made.folder = Path(shutil.move(made.folder, tmp_path / "moved"))
-    assert made.run() == []
+def test_a_moved_folder_has_lost_nothing(study: StubStudy, tmp_path: Path) -> None:
+    study.folder = Path(shutil.move(study.folder, tmp_path / "moved"))
+    assert study.run() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff\xfe", b"{"])
@@ -157,24 +159,24 @@ def test_damaged_rows_and_candidates_are_measured_again(tmp_path: Path, content:
     "left",
     [[".dialdown.lock", ".dialdown.json"], [".run.json.7.partial"], [".dialdown.lock", "run.json"]],
 )
-def test_a_folder_whose_first_command_was_killed_at_once_is_no_strangers(
+def test_a_folder_whose_first_command_was_killed_at_once_can_be_used_again(
     small: Config, tmp_path: Path, left: list[str]
 ) -> None:
-    study = Made(tmp_path / "run", small)
+    study = StubStudy(tmp_path / "run", small)
     study.folder.mkdir()
     for name in left:
         (study.folder / name).touch()
     assert study.run() == ["probe", "pairs", "train"]
 
 
-def test_what_a_killed_command_left_half_written_is_removed(made: Made) -> None:
-    (made.folder / "rows" / ".tuned.partial").mkdir(parents=True)
-    (made.folder / "rows" / ".a.json.7.partial").write_text("half")
-    (made.folder / ".run.json.7.partial").write_text("half")
-    before = {*files_of(made.folder)}
-    made.run()
-    assert before - {*files_of(made.folder)} == {".run.json.7.partial", "rows/.a.json.7.partial"}
-    assert not (made.folder / "rows" / ".tuned.partial").exists()
+def test_what_a_killed_command_left_half_written_is_removed(study: StubStudy) -> None:
+    (study.folder / "rows" / ".tuned.partial").mkdir(parents=True)
+    (study.folder / "rows" / ".a.json.7.partial").write_text("half")
+    (study.folder / ".run.json.7.partial").write_text("half")
+    before = {*files_of(study.folder)}
+    study.run()
+    assert before - {*files_of(study.folder)} == {".run.json.7.partial", "rows/.a.json.7.partial"}
+    assert not (study.folder / "rows" / ".tuned.partial").exists()
 
 
 @pytest.mark.parametrize("error", [DialdownError("no such model"), KeyboardInterrupt()])
@@ -184,7 +186,7 @@ def test_a_run_that_did_nothing_leaves_no_folder(
     def fail() -> None:
         raise error
 
-    study = Made(tmp_path / "run", small, meanwhile=fail)
+    study = StubStudy(tmp_path / "run", small, meanwhile=fail)
     with pytest.raises(type(error)):
         study.run()
     assert not study.folder.exists()
@@ -202,25 +204,25 @@ def test_a_strangers_folder_is_refused_and_left_as_it_is(
     folder.mkdir()
     (folder / name).write_text("{}")
     with pytest.raises(DialdownError, match="holds no study"):
-        Made(folder, small).run()
+        StubStudy(folder, small).run()
     assert files_of(folder) == {name: b"{}"}
 
 
-def test_a_report_is_not_made_of_damaged_files(made: Made) -> None:
-    flip(made.folder / "pairs.jsonl")
+def test_a_report_is_not_made_of_damaged_files(study: StubStudy) -> None:
+    flip(study.folder / "pairs.jsonl")
     with pytest.raises(
         DialdownError, match=r"pairs\.jsonl is gone or was damaged .* repeat the command"
     ):
-        report_again(made.folder)
+        report_again(study.folder)
 
 
 def test_the_card_that_torch_sees_is_in_run_json(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    study: StubStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A Card")
-    flip(made.folder / "tuned" / "model.safetensors")
-    made.run()
-    run = read_sealed(made.folder / "run.json")
+    flip(study.folder / "tuned" / "model.safetensors")
+    study.run()
+    run = read_sealed(study.folder / "run.json")
     assert run is not None
     assert run["machine"]["gpu"] == "A Card"

@@ -13,15 +13,15 @@ from dialdown import DialdownError
 from dialdown.report.stage import report_again
 from dialdown.study import Config
 from dialdown.study.holding import held
-from helpers.made_study import Made, flip
+from helpers.stub_study import StubStudy, flip
 
 
 def test_a_second_command_is_told_who_is_at_work(small: Config, tmp_path: Path) -> None:
-    study = Made(tmp_path / "run", small)
+    study = StubStudy(tmp_path / "run", small)
     refusals: list[str] = []
 
     def second() -> None:
-        for command in (Made(study.folder, small).run, lambda: report_again(study.folder)):
+        for command in (StubStudy(study.folder, small).run, lambda: report_again(study.folder)):
             with pytest.raises(DialdownError) as refused:
                 command()
             refusals.append(str(refused.value))
@@ -47,16 +47,16 @@ with held(Path(sys.argv[1])):
 """
 
 
-def test_a_killed_command_holds_nothing(made: Made) -> None:
+def test_a_killed_command_holds_nothing(study: StubStudy) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(made.folder)], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, str(study.folder)], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(DialdownError, match=f"in use by process {process.pid} "):
-            made.run()
+            study.run()
         process.kill()
-    assert made.run() == []
+    assert study.run() == []
 
 
 def test_a_folder_is_held_by_one_at_a_time_and_then_free(tmp_path: Path) -> None:

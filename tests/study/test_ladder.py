@@ -266,7 +266,7 @@ def test_what_a_ladder_cannot_do_is_refused(
 def test_a_dial_finds_the_greatest_strength_within_the_price(
     cost: Any, strength: float, spent: float
 ) -> None:
-    found = dialled(cost, 0.09, 50.0)
-    assert found[0] == pytest.approx(strength, rel=0.04)
-    assert found[0] <= strength
-    assert found[1] == pytest.approx(spent, rel=0.04)
+    dial = dialled(cost, 0.09, 50.0)
+    assert dial[0] == pytest.approx(strength, rel=0.04)
+    assert dial[0] <= strength
+    assert dial[1] == pytest.approx(spent, rel=0.04)

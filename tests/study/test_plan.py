@@ -33,10 +33,13 @@ def test_gpt2s_edits_are_those_of_its_notebook(gpt2: LM) -> None:
     """
     flags = {"interventions.toxic_neurons": 5}
     settings = load_config(preset="gpt2-medium", flags=flags).interventions
-    made = tables(gpt2, "paper")
-    rows = plan("paper", made, settings, prompts=1, control_prompts=1, seed=0)
+    neuron_tables = tables(gpt2, "paper")
+    rows = plan("paper", neuron_tables, settings, prompts=1, control_prompts=1, seed=0)
     planned = {row.intervention.name: row.intervention for row in rows}
-    for name, table in (("edit_probe_set", made.probe), ("edit_probe_free_set", made.contrast)):
+    for name, table in (
+        ("edit_probe_set", neuron_tables.probe),
+        ("edit_probe_free_set", neuron_tables.contrast),
+    ):
         cosine, mean = table.grid("cosine"), table.grid("mean_base")
         neurons = [*np.ndindex(mean.shape)]
         kept = sorted(neurons, key=lambda place: -mean[place])[round(0.2 * len(neurons)) :]
@@ -59,33 +62,37 @@ def test_gpt2s_edits_are_those_of_its_notebook(gpt2: LM) -> None:
 
 
 def test_several_seeds_of_random_neurons(llama: LM, small: Config) -> None:
-    made = tables(llama, "strict")
+    neuron_tables = tables(llama, "strict")
     settings = replace(small.interventions, control_seeds=3)
-    rows = [*plan("strict", made, settings, prompts=5, control_prompts=4, seed=0)]
+    rows = [*plan("strict", neuron_tables, settings, prompts=5, control_prompts=4, seed=0)]
     names = [row.intervention.name for row in rows]
     assert len(set(names)) == len(names)
-    seeds = [
+    controls = [
         row.intervention
         for row in rows
         if row.intervention.name.startswith("edit_probe_scale__random_neurons")
     ]
-    assert [one.name[-2:] for one in seeds] == ["ns", "_2", "_3"]
-    assert len({one.key for one in seeds}) == 3
-    assert {one.neurons for one in seeds} == {dd.edit(made.probe, alpha=0.5, beta=0.3).neurons}
+    assert [control.name[-2:] for control in controls] == ["ns", "_2", "_3"]
+    assert len({control.key for control in controls}) == 3
+    assert {control.neurons for control in controls} == {
+        dd.edit(neuron_tables.probe, alpha=0.5, beta=0.3).neurons
+    }
     assert [row.prompts for row in rows if row.intervention.control_of] == [4] * sum(
         "__" in name for name in names
     )
 
 
-def test_the_conclusions_alone_are_fewer_rows_of_the_same(llama: LM, small: Config) -> None:
-    def rows(protocol: Protocol, made: Tables, extent: Any) -> dict[str, str]:
+def test_the_rows_for_the_conclusions_alone_are_a_subset(llama: LM, small: Config) -> None:
+    def rows(protocol: Protocol, neuron_tables: Tables, extent: Any) -> dict[str, str]:
         settings = replace(small.interventions, extent=extent)
-        planned = plan(protocol, made, settings, prompts=5, control_prompts=4, seed=0)
+        planned = plan(protocol, neuron_tables, settings, prompts=5, control_prompts=4, seed=0)
         return {row.name: row.intervention.key for row in planned}
 
     for protocol in get_args(Protocol):
-        made = tables(llama, protocol)
-        few, all_of_them = (rows(protocol, made, extent) for extent in ("conclusions", "tables"))
+        neuron_tables = tables(llama, protocol)
+        few, all_of_them = (
+            rows(protocol, neuron_tables, extent) for extent in ("conclusions", "tables")
+        )
         assert few.items() < all_of_them.items()
         names = {name.partition("-")[2] for name in few}
         assert {"none", "dpo", "patch_four_groups", "edit_probe_set__random_neurons"} <= names

@@ -149,9 +149,9 @@ def test_every_row_has_a_file_of_its_own_with_its_values(finished: Path) -> None
 def test_every_edit_has_its_controls(finished: Path) -> None:
     rows = rows_of(finished)
     for protocol in ("strict", "paper"):
-        found = {row["intervention"] for row in rows if row["protocol"] == protocol}
+        names = {row["intervention"] for row in rows if row["protocol"] == protocol}
         for name in ("patch_5", "patch_toxic_neurons", "patch_four_groups"):
-            assert f"{name}__random_neurons" in found
+            assert f"{name}__random_neurons" in names
         for kind in ("set", "shift", "scale") if protocol == "strict" else ("set",):
             controls = [
                 "random_neurons",
@@ -159,7 +159,7 @@ def test_every_edit_has_its_controls(finished: Path) -> None:
                 "random_direction",
                 *(["beta_zero"] if kind == "set" else []),
             ]
-            assert {f"edit_probe_{kind}__{control}" for control in controls} <= found
+            assert {f"edit_probe_{kind}__{control}" for control in controls} <= names
     for row in rows:
         if row["control_of"]:
             assert row["toxicity"]["n"] == 8
@@ -340,10 +340,12 @@ def test_a_folder_of_another_study_is_refused_and_says_what_differs(
 def test_a_tuned_model_may_be_given(finished: Path, study_file: Path, tmp_path: Path) -> None:
     result = invoke("neurons", study_file, "--out", tmp_path / "run", "--tuned", finished / "tuned")
     assert result.exit_code == 0, result.exception
-    ours, theirs = (
+    given, trained = (
         dd.NeuronTable.load(folder / "neurons.parquet") for folder in (tmp_path / "run", finished)
     )
-    np.testing.assert_array_equal(ours.grid("projection_change"), theirs.grid("projection_change"))
+    np.testing.assert_array_equal(
+        given.grid("projection_change"), trained.grid("projection_change")
+    )
 
 
 def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
@@ -363,8 +365,8 @@ def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
     ]  # fmt: skip
     sets = [
         word
-        for one in (*inherited, f"token_judge={settings['token_judge']}", "workers=1")
-        for word in ("--set", one)
+        for assignment in (*inherited, f"token_judge={settings['token_judge']}", "workers=1")
+        for word in ("--set", assignment)
     ]
     result = invoke(
         "diff", settings["model"], finished / "tuned", "--out", tmp_path / "diff", *sets

@@ -89,11 +89,13 @@ def test_another_template_is_another_run(done: tuple[Path, Result], settings: Pa
     assert "template: 'auto' -> 'none'" in str(again.exception)
 
 
-def test_pairs_sampled_otherwise_are_not_gone_on_from(settings: Path, tmp_path: Path) -> None:
+def test_pairs_sampled_under_other_settings_are_not_continued(
+    settings: Path, tmp_path: Path
+) -> None:
     """The probe reads plain texts, so its stage is the same and candidates may still be there."""
     configs = [load_config(file=settings, flags={"template": name}) for name in ("none", "chat")]
-    one, other = (candidate_files(Workspace(config, tmp_path), 8).inputs for config in configs)
-    assert one != other
+    plain, chat = (candidate_files(Workspace(config, tmp_path), 8).inputs for config in configs)
+    assert plain != chat
 
 
 def test_the_page_and_table_2_say_what_prompts_were(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def gains_of(lm: LM) -> Iterator[tuple[torch.nn.Module, list[torch.Tensor]]]:
 
 
 def slope(total: torch.Tensor, gains: list[torch.Tensor]) -> np.ndarray:
-    return np.stack([one.numpy() for one in torch.autograd.grad(total, gains, retain_graph=True)])
+    return np.stack(
+        [gradient.numpy() for gradient in torch.autograd.grad(total, gains, retain_graph=True)]
+    )
 
 
 def log_probability(model: torch.nn.Module, tokenizer: Any, prompt: str, text: str) -> torch.Tensor:
@@ -60,7 +62,7 @@ def log_probability(model: torch.nn.Module, tokenizer: Any, prompt: str, text: s
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_the_worth_of_a_gain_is_the_gradient_of_the_margin(named: LM, batch_size: int) -> None:
     with unchanged(named):
-        ours = preference_gradient(named, PAIRS, batch_size=batch_size)
+        gradient = preference_gradient(named, PAIRS, batch_size=batch_size)
     with gains_of(named) as (model, gains):
         margins = [
             log_probability(model, named.tokenizer, pair.prompt, pair.chosen)
@@ -68,7 +70,7 @@ def test_the_worth_of_a_gain_is_the_gradient_of_the_margin(named: LM, batch_size
             for pair in PAIRS
         ]
         expected = slope(torch.stack(margins).mean(), gains)
-    np.testing.assert_allclose(ours, expected, atol=2e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(gradient, expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_a_continuation_may_end_where_the_context_does(gpt2: LM) -> None:
@@ -108,7 +110,7 @@ def test_prices_are_means_over_positions_and_repeat_with_the_seed(llama: LM) -> 
     whole = fisher_information(llama, WINDOWS, draws=3, seed=4)
     assert np.array_equal(whole, fisher_information(llama, WINDOWS, draws=3, seed=4))
     assert not np.array_equal(whole, fisher_information(llama, WINDOWS, draws=3, seed=5))
-    # The first window is drawn for first, so its own prices are in the sum.
+    # The first window is sampled first, so its own prices are part of the sum.
     first = fisher_information(llama, WINDOWS[:1], draws=3, seed=4)
     assert (whole * 7 >= first * 5 * (1 - 1e-9)).all()
     seen: list[int] = []

@@ -96,16 +96,16 @@ def test_the_first_step_goes_against_the_gradient_of_the_loss(
     assert log.steps == 1
     moved = gains.gain - 1
     price = PRICES + settings.damping * PRICES.mean()
-    found = []
+    agrees = []
     for _, gradient in choices(named, settings.beta):
         large = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
         if optimizer == "adamw":
-            found.append(bool((np.sign(moved[large]) == -np.sign(gradient[large])).all()))
+            agrees.append(bool((np.sign(moved[large]) == -np.sign(gradient[large])).all()))
         else:
             step = -1e-3 * (gradient / price) / np.sqrt((gradient**2 / price).sum())
             # Gains are float32 numbers around 1, so a step is known to within their rounding.
-            found.append(np.allclose(moved, step, rtol=1e-3, atol=2e-7))
-    assert any(found)
+            agrees.append(np.allclose(moved, step, rtol=1e-3, atol=2e-7))
+    assert any(agrees)
     if optimizer == "adamw":
         # Adam's first step has the length of the learning rate wherever there is a gradient.
         assert np.abs(moved).max() == pytest.approx(1e-3, rel=1e-3)
@@ -145,7 +145,9 @@ def test_the_second_step_goes_against_the_kl_on_the_second_texts_too(
         return float(np.sqrt((price * (moved - expected) ** 2).sum()) / length)
 
     # At the first step the KL has no gradient yet, so it tells which pair was held out.
-    pairs, gradient = min(choices(named, settings.beta), key=lambda one: off(after[0] - 1, one[1]))
+    pairs, gradient = min(
+        choices(named, settings.beta), key=lambda choice: off(after[0] - 1, choice[1])
+    )
     assert off(after[0] - 1, gradient) < 1e-3
     second = after[1] - after[0]
 
@@ -285,7 +287,7 @@ def test_the_log_has_the_kl_on_text_and_validation_leaves_it_out(llama: LM, tmp_
     without = replace(far, own_kl_weight=0.0)
     _, plain = train_gains(llama, PAIRS, without, tmp_path / "without", information=PRICES)
     assert plain.kl_own == ()
-    # With a weight that hardly counts the way is the same, and so is the validation.
+    # With a negligible weight the training and the validation loss are the same.
     light = replace(far, own_kl_weight=1e-9)
     _, nearly = train_gains(
         llama, PAIRS, light, tmp_path / "light", information=PRICES, texts=TEXTS

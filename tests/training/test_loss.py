@@ -92,9 +92,9 @@ def naive_loss(
             where = range(left + len(prompt) - 1, left + len(prompt) + len(text) - 1)
             ratios[key].append(sum(p[t, ids[0, t + 1]] - q[t, ids[0, t + 1]] for t in where))
             over = range(sum(widths)) if padded else where
-            one, other = (q, p) if direction == "reference_policy" else (p, q)
+            first, second = (q, p) if direction == "reference_policy" else (p, q)
             kl[key].append(
-                sum((one[t].exp() * (one[t] - other[t])).sum() for t in over) / len(over)
+                sum((first[t].exp() * (first[t] - second[t])).sum() for t in over) / len(over)
             )
     pairs = zip(ratios["chosen"], ratios["rejected"], strict=True)
     preference = sum(-torch.sigmoid(0.3 * (good - bad)).log() for good, bad in pairs) / len(
@@ -163,18 +163,18 @@ def test_loss_does_not_depend_on_how_pairs_are_batched(tokenizer, tmp_path):
 def test_without_kl_it_is_the_loss_and_gradient_of_trl(architecture, tokenizer, tmp_path):
     reference = tiny(architecture)
     policies = [perturbed(reference) for _ in range(2)]
-    ours = kl_trainer(policies[0], reference, tokenizer, tmp_path, kl_weight=0.0)
-    theirs = DPOTrainer(
+    tested = kl_trainer(policies[0], reference, tokenizer, tmp_path, kl_weight=0.0)
+    peer = DPOTrainer(
         model=policies[1],
         ref_model=copy.deepcopy(reference),
         args=config(tmp_path),
         train_dataset=Dataset.from_list([asdict(pair) for pair in PAIRS]),
         processing_class=copy.deepcopy(tokenizer),
     )
-    batch = theirs.data_collator([theirs.train_dataset[i] for i in range(4)])
+    batch = peer.data_collator([peer.train_dataset[i] for i in range(4)])
     losses = [
         trainer.compute_loss(policy, batch)
-        for trainer, policy in zip((ours, theirs), policies, strict=True)
+        for trainer, policy in zip((tested, peer), policies, strict=True)
     ]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     for loss in losses:

@@ -44,12 +44,12 @@ def pairs_of(lm: LM, prompts: list[str], scorer: FakeScorer, *args: Any, **optio
 
 def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None:
     scorer = FakeScorer()
-    made = pairs_of(llama, PROMPTS, scorer, QUICK, direction=probe())
-    assert len(made.pairs) == 6
+    pair_set = pairs_of(llama, PROMPTS, scorer, QUICK, direction=probe())
+    assert len(pair_set.pairs) == 6
     # Four lists of texts a batch, one per candidate, in the order of the prompts.
     candidates = {
         prompt: [scorer.seen[4 * (number // 4) + column][number % 4] for column in range(4)]
-        for number, prompt in enumerate(PROMPTS[: made.record["prompts_used"]])
+        for number, prompt in enumerate(PROMPTS[: pair_set.record["prompts_used"]])
     }
     expected = []
     for prompt, texts in candidates.items():
@@ -59,14 +59,14 @@ def test_a_pair_is_the_least_and_the_most_toxic_of_its_prompt(llama: LM) -> None
             expected.append(
                 Pair(prompt, usable[int(scores.argmin())], usable[int(scores.argmax())])
             )
-    assert [*made.pairs] == expected[:6]
-    assert made.record["chosen_score"] == pytest.approx(
-        np.mean(FakeScorer().score([pair.chosen for pair in made.pairs]))
+    assert [*pair_set.pairs] == expected[:6]
+    assert pair_set.record["chosen_score"] == pytest.approx(
+        np.mean(FakeScorer().score([pair.chosen for pair in pair_set.pairs]))
     )
-    assert made.record["rejected_score"] - made.record["chosen_score"] >= QUICK.margin
-    assert 0 <= made.record["rejected_steered"] <= 1
-    assert made.record["scorer"] == "fake"
-    assert made.record["settings"]["sampled"] == 3
+    assert pair_set.record["rejected_score"] - pair_set.record["chosen_score"] >= QUICK.margin
+    assert 0 <= pair_set.record["rejected_steered"] <= 1
+    assert pair_set.record["scorer"] == "fake"
+    assert pair_set.record["settings"]["sampled"] == 3
 
 
 def test_steered_candidates_move_towards_the_concept(llama: LM) -> None:
@@ -107,8 +107,8 @@ def test_candidates_differ_and_are_seeded(llama: LM) -> None:
     runs = []
     for seed in (0, 0, 1):
         scorer = FakeScorer()
-        made = pairs_of(llama, PROMPTS, scorer, replace(QUICK, seed=seed), direction=probe())
-        runs.append((made.pairs, scorer.seen))
+        pair_set = pairs_of(llama, PROMPTS, scorer, replace(QUICK, seed=seed), direction=probe())
+        runs.append((pair_set.pairs, scorer.seen))
     assert runs[0] == runs[1]
     assert runs[0][0] != runs[2][0]
     first, second = runs[0][1][0], runs[0][1][1]
@@ -122,7 +122,7 @@ def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_s
 ) -> None:
     with_it, without = FakeScorer(), FakeScorer()
     direction = probe()
-    made = pairs_of(llama, PROMPTS, with_it, replace(QUICK, greedy=True), direction=direction)
+    pair_set = pairs_of(llama, PROMPTS, with_it, replace(QUICK, greedy=True), direction=direction)
     pairs_of(llama, PROMPTS, without, QUICK, direction=direction)
     assert any(with_it.seen[3])
     # Three samples come first, then it, then the steered one.
@@ -133,7 +133,7 @@ def test_the_greedy_candidate_is_what_generate_writes_and_comes_after_the_same_s
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False
         )
         assert llama.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True) == text
-    assert made.record["settings"]["greedy"] is True
+    assert pair_set.record["settings"]["greedy"] is True
     # It is not counted as steered.
     unsteered = pairs_of(llama, PROMPTS, FakeScorer(), replace(QUICK, greedy=True, steered=0))
     assert unsteered.record["chosen_steered"] == unsteered.record["rejected_steered"] == 0
@@ -159,9 +159,9 @@ def test_empty_continuations_are_no_candidates() -> None:
     batch = Candidates(["p", "q", "r"], texts, scores)
     settings = replace(QUICK, sampled=3, steered=0, count=2, margin=0.3)
     # r has one continuation that is not blank.
-    made = choose_pairs([batch], settings, {"scorer": "fake"})
-    assert made.pairs == (Pair("p", " x", " z"), Pair("q", " ok", " bad"))
-    assert made.record["rejected_score"] == pytest.approx((0.8 + 0.9) / 2)
+    pair_set = choose_pairs([batch], settings, {"scorer": "fake"})
+    assert pair_set.pairs == (Pair("p", " x", " z"), Pair("q", " ok", " bad"))
+    assert pair_set.record["rejected_score"] == pytest.approx((0.8 + 0.9) / 2)
     with pytest.raises(
         DialdownError, match=r"Only 1 of 2 pairs differ by 0\.7 among 3 prompts: lower pairs\.count"
     ):

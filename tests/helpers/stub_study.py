@@ -17,7 +17,7 @@ from dialdown.study.context import Workspace
 
 
 @dataclass
-class Made:
+class StubStudy:
     """A study of three stages without a model: it counts what it does, and may find another
     direction.
     """
@@ -26,7 +26,7 @@ class Made:
     config: Config
     done: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
-    found: float = 1.0
+    direction: float = 1.0
     meanwhile: Callable[[], None] = lambda: None
 
     def run(self) -> list[str]:
@@ -43,7 +43,7 @@ class Made:
         write_arrays(
             self.folder / "direction-probe.safetensors",
             "direction",
-            {"vector": np.full(3, self.found)},
+            {"vector": np.full(3, self.direction)},
             {},
         )
         return {"auc": 0.9}
@@ -52,14 +52,14 @@ class Made:
         self.done.append("pairs")
         for start in range(2):
             write_sealed(self.folder / "pairs" / f"{start}.json", {"prompts": ["a"]})
-        write_text(self.folder / "pairs.jsonl", f"{self.found}\n")
+        write_text(self.folder / "pairs.jsonl", f"{self.direction}\n")
         return {}
 
     def train(self, work: Workspace) -> dict[str, Any]:
         self.done.append("train")
         # As a training that finds its finished folder does.
         if not (self.folder / "tuned" / "training.json").exists():
-            write_text(self.folder / "tuned" / "model.safetensors", f"{self.found} weights")
+            write_text(self.folder / "tuned" / "model.safetensors", f"{self.direction} weights")
             write_json(self.folder / "tuned" / "training.json", {"seconds": time.perf_counter()})
         return {}
 
