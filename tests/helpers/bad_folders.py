@@ -41,7 +41,27 @@ def folders() -> Iterator[Case]:
             lambda i, name=name: [name, str(i.study), "--out", str(i.run), "--seed", "3"],
             "other settings|holds no study|needs|holds",
         )
-    yield Case("report, nothing", lambda i: ["report", "none"], "none")
+    yield Case("report, nothing", lambda i: ["report", "none"], "none is not there")
+    yield Case(
+        "app, nothing", lambda i: ["app", "runs/demo"], "runs/demo is not there: .*dialdown run"
+    )
+    yield Case(
+        "chat, nothing", lambda i: ["chat", "calm"], "calm is not there: .*detox MODEL --out calm"
+    )
+    for given, meant in (
+        ("smollm2-135m", "embedded:smollm2-135m"),
+        ("embeded:gemma-3-270m", "embedded:gemma-3-270m"),
+    ):
+        yield Case(
+            f"detox, {given}",
+            lambda i, given=given: ["detox", given, "--out", str(i.root / "out")],
+            f"no model '{given}': did you mean '{meant}'",
+        )
+    yield Case(
+        "detox, a run that is not there",
+        lambda i: ["detox", "runs/demo", "--out", str(i.root / "out")],
+        "runs/demo is not there",
+    )
     yield Case("report, a file", lambda i: ["report", str(i.study)], "study.toml")
     yield Case("report, a model", lambda i: ["report", str(i.model)], "run.json|no study")
 

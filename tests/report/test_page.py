@@ -274,7 +274,7 @@ def test_the_verdict_when_dpo_harms(tmp_path: Path) -> None:
         main={**same, "dpo": ("none", (0.62, 0.6), (0.5, 0.5))},
     )
     verdict = page.sections["verdict"]
-    assert "after DPO, higher by 0.230 [0.152, 0.308]" in verdict
+    assert "after tuning, higher by 0.230 [0.152, 0.308]" in verdict
     assert "does not differ distinguishably between the protocols" in verdict
     assert "understates" not in verdict
 
@@ -284,8 +284,9 @@ def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
         tmp_path,
         **{**QUICK, "n": 8, "main": {**QUICK["main"], "dpo": ("none", (0.3, 0.3), (0.01, 0.01))}},
     )
-    assert "after DPO, not distinguishably changed: −0.090 [" in page.sections["verdict"]
+    assert "after tuning, not distinguishably changed: −0.090 [" in page.sections["verdict"]
     assert "n = 8 prompts, too few to decide" in page.sections["verdict"]
+    assert "log-perplexity (8 prompts, too few to decide)." in page.sections["verdict"]
 
 
 PUBLISHED = (2, 3, 5, 8, 10, 11, 12, 13, 17, 18, 19)  # tables whose figures of the models are known

@@ -25,6 +25,8 @@ KEPT = (
     ("rank_one", "One direction per layer, as trained", f"rank-one/{RANK_ONE_FILE}"),
     ("step", "One step, no training", STEP),
 )
+TO_USE = {"delta", *(name for name, _, _ in KEPT)}
+"""What was made to be used, by name."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class NeuronsTab:
     def _list(self) -> None:
         with gr.Row():
             self.word = gr.Textbox(
-                label="Which neurons write a word?", placeholder="idiot", elem_id="word", scale=3
+                "knife", label="Which neurons write a word?", elem_id="word", scale=3
             )
             self.find = gr.Button("Find", elem_id="find", scale=1, min_width=80)
         with gr.Row() as self.filters:

@@ -57,9 +57,13 @@ class PlayTab:
                 self.send = gr.Button("Generate", variant="primary", elem_id="send")
         with gr.Row(visible=bool(shelf.edits)) as self.dialling:
             # There before the page has looked at the folder: who asks at once gets all sides.
-            first = next(iter(shelf.edits), None)
             self.edit = gr.Dropdown(
-                shelf.choices, value=first, label="Edit", scale=2, min_width=260, elem_id="edit"
+                shelf.choices,
+                value=shelf.first,
+                label="Edit",
+                scale=2,
+                min_width=260,
+                elem_id="edit",
             )
             self.strength = gr.Slider(
                 -1, 3, 1, step=0.05, scale=3, min_width=260, elem_id="strength",

@@ -97,7 +97,7 @@ class Page:
         which = sets(self.shelf.run)
         first = which[0] if which else None
         return (
-            gr.update(choices=choices, value=choices[0][1] if choices else None),
+            gr.update(choices=choices, value=self.shelf.first),
             gr.update(visible=bool(choices)),
             gr.update(
                 choices=[(MEASURED_ON[name], name) for name in which],

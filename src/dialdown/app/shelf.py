@@ -11,9 +11,10 @@ import polars as pl
 from ..errors import DialdownError, nearest
 from ..files import read_sealed
 from ..neurons.table import NeuronTable
+from ..report.findings import chosen_edit
 from ..report.run import TABLES, Run, load
 from .desk import REMEMBERED, Act
-from .edits import SavedEdit, saved_edits
+from .edits import TO_USE, SavedEdit, saved_edits
 from .neurons import neuron_frame
 from .source import Source, run_record
 from .study import untuned_table, workspace
@@ -69,6 +70,18 @@ class Shelf:
     def choices(self) -> list[tuple[str, str]]:
         """(label, name) of every edit."""
         return [(edit.label, edit.name) for edit in self.edits.values()]
+
+    @property
+    def first(self) -> str | None:
+        """The edit that one would try first: what was made to be used, or the one that the report's
+        sentences name.
+        """
+        chosen = chosen_edit(self.run) if self.run else None
+        name = f"{chosen.protocol}-{chosen.intervention}" if chosen else ""
+        made_for_use = [edit.name for edit in self.edits.values() if edit.name in TO_USE]
+        return next(
+            iter([*made_for_use, *([name] if name in self.edits else []), *self.edits]), None
+        )
 
     def label(self, name: str) -> str:
         """What an edit is called."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.local_paths import RUNS
 from ..errors import DialdownError
 from ..files import read_json
 
@@ -46,15 +47,17 @@ def find_source(given: str | None, base: str | None = None) -> Source:
     folder that is not there, or neither a run nor an edit nor a model, is refused (DialdownError).
     """
     if given is None:
-        runs = [path.parent for path in Path("runs").glob(f"*/{RUN}")]
+        runs = [path.parent for path in Path(RUNS).glob(f"*/{RUN}")]
         latest = max(runs, key=lambda folder: (folder / RUN).stat().st_mtime, default=None)
         given = USUAL if latest is None else str(latest)
     folder = Path(given)
     if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or given.startswith("."):
+        of_runs = folder.parts[:1] == (RUNS,)
+        if folder.exists() or folder.is_absolute() or given.startswith(".") or of_runs:
             raise DialdownError(
                 f"{given} is {'no folder' if folder.exists() else 'not there'}: pass the folder of "
-                "a study, an exported folder, or a model's folder or hub id."
+                "a study (`dialdown run` makes one), an exported folder, or a model's folder or "
+                "hub id."
             )
         kind: Kind = "model"
     elif run_record(folder):

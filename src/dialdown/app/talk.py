@@ -119,6 +119,8 @@ def _column(talk: Talk, side: Side, below: str, concept: str) -> str:
     reply = marked(text, base.text) if compared and base else safe(text)
     if said is not None and said.done and not text.strip():
         reply = '<span class="dd-faint">(nothing: the model ended at once)</span>'
+    if said is None and talk.message:
+        reply = '<span class="dd-faint">(waits for its turn)</span>'
     if said is not None and not said.done:
         reply += '<span class="dd-caret" aria-hidden="true"></span>'
     last = _turn(talk.message, reply) if talk.message else ""
@@ -144,5 +146,5 @@ def _score(said: Said | None, concept: str) -> str:
     return (
         f'<div class="dd-score"><meter min="0" max="1" low="0.33" high="0.66" optimum="0" '
         f'value="{said.score:.3f}" aria-label="{safe(concept)}"></meter>'
-        f"<span>{safe(concept)} {said.score:.2f}</span></div>"
+        f"<span>{safe(concept)} of the reply: {said.score:.2f}</span></div>"
     )

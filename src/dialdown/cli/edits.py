@@ -103,7 +103,7 @@ def detox(
         typer.Option(
             help=(
                 "gains (one trained number per neuron), rank_one (one trained direction per layer "
-                "more), or step (gains without training, in a minute or two)."
+                "more), or step (gains without training, in some minutes)."
             )
         ),
     ] = None,
@@ -183,6 +183,9 @@ def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
         f"{folder} is an ordinary checkpoint ({verified}); the work is in {work}.",
         soft_wrap=True,
         markup=False,
+    )
+    out.print(
+        f"Next: dialdown chat {folder}, or dialdown app {folder}.", soft_wrap=True, markup=False
     )
     if not result.less:
         err.print(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..data.local_paths import RUNS
 from .shared import (
     ConfigFile,
     Display,
@@ -69,7 +70,7 @@ def ladder(
     from .summary import show_ladder, show_notes
 
     quiet_libraries()
-    folder = out_folder or Path("runs") / "ladder"
+    folder = out_folder or Path(RUNS) / "ladder"
     display = Display()
     with display.bar, interruptible(folder):
         run_ladder(settings, folder, progress=display.progress, announce=display.announce)

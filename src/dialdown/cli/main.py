@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..data.local_paths import RUNS
 from ..errors import DialdownError, enough_memory
 from ..extras import asking_for
 from ..terminal import take_any_text
@@ -72,7 +73,7 @@ def _study(stage: str) -> Callable[..., None]:
         named = {"model": model, "tuned": tuned, "seed": seed}
         named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
         settings = settings_of(preset, config, named, set_)
-        run_study(settings, out_folder or Path("runs") / preset, until=stage)
+        run_study(settings, out_folder or Path(RUNS) / preset, until=stage)
 
     return command
 
@@ -96,11 +97,12 @@ def run_study(
     tokens = {stage: count for stage, count in tokens_by_stage(settings).items() if stage in stages}
     display = Display(tokens)
     start = time.monotonic()
-    if until == "report":
-        page = (folder / "report.html").absolute().as_uri()
-        out.print(f"The page, which fills while this runs: {page}", soft_wrap=True, markup=False)
+    page = (folder / "report.html").absolute().as_uri()
 
     def enter(stage: str, done: bool) -> None:
+        # By then nothing was refused.
+        if until == "report" and stage == stages[0]:
+            display.announce(f"The page, which fills while this runs: {page}")
         display.enter(stage, done)
         if stage in before:
             before[stage]()
@@ -166,7 +168,7 @@ def diff(
     named = {"model": base, "tuned": tuned, "seed": seed}
     named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
     settings = settings_of("diff", None, named, set_)
-    folder = out_folder or Path("runs") / f"diff-{Path(tuned).name}"
+    folder = out_folder or Path(RUNS) / f"diff-{Path(tuned).name}"
     from .summary import show_neurons
 
     # Interventions take most of the time, and what tuning did is known before.
@@ -227,7 +229,7 @@ def doctor(
         named = {"model": model, "device": device, "dtype": dtype}
         settings = settings_of(preset, None, named, set_)
         stages = [*detox_stages(settings.detox.method)] if preset == "detox" else STAGES
-        lines = needed(settings, Path("runs") / preset, stages)
+        lines = needed(settings, Path(RUNS) / preset, stages)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
 

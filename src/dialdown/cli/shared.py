@@ -100,7 +100,7 @@ class Display:
 
     def announce(self, sentence: str) -> None:
         """Something worth a line of its own happened."""
-        self.bar.console.print(sentence, markup=False, highlight=False)
+        self.bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def enter(self, stage: str, done: bool) -> None:
         """A stage begins, or was done before."""

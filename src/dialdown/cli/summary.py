@@ -47,7 +47,7 @@ def show_next(folder: Path, out: Console) -> None:
     out.print("Next:")
     for command, what in (
         (f"dialdown app {folder}", "play with the edits, look through the neurons"),
-        (f"dialdown detox {model} --out calm", "one gain per neuron, as a plain checkpoint"),
+        (f"dialdown detox {model} --out calm", "one gain per neuron, in a plain checkpoint"),
     ):
         out.print(f"  {command}   # {what}", soft_wrap=True, markup=False, highlight=False)
 

@@ -82,10 +82,14 @@ def _make(name: str, asset: Asset, folder: Path, progress: Progress | None) -> N
         raise DialdownError(f"{folder} {harm}, and it cannot be made again. {error}") from error
 
 
+def embedded_models() -> list[str]:
+    """The names of the models that can be fetched."""
+    return [name for name, asset in ASSETS.items() if asset.gguf is not None]
+
+
 def fetch_model(name: str, progress: Progress | None = None) -> Path:
     """The folder of an embedded model, see `fetch`; what is no model is refused (DialdownError)."""
-    models = [known for known, asset in ASSETS.items() if asset.gguf is not None]
-    if name not in models:
+    if name not in (models := embedded_models()):
         raise DialdownError(f"There is no embedded model {name!r}: {nearest(name, models)}")
     return fetch(name, progress)
 

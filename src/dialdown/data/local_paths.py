@@ -8,6 +8,9 @@ import os
 import re
 from typing import Any
 
+RUNS = "runs"
+"""Where commands write whose folder is not named."""
+
 # A path of at least two parts inside a sentence, after a space, a bracket, a quote or a sign.
 IN_TEXT = re.compile(
     r"(?<![^\s\"'`(\[{<=,;])(?:~|\.{1,2}|[A-Za-z]:|)[/\\][^\s\"'`)\]}>,;]*[/\\][^\s\"'`)\]}>,;]+"

@@ -22,7 +22,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ..data.assets import fetch_model
+from ..data.assets import embedded_models, fetch_model
 from ..data.hub import reaching
 from ..data.loading import (
     Told,
@@ -33,8 +33,9 @@ from ..data.loading import (
     refuse_quantised,
     weight_files,
 )
+from ..data.local_paths import RUNS
 from ..data.model_files import CONFIG, COPIED, own_file
-from ..errors import DialdownError
+from ..errors import DialdownError, nearest
 from ..models.lm import LM, MLPView
 from ..progress import Progress
 
@@ -258,6 +259,7 @@ def locate(
         return fetch_model(source.removeprefix("embedded:"), progress), source, None
     if os.path.isdir(source):
         return Path(source), Path(source).resolve().name, None
+    _check_hub_id(source)
     try:
         with reaching(source):
             downloaded = snapshot_download(
@@ -275,6 +277,20 @@ def locate(
         ) from error
     # The hub's cache names a snapshot's folder after its commit, which says more than a branch.
     return Path(downloaded), source, Path(downloaded).name
+
+
+def _check_hub_id(source: str) -> None:
+    """Refuse at once what is no id of a hub's, which a hub takes minutes to refuse where nobody
+    answers (DialdownError).
+    """
+    embedded = [f"embedded:{name}" for name in embedded_models()]
+    if ":" in source or f"embedded:{source}" in embedded:
+        raise DialdownError(f"There is no model {source!r}: {nearest(source, embedded)}")
+    if Path(source).parts[:1] == (RUNS,):
+        raise DialdownError(
+            f"{source} is not there: make it with `dialdown run` or `dialdown ladder`, or pass a "
+            "folder that is there, a hub id, or embedded:smollm2-135m."
+        )
 
 
 def _stored(file: Path) -> Iterator[Stored]:

@@ -241,6 +241,11 @@ def load_delta(folder: str | Path) -> Delta:
             another delta.
     """
     folder = Path(folder)
+    if not folder.exists():
+        raise DialdownError(
+            f"{folder} is not there: make it with `dialdown detox MODEL --out {folder}`, or pass "
+            "the folder of a delta or one that dialdown exported."
+        )
     if not (folder / RECORD).is_file():
         folder = folder / FOLDER
     if not (folder / RECORD).is_file():

@@ -29,6 +29,11 @@ def findings(run: Run) -> dict[str, str]:
     return {about: text for about, text in texts.items() if text}
 
 
+def chosen_edit(run: Run) -> Row | None:
+    """The edit that the sentences name; None where none was measured."""
+    return _edited(Evidence(run, run.protocols[0]))[0] if run.protocols else None
+
+
 def _tuned(evidence: Evidence) -> str:
     base, tuned = evidence.run.result("none", evidence.protocol), evidence.row("dpo")
     if base is None or tuned is None or "toxicity" not in base.metrics:
@@ -36,7 +41,8 @@ def _tuned(evidence: Evidence) -> str:
     before, after = (number(row.metrics["toxicity"].mean) for row in (base, tuned))
     concept, moved = evidence.run.concept, _change_of(evidence, tuned, "toxicity")
     text = (
-        f"Under `{evidence.protocol}`, {concept} is {before} untouched and {after} after DPO, "
+        f"Under `{evidence.protocol}`, {concept} is {before} untouched and {after} after "
+        f"{'tuning' if evidence.run.setting('tuned') else 'DPO'}, "
         f"{moved}"
     )
     if "log_ppl" in tuned.change:
@@ -74,6 +80,8 @@ def _edited(evidence: Evidence) -> tuple[Row | None, str]:
     text += with_interval(chosen.metrics["toxicity"])
     if price := chosen.change.get("log_ppl"):
         text += f", at {with_interval(price, signed=True)} log-perplexity"
+    if (prompts := chosen.metrics["toxicity"].n) < FEW:
+        text += f" ({prompts} prompts, too few to decide)"
     return chosen, f"{text}." if best else f"{text}, at the price of the model."
 
 

@@ -137,7 +137,8 @@ def load(folder: Path) -> Run:
     path = folder / "run.json"
     if not path.exists():
         raise DialdownError(
-            f"{folder} has no run.json, so there is nothing to report: pass the folder of a study."
+            f"{folder} {'has no run.json' if folder.is_dir() else 'is not there'}, so there is "
+            "nothing to report: pass the folder of a study, which `dialdown run` makes."
         )
     info = read_json(path)
     if not (
