@@ -26,7 +26,7 @@ from . import neuron_charts, rank_charts
 from .chart_style import Chart
 from .charts import PRICES, Point, Price, controls, ladder, tradeoff
 from .drawing import save
-from .names import FAMILIES, look, short
+from .names import FAMILIES, METHODS, look, short
 from .run import Run
 
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
@@ -218,7 +218,7 @@ def draw_ladder(folder: Path) -> list[Path]:
     table = read_json(folder / "ladder.json")
     concept = read_json(folder / "run.json")["config"]["concept"]
     rows = {
-        row["method"]: {
+        METHODS.get(row["method"], row["method"]): {
             judge.rpartition("/")[2].removeprefix("embedded:"): Estimate(**mean)
             for judge, mean in row["toxicity_by"].items()
         }

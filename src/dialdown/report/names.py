@@ -13,6 +13,24 @@ PROMPTED = {"chat": "as a user's turn of the chat template", "none": "as text to
 # What a mean of a metric is over.
 UNITS = {"toxicity": "prompts", "log_ppl": "blocks", "kl": "blocks", "f1": "sentences"}
 AGREEMENT = "scorers-agreement"
+# A method of a ladder in words; one of the user's own keeps its name.
+METHODS = {
+    "dpo": "DPO",
+    "dpo_kl": "DPO with a KL",
+    "gains": "neuron gains",
+    "gains__random_neurons": "gains, random neurons",
+    "rank_one": "one direction per layer",
+    "rank_one__random_neurons": "directions, random neurons",
+    "step": "one step, from pairs",
+    "labels": "one step, from labels",
+    "ablation": "directional ablation",
+    "caa": "CAA steering",
+    "mean_act": "Mean-AcT",
+    "linear_act": "Linear-AcT",
+    "aura": "AurA",
+    "damp": "Damp",
+    "det0": "Det0",
+}
 # File stem of a table to its caption, in the paper's order; the last ones are not the paper's.
 TITLES = {
     "table-1-directions": "Tokens that each concept direction, and its opposite, make most likely",
