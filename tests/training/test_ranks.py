@@ -86,9 +86,10 @@ def check_weights(place: Place, other: Place, base: Path) -> None:
             np.concatenate([(tuned[name] - to[name]).abs().numpy().ravel() for name in tuned])
             for to in (same, before)
         )
-        # RMSprop divides by the gradient, so that rounding counts where that is almost zero.
+        # RMSprop divides by the gradient, so that rounding counts where that is almost zero: there
+        # a part of a step, whose length is the learning rate.
         assert np.quantile(apart, 0.99) < 2e-6
-        assert apart.max() < 1e-3 * moved.max()
+        assert apart.max() < 0.1 * SETTINGS.learning_rate
         assert moved.max() > 0.01
     assert {path.name for path in (place.out / "dpo").iterdir()} == {
         path.name for path in (other.out / "dpo").iterdir()
