@@ -78,10 +78,8 @@ class Shelf:
         """
         chosen = chosen_edit(self.run) if self.run else None
         name = f"{chosen.protocol}-{chosen.intervention}" if chosen else ""
-        made_for_use = [edit.name for edit in self.edits.values() if edit.name in TO_USE]
-        return next(
-            iter([*made_for_use, *([name] if name in self.edits else []), *self.edits]), None
-        )
+        made_for_use = (edit for edit in self.edits if edit in TO_USE)
+        return next(made_for_use, name if name in self.edits else next(iter(self.edits), None))
 
     def label(self, name: str) -> str:
         """What an edit is called."""
