@@ -96,6 +96,15 @@ def test_each_worker_sees_one_of_the_gpus(tmp_path: Path) -> None:
     assert seen
 
 
+def test_workers_have_the_environment_that_is_there_when_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        [_] = do_all(partial(pieces.prepare, tmp_path), [0], 1)
+        assert (tmp_path / "0").read_text() == value
+
+
 def test_a_gpu_that_is_named_is_not_shared_out() -> None:
     assert gpus("cuda:1") == gpus("cpu") == []
     assert default_workers(1, 1, "cuda", ["0", "1", "2"]) == 3

@@ -21,7 +21,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import current_process, get_context, parent_process
+from multiprocessing import current_process, get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -142,12 +143,11 @@ def _do_all(
 ) -> Generator[tuple[int, Done]]:
     """The pieces as they are finished, with their numbers, until a worker is lost."""
     workers = min(workers, len(pieces))
-    # A forked process may not use OpenMP after its parent did, so the workers start afresh.
-    context = get_context("spawn")
+    context = _starting_afresh(prepare)
     turns = context.SimpleQueue()
     for worker in range(workers):
         turns.put(devices[worker % len(devices)] if devices else None)
-    pool = ProcessPoolExecutor(workers, context, _start, (prepare, turns))
+    pool = ProcessPoolExecutor(workers, context, _start, (prepare, turns, dict(os.environ)))
     processes: list[BaseProcess] = []
     try:
         futures = {pool.submit(_one, piece): number for number, piece in pieces.items()}
@@ -170,6 +170,19 @@ def _do_all(
         for process in processes:
             process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def _starting_afresh(prepare: Prepare) -> BaseContext:
+    """How workers start: not forked from this process, where OpenMP may have run, but from one that
+    has only imported what they need, and does so once for all stages of a run.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    module = getattr(prepare, "func", prepare).__module__
+    # Scripts are read by each worker, whose guard is then checked.
+    context.set_forkserver_preload(["torch", *([module] if module != "__main__" else [])])
+    return context
 
 
 def _why_ended(codes: Iterable[int]) -> str:
@@ -195,10 +208,15 @@ def check_main_guard() -> None:
         os._exit(UNGUARDED)
 
 
-def _start(prepare: Prepare, turns: SimpleQueue[str | None]) -> None:
+def _start(
+    prepare: Prepare, turns: SimpleQueue[str | None], environment: Mapping[str, str]
+) -> None:
     global _do  # noqa: PLW0603  (a pool's initialiser has no other place)
     import torch
 
+    # The process it was forked from has the environment of the first stage's start.
+    os.environ.clear()
+    os.environ.update(environment)
     if (device := turns.get()) is not None:
         # Read when CUDA is first used: the worker then sees this GPU alone.
         os.environ["CUDA_VISIBLE_DEVICES"] = device

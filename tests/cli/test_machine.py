@@ -53,14 +53,12 @@ def test_one_bar_moves_forward_over_all_stages_and_tells_what_is_left(
     now = 20.0
     display.progress("fitting", 0, 5)
     display.enter("evaluate", False)
-    display.progress("evaluating", 0, 30)
+    display.progress("evaluating rows", 0, 30)
     now = 40.0
-    display.progress("evaluating, strict-none measured", 10, 30)
+    display.progress("evaluating rows", 10, 30)
     lines = capsys.readouterr().out.splitlines()
     # A quarter took 20 s and a third of the rest 20 s more: half is done after 40 s.
-    assert lines[-1].strip() == (
-        "evaluate: evaluating, strict-none measured: 10 of 30; about 40 s left"
-    )
+    assert lines[-1].strip() == "evaluate: evaluating rows: 10 of 30; about 40 s left"
     assert display.bar.tasks[0].completed == pytest.approx(200)
     assert display.bar.tasks[0].total == pytest.approx(400)
 
@@ -91,9 +89,9 @@ def test_what_was_done_before_says_nothing_about_the_pace(
     display = Display({"probe": 100.0, "evaluate": 300.0})
     display.enter("probe", True)
     display.enter("evaluate", False)
-    display.progress("evaluating", 10, 30)
+    display.progress("evaluating rows", 10, 30)
     now = 50.0
-    display.progress("evaluating, strict-dpo measured", 20, 30)
+    display.progress("evaluating rows", 20, 30)
     assert "about 50 s left" in capsys.readouterr().out
 
 

@@ -241,12 +241,13 @@ def test_sharing_prefixes_changes_nothing_and_can_be_switched_off(named: LM, sha
         handle.remove()
 
 
-def test_progress_counts_batches(llama: LM) -> None:
+def test_progress_counts_prompts(llama: LM) -> None:
     calls: list[tuple[str, int, int]] = []
     Decoder(llama, PROMPTS, max_new_tokens=1, batch_size=3).run(
         progress=lambda *call: calls.append(call)
     )
-    assert calls == [("decoding", 1, 3), ("decoding", 2, 3), ("decoding", 3, 3)]
+    total = len(PROMPTS)
+    assert calls == [("decoding", done, total) for done in (3, 6, total)]
 
 
 @pytest.mark.parametrize(

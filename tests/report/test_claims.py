@@ -197,6 +197,17 @@ def test_increases_against_decreases(
     assert "no interval" in claim.text
 
 
+def test_nothing_opposes_a_reduction_that_is_not_there(tmp_path: Path) -> None:
+    main = {"none": MAIN["none"], "dpo": ("none", (0.385, 0.365), (0.0, 0.0))}
+    [claim] = [
+        claim
+        for claim in claims(load(write_run(tmp_path, protocols=("strict",), main=main)))
+        if claim.name == OPPOSING
+    ]
+    assert claim.verdict == "undecided"
+    assert "no distinguishable reduction to account for" in claim.text
+
+
 def test_nothing_opposes_a_decrease_that_is_not_there(compared: Run) -> None:
     [claim] = claims(with_change(compared, np.linspace(0, 1, 360)))
     assert claim.verdict == "undecided"

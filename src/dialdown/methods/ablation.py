@@ -52,11 +52,12 @@ def ablation(
     # What a text counts in the difference of the two means.
     counts = np.where(toxic, 1 / toxic.sum(), -1 / (~toxic).sum())
     difference = np.zeros((lm.view.n_layers, lm.view.d_model))
-    parts = batches(lm, ids, BATCH)
-    for done, batch in enumerate(parts, start=1):
+    done = 0
+    for batch in batches(lm, ids, BATCH):
         difference += np.einsum("ltd,t->ld", _residuals(lm, batch), counts[list(batch.rows)])
+        done += len(batch.rows)
         if progress:
-            progress("reading labelled texts", done, len(parts))
+            progress("reading labelled texts", done, len(ids))
     for layer, of_layer in enumerate(difference):
         check_finite(lm, layer, of_layer)
     if not difference.any():

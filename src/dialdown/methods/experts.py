@@ -66,10 +66,9 @@ def _areas(
     areas: list[NDArray[np.float64]] = []
     for reading, start in enumerate(starts):
 
-        def tell(done: int, batches: int, before: int = reading) -> None:
+        def tell(done: int, texts: int, before: int = reading) -> None:
             if progress:
-                total = len(starts) * batches
-                progress("reading labelled texts", before * batches + done, total)
+                progress("reading labelled texts", before * texts + done, len(starts) * texts)
 
         values = pooled(lm, ids, highest, layers[start : start + together], tell)
         areas += [_area(of_layer, toxic) for of_layer in values]

@@ -60,15 +60,15 @@ def pooled(
     progress: Callable[[int, int], None],
 ) -> NDArray[Any]:
     """One number of each text for every neuron of some layers, (layers, texts, F), from one reading
-    of the texts; `progress` is called with the batches done.
+    of the texts; `progress` is called with the texts done.
 
     Raises:
         DialdownError: an activation is not a finite number.
     """
     dtype = np.float32 if pool is highest else np.float64
     numbers = np.empty((len(layers), len(ids), lm.view.n_neurons), dtype)
-    parts = batches(lm, ids, BATCH)
-    for done, batch in enumerate(parts, start=1):
+    done = 0
+    for batch in batches(lm, ids, BATCH):
         own, rows = batch.mask[..., None] == 1, list(batch.rows)
 
         def keep(layer: int, m: Tensor, own: Tensor = own, rows: list[int] = rows) -> None:
@@ -76,7 +76,8 @@ def pooled(
 
         with torch.inference_mode(), neuron_hooks(lm, keep, layers):
             read(lm, batch)
-        progress(done, len(parts))
+        done += len(rows)
+        progress(done, len(ids))
     for layer, of_layer in zip(layers, numbers, strict=True):
         check_finite(lm, layer, of_layer)
     return numbers

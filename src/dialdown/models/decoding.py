@@ -244,13 +244,15 @@ class Decoder:
                 self._prefix(number) if share else None for number in range(len(self.batches))
             ]
             with change.measured(self.lm, positions=positions) if change else nullcontext():
-                for number, (batch, prefix) in enumerate(zip(self.batches, prefixes, strict=True)):
+                done = 0
+                for batch, prefix in zip(self.batches, prefixes, strict=True):
                     # Decoding writes to the keys and values that it goes on from.
                     tokens = self._decode(batch, copy.deepcopy(prefix), observe, extra_step, pick)
                     for row, ids in zip(batch.rows, tokens, strict=True):
                         out[row] = ids
+                    done += len(batch.rows)
                     if progress:
-                        progress("decoding", number + 1, len(self.batches))
+                        progress("decoding", done, len(self.prompts))
         return out
 
     def run_together(self, picks: Sequence[Pick]) -> list[list[list[int]]]:

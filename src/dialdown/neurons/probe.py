@@ -138,14 +138,16 @@ def probe_features(
 
     def read(protocol: Protocol, size: int) -> NDArray[np.float64]:
         means = np.zeros((len(texts), lm.view.d_model))
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        for done, rows in enumerate(batches, [*protocols].index(protocol) * len(batches) + 1):
+        before = [*protocols].index(protocol) * len(order)
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
             ids, mask = _pad(lm, [encoded[row] for row in rows], protocol, max_tokens)
             with torch.inference_mode(), for_any_length(), _around_final_norm(lm) as seen:
                 lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
             means[rows] = _mean(seen, mask, protocol).double().cpu().numpy()
             if progress:
-                progress("reading labelled texts", done, len(protocols) * len(batches))
+                done = before + start + len(rows)
+                progress("reading labelled texts", done, len(protocols) * len(order))
         if not np.isfinite(means).all():
             raise DialdownError(
                 f"The final-layer residual of {lm.name} is not finite while reading labelled "

@@ -98,7 +98,7 @@ def _aligned(evidence: Evidence) -> Claim | None:
     if tuned is None or not patched:
         return None
     reduction = tuned.change["toxicity"]
-    sentence = f"DPO changes {evidence.run.concept} by {change_text(reduction, 'toxicity')}"
+    sentence = _by_dpo(evidence, tuned)
     if evidence.below(reduction, 0) != "held":
         text = f"{sentence}: no distinguishable reduction to take a share of."
         return _claim(evidence, name, "undecided", text)
@@ -113,6 +113,11 @@ def _aligned(evidence: Evidence) -> Claim | None:
     }[verdict]
     parts = "; ".join(_reached(row, share, reduction) for row, share in shares)
     return _claim(evidence, name, verdict, f"{sentence}. Of this reduction, {parts}: {end}.")
+
+
+def _by_dpo(evidence: Evidence, tuned: Row) -> str:
+    change = change_text(tuned.change["toxicity"], "toxicity")
+    return f"DPO changes {evidence.run.concept} by {change}"
 
 
 def _reached(row: Row, share: Estimate | None, reduction: Estimate) -> str:
@@ -139,6 +144,10 @@ def _opposing(evidence: Evidence) -> Claim | None:
     )
     if not total["down"]:
         return _claim(evidence, name, "undecided", f"{counts}, so there is no decrease to cancel.")
+    tuned = evidence.row("dpo")
+    if tuned is not None and evidence.below(tuned.change["toxicity"], 0) != "held":
+        text = f"{counts}. {_by_dpo(evidence, tuned)}: no distinguishable reduction to account for."
+        return _claim(evidence, name, "undecided", text)
     cancelled = total["up"] / -total["down"]
     verdict: Verdict = "held" if cancelled >= COMPARABLE else "did not hold"
     text = (

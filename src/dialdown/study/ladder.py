@@ -163,10 +163,10 @@ def compare_methods(work: Workspace) -> Facts:
     }
     missing = [name for name in names if _measured(work, name) is None]
     done = len(names) - len(missing)
-    work.progress("evaluating", done, len(names))
-    for name in work.do_all(measure_method, missing):
+    work.progress("evaluating methods", done, len(names))
+    for _ in work.do_all(measure_method, missing):
         done += 1
-        work.progress(f"evaluating, {name} measured", done, len(names))
+        work.progress("evaluating methods", done, len(names))
     entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}
     for name, entry in entries.items():
         if name != UNTOUCHED and not entry.kl >= REACHED * wanted:

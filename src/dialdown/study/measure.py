@@ -95,12 +95,12 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: 
     first = [row for row, effect in gathered.effects if gathered.first[effect] is row]
     missing = [row for row in first if files.read(row) is None]
     done, total = len(first) - len(missing), len(first)
-    work.progress("evaluating", done, total)
+    work.progress("evaluating rows", done, total)
     shown, wait = time.monotonic(), 0.0
     try:
         for piece in work.do_all(measure, _pieces(stage, missing)):
             done += len(piece.rows)
-            work.progress(f"evaluating, {piece.rows[-1].name} measured", done, total)
+            work.progress("evaluating rows", done, total)
             if done < total and time.monotonic() - shown >= wait:
                 gathered.write(so_far(name))
                 work.changed()

@@ -171,7 +171,7 @@ def margin_gradient(
         DialdownError: a gradient is not a finite number.
     """
     total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
-    done, passes = 0, sum(-(-len(sequences) // batch_size) for sequences, _ in sides)
+    done, texts = 0, sum(len(sequences) for sequences, _ in sides)
     for sign, (sequences, units) in zip((1, -1), sides, strict=True):
         for batch in batches(lm, [ids for ids, _ in sequences], batch_size):
             with _gains(lm) as gains:
@@ -181,9 +181,9 @@ def margin_gradient(
                 grads = torch.autograd.grad(log_probability, gains)
             slopes = torch.stack([grad.double().to(total.device) for grad in grads])
             total += sign / units * slopes
-            done += 1
+            done += len(batch.rows)
             if progress:
-                progress("following preferences", done, passes)
+                progress("following preferences", done, texts)
     check_finite(lm, total)
     return np.asarray(total.cpu().numpy())
 
