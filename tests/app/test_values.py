@@ -54,6 +54,8 @@ def test_a_folder_that_is_nothing_is_one_sentence(tmp_path: Path) -> None:
         find_source(str(tmp_path))
     with pytest.raises(DialdownError, match="is not there"):
         find_source(str(tmp_path / "gone"))
+    with pytest.raises(DialdownError, match="There is no model 'smollm2-135m'"):
+        find_source("smollm2-135m")
     with pytest.raises(DialdownError, match="is no folder"):
         find_source(str(tmp_path / "notes.txt"))
 

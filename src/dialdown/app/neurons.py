@@ -88,9 +88,9 @@ def groups_of(frame: pl.DataFrame) -> list[str]:
 
 
 def writing(lm: LM, word: str) -> tuple[str, pl.DataFrame]:
-    """The neurons that write a word: a sentence about the token looked for, and a frame of
-    `layer`, `neuron`, `writes it when`, `score`, `rank` and the first `tokens`. A blank word is
-    refused (DialdownError).
+    """The neurons that write a word more than chance would have one do (where there are none, the
+    first of all): a sentence about the token looked for, and a frame of `layer`, `neuron`, `writes
+    it when`, `score`, `rank` and the first `tokens`. A blank word is refused (DialdownError).
     """
     from ..neurons.logit_lens import word_tokens, writers
 
@@ -104,12 +104,16 @@ def writing(lm: LM, word: str) -> tuple[str, pl.DataFrame]:
         f"write the last piece, {pieces[-1]!r}."
     )
     candidates = 2 * lm.view.n_layers * lm.view.n_neurons
+    chance = NormalDist().inv_cdf(1 - 1 / candidates)
+    strongest = writers(lm, ids[-1], count=25)
+    above = strongest.filter(pl.col("score") > chance)
+    few = "" if len(above) else ", and none here does, so trust none of them"
     sentence = (
         f"{what} The score says by how many standard deviations its logit lies above the other "
-        f"tokens’; rank 1 is the token a neuron writes first. Among {candidates:,} neurons and "
-        f"signs chance reaches {NormalDist().inv_cdf(1 - 1 / candidates):.1f}: trust what is above."
+        f"tokens’; rank 1 is the token a neuron writes first. Shown is what lies above "
+        f"{chance:.1f}, which chance reaches among {candidates:,} neurons and signs{few}."
     )
-    strongest = writers(lm, ids[-1], count=25)
+    strongest = above if len(above) else strongest
     tokens = [
         " ".join(token.strip() for token, _ in _lens(lm, layer, neuron, sign, 5))
         for layer, neuron, sign in strongest.select("layer", "neuron", "sign").iter_rows()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..data.local_paths import RUNS
 from ..errors import DialdownError
+from ..exporting.checkpoint import locate
 from ..files import read_json
 
 RUN, DELTA = "run.json", "edit.json"
@@ -44,7 +45,8 @@ class Source:
 
 def find_source(given: str | None, base: str | None = None) -> Source:
     """What a name or a folder is; without one the latest run in `runs`, or the embedded model. A
-    folder that is not there, or neither a run nor an edit nor a model, is refused (DialdownError).
+    folder that is not there, or neither a run nor an edit nor a model, and a hub id that cannot be
+    fetched, are refused (DialdownError).
     """
     if given is None:
         runs = [path.parent for path in Path(RUNS).glob(f"*/{RUN}")]
@@ -59,6 +61,9 @@ def find_source(given: str | None, base: str | None = None) -> Source:
                 "a study (`dialdown run` makes one), an exported folder, or a model's folder or "
                 "hub id."
             )
+        if not given.startswith("embedded:"):
+            # Here in a second; loading asks the hub again and again before it gives up.
+            locate(given)
         kind: Kind = "model"
     elif run_record(folder):
         kind = "run"
