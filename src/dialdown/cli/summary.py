@@ -21,16 +21,33 @@ from ..study.ladder_table import shown
 from ..study.notes import noted
 
 SAMPLES, TOP = 4, 6
-# The tables that `dialdown diff` prints, and the columns worth a terminal's width.
+# The tables that `dialdown diff` prints, the columns worth a terminal's width, and how they read.
 SHOWN = {
-    "section-5-1-shifts": ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean",
-    "percent", "percent_sd"),
-    "figure-1-opposing-effects": ("protocol", "down", "up", "net"),
-    "table-5-group-shares": ("protocol", "group", "count", "share"),
-    "table-17-correlations": ("protocol", "pair", "r", "p", "n"),
-    "table-18-reducing-share": ("protocol", "neurons", "reducing_share"),
-    "appendix-g-sign-conflicts": ("protocol", "quantity", "conflict_share"),
-}  # fmt: skip
+    "section-5-1-shifts": (
+        ("protocol", "value_cosine_mean", "value_cosine_min", "shift_mean", "percent"),
+        "Cosine of a value vector before to after (1: not turned); mean size of the shift of a "
+        "mean activation; by how much of itself it fell, in %, without the outer tenths.",
+    ),
+    "figure-1-opposing-effects": (
+        ("protocol", "down", "up", "net"),
+        "What a neuron writes along the direction of the concept, after minus before: summed over "
+        "those that write less, those that write more, and all.",
+    ),
+    "table-5-group-shares": (
+        ("protocol", "group", "count", "share"),
+        "Of the neurons that write less: T along the direction, A against it; P with a mean "
+        "activation above 0 before tuning, N below.",
+    ),
+    "table-17-correlations": (
+        ("protocol", "pair", "r", "p", "n"),
+        "Pearson's r over all neurons, and the p of there being none.",
+    ),
+    "table-18-reducing-share": (("protocol", "neurons", "reducing_share"), ""),
+    "appendix-g-sign-conflicts": (
+        ("protocol", "quantity", "conflict_share"),
+        "Of all neurons, by the sign of what they write along each direction.",
+    ),
+}
 
 
 def show_sentences(folder: Path, out: Console) -> None:
@@ -175,7 +192,7 @@ def show_neurons(folder: Path, out: Console) -> None:
     went along with.
     """
     frames = all_tables(load(folder))
-    for stem, columns in SHOWN.items():
+    for stem, (columns, reading) in SHOWN.items():
         # A run without several directions has no conflicts of sign, for example.
         if (frame := frames.get(stem)) is None:
             continue
@@ -189,6 +206,8 @@ def show_neurons(folder: Path, out: Console) -> None:
             table.add_row(*map(_cell, values))
         out.print(f"\n{TITLES[stem]}", style="bold")
         out.print(table)
+        if reading:
+            out.print(reading, style="dim")
     out.print("\nBy layer, and all other tables: on the page.\n")
     _say_if_equal(folder, out)
 
