@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ def test_layers_that_do_not_fit_into_memory_together_are_read_one_after_the_othe
     two_layers = 4 * len(TEXTS) * tiny.NEURONS * 2
     parts = methods.auroc(llama, TEXTS, LABELS, memory=two_layers, progress=tell)
     np.testing.assert_array_equal(parts, whole)
-    assert told == [(1, 2), (2, 2)]
+    assert told == [(25, 50), (50, 50)]
 
 
 def test_equal_activations_count_half(llama: LM) -> None:
@@ -172,31 +174,48 @@ def test_ablation_takes_the_difference_of_the_classes_out_of_what_each_mlp_write
         assert np.abs(q @ columns).max() > 1e-3
 
 
-def test_the_gradient_from_labels_is_of_the_mean_log_probability_of_a_token(llama: LM) -> None:
+def scored(lm: LM) -> np.ndarray:
+    """Log of how much more often each token stands in toxic texts, both classes of one size."""
+    of_class = [
+        Counter(token for text in texts for token in lm.encode([text])[0])
+        for texts in (CLEAN, TOXIC)
+    ]
+    mean = sum(counts.total() for counts in of_class) / 2
+    clean, toxic = (
+        {token: count * mean / counts.total() for token, count in counts.items()}
+        for counts in of_class
+    )
+    size = lm.view.unembedding.weight.shape[0]
+    ratios = [(toxic.get(token, 0) + 2) / (clean.get(token, 0) + 2) for token in range(size)]
+    return np.array([max(0.0, math.log(ratio)) for ratio in ratios])
+
+
+def test_a_token_scores_by_how_much_more_often_it_stands_in_toxic_texts(named: LM) -> None:
+    scores = methods.token_scores(named, TEXTS, LABELS)
+    np.testing.assert_allclose(scores, scored(named), atol=1e-12)
+    assert 0 < (scores > 0).sum() < len(scores)
+
+
+def test_the_gradient_from_labels_is_of_the_score_of_what_would_be_drawn(llama: LM) -> None:
     """By differences: each gain a little up and down."""
     gradient = methods.labels_gradient(llama, TEXTS, LABELS)
-    twin = llama.twin()
+    scores, twin = torch.as_tensor(scored(llama)), llama.twin()
     twin.model.double()
 
-    def margin(layer: int, neuron: int, gain: float) -> float:
+    def expected(layer: int, neuron: int, gain: float) -> float:
         column = twin.view.layers[layer].columns[:, neuron]
-        kept = column.clone()
-        means = []
+        kept, told = column.clone(), []
         with torch.inference_mode():
             column *= gain
-            for texts in (CLEAN, TOXIC):
-                told = []
-                for text in texts:
-                    ids = torch.tensor(llama.encode([text]))
-                    log_probs = twin.model(ids).logits[0, :-1].log_softmax(-1)
-                    told += log_probs.gather(-1, ids[0, 1:, None])[:, 0].tolist()
-                means.append(np.mean(told))
+            for text in TOXIC:
+                probabilities = twin.model(torch.tensor(llama.encode([text]))).logits[0].softmax(-1)
+                told += (probabilities @ scores).tolist()
             column.copy_(kept)
-        return float(means[0] - means[1])
+        return float(np.mean(told))
 
     for layer, neuron in [(0, 0), (1, 7), (2, 23)]:
-        slope = (margin(layer, neuron, 1.03) - margin(layer, neuron, 0.97)) / 0.06
-        assert gradient[layer, neuron] == pytest.approx(slope, rel=5e-3, abs=2e-5)
+        slope = (expected(layer, neuron, 1.03) - expected(layer, neuron, 0.97)) / 0.06
+        assert gradient[layer, neuron] == pytest.approx(-slope, rel=5e-3, abs=2e-6)
 
 
 def test_a_step_from_labels_is_the_natural_gradient_at_its_price(llama: LM) -> None:
@@ -258,9 +277,9 @@ def test_what_damp_cannot_do_is_refused(llama: LM, given: dict[str, float], word
         methods.damp(llama, TEXTS, LABELS, **given)
 
 
-def test_texts_of_one_token_have_no_likelihood(llama: LM) -> None:
-    with pytest.raises(dd.DialdownError, match="No text labelled 1 has a token after its first"):
-        methods.labels_gradient(llama, ["ab"] * 10 + ["x"] * 10, [0] * 10 + [1] * 10)
+def test_classes_of_the_same_texts_have_no_token_to_make_less_likely(llama: LM) -> None:
+    with pytest.raises(dd.DialdownError, match="No token stands more often in texts labelled 1"):
+        methods.labels_step(llama, ["a cat"] * 20, [0] * 10 + [1] * 10)
 
 
 def test_activations_that_overflow_are_refused() -> None:

@@ -1,6 +1,6 @@
 from .ablation import ablation
 from .experts import aura, auroc, damp, det0
-from .likelihood import labels_gradient, labels_step
+from .log_odds import labels_gradient, labels_step, token_scores
 from .steering import caa
 from .transport import linear_act, mean_act
 
@@ -15,4 +15,5 @@ __all__ = [
     "labels_step",
     "linear_act",
     "mean_act",
+    "token_scores",
 ]

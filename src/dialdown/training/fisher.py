@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -142,50 +143,25 @@ def preference_gradient(
     """
     prompts = [pair.prompt for pair in pairs]
     sides = [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
-    return margin_gradient(
-        lm,
-        [(encode_continuations(lm, prompts, side), len(pairs)) for side in sides],
-        batch_size=batch_size,
-        progress=progress,
-    )
-
-
-def margin_gradient(
-    lm: LM,
-    sides: Sequence[tuple[Sequence[tuple[list[int], int]], int]],
-    *,
-    batch_size: int,
-    progress: Progress | None,
-) -> NDArray[np.float64]:
-    """The derivative by every neuron's gain of the first side's log-probability minus the second's,
-    (L, F) float64.
-
-    Args:
-        lm: the model.
-        sides: for each side its sequences, token ids and how many of the last ones count, and what
-            the sum of their log-probabilities is divided by.
-        batch_size: sequences per pass.
-        progress: called after each batch.
-
-    Raises:
-        DialdownError: a gradient is not a finite number.
-    """
     total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
-    done, texts = 0, sum(len(sequences) for sequences, _ in sides)
-    for sign, (sequences, units) in zip((1, -1), sides, strict=True):
+    done = 0
+    for sign, side in zip((1, -1), sides, strict=True):
+        sequences = encode_continuations(lm, prompts, side)
         for batch in batches(lm, [ids for ids, _ in sequences], batch_size):
-            with _gains(lm) as gains:
-                log_probability = _log_probability(
-                    lm, batch, [sequences[row][1] for row in batch.rows]
-                )
-                grads = torch.autograd.grad(log_probability, gains)
-            slopes = torch.stack([grad.double().to(total.device) for grad in grads])
-            total += sign / units * slopes
+            lengths = [sequences[row][1] for row in batch.rows]
+            total += sign * gain_slopes(lm, partial(_log_probability, lm, batch, lengths))
             done += len(batch.rows)
             if progress:
-                progress("following preferences", done, texts)
+                progress("following preferences", done, 2 * len(pairs))
     check_finite(lm, total)
-    return np.asarray(total.cpu().numpy())
+    return np.asarray((total / len(pairs)).cpu().numpy())
+
+
+def gain_slopes(lm: LM, value: Callable[[], Tensor]) -> Tensor:
+    """The derivative by every neuron's gain of what `value` reads of the model, (L, F) float64."""
+    with _gains(lm) as gains:
+        grads = torch.autograd.grad(value(), gains)
+    return torch.stack([grad.double().to(lm.device) for grad in grads])
 
 
 def natural_gradient(

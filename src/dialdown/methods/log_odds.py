@@ -1,0 +1,143 @@
+"""One step of the natural gradient from labels alone: gains that make the words of the concept less
+likely wherever a text with the concept stands, at a price (METHOD §8, §10).
+
+    information = fisher_information(lm, own_text(lm))
+    edit = labels_step(lm, texts, labels, information=information)
+
+A token's score is how much more often it stands in texts with the concept than in others,
+
+    s(token) = max(0, log (n1 + PSEUDO) / (n0 + PSEUDO))
+
+and what a gain is worth is the derivative of the mean over positions of -sum_token p(token)
+s(token) in texts with the concept. This asks of every position what would be drawn there, and not
+whether the text itself is likely: most of a toxic comment is not what makes it toxic, and the model
+would have written little of it. Nothing is drawn, trained, or scored by a classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..interventions.intervention import Intervention
+from ..models.decoding import Batch, batches
+from ..models.lm import LM
+from ..progress import Progress, with_bar
+from ..training.fisher import fisher_information, gain_slopes, natural_gradient
+from ..training.generated_text import check_finite, own_text
+from .labelled import Labels, encode_labelled
+
+# Occurrences that every token is given in either class: of rare ones little is known.
+PSEUDO = 2.0
+# Each position has a number for every token of the vocabulary.
+TEXTS_AT_ONCE = 8
+
+
+def token_scores(
+    lm: LM, texts: Sequence[str], labels: Labels, *, max_tokens: int = 128
+) -> NDArray[np.float64]:
+    """How much more often each token stands in texts labelled 1 than in those labelled 0, (V,)
+    float64, the log of the ratio and 0 where it is below 1; see `auroc` for the arguments.
+
+    Counts are those of as many tokens of either class.
+
+    Raises:
+        DialdownError: see `encode_labelled`; no token stands more often in texts labelled 1.
+    """
+    ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
+    return _scores(lm, ids, toxic)
+
+
+def _scores(lm: LM, ids: Sequence[Sequence[int]], toxic: NDArray[np.bool_]) -> NDArray[np.float64]:
+    counts = np.zeros((2, lm.view.unembedding.weight.shape[0]))
+    for text, of_class in zip(ids, toxic.astype(int), strict=True):
+        np.add.at(counts[of_class], text, 1.0)
+    counts *= counts.sum() / 2 / counts.sum(1, keepdims=True)
+    scores = np.log((counts[1] + PSEUDO) / (counts[0] + PSEUDO)).clip(0)
+    if not scores.any():
+        raise DialdownError(
+            "No token stands more often in texts labelled 1 than in those labelled 0, so there is "
+            "nothing to make less likely: pass texts of which only one class has the concept."
+        )
+    return np.asarray(scores)
+
+
+@with_bar
+def labels_gradient(
+    lm: LM,
+    texts: Sequence[str],
+    labels: Labels,
+    *,
+    max_tokens: int = 128,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """The derivative by every neuron's gain of the mean of -sum_token p(token) s(token) over the
+    positions of texts labelled 1; see `auroc` for the arguments.
+
+    Returns:
+        (L, F) float64: above 0 where a higher gain makes the tokens of the concept less likely.
+
+    Raises:
+        DialdownError: see `token_scores`; a gradient is not a finite number.
+    """
+    ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
+    scores = torch.as_tensor(_scores(lm, ids, toxic), dtype=torch.float32, device=lm.device)
+    contexts = [text for text, counts in zip(ids, toxic, strict=True) if counts]
+    total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
+    done, positions = 0, sum(map(len, contexts))
+    for batch in batches(lm, contexts, TEXTS_AT_ONCE):
+        total -= gain_slopes(lm, partial(_expected_score, lm, batch, scores))
+        done += len(batch.rows)
+        if progress:
+            progress("reading labelled texts", done, len(contexts))
+    check_finite(lm, total)
+    return np.asarray((total / positions).cpu().numpy())
+
+
+def _expected_score(lm: LM, batch: Batch, scores: Tensor) -> Tensor:
+    """sum_token p(token) s(token), summed over the positions of a batch's texts."""
+    logits = lm.model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+    ).logits
+    expected: Tensor = logits.float().softmax(-1) @ scores
+    return expected[batch.mask == 1].sum()
+
+
+@with_bar
+def labels_step(
+    lm: LM,
+    texts: Sequence[str],
+    labels: Labels,
+    *,
+    information: NDArray[np.float64] | None = None,
+    kl: float = 0.01,
+    max_tokens: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Intervention:
+    """The gains that make the tokens of the concept less likely most at a given KL, to first order,
+    of kind `scale`; nothing is trained, and no pairs are needed.
+
+    Args:
+        lm, texts, labels, max_tokens, progress: see `labels_gradient`.
+        information: (L, F) what a gain costs, from `fisher_information`; by default that on text of
+            the model's own, sampled with `seed`.
+        kl: see `natural_gradient`.
+
+    Raises:
+        DialdownError: see `labels_gradient` and `natural_gradient`.
+    """
+    worth = labels_gradient(lm, texts, labels, max_tokens=max_tokens, progress=progress)
+    if information is None:
+        own = own_text(lm, seed=seed, progress=progress)
+        information = fisher_information(lm, own, seed=seed, progress=progress)
+    return natural_gradient(lm, worth, information, kl=kl, name="labels")
