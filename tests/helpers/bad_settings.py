@@ -238,7 +238,7 @@ def commands() -> Iterator[Case]:
                 ["--method", way, "--strength", strength, "--max-kl", "0.1"],
                 "pass one of them",
             )
-            for way in ("gains", "rank_one", "step")
+            for way in ("gains", "rank_one", "step", "labels")
             for strength in ("0.5", "1.0")
         ),
         (

@@ -25,7 +25,7 @@ from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
 from dialdown.study.config import DetoxSettings
 from dialdown.study.detox import outcome
-from dialdown.study.outputs import EDIT, STEP
+from dialdown.study.outputs import EDIT, LABELS, STEP
 from dialdown.training.settings import GAINS_FILE
 from helpers import tiny
 from helpers.commands import invoke
@@ -299,6 +299,17 @@ def test_without_training_one_step_is_dialled_to_the_budget(
     step, edit = (dd.Intervention.load(work_of(out) / name) for name in (STEP, EDIT))
     assert edit.record["strength"] == dial["strength"]
     np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
+
+
+def test_from_labelled_texts_no_pairs_are_made(study_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labelled"
+    assert finished(detox(study_file, out, "--method", "labels", "--max-kl", 0.001), out)
+    assert not {"pairs", "gains", "step"} & stages(out).keys()
+    dial = stages(out)["dial"]
+    assert 0.0005 < dial["neutral_kl"] <= 0.001
+    step, edit = (dd.Intervention.load(work_of(out) / name) for name in (LABELS, EDIT))
+    np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
+    assert "found on labelled texts" in (out / "README.md").read_text()
 
 
 def test_one_direction_per_layer_is_dialled_checked_and_read(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
-from ..study.outputs import EDIT, FRONT_EDITS, STEP
+from ..study.outputs import EDIT, FRONT_EDITS, LABELS, STEP
 from ..training.settings import GAINS_FILE, RANK_ONE_FILE
 from .source import Source
 
@@ -24,6 +24,7 @@ KEPT = (
     ("gains", "Neuron gains, as trained", f"gains/{GAINS_FILE}"),
     ("rank_one", "One direction per layer, as trained", f"rank-one/{RANK_ONE_FILE}"),
     ("step", "One step, no training", STEP),
+    ("labels", "One step from labelled texts", LABELS),
 )
 TO_USE = {"delta", *(name for name, _, _ in KEPT)}
 """What was made to be used, by name."""

@@ -103,7 +103,8 @@ def detox(
         typer.Option(
             help=(
                 "gains (one trained number per neuron), rank_one (one trained direction per layer "
-                "more), or step (gains without training, in some minutes)."
+                "more), step (gains without training), or labels (gains from labelled texts alone, "
+                "in a few minutes)."
             )
         ),
     ] = None,

@@ -114,7 +114,7 @@ def show_check(folder: Path, out: Console) -> None:
         f"Held-out prompts, {PROMPTED[stages['check']['template']]}; means with bootstrap 95 % "
         "intervals; the control has the same numbers on random neurons."
     )
-    trained = run["config"]["detox"]["method"] != "step"
+    trained = run["config"]["detox"]["method"] in ("gains", "rank_one")
     out.print(_dialled(stages["dial"], "trained" if trained else "found"), markup=False)
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):

@@ -35,7 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Family = Literal["steering", "patches", "edits"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-DetoxMethod = Literal["gains", "rank_one", "step"]
+DetoxMethod = Literal["gains", "rank_one", "step", "labels"]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
 Several = Annotated[
@@ -179,7 +179,8 @@ class DetoxSettings:
 
     Attributes:
         method: `gains`, one trained number per neuron; `rank_one`, one trained direction per layer
-            more; `step`, the gains of one step of the natural gradient, without training.
+            more; `step`, the gains of one step of the natural gradient, without training; `labels`,
+            such a step from labelled texts alone, without pairs.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
         max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to

@@ -2,6 +2,7 @@
 neuron, or one direction per layer.
 
     pairs -> gains, rank one, or one step without training -> dial -> check -> export
+    labelled texts -> one step without training            -> dial -> check -> export
 
 The stages leave their work in a folder beside the checkpoint, so an interrupted run goes on and
 another strength costs no training. What is reported was measured on prompts, and by a judge, that
@@ -32,7 +33,7 @@ from .context import Facts, Stages, Workspace
 from .dial import dialled
 from .folder import Ledger
 from .measure import cut_prompts, measure_rows
-from .outputs import EDIT, STEP
+from .outputs import EDIT, LABELS, STEP
 from .plan import Planned
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
@@ -43,14 +44,15 @@ TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": 
 
 
 class Method(NamedTuple):
-    """A way to an edit from pairs: the stage that makes it, the file where it leaves it, how the
-    edit reads as tables and facts, and what it consists of.
+    """A way to an edit: the stage that makes it, the file where it leaves it, how the edit reads as
+    tables and facts, what it consists of, and whether pairs or labelled texts say what is wanted.
     """
 
     make: Callable[[Workspace], Facts]
     file: str
     explain: Callable[[Workspace, Intervention], Facts]
     made_of: str
+    paired: bool = True
 
 
 METHODS: dict[str, Method] = {
@@ -62,13 +64,28 @@ METHODS: dict[str, Method] = {
         "one direction more per layer",
     ),
     "step": Method(gains.take_step, STEP, gains.explain, "one number per MLP neuron"),
+    "labels": Method(
+        gains.take_step_from_labels,
+        LABELS,
+        gains.explain,
+        "one number per MLP neuron",
+        paired=False,
+    ),
 }
-_SHARED: Stages = {"probe": find_directions, "pairs": find_pairs, "means": collect_training_means}
 
 
 def detox_stages(method: DetoxMethod) -> Stages:
     """The stages of a method."""
-    return {**_SHARED, method: METHODS[method].make, "dial": dial, "check": check}
+    way = METHODS[method]
+    pairs: Stages = {"pairs": find_pairs} if way.paired else {}
+    return {
+        "probe": find_directions,
+        **pairs,
+        "means": collect_training_means,
+        method: way.make,
+        "dial": dial,
+        "check": check,
+    }
 
 
 def dial(work: Workspace) -> Facts:
@@ -254,11 +271,12 @@ def notes(folder: Path) -> Notes:
     run = read_json(folder / "run.json")
     rows = read_json(folder / "results.json")["rows"]
     checked, concept = run["stages"]["check"], run["config"]["concept"]
-    made_of = METHODS[run["config"]["detox"]["method"]].made_of
+    method = METHODS[run["config"]["detox"]["method"]]
+    found_on = "continuations of the model's own" if method.paired else "labelled texts"
     return {
         "why": (
-            f"Made to express less {concept}, by {made_of}, found on continuations of the model's "
-            f"own. {outcome(folder).sentence}"
+            f"Made to express less {concept}, by {method.made_of}, found on {found_on}. "
+            f"{outcome(folder).sentence}"
         ),
         "rows": [_noted(row) for row in rows],
         "judge": checked["judges"][0],

@@ -47,7 +47,9 @@ EVALUATED = (
 )  # fmt: skip
 EVALUATING = {"evaluate", "dial", "check", "compare"}
 # Stages that add to a finished study, and may do so again with other settings.
-ADDED = ("gains", "rank_one", "step", "front", "report", "dial", "check", "fit", "compare")
+ADDED = (
+    "gains", "rank_one", "step", "labels", "front", "report", "dial", "check", "fit", "compare",
+)  # fmt: skip
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.
 FIRST_READ = {

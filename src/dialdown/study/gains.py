@@ -1,10 +1,11 @@
 """One number per neuron, as stages of a study: gains that are trained, and one step of the natural
 gradient, which is not (METHOD §8).
 
-    pairs -> gains    DPO's loss, over a training
-    pairs -> step     its first step alone: what each gain is worth over what it costs
+    pairs -> gains            DPO's loss, over a training
+    pairs -> step             its first step alone: what each gain is worth over what it costs
+    labelled texts -> labels  such a step without pairs
 
-Both are ordinary `scale` interventions. `front` puts them beside everything else, and `detox` dials
+All are ordinary `scale` interventions. `front` puts them beside everything else, and `detox` dials
 and exports them.
 """
 
@@ -23,6 +24,7 @@ from ..data.pairs import PairSet
 from ..files import kept_arrays, write_arrays
 from ..interventions.explain import by_group, importance, keep_top, relative_change, shuffled
 from ..interventions.intervention import Intervention
+from ..methods import labels_step
 from ..neurons.logit_lens import logit_lens
 from ..neurons.table import NeuronTable, neuron_table
 from ..training.fisher import fisher_information, natural_gradient, preference_gradient
@@ -31,7 +33,7 @@ from ..training.generated_text import own_text
 from ..training.settings import GAINS_FILE
 from .context import Workspace
 from .notes import note_training
-from .outputs import STEP
+from .outputs import LABELS, STEP
 
 TOP = 20
 # What the step costs at strength 1 by the diagonal alone, in nats per token; several times that is
@@ -109,6 +111,21 @@ def take_step(work: Workspace) -> dict[str, Any]:
     )
     step.save(work.folder / STEP)
     return {name: step.record[name] for name in ("kl", "margin", "clipped")}
+
+
+def take_step_from_labels(work: Workspace) -> dict[str, Any]:
+    """Such gains from the labelled texts of the probe alone (METHOD §10)."""
+    step = labels_step(
+        work.lm,
+        work.labelled.texts,
+        work.labelled.labels,
+        information=gain_prices(work),
+        kl=STEP_KL,
+        max_tokens=work.config.probe.max_tokens,
+        progress=work.progress,
+    )
+    step.save(work.folder / LABELS)
+    return {name: step.record[name] for name in ("kl", "clipped")}
 
 
 def explain(work: Workspace, edit: Intervention) -> dict[str, Any]:

@@ -48,7 +48,6 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
     "linear_act": methods.linear_act,
     "caa": methods.caa,
     "ablation": methods.ablation,
-    "labels": methods.labels_step,
 }
 DPO = {"dpo": False, "dpo_kl": True}
 """Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
@@ -56,7 +55,7 @@ PAIRED = {"step": ("gains",), "gains": ("gains",), "rank_one": ("rank_one",)} | 
     DPO, ("gains", "dpo")
 )
 """Methods that learn from pairs, and the settings each depends on besides `SETTINGS`."""
-NAMES = (*LABELLED, *PAIRED)
+NAMES = (*LABELLED, "labels", *PAIRED)
 Dial = Callable[[float], AbstractContextManager[tuple[LM, Intervention]]]
 """What a method makes of the model at a strength, inside the context: the model, and the edit that
 acts on it.
@@ -145,10 +144,9 @@ def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
         return Intervention.load(work.folder / METHODS[name].file), facts.get("seconds", 0.0)
     texts, labels = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
-        given: dict[str, Any] = {"max_tokens": work.config.probe.max_tokens}
-        if name == "labels":
-            given["seed"] = work.config.seed
-        return LABELLED[name](work.lm, texts, labels, progress=work.progress, **given), 0.0
+        most = work.config.probe.max_tokens
+        edit = LABELLED[name](work.lm, texts, labels, max_tokens=most, progress=work.progress)
+        return edit, 0.0
     edit = _own(name)(work.lm, texts, labels)
     if not isinstance(edit, Intervention):
         raise DialdownError(

@@ -217,6 +217,7 @@ TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
     "gains": _training_gains,
     "rank_one": _training_rank_one,
     "step": _pricing,
+    "labels": _pricing,
     "front": _with_tuned,
     "dial": _dialling,
     "check": _measuring,

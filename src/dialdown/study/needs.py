@@ -238,6 +238,7 @@ def tokens_by_stage(
         "gains": 2 * trained * config.gains.epochs,
         "rank_one": 2 * trained * config.rank_one.epochs,
         "step": trained,
+        "labels": float(TRAINING_PASSES * probe.count * probe.max_tokens),
         "front": 60.0 * row(config.front.count),
         "dial": 5.0 * evaluation.neutral_tokens,
         "check": 3.0 * row(evaluation.count),

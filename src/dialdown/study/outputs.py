@@ -11,6 +11,7 @@ from pathlib import Path
 
 EDIT = "edit.safetensors"
 STEP = "step.safetensors"
+LABELS = "labels.safetensors"
 FRONT_EDITS = "interventions-front"
 STAGES = (
     "probe",
@@ -41,8 +42,9 @@ WRITTEN_BY = {
     "interventions/*.safetensors": ("evaluate",),
     "gains/**/*": ("gains", "fit"),
     "rank-one/**/*": ("rank_one", "fit"),
-    "gains-*.safetensors": ("gains", "rank_one", "step", "fit"),
+    "gains-*.safetensors": ("gains", "rank_one", "step", "labels", "fit"),
     STEP: ("step", "fit"),
+    LABELS: ("labels", "fit"),
     "methods/**/*": ("fit",),
     "rows-ladder/*.json": ("compare",),
     "ladder.*": ("compare",),
@@ -70,7 +72,7 @@ READS = {
     "rank_one": ("pairs",),
     "step": ("pairs", "gains"),
     "front": ("probe", "base", "train", "activations", "neurons", "gains", "step"),
-    "dial": ("probe", "pairs", "means", "gains", "rank_one", "step"),
+    "dial": ("probe", "pairs", "means", "gains", "rank_one", "step", "labels"),
     "check": ("dial",),
     "fit": ("probe", "pairs"),
     "compare": ("fit",),

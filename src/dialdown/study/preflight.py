@@ -185,7 +185,7 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
         "model",
         _model,
         {"probe", "pairs", "train", "means", "activations", "neurons", "gains", "rank_one", "step",
-        "dial", "fit", *MEASURING},
+        "labels", "dial", "fit", *MEASURING},
     ),
     (
         "",
