@@ -186,7 +186,7 @@ def scored(lm: LM) -> np.ndarray:
         for counts in of_class
     )
     size = lm.view.unembedding.weight.shape[0]
-    ratios = [(toxic.get(token, 0) + 2) / (clean.get(token, 0) + 2) for token in range(size)]
+    ratios = [(toxic.get(token, 0) + 0.5) / (clean.get(token, 0) + 0.5) for token in range(size)]
     return np.array([max(0.0, math.log(ratio)) for ratio in ratios])
 
 

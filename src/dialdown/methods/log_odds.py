@@ -33,8 +33,9 @@ from ..training.fisher import fisher_information, gain_slopes, natural_gradient
 from ..training.generated_text import check_finite, own_text
 from .labelled import Labels, encode_labelled
 
-# Occurrences that every token is given in either class: of rare ones little is known.
-PSEUDO = 2.0
+# Occurrences that every token is given in either class, as by Jeffreys' prior: of rare ones little
+# is known.
+PSEUDO = 0.5
 # Each position has a number for every token of the vocabulary.
 TEXTS_AT_ONCE = 8
 
