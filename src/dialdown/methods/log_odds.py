@@ -36,8 +36,8 @@ from .labelled import Labels, encode_labelled
 # Occurrences that every token is given in either class, as by Jeffreys' prior: of rare ones little
 # is known.
 PSEUDO = 0.5
-# Each position has a number for every token of the vocabulary.
-TEXTS_AT_ONCE = 8
+# Each has a number for every token of the vocabulary.
+POSITIONS_AT_ONCE = 1024
 
 
 def token_scores(
@@ -92,7 +92,8 @@ def labels_gradient(
     contexts = [text for text, counts in zip(ids, toxic, strict=True) if counts]
     total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
     done, positions = 0, sum(map(len, contexts))
-    for batch in batches(lm, contexts, TEXTS_AT_ONCE):
+    size = max(1, POSITIONS_AT_ONCE // max(map(len, contexts)))
+    for batch in batches(lm, contexts, size):
         total -= gain_slopes(lm, partial(_expected_score, lm, batch, scores))
         done += len(batch.rows)
         if progress:
