@@ -28,6 +28,7 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
 from ..models.lm import LM
+from ..neurons.probe import check_labels
 from ..progress import Progress, with_bar
 from ..training.fisher import fisher_information, gain_slopes, natural_gradient
 from ..training.generated_text import check_finite, own_text
@@ -40,25 +41,20 @@ PSEUDO = 0.5
 POSITIONS_AT_ONCE = 1024
 
 
-def token_scores(
-    lm: LM, texts: Sequence[str], labels: Labels, *, max_tokens: int = 128
-) -> NDArray[np.float64]:
+def token_scores(lm: LM, texts: Sequence[str], labels: Labels) -> NDArray[np.float64]:
     """How much more often each token stands in texts labelled 1 than in those labelled 0, (V,)
-    float64, the log of the ratio and 0 where it is below 1; see `auroc` for the arguments.
+    float64: the log of the ratio, and 0 where it is below 1.
 
-    Counts are those of as many tokens of either class.
+    Whole texts are counted, however long, and both classes as if they had as many tokens.
 
     Raises:
-        DialdownError: see `encode_labelled`; no token stands more often in texts labelled 1.
+        DialdownError: texts and labels differ in number, or a class has fewer than 10 texts; no
+            token stands more often in texts labelled 1.
     """
-    ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
-    return _scores(lm, ids, toxic)
-
-
-def _scores(lm: LM, ids: Sequence[Sequence[int]], toxic: NDArray[np.bool_]) -> NDArray[np.float64]:
+    check_labels(texts, labels)
     counts = np.zeros((2, lm.view.unembedding.weight.shape[0]))
-    for text, of_class in zip(ids, toxic.astype(int), strict=True):
-        np.add.at(counts[of_class], text, 1.0)
+    for ids, label in zip(lm.encode(texts), labels, strict=True):
+        np.add.at(counts[int(label)], ids, 1.0)
     counts *= counts.sum() / 2 / counts.sum(1, keepdims=True)
     scores = np.log((counts[1] + PSEUDO) / (counts[0] + PSEUDO)).clip(0)
     if not scores.any():
@@ -79,16 +75,17 @@ def labels_gradient(
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """The derivative by every neuron's gain of the mean of -sum_token p(token) s(token) over the
-    positions of texts labelled 1; see `auroc` for the arguments.
+    positions of texts labelled 1, which are read to their first `max_tokens`; see `auroc` for the
+    arguments.
 
     Returns:
         (L, F) float64: above 0 where a higher gain makes the tokens of the concept less likely.
 
     Raises:
-        DialdownError: see `token_scores`; a gradient is not a finite number.
+        DialdownError: see `encode_labelled` and `token_scores`; a gradient is not a finite number.
     """
     ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
-    scores = torch.as_tensor(_scores(lm, ids, toxic), dtype=torch.float32, device=lm.device)
+    scores = torch.as_tensor(token_scores(lm, texts, labels), dtype=torch.float32, device=lm.device)
     contexts = [text for text, counts in zip(ids, toxic, strict=True) if counts]
     total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
     done, positions = 0, sum(map(len, contexts))
