@@ -18,7 +18,9 @@ from helpers import tiny
 def save_adapter(lm: LM, folder: Path) -> Any:
     """A LoRA adapter with random weights, as PEFT trains and saves it."""
     config = LoraConfig(r=2, target_modules=["down_proj", "q_proj"], init_lora_weights=False)
-    adapted = get_peft_model(lm.twin().model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapted = get_peft_model(lm.twin().model, config)
     adapted.save_pretrained(folder)
     return adapted.eval()
 

@@ -373,8 +373,9 @@ def test_diff_of_a_pair_prints_and_writes_what_tuning_did(
     )
     assert result.exit_code == 0, result.exception
     assert "pairs" not in {path.name for path in (tmp_path / "diff").iterdir()}
-    for words in ("Correlation of the activation shift", "shift_vs_cosine", "patch_four_groups"):
+    for words in ("Correlation of the activation shift", "shift_vs_cosine", "Pearson's r over all"):
         assert words in result.output
+    assert "patch_four_groups" in {row["intervention"] for row in rows_of(tmp_path / "diff")}
     # What tuning did is said before what takes longest.
     assert result.output.index("shift_vs_cosine") < result.output.index("evaluate: ")
     shares = (tmp_path / "diff" / "tables" / "table-18-reducing-share.csv").read_text().splitlines()

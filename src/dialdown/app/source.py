@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from ..data.local_paths import RUNS
 from ..errors import DialdownError
-from ..exporting.checkpoint import locate
 from ..files import read_json
 
 RUN, DELTA = "run.json", "edit.json"
@@ -62,6 +61,8 @@ def find_source(given: str | None, base: str | None = None) -> Source:
                 "hub id."
             )
         if not given.startswith("embedded:"):
+            from ..exporting.checkpoint import locate
+
             # Here in a second; loading asks the hub again and again before it gives up.
             locate(given)
         kind: Kind = "model"
