@@ -240,7 +240,9 @@ def _in_rows(
     x = channel(alt.X, title=axis)
     ranges = scales(list(looks.values()))
     y = alt.Y(f"{line}:N", sort=list(rows), title=None)
-    y = y.axis(alt.Axis(grid=True, tickBand="extent", ticks=False, domain=False))
+    # Fonts that stand in for Arial are wider than what a figure is laid out with.
+    extent = 6.5 * max(map(len, rows))
+    y = y.axis(alt.Axis(grid=True, tickBand="extent", ticks=False, domain=False, minExtent=extent))
     within = alt.YOffset(
         f"{key}:N", sort=[look.label for look in looks.values()], scale=alt.Scale(paddingOuter=0.4)
     )
