@@ -11,7 +11,7 @@ import dialdown
 HERE = Path(__file__).parent
 SUBPACKAGES = (
     *("data", "models", "neurons", "interventions"),
-    *("evaluation", "training", "exporting", "study"),
+    *("evaluation", "training", "exporting", "methods", "study"),
 )
 
 project = "dialdown"
