@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dialdown import DialdownError
@@ -60,6 +62,31 @@ def alive(process: int) -> bool:
     # A process that nobody waits for is dead all the same.
     status = Path(f"/proc/{process}/stat")
     return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_while_libraries_are_imported_a_ctrl_c_is_the_parents_alone(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PIECES.replace("GUARD", 'if __name__ == "__main__":'))
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        until = time.monotonic() + 60
+        while not any("forkserver" in " ".join(child.cmdline()) for child in children(parent)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.stderr is not None
+        said = parent.stderr.read()
+    assert said.count("Traceback") == 1
+    assert said.strip().endswith("KeyboardInterrupt")
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:

@@ -182,7 +182,26 @@ def _starting_afresh(prepare: Prepare) -> BaseContext:
     module = getattr(prepare, "func", prepare).__module__
     # Scripts are read by each worker, whose guard is then checked.
     context.set_forkserver_preload(["torch", *([module] if module != "__main__" else [])])
+    from multiprocessing import forkserver, resource_tracker
+
+    # Ctrl-C reaches the whole group, and what is imported meanwhile would end in a traceback; this
+    # process answers it. The tracker, which the server needs, would lift the block.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Returns when all is imported: a worker that began after its parent's end would miss what they
+    # share, and say so.
+    first = context.Process(target=_nothing)
+    first.start()
+    first.join()
     return context
+
+
+def _nothing() -> None:
+    pass
 
 
 def _why_ended(codes: Iterable[int]) -> str:
