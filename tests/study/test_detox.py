@@ -40,21 +40,15 @@ def work_of(out: Path) -> Path:
     return out.with_name(f"{out.name}-work")
 
 
-def stages(out: Path) -> dict[str, Any]:
-    recorded: dict[str, Any] = json.loads((work_of(out) / "run.json").read_text())["stages"]
-    return recorded
-
-
-def change_of(out: Path) -> dict[str, Any]:
-    change: dict[str, Any] = stages(out)["check"]["change"]
-    return change
+def stages(out: Path) -> Any:
+    return json.loads((work_of(out) / "run.json").read_text())["stages"]
 
 
 def finished(result: Result, out: Path) -> bool:
     """Whether a folder was written, with the exit status that its own check asks for."""
-    assert result.exit_code == (
-        0 if change_of(out)["high"] < 0 and change_of(out)["n"] >= 10 else 3
-    ), result.exception
+    change = stages(out)["check"]["change"]
+    less = change["high"] < 0 and change["n"] >= 10
+    assert result.exit_code == (0 if less else 3), result.exception
     return (out / "model.safetensors").exists()
 
 
@@ -283,33 +277,30 @@ def test_the_explanation_counts_every_neuron_of_a_group(done: tuple[Path, Result
     assert (work_of(out) / "tables" / "gains-top-neurons.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("way", "file", "found_on"),
+    [
+        (("--no-training",), STEP, "continuations of the model's own"),
+        (("--method", "labels"), LABELS, "labelled texts"),
+    ],
+)
 def test_without_training_one_step_is_dialled_to_the_budget(
-    study_file: Path, tmp_path: Path
+    study_file: Path, tmp_path: Path, way: tuple[str, ...], file: str, found_on: str
 ) -> None:
     out = tmp_path / "stepped"
-    refused = detox(study_file, out, "--no-training", "--max-kl", 1e-12)
+    refused = detox(study_file, out, *way, "--max-kl", 1e-12)
     assert refused.exit_code == 1
     assert "which is beyond the budget: raise --max-kl above 1e-12" in str(refused.exception)
     assert not out.exists()
     # What the sentence advises works in the same folder.
-    assert finished(detox(study_file, out, "--no-training", "--max-kl", 0.001), out)
+    assert finished(detox(study_file, out, *way, "--max-kl", 0.001), out)
     dial = stages(out)["dial"]
     assert 0.0005 < dial["neutral_kl"] <= 0.001
-    assert "gains" not in stages(out)
-    step, edit = (dd.Intervention.load(work_of(out) / name) for name in (STEP, EDIT))
+    assert ("pairs" in stages(out), "gains" in stages(out)) == (file == STEP, False)
+    step, edit = (dd.Intervention.load(work_of(out) / name) for name in (file, EDIT))
     assert edit.record["strength"] == dial["strength"]
     np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
-
-
-def test_from_labelled_texts_no_pairs_are_made(study_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "labelled"
-    assert finished(detox(study_file, out, "--method", "labels", "--max-kl", 0.001), out)
-    assert not {"pairs", "gains", "step"} & stages(out).keys()
-    dial = stages(out)["dial"]
-    assert 0.0005 < dial["neutral_kl"] <= 0.001
-    step, edit = (dd.Intervention.load(work_of(out) / name) for name in (LABELS, EDIT))
-    np.testing.assert_array_equal(edit.gain, step.at(dial["strength"]).gain)
-    assert "found on labelled texts" in (out / "README.md").read_text()
+    assert f"found on {found_on}" in (out / "README.md").read_text()
 
 
 def test_one_direction_per_layer_is_dialled_checked_and_read(
