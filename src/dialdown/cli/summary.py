@@ -17,6 +17,7 @@ from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
 from ..report.run import load
 from ..report.tables import all_tables
+from ..study.detox import METHODS
 from ..study.ladder_table import shown
 from ..study.notes import noted
 
@@ -114,7 +115,7 @@ def show_check(folder: Path, out: Console) -> None:
         f"Held-out prompts, {PROMPTED[stages['check']['template']]}; means with bootstrap 95 % "
         "intervals; the control has the same numbers on random neurons."
     )
-    trained = run["config"]["detox"]["method"] in ("gains", "rank_one")
+    trained = METHODS[run["config"]["detox"]["method"]].trained
     out.print(_dialled(stages["dial"], "trained" if trained else "found"), markup=False)
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):

@@ -45,13 +45,15 @@ TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": 
 
 class Method(NamedTuple):
     """A way to an edit: the stage that makes it, the file where it leaves it, how the edit reads as
-    tables and facts, what it consists of, and whether pairs or labelled texts say what is wanted.
+    tables and facts, what it consists of, whether it is trained, and whether pairs or labelled
+    texts say what is wanted.
     """
 
     make: Callable[[Workspace], Facts]
     file: str
     explain: Callable[[Workspace, Intervention], Facts]
     made_of: str
+    trained: bool = True
     paired: bool = True
 
 
@@ -63,12 +65,15 @@ METHODS: dict[str, Method] = {
         rank_one.explain_rank_one,
         "one direction more per layer",
     ),
-    "step": Method(gains.take_step, STEP, gains.explain, "one number per MLP neuron"),
+    "step": Method(
+        gains.take_step, STEP, gains.explain, "one number per MLP neuron", trained=False
+    ),
     "labels": Method(
         gains.take_step_from_labels,
         LABELS,
         gains.explain,
         "one number per MLP neuron",
+        trained=False,
         paired=False,
     ),
 }
