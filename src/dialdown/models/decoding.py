@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..progress import Progress
-from .attention import for_any_length
+from .forward_pass import for_any_length, last_positions
 from .hooks import Change, Positions, being_changed
 from .lm import LM
 from .memory import AUTO, Auto, BatchSize, Shape, fitting, free_bytes, halving
@@ -122,7 +122,7 @@ def read(lm: LM, batch: Batch) -> None:
         attention_mask=batch.mask,
         position_ids=batch.positions,
         use_cache=False,
-        logits_to_keep=1,
+        logits_to_keep=last_positions(1, lm.device),
     )
 
 
@@ -294,7 +294,7 @@ class Decoder:
                 attention_mask=batch.mask[:, :-1],
                 position_ids=batch.positions[:, :-1],
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last_positions(1, self.lm.device),
             )
             self._prefixes[number] = self.lm.kept(output)
         return self._prefixes[number]
@@ -306,6 +306,7 @@ class Decoder:
         pad = self.lm.tokenizer.pad_token_id
         start = 0 if cache is None else batch.ids.shape[1] - 1
         ids, mask, positions = batch.ids[:, start:], batch.mask, batch.positions[:, start:]
+        keep = last_positions(1, ids.device)
         live = torch.ones(len(batch.rows), dtype=torch.bool, device=ids.device)
         generated = torch.zeros_like(live)
         columns: list[Tensor] = []
@@ -318,7 +319,7 @@ class Decoder:
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=keep,
                 **self.lm.going_on(cache),
             )
             cache = self.lm.kept(output)

@@ -18,10 +18,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..models.attention import for_any_length
+from ..models.forward_pass import for_any_length, last_positions
 from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
 from ..models.protocol import Protocol
@@ -142,8 +143,9 @@ def probe_features(
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             ids, mask = _pad(lm, [encoded[row] for row in rows], protocol, max_tokens)
+            keep = last_positions(1, ids.device)
             with torch.inference_mode(), for_any_length(), _around_final_norm(lm) as seen:
-                lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+                lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
             means[rows] = _mean(seen, mask, protocol).double().cpu().numpy()
             if progress:
                 done = before + start + len(rows)
@@ -233,7 +235,9 @@ def fit_probe(
     )
     scale = 1.0 if paper else float(np.sqrt(np.mean(features[train] ** 2)))
     model = _regression(protocol, seed)
-    with warnings.catch_warnings():
+    # numpy's and scipy's threads would wait for one another, 16 times slower at 922 texts; and one
+    # thread sums alike on every machine.
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         # Under `paper` the weights are those after 500 steps, converged or not.
         warnings.simplefilter("ignore" if paper else "default", ConvergenceWarning)
         model.fit(features[train] / scale, y[train])

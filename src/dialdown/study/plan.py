@@ -27,7 +27,7 @@ PATCHES = (
     ("patch_all_increasing", "increasing"),
 )
 
-# What the conclusions rest on, beside the most aligned neurons; β reversed and β = 0, the groups
+# What the conclusions rest on; β reversed and β = 0, the groups
 # one by one, and the probe-free edits are for the tables.
 CONCLUDING = (
     "steer_probe",
@@ -147,14 +147,19 @@ def _usual(
         "edits": _edits(protocol, tables, settings, seed),
     }
     for intervention in chain.from_iterable(made_by[family] for family in families):
-        if settings.extent == "tables" or _concludes(intervention, settings):
+        if settings.extent == "tables" or _concludes(intervention, tables.probe, settings):
             yield intervention
 
 
-def _concludes(intervention: Intervention, settings: InterventionSettings) -> bool:
+def _concludes(
+    intervention: Intervention, table: NeuronTable, settings: InterventionSettings
+) -> bool:
     """Whether the paper's conclusions rest on a row; the others fill its tables."""
     main = intervention.control_of or intervention.name
-    concluding = {*CONCLUDING, f"patch_{settings.toxic_neurons}"}
+    # The paper's toxic neurons are those that a judge finds among the most aligned ones, which
+    # stand for them where it finds none.
+    aligned = () if "judged" in table.columns else (f"patch_{settings.toxic_neurons}",)
+    concluding = {*CONCLUDING, *aligned}
     random = not intervention.control or intervention.control.startswith("random")
     return main in concluding and random
 

@@ -31,7 +31,7 @@ from ..errors import DialdownError
 from ..extras import asking_for
 from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
 from ..models import templates
-from ..models.attention import for_any_length
+from ..models.forward_pass import for_any_length
 from ..models.lm import LM, load, weight_fingerprints
 from ..models.templates import Template
 from ..progress import Progress, with_bar

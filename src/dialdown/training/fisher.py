@@ -41,6 +41,7 @@ from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
 from ..models.fits import check_neurons
+from ..models.forward_pass import last_positions
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
@@ -277,7 +278,7 @@ def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
         attention_mask=batch.mask[:, :-1],
         position_ids=batch.positions[:, :-1],
         use_cache=False,
-        logits_to_keep=longest,
+        logits_to_keep=last_positions(longest, batch.ids.device),
     ).logits
     log_probs: Tensor = (
         logits.float().log_softmax(-1).gather(-1, batch.ids[:, -longest:, None])[..., 0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..models.attention import for_any_length
+from ..models.forward_pass import for_any_length
 from ..models.lm import LM
 from ..progress import Progress, with_bar
 from .loss import OwnTextKL

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from ..errors import DialdownError
+from ..models.forward_pass import last_positions
 from ..models.kl import kl_divergence
 from ..models.lm import sharing
 from ..progress import Progress
@@ -222,7 +223,7 @@ class KLDPOTrainer(DPOTrainer):
 
     def _logits(self, model: Any, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         # The head is a fifth of a small model's work, and prompt positions need none of it.
-        cut = {"logits_to_keep": last} if self._cuts_logits else {}
+        cut = {"logits_to_keep": last_positions(last, ids.device)} if self._cuts_logits else {}
         outputs = model(input_ids=ids, attention_mask=mask, use_cache=False, **cut)
         logits: Tensor = outputs.logits[:, -last:]
         return logits
