@@ -28,7 +28,7 @@ tests: $(VENV)/dev
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-# The constraint keeps pip on one torch; see the README for an install with the torch of your choice.
+# The constraint keeps pip on one torch; see docs/index.md for an install with the torch of your choice.
 $(VENV)/demo: EXTRAS := train,app
 $(VENV)/dev: EXTRAS := dev
 $(VENV)/demo $(VENV)/dev: pyproject.toml constraints.txt

@@ -147,8 +147,8 @@ def test_the_folder_is_complete_and_its_card_says_so(llama: LM, tmp_path: Path) 
         assert digest == file_sha256(done.folder / name)
         assert f"| {name} | `{digest}` |" in card
     head = card.split("---")[1]
+    assert "base_model" not in head  # it is no hub id
     for line in (
-        "base_model: base",
         "license: other",
         "license_name: ours",
         "library_name: transformers",

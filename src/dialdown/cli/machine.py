@@ -37,6 +37,9 @@ NEEDED = (
     "challenge-prompts",
     "category-prompts",
     "wiki-sentences",
+    "group-names",
+    "wikitext2",
+    "imdb-reviews",
 )
 
 

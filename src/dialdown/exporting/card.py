@@ -54,10 +54,10 @@ def write_card(
         left_out: what the base's folder has besides.
     """
     licence = _licence(delta, base_folder)
+    on_the_hub = not (delta.record["base"]["local"] or delta.base.startswith("embedded:"))
     head = ModelCardData(
-        # A hub id as it is; the other names are not the hub's, and it refuses a card with a colon
-        # here.
-        base_model=_one_line(delta.base.removeprefix("embedded:")),
+        # What the hub links to, so no other name: with a colon in it, it refuses the card.
+        base_model=_one_line(delta.base) if on_the_hub else None,
         library_name="transformers",
         tags=["dialdown"],
         **(licence or {}),
