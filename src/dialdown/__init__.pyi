@@ -1,67 +1,42 @@
-from .data.pairs import Pair, PairSet
-from .errors import DialdownError
-from .evaluation.evaluator import Suite, evaluate
-from .evaluation.scorers import load_scorer
-from .exporting.control_vector import write_control_vector
-from .exporting.delta import load_delta, save_delta
-from .exporting.export import apply_delta, export
-from .interventions.intervention import Intervention, untouched
-from .interventions.paper import edit, patch, steer
-from .models.lm import LM, load, load_tuned
-from .neurons.activations import mean_activations
-from .neurons.directions import Direction, random_direction, token_contrast
-from .neurons.logit_lens import logit_lens
-from .neurons.probe import train_probe
-from .neurons.table import NeuronTable, compare, neuron_table
-from .training.dpo import train_dpo
-from .training.fisher import fisher_information, natural_gradient, preference_gradient
-from .training.gains import train_gains
-from .training.generated_text import own_text
-from .training.make_pairs import make_pairs
-from .training.rank_one import train_rank_one
-from .training.settings import DPOSettings, GainSettings, PairSettings, RankOneSettings
+from .data.pairs import Pair as Pair
+from .data.pairs import PairSet as PairSet
+from .errors import DialdownError as DialdownError
+from .evaluation.evaluator import Suite as Suite
+from .evaluation.evaluator import evaluate as evaluate
+from .evaluation.scorers import load_scorer as load_scorer
+from .exporting.control_vector import write_control_vector as write_control_vector
+from .exporting.delta import load_delta as load_delta
+from .exporting.delta import save_delta as save_delta
+from .exporting.export import apply_delta as apply_delta
+from .exporting.export import export as export
+from .interventions.intervention import Intervention as Intervention
+from .interventions.intervention import untouched as untouched
+from .interventions.paper import edit as edit
+from .interventions.paper import patch as patch
+from .interventions.paper import steer as steer
+from .models.lm import LM as LM
+from .models.lm import load as load
+from .models.lm import load_tuned as load_tuned
+from .neurons.activations import mean_activations as mean_activations
+from .neurons.directions import Direction as Direction
+from .neurons.directions import random_direction as random_direction
+from .neurons.directions import token_contrast as token_contrast
+from .neurons.logit_lens import logit_lens as logit_lens
+from .neurons.probe import train_probe as train_probe
+from .neurons.table import NeuronTable as NeuronTable
+from .neurons.table import compare as compare
+from .neurons.table import neuron_table as neuron_table
+from .training.dpo import train_dpo as train_dpo
+from .training.fisher import fisher_information as fisher_information
+from .training.fisher import natural_gradient as natural_gradient
+from .training.fisher import preference_gradient as preference_gradient
+from .training.gains import train_gains as train_gains
+from .training.generated_text import own_text as own_text
+from .training.make_pairs import make_pairs as make_pairs
+from .training.rank_one import train_rank_one as train_rank_one
+from .training.settings import DPOSettings as DPOSettings
+from .training.settings import GainSettings as GainSettings
+from .training.settings import PairSettings as PairSettings
+from .training.settings import RankOneSettings as RankOneSettings
 
 __version__: str
-
-__all__ = [
-    "LM",
-    "DPOSettings",
-    "DialdownError",
-    "Direction",
-    "GainSettings",
-    "Intervention",
-    "NeuronTable",
-    "Pair",
-    "PairSet",
-    "PairSettings",
-    "RankOneSettings",
-    "Suite",
-    "apply_delta",
-    "compare",
-    "edit",
-    "evaluate",
-    "export",
-    "fisher_information",
-    "load",
-    "load_delta",
-    "load_scorer",
-    "load_tuned",
-    "logit_lens",
-    "make_pairs",
-    "mean_activations",
-    "natural_gradient",
-    "neuron_table",
-    "own_text",
-    "patch",
-    "preference_gradient",
-    "random_direction",
-    "save_delta",
-    "steer",
-    "token_contrast",
-    "train_dpo",
-    "train_gains",
-    "train_probe",
-    "train_rank_one",
-    "untouched",
-    "write_control_vector",
-]

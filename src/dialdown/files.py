@@ -208,6 +208,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def kept_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where it is missing, damaged or holds none."""
+    try:
+        value = read_json(path)
+    except DialdownError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def write_arrays(
     path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]
 ) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -27,6 +28,9 @@ class Terminal(Console):
     """A console that shows every text as it is: what comes from a file or a model never acts on the
     terminal.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

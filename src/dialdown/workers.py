@@ -194,14 +194,10 @@ def _starting_afresh(prepare: Prepare) -> BaseContext:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     # Returns when all is imported: a worker that began after its parent's end would miss what they
     # share, and say so.
-    first = context.Process(target=_nothing)
+    first = context.Process()
     first.start()
     first.join()
     return context
-
-
-def _nothing() -> None:
-    pass
 
 
 def _why_ended(codes: Iterable[int]) -> str:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from dialdown import DialdownError
 from dialdown.cli.chat import ChatSettings, chat, reply
@@ -73,7 +72,7 @@ def drive(
     lm: LM, edit: Intervention, read: Callable[[str], str], start: ChatSettings = SHORT
 ) -> str:
     output = io.StringIO()
-    chat(lm, edit, settings=start, console=Console(file=output, width=120), read=read)
+    chat(lm, edit, settings=start, console=Terminal(file=output, width=120), read=read)
     return output.getvalue()
 
 

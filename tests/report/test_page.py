@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from dialdown.cli.summary import show_notes, show_sentences
 from dialdown.report.evidence import Evidence
@@ -21,6 +20,7 @@ from dialdown.report.findings import findings
 from dialdown.report.page import write_report
 from dialdown.report.run import load
 from dialdown.study.published import NAMES
+from dialdown.terminal import Terminal
 from helpers.fabricated_run import MAIN, PROMPT, write_run
 from helpers.report_page import Page
 
@@ -190,7 +190,7 @@ def test_nothing_that_a_stage_left_out_is_unsaid(tmp_path: Path) -> None:
     # The fabricated run was given a tuned model.
     assert "not done: a tuned model was given" in page.sections["notes"]
     shown = io.StringIO()
-    show_notes(tmp_path, Console(file=shown, width=200))
+    show_notes(tmp_path, Terminal(file=shown, width=200))
     assert "neurons: the judge had no answer for 3 tokens" in shown.getvalue()
 
 
@@ -226,7 +226,7 @@ def test_a_row_is_labelled_with_its_own_strength(tmp_path: Path) -> None:
 def test_the_console_says_what_the_page_says_first(tmp_path: Path) -> None:
     write_run(tmp_path)
     shown = io.StringIO()
-    show_sentences(tmp_path, Console(file=shown, width=4000))
+    show_sentences(tmp_path, Terminal(file=shown, width=4000))
     for text in findings(load(tmp_path)).values():
         assert text in shown.getvalue()
 

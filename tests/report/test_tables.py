@@ -250,7 +250,7 @@ def test_probe_facts_beside_the_published_ones() -> None:
 
 
 def test_seed_words_beside_the_published_ones() -> None:
-    words = published.seed_words()
+    words = published.figures()["seed_words"]
     frame = tables.table_7_seed_words(TOXIC_WORDS, NON_TOXIC_WORDS)
     assert (
         frame["word"].to_list()

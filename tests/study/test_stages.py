@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import dialdown as dd
 from dialdown import DialdownError
@@ -16,6 +15,7 @@ from dialdown.files import read_json
 from dialdown.report.stage import RUN
 from dialdown.study import Study, load_config
 from dialdown.study import stages as study
+from dialdown.terminal import Terminal
 from helpers import tiny
 from helpers.commands import invoke
 from helpers.study_files import write_study
@@ -85,6 +85,6 @@ def test_a_diff_of_a_model_with_itself_says_so_everywhere(tmp_path: Path) -> Non
     assert "The tuned model is the base model" in said
     assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for show in (show_neurons, show_sentences):
-        console = Console(record=True, width=300)
+        console = Terminal(record=True, width=300)
         show(tmp_path / "run", console)
         assert console.export_text().rstrip().endswith(said)

@@ -16,7 +16,6 @@ from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import enough_memory
-from ..progress import Progress, silent
 from .source import Source
 
 if TYPE_CHECKING:
@@ -51,11 +50,10 @@ class Desk:
     Args:
         source: what the app was opened on.
         judge: load what scores texts, too.
-        progress: called while an embedded model is downloaded, the first time.
     """
 
-    def __init__(self, source: Source, *, judge: bool = True, progress: Progress = silent) -> None:
-        self.source, self.judge, self.progress = source, judge, progress
+    def __init__(self, source: Source, *, judge: bool = True) -> None:
+        self.source, self.judge = source, judge
         self._thread = ThreadPoolExecutor(1, "models")
         self._models: Models | None = None
         self._replies: dict[tuple[Hashable, ...], str] = {}
@@ -77,7 +75,7 @@ class Desk:
         from .loading import load_models
 
         if self._models is None:
-            self._models = load_models(self.source, judge=self.judge, progress=self.progress)
+            self._models = load_models(self.source, judge=self.judge)
         with enough_memory("ask for fewer tokens or a shorter text"):
             return job(self._models)
 

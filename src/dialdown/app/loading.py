@@ -8,7 +8,6 @@ from ..errors import DialdownError
 from ..evaluation.scorers import Scorer, load_scorer
 from ..exporting.delta import base_of, load_delta
 from ..models.lm import LM, load
-from ..progress import Progress
 from ..study.context import Workspace
 from ..workers import quiet_libraries
 from .source import Source
@@ -32,15 +31,15 @@ class Models:
     missing: tuple[str, ...]
 
 
-def load_models(source: Source, *, judge: bool, progress: Progress) -> Models:
+def load_models(source: Source, *, judge: bool) -> Models:
     """Load the base, the tuned model and the judge of a source.
 
     Raises:
         DialdownError: the base is gone, or the edit's folder is damaged.
     """
     quiet_libraries()
-    work = workspace(source.study, progress) if source.study else None
-    base = load_base(source, work, progress)
+    work = workspace(source.study) if source.study else None
+    base = load_base(source, work)
     if work is not None:
         work.lm = base
     missing: list[str] = []
@@ -51,24 +50,24 @@ def load_models(source: Source, *, judge: bool, progress: Progress) -> Models:
         missing.append(str(error))
     try:
         if judge:
-            scorer = work.judge if work else load_scorer("embedded:ngram", progress=progress)
+            scorer = work.judge if work else load_scorer("embedded:ngram")
     except DialdownError as error:
         missing.append(f"Texts get no scores: {error}")
     return Models(base, tuned, scorer, tuple(missing))
 
 
-def load_base(source: Source, work: Workspace | None, progress: Progress) -> LM:
+def load_base(source: Source, work: Workspace | None) -> LM:
     """The base model of a source."""
     if source.kind == "run" and work is not None:
         return work.lm
     if source.kind == "edit" and source.folder is not None:
         delta = load_delta(source.folder)
-        checked = base_of(delta, source.base, progress=progress)
+        checked = base_of(delta, source.base)
         name = source.base or delta.base
         # An edit is played with as it was measured.
         template = delta.record["notes"].get("template", "auto")
-        return load(name, revision=checked.revision, template=template, progress=progress)
-    return load(source.given, template="auto", progress=progress)
+        return load(name, revision=checked.revision, template=template)
+    return load(source.given, template="auto")
 
 
 def load_tuned_of(source: Source, work: Workspace | None) -> LM | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import DialdownError
 from ..neurons.table import GROUPS, NeuronTable
-from ..report.chart_style import COLOURS, WIDTH, Chart, titled
+from ..report.chart_style import COLOURS, NO_GROUP, WIDTH, Chart, titled
 from .words import chips, coloured, safe
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SHOWN = 200
 BINS = 40
-NO_GROUP = "none"
 ANY = "any"
 # Columns of the table as they are called here, and in the neuron table; the change of the mean is
 # computed.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..errors import DialdownError
+from .chart import QUIET
 from .desk import Act, Desk
 from .shelf import Shelf
 from .talk import Said, Side, Talk, columns, ids_of
@@ -95,8 +96,7 @@ class PlayTab:
             [self.prompt, self.mode, *self.dialled],
             self.outputs,
             concurrency_limit=None,
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
         gr.on(
             [self.strength.input, self.edit.input],
@@ -105,17 +105,9 @@ class PlayTab:
             self.outputs,
             concurrency_limit=None,
             trigger_mode="multiple",
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
-        gr.on(
-            [self.again.click, self.mode.input],
-            self.restart,
-            None,
-            self.outputs,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        gr.on([self.again.click, self.mode.input], self.restart, None, self.outputs, **QUIET)
 
     def ask(
         self,
@@ -216,7 +208,9 @@ class PlayTab:
         said, shown = Said(), 0.0
         yield said, note
         stream = self.desk.stream(
-            (lambda models: models.tuned or models.base) if side == "tuned" else _base,
+            (lambda models: models.tuned or models.base)
+            if side == "tuned"
+            else (lambda models: models.base),
             ids,
             settings,
             act if side == "edited" else None,
@@ -229,10 +223,6 @@ class PlayTab:
                 said, shown = replace(said, score=self.desk.score(text)), time.monotonic()
                 yield said, note
         yield replace(said, score=self.desk.score(said.text, ended=True), done=True), note
-
-
-def _base(models: Models) -> Any:
-    return models.base
 
 
 def _session(request: gr.Request) -> str:

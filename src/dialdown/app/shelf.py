@@ -13,10 +13,11 @@ from ..files import read_sealed
 from ..neurons.table import NeuronTable
 from ..report.findings import chosen_edit
 from ..report.run import TABLES, Run, load
+from ..study.outputs import run_record
 from .desk import REMEMBERED, Act
 from .edits import TO_USE, SavedEdit, saved_edits
 from .neurons import neuron_frame
-from .source import Source, run_record
+from .source import Source
 from .study import untuned_table, workspace
 
 if TYPE_CHECKING:

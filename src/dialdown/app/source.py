@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..data.local_paths import RUNS
 from ..errors import DialdownError
-from ..files import read_json
+from ..study.outputs import RUN, run_record
 
-RUN, DELTA = "run.json", "edit.json"
+DELTA = "edit.json"
 USUAL = "embedded:smollm2-135m"
 Kind = Literal["run", "edit", "model"]
 
@@ -83,12 +83,3 @@ def find_source(given: str | None, base: str | None = None) -> Source:
             f"A base was given, and {given} holds no edit to put on it: leave out --base."
         )
     return Source(kind, given, None if kind == "model" else folder, base)
-
-
-def run_record(folder: Path) -> dict[str, Any] | None:
-    """run.json of a study's folder; None where it is no study's."""
-    try:
-        record = read_json(folder / RUN)
-    except DialdownError:
-        return None
-    return record if isinstance(record, dict) and {"config", "stages"} <= record.keys() else None

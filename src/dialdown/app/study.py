@@ -11,16 +11,15 @@ from pydantic import ValidationError
 
 from ..errors import DialdownError
 from ..neurons.table import NeuronTable, neuron_table
-from ..progress import Progress, silent
 from ..study.config import Config
-from .source import RUN, run_record
+from ..study.outputs import RUN, run_record
 
 if TYPE_CHECKING:
     from ..models.lm import LM
     from ..study.context import Workspace
 
 
-def workspace(folder: Path, progress: Progress = silent) -> Workspace:
+def workspace(folder: Path) -> Workspace:
     """A study as its own stages see it (DialdownError where run.json is of another version)."""
     from ..study.context import Workspace
 
@@ -32,7 +31,7 @@ def workspace(folder: Path, progress: Progress = silent) -> Workspace:
             f"{folder / RUN} holds settings that this version does not know "
             f"({error.errors()[0]['loc']}): use the version that ran the study."
         ) from error
-    return Workspace(config, folder, progress)
+    return Workspace(config, folder)
 
 
 def untuned_table(folder: Path, lm: LM) -> NeuronTable | None:

@@ -83,7 +83,6 @@ def chat(
             "replies. /strength 0.5 moves the dial, which stands before each line, /again repeats "
             "your last message there, /help lists the commands."
         ),
-        markup=False,
         highlight=False,
     )
     try:
@@ -99,7 +98,7 @@ def chat(
                     console.print("The conversation starts again.")
                 elif command and command != "/again":
                     settings, said = _obey(settings, command, line.removeprefix(command).strip())
-                    console.print(said, markup=False, highlight=False)
+                    console.print(said, highlight=False)
                 elif line:
                     heard = len(base)
                     if command == "/again":
@@ -116,7 +115,7 @@ def chat(
                     base[heard:], edited[heard:] = [(line, left)], [(line, right)]
                     console.print(_columns(left, right, settings.strength))
             except DialdownError as error:
-                console.print(printable(str(error)), style="red", markup=False, highlight=False)
+                console.print(printable(str(error)), style="red", highlight=False)
     except (EOFError, KeyboardInterrupt):
         console.print()
     console.print("Goodbye.")

@@ -173,27 +173,20 @@ def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
     from .summary import show_check, show_notes
 
     result = outcome(work)
-    out.print(
-        result.sentence, style="bold" if result.less else "bold red", markup=False, highlight=False
-    )
+    out.print(result.sentence, style="bold" if result.less else "bold red", highlight=False)
     show_check(work, out)
     show_notes(work, out)
     _say_left_out(done)
     verified = done.verification or "not verified"
     out.print(
-        f"{folder} is an ordinary checkpoint ({verified}); the work is in {work}.",
-        soft_wrap=True,
-        markup=False,
+        f"{folder} is an ordinary checkpoint ({verified}); the work is in {work}.", soft_wrap=True
     )
-    out.print(
-        f"Next: dialdown chat {folder}, or dialdown app {folder}.", soft_wrap=True, markup=False
-    )
+    out.print(f"Next: dialdown chat {folder}, or dialdown app {folder}.", soft_wrap=True)
     if not result.less:
         err.print(
             result.sentence,
             "The folder is written; exit status 3 says so.",
             style="red",
-            markup=False,
             soft_wrap=True,
         )
         raise typer.Exit(NOT_LESS)
@@ -225,19 +218,13 @@ def apply_edit(
             progress=display.progress,
         )
     _say_left_out(done)
-    out.print(
-        f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True, markup=False
-    )
+    out.print(f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True)
 
 
 def _say_left_out(done: Exported) -> None:
     """Name what of the base's folder is not in an export."""
     if done.left_out:
-        out.print(
-            f"Not copied from the base's folder: {', '.join(done.left_out)}.",
-            soft_wrap=True,
-            markup=False,
-        )
+        out.print(f"Not copied from the base's folder: {', '.join(done.left_out)}.", soft_wrap=True)
 
 
 @app.command()
@@ -281,11 +268,7 @@ def control_vector(
     quiet_libraries()
     lm, edit = _base_and_edit(folder, base)
     path = write_control_vector(lm, edit.at(strength), out_file, skip_first_layer=skip_first_layer)
-    out.print(
-        f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}",
-        soft_wrap=True,
-        markup=False,
-    )
+    out.print(f"Wrote {path}: llama-server -m BASE.gguf --control-vector {path}", soft_wrap=True)
 
 
 def _base_and_edit(folder: Path, base: str | None) -> tuple[LM, Intervention]:

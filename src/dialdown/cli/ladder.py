@@ -80,5 +80,4 @@ def ladder(
     out.print(
         f"With every number: {folder / 'ladder.csv'}, .json and .md; drawn: {drawn[0]}.",
         soft_wrap=True,
-        markup=False,
     )

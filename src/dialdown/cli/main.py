@@ -114,9 +114,7 @@ def run_study(
         study.run(until=until)
     show_notes(folder, out)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    out.print(
-        f"Finished {until} in {minutes} min {seconds} s; everything is in {folder}.", markup=False
-    )
+    out.print(f"Finished {until} in {minutes} min {seconds} s; everything is in {folder}.")
     if until == "report":
         show_sentences(folder, out)
         show_next(folder, out)
@@ -187,7 +185,7 @@ def report(
     """Write report.html again from what a study saved."""
     from ..report.stage import report_again
 
-    out.print(f"Wrote {report_again(folder)}", soft_wrap=True, markup=False)
+    out.print(f"Wrote {report_again(folder)}", soft_wrap=True)
 
 
 @app.command()
@@ -231,7 +229,7 @@ def doctor(
         stages = [*detox_stages(settings.detox.method)] if preset == "detox" else STAGES
         lines = needed(settings, Path(RUNS) / preset, stages)
     for line in lines:
-        out.print(line, highlight=False, soft_wrap=True, markup=False)
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -261,11 +259,6 @@ def main() -> None:
     except DialdownError as error:
         # What was given is quoted, and may have had several lines.
         err.print(
-            "dialdown:",
-            " ".join(str(error).split()),
-            style="red",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            "dialdown:", " ".join(str(error).split()), style="red", highlight=False, soft_wrap=True
         )
         sys.exit(1)

@@ -43,9 +43,7 @@ def serve(
         from ..app.server import open_page
 
     page, address = open_page(opened, server_port=port)
-    out.print(
-        f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True, markup=False
-    )
+    out.print(f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True)
     try:
         Event().wait()
     except KeyboardInterrupt:

@@ -100,7 +100,7 @@ class Display:
 
     def announce(self, sentence: str) -> None:
         """Something worth a line of its own happened."""
-        self.bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self.bar.console.print(sentence, highlight=False, soft_wrap=True)
 
     def enter(self, stage: str, done: bool) -> None:
         """A stage begins, or was done before."""
@@ -128,7 +128,7 @@ class Display:
         if not out.is_terminal and (done == total or now - self.spoke > EVERY):
             self.spoke = now
             line = f"  {where}: {done} of {total}" + (f"; {told}" if told else "")
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
+            out.print(line, highlight=False, soft_wrap=True)
 
     def _position(self) -> float:
         if not self.whole:
@@ -176,7 +176,6 @@ def interruptible(folder: Path) -> Iterator[None]:
             f"Interrupted: what is finished is in {folder}, and the same command goes on there."
             if kept
             else "Interrupted: nothing was finished yet, so nothing is kept.",
-            markup=False,
             soft_wrap=True,
         )
         sys.exit(128 + (asked or [signal.SIGINT])[0])

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..data.csv_tables import read_csv
@@ -54,7 +53,7 @@ SHOWN = {
 def show_sentences(folder: Path, out: Console) -> None:
     """Print the page's first sentences."""
     for text in findings(load(folder)).values():
-        out.print(text, markup=False, highlight=False)
+        out.print(text, highlight=False)
     _say_if_equal(folder, out)
 
 
@@ -67,7 +66,7 @@ def show_next(folder: Path, out: Console) -> None:
         (f"dialdown app {folder}", "play with the edits, look through the neurons"),
         (f"dialdown detox {model} --out calm", "one gain per neuron, in a plain checkpoint"),
     ):
-        out.print(f"  {command}   # {what}", soft_wrap=True, markup=False, highlight=False)
+        out.print(f"  {command}   # {what}", soft_wrap=True, highlight=False)
 
 
 def show_notes(folder: Path, out: Console) -> None:
@@ -79,7 +78,7 @@ def show_notes(folder: Path, out: Console) -> None:
     if said:
         out.print("Replaced, left out, cut or not reached:", style="bold")
     for sentence, stage in said.items():
-        out.print(f"  {stage}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"  {stage}: {sentence}", highlight=False, soft_wrap=True)
 
 
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
@@ -116,7 +115,7 @@ def show_check(folder: Path, out: Console) -> None:
         "intervals; the control has the same numbers on random neurons."
     )
     trained = METHODS[run["config"]["detox"]["method"]].trained
-    out.print(_dialled(stages["dial"], "trained" if trained else "found"), markup=False)
+    out.print(_dialled(stages["dial"], "trained" if trained else "found"))
     samples = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("prompt", "untouched", "edited"):
         samples.add_column(column, ratio=1)
@@ -124,7 +123,7 @@ def show_check(folder: Path, out: Console) -> None:
     for untouched, edited in zip(before[:SAMPLES], after[:SAMPLES], strict=True):
         texts = (untouched["prompt"], untouched["continuation"], edited["continuation"])
         # Three texts share a line, so their own line ends would leave holes.
-        samples.add_row(*(escape(" ".join(text.split())) for text in texts))
+        samples.add_row(*(" ".join(text.split()) for text in texts))
     out.print(samples)
     _show_moved(folder, run["config"]["detox"]["method"], out)
 
@@ -145,7 +144,7 @@ def _show_moved(folder: Path, method: str, out: Console) -> None:
     out.print(f"{title}: what the model will say less or more of.", style="bold")
     table = _table(*columns.values(), "writes")
     for *numbers, writes in top.head(TOP).select(*columns, "writes").iter_rows():
-        table.add_row(*map(_cell, numbers), escape(writes))
+        table.add_row(*map(_cell, numbers), writes)
     out.print(table)
 
 
@@ -162,7 +161,7 @@ def show_ladder(folder: Path, out: Console) -> None:
     places = [place for place, name in enumerate(head) if out.width >= WIDE or name not in FURTHER]
     table = _table(*(head[place] for place in places))
     for line in lines:
-        table.add_row(*(escape(line[place]) for place in places))
+        table.add_row(*(line[place] for place in places))
     out.print(table)
     out.print(
         f"{ladder['prompts']:,} prompts that no method has seen, {PROMPTED[ladder['template']]}; "
@@ -171,11 +170,10 @@ def show_ladder(folder: Path, out: Console) -> None:
         "it. Means with bootstrap 95 % intervals; differences are paired over prompts, to the "
         "least toxic method that reaches the price, by the first judge. NAME__random_neurons is "
         "a control: the numbers of NAME on random neurons.",
-        markup=False,
         highlight=False,
     )
     if ladder["caveat"]:
-        out.print(ladder["caveat"], markup=False, highlight=False)
+        out.print(ladder["caveat"], highlight=False)
 
 
 def _dialled(dial: dict[str, Any], origin: str) -> str:
@@ -216,18 +214,18 @@ def show_neurons(folder: Path, out: Console) -> None:
 def _say_if_equal(folder: Path, out: Console) -> None:
     """Say where the tuned model of a study is its base model."""
     if said := read_json(folder / "run.json")["stages"].get("neurons", {}).get("equal"):
-        out.print(said, style="bold red", markup=False)
+        out.print(said, style="bold red")
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for place, column in enumerate(columns):
-        table.add_column(escape(column), no_wrap=place == 0)
+        table.add_column(column, no_wrap=place == 0)
     return table
 
 
 def _interval(value: dict[str, Any] | None) -> str:
-    return "" if value is None else escape(f"{Estimate(**value):.3f}")
+    return "" if value is None else f"{Estimate(**value):.3f}"
 
 
 def _cell(value: object) -> str:

@@ -1,22 +1,9 @@
-from .assets import fetch
-from .pairs import Pair, PairSet
-from .texts import (
-    LabelledTexts,
-    load_labelled,
-    load_prompts,
-    load_reference_text,
-    load_wiki_pairs,
-    split_prompts,
-)
-
-__all__ = [
-    "LabelledTexts",
-    "Pair",
-    "PairSet",
-    "fetch",
-    "load_labelled",
-    "load_prompts",
-    "load_reference_text",
-    "load_wiki_pairs",
-    "split_prompts",
-]
+from .assets import fetch as fetch
+from .pairs import Pair as Pair
+from .pairs import PairSet as PairSet
+from .texts import LabelledTexts as LabelledTexts
+from .texts import load_labelled as load_labelled
+from .texts import load_prompts as load_prompts
+from .texts import load_reference_text as load_reference_text
+from .texts import load_wiki_pairs as load_wiki_pairs
+from .texts import split_prompts as split_prompts

@@ -90,10 +90,6 @@ def category_prompts() -> list[str]:
     return [line for file in files for line in read_text(file).split("\n") if line.strip()]
 
 
-def encyclopedic_prompts() -> list[str]:
-    return [sentence for sentence, _ in successive_sentences(wikitext2_rows("train"))]
-
-
 def review_prompts() -> list[str]:
     """Halves of sentences: openings alone are 57, and a whole one has passed its verdict."""
     reviews = (review for review, _ in film_reviews() if falls_in(REVIEW_PROMPTS, review))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,19 @@ BROKEN = (
 )
 
 
-class Told:
-    """A context in which a broken file's error becomes the sentence that `say` makes of it."""
-
-    def __init__(self, say: Callable[[str], str]) -> None:
-        self.say = say
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+@contextmanager
+def told(say: Callable[[str], str]) -> Iterator[None]:
+    """Make of a broken file's error the sentence that `say` makes of it."""
+    try:
+        yield
+    except Exception as error:
         # The Rust part of tokenizers raises `Exception` itself about a file that it cannot read.
         if not (type(error) is Exception or isinstance(error, BROKEN)) or memory_is_short(error):
-            return
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, KeyError) and " " not in reason:
             reason = f"its config names {reason}, which transformers does not know"
-        raise DialdownError(self.say(reason)) from error
+        raise DialdownError(say(reason)) from error
 
 
 def check_device(device: str) -> None:
@@ -108,7 +105,7 @@ def read_config(
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
     instead = instead or (whole if os.path.isdir(source) else other)
     with (
-        Told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
+        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
         reaching(name),
     ):
         config = AutoConfig.from_pretrained(source, revision=revision)
@@ -138,7 +135,7 @@ def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> An
         "The tokenizer of {!r} could not be loaded ({}): pass a model whose folder holds its "
         "tokenizer too, as tokenizer.save_pretrained(folder) writes it."
     )
-    with Told(lambda reason: say.format(name, reason)), reaching(name):
+    with told(lambda reason: say.format(name, reason)), reaching(name):
         return AutoTokenizer.from_pretrained(source, revision=revision)
 
 
@@ -155,7 +152,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
     if os.path.isdir(source) and "gguf_file" not in options:
         weight_files(Path(source), name)
     with (
-        Told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
+        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
         reaching(name),
     ):
         # With sizes that differ it would end in an error that names none of them.

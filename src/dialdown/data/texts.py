@@ -234,7 +234,9 @@ def _read_prompts(source: str) -> Iterable[str]:
     readers = {
         "embedded:challenge": corpora.challenge_prompts,
         "embedded:category": corpora.category_prompts,
-        "embedded:wikitext2": corpora.encyclopedic_prompts,
+        "embedded:wikitext2": lambda: [
+            first for first, _ in corpora.successive_sentences(corpora.wikitext2_rows("train"))
+        ],
         "embedded:imdb": corpora.review_prompts,
     }
     if source == "embedded:rtp":

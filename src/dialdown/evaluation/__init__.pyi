@@ -1,22 +1,13 @@
-from .bootstrap import Estimate, estimate
-from .evaluator import Evaluator, Suite, evaluate
-from .metrics import Metric, load_metric
-from .row import METRICS, Row
-from .scorers import Scorer, load_scorer
-from .token_judge import TokenJudge, load_token_judge
-
-__all__ = [
-    "METRICS",
-    "Estimate",
-    "Evaluator",
-    "Metric",
-    "Row",
-    "Scorer",
-    "Suite",
-    "TokenJudge",
-    "estimate",
-    "evaluate",
-    "load_metric",
-    "load_scorer",
-    "load_token_judge",
-]
+from .bootstrap import Estimate as Estimate
+from .bootstrap import estimate as estimate
+from .evaluator import Evaluator as Evaluator
+from .evaluator import Suite as Suite
+from .evaluator import evaluate as evaluate
+from .metrics import Metric as Metric
+from .metrics import load_metric as load_metric
+from .row import METRICS as METRICS
+from .row import Row as Row
+from .scorers import Scorer as Scorer
+from .scorers import load_scorer as load_scorer
+from .token_judge import TokenJudge as TokenJudge
+from .token_judge import load_token_judge as load_token_judge

@@ -25,12 +25,12 @@ from transformers import AutoModelForCausalLM
 from ..data.assets import embedded_models, fetch_model
 from ..data.hub import reaching
 from ..data.loading import (
-    Told,
     check_folder,
     read_config,
     read_object,
     refuse_adapter,
     refuse_quantised,
+    told,
     weight_files,
 )
 from ..data.local_paths import RUNS
@@ -227,7 +227,7 @@ def skeleton(folder: Path, name: str) -> LM:
         "The config of {} is not one of a causal LM that transformers can build ({}): pass a "
         "decoder-only causal LM."
     )
-    with Told(lambda reason: say.format(name, reason)), torch.device("meta"):
+    with told(lambda reason: say.format(name, reason)), torch.device("meta"):
         model = classes.from_config(config)
         # transformers 5.0 ties none on this device, and the weights of a base, which identify it,
         # depend on it.

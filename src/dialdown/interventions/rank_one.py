@@ -9,7 +9,7 @@ It folds into every architecture, needs no bias and costs a forward pass nothing
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,7 +91,5 @@ def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[None
         edited[:, where] = (out[:, where].to(v.dtype) + added[:, where]).to(out)
         return edited
 
-    with ExitStack() as stack:
-        stack.enter_context(neuron_hooks(lm, read, [*numbers]))
-        stack.enter_context(output_hooks(lm, write, [*numbers]))
+    with neuron_hooks(lm, read, [*numbers]), output_hooks(lm, write, [*numbers]):
         yield

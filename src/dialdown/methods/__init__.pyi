@@ -1,19 +1,11 @@
-from .ablation import ablation
-from .experts import aura, auroc, damp, det0
-from .log_odds import labels_gradient, labels_step, token_scores
-from .steering import caa
-from .transport import linear_act, mean_act
-
-__all__ = [
-    "ablation",
-    "aura",
-    "auroc",
-    "caa",
-    "damp",
-    "det0",
-    "labels_gradient",
-    "labels_step",
-    "linear_act",
-    "mean_act",
-    "token_scores",
-]
+from .ablation import ablation as ablation
+from .experts import aura as aura
+from .experts import auroc as auroc
+from .experts import damp as damp
+from .experts import det0 as det0
+from .log_odds import labels_gradient as labels_gradient
+from .log_odds import labels_step as labels_step
+from .log_odds import token_scores as token_scores
+from .steering import caa as caa
+from .transport import linear_act as linear_act
+from .transport import mean_act as mean_act

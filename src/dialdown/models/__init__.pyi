@@ -1,17 +1,10 @@
-from .decoding import Decoder, Step
-from .hooks import neuron_hooks, residual_hook
-from .lm import LM, load, load_tuned, same_weights
-from .mlp import MLPLayer, MLPView
-
-__all__ = [
-    "LM",
-    "Decoder",
-    "MLPLayer",
-    "MLPView",
-    "Step",
-    "load",
-    "load_tuned",
-    "neuron_hooks",
-    "residual_hook",
-    "same_weights",
-]
+from .decoding import Decoder as Decoder
+from .decoding import Step as Step
+from .hooks import neuron_hooks as neuron_hooks
+from .hooks import residual_hook as residual_hook
+from .lm import LM as LM
+from .lm import load as load
+from .lm import load_tuned as load_tuned
+from .lm import same_weights as same_weights
+from .mlp import MLPLayer as MLPLayer
+from .mlp import MLPView as MLPView

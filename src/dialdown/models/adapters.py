@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ..data.hub import reaching
-from ..data.loading import ADAPTER_CONFIG, Told, check_header, named_keys
+from ..data.loading import ADAPTER_CONFIG, check_header, named_keys, told
 from ..errors import DialdownError
 from ..extras import asking_for
 
@@ -26,7 +26,7 @@ def fetched(adapter: str) -> Path:
     if not folder.is_dir():
         instead = "pass the id of an adapter that can be reached from here, or a local folder"
         with (
-            Told(
+            told(
                 lambda reason: (
                     f"The adapter {adapter!r} could not be fetched ({reason}): {instead}."
                 )
@@ -58,7 +58,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
     with asking_for(f"{adapter}, a LoRA adapter,"):
         from peft import PeftConfig, PeftModel
     instead = "pass a folder that PEFT's save_pretrained wrote"
-    with Told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):
+    with told(lambda reason: f"The adapter {adapter} cannot be read ({reason}): {instead}."):
         config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise DialdownError(
@@ -69,7 +69,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
     before = {key: weight.clone() for key, weight in model.named_parameters()}
     does_not_fit = f"The adapter {adapter} does not fit {base}"
     with (
-        Told(lambda reason: f"{does_not_fit} ({reason}): pass the base model it was trained on."),
+        told(lambda reason: f"{does_not_fit} ({reason}): pass the base model it was trained on."),
         warnings.catch_warnings(),
     ):
         # PEFT calls what transformers is about to rename, which is no business of who loads an
@@ -84,7 +84,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             f"{does_not_fit} ({'; '.join(parts)}): pass the base model it was trained on, loaded "
             "by the same class as it was trained with."
         )
-    with Told(
+    with told(
         lambda reason: (
             f"The adapter {adapter} cannot be merged into {base} ({reason}): merge it with PEFT "
             "first."

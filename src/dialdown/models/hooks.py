@@ -82,11 +82,8 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Ite
         changed = change(args[0])
         return None if changed is None else (changed, *args[1:])
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with module.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

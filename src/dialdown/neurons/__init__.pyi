@@ -1,24 +1,15 @@
-from .activations import NeuronMeans, decode_with_means, mean_activations
-from .directions import Direction, random_direction, token_contrast
-from .logit_lens import judged_toxic, word_tokens, writers
-from .probe import train_probe
-from .subspace import svd_subspace
-from .table import GROUPS, NeuronTable, compare, neuron_table
-
-__all__ = [
-    "GROUPS",
-    "Direction",
-    "NeuronMeans",
-    "NeuronTable",
-    "compare",
-    "decode_with_means",
-    "judged_toxic",
-    "mean_activations",
-    "neuron_table",
-    "random_direction",
-    "svd_subspace",
-    "token_contrast",
-    "train_probe",
-    "word_tokens",
-    "writers",
-]
+from .activations import NeuronMeans as NeuronMeans
+from .activations import decode_with_means as decode_with_means
+from .activations import mean_activations as mean_activations
+from .directions import Direction as Direction
+from .directions import random_direction as random_direction
+from .directions import token_contrast as token_contrast
+from .logit_lens import judged_toxic as judged_toxic
+from .logit_lens import word_tokens as word_tokens
+from .logit_lens import writers as writers
+from .probe import train_probe as train_probe
+from .subspace import svd_subspace as svd_subspace
+from .table import GROUPS as GROUPS
+from .table import NeuronTable as NeuronTable
+from .table import compare as compare
+from .table import neuron_table as neuron_table

@@ -199,13 +199,10 @@ def _mean(seen: dict[str, Tensor], mask: Tensor, protocol: Protocol) -> Tensor:
 @contextmanager
 def _around_final_norm(lm: LM) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
-    handle = lm.view.final_norm.register_forward_hook(
+    with lm.view.final_norm.register_forward_hook(
         lambda module, args, output: seen.update(before=args[0], after=output)
-    )
-    try:
+    ):
         yield seen
-    finally:
-        handle.remove()
 
 
 def fit_probe(

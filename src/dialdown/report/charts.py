@@ -116,7 +116,8 @@ def _counted(points: Sequence[Point], price: Price) -> str:
 def _price_panel(
     points: Sequence[Point], price: Price, everything: Sequence[Point], concept: str
 ) -> Chart:
-    ends = [end for point in everything for end in _ends(point.price(price))]
+    paid = filter(None, (point.price(price) for point in everything))
+    ends = [end for estimate in paid for end in (estimate.low, estimate.high)]
     top = 1.05 * max(0.05, *(point.toxicity.high for point in everything))
     frame = _points_frame(points, price)
     looks = scales([look for look in FAMILIES.values() if look.label in set(frame["family"])])
@@ -151,10 +152,6 @@ def _letters(points: Sequence[Point]) -> dict[str, str]:
     """For interventions that share a mark: name to the letter beside the mark."""
     names = [point.name for point in points if point.family in ("patch", "other")]
     return dict(zip(names, ascii_lowercase, strict=False)) if len(names) > 1 else {}
-
-
-def _ends(estimate: Estimate | None) -> tuple[float, ...]:
-    return () if estimate is None else (estimate.low, estimate.high)
 
 
 def _points_frame(points: Sequence[Point], price: Price) -> pl.DataFrame:

@@ -163,12 +163,8 @@ def _four_groups(evidence: Evidence) -> Claim | None:
     tuned, patched, shifted = map(evidence.row, names)
     if tuned is None or patched is None:
         return None
-    start = (
-        f"DPO changes {evidence.run.concept} by "
-        f"{change_text(tuned.change['toxicity'], 'toxicity')}, {_price(tuned)}"
-    )
     verdict, text = _replicates(evidence, patched, tuned)
-    text = f"{start}. {text}."
+    text = f"{_by_dpo(evidence, tuned)}, {_price(tuned)}. {text}."
     if shifted:
         text += f" By shift instead of set, {_replicates(evidence, shifted, tuned)[1]}."
     return _claim(evidence, "Four groups replicate DPO", verdict, text)

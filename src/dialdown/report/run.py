@@ -115,11 +115,9 @@ class Run:
         return _rows(self.folder, "front.json")[0]
 
     def setting(self, key: str) -> Any:
-        """A setting by its dotted key; None where run.json has no such key."""
-        value: Any = self.info.get("config")
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+        """A setting by its key; None where run.json has no such key."""
+        config = self.info.get("config")
+        return config.get(key) if isinstance(config, Mapping) else None
 
     def stage(self, name: str) -> Mapping[str, Any]:
         """What a stage recorded; empty where it did not run."""

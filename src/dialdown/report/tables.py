@@ -220,7 +220,7 @@ def table_7_seed_words(positive: Sequence[str], negative: Sequence[str]) -> pl.D
     """Table 7: the words on either side of the token contrast, each beside the published word of
     its place.
     """
-    stated = published.seed_words()
+    stated = published.figures()["seed_words"]
     cells = [
         (side, place, *pair)
         for side, words in (("toxic", positive), ("non_toxic", negative))
@@ -236,7 +236,7 @@ def table_9_dpo(settings: Mapping[str, Any]) -> pl.DataFrame:
     `note` says what a published number means in the authors' program, where the table alone would
     mislead.
     """
-    stated, notes = published.dpo(), published.dpo_notes()
+    stated, notes = (published.figures()[name] for name in ("dpo", "dpo_notes"))
     cells = [
         (name, _as_text(settings.get(name)), _as_text(stated.get(name)), notes.get(name))
         for name in dict.fromkeys([*settings, *stated])

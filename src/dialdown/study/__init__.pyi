@@ -1,5 +1,4 @@
-from .config import Config, load_config
-from .detox import find_edit
-from .run import Study
-
-__all__ = ["Config", "Study", "find_edit", "load_config"]
+from .config import Config as Config
+from .config import load_config as load_config
+from .detox import find_edit as find_edit
+from .run import Study as Study

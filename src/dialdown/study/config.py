@@ -321,7 +321,7 @@ def load_config(
     if preset not in PRESETS:
         raise DialdownError(f"Unknown preset {preset!r}: {nearest(preset, PRESETS)}")
     merged: dict[str, Any] = {}
-    for name in ("full", preset) if preset in PAPER else (preset,):
+    for name in ("full", "paper", preset) if preset in PAPER else (preset,):
         packaged = resources.files("dialdown.study") / "presets" / f"{name}.toml"
         merge(merged, tomllib.loads(packaged.read_text(encoding="utf-8")))
     layers = [] if file is None else [(str(file), read_toml(file))]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -293,20 +293,13 @@ def notes(folder: Path) -> Notes:
 
 
 def _noted(row: dict[str, Any]) -> MeasuredRow:
-    def interval(name: str) -> tuple[float, float, float]:
-        return row[name]["mean"], row[name]["low"], row[name]["high"]
-
-    noted: MeasuredRow = {
-        "name": {"none": "untouched", "detox": "edited"}.get(
-            row["intervention"], "the same numbers on random neurons"
-        ),
-        "toxicity": interval("toxicity"),
-        "log_perplexity": interval("log_ppl"),
-        "kl": interval("kl"),
-        "degenerate": interval("degenerate"),
+    named = {"none": "untouched", "detox": "edited"}
+    name = named.get(row["intervention"], "the same numbers on random neurons")
+    figures = {
+        metric.replace("ppl", "perplexity"): tuple(
+            row[metric][end] for end in ("mean", "low", "high")
+        )
+        for metric in ("toxicity", "log_ppl", "kl", "degenerate", "refusal", "groups")
+        if metric in row
     }
-    if "refusal" in row:
-        noted["refusal"] = interval("refusal")
-    if "groups" in row:
-        noted["groups"] = interval("groups")
-    return noted
+    return cast(MeasuredRow, {"name": name, **figures})

@@ -27,7 +27,6 @@ from ..files import (
     disk_errors,
     fingerprint,
     harmed,
-    read_json,
     read_sealed,
     sizes_and_hashes,
     write_sealed,
@@ -36,7 +35,7 @@ from ..training.settings import PROCESSES
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
-from .outputs import READS, STAGES, UNREAD, remove, written
+from .outputs import READS, RUN, STAGES, UNREAD, remove, run_record, written
 from .sources import file_states
 
 # Of the section `evaluation`, what only rows are measured on, and the stages from which it counts:
@@ -77,7 +76,6 @@ BY_HOW_MANY: Any = {
     "evaluation": {"batch_size"},
     **{section: {PROCESSES} for section in ("dpo", "gains", "rank_one")},
 }
-RUN = "run.json"
 RECORDS = "stages"
 PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "polars", "safetensors")
 
@@ -103,7 +101,9 @@ class Ledger:
         where run.json was damaged.
         """
         new = not self.folder.exists()
-        if not new and not _is_run(self.folder) and _has_content(self.folder):
+        # Whether a command of ours began here, whatever was lost since.
+        ours = (self.folder / LOCK).exists() or records(self.folder) or run_record(self.folder)
+        if not new and not ours and _has_content(self.folder):
             raise DialdownError(f"{self.folder} exists and holds no study: pass another --out.")
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class Ledger:
         configs = {stage: record["config"] for stage, record in records(self.folder).items()}
         if not configs:
             # The records may be lost, or those of an earlier version.
-            run = _run(self.folder) or {"stages": (), "config": {}}
+            run = run_record(self.folder) or {"stages": (), "config": {}}
             configs = dict.fromkeys(run["stages"], run["config"])
         return configs
 
@@ -324,25 +324,11 @@ def _path(folder: Path, stage: str) -> Path:
     return folder / RECORDS / f"{stage}.json"
 
 
-def _run(folder: Path) -> dict[str, Any] | None:
-    """run.json, as far as it is one."""
-    try:
-        run = read_json(folder / RUN)
-    except DialdownError:
-        return None
-    return run if isinstance(run, dict) and {"config", "stages"} <= run.keys() else None
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a command of ours began here, whatever was lost since."""
-    return (folder / LOCK).exists() or bool(records(folder)) or _run(folder) is not None
-
-
 def _has_content(folder: Path) -> bool:
     """Whether there is more in a folder, or file, than a command that did nothing yet may leave."""
     if not folder.is_dir():
         return True
-    begun = {RUN, "report.html"} if _run(folder) else set()
+    begun = {RUN, "report.html"} if run_record(folder) else set()
     names = {path.name for path in folder.iterdir()} - begun
     return not all(name.startswith(".dialdown.") or name.endswith(".partial") for name in names)
 

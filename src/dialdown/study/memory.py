@@ -7,6 +7,7 @@ is kept beside them; what libraries take is not counted here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import psutil
@@ -119,14 +120,6 @@ def _reading(shape: Shape, window: int) -> int:
     return shape.read(window) + window * shape.vocabulary * (shape.itemsize + 8)
 
 
-def _with_tuned(config: Config, shape: Shape, device: Device) -> Taken:
-    return _measuring(config, shape, device, models=2)
-
-
-def _tuned_means(config: Config, shape: Shape, device: Device) -> Taken:
-    return _decoding(config, shape, device, models=2)
-
-
 def _trained(
     config: Config, shape: Shape, settings: DPOSettings, *, recomputed: bool = False
 ) -> int:
@@ -212,13 +205,13 @@ TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
     "pairs": _sampling,
     "means": _decoding,
     "train": _tuning,
-    "activations": _tuned_means,
-    "evaluate": _with_tuned,
+    "activations": partial(_decoding, models=2),
+    "evaluate": partial(_measuring, models=2),
     "gains": _training_gains,
     "rank_one": _training_rank_one,
     "step": _pricing,
     "labels": _pricing,
-    "front": _with_tuned,
+    "front": partial(_measuring, models=2),
     "dial": _dialling,
     "check": _measuring,
     "fit": _fitting,

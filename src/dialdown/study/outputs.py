@@ -8,7 +8,11 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from ..files import kept_json
+
+RUN = "run.json"
 EDIT = "edit.safetensors"
 STEP = "step.safetensors"
 LABELS = "labels.safetensors"
@@ -84,6 +88,12 @@ MEASURING = ("base", "evaluate", "front", "check", "compare")
 UNREAD = re.compile(r"/training\.json$")
 # A training writes these as a whole, so where one file of them is lost the training is done again.
 TRAINED = re.compile(r"^(tuned|tuned-steps|gains|rank-one|methods/dpo(_kl)?)/")
+
+
+def run_record(folder: Path) -> dict[str, Any] | None:
+    """run.json of a study's folder; None where it is no study's."""
+    record = kept_json(folder / RUN)
+    return record if {"config", "stages"} <= record.keys() else None
 
 
 def so_far(name: str) -> str:

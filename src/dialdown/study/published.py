@@ -99,12 +99,12 @@ def row(
     Returns:
         None where the paper has no such model, intervention or strength.
     """
-    name, figures = _filed(model), _figures()
+    name, stated = _filed(model), figures()
     if edits := EDITS.get(family):
         strengths = dict(zip(STRENGTHS, edits, strict=False))
         family = strengths.get((alpha or 0.0, beta or 0.0), "")
-    values = figures["rows"].get(family, {}).get(name)
-    return dict(zip(figures["metrics"], values, strict=True)) if values else None
+    values = stated["rows"].get(family, {}).get(name)
+    return dict(zip(stated["metrics"], values, strict=True)) if values else None
 
 
 def figure(model: str | None, quantity: Quantity) -> Any:
@@ -119,34 +119,17 @@ def figure(model: str | None, quantity: Quantity) -> Any:
         17) `r`, and `p` as printed; `reducing_share` (table 18); `sign_conflicts` (appendix G);
         `shifts` (section 5.1, figure 4) `value_cosine` and `percent`. A shift is before - after.
     """
-    return _figures()[quantity].get(_filed(model or ""))
+    return figures()[quantity].get(_filed(model or ""))
 
 
 def _filed(model: str) -> str:
     return MODELS.get(model.lower(), model)
 
 
-def seed_words() -> dict[str, list[str]]:
-    """Table 7: the `toxic` and `non_toxic` words of the token contrast."""
-    published: dict[str, list[str]] = _figures()["seed_words"]
-    return published
-
-
-def dpo() -> dict[str, float | str]:
-    """Table 9: the hyper-parameters of DPO, under `DPOSettings`' names (METHOD §8)."""
-    published: dict[str, float | str] = _figures()["dpo"]
-    return published
-
-
-def dpo_notes() -> dict[str, str]:
-    """What some numbers of table 9 mean in the authors' program, by setting."""
-    published: dict[str, str] = _figures()["dpo_notes"]
-    return published
-
-
 @cache
-def _figures() -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(
+def figures() -> dict[str, Any]:
+    """All of published.json."""
+    stated: dict[str, Any] = json.loads(
         (resources.files("dialdown.study") / "published.json").read_text(encoding="utf-8")
     )
-    return figures
+    return stated

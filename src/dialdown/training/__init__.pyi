@@ -1,23 +1,13 @@
-from .dpo import train_dpo
-from .fisher import fisher_information, natural_gradient, preference_gradient
-from .gains import train_gains
-from .generated_text import own_text
-from .make_pairs import make_pairs
-from .rank_one import train_rank_one
-from .settings import DPOSettings, GainSettings, PairSettings, RankOneSettings, TrainingLog
-
-__all__ = [
-    "DPOSettings",
-    "GainSettings",
-    "PairSettings",
-    "RankOneSettings",
-    "TrainingLog",
-    "fisher_information",
-    "make_pairs",
-    "natural_gradient",
-    "own_text",
-    "preference_gradient",
-    "train_dpo",
-    "train_gains",
-    "train_rank_one",
-]
+from .dpo import train_dpo as train_dpo
+from .fisher import fisher_information as fisher_information
+from .fisher import natural_gradient as natural_gradient
+from .fisher import preference_gradient as preference_gradient
+from .gains import train_gains as train_gains
+from .generated_text import own_text as own_text
+from .make_pairs import make_pairs as make_pairs
+from .rank_one import train_rank_one as train_rank_one
+from .settings import DPOSettings as DPOSettings
+from .settings import GainSettings as GainSettings
+from .settings import PairSettings as PairSettings
+from .settings import RankOneSettings as RankOneSettings
+from .settings import TrainingLog as TrainingLog

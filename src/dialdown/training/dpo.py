@@ -29,7 +29,7 @@ from torch import nn
 from ..data.pairs import Pair
 from ..errors import DialdownError
 from ..extras import asking_for
-from ..files import disk_errors, fingerprint, read_json, whole_folder, write_json
+from ..files import disk_errors, fingerprint, kept_json, whole_folder, write_json
 from ..models import templates
 from ..models.forward_pass import for_any_length
 from ..models.lm import LM, load, weight_fingerprints
@@ -310,7 +310,7 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
         raise DialdownError(
             f"{out} exists and was not written by DPO training: pass a new folder, or empty it."
         )
-    record = _read(out / RECORD)
+    record = kept_json(out / RECORD)
     if record.get("inputs") != inputs:
         return None
     log: Any = {
@@ -318,15 +318,6 @@ def _finished(out: Path, inputs: str) -> TrainingLog | None:
         for key, value in record["log"].items()
     }
     return TrainingLog(**log)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A record; empty where it is missing or damaged, so that what it is of is made again."""
-    try:
-        record = read_json(path)
-    except DialdownError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings, result: int) -> None:
@@ -338,7 +329,7 @@ def _claim(work: Path, inputs: str, policy: nn.Module, settings: DPOSettings, re
     # resumed.
     record = {"inputs": inputs, "folder": str(work)}
     with disk_errors(work):
-        if work.exists() and _read(claim) != record:
+        if work.exists() and kept_json(claim) != record:
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
     write_json(claim, record)

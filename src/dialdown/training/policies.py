@@ -69,26 +69,30 @@ def low_rank(
     """
 
     def prepare(model: Any) -> Any:
-        with asking_for("A LoRA adapter"):
-            from peft import LoraConfig, get_peft_model
-        config = LoraConfig(
-            r=rank,
-            # What is learned counts twice, as is usual, whatever the rank.
-            lora_alpha=2 * rank,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-            task_type="CAUSAL_LM",
-        )
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            return get_peft_model(sharing(model), config)
+        # What is learned counts twice, as is usual, whatever the rank.
+        return with_adapters(model, "all-linear", seed, r=rank, lora_alpha=2 * rank)
 
     def save(policy: Any, folder: Path) -> None:
         merged = copy.deepcopy(policy).merge_and_unload()
         _write(merged, model, tokenizer, folder, base)
 
     return Trainable(model, tokenizer, prepare, save, _bytes(model))
+
+
+def with_adapters(model: Any, targets: str | list[str], seed: int, **sizes: Any) -> Any:
+    """A PEFT model that shares all weights of `model`, with LoRA adapters on the modules named."""
+    with asking_for("A LoRA adapter"):
+        from peft import LoraConfig, get_peft_model
+    config = LoraConfig(
+        **sizes,
+        lora_dropout=0.0,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return get_peft_model(sharing(model), config)
 
 
 def _write(policy: Any, model: Any, tokenizer: Any, folder: Path, base: Path | None) -> None:

@@ -17,20 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers.pytorch_utils import Conv1D
 
 from ..data.pairs import Pair
-from ..extras import asking_for
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
-from ..models.lm import LM, sharing
+from ..models.lm import LM
 from ..progress import Progress, with_bar
 from . import ranks
 from .dpo import tune
 from .generated_text import own_text_kl
-from .policies import Trainable
+from .policies import Trainable, with_adapters
 from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
 
 # What PEFT multiplies v by: v, which begins at 0, goes this much further than u at the same rate.
@@ -74,10 +71,12 @@ def train_rank_one(
     def save(policy: Any, folder: Path) -> None:
         _edit(lm, policy, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / RANK_ONE_FILE)
 
+    # u is small and random at first, and v zero.
+    paths = [layer.path for layer in lm.view.layers]
     rank_one = Trainable(
         lm.model,
         lm.tokenizer,
-        prepare=lambda model: _with_rank_one(lm, model, settings.seed),
+        prepare=lambda model: with_adapters(model, paths, settings.seed, r=1, lora_alpha=SCALE),
         save=save,
         result_bytes=lm.view.n_layers * (9 * lm.view.n_neurons + 4 * lm.view.d_model),
         given=[SCALE],
@@ -86,23 +85,6 @@ def train_rank_one(
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
     log = tune(rank_one, pairs, settings, out, own_kl=own_kl, progress=progress)
     return Intervention.load(out / RANK_ONE_FILE), log
-
-
-def _with_rank_one(lm: LM, model: Any, seed: int) -> Any:
-    """A PEFT model that shares all weights of `model`, with u small and random and v zero."""
-    with asking_for("Rank one, a LoRA adapter,"):
-        from peft import LoraConfig, get_peft_model
-    config = LoraConfig(
-        r=1,
-        lora_alpha=SCALE,
-        lora_dropout=0.0,
-        target_modules=[layer.path for layer in lm.view.layers],
-        fan_in_fan_out=isinstance(lm.view.layers[0].down, Conv1D),
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        return get_peft_model(sharing(model), config)
 
 
 def _edit(lm: LM, policy: Any, record: dict[str, Any]) -> Intervention:
