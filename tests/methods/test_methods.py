@@ -60,9 +60,15 @@ def read_alone(lm: LM, text: str, edit: dict[int, Any] | None = None) -> tuple[A
     return np.stack(seen), final[0]
 
 
+def ordinary(positions: np.ndarray) -> np.ndarray:
+    """(tokens, n) without attention sinks: over four times as long as the lower median."""
+    lengths = np.linalg.norm(positions, axis=1)
+    return positions[lengths <= 4 * np.sort(lengths)[(len(lengths) - 1) // 2]]
+
+
 def test_the_area_of_a_neuron_is_that_of_its_highest_activation(named: LM) -> None:
     areas = methods.auroc(named, TEXTS, LABELS)
-    most = np.stack([read_alone(named, text)[0].max(1) for text in TEXTS])
+    most = np.array([[ordinary(m).max(0) for m in read_alone(named, text)[0]] for text in TEXTS])
     expected = [
         [roc_auc_score(LABELS, most[:, layer, neuron]) for neuron in range(tiny.NEURONS)]
         for layer in range(tiny.LAYERS)
@@ -119,7 +125,10 @@ def test_maps_move_toxic_means_to_the_others(name: str, method: str, sequential:
     for layer in range(tiny.LAYERS):
         acting = maps if sequential else None
         a, b = (
-            np.sort([read_alone(named, text, acting)[0][layer].mean(0) for text in texts], axis=0)
+            np.sort(
+                [ordinary(read_alone(named, text, acting)[0][layer]).mean(0) for text in texts],
+                axis=0,
+            )
             for texts in (TOXIC, CLEAN[:11])
         )
         maps[layer] = np.ones(tiny.NEURONS), b.mean(0) - a.mean(0)
@@ -140,13 +149,15 @@ def test_steering_subtracts_the_difference_of_the_classes(named: LM) -> None:
 
 
 def streams(lm: LM, text: str) -> Any:
-    """(L, d) float64: the residual stream after each decoder layer, mean over a text's tokens."""
+    """(L, d) float64: the residual stream after each decoder layer, mean over a text's tokens but
+    attention sinks.
+    """
     twin = lm.twin()
     twin.model.double()
     means: list[np.ndarray] = []
 
     def keep(module: Any, args: Any, out: Any) -> None:
-        means.append((out[0] if isinstance(out, tuple) else out)[0].mean(0).numpy())
+        means.append(ordinary((out[0] if isinstance(out, tuple) else out)[0].numpy()).mean(0))
 
     for layer in twin.view.layers:
         decoder_layer = re.match(r".*?\.\d+(?=\.)", layer.path)
@@ -172,6 +183,21 @@ def test_ablation_takes_the_difference_of_the_classes_out_of_what_each_mlp_write
         wanted = columns - np.outer(q, q) @ columns
         np.testing.assert_allclose(after.columns.double().numpy(), wanted, atol=1e-4)
         assert np.abs(q @ columns).max() > 1e-3
+
+
+def test_an_attention_sink_is_no_part_of_what_tells_the_classes_apart() -> None:
+    """The toxic texts are shorter, so that a mean over all tokens has more of the sink in it."""
+    lm = tiny.lm("llama", bos=True)
+    twin = lm.twin()
+    with torch.no_grad():
+        twin.model.get_input_embeddings().weight[lm.bos[0]] *= 300.0
+    toxic, clean = TOXIC, [f"{text} and more of the same" for text in CLEAN]
+    labels = [1] * len(toxic) + [0] * len(clean)
+    r = methods.ablation(twin, [*toxic, *clean], labels).rank_one
+    sink = twin.model.get_input_embeddings().weight[lm.bos[0]].detach().double().numpy()
+    assert r is not None
+    cosines = r.writes @ sink / np.linalg.norm(sink)
+    assert np.abs(cosines).max() < 0.7
 
 
 def scored(lm: LM) -> np.ndarray:
