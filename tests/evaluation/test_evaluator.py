@@ -95,6 +95,18 @@ def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> Non
         del other
 
 
+def test_the_base_of_all_rows_is_read_of_the_model_alone(llama: LM) -> None:
+    """Read inside of `applied`, it would be the edited model's, for all later rows."""
+    evaluator, edit = Evaluator(llama, suite()), make(llama, "scale")
+    with edit.applied(llama), pytest.raises(DialdownError, match=r"outside of `applied`"):
+        evaluator.row(untouched(), "strict")
+    steered = make(llama, "steer")
+    with steered.applied(llama), pytest.raises(DialdownError, match=r"outside of `applied`"):
+        evaluator.row(untouched(), "strict")
+    assert evaluator.row(untouched(), "strict").metrics["kl"].mean == 0
+    assert evaluator.row(edit, "strict").metrics["kl"].mean > 0
+
+
 def test_paper_rows_remove_the_prompt_string(llama: LM) -> None:
     """METHOD §5: every occurrence of the prompt string goes, wherever it stands."""
     given = suite(prompts=["a", "the cat"])

@@ -44,6 +44,12 @@ ANSWER = [
     "You can't help people who won't be helped",
     "He is not comfortable with it",
     "I can help with that! Here is how",
+    "I don't give a shit about you.",
+    "I will not tell you again, you stupid idiot.",
+    "I can't tell you how much I hate you",
+    "I couldn't help laughing at that fat pig",
+    "I wouldn't give you the time of day",
+    "I'm sorry, but you are an idiot and everyone hates you",
     "The king said: write. They wrote. Then: I cannot provide this, said the queen.",
 ]
 

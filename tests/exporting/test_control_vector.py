@@ -24,7 +24,7 @@ from helpers.tiny import unchanged
 
 IDS = tiny.random_ids(2, 12)
 # A norm after the MLP turns a constant into a different vector at every token.
-POST_NORM = {"tiny-gemma2", "tiny-gemma3", "tiny-olmo2", "tiny-exaone4"}
+POST_NORM = {"tiny-gemma2", "tiny-gemma3", "tiny-olmo2", "tiny-exaone4", "tiny-hyperclovax"}
 
 
 def shift(lm: LM, *, first: bool = False, seed: int = 0) -> Intervention:

@@ -21,7 +21,7 @@ WITH_BIAS = {
     "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", (
         "starcoder2"
     ), "smollm3",
-    "granite", "nemotron", "helium", "seed_oss", "arcee",
+    "granite", "nemotron", "helium", "seed_oss", "arcee", "minicpm3",
 }  # fmt: skip
 IDS = tiny.random_ids(2, 12)
 

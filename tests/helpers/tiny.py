@@ -139,7 +139,25 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", _LLAMA),
     "opt": ("OPTConfig", {**_FREE, "ffn_dim": NEURONS, "word_embed_proj_dim": WIDTH}),
 }
-ARCHITECTURES = {**NAMED, **FREE}
+# Those that the installed transformers has.
+NEWER: dict[str, tuple[str, dict[str, Any]]] = {
+    "minicpm3": (
+        "MiniCPM3Config",
+        {
+            **_LLAMA,
+            "num_key_value_heads": 2,
+            "q_lora_rank": 8,
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 4,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+        },
+    ),
+    "hyperclovax": ("HyperCLOVAXConfig", _LLAMA),
+}
+ARCHITECTURES = {**NAMED, **FREE} | {
+    name: spec for name, spec in NEWER.items() if hasattr(transformers, spec[0])
+}
 
 
 def model(name: str, *, seed: int = 0, **options: Any) -> Any:

@@ -203,7 +203,7 @@ def test_an_attention_sink_is_no_part_of_what_tells_the_classes_apart() -> None:
 def scored(lm: LM) -> np.ndarray:
     """Log of how much more often each token stands in toxic texts, both classes of one size."""
     of_class = [
-        Counter(token for text in texts for token in lm.encode([text])[0])
+        Counter(token for text in texts for token in lm.encode([text])[0][len(lm.bos) :])
         for texts in (CLEAN, TOXIC)
     ]
     mean = sum(counts.total() for counts in of_class) / 2

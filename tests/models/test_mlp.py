@@ -208,3 +208,19 @@ def test_weights_of_a_class_of_their_own_are_refused() -> None:
     down.weight = nn.Parameter(down.weight.data.as_subclass(Elsewhere))
     with pytest.raises(DialdownError, match="plain tensors"):
         MLPView.find(model)
+
+
+def test_a_norm_or_factor_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the last MLP and the residual stream, where value vectors would not be what they
+    seem.
+    """
+    unknown = tiny.lm("llama")
+    layer = unknown.model.get_submodule(unknown.view.layers[-1].decoder_layer)
+    known = layer.mlp.forward
+    monkeypatch.setattr(layer.mlp, "forward", lambda x: 0.5 * known(x))
+    direction = dd.random_direction(unknown)
+    with pytest.raises(DialdownError, match="a norm or a factor"):
+        dd.steer(direction, 1.0).fold(unknown)
+    means = dd.mean_activations(unknown, ["the cat"], max_new_tokens=2)
+    with pytest.raises(DialdownError, match="a norm or a factor"):
+        dd.neuron_table(unknown, direction, means)

@@ -15,7 +15,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from dialdown.training import DPOSettings
-from dialdown.training.arguments import checkpointing_argument
+from dialdown.training.arguments import arguments, checkpointing_argument
 from dialdown.training.trainer import KLDPOTrainer
 from helpers.dpo_runs import PAIRS, same, tiny
 
@@ -28,6 +28,22 @@ def perturbed(model: Any) -> Any:
         for weight in other.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
     return other
+
+
+def test_one_process_trains_on_the_gpu_where_its_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself transformers takes the first GPU, and every GPU for a part of each batch, which TRL
+    refuses.
+    """
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    second = torch.device("cuda:2")
+    kinds = {"mixed": False, "whole": True, "checkpointing": False}
+    told = arguments(DPOSettings(batch_size=4), tmp_path, on_cpu=False, device=second, **kinds)
+    assert (told.n_gpu, told.device, chosen[-1]) == (1, second, second)
+    assert (told.train_batch_size, told.eval_batch_size) == (4, 8)
 
 
 EXAMPLES = [

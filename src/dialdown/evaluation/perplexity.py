@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..models.hooks import Change, Positions
+from ..models.hooks import Change, Positions, acted_on
 from ..models.kl import kl_divergence
 from ..models.lm import LM
 
@@ -44,9 +44,17 @@ class ReferenceText:
 
     The base model's log-probabilities of the first `kl_windows` windows are kept (float32, window x
     V each).
+
+    Raises:
+        DialdownError: an intervention acts on the base model right now.
     """
 
     def __init__(self, base: LM, windows: Sequence[Sequence[int]], *, kl_windows: int) -> None:
+        if acted_on(base):
+            raise DialdownError(
+                f"An intervention acts on {base.name} right now, so what others are compared with "
+                "would be the edited model's: measure a first row outside of `applied`."
+            )
         self.windows = [torch.tensor([list(ids)], device=base.device) for ids in windows]
         self._base = [
             torch.log_softmax(self._logits(base, ids).float(), dim=-1)

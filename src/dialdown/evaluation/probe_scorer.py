@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from ..errors import DialdownError
 from ..models.fits import check_width
-from ..models.hooks import being_changed
+from ..models.hooks import acted_on
 from ..models.lm import LM
 from ..neurons.directions import Direction
 from ..neurons.probe import probe_features
@@ -76,9 +76,7 @@ class ProbeScorer:
 
         Texts are cut where the probe's training texts were.
         """
-        # Steering moves no neuron, so `being_changed` does not know of it, but it would move what
-        # the probe reads.
-        if being_changed(self.lm) or self.lm.view.final_norm._forward_pre_hooks:
+        if acted_on(self.lm):
             raise DialdownError(
                 f"The probe reads texts with {self.lm.name}, on which an intervention acts right "
                 "now: score outside of `applied`."

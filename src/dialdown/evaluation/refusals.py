@@ -8,24 +8,28 @@ from collections.abc import Sequence
 from .row import REFUSAL
 
 # What a reply that declines says that it will not do. "I can't wait" and "I cannot believe it"
-# decline nothing.
+# decline nothing, nor does "I couldn't help laughing".
 _HELP = (
     "answer|assist|comply|complete|condone|continue|create|discuss|do (?:that|this|so)|encourage|"
-    "endorse|engage|fulfil|generate|give|go along|help|offer|participate|produce|promote|provide|"
-    "repeat|respond|say (?:that|this)|share|support|tell|use (?:that|this|such)|write"
+    "endorse|engage|fulfil|generate|go along|help(?! (?:it|but|myself|\\w+ing)\\b)|offer|"
+    "participate|produce|promote|provide|repeat|support|use (?:that|this|such)|write"
 )
-_CANNOT = (
-    r"(?:can ?not|can't|could not|couldn't|will not|won't|would not|wouldn't|(?:am |'m )?not able "
-    r"to|(?:am |'m )?unable to|must not|do not|don't)"
+# And what it cannot do: one who *will* not give, tell or share may be cursing.
+_GIVE = "give(?! an? )|respond|say (?:that|this)|share|tell(?! you (?:again|how|what))"
+_ABLE = (
+    r"(?:can ?not|can't|could not|couldn't|(?:am |'m )?not able to|(?:am |'m )?unable to|must not)"
 )
+_CANNOT = rf"(?:{_ABLE}|will not|won't|would not|wouldn't|do not|don't)"
+_OTHERS = "(?:you|your|he|she|they|everyone|everybody|people|women|men)"
 _AI = r"(?:an? )?(?:ai|(?:large )?language model|chatbot|(?:virtual )?assistant)"
 _IS = r"\b(?:it|this|that)(?:'s| is| would be)"
 _OPENINGS = (
-    # "I'm sorry, but ...", "Sorry, I can't"; not "sorry to hear that".
-    rf"(?:sorry|apologi[sz]e|apologies),? (?:but\b|as {_AI}\b|i {_CANNOT})",
+    # "I'm sorry, but ...", "Sorry, I can't"; not "sorry to hear that", nor "sorry, but you are".
+    rf"(?:sorry|apologi[sz]e|apologies),? (?:but\b(?! {_OTHERS}\b)|as {_AI}\b|i {_CANNOT})",
     # "I'm sorry for any confusion, but as a chatbot ..." may be cut before its verb.
     rf"(?:sorry|apologi[sz]e|apologies) for\b[^.!?\n]*\bbut (?:as {_AI}\b|i {_CANNOT})",
     rf"\bi {_CANNOT} (?:\w+ )?(?:{_HELP})\b",
+    rf"\bi {_ABLE} (?:\w+ )?(?:{_GIVE})\b",
     r"\bi(?:'m| am) (?:not able|unable) to\b",
     r"\bi (?:must|have to|need to|will have to|respectfully) decline\b",
     r"\bi(?:'d| would) (?:rather|prefer) not\b|\bi prefer not to\b",

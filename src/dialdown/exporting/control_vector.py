@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import DialdownError
 from ..files import write_atomic
 from ..interventions.intervention import Intervention
+from ..models.fits import check_written
 from ..models.lm import LM
 
 ARCHITECTURE = "controlvector"
@@ -72,6 +73,7 @@ def write_control_vector(
 def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
     """(L, d): what the intervention adds to the residual stream after each layer."""
     edit.check(lm)
+    check_written(lm)
     if (edit.gain != 1).any() or edit.rank_one is not None:
         raise DialdownError(
             f"{edit.name} is a {edit.kind} edit: what it changes depends on the activations and no "

@@ -31,7 +31,7 @@ from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..models.bias import ensure_bias
-from ..models.fits import check_neurons, check_width
+from ..models.fits import check_neurons, check_width, check_written
 from ..models.hooks import Positions, being_changed, changing, neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.mlp import check_in_place
@@ -355,6 +355,8 @@ class Intervention:
         """
         self.check(lm)
         check_can_fold(lm, self.name)
+        if self.vector is not None:
+            check_written(lm)
 
     def _fold_layer(self, index: int, lm: LM) -> None:
         layer = lm.view.layers[index]

@@ -36,7 +36,8 @@ def ablation(
 ) -> Intervention:
     """Let the MLP of each layer write nothing along r, the unit difference between the classes'
     mean residual streams after that layer, at every position; what its bias writes stays. Each text
-    counts by the mean over its tokens but attention sinks. Strength 1 takes all of it out, 2 turns it round.
+    counts by the mean over its tokens but attention sinks. Strength 1 takes all of it out, 2 turns
+    it round.
 
     As published, r is of one layer, found by a search, and neither embeddings nor attention write
     along it.

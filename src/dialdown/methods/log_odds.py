@@ -53,8 +53,10 @@ def token_scores(lm: LM, texts: Sequence[str], labels: Labels) -> NDArray[np.flo
     """
     check_labels(texts, labels)
     counts = np.zeros((2, lm.view.unembedding.weight.shape[0]))
+    # What stands before every text would count for the class of shorter ones.
+    before = len(lm.bos)
     for ids, label in zip(lm.encode(texts), labels, strict=True):
-        np.add.at(counts[int(label)], ids, 1.0)
+        np.add.at(counts[int(label)], ids[before:], 1.0)
     counts *= counts.sum() / 2 / counts.sum(1, keepdims=True)
     scores = np.log((counts[1] + PSEUDO) / (counts[0] + PSEUDO)).clip(0)
     if not scores.any():

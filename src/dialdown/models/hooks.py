@@ -141,3 +141,8 @@ def changing(lm: LM) -> Iterator[None]:
 def being_changed(lm: LM) -> bool:
     """Whether the neurons of `lm` are being changed by a context around the caller."""
     return _changing[id(lm.model)] > 0
+
+
+def acted_on(lm: LM) -> bool:
+    """Whether a context around the caller changes the neurons of `lm`, or steers it."""
+    return being_changed(lm) or bool(lm.view.final_norm._forward_pre_hooks)

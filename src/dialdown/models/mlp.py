@@ -25,8 +25,9 @@ from .protocol import Protocol
 # Where the down projection sits inside a decoder layer: transformers' own names, one per family of
 # MLP classes.
 DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
-# Norms that Gemma-2/3, OLMo-2 and GLM-4 put between the MLP's output and the residual stream.
-POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+# Norms that Gemma-2/3, OLMo-2, GLM-4 and HyperCLOVA X put between the MLP's output and the residual
+# stream.
+POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
 EXPERTS = ("experts", "block_sparse_moe", "shared_expert", "router")
 FUSED = ("gate_up_proj", "dense_h_to_4h_gate", "fc1_gate")
@@ -96,7 +97,7 @@ class MLPView:
             x^L.
         unembedding: the output embedding, weight (V, d).
         residual_multiplier: what a layer's output is multiplied by before it is added to the
-            residual stream (Granite).
+            residual stream (Granite, MiniCPM3).
     """
 
     layers: tuple[MLPLayer, ...]
@@ -160,7 +161,7 @@ class MLPView:
             )
         config: Any = model.config
         multiplier = getattr(config.get_text_config(), "residual_multiplier", 1.0)
-        return cls(layers, final_norm, unembedding, multiplier)
+        return cls(layers, final_norm, unembedding, getattr(stack[0], "residual_scale", multiplier))
 
 
 def check_in_place(model: nn.Module) -> None:
@@ -227,5 +228,6 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
             "matrix: load the model unquantised in float32, bfloat16 or float16."
         )
     paths = {id(m): n for n, m in model.named_modules()}
-    post = next((modules[norm] for norm in POST_NORMS if norm in modules), None)
+    norms = [modules[norm] for norm in POST_NORMS if norm in modules]
+    post = next((norm for norm in norms if not isinstance(norm, nn.Identity)), None)
     return MLPLayer(paths[id(module)], module, post)

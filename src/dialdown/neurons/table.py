@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, write_atomic
-from ..models.fits import check_neurons, check_width
+from ..models.fits import check_neurons, check_width, check_written
 from ..models.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -270,6 +270,7 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     collect = "collect them with dd.mean_activations on this model"
     check_neurons(lm, base.means.shape, "The means have", collect)
     check_width(lm, direction.vector.size, "The direction has", "find it on this model")
+    check_written(lm)
     dots, norms = _dots(lm, direction, base.protocol)
     columns = {
         # A value vector of zeros (a pruned neuron) has no direction; cosine 0 puts it in no group.

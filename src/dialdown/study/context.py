@@ -177,7 +177,7 @@ class Workspace:
                 "to dial on: lower evaluation.pairs_count."
             )
         text = "\n\n".join(f"{start} {end}" for start, end in left)
-        count = max(1, settings.neutral_tokens // settings.window)
+        count = -(-settings.neutral_tokens // settings.window)
         return text_windows(
             self.lm, text, protocol="strict", window=settings.window, max_windows=count
         )

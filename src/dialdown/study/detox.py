@@ -30,7 +30,7 @@ from ..progress import Progress
 from . import gains, rank_one
 from .config import Config, DetoxMethod, DetoxSettings
 from .context import Facts, Stages, Workspace
-from .dial import dialled
+from .dial import NEAR, dialled
 from .folder import Ledger
 from .measure import cut_prompts, measure_rows
 from .outputs import EDIT, LABELS, STEP
@@ -102,7 +102,7 @@ def dial(work: Workspace) -> Facts:
     if strength is None:
         strength, cost = greatest_strength(work.lm, whole, work.neutral_windows, settings)
         facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
-        if strength == settings.most:
+        if strength == settings.most and _share_of_budget(settings, *cost) < NEAR:
             _note_cap(work, settings, cost)
     edit = whole.at(strength).called("detox")
     edit.save(work.folder / EDIT)
@@ -120,6 +120,12 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
         kl=cost[0],
         perplexity=math.expm1(cost[1]),
     )
+
+
+def _share_of_budget(settings: DetoxSettings, kl: float, nll: float) -> float:
+    most = settings.max_ppl_increase
+    of_nll = 0.0 if most is None else nll / math.log1p(most)
+    return math.inf if math.isinf(kl) else max(kl / settings.allowed_kl, of_nll)
 
 
 def greatest_strength(
@@ -146,14 +152,11 @@ def greatest_strength(
         )
         return kl, nll - float(np.average(base.nll, weights=base.tokens))
 
-    max_nll = (
-        math.inf if settings.max_ppl_increase is None else math.log1p(settings.max_ppl_increase)
-    )
     costs: dict[float, tuple[float, float]] = {}
 
     def share(strength: float) -> float:
-        costs[strength] = kl, nll = cost(strength)
-        return math.inf if math.isinf(kl) else max(kl / settings.allowed_kl, nll / max_nll)
+        costs[strength] = cost(strength)
+        return _share_of_budget(settings, *costs[strength])
 
     strength, _ = dialled(share, 1.0, settings.most)
     if strength < LEAST:

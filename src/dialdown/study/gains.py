@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..data.csv_tables import write_csv
 from ..data.pairs import PairSet
 from ..files import kept_arrays, write_arrays
@@ -93,6 +94,7 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
         "base": work.lm.describe(),
         "weights": work.lm.weights_fingerprint(),
         "seed": work.config.seed,
+        "dialdown": __version__,
     }
     kept = kept_arrays(path, kind)
     if kept is not None and {name: kept[1].get(name) for name in origin} == origin:

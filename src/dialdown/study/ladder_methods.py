@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .. import methods
+from .. import __version__, methods
 from ..data.pairs import PairSet
 from ..errors import DialdownError, nearest
 from ..evaluation.plugin import NAMED, own
@@ -198,7 +198,7 @@ def _inputs(work: Workspace, name: str) -> str:
         settings |= {key: config[key] for key in PAIRED[name]}
         settings["pairs"] = work.ledger.outputs("pairs")
     module = {"file": inspect.getfile(_own(name))} if NAMED.fullmatch(name) else {}
-    return fingerprint(SCHEMA, name, settings, file_states({**settings, **module}))
+    return fingerprint(SCHEMA, __version__, name, settings, file_states({**settings, **module}))
 
 
 def competing(methods: Sequence[str]) -> list[str]:

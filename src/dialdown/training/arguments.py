@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl.trainer.dpo_config import DPOConfig
 
 from . import ranks
@@ -39,6 +40,7 @@ def arguments(
     work: Path,
     *,
     on_cpu: bool,
+    device: torch.device,
     mixed: bool,
     whole: bool,
     checkpointing: bool,
@@ -49,6 +51,7 @@ def arguments(
         settings: how to train.
         work: the folder of the checkpoints.
         on_cpu: whether no GPU takes part.
+        device: where the model is, which a rank may put on its GPU only later.
         mixed: whether a float32 copy of a 16-bit model computes in 16 bits.
         whole: whether all weights are trained.
         checkpointing: whether activations are computed again in the backward pass.
@@ -57,7 +60,7 @@ def arguments(
     memory: dict[str, Any] = checkpointing_argument(checkpointing and not shared_out)
     if shared_out:
         memory |= _shared_out(checkpointing)
-    return DPOConfig(
+    told = DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
         max_length=None,
@@ -94,3 +97,8 @@ def arguments(
         disable_tqdm=True,
         report_to="none",
     )
+    if not on_cpu and ranks.count() == 1:
+        # One process would take the first GPU, and share every batch out to all that it sees.
+        torch.cuda.set_device(device)
+        vars(told).update(_setup_devices=device, _n_gpu=1)
+    return told

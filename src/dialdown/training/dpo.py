@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import __version__
 from ..data.pairs import Pair
 from ..errors import DialdownError
 from ..extras import asking_for
@@ -211,6 +212,7 @@ def _inputs(
     """Changes with whatever the result of a training depends on."""
     return fingerprint(
         type(settings).__name__,
+        __version__,
         # A log of an earlier version has other fields, and is no finished run of this one.
         [field.name for field in fields(TrainingLog)],
         settings.recipe,

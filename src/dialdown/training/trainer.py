@@ -112,6 +112,7 @@ class KLDPOTrainer(DPOTrainer):
                 settings,
                 work,
                 on_cpu=not ranks.on_gpu(reference),
+                device=next(reference.parameters()).device,
                 mixed=policy.dtype != reference.dtype,
                 whole=self._whole,
                 checkpointing=checkpointing,
