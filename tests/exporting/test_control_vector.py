@@ -24,7 +24,14 @@ from helpers.tiny import unchanged
 
 IDS = tiny.random_ids(2, 12)
 # A norm after the MLP turns a constant into a different vector at every token.
-POST_NORM = {"tiny-gemma2", "tiny-gemma3", "tiny-olmo2", "tiny-exaone4", "tiny-hyperclovax"}
+POST_NORM = {
+    "tiny-gemma2",
+    "tiny-gemma3",
+    "tiny-olmo2",
+    "tiny-exaone4",
+    "tiny-hyperclovax",
+    "tiny-gemma4",
+}
 
 
 def shift(lm: LM, *, first: bool = False, seed: int = 0) -> Intervention:

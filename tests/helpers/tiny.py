@@ -154,6 +154,17 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "hyperclovax": ("HyperCLOVAXConfig", _LLAMA),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            "num_kv_shared_layers": 1,
+            "layer_types": ["full_attention"] * LAYERS,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": len(VOCABULARY),
+        },
+    ),
 }
 ARCHITECTURES = {**NAMED, **FREE} | {
     name: spec for name, spec in NEWER.items() if hasattr(transformers, spec[0])

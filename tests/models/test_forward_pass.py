@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dialdown as dd
 from dialdown.data import Pair
-from dialdown.models import LM, Decoder
+from dialdown.models import LM, Decoder, neuron_hooks
+from dialdown.models.decoding import batches, read
 from dialdown.models.forward_pass import last_positions
 from dialdown.training import preference_gradient
 from helpers import tiny
@@ -69,3 +70,12 @@ def test_the_last_positions_are_those_that_a_number_gives(lm: LM) -> None:
         by_number = lm.model(input_ids=ids, logits_to_keep=4).logits
         by_index = lm.model(input_ids=ids, logits_to_keep=last_positions(4, lm.device)).logits
     torch.testing.assert_close(by_index, by_number)
+
+
+def test_every_layer_sees_every_position(lm: LM) -> None:
+    """Given a number, Gemma 4 leaves out what its last layers need not compute for the logits."""
+    (batch,) = batches(lm, tiny.random_ids(3, 7).tolist(), 3)
+    seen: list[tuple[int, ...]] = []
+    with torch.inference_mode(), neuron_hooks(lm, lambda layer, m: seen.append(tuple(m.shape))):
+        read(lm, batch)
+    assert seen == [(3, 7, lm.view.n_neurons)] * lm.view.n_layers
