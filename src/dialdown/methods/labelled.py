@@ -63,9 +63,10 @@ def _ordinary(m: Tensor, own: Tensor) -> Tensor:
     lengths would differ by the sink alone. Half of all positions are no longer than the median.
     """
     length = m.float().norm(dim=-1, keepdim=True).masked_fill(~own, torch.nan)
-    short = length <= SINK * length.nanmedian(1, keepdim=True).values
+    median = length.nanmedian(1, keepdim=True).values
     # What overflowed is no sink, and is refused.
-    return own & (short | ~length.isfinite())
+    ordinary: Tensor = own & ((length <= SINK * median) | ~length.isfinite())
+    return ordinary
 
 
 def pooled(
