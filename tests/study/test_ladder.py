@@ -270,3 +270,11 @@ def test_a_dial_finds_the_greatest_strength_within_the_price(
     assert dial[0] == pytest.approx(strength, rel=0.04)
     assert dial[0] <= strength
     assert dial[1] == pytest.approx(spent, rel=0.04)
+
+
+@pytest.mark.parametrize("size", [0.106, 0.2, 5.0])
+def test_a_dial_reaches_the_price_where_the_cost_rises_slowly(size: float) -> None:
+    """As that of an edit which breaks the attention sinks first."""
+    strength, spent = dialled(lambda s: size * s**0.286, 0.09, 50.0)
+    assert 0.97 * 0.09 <= spent <= 0.09
+    assert strength == pytest.approx((spent / size) ** (1 / 0.286))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 ROUNDS = 9
 # Within these shares of the price it counts as reached; a little below is aimed at.
 NEAR, AIM = 0.97, 0.985
+# Rounds after which a cost is taken to rise as it did between the last two, and not squared.
+TRUSTED = 4
 
 
 def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[float, float]:
@@ -25,7 +27,8 @@ def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[
         Strength and cost; both 0 where every strength that was tried costs more.
     """
     strength, low, high, paid = min(1.0, most), 0.0, most, 0.0
-    for _ in range(ROUNDS):
+    before: tuple[float, float] | None = None
+    for tried in range(ROUNDS):
         spent = cost(strength)
         if spent <= price:
             low, paid = strength, spent
@@ -33,8 +36,18 @@ def dialled(cost: Callable[[float], float], price: float, most: float) -> tuple[
                 break
         else:
             high = strength
-        aimed = strength * math.sqrt(AIM * price / spent) if spent > 0 else most
+        power = _power(before, (strength, spent)) if before and tried >= TRUSTED else 2.0
+        before = strength, spent
+        aimed = strength * (AIM * price / spent) ** (1 / power) if spent > 0 else most
         aimed = min(aimed, most)
         inside = low < aimed < high or (aimed == most and high == most)
         strength = aimed if inside else (low + high) / 2
     return low, paid
+
+
+def _power(before: tuple[float, float], now: tuple[float, float]) -> float:
+    """The power of the strength by which a cost rose between two tries; 2 where it did not."""
+    (strength, spent), (to, paid) = before, now
+    rises = min(spent, paid) > 0 and max(spent, paid) < math.inf
+    rises = rises and (to - strength) * (paid - spent) > 0
+    return math.log(paid / spent) / math.log(to / strength) if rises else 2.0
