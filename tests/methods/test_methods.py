@@ -121,12 +121,13 @@ def test_damp_and_det0_take_the_best_share_of_all_neurons(
 def test_maps_move_toxic_means_to_the_others(name: str, method: str, sequential: bool) -> None:
     named = tiny.lm(name, bos=True)
     edit = ALL[method](named, TEXTS, LABELS, sequential=sequential)
+    counted = ordinary if method == "mean_act" else np.asarray
     maps: dict[int, tuple[Any, Any]] = {}
     for layer in range(tiny.LAYERS):
         acting = maps if sequential else None
         a, b = (
             np.sort(
-                [ordinary(read_alone(named, text, acting)[0][layer]).mean(0) for text in texts],
+                [counted(read_alone(named, text, acting)[0][layer]).mean(0) for text in texts],
                 axis=0,
             )
             for texts in (TOXIC, CLEAN[:11])

@@ -22,7 +22,7 @@ from ..models.decoding import Batch, batches, read
 from ..models.hooks import stream_hooks
 from ..models.lm import LM
 from ..progress import Progress, with_bar
-from .labelled import BATCH, Labels, check_finite, encode_labelled, mean
+from .labelled import BATCH, Labels, check_finite, encode_labelled, mean_without_sinks
 
 
 @with_bar
@@ -76,7 +76,8 @@ def _residuals(lm: LM, batch: Batch) -> NDArray[np.float64]:
     means = np.empty((lm.view.n_layers, len(batch.rows), lm.view.d_model))
 
     def keep(layer: int, x: torch.Tensor) -> None:
-        means[layer] = mean(x, batch.mask[..., None].to(x.device) == 1).cpu().numpy()
+        own = batch.mask[..., None].to(x.device) == 1
+        means[layer] = mean_without_sinks(x, own).cpu().numpy()
 
     with torch.inference_mode(), stream_hooks(lm, keep):
         read(lm, batch)

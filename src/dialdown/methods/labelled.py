@@ -50,10 +50,14 @@ def highest(m: Tensor, own: Tensor) -> Tensor:
 
 
 def mean(m: Tensor, own: Tensor) -> Tensor:
-    """The mean over a text's tokens but attention sinks, in float64."""
-    counted = _ordinary(m, own)
+    """The mean over a text's tokens, in float64."""
     # Filled and not multiplied: what is computed at padding need not be a number.
-    return m.masked_fill(~counted, 0).sum(1, dtype=torch.float64) / counted.sum(1)
+    return m.masked_fill(~own, 0).sum(1, dtype=torch.float64) / own.sum(1)
+
+
+def mean_without_sinks(m: Tensor, own: Tensor) -> Tensor:
+    """The mean over a text's tokens but attention sinks, in float64."""
+    return mean(m, _ordinary(m, own))
 
 
 def _ordinary(m: Tensor, own: Tensor) -> Tensor:

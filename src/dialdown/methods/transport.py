@@ -21,7 +21,7 @@ from ..models.decoding import batches, read
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..progress import Progress, with_bar
-from .labelled import Labels, check_finite, encode_labelled, mean, pooled
+from .labelled import Labels, Pool, check_finite, encode_labelled, mean, mean_without_sinks, pooled
 
 Floats = NDArray[np.float64]
 Fit = Callable[[Floats, Floats], tuple[Floats, Floats]]
@@ -38,10 +38,12 @@ def mean_act(
     max_tokens: int = 128,
     progress: Progress | None = None,
 ) -> Intervention:
-    """Mean-AcT: each activation moves by the difference of the classes' means over texts, an
-    intervention of kind `shift`. Arguments and errors are those of `linear_act`.
+    """Mean-AcT: each activation moves by the difference of the classes' means over texts, attention
+    sinks left out, an intervention of kind `shift`. Arguments and errors are those of `linear_act`.
     """
-    maps = _maps(lm, texts, labels, _mean_shift, sequential, max_tokens, progress)
+    maps = _maps(
+        lm, texts, labels, _mean_shift, mean_without_sinks, sequential, max_tokens, progress
+    )
     return replace(maps, name="mean_act", kind="shift")
 
 
@@ -70,7 +72,8 @@ def linear_act(
     Raises:
         DialdownError: see `encode_labelled`, or an activation is not a finite number.
     """
-    return _maps(lm, texts, labels, _line, sequential, max_tokens, progress)
+    # A line multiplies what attention sinks have, too, so they have a part in it.
+    return _maps(lm, texts, labels, _line, mean, sequential, max_tokens, progress)
 
 
 def _mean_shift(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
@@ -91,6 +94,7 @@ def _maps(
     texts: Sequence[str],
     labels: Labels,
     fit: Fit,
+    pool: Pool,
     sequential: bool,
     max_tokens: int,
     progress: Progress | None,
@@ -114,7 +118,7 @@ def _maps(
 
         def act(layer: int, m: Tensor) -> Tensor | None:
             means = np.empty((len(ids), lm.view.n_neurons))
-            means[rows] = mean(m, own.to(m.device)).cpu().numpy()
+            means[rows] = pool(m, own.to(m.device)).cpu().numpy()
             check_finite(lm, layer, means)
             fit_layer(layer, means)
             tell(layer + 1, lm.view.n_layers)
@@ -123,7 +127,7 @@ def _maps(
         with torch.inference_mode(), neuron_hooks(lm, act):
             read(lm, batch)
     else:
-        for layer, means in enumerate(pooled(lm, ids, mean, range(lm.view.n_layers), tell)):
+        for layer, means in enumerate(pooled(lm, ids, pool, range(lm.view.n_layers), tell)):
             fit_layer(layer, means)
     everyone = np.ones(gain.shape, dtype=bool)
     record["sequential"] = sequential
