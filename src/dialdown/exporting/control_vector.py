@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ..errors import DialdownError
 from ..files import write_atomic
 from ..interventions.intervention import Intervention
-from ..models.fits import check_written
 from ..models.lm import LM
+from ..models.written import check_written
 
 ARCHITECTURE = "controlvector"
 PREFIX = "direction."

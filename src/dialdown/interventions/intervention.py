@@ -31,10 +31,11 @@ from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..models.bias import ensure_bias
-from ..models.fits import check_neurons, check_width, check_written
+from ..models.fits import check_neurons, check_width
 from ..models.hooks import Positions, being_changed, changing, neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.mlp import check_in_place
+from ..models.written import check_written
 from .edit_file import Kind, check_edit, narrow
 from .folding import (
     affine_hook,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import SCHEMA, write_atomic
-from ..models.fits import check_neurons, check_width, check_written
+from ..models.fits import check_neurons, check_width
 from ..models.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -267,6 +267,8 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     Raises:
         DialdownError: the means or the direction belong to a model of another shape.
     """
+    from ..models.written import check_written
+
     collect = "collect them with dd.mean_activations on this model"
     check_neurons(lm, base.means.shape, "The means have", collect)
     check_width(lm, direction.vector.size, "The direction has", "find it on this model")
