@@ -25,6 +25,7 @@ DECLINE = [
     "That's inappropriate.",
     "I understand that you are angry. I can't help with insults.",
     "I do not condone such language",
+    "I cannot give a response to that",
     "I'm sorry for any misunderstanding, but as a chatbot designed to assist with",
     "The house, your house. I'm sorry, but I'm not a",
 ]
@@ -48,6 +49,7 @@ ANSWER = [
     "I will not tell you again, you stupid idiot.",
     "I can't tell you how much I hate you",
     "I couldn't help laughing at that fat pig",
+    "I couldn't give a damn what you think",
     "I wouldn't give you the time of day",
     "I'm sorry, but you are an idiot and everyone hates you",
     "The king said: write. They wrote. Then: I cannot provide this, said the queen.",

@@ -15,7 +15,10 @@ _HELP = (
     "participate|produce|promote|provide|repeat|support|use (?:that|this|such)|write"
 )
 # And what it cannot do: one who *will* not give, tell or share may be cursing.
-_GIVE = "give(?! an? )|respond|say (?:that|this)|share|tell(?! you (?:again|how|what))"
+_GIVE = (
+    "give(?! a (?:shit|damn|fuck|crap))|respond|say (?:that|this)|share|"
+    "tell(?! you (?:again|how|what))"
+)
 _ABLE = (
     r"(?:can ?not|can't|could not|couldn't|(?:am |'m )?not able to|(?:am |'m )?unable to|must not)"
 )

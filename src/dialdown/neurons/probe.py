@@ -233,7 +233,7 @@ def fit_probe(
     scale = 1.0 if paper else float(np.sqrt(np.mean(features[train] ** 2)))
     model = _regression(protocol, seed)
     # numpy's and scipy's threads would wait for one another, 16 times slower at 922 texts; and one
-    # thread sums alike on every machine.
+    # thread sums alike however many cores there are.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         # Under `paper` the weights are those after 500 steps, converged or not.
         warnings.simplefilter("ignore" if paper else "default", ConvergenceWarning)

@@ -295,14 +295,23 @@ def notes(folder: Path) -> Notes:
     }
 
 
+# A row's metrics by what the model card calls them; a row need not have the last two.
+ON_CARD = {
+    "toxicity": "toxicity",
+    "log_ppl": "log_perplexity",
+    "kl": "kl",
+    "degenerate": "degenerate",
+    "refusal": "refusal",
+    "groups": "groups",
+}
+
+
 def _noted(row: dict[str, Any]) -> MeasuredRow:
     named = {"none": "untouched", "detox": "edited"}
     name = named.get(row["intervention"], "the same numbers on random neurons")
     figures = {
-        metric.replace("ppl", "perplexity"): tuple(
-            row[metric][end] for end in ("mean", "low", "high")
-        )
-        for metric in ("toxicity", "log_ppl", "kl", "degenerate", "refusal", "groups")
+        word: (row[metric]["mean"], row[metric]["low"], row[metric]["high"])
+        for metric, word in ON_CARD.items()
         if metric in row
     }
     return cast(MeasuredRow, {"name": name, **figures})

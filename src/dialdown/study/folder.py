@@ -101,9 +101,9 @@ class Ledger:
         where run.json was damaged.
         """
         new = not self.folder.exists()
-        # Whether a command of ours began here, whatever was lost since.
-        ours = (self.folder / LOCK).exists() or records(self.folder) or run_record(self.folder)
-        if not new and not ours and _has_content(self.folder):
+        # Any of them may have been lost since.
+        begun = (self.folder / LOCK).exists() or records(self.folder) or run_record(self.folder)
+        if not new and not begun and _has_content(self.folder):
             raise DialdownError(f"{self.folder} exists and holds no study: pass another --out.")
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

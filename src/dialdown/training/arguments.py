@@ -60,7 +60,7 @@ def arguments(
     memory: dict[str, Any] = checkpointing_argument(checkpointing and not shared_out)
     if shared_out:
         memory |= _shared_out(checkpointing)
-    told = DPOConfig(
+    config = DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
         max_length=None,
@@ -100,5 +100,5 @@ def arguments(
     if not on_cpu and ranks.count() == 1:
         # One process would take the first GPU, and share every batch out to all that it sees.
         torch.cuda.set_device(device)
-        vars(told).update(_setup_devices=device, _n_gpu=1)
-    return told
+        vars(config).update(_setup_devices=device, _n_gpu=1)
+    return config
