@@ -61,7 +61,7 @@ def main() -> None:
         )
     ]
     means = dd.mean_activations(work.lm, work.unseen[:PROMPTS], max_prompt_tokens=12)
-    readings = rank_one_layers(work.lm, edit, means, work.probe("strict"))
+    readings = rank_one_layers(work.lm, edit, means.means, work.probe("strict"))
     for numbers, reading in zip(layers, readings.iter_rows(named=True), strict=True):
         shown = "  ".join(f"{number:.3g}" for number in numbers)
         place = f"{reading['layer']:3d}  {shown}  cos probe {reading['cosine']:+.2f}"

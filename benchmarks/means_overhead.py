@@ -48,7 +48,7 @@ def recipe(decoder: Decoder) -> None:
     tokens = decoder.run()
     kept: list[torch.Tensor] = []
     handles = [
-        layer.down.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+        layer.linear.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
         for layer in decoder.lm.view.layers
     ]
     with torch.inference_mode():

@@ -78,7 +78,7 @@ def test_means_agree_with_a_float64_model(lm: dd.LM, prompts: list[str]) -> None
         for _ in range(4):
             seen: list[torch.Tensor] = []
             handles = [
-                layer.down.register_forward_pre_hook(
+                layer.linear.register_forward_pre_hook(
                     lambda module, args, seen=seen: seen.append(args[0][0, -1])
                 )
                 for layer in wide.view.layers

@@ -15,7 +15,7 @@ import torch
 
 import dialdown as dd
 from dialdown.evaluation import Row, load_metric
-from dialdown.models import LM, MLPLayer, MLPView
+from dialdown.models import LM, MLPView, Projection
 from helpers import tiny
 
 SCORER = """
@@ -156,7 +156,7 @@ def test_an_architecture_is_a_view_described_as_data(llama: LM) -> None:
     """A model whose modules have names of their own needs no code in the package."""
     model = llama.model
     layers = tuple(
-        MLPLayer(f"model.layers.{index}.mlp.down_proj", layer.mlp.down_proj)
+        Projection(f"model.layers.{index}.mlp.down_proj", layer.mlp.down_proj)
         for index, layer in enumerate(model.model.layers)
     )
     described = LM(model, llama.tokenizer, MLPView(layers, model.model.norm, model.lm_head), "mine")

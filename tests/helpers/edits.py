@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from dialdown.interventions import Intervention, RankOne
 from dialdown.models import LM
+from dialdown.models.sites import projections
 from helpers import tiny
 
-KINDS = ("set", "shift", "scale", "affine", "rank_one", "steer")
+# "attention" is a rank_one edit of attention's output projections.
+KINDS = ("set", "shift", "scale", "affine", "rank_one", "attention", "steer")
 # What folds into weights alone, wherever an architecture has no bias.
-WITHOUT_BIAS = ("scale", "rank_one")
+WITHOUT_BIAS = ("scale", "rank_one", "attention")
 # Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.
 WITH_BIAS = {
     "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", (
@@ -33,6 +35,12 @@ def make(
     rng = np.random.default_rng(seed)
     if kind == "steer":
         return Intervention("it", "steer", vector=strength * rng.standard_normal(lm.view.d_model))
+    if kind == "attention":
+        channels = projections(lm, "attention")[0].columns.shape[1]
+        reads = strength * rng.standard_normal((lm.view.n_layers, channels))
+        writes = rng.standard_normal((lm.view.n_layers, lm.view.d_model)) / 2
+        edit = RankOne(np.where(rng.random(reads.shape) < share, reads, 0), writes, "attention")
+        return Intervention("it", "rank_one", rank_one=edit, record={"seed": seed})
     shape = (lm.view.n_layers, lm.view.n_neurons)
     selected = rng.random(shape) < share
     values = strength * rng.standard_normal(shape)
@@ -74,5 +82,5 @@ def exact(edit: Intervention) -> Intervention:
 
     further = edit.rank_one
     if further is not None:
-        further = RankOne(short(further.reads), short(further.writes))
+        further = replace(further, reads=short(further.reads), writes=short(further.writes))
     return replace(edit, gain=short(edit.gain), rank_one=further)

@@ -48,8 +48,8 @@ def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
     assert type(folded.model) is type(lm.model)
     assert folded.view.n_layers == lm.view.n_layers
     for layer in folded.view.layers:
-        assert folded.model.get_submodule(layer.path) is layer.down
-        assert not layer.down._forward_pre_hooks
+        assert folded.model.get_submodule(layer.path) is layer.linear
+        assert not layer.linear._forward_pre_hooks
 
 
 FOLDABLE = [
@@ -100,7 +100,7 @@ def test_fold_in_bfloat16_rounds_once(kind: str) -> None:
         assert layer.columns.dtype == torch.bfloat16
         assert torch.equal(layer.columns, exact.columns.to(torch.bfloat16))
         if kind not in WITHOUT_BIAS:
-            assert torch.equal(layer.down.bias.data, exact.down.bias.data.to(torch.bfloat16))
+            assert torch.equal(layer.linear.bias.data, exact.linear.bias.data.to(torch.bfloat16))
 
 
 gains = st.lists(st.floats(-2, 2, width=32), min_size=tiny.NEURONS, max_size=tiny.NEURONS)
@@ -169,7 +169,7 @@ def test_a_mean_shift_is_one_control_vector_per_layer(llama: LM) -> None:
             edit.offset[index, i] * before.value_vectors("paper")[i].double()
             for i in range(tiny.NEURONS)
         )
-        torch.testing.assert_close(after.down.bias.data.double(), vector, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(after.linear.bias.data.double(), vector, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(WITH_BIAS | set(tiny.NAMED)))
@@ -177,7 +177,7 @@ def test_a_mean_shift_is_one_control_vector_per_layer(llama: LM) -> None:
 def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str, kind: str) -> None:
     lm = tiny.lm(name)
     edit = make(lm, kind)
-    biases = [layer.down.bias is None for layer in lm.view.layers]
+    biases = [layer.linear.bias is None for layer in lm.view.layers]
     with unchanged(lm):
         expected = hooked(lm, edit)
         with edit.folded_into(lm):
@@ -187,7 +187,7 @@ def test_folding_into_the_model_itself_is_folding_and_leaves_no_trace(name: str,
             assert torch.equal(inside, tiny.logits(edit.fold(lm), IDS))
         with pytest.raises(KeyboardInterrupt), edit.folded_into(lm):
             raise KeyboardInterrupt
-    assert [layer.down.bias is None for layer in lm.view.layers] == biases
+    assert [layer.linear.bias is None for layer in lm.view.layers] == biases
 
 
 def test_steering_is_no_edit_of_neurons(llama: LM) -> None:
@@ -208,7 +208,7 @@ def test_who_holds_a_bias_folds_a_shift(name: str) -> None:
 def test_a_matrix_that_two_layers_share_is_refused() -> None:
     lm = tiny.lm("llama")
     first, second, *_ = lm.view.layers
-    second.down.weight = first.down.weight
+    second.linear.weight = first.linear.weight
     for action in (
         make(lm, "scale").fold,
         lambda target: make(lm, "scale").folded_into(target).__enter__(),

@@ -85,7 +85,7 @@ def test_a_shift_lowers_what_the_mlps_write_along_the_direction(llama: LM) -> No
     table = dd.neuron_table(llama, w, base)
     edit = dd.edit(table, alpha=1.0, beta=0.2, kind="shift")
     written: list[torch.Tensor] = []
-    handle = llama.view.layers[0].down.register_forward_hook(
+    handle = llama.view.layers[0].linear.register_forward_hook(
         lambda m, args, out: written.append(out.double())
     )
     ids = tiny.random_ids(2, 5)
@@ -323,7 +323,7 @@ def test_steering_subtracts_alpha_w(llama: LM) -> None:
         0.5,
         0,
     )
-    assert not steering.moves_neurons
+    assert not steering.acts_in_layers
     seen: list[torch.Tensor] = []
     handle = llama.view.final_norm.register_forward_hook(
         lambda m, args, out: seen.append(args[0].double())

@@ -53,7 +53,7 @@ def read_alone(lm: LM, text: str, edit: dict[int, Any] | None = None) -> tuple[A
         return m * torch.as_tensor(gain) + torch.as_tensor(offset)
 
     for index, layer in enumerate(twin.view.layers):
-        layer.down.register_forward_pre_hook(lambda _, args, index=index: (keep(index, args[0]),))
+        layer.linear.register_forward_pre_hook(lambda _, args, index=index: (keep(index, args[0]),))
     twin.view.final_norm.register_forward_pre_hook(lambda _, args: final.append(args[0][0].numpy()))
     with torch.inference_mode():
         twin.model(torch.tensor(lm.encode([text])))

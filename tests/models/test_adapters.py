@@ -35,7 +35,7 @@ def test_a_lora_adapter_is_a_tuned_model(llama: LM, tmp_path: Path) -> None:
             tuned.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5
         )
     assert llama.weights_fingerprint() == before
-    assert all(isinstance(layer.down, nn.Linear) for layer in tuned.view.layers)
+    assert all(isinstance(layer.linear, nn.Linear) for layer in tuned.view.layers)
     assert tuned.name == str(tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_a_twin_has_weights_of_its_own(named: LM) -> None:
     before = tiny.logits(named, ids)
     assert torch.equal(tiny.logits(twin, ids), before)
     for layer in twin.view.layers:
-        assert twin.model.get_submodule(layer.path) is layer.down
+        assert twin.model.get_submodule(layer.path) is layer.linear
         layer.columns.mul_(2)
     assert not torch.equal(tiny.logits(twin, ids), before)
     assert torch.equal(tiny.logits(named, ids), before)

@@ -56,7 +56,7 @@ def test_down_projection_input_is_the_activation_and_its_columns_are_the_value_v
     for layer in lm.view.layers:
         mlp = lm.model.get_submodule(layer.path.rpartition(".")[0])
         up = next(getattr(mlp, name) for name in UP_PROJECTIONS if hasattr(mlp, name))
-        seen = capture(lm, {"up": up, "down": layer.down}, ids)
+        seen = capture(lm, {"up": up, "down": layer.linear}, ids)
         x, (m, written) = seen["up"][0], seen["down"]
         assert m.shape == (2, 12, lm.view.n_neurons)
         with torch.no_grad():
@@ -66,8 +66,8 @@ def test_down_projection_input_is_the_activation_and_its_columns_are_the_value_v
         total = torch.zeros(2, 12, lm.view.d_model, dtype=torch.float64)
         for i, v in enumerate(layer.value_vectors("paper")):
             total += m[..., i, None].double() * v.double()
-        if layer.down.bias is not None:
-            total += layer.down.bias.detach().double()
+        if layer.linear.bias is not None:
+            total += layer.linear.bias.detach().double()
         torch.testing.assert_close(written.double(), total, atol=1e-4, rtol=1e-4)
 
 
@@ -75,7 +75,7 @@ def test_the_down_projection_writes_the_whole_mlp_output(named: LM) -> None:
     ids = tiny.random_ids(2, 12)
     for layer in named.view.layers:
         mlp = named.model.get_submodule(layer.path.rpartition(".")[0])
-        seen = capture(named, {"mlp": mlp, "down": layer.down}, ids)
+        seen = capture(named, {"mlp": mlp, "down": layer.linear}, ids)
         assert torch.equal(seen["mlp"][1], seen["down"][1])
 
 
@@ -86,8 +86,8 @@ def test_shapes_and_order(lm: LM) -> None:
     ] == [*range(tiny.LAYERS)]
     for layer in lm.view.layers:
         assert layer.columns.shape == (lm.view.d_model, lm.view.n_neurons)
-        assert layer.columns.data_ptr() == layer.down.weight.data_ptr()
-        assert lm.model.get_submodule(layer.path) is layer.down
+        assert layer.columns.data_ptr() == layer.linear.weight.data_ptr()
+        assert lm.model.get_submodule(layer.path) is layer.linear
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2", "exaone4"])
@@ -97,7 +97,7 @@ def test_a_norm_after_the_mlp_is_part_of_the_value_vector_under_strict(name: str
         assert layer.post_norm is not None
         weight = layer.post_norm.weight.detach()
         effective = 1 + weight if name.startswith("gemma") else weight
-        columns = layer.down.weight.detach().T
+        columns = layer.linear.weight.detach().T
         torch.testing.assert_close(
             layer.value_vectors("strict"), columns * effective, atol=1e-4, rtol=1e-4
         )

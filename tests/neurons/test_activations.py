@@ -133,7 +133,7 @@ def test_sums_are_exact_in_bfloat16() -> None:
     lm = tiny.lm("llama", dtype=torch.bfloat16)
     seen: list[torch.Tensor] = []
     decoder = Decoder(lm, PROMPTS[:1], max_new_tokens=NEW)
-    handle = lm.view.layers[1].down.register_forward_pre_hook(
+    handle = lm.view.layers[1].linear.register_forward_pre_hook(
         lambda m, args: seen.append(args[0][0, -1])
     )
     means = decode_with_means(decoder, protocols=("strict",))[1]["strict"]

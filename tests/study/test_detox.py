@@ -73,7 +73,7 @@ def test_the_folder_is_the_base_with_the_gains_folded_in(
         np.testing.assert_allclose(exported(ids).logits, base.model(ids).logits, atol=1e-4)
     for index, layer in enumerate(base.view.layers):
         weight = exported.get_submodule(layer.path).weight.double()
-        expected = layer.down.weight.double() * torch.as_tensor(gains.gain[index])
+        expected = layer.linear.weight.double() * torch.as_tensor(gains.gain[index])
         np.testing.assert_allclose(weight.detach(), expected.detach(), rtol=1e-6)
 
 
@@ -303,16 +303,29 @@ def test_without_training_one_step_is_dialled_to_the_budget(
     assert f"found on {found_on}" in (out / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("method", "file", "read"),
+    [
+        ("rank_one", "rank-one/rank-one.safetensors", "72 of 72 neurons"),
+        (
+            "rank_one_attention",
+            "rank-one-attention/rank-one.safetensors",
+            "48 of 48 channels of its heads",
+        ),
+    ],
+)
 def test_one_direction_per_layer_is_dialled_checked_and_read(
-    study_file: Path, tmp_path: Path
+    study_file: Path, tmp_path: Path, method: str, file: str, read: str
 ) -> None:
     out = tmp_path / "directed"
     # Two steps on a few pairs move little at the usual rate.
-    given = ("--method", "rank_one", "--set", "rank_one.learning_rate=0.1", "--strength", 2)
-    assert finished(detox(study_file, out, *given), out)
-    assert {"rank_one", "dial", "check"} <= stages(out).keys()
+    given = ("--method", method, "--set", "rank_one.learning_rate=0.1", "--strength", 2)
+    result = detox(study_file, out, *given)
+    assert finished(result, out)
+    assert "The layers where it writes most" in result.output
+    assert {method, "dial", "check"} <= stages(out).keys()
     assert not {"gains", "step"} & stages(out).keys()
-    trained = dd.Intervention.load(work_of(out) / "rank-one" / "rank-one.safetensors")
+    trained = dd.Intervention.load(work_of(out) / file)
     edit = dd.Intervention.load(work_of(out) / EDIT)
     assert (edit.kind, edit.key) == ("rank_one", trained.at(2.0).key)
     layers = pl.read_csv(work_of(out) / "tables" / "rank-one-layers.csv")
@@ -322,7 +335,7 @@ def test_one_direction_per_layer_is_dialled_checked_and_read(
     assert layers["writes"].str.len_chars().min() > 0
     card = (out / "README.md").read_text()
     assert "one direction more per layer" in card
-    assert "reads 72 of 72 neurons with one number each" in card
+    assert f"reads {read} with one number each" in card
     rows = json.loads((work_of(out) / "results.json").read_text())["rows"]
     assert [row["intervention"] for row in rows] == ["none", "detox", "detox__random_neurons"]
 

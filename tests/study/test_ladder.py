@@ -21,7 +21,9 @@ from dialdown.study.ladder import Yardstick
 from dialdown.study.ladder_methods import fitted
 from helpers.commands import invoke
 
-METHODS = "aura,linear_act,caa,labels,gains,rank_one,dpo_kl,mine:nothing,mine:halve"
+METHODS = (
+    "aura,linear_act,caa,labels,gains,rank_one,rank_one_attention,dpo_kl,mine:nothing,mine:halve"
+)
 MINE = """
 import numpy as np
 import dialdown as dd
@@ -82,7 +84,8 @@ def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_every_method_is_dialled_to_the_price(done: tuple[Path, Result]) -> None:
     out, _ = done
     rows = rows_of(out)
-    controls = {"gains__random_neurons", "rank_one__random_neurons"}
+    controlled = ("gains", "rank_one", "rank_one_attention")
+    controls = {f"{name}__random_neurons" for name in controlled}
     asked = {*METHODS.split(","), *controls, "untouched"}
     assert rows.keys() == asked
     for name in asked - {"untouched", "mine:nothing"}:

@@ -40,7 +40,7 @@ def gains_of(lm: LM) -> Iterator[tuple[torch.nn.Module, list[torch.Tensor]]]:
     ]
     with ExitStack() as stack:
         for gain, layer in zip(gains, twin.view.layers, strict=True):
-            hook = layer.down.register_forward_pre_hook(
+            hook = layer.linear.register_forward_pre_hook(
                 lambda module, args, gain=gain: (args[0] * gain,)
             )
             stack.callback(hook.remove)
@@ -229,7 +229,7 @@ def test_no_text_no_pairs_and_overflow_are_refused(llama: LM) -> None:
         preference_gradient(llama, [])
     broken = llama.twin()
     with torch.no_grad():
-        broken.view.layers[0].down.weight.fill_(float("inf"))
+        broken.view.layers[0].linear.weight.fill_(float("inf"))
     for action in (
         lambda: preference_gradient(broken, PAIRS),
         lambda: fisher_information(broken, WINDOWS),

@@ -47,7 +47,7 @@ def loss_gradient(
     gains = [torch.tensor(row, requires_grad=True) for row in start]
     base = lm.twin().model.double()
     for gain, layer in zip(gains, twin.view.layers, strict=True):
-        layer.down.register_forward_pre_hook(lambda module, args, gain=gain: (args[0] * gain,))
+        layer.linear.register_forward_pre_hook(lambda module, args, gain=gain: (args[0] * gain,))
     total = torch.zeros((), dtype=torch.float64)
     for pair in pairs:
         margin = torch.zeros((), dtype=torch.float64)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 
 import dialdown as dd
 from dialdown import DialdownError
+from dialdown.interventions import RankOne
 from dialdown.models import LM
+from dialdown.models.sites import Site, projections
 from dialdown.training import RankOneSettings, train_rank_one
 from helpers import tiny
 from helpers.pairs import PAIRS, TEXTS, log_probability
@@ -27,15 +30,15 @@ PLAIN = RankOneSettings(
 QUICK = RankOneSettings(batch_size=2, epochs=6, eval_every=100, eval_pairs=1)
 
 
-def gradient(lm: LM, reads: np.ndarray, held_out: int, beta: float) -> np.ndarray:
+def gradient(lm: LM, edit: RankOne, held_out: int, beta: float) -> np.ndarray:
     """The gradient of plain DPO by what each layer writes, at zero, in float64: (L, d)."""
     twin, base = lm.twin(), lm.twin().model.double()
     twin.model.double().requires_grad_(False)
     writes = []
-    for layer, u in zip(twin.view.layers, reads, strict=True):
+    for layer, u in zip(projections(twin, edit.site), edit.reads, strict=True):
         v = torch.zeros(lm.view.d_model, dtype=torch.float64, requires_grad=True)
         writes.append(v)
-        layer.down.register_forward_hook(
+        layer.linear.register_forward_hook(
             lambda module, args, out, u=u, v=v: out + (args[0] @ torch.tensor(u))[..., None] * v
         )
     total = torch.zeros((), dtype=torch.float64)
@@ -50,14 +53,20 @@ def gradient(lm: LM, reads: np.ndarray, held_out: int, beta: float) -> np.ndarra
     return np.stack([v.grad.numpy() for v in writes])
 
 
-def test_the_first_step_goes_against_the_gradient_of_the_loss(named: LM, tmp_path: Path) -> None:
+SITES = pytest.mark.parametrize("site", get_args(Site))
+
+
+@SITES
+def test_the_first_step_goes_against_the_gradient_of_the_loss(
+    named: LM, tmp_path: Path, site: Site
+) -> None:
     with unchanged(named):
-        edit, log = train_rank_one(named, PAIRS, PLAIN, tmp_path / "out", texts=TEXTS)
+        edit, log = train_rank_one(named, PAIRS, PLAIN, tmp_path / "out", site=site, texts=TEXTS)
     assert (edit.kind, log.steps) == ("rank_one", 1)
     assert edit.rank_one is not None
     matches = []
     for held_out in range(len(PAIRS)):
-        slope = gradient(named, edit.rank_one.reads, held_out, PLAIN.beta)
+        slope = gradient(named, edit.rank_one, held_out, PLAIN.beta)
         large = np.abs(slope) > 1e-3 * np.abs(slope).max()
         matches.append((np.sign(edit.rank_one.writes[large]) == -np.sign(slope[large])).all())
     assert any(matches)
@@ -74,13 +83,16 @@ def test_the_rate_falls_to_zero(llama: LM, tmp_path: Path) -> None:
     assert np.abs(edit.rank_one.writes).max() == pytest.approx(8 * 1.5e-4, rel=0.02)
 
 
-def test_training_prefers_what_is_preferred_and_folds(named: LM, tmp_path: Path) -> None:
+@SITES
+def test_training_prefers_what_is_preferred_and_folds(
+    named: LM, tmp_path: Path, site: Site
+) -> None:
     settings = replace(QUICK, learning_rate=5e-2)
-    edit, log = train_rank_one(named, PAIRS, settings, tmp_path / "out", texts=TEXTS)
+    edit, log = train_rank_one(named, PAIRS, settings, tmp_path / "out", site=site, texts=TEXTS)
     assert np.mean(log.dpo_loss[-2:]) < 0.95 * log.dpo_loss[0]
     assert log.kl_own[0] == pytest.approx(0, abs=1e-6)
     assert log.kl_own[-1] > 0
-    assert edit.neurons == named.view.n_layers * named.view.n_neurons
+    assert edit.neurons == (np.prod(named.view.shape) if site == "mlp" else 0)
     ids = tiny.random_ids(2, 12)
     with edit.applied(named):
         hooked = tiny.logits(named, ids)

@@ -23,6 +23,11 @@ KEPT = (
     ("edit", "What detox made, at the strength found", EDIT),
     ("gains", "Neuron gains, as trained", f"gains/{GAINS_FILE}"),
     ("rank_one", "One direction per layer, as trained", f"rank-one/{RANK_ONE_FILE}"),
+    (
+        "rank_one_attention",
+        "One direction per layer, attention's, as trained",
+        f"rank-one-attention/{RANK_ONE_FILE}",
+    ),
     ("step", "One step, no training", STEP),
     ("labels", "One step from labelled texts", LABELS),
 )

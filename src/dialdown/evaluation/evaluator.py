@@ -190,7 +190,7 @@ class Evaluator:
             return decoder.run(intervention, positions=positions)
         model, key = (
             decoder.lm.model,
-            (intervention.key, positions if intervention.moves_neurons else None),
+            (intervention.key, positions if intervention.acts_in_layers else None),
         )
         if self._latest[0]() is not model or self._latest[1] != key:
             # A weak reference, so that a tuned model that is done with can be freed, and never be

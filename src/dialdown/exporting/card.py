@@ -25,6 +25,11 @@ CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
 # What Markdown and HTML read as something else than a letter; some only where a line begins.
 MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)|^[-+=#]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+# What writes, by which projection, and what that reads.
+SITES = {
+    "mlp": ("the MLP", "down", "neurons"),
+    "attention": ("the attention", "output", "channels of its heads"),
+}
 FIGURES = {
     "toxicity": "toxicity",
     "log_perplexity": "log perplexity",
@@ -115,11 +120,12 @@ def _what(delta: Delta) -> str:
             "residual stream (the bias of the last MLP)"
         )
     elif edit.rank_one is not None:
-        read, layers = int((edit.rank_one.reads != 0).sum()), len(edit.gain)
+        reads = edit.rank_one.reads
+        writer, projection, inputs = SITES[edit.rank_one.site]
         text = (
-            f"{_code(edit.name)} adds one direction to what the MLP of each of {layers} layers "
-            f"writes, by how active its neurons are: a matrix of rank one on the down projection, "
-            f"which reads {read:,} of {edit.gain.size:,} neurons with one number each"
+            f"{_code(edit.name)} adds one direction to what {writer} of each of {len(reads)} "
+            f"layers writes: a matrix of rank one on the {projection} projection, which reads "
+            f"{int((reads != 0).sum()):,} of {reads.size:,} {inputs} with one number each"
         )
     else:
         changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())

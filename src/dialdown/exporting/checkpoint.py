@@ -37,6 +37,7 @@ from ..data.local_paths import RUNS
 from ..data.model_files import CONFIG, COPIED, own_file
 from ..errors import DialdownError, nearest
 from ..models.lm import LM, MLPView
+from ..models.projection import Projection
 from ..progress import Progress
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -104,17 +105,29 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(stored.size for stored in self.tensors.values())
 
-    @cached_property
-    def downs(self) -> tuple[str, ...]:
-        """For each layer the name of its down projection's weight in the checkpoint."""
-        return tuple(
-            self.stored_name(f"{layer.path}.weight") for layer in self.skeleton.view.layers
-        )
+    @property
+    def downs(self) -> list[Stored]:
+        """The weight of each layer's down projection."""
+        return [self.weight(layer) for layer in self.skeleton.view.layers]
+
+    def weight(self, layer: Projection) -> Stored:
+        """The weight of a linear layer of the model.
+
+        Raises:
+            DialdownError: the checkpoint has no such tensor, or one of another shape.
+        """
+        stored = self.tensors[self.stored_name(f"{layer.path}.weight")]
+        if (shape := tuple(layer.linear.weight.shape)) != stored.shape:
+            raise DialdownError(
+                f"The tensor {stored.name} of {self.name} has shape {stored.shape} where its "
+                f"config asks for {shape}: pass a folder whose config and weights belong together."
+            )
+        return stored
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the down projections (of the first, where they differ)."""
-        return DTYPES[self.tensors[self.downs[0]].dtype]
+        return DTYPES[self.downs[0].dtype]
 
     def stored_name(self, parameter: str) -> str:
         """What a parameter of the model is called in the checkpoint, which may leave out the
@@ -208,12 +221,8 @@ def open_checkpoint(
     tensors = {stored.name: stored for file in files for stored in _stored(file)}
     built = skeleton(folder, name)
     base = Checkpoint(folder, name, revision, os.path.isdir(source), config, tensors, built)
-    for layer, down in zip(built.view.layers, base.downs, strict=True):
-        if (shape := tuple(layer.down.weight.shape)) != tensors[down].shape:
-            raise DialdownError(
-                f"The tensor {down} of {source} has shape {tensors[down].shape} where its config "
-                f"asks for {shape}: pass a folder whose config and weights belong together."
-            )
+    for layer in built.view.layers:
+        base.weight(layer)
     return base
 
 

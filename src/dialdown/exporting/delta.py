@@ -34,7 +34,6 @@ from ..errors import DialdownError, nearest
 from ..files import SCHEMA, file_sha256, write_json
 from ..interventions.edit_file import damaged, first_problem
 from ..interventions.intervention import Intervention
-from ..interventions.rank_one import RankOne
 from ..models.templates import Template
 from ..progress import Progress, with_bar
 from .checkpoint import Checkpoint, open_checkpoint
@@ -173,7 +172,10 @@ def rounded(edit: Intervention) -> Intervention:
     """
     if edit.needs_bias:
         return edit
-    further = edit.rank_one and RankOne(_short(edit.rank_one.reads), _short(edit.rank_one.writes))
+    further = edit.rank_one
+    if further is not None:
+        reads, writes = map(_short, (further.reads, further.writes))
+        further = replace(further, reads=reads, writes=writes)
     return replace(edit, gain=_short(edit.gain), rank_one=further)
 
 

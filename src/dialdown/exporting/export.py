@@ -251,7 +251,7 @@ def _check_memory(base: Checkpoint) -> None:
     numbers = {name: math.prod(base.tensors[name].shape) for name in base.weights}
     # Down projections are held in float32, and one module at a time is widened to it.
     width = min(4, base.dtype.itemsize)
-    downs = sum(numbers[name] for name in base.downs)
+    downs = sum(math.prod(down.shape) for down in base.downs)
     needed = width * sum(numbers.values()) + (4 - width) * downs + 4 * max(numbers.values())
     free = psutil.virtual_memory().available
     if free < needed:

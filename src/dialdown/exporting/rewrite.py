@@ -22,6 +22,7 @@ from ..data.loading import INDEX, WEIGHTS
 from ..data.model_files import own_file
 from ..errors import DialdownError
 from ..files import write_json
+from ..interventions.folding import Fold
 from ..interventions.intervention import Intervention
 from ..models.bias import ensure_bias
 from ..models.lm import LM
@@ -55,11 +56,11 @@ def write_weights(
         target = folder / file.relative_to(base.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    for index in range(lm.view.n_layers):
-        if edit.changes(index, lm):
-            _fold_layer(base, edit, lm, index, folder, biases)
+    folds = edit.folds(lm)
+    for done, fold in enumerate(folds, 1):
+        _write_layer(base, fold, edit.needs_bias, folder, biases)
         if progress:
-            progress("exporting", index + 1, lm.view.n_layers)
+            progress("exporting", done, len(folds))
     if biases:
         _write_biases(base, folder, biases)
     elif not (folder / WEIGHTS).exists():
@@ -79,28 +80,24 @@ def _new_biases(base: Checkpoint, lm: LM) -> dict[str, Tensor]:
     return biases
 
 
-def _fold_layer(
-    base: Checkpoint,
-    edit: Intervention,
-    lm: LM,
-    index: int,
-    folder: Path,
-    biases: dict[str, Tensor],
+def _write_layer(
+    base: Checkpoint, fold: Fold, needs_bias: bool, folder: Path, biases: dict[str, Tensor]
 ) -> None:
-    """Write what the down projection of one layer becomes; a bias that is new, into `biases`."""
-    layer, down = lm.view.layers[index], base.downs[index]
-    name, bias = down.removesuffix("weight") + "bias", None
-    if edit.needs_bias and name in biases:
+    """Write what one linear layer becomes; a bias that is new, into `biases`."""
+    layer = fold.projection
+    stored = base.weight(layer)
+    name, bias = stored.name.removesuffix("weight") + "bias", None
+    if needs_bias and name in biases:
         bias = biases[name]
-    elif edit.needs_bias:
+    elif needs_bias:
         name = base.stored_name(f"{layer.path}.bias")
         bias = base.tensors[name].read()
-    weight = base.tensors[down].read()
+    weight = stored.read()
     # GPT-2's Conv1D stores the transpose.
-    transposed = isinstance(layer.down, Conv1D)
-    columns, moved = edit.folded(index, lm, weight.T if transposed else weight, bias)
-    _check_finite(down, columns)
-    _overwrite(base.tensors[down], columns.T if transposed else columns, base.folder, folder)
+    transposed = isinstance(layer.linear, Conv1D)
+    columns, moved = fold.folded(weight.T if transposed else weight, bias)
+    _check_finite(stored.name, columns)
+    _overwrite(stored, columns.T if transposed else columns, base.folder, folder)
     if moved is None:
         return
     _check_finite(name, moved)

@@ -163,9 +163,9 @@ def _reference(base: Checkpoint, edit: Intervention) -> tuple[list[list[int]], l
     afterwards.
     """
     lm = load(str(base.folder), dtype=str(_held(base.dtype)).removeprefix("torch."))
-    for layer in lm.view.layers:
-        # Hooks compute with these outside of their own forward pass.
-        layer.down.float()
+    for fold in edit.folds(lm):
+        # Hooks compute with these outside of their own forward pass, and rounding errors are added.
+        fold.projection.linear.float()
     ids: list[list[int]] = [lm.tokenizer(text)["input_ids"] for text in PROMPTS]
     with _computing_in_float32(lm.model):
         # Steering acts with no neuron moved, and an edit that does nothing has no hook to run.
@@ -223,22 +223,16 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
         return uniform.to(values) * values.abs().clamp(min=smallest) * unit
 
     with ExitStack() as stack, torch.no_grad():
-        for index, layer in enumerate(lm.view.layers):
-            if not edit.changes(index, lm):
-                continue
-            bias = layer.down.bias
+        for fold in edit.folds(lm):
+            columns, linear = fold.projection.columns, fold.projection.linear
+            bias = linear.bias
             if bias is None:
                 bias = torch.zeros(lm.view.d_model, device=lm.device)
-            moved = edit.folded(index, lm, layer.columns, bias)[1]
-            if edit.gain.size:
-                rounded = (edit.gain[index] != 1) & (edit.gain[index] != 0)
-                if edit.rank_one is not None:
-                    rounded |= edit.rank_one.reads[index] != 0
-                changed = torch.from_numpy(rounded).to(lm.device)
-                layer.columns.add_(errors(layer.columns) * changed)
+            moved = fold.folded(columns, bias)[1]
+            columns.add_(errors(columns) * torch.from_numpy(fold.rounded).to(lm.device))
             if edit.needs_bias and moved is not None:
                 error = errors(moved)
-                handle = layer.down.register_forward_hook(lambda _, args, out, e=error: out + e)
+                handle = linear.register_forward_hook(lambda _, args, out, e=error: out + e)
                 stack.callback(handle.remove)
         yield
 

@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..errors import DialdownError
+from ..models.sites import Site
 
 Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "steer"]
 EditKind = Literal["set", "shift", "scale"]
 Ordering = Literal["cosine", "activation", "notebook"]
-# Name of a tensor, what numpy calls its kind of numbers, and its axes.
+# Name of a tensor, what numpy calls its kind of numbers, its axes, and the tensor that has as many
+# rows; but what a layer writes, it has its shape, too.
 TENSORS = {
-    "gain": ("f", 2),
-    "selected": ("b", 2),
-    "offset": ("f", 2),
-    "reads": ("f", 2),
-    "writes": ("f", 2),
-    "vector": ("f", 1),
+    "gain": ("f", 2, "gain"),
+    "selected": ("b", 2, "gain"),
+    "offset": ("f", 2, "gain"),
+    "reads": ("f", 2, "gain"),
+    "writes": ("f", 2, "reads"),
+    "vector": ("f", 1, "vector"),
 }
 NEEDED = {"gain", "selected"}
 
@@ -41,6 +43,7 @@ class Header(BaseModel):
     beta: FiniteFloat | None
     control_of: str | None
     record: dict[str, Any]
+    site: Site = "mlp"
 
 
 class _Strength(BaseModel):
@@ -54,8 +57,6 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         DialdownError: a tensor is missing, unknown, of another kind or shape, or not finite; a
             field is missing or wrong.
     """
-    if problem := _problem(arrays):
-        raise damaged(path, problem)
     try:
         checked = Header.model_validate(header)
         _Strength.model_validate(checked.record)
@@ -64,6 +65,8 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         raise damaged(path, first_problem(error)) from error
     except ValueError as error:
         raise damaged(path, "its record has a number that is not finite") from error
+    if problem := _problem(arrays, checked.site):
+        raise damaged(path, problem)
     for kind, name in (("steer", "vector"), ("rank_one", "reads"), ("rank_one", "writes")):
         if (checked.effect == kind) != (name in arrays):
             having = "with" if name in arrays else "without"
@@ -78,20 +81,20 @@ def narrow(array: NDArray[np.float64]) -> NDArray[Any]:
     return short if np.array_equal(short, array) else array
 
 
-def _problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
+def _problem(arrays: Mapping[str, NDArray[Any]], site: Site) -> str | None:
     if missing := NEEDED - arrays.keys():
         return f"it has no tensor {min(missing)}"
     if unknown := arrays.keys() - TENSORS.keys():
         return f"it has a tensor {min(unknown)!r}"
     for name, array in arrays.items():
-        kind, axes = TENSORS[name]
+        kind, axes, like = TENSORS[name]
         if array.dtype.kind != kind or array.ndim != axes:
             return f"its tensor {name} is {array.dtype} of shape {array.shape}"
-        gain = arrays["gain"].shape
-        # What a layer writes has the model's dimensions, whatever its neurons are.
-        expected = (*gain[:1], *array.shape[1:]) if name == "writes" else gain
-        if axes == 2 and array.shape != expected:
-            return f"its tensor {name} has shape {array.shape} where gain has {gain}"
+        # Attention's channels are no neurons.
+        other = arrays.get("reads" if (name, site) == ("reads", "attention") else like, array)
+        same = 1 if name == "writes" else axes
+        if array.shape[:same] != other.shape[:same]:
+            return f"its tensor {name} has shape {array.shape} where {like} has {other.shape}"
         if not np.isfinite(array).all():
             return f"its tensor {name} has numbers that are not finite"
     return None

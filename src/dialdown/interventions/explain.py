@@ -25,7 +25,9 @@ def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> In
 
 
 def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Intervention:
-    """A `rank_one` intervention: whatever is read is selected."""
+    """A `rank_one` intervention: whatever neuron is read is selected."""
+    if rank_one.site == "attention":
+        return Intervention(name, "rank_one", rank_one=rank_one, record=record)
     shape, selected = rank_one.reads.shape, rank_one.reads != 0
     return Intervention(
         name,
@@ -40,17 +42,20 @@ def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Interve
 
 def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
     """How far an edit moves what each neuron writes on average, (L, F) float64: the norm of its
-    change, |change of the mean activation| * ||v_i|| where the edit acts on activations.
+    change, |change of the mean activation| * ||v_i|| where the edit acts on activations; 0 where it
+    is at attention's output.
     """
     norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
     moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
-    if edit.rank_one is not None:
+    if edit.rank_one is not None and edit.rank_one.site == "mlp":
         lengths = np.linalg.norm(edit.rank_one.written(lm), axis=1)
         moved += np.abs(edit.rank_one.reads * base.means) * lengths[:, None]
     return moved
 
 
 def _mean_change(edit: Intervention, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not edit.gain.size:
+        return np.zeros_like(mean)
     return np.asarray((edit.gain - 1) * mean + edit.offset)
 
 
@@ -111,15 +116,16 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
 
 def shuffled(edit: Intervention, *, seed: int) -> Intervention:
     """The control of gains, and of what a layer reads: the same numbers, each layer's among its own
-    neurons at random (METHOD §5).
+    neurons, or channels of its heads, at random (METHOD §5).
     """
-    neurons = np.broadcast_to(np.arange(edit.gain.shape[1]), edit.gain.shape)
-    order = np.random.default_rng(seed).permuted(neurons, axis=1)
+    further = edit.rank_one
 
     def moved(numbers: NDArray[Any]) -> NDArray[Any]:
+        # One order for all that is said of a neuron.
+        places = np.broadcast_to(np.arange(numbers.shape[1]), numbers.shape)
+        order = np.random.default_rng(seed).permuted(places, axis=1)
         return np.asarray(np.take_along_axis(numbers, order, axis=1))
 
-    further = edit.rank_one
     control = replace(
         edit,
         gain=moved(edit.gain),

@@ -1,5 +1,5 @@
-"""The arithmetic of an intervention: as a hook on activations, and in a down projection's columns
-and bias (METHOD §4, §7).
+"""The arithmetic of an intervention: as a hook on activations, and in the weight and bias of the
+linear layer that reads them (METHOD §4, §7).
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DialdownError
-from ..models.hooks import NeuronHook, Positions, being_changed
+from ..models.hooks import InputHook, Positions, being_changed
 from ..models.lm import LM
-from ..models.mlp import MLPLayer
+from ..models.projection import Projection
 
-ROWS = 128  # of a down projection that are held in float64 at a time
+ROWS = 128  # of a weight that are held in float64 at a time
 
 
 def affine_hook(
@@ -27,7 +28,7 @@ def affine_hook(
     offset: NDArray[np.float64],
     layers: Sequence[int],
     positions: Positions,
-) -> NeuronHook:
+) -> InputHook:
     """gain * m + offset on the activations of `layers`; gain and offset are (L, F).
 
     In 16 bits a gain near 1 has two digits, so it is computed in float32 and rounded once.
@@ -63,89 +64,127 @@ def steering_hook(vector: NDArray[np.float64], steered: list[bool]) -> Callable[
     return act
 
 
-def fold_columns(
-    columns: Tensor,
-    bias: Tensor | None,
-    gain: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    residual: NDArray[np.float64] | None,
-    rank_one: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """New columns (d, F), times the gains (F,) plus v u^T where `rank_one` is u (F,) and v (d,);
-    and a new bias (d,), plus what the offsets (F,) and the `residual` vector (d,) add to it. Both
-    are of the dtypes given.
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What an edit makes of the weight (d, inputs) and the bias (d,) of one linear layer (METHOD
+    §7).
 
-    Computed in float64 a block of rows at a time, so that the memory it takes is little more than
-    the result, and rounded once.
+        W <- W diag(gain) + v u^T        b <- b + W offset + residual
+
+    Attributes:
+        projection: the layer.
+        gain, offset: (inputs,) float64; None where no input is multiplied, and moved.
+        residual: (d,) float64, what steering adds at the last layer, or None.
+        rank_one: u (inputs,) and v (d,), float64, or None.
     """
-    factors = torch.as_tensor(gain, device=columns.device)
-    terms = torch.as_tensor(offset, device=columns.device) if offset.any() else None
-    if rank_one is not None:
-        u, v = (torch.as_tensor(vector, device=columns.device) for vector in rank_one)
-    written = torch.empty_like(columns)
-    moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
-    for start in range(0, len(columns), ROWS):
-        rows = slice(start, start + ROWS)
-        wide = columns[rows].double()
-        scaled = wide * factors
-        if rank_one is not None:
-            scaled += torch.outer(v[rows], u)
-        written[rows] = scaled.to(columns)
-        if moved is not None and terms is not None:
-            moved[rows] += wide @ terms
-    if moved is not None and residual is not None:
-        moved += torch.as_tensor(residual, device=moved.device)
-    return written, None if bias is None or moved is None else moved.to(bias)
+
+    projection: Projection
+    gain: NDArray[np.float64] | None = None
+    offset: NDArray[np.float64] | None = None
+    residual: NDArray[np.float64] | None = None
+    rank_one: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the layer becomes another."""
+        given = (self.gain, self.offset, self.residual, self.rank_one)
+        return any(numbers is not None for numbers in given)
+
+    @property
+    def rounded(self) -> NDArray[np.bool_]:
+        """(inputs,) whose columns become numbers that their dtype may not hold."""
+        rounded = np.zeros(self.projection.columns.shape[1], dtype=bool)
+        if self.gain is not None:
+            rounded |= (self.gain != 1) & (self.gain != 0)
+        if self.rank_one is not None:
+            rounded |= self.rank_one[0] != 0
+        return rounded
+
+    def folded(self, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What columns and bias become, as new tensors of their dtypes.
+
+        Computed in float64 a block of rows at a time, so that the memory it takes is little more
+        than the result, and rounded once.
+        """
+        gain, offset, residual, u, v = (
+            None if numbers is None else torch.as_tensor(numbers, device=columns.device)
+            for numbers in (self.gain, self.offset, self.residual, *(self.rank_one or (None,) * 2))
+        )
+        written = torch.empty_like(columns)
+        moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
+        for start in range(0, len(columns), ROWS):
+            rows = slice(start, start + ROWS)
+            wide = columns[rows].double()
+            scaled = wide if gain is None else wide * gain
+            if u is not None and v is not None:
+                scaled = scaled + torch.outer(v[rows], u)
+            written[rows] = scaled.to(columns)
+            if moved is not None and offset is not None:
+                moved[rows] += wide @ offset
+        if moved is not None and residual is not None:
+            moved += residual
+        return written, None if bias is None or moved is None else moved.to(bias)
+
+    def write(self) -> None:
+        """Make the layer's own weights so."""
+        linear = self.projection.linear
+        columns, bias = self.folded(self.projection.columns, linear.bias)
+        with torch.no_grad():
+            self.projection.columns.copy_(columns)
+            if bias is not None:
+                linear.bias.copy_(bias)
 
 
 @contextmanager
-def restored(layers: Sequence[MLPLayer], biased: Sequence[bool]) -> Iterator[None]:
-    """Leave the down projections of `layers` bit-identical afterwards; inside, those that need a
-    bias and have none get one of zeros.
+def restored(folds: Sequence[Fold]) -> Iterator[None]:
+    """Leave the layers of `folds` bit-identical afterwards; inside, those that need a bias and have
+    none get one of zeros.
     """
+    layers = [fold.projection for fold in folds]
     kept = [
-        (layer.columns.clone(), None if layer.down.bias is None else layer.down.bias.clone())
+        (layer.columns.clone(), None if layer.linear.bias is None else layer.linear.bias.clone())
         for layer in layers
     ]
     try:
-        for layer, needed in zip(layers, biased, strict=True):
-            if layer.down.bias is None and needed:
+        for fold, layer in zip(folds, layers, strict=True):
+            if layer.linear.bias is None and fold.offset is not None:
                 zeros = torch.zeros_like(layer.columns[:, 0])
-                layer.down.bias = nn.Parameter(zeros, requires_grad=False)
+                layer.linear.bias = nn.Parameter(zeros, requires_grad=False)
         yield
     finally:
         with torch.no_grad():
             for layer, (columns, bias) in zip(layers, kept, strict=True):
                 layer.columns.copy_(columns)
                 if bias is None:
-                    layer.down.bias = None
+                    layer.linear.bias = None
                 else:
-                    layer.down.bias.copy_(bias)
+                    layer.linear.bias.copy_(bias)
 
 
-def check_can_fold(lm: LM, name: str) -> None:
-    """Refuse to fold the edit `name` into a model that an intervention acts on, or whose down
-    projections are shared (DialdownError).
+def check_can_fold(lm: LM, name: str, folds: Sequence[Fold]) -> None:
+    """Refuse to fold the edit `name` into a model that an intervention acts on, or where it changes
+    shared weights (DialdownError).
     """
     if being_changed(lm):
         raise DialdownError(
             f"{name} cannot be folded while another intervention acts on {lm.name}, whose hooks "
             "the copy would keep: fold outside of `applied`."
         )
-    if shared := shared_projections(lm):
+    if shared := shared_projections(lm, folds):
         raise DialdownError(
             f"The weight of {shared[0]} in {lm.name} is shared with another module, which an edit "
             "would change too: untie the weights first, or apply the edit while generating."
         )
 
 
-def shared_projections(lm: LM) -> list[str]:
-    """Down projections that are one matrix with another module: folding would edit it twice, or
+def shared_projections(lm: LM, folds: Sequence[Fold]) -> list[str]:
+    """Layers to fold into that are one matrix with another module: folding would edit it twice, or
     change what else it is used for.
     """
     parameters = lm.model.named_parameters(remove_duplicate=False)
     uses = Counter(_storage(parameter) for _, parameter in parameters)
-    return [layer.path for layer in lm.view.layers if uses[_storage(layer.down.weight)] > 1]
+    layers = [fold.projection for fold in folds]
+    return [layer.path for layer in layers if uses[_storage(layer.linear.weight)] > 1]
 
 
 def _storage(parameter: Tensor) -> int:

@@ -8,10 +8,9 @@ All kinds but one are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
     scale  gain s_i, offset 0        one number per neuron; the only kind that folds without a bias
     affine gain s_i, offset delta_i  both
 
-`rank_one` lets each layer write along one direction more (see `RankOne`), and `steer` moves the
-final-layer residual stream, x^L <- x^L - alpha * W. Since the down projection is linear, the map
-folds into it exactly: its columns are multiplied by the gains, its weight receives v u^T and its
-bias the offsets times the value vectors.
+`rank_one` lets each layer's MLP or attention write along one direction more (see `RankOne`), and
+`steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since what writes is linear,
+all of it folds into weights exactly (see `Fold`).
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..cards import card
 from ..errors import DialdownError, nearest
@@ -35,16 +32,10 @@ from ..models.fits import check_neurons, check_width
 from ..models.hooks import Positions, being_changed, changing, neuron_hooks, residual_hook
 from ..models.lm import LM
 from ..models.mlp import check_in_place
+from ..models.sites import projections
 from ..models.written import check_written
 from .edit_file import Kind, check_edit, narrow
-from .folding import (
-    affine_hook,
-    check_can_fold,
-    fold_columns,
-    restored,
-    shared_projections,
-    steering_hook,
-)
+from .folding import Fold, affine_hook, check_can_fold, restored, shared_projections, steering_hook
 from .rank_one import RankOne, rank_one_hooks
 
 
@@ -137,9 +128,14 @@ class Intervention:
         return int(self.selected.sum())
 
     @property
-    def moves_neurons(self) -> bool:
-        """Whether it acts on the neurons of any layer (steering does not)."""
-        return any(self._touches(index) for index in range(len(self.gain)))
+    def acts_in_layers(self) -> bool:
+        """Whether it acts inside of any layer (steering does not)."""
+        return bool(self._moved or (self.rank_one is not None and self.rank_one.layers))
+
+    @property
+    def _moved(self) -> list[int]:
+        """The layers whose neurons have a gain or an offset."""
+        return np.flatnonzero((self.gain != 1).any(-1) | self.offset.any(-1)).tolist()
 
     @property
     def key(self) -> str:
@@ -180,12 +176,14 @@ class Intervention:
         if self.offset.any():
             arrays["offset"] = self.offset
         if self.rank_one is not None:
-            arrays |= {name: narrow(vectors) for name, vectors in vars(self.rank_one).items()}
+            arrays |= {name: narrow(getattr(self.rank_one, name)) for name in ("reads", "writes")}
         if self.vector is not None:
             arrays["vector"] = self.vector
         record = {
             name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")
         }
+        if self.rank_one is not None:
+            record["site"] = self.rank_one.site
         # "kind" in a file's header is the kind of file.
         write_arrays(Path(path), "intervention", arrays, {**record, "effect": self.kind})
 
@@ -201,13 +199,16 @@ class Intervention:
         wide = {
             name: array.astype(np.float64) for name, array in arrays.items() if name != "selected"
         }
+        rank_one = None
+        if "reads" in wide:
+            rank_one = RankOne(wide["reads"], wide["writes"], header.site)
         return cls(
             header.name,
             header.effect,
             wide["gain"],
             wide.get("offset", np.zeros_like(wide["gain"])),
             arrays["selected"],
-            rank_one=RankOne(wide["reads"], wide["writes"]) if "reads" in wide else None,
+            rank_one=rank_one,
             vector=wide.get("vector"),
             alpha=header.alpha,
             beta=header.beta,
@@ -233,20 +234,22 @@ class Intervention:
             raise DialdownError(
                 f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}"
             )
-        touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
         steered: list[bool] = []
         with ExitStack() as stack:
-            if self.moves_neurons:
+            if self.acts_in_layers:
                 stack.enter_context(changing(lm))
             # What is read of activations before they are edited is put in first.
             if self.rank_one is not None:
-                stack.enter_context(rank_one_hooks(lm, self.rank_one, positions))
-            hook = affine_hook(lm, self.gain, self.offset, touched, positions)
-            calls = stack.enter_context(neuron_hooks(lm, hook, touched))
+                reads = stack.enter_context(rank_one_hooks(lm, self.rank_one, positions))
+            hook = affine_hook(lm, self.gain, self.offset, self._moved, positions)
+            calls = stack.enter_context(neuron_hooks(lm, hook, self._moved))
             if self.vector is not None:
                 stack.enter_context(residual_hook(lm, steering_hook(self.vector, steered)))
             yield
-        silent = [lm.view.layers[index].path for index in touched if not calls[index]]
+        silent = [lm.view.layers[index].path for index in self._moved if not calls[index]]
+        if self.rank_one is not None:
+            site = projections(lm, self.rank_one.site)
+            silent += [site[index].path for index in self.rank_one.layers if not reads[index]]
         if self.vector is not None and not steered:
             silent.append("the final norm")
         if silent:
@@ -271,9 +274,8 @@ class Intervention:
         folded = lm.twin()
         if self.needs_bias:
             ensure_bias(folded, self.name)
-        for index in range(folded.view.n_layers):
-            if self.changes(index, folded):
-                self._fold_layer(index, folded)
+        for fold in self.folds(folded):
+            fold.write()
         return replace(folded, name=f"{lm.name} + {self.name}")
 
     @contextmanager
@@ -294,12 +296,10 @@ class Intervention:
             raise DialdownError(
                 f"{self.name} steers, so no neuron's weights can hold it: use `applied`, or `fold`."
             )
-        touched = [index for index in range(lm.view.n_layers) if self._touches(index)]
-        layers = [lm.view.layers[index] for index in touched]
-        biased = [bool(self.offset[index].any()) for index in touched]
-        with restored(layers, biased):
-            for index in touched:
-                self._fold_layer(index, lm)
+        folds = self.folds(lm)
+        with restored(folds):
+            for fold in folds:
+                fold.write()
             with changing(lm):
                 yield
 
@@ -315,8 +315,9 @@ class Intervention:
             DialdownError: see `applied`.
         """
         wide = lm.view.layers[0].columns.itemsize > 2
-        folds = positions == "all" and self.moves_neurons and self.vector is None
-        by_weights = folds and not (wide or being_changed(lm) or shared_projections(lm))
+        folds = positions == "all" and self.acts_in_layers and self.vector is None
+        shared = shared_projections(lm, self.folds(lm))
+        by_weights = folds and not (wide or being_changed(lm) or shared)
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield
 
@@ -325,54 +326,35 @@ class Intervention:
         """Whether folding writes to the bias of a down projection."""
         return self.vector is not None or bool(self.offset.any())
 
-    def changes(self, index: int, lm: LM) -> bool:
-        """Whether folding changes the down projection of layer `index`; steering is a bias of the
-        last one.
-        """
-        return self._touches(index) or (self.vector is not None and index == lm.view.n_layers - 1)
+    def folds(self, lm: LM) -> list[Fold]:
+        """What it makes of each linear layer that folding changes (METHOD §7); steering is a bias
+        of the last MLP's.
 
-    def folded(
-        self, index: int, lm: LM, columns: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the columns (d, F) and the bias (d,) of layer `index` become (METHOD §7), as new
-        tensors of their dtypes.
-
-        `lm` gives the architecture only: it may lie on the meta device.
+        Of `lm` only the architecture counts: it may lie on the meta device.
         """
-        touched, shape = self._touches(index), columns.shape[1]
-        residual = None
-        if self.vector is not None and index == lm.view.n_layers - 1:
+        further = self.rank_one
+        sites = {"mlp": [Fold(down) for down in lm.view.layers]}
+        for index in self._moved:
+            offset = self.offset[index] if self.offset[index].any() else None
+            sites["mlp"][index] = replace(sites["mlp"][index], gain=self.gain[index], offset=offset)
+        if self.vector is not None:
             residual = self.vector / lm.view.residual_multiplier
-        gain = self.gain[index] if touched else np.ones(shape)
-        offset = self.offset[index] if touched else np.zeros(shape)
-        further = None
-        if self.rank_one is not None and self.rank_one.touches(index):
-            further = self.rank_one.reads[index], self.rank_one.writes[index]
-        return fold_columns(columns, bias, gain, offset, residual, further)
+            sites["mlp"][-1] = replace(sites["mlp"][-1], residual=residual)
+        if further is not None:
+            site = sites.setdefault(further.site, [*map(Fold, projections(lm, further.site))])
+            for index in further.layers:
+                vectors = further.reads[index], further.writes[index]
+                site[index] = replace(site[index], rank_one=vectors)
+        return [fold for site in sites.values() for fold in site if fold.changes]
 
     def check_foldable(self, lm: LM) -> None:
         """Refuse to fold into a model of another shape, one that an intervention acts on, or shared
         matrices (DialdownError).
         """
         self.check(lm)
-        check_can_fold(lm, self.name)
+        check_can_fold(lm, self.name, self.folds(lm))
         if self.vector is not None:
             check_written(lm)
-
-    def _fold_layer(self, index: int, lm: LM) -> None:
-        layer = lm.view.layers[index]
-        columns, bias = self.folded(index, lm, layer.columns, layer.down.bias)
-        with torch.no_grad():
-            layer.columns.copy_(columns)
-            if bias is not None:
-                layer.down.bias.copy_(bias)
-
-    def _touches(self, index: int) -> bool:
-        return self.gain.size > 0 and bool(
-            (self.gain[index] != 1).any()
-            or self.offset[index].any()
-            or (self.rank_one is not None and self.rank_one.touches(index))
-        )
 
     def check(self, lm: LM) -> None:
         """Refuse a model of another shape than the one the intervention was built for

@@ -1,5 +1,5 @@
-"""One direction more per layer: each down projection reads its neurons once more, with one number
-each, and writes the sum along one direction (METHOD §7).
+"""One direction more per layer: each down projection, or output projection of attention, reads its
+inputs once more, with one number each, and writes the sum along one direction (METHOD §7).
 
     W <- W + v u^T        y <- y + v (u . m)
 
@@ -8,6 +8,7 @@ It folds into every architecture, needs no bias and costs a forward pass nothing
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,64 +18,80 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import DialdownError
 from ..models.fits import check_neurons, check_width
-from ..models.hooks import Positions, neuron_hooks, output_hooks
+from ..models.hooks import Positions, input_hooks, output_hooks
 from ..models.lm import LM
+from ..models.projection import Projection
+from ..models.sites import Site, projections
 
 
 @dataclass(frozen=True, eq=False)
 class RankOne:
-    """The two vectors of every layer, of the activations as they are before any gain.
+    """The two vectors of every layer, of its inputs as they are before any gain.
 
     Attributes:
-        reads: (L, F) float64, u: what each neuron's activation counts.
-        writes: (L, d) float64, v: along what the sum is written, before a norm that follows the
-            MLP.
+        reads: (L, F) float64, u: what each neuron's activation counts, or at attention's output
+            (L, channels of its heads).
+        writes: (L, d) float64, v: along what the sum is written, before a norm that follows.
+        site: which linear layers: `mlp` or `attention`.
     """
 
     reads: NDArray[np.float64]
     writes: NDArray[np.float64]
+    site: Site = "mlp"
 
-    def touches(self, layer: int) -> bool:
-        """Whether a layer writes anything."""
-        return bool(self.reads[layer].any() and self.writes[layer].any())
+    @property
+    def layers(self) -> list[int]:
+        """The layers that write anything."""
+        return np.flatnonzero(self.reads.any(1) & self.writes.any(1)).tolist()
 
     def at(self, strength: float) -> RankOne:
         """The same, writing `strength` times as much."""
         return replace(self, writes=strength * self.writes)
 
-    def on(self, lm: LM, layer: int) -> tuple[Tensor, Tensor]:
+    def on(self, projection: Projection, layer: int) -> tuple[Tensor, Tensor]:
         """u and v of a layer on its device, in float32 where the model has 16 bits."""
-        columns = lm.view.layers[layer].columns
+        columns = projection.columns
         dtype = torch.promote_types(columns.dtype, torch.float32)
         u, v = map(torch.as_tensor, (self.reads[layer], self.writes[layer]))
         return u.to(columns.device, dtype), v.to(columns.device, dtype)
 
     def written(self, lm: LM) -> NDArray[np.float64]:
-        """(L, d) v as it reaches the residual stream, with the weight of a norm after the MLP
-        (METHOD §1).
+        """(L, d) v as it reaches the residual stream, with the weight of a norm after the layer
+        that writes it (METHOD §1).
         """
         written = self.writes.copy()
-        for index, layer in enumerate(lm.view.layers):
-            if (gain := layer.post_norm_gain()) is not None:
+        for index, projection in enumerate(projections(lm, self.site)):
+            if (gain := projection.post_norm_gain()) is not None:
                 written[index] *= gain.double().cpu().numpy()
         return written
 
     def check(self, lm: LM, name: str) -> None:
-        """Refuse a model of another shape, for the edit `name` (DialdownError)."""
+        """Refuse a model of another shape, or without such a site, for the edit `name`
+        (DialdownError).
+        """
         train = "train it on this model"
-        check_neurons(lm, self.reads.shape, f"What {name} reads has", train)
+        if self.site == "mlp":
+            check_neurons(lm, self.reads.shape, f"What {name} reads has", train)
+        else:
+            found = projections(lm, self.site)
+            channels = found[0].columns.shape[1]
+            if self.reads.shape != (len(found), channels):
+                raise DialdownError(
+                    f"What {name} reads has shape {self.reads.shape} and {lm.name} {len(found)} "
+                    f"layers whose attention writes {channels} channels: {train}."
+                )
         check_width(lm, self.writes.shape[-1], f"What {name} writes has", train)
 
 
 @contextmanager
-def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[None]:
-    """Add v (u . m) to what each down projection writes, with the activations that it is given
-    before any hook that is put on inside the context.
+def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Counter[int]]:
+    """Add v (u . m) to what each layer of the site writes, with the inputs that it is given before
+    any hook that is put on inside the context. Yields how often each layer was called.
     """
-    numbers = {
-        layer: edit.on(lm, layer) for layer in range(lm.view.n_layers) if edit.touches(layer)
-    }
+    site, layers = projections(lm, edit.site), edit.layers
+    numbers = {layer: edit.on(site[layer], layer) for layer in layers}
     sums: dict[int, Tensor] = {}
 
     def read(layer: int, m: Tensor) -> None:
@@ -91,5 +108,5 @@ def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[None
         edited[:, where] = (out[:, where].to(v.dtype) + added[:, where]).to(out)
         return edited
 
-    with neuron_hooks(lm, read, [*numbers]), output_hooks(lm, write, [*numbers]):
-        yield
+    with input_hooks(site, read, layers) as calls, output_hooks(site, write, layers):
+        yield calls

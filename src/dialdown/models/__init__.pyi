@@ -6,5 +6,5 @@ from .lm import LM as LM
 from .lm import load as load
 from .lm import load_tuned as load_tuned
 from .lm import same_weights as same_weights
-from .mlp import MLPLayer as MLPLayer
 from .mlp import MLPView as MLPView
+from .projection import Projection as Projection

@@ -15,7 +15,7 @@ def holds_bias(lm: LM) -> bool:
     """Whether `shift` and `set` fold: the down projection has a bias, or an option for one."""
     if any(layer.post_norm is not None for layer in lm.view.layers):
         return False
-    has = all(layer.down.bias is not None for layer in lm.view.layers)
+    has = all(layer.linear.bias is not None for layer in lm.view.layers)
     return has or hasattr(lm.model.config.get_text_config(), "mlp_bias")
 
 
@@ -32,7 +32,7 @@ def ensure_bias(lm: LM, what: str) -> None:
             "none to fold it into: use kind='scale', which needs no bias, or a control vector "
             f"while generating, which can hold {held}."
         )
-    if all(layer.down.bias is not None for layer in lm.view.layers):
+    if all(layer.linear.bias is not None for layer in lm.view.layers):
         return
     lm.model.config.get_text_config().mlp_bias = True
     for layer in lm.view.layers:

@@ -236,7 +236,7 @@ class Decoder:
         pick: Pick,
         progress: Progress | None,
     ) -> list[list[int]]:
-        shareable = change is None or not change.moves_neurons or positions == "last"
+        shareable = change is None or not change.acts_in_layers or positions == "last"
         share = self.share_prefixes and shareable and not being_changed(self.lm)
         out: list[list[int]] = [[] for _ in self.prompts]
         with torch.inference_mode(), for_any_length():

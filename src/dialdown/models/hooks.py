@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from .lm import LM
 from .mlp import check_axes
+from .projection import Projection
 
 Positions = Literal["all", "last", "first"]
 """Where in each forward pass a change acts (METHOD §5)."""
-NeuronHook = Callable[[int, Tensor], Tensor | None]
+InputHook = Callable[[int, Tensor], Tensor | None]
 
-# How many contexts are changing the neurons of a model, by the model's id.
+# How many contexts are changing the layers of a model, by the model's id.
 _changing: Counter[int] = Counter()
 
 
@@ -35,17 +36,16 @@ class Change(Protocol):
         """What its results carry."""
 
     @property
-    def moves_neurons(self) -> bool:
-        """Whether it acts on neurons, not on the final residual stream alone."""
+    def acts_in_layers(self) -> bool:
+        """Whether it acts inside of layers, not on the final residual stream alone."""
 
     def measured(self, lm: LM, *, positions: Positions = "all") -> AbstractContextManager[None]:
         """Act on `lm` inside the context."""
 
 
-@contextmanager
 def neuron_hooks(
-    lm: LM, act: NeuronHook, layers: Sequence[int] | None = None
-) -> Iterator[Counter[int]]:
+    lm: LM, act: InputHook, layers: Sequence[int] | None = None
+) -> AbstractContextManager[Counter[int]]:
     """Call `act(layer, m)` with what each down projection reads, and pass on what it returns.
 
     Args:
@@ -60,17 +60,25 @@ def neuron_hooks(
     Raises:
         DialdownError: activations without a batch and a position axis.
     """
+    return input_hooks(lm.view.layers, act, layers)
+
+
+@contextmanager
+def input_hooks(
+    projections: Sequence[Projection], act: InputHook, layers: Sequence[int] | None = None
+) -> Iterator[Counter[int]]:
+    """The same with what each of some projections reads, one for each layer of a model."""
     calls: Counter[int] = Counter()
     with ExitStack() as stack:
-        for index in range(lm.view.n_layers) if layers is None else layers:
-            layer = lm.view.layers[index]
+        for index in range(len(projections)) if layers is None else layers:
+            projection = projections[index]
 
-            def change(m: Tensor, index: int = index, path: str = layer.path) -> Tensor | None:
+            def change(m: Tensor, index: int = index, path: str = projection.path) -> Tensor | None:
                 check_axes(m, path)
                 calls[index] += 1
                 return act(index, m)
 
-            stack.enter_context(_before(layer.down, change))
+            stack.enter_context(_before(projection.linear, change))
         yield calls
 
 
@@ -88,10 +96,10 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Ite
 
 @contextmanager
 def output_hooks(
-    lm: LM, act: Callable[[int, Tensor], Tensor], layers: Sequence[int]
+    projections: Sequence[Projection], act: Callable[[int, Tensor], Tensor], layers: Sequence[int]
 ) -> Iterator[None]:
-    """Call `act(layer, y)` with what each down projection of `layers` writes, (batch, positions,
-    d), and pass on what it returns.
+    """Call `act(layer, y)` with what the projections of `layers` write, (batch, positions, d), and
+    pass on what it returns.
     """
     with ExitStack() as stack:
         for index in layers:
@@ -101,7 +109,7 @@ def output_hooks(
             ) -> Tensor:
                 return act(index, out)
 
-            stack.callback(lm.view.layers[index].down.register_forward_hook(hook).remove)
+            stack.callback(projections[index].linear.register_forward_hook(hook).remove)
         yield
 
 
@@ -130,7 +138,7 @@ def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> AbstractCon
 
 @contextmanager
 def changing(lm: LM) -> Iterator[None]:
-    """Mark that the neurons of `lm` are being changed inside the context."""
+    """Mark that layers of `lm` are being changed inside the context."""
     _changing[id(lm.model)] += 1
     try:
         yield
@@ -139,10 +147,10 @@ def changing(lm: LM) -> Iterator[None]:
 
 
 def being_changed(lm: LM) -> bool:
-    """Whether the neurons of `lm` are being changed by a context around the caller."""
+    """Whether layers of `lm` are being changed by a context around the caller."""
     return _changing[id(lm.model)] > 0
 
 
 def acted_on(lm: LM) -> bool:
-    """Whether a context around the caller changes the neurons of `lm`, or steers it."""
+    """Whether a context around the caller changes layers of `lm`, or steers it."""
     return being_changed(lm) or bool(lm.view.final_norm._forward_pre_hooks)

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import DialdownError
-from .protocol import Protocol
+from .projection import Projection
 
 # Where the down projection sits inside a decoder layer: transformers' own names, one per family of
 # MLP classes.
@@ -31,50 +30,6 @@ POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
 EXPERTS = ("experts", "block_sparse_moe", "shared_expert", "router")
 FUSED = ("gate_up_proj", "dense_h_to_4h_gate", "fc1_gate")
-
-
-@dataclass(frozen=True)
-class MLPLayer:
-    """One MLP layer: the module that writes its neurons' value vectors to the residual stream.
-
-    Attributes:
-        path: dotted name of the down projection inside the model.
-        down: the down projection (`nn.Linear`, or GPT-2's `Conv1D`).
-        post_norm: the norm between the MLP's output and the residual stream (Gemma-2/3), or None.
-    """
-
-    path: str
-    down: nn.Linear | Conv1D
-    post_norm: nn.Module | None = None
-
-    @property
-    def decoder_layer(self) -> str:
-        """Dotted name of the layer that the MLP is in: the path up to its number."""
-        parts = self.path.split(".")
-        number = next(place for place, part in enumerate(parts) if part.isdecimal())
-        return ".".join(parts[: number + 1])
-
-    @property
-    def columns(self) -> Tensor:
-        """The weight as (d, F), one value vector per column; shares memory."""
-        return self.down.weight.data.T if isinstance(self.down, Conv1D) else self.down.weight.data
-
-    def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
-        """What each neuron writes: (F, d) float32; `strict` with a norm's weight (METHOD §1)."""
-        vectors = self.columns.T.detach().float()
-        gain = self.post_norm_gain()
-        return vectors if protocol == "paper" or gain is None else vectors * gain
-
-    def post_norm_gain(self) -> Tensor | None:
-        """The (d,) effective scale of the norm after the MLP, or None where there is none."""
-        if self.post_norm is None:
-            return None
-        # Some families store the weight and some store weight - 1; what an RMS norm makes of
-        # all-ones is the effective one.
-        with torch.no_grad():
-            ones = torch.ones(self.columns.shape[0], device=self.columns.device)
-            gain: Tensor = self.post_norm(ones).float()
-            return gain
 
 
 def check_axes(activations: Tensor, path: str) -> None:
@@ -92,7 +47,7 @@ class MLPView:
     """The down projections of a model, first layer to last, and what comes after them.
 
     Attributes:
-        layers: one `MLPLayer` per decoder layer.
+        layers: one `Projection` per decoder layer.
         final_norm: the norm before the unembedding; its *input* is the final-layer residual stream
             x^L.
         unembedding: the output embedding, weight (V, d).
@@ -100,7 +55,7 @@ class MLPView:
             residual stream (Granite, MiniCPM3).
     """
 
-    layers: tuple[MLPLayer, ...]
+    layers: tuple[Projection, ...]
     final_norm: nn.Module
     unembedding: nn.Linear
     residual_multiplier: float = 1.0
@@ -199,7 +154,7 @@ def _decoder_stack(model: nn.Module) -> tuple[nn.Module, Sequence[nn.Module]]:
     )
 
 
-def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) -> MLPLayer:
+def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) -> Projection:
     modules = dict(layer.named_modules())
     if down is None:
         parts = {part for path in modules for part in path.split(".")}
@@ -230,4 +185,4 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
     paths = {id(m): n for n, m in model.named_modules()}
     norms = [modules[norm] for norm in POST_NORMS if norm in modules]
     post = next((norm for norm in norms if not isinstance(norm, nn.Identity)), None)
-    return MLPLayer(paths[id(module)], module, post)
+    return Projection(paths[id(module)], module, post)

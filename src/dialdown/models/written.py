@@ -28,7 +28,7 @@ def check_written(lm: LM) -> None:
     before = final_residual()
     added = torch.linspace(-1, 1, len(before), device=before.device).double()
     added *= before.norm() / added.norm()
-    with last.down.register_forward_hook(lambda *call: call[-1] + added.to(call[-1])):
+    with last.linear.register_forward_hook(lambda *call: call[-1] + added.to(call[-1])):
         moved = final_residual() - before
     if (moved - lm.view.residual_multiplier * added).norm() > 0.1 * moved.norm():
         raise DialdownError(

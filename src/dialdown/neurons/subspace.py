@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..models.fits import check_neurons, check_width
-from ..models.lm import LM, MLPLayer, check_pair
+from ..models.lm import LM, check_pair
+from ..models.projection import Projection
 from ..models.protocol import Protocol
 from .activations import NeuronMeans
 from .directions import Direction
@@ -144,7 +145,7 @@ def mlp_facts(lm: LM) -> dict[str, int | bool | str | None]:
     }
 
 
-def _value_vectors(layer: MLPLayer, protocol: Protocol) -> Iterator[Tensor]:
+def _value_vectors(layer: Projection, protocol: Protocol) -> Iterator[Tensor]:
     """The value vectors of a layer in order, (at most CHUNK, d) float64 on the CPU each."""
     for chunk in torch.split(layer.value_vectors(protocol), CHUNK):
         yield chunk.cpu().double()

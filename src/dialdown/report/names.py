@@ -21,6 +21,8 @@ METHODS = {
     "gains__random_neurons": "gains, shuffled",
     "rank_one": "one direction per layer",
     "rank_one__random_neurons": "direction, shuffled",
+    "rank_one_attention": "one direction, attention's",
+    "rank_one_attention__random_neurons": "attention's, shuffled",
     "step": "one step, from pairs",
     "labels": "one step, from labels",
     "ablation": "directional ablation",

@@ -35,7 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Family = Literal["steering", "patches", "edits"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-DetoxMethod = Literal["gains", "rank_one", "step", "labels"]
+DetoxMethod = Literal["gains", "rank_one", "rank_one_attention", "step", "labels"]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
 Several = Annotated[
@@ -179,8 +179,9 @@ class DetoxSettings:
 
     Attributes:
         method: `gains`, one trained number per neuron; `rank_one`, one trained direction per layer
-            more; `step`, the gains of one step of the natural gradient, without training; `labels`,
-            such a step from labelled texts alone, without pairs.
+            more where MLPs write, `rank_one_attention` where attention does; `step`, the gains of
+            one step of the natural gradient, without training; `labels`, such a step from labelled
+            texts alone, without pairs.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
         max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to
@@ -220,8 +221,9 @@ class LadderSettings:
         kl: KL(base ‖ edited) that every method is dialled to, in nats per token: the mean over the
             neutral text and `texts`.
         methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, `caa`,
-            `ablation`, `labels`; from pairs `step`, `gains`, `rank_one`, `dpo`, `dpo_kl`; or one of
-            your own, as `package.module:name`, a function of (lm, texts, labels).
+            `ablation`, `labels`; from pairs `step`, `gains`, `rank_one`, `rank_one_attention`,
+            `dpo`, `dpo_kl`; or one of your own, as `package.module:name`, a function of (lm, texts,
+            labels).
         prompts: how many are judged: the last training prompts, which no pair may use.
         texts: the other kinds of text the price is measured on: `embedded:wikitext2`,
             `embedded:imdb`, `embedded:comments`, or files.
@@ -230,7 +232,7 @@ class LadderSettings:
     kl: Strength = 0.06
     methods: Annotated[Several[str], Field(min_length=1)] = (
         *("aura", "damp", "det0", "mean_act", "linear_act", "caa", "ablation", "labels"),
-        *("step", "gains", "rank_one"),
+        *("step", "gains", "rank_one", "rank_one_attention"),
     )
     prompts: Count = 256
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,14 +27,16 @@ from ..files import read_json
 from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
+from ..models.sites import Site
 from ..progress import Progress
+from ..training.settings import RANK_ONE_FILE
 from . import gains, rank_one
 from .config import Config, DetoxMethod, DetoxSettings
 from .context import Facts, Stages, Workspace
 from .dial import NEAR, dialled
 from .folder import Ledger
 from .measure import cut_prompts, measure_rows
-from .outputs import EDIT, LABELS, STEP
+from .outputs import EDIT, LABELS, RANK_ONE, STEP, folder_of
 from .plan import Planned
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
@@ -57,14 +60,18 @@ class Method(NamedTuple):
     paired: bool = True
 
 
+WRITERS: dict[Site, str] = {"mlp": "MLPs write", "attention": "attention writes"}
 METHODS: dict[str, Method] = {
     "gains": Method(gains.tune_gains, gains.TRAINED, gains.explain, "one number per MLP neuron"),
-    "rank_one": Method(
-        rank_one.tune_rank_one,
-        rank_one.TRAINED,
-        rank_one.explain_rank_one,
-        "one direction more per layer",
-    ),
+    **{
+        stage: Method(
+            partial(rank_one.tune_rank_one, stage=stage),
+            f"{folder_of(stage)}/{RANK_ONE_FILE}",
+            rank_one.explain_rank_one,
+            f"one direction more per layer, where {WRITERS[site]}",
+        )
+        for stage, site in RANK_ONE.items()
+    },
     "step": Method(
         gains.take_step, STEP, gains.explain, "one number per MLP neuron", trained=False
     ),

@@ -35,7 +35,7 @@ from ..training.settings import PROCESSES
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
-from .outputs import READS, RUN, STAGES, UNREAD, remove, run_record, written
+from .outputs import RANK_ONE, READS, RUN, STAGES, UNREAD, remove, run_record, written
 from .sources import file_states
 
 # Of the section `evaluation`, what only rows are measured on, and the stages from which it counts:
@@ -47,7 +47,7 @@ EVALUATED = (
 EVALUATING = {"evaluate", "dial", "check", "compare"}
 # Stages that add to a finished study, and may do so again with other settings.
 ADDED = (
-    "gains", "rank_one", "step", "labels", "front", "report", "dial", "check", "fit", "compare",
+    "gains", *RANK_ONE, "step", "labels", "front", "report", "dial", "check", "fit", "compare",
 )  # fmt: skip
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.
@@ -57,7 +57,7 @@ FIRST_READ = {
     "dpo": ("train", "fit"),
     **dict.fromkeys(("token_judge", "interventions"), ("neurons",)),
     "gains": ("gains", "fit"),
-    "rank_one": ("rank_one", "fit"),
+    "rank_one": (*RANK_ONE, "fit"),
     # The stages that only a front needs look whether there is one.
     "front": ("gains",),
     "detox": ("dial",),

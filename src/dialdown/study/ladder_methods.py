@@ -33,13 +33,14 @@ from .context import Facts, Workspace
 from .detox import METHODS
 from .gains import held_texts
 from .notes import note_training
+from .outputs import RANK_ONE
 from .sources import file_states
 
 FOLDER = "methods"
 UNTOUCHED = "untouched"
 RANDOM = "{}__random_neurons"
 """The control of gains and of rank one: the same numbers on random neurons."""
-CONTROLLED = ("gains", "rank_one")
+CONTROLLED = ("gains", *RANK_ONE)
 LABELLED: dict[str, Callable[..., Intervention]] = {
     "aura": methods.aura,
     "damp": methods.damp,
@@ -51,9 +52,11 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
 }
 DPO = {"dpo": False, "dpo_kl": True}
 """Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
-PAIRED = {"step": ("gains",), "gains": ("gains",), "rank_one": ("rank_one",)} | dict.fromkeys(
-    DPO, ("gains", "dpo")
-)
+PAIRED = {
+    **dict.fromkeys(("step", "gains"), ("gains",)),
+    **dict.fromkeys(RANK_ONE, ("rank_one",)),
+    **dict.fromkeys(DPO, ("gains", "dpo")),
+}
 """Methods that learn from pairs, and the settings each depends on besides `SETTINGS`."""
 NAMES = (*LABELLED, "labels", *PAIRED)
 Dial = Callable[[float], AbstractContextManager[tuple[LM, Intervention]]]

@@ -181,7 +181,7 @@ def _pieces(stage: str, rows: Sequence[Planned]) -> list[Piece]:
     for row in rows:
         same = (
             row.name
-            if row.intervention.moves_neurons
+            if row.intervention.acts_in_layers
             else (row.model, row.intervention.key, row.prompts)
         )
         together.setdefault(same, []).append(row)

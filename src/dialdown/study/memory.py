@@ -19,6 +19,7 @@ from ..training.fisher import WINDOWS_AT_ONCE
 from ..training.settings import OPTIMIZERS, DPOSettings, EditSettings
 from ..workers import gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
+from .outputs import RANK_ONE
 
 # Bytes of a number of the vocabulary at a position that is trained on: logits and their logarithms,
 # of policy and reference, and gradients.
@@ -208,7 +209,7 @@ TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
     "activations": partial(_decoding, models=2),
     "evaluate": partial(_measuring, models=2),
     "gains": _training_gains,
-    "rank_one": _training_rank_one,
+    **dict.fromkeys(RANK_ONE, _training_rank_one),
     "step": _pricing,
     "labels": _pricing,
     "front": partial(_measuring, models=2),

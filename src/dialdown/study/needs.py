@@ -21,7 +21,7 @@ from ..progress import Progress, silent
 from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
 from .memory import TAKEN, Device, device_name, device_of, kept_bytes
-from .outputs import MEASURING, STAGES
+from .outputs import MEASURING, RANK_ONE, STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
 PROCESS_BYTES = 700 << 20
@@ -34,7 +34,7 @@ PROMPTS_A_PAIR = 1.4
 # Stages whose pieces are done by workers.
 SHARED_OUT = ("pairs", *MEASURING)
 # The settings of the stages that several ranks may train.
-LEARNT = {"train": "dpo", "gains": "gains", "rank_one": "rank_one"}
+LEARNT = {"train": "dpo", "gains": "gains", **dict.fromkeys(RANK_ONE, "rank_one")}
 # The numbers that govern how much memory a stage takes beside weights.
 LOWERED = {
     "probe": ("probe.max_tokens",),
@@ -43,7 +43,7 @@ LOWERED = {
     **dict.fromkeys(("means", "activations"), ("evaluation.batch_size",)),
     **dict.fromkeys(MEASURING, ("evaluation.batch_size", "evaluation.window")),
     "gains": ("gains.batch_size",),
-    "rank_one": ("rank_one.batch_size",),
+    **dict.fromkeys(RANK_ONE, ("rank_one.batch_size",)),
     "dial": ("evaluation.window", "evaluation.neutral_tokens"),
     "fit": ("gains.batch_size", "probe.max_tokens"),
 }
@@ -236,7 +236,7 @@ def tokens_by_stage(
         + controls * row(min(evaluation.control_count, evaluation.count)),
         # The KL on text of the model's own is as much again.
         "gains": 2 * trained * config.gains.epochs,
-        "rank_one": 2 * trained * config.rank_one.epochs,
+        **dict.fromkeys(RANK_ONE, 2 * trained * config.rank_one.epochs),
         "step": trained,
         "labels": float(TRAINING_PASSES * probe.count * probe.max_tokens),
         "front": 60.0 * row(config.front.count),

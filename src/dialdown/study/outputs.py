@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..files import kept_json
+from ..models.sites import Site
 
 RUN = "run.json"
 EDIT = "edit.safetensors"
 STEP = "step.safetensors"
 LABELS = "labels.safetensors"
 FRONT_EDITS = "interventions-front"
+# The stages that train one direction per layer, and where.
+RANK_ONE: dict[str, Site] = {"rank_one": "mlp", "rank_one_attention": "attention"}
 STAGES = (
     "probe",
     "base",
@@ -30,6 +33,13 @@ STAGES = (
     "front",
     "report",
 )
+
+
+def folder_of(stage: str) -> str:
+    """Where a stage of `RANK_ONE` leaves what it trained."""
+    return stage.replace("_", "-")
+
+
 # Where two stages write the same files, the first of them that a command has is their owner.
 WRITTEN_BY = {
     "direction-*.safetensors": ("probe",),
@@ -45,8 +55,8 @@ WRITTEN_BY = {
     "rows-check/*.json": ("check",),
     "interventions/*.safetensors": ("evaluate",),
     "gains/**/*": ("gains", "fit"),
-    "rank-one/**/*": ("rank_one", "fit"),
-    "gains-*.safetensors": ("gains", "rank_one", "step", "labels", "fit"),
+    **{f"{folder_of(stage)}/**/*": (stage, "fit") for stage in RANK_ONE},
+    "gains-*.safetensors": ("gains", *RANK_ONE, "step", "labels", "fit"),
     STEP: ("step", "fit"),
     LABELS: ("labels", "fit"),
     "methods/**/*": ("fit",),
@@ -73,10 +83,10 @@ READS = {
     "neurons": ("probe", "base", "train", "activations"),
     "evaluate": ("probe", "base", "train", "activations", "neurons"),
     "gains": ("probe", "pairs"),
-    "rank_one": ("pairs",),
+    **dict.fromkeys(RANK_ONE, ("pairs",)),
     "step": ("pairs", "gains"),
     "front": ("probe", "base", "train", "activations", "neurons", "gains", "step"),
-    "dial": ("probe", "pairs", "means", "gains", "rank_one", "step", "labels"),
+    "dial": ("probe", "pairs", "means", "gains", *RANK_ONE, "step", "labels"),
     "check": ("dial",),
     "fit": ("probe", "pairs"),
     "compare": ("fit",),
@@ -87,7 +97,7 @@ MEASURING = ("base", "evaluate", "front", "check", "compare")
 # How long a training took is no part of what it made.
 UNREAD = re.compile(r"/training\.json$")
 # A training writes these as a whole, so where one file of them is lost the training is done again.
-TRAINED = re.compile(r"^(tuned|tuned-steps|gains|rank-one|methods/dpo(_kl)?)/")
+TRAINED = re.compile(r"^(tuned|tuned-steps|gains|rank-one(-attention)?|methods/dpo(_kl)?)/")
 
 
 def run_record(folder: Path) -> dict[str, Any] | None:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from ..data import texts
 from ..errors import DialdownError, enough_memory
 from ..evaluation.metrics import check_names
+from ..models.sites import projections
 from ..models.tokens import text_windows
 from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
 from .config import Config
 from .context import Workspace
-from .outputs import MEASURING
+from .outputs import MEASURING, RANK_ONE
 
 
 def check_settings(config: Config) -> None:
@@ -96,6 +97,11 @@ def _unseen(work: Workspace) -> None:
 def _model(work: Workspace) -> None:
     with enough_memory("set dtype to bfloat16, or pass a smaller model"):
         _ = work.lm
+
+
+def _compared_sites(work: Workspace) -> None:
+    for name in {*work.config.ladder.methods} & RANK_ONE.keys():
+        projections(work.lm, RANK_ONE[name])
 
 
 def _lengths(work: Workspace, prompts: Sequence[str], section: str) -> None:
@@ -184,9 +190,11 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
     (
         "model",
         _model,
-        {"probe", "pairs", "train", "means", "activations", "neurons", "gains", "rank_one", "step",
+        {"probe", "pairs", "train", "means", "activations", "neurons", "gains", *RANK_ONE, "step",
         "labels", "dial", "fit", *MEASURING},
     ),
+    ("detox.method", lambda work: projections(work.lm, "attention"), {"rank_one_attention"}),
+    ("ladder.methods", _compared_sites, {"fit"}),
     (
         "",
         lambda work: _lengths(work, work.prompts.evaluation, "evaluation"),

@@ -116,7 +116,7 @@ def _with_gains(lm: LM, model: Any) -> Any:
     config = IA3Config(
         target_modules=paths,
         feedforward_modules=paths,
-        fan_in_fan_out=isinstance(lm.view.layers[0].down, Conv1D),
+        fan_in_fan_out=isinstance(lm.view.layers[0].linear, Conv1D),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(sharing(model), config)

@@ -1,13 +1,14 @@
 """One direction more per layer: the DPO loss with nothing trainable but a matrix of rank one on
-each down projection, an ordinary `rank_one` intervention (METHOD §7, §8).
+each down projection, or output projection of attention, an ordinary `rank_one` intervention (METHOD
+§7, §8).
 
     texts = own_text(lm, texts=96, tokens=64, seed=1)
     edit, log = train_rank_one(lm, pairs, RankOneSettings(), Path("rank-one"), texts=texts)
     plain = edit.fold(lm)
 
-It is LoRA of rank one on the down projections alone, so PEFT makes the parameters and TRL trains
-them as it trains neuron gains (see `gains`), with the same loss: an edit that a layer writes by
-reading all of its neurons, where a gain changes what one neuron writes.
+It is LoRA of rank one on those alone, so PEFT makes the parameters and TRL trains them as it trains
+neuron gains (see `gains`), with the same loss: an edit that a layer writes by reading all of its
+neurons, or heads, where a gain changes what one neuron writes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.pairs import Pair
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.lm import LM
+from ..models.sites import Site, projections
 from ..progress import Progress, with_bar
 from . import ranks
 from .dpo import tune
@@ -41,6 +44,7 @@ def train_rank_one(
     settings: RankOneSettings,
     out: Path,
     *,
+    site: Site = "mlp",
     texts: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> tuple[Intervention, TrainingLog]:
@@ -55,6 +59,8 @@ def train_rank_one(
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
+        site: which linear layers learn: `mlp`, the down projections, or `attention`, its output
+            projections.
         texts: token ids of one length, from `own_text`; `own_kl_weight` needs them.
         progress: called with "training", the steps done and the steps in all.
 
@@ -62,24 +68,30 @@ def train_rank_one(
         a `rank_one` intervention, and what happened in training.
 
     Raises:
-        DialdownError: a KL on no texts; see `train_dpo`.
+        DialdownError: a KL on no texts, or a site that the model has not (see `projections`); see
+            `train_dpo`.
     """
     if ranks.wanted(settings):
-        given = {"pairs": pairs, "out": out, "texts": texts}
+        given = {"pairs": pairs, "out": out, "site": site, "texts": texts}
         return ranks.on_ranks_of(lm, train_rank_one, settings, progress=progress, **given)
 
+    paths = [projection.path for projection in projections(lm, site)]
+
     def save(policy: Any, folder: Path) -> None:
-        _edit(lm, policy, {"base": lm.describe(), "pairs": len(pairs)}).save(folder / RANK_ONE_FILE)
+        record = {"base": lm.describe(), "pairs": len(pairs)}
+        reads, writes = _vectors(policy, paths)
+        name = "rank_one" if site == "mlp" else f"rank_one_{site}"
+        edit = as_rank_one(name, RankOne(reads, writes, site), record)
+        edit.save(folder / RANK_ONE_FILE)
 
     # u is small and random at first, and v zero.
-    paths = [layer.path for layer in lm.view.layers]
     rank_one = Trainable(
         lm.model,
         lm.tokenizer,
         prepare=lambda model: with_adapters(model, paths, settings.seed, r=1, lora_alpha=SCALE),
         save=save,
         result_bytes=lm.view.n_layers * (9 * lm.view.n_neurons + 4 * lm.view.d_model),
-        given=[SCALE],
+        given=[SCALE, site],
         template=lm.template,
     )
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
@@ -87,11 +99,12 @@ def train_rank_one(
     return Intervention.load(out / RANK_ONE_FILE), log
 
 
-def _edit(lm: LM, policy: Any, record: dict[str, Any]) -> Intervention:
+def _vectors(policy: Any, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """u and v of each layer of a policy, float64."""
     base, reads, writes = policy.get_base_model(), [], []
-    for layer in lm.view.layers:
-        adapter = base.get_submodule(layer.path)
+    for path in paths:
+        adapter = base.get_submodule(path)
         u, v = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
         reads.append(u.detach().flatten().double().cpu().numpy())
         writes.append(SCALE * v.detach().flatten().double().cpu().numpy())
-    return as_rank_one("rank_one", RankOne(np.stack(reads), np.stack(writes)), record)
+    return np.stack(reads), np.stack(writes)

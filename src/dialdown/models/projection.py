@@ -1,0 +1,59 @@
+"""A linear layer that writes to the residual stream: what an edit acts on, and folds into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer that writes to the residual stream: an MLP's down projection, whose inputs are
+    the neurons, or the output projection of attention, whose inputs are the channels of its heads.
+
+    Attributes:
+        path: dotted name of the linear layer inside the model.
+        linear: the layer itself (`nn.Linear`, or GPT-2's `Conv1D`).
+        post_norm: the norm between its output and the residual stream (Gemma-2/3), or None.
+    """
+
+    path: str
+    linear: nn.Linear | Conv1D
+    post_norm: nn.Module | None = None
+
+    @property
+    def decoder_layer(self) -> str:
+        """Dotted name of the layer that it is in: the path up to its number."""
+        parts = self.path.split(".")
+        number = next(place for place, part in enumerate(parts) if part.isdecimal())
+        return ".".join(parts[: number + 1])
+
+    @property
+    def columns(self) -> Tensor:
+        """The weight as (d, inputs), one value vector per column; shares memory."""
+        weight = self.linear.weight.data
+        return weight.T if isinstance(self.linear, Conv1D) else weight
+
+    def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
+        """What each input writes, (inputs, d) float32; in `strict` with a norm's weight (METHOD
+        §1).
+        """
+        vectors = self.columns.T.detach().float()
+        gain = self.post_norm_gain()
+        return vectors if protocol == "paper" or gain is None else vectors * gain
+
+    def post_norm_gain(self) -> Tensor | None:
+        """The (d,) effective scale of the norm after it, or None where there is none."""
+        if self.post_norm is None:
+            return None
+        # Some families store the weight and some store weight - 1; what an RMS norm makes of
+        # all-ones is the effective one.
+        with torch.no_grad():
+            ones = torch.ones(self.columns.shape[0], device=self.columns.device)
+            gain: Tensor = self.post_norm(ones).float()
+            return gain

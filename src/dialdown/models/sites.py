@@ -1,0 +1,74 @@
+"""The linear layers of a site, one for each decoder layer: what the MLPs write the residual stream
+by, or what attention does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import DialdownError
+from .lm import LM
+from .projection import Projection
+
+Site = Literal["mlp", "attention"]
+"""The down projections, whose inputs are neurons, or the output projections of attention, whose
+inputs are the channels of its heads.
+"""
+# Where the output projection of attention sits inside a decoder layer, by transformers' own names.
+OUTPUT_PROJECTIONS = (
+    "self_attn.o_proj",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "self_attention.dense",
+    "attention.dense",
+    "attn.c_proj",
+    "attn.out_proj",
+    "attn.attention.out_proj",
+)
+# Norms between attention's output and the residual stream (GLM-4, HyperCLOVA X).
+POST_NORMS = ("post_self_attn_layernorm", "post_norm1")
+# So is it called in Gemma-2/3, OLMo-2 and EXAONE-4, which have one after the MLP, too; in Llama
+# that is the norm before the MLP.
+POST_NORM, AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
+
+
+def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
+    """The linear layers of a site, first layer to last.
+
+    Raises:
+        DialdownError: a layer's attention has no output projection that is known, it is no plain
+            matrix, or they read different numbers of channels.
+    """
+    if site == "mlp":
+        return lm.view.layers
+    found = tuple(_output_projection(lm, layer.decoder_layer) for layer in lm.view.layers)
+    widths = {tuple(projection.columns.shape) for projection in found}
+    if len(widths) > 1:
+        raise DialdownError(
+            f"The attention of {lm.name} has output projections of different shapes "
+            f"{sorted(widths)}, and an edit there needs one: edit the MLPs of this model."
+        )
+    return found
+
+
+def _output_projection(lm: LM, layer: str) -> Projection:
+    modules = dict(lm.model.get_submodule(layer).named_modules())
+    path = next((known for known in OUTPUT_PROJECTIONS if known in modules), None)
+    if path is None:
+        raise DialdownError(
+            f"{layer} of {lm.name} has no output projection of attention that dialdown knows "
+            f"(looked for {', '.join(OUTPUT_PROJECTIONS)}): edit the MLPs of this model."
+        )
+    linear = modules[path]
+    if not isinstance(linear, nn.Linear | Conv1D) or not linear.weight.is_floating_point():
+        raise DialdownError(
+            f"The output projection {layer}.{path} of {lm.name} is a {type(linear).__name__}, not "
+            "a plain matrix: load the model unquantised in float32, bfloat16 or float16."
+        )
+    known = (*POST_NORMS, POST_NORM) if AFTER_MLP in modules else POST_NORMS
+    norms = [modules[norm] for norm in known if norm in modules]
+    post = next((norm for norm in norms if not isinstance(norm, nn.Identity)), None)
+    return Projection(f"{layer}.{path}", linear, post)
