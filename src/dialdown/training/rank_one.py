@@ -13,11 +13,14 @@ neurons, or heads, where a gain changes what one neuron writes.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data.pairs import Pair
@@ -25,6 +28,7 @@ from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.lm import LM
+from ..models.projection import Projection
 from ..models.sites import Site, projections
 from ..progress import Progress, with_bar
 from . import ranks
@@ -32,9 +36,6 @@ from .dpo import tune
 from .generated_text import own_text_kl
 from .policies import Trainable, with_adapters
 from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
-
-# What PEFT multiplies v by: v, which begins at 0, goes this much further than u at the same rate.
-SCALE = 8
 
 
 @with_bar
@@ -75,7 +76,9 @@ def train_rank_one(
         given = {"pairs": pairs, "out": out, "site": site, "texts": texts}
         return ranks.on_ranks_of(lm, train_rank_one, settings, progress=progress, **given)
 
-    paths = [projection.path for projection in projections(lm, site)]
+    found = projections(lm, site)
+    paths = [projection.path for projection in found]
+    sizes = {re.escape(projection.path): _units(projection) for projection in found}
 
     def save(policy: Any, folder: Path) -> None:
         record = {"base": lm.describe(), "pairs": len(pairs)}
@@ -88,15 +91,26 @@ def train_rank_one(
     rank_one = Trainable(
         lm.model,
         lm.tokenizer,
-        prepare=lambda model: with_adapters(model, paths, settings.seed, r=1, lora_alpha=SCALE),
+        prepare=lambda model: with_adapters(model, paths, settings.seed, r=1, alpha_pattern=sizes),
         save=save,
-        result_bytes=lm.view.n_layers * (9 * lm.view.n_neurons + 4 * lm.view.d_model),
-        given=[SCALE, site],
+        result_bytes=sum(9 * inputs + 4 * d for d, inputs in (p.columns.shape for p in found)),
+        given=[site],
         template=lm.template,
     )
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
     log = tune(rank_one, pairs, settings, out, own_kl=own_kl, progress=progress)
     return Intervention.load(out / RANK_ONE_FILE), log
+
+
+def _units(projection: Projection) -> float:
+    """What v is counted in, so that a step of Adam's length changes v u^T, with u of its first
+    size, |u|^2 = 1/3, by the learning rate times the norm of the weight it is added to.
+
+    Families differ tenfold in how large their projections are beside what these read.
+    """
+    columns = projection.columns
+    norm = float(torch.linalg.matrix_norm(columns, dtype=torch.float64))
+    return math.sqrt(3 / len(columns)) * norm
 
 
 def _vectors(policy: Any, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -106,5 +120,5 @@ def _vectors(policy: Any, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[A
         adapter = base.get_submodule(path)
         u, v = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
         reads.append(u.detach().flatten().double().cpu().numpy())
-        writes.append(SCALE * v.detach().flatten().double().cpu().numpy())
+        writes.append(adapter.scaling["default"] * v.detach().flatten().double().cpu().numpy())
     return np.stack(reads), np.stack(writes)

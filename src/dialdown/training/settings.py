@@ -250,7 +250,8 @@ class RankOneSettings(EditSettings):
     """How to train one direction more per layer; see `EditSettings`.
 
     Attributes:
-        learning_rate: of the first step; it falls linearly to 0 at the last.
+        learning_rate: by which share of its own norm the first step changes each weight matrix; it
+            falls linearly to 0 at the last.
 
     Raises:
         DialdownError: a value outside its range.
