@@ -73,11 +73,10 @@ def test_the_first_step_goes_against_the_gradient_of_the_loss(
     # Adam's first step has the length of the learning rate wherever there is a gradient, and v is
     # counted in what makes v u^T that share of the weight, for u of its first size.
     for projection, v in zip(projections(named, site), edit.rank_one.writes, strict=True):
-        first = torch.full_like(
-            projection.columns[:1], 1 / (3 * projection.columns.shape[1]) ** 0.5
-        )
-        step = torch.full_like(projection.columns[:, :1], np.abs(v).max())
-        share = float((step @ first).norm() / projection.columns.norm())
+        columns = projection.columns
+        first = torch.full_like(columns[:1], (3 * columns.shape[1]) ** -0.5)
+        step = torch.full_like(columns[:, :1], np.abs(v).max())
+        share = float((step @ first).norm() / columns.norm())
         assert share == pytest.approx(1e-3, rel=1e-3)
 
 
