@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from dialdown import DialdownError
 from dialdown.exporting.export import export
 from dialdown.files import file_sha256
 from dialdown.models import LM
+from dialdown.models.sites import projections
 from helpers import tiny
 from helpers.edits import IDS, WITH_BIAS, WITHOUT_BIAS, exact, make
 from helpers.folders import assert_same, saved, stored
 
 
-@pytest.mark.parametrize("kind", ["set", "scale", "rank_one"])
+@pytest.mark.parametrize("kind", ["set", "scale", "rank_one", "attention"])
 def test_an_export_is_the_folded_model(lm: LM, tmp_path: Path, kind: str) -> None:
     base = saved(lm, tmp_path / "base")
     edit = exact(make(lm, kind))
@@ -46,9 +48,17 @@ def test_an_export_is_the_folded_model(lm: LM, tmp_path: Path, kind: str) -> Non
     changed = {
         name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])
     }
-    assert changed == {layer.path for layer in lm.view.layers}
+    site = projections(lm, "attention" if kind == "attention" else "mlp")
+    assert changed == {projection.path for projection in site}
     if kind in WITHOUT_BIAS:
         assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+
+def test_both_sites_are_exported_at_once(llama: LM, tmp_path: Path) -> None:
+    shift, attention = (exact(make(llama, kind)) for kind in ("shift", "attention"))
+    both = replace(shift, kind="affine", rank_one=attention.rank_one)
+    done = export(saved(llama, tmp_path / "base"), both, tmp_path / "out")
+    assert_same(done.folder, both.fold(llama))
 
 
 def test_an_edited_column_is_its_float64_product_rounded_once(

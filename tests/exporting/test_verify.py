@@ -21,7 +21,7 @@ from dialdown.exporting.verify import PROMPTS
 from dialdown.interventions import Intervention
 from dialdown.models import LM
 from helpers import tiny
-from helpers.edits import IDS, KINDS, exact, hooked, make
+from helpers.edits import IDS, KINDS, WITHOUT_BIAS, exact, hooked, make
 from helpers.folders import assert_same, saved
 
 # `dialdown.exporting.export` is the function; the module of that name is found like this.
@@ -31,7 +31,7 @@ export_module = importlib.import_module("dialdown.exporting.export")
 # Gemma-2 has no bias to fold another kind into, and refuses.
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*product(["gpt2", "llama", "granite"], KINDS), ("gemma2", "scale"), ("gemma2", "rank_one")],
+    [*product(["gpt2", "llama", "granite"], KINDS), *product(["gemma2"], WITHOUT_BIAS)],
 )
 def test_an_export_is_verified_and_loads_as_the_folded_model(
     tmp_path: Path, name: str, kind: str
@@ -56,6 +56,19 @@ def test_a_float32_model_that_magnifies_rounding_is_not_refused_for_it(tmp_path:
     assert 1e-3 < verified.difference <= verified.tolerance
     # What the edit does is still far above what is accepted.
     assert float((hooked(lm, edit) - tiny.logits(lm, IDS)).abs().max()) > 1000 * verified.tolerance
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BIAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_strong_edit_of_sixteen_bits_is_not_refused_for_its_own_rounding(
+    tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
+    lm = tiny.lm("llama", dtype=dtype)
+    base = saved(lm, tmp_path / "base")
+    for seed in range(3):
+        edit = exact(make(lm, kind, seed=seed, strength=3.0))
+        done = export(base, edit, tmp_path / f"out-{seed}")
+        assert_same(done.folder, edit.fold(lm))
 
 
 @pytest.mark.parametrize("kind", KINDS)

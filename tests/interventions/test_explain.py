@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import dialdown as dd
+from dialdown import DialdownError
 from dialdown.interventions import Intervention
 from dialdown.interventions.explain import by_group, importance, keep_top, relative_change, shuffled
 from dialdown.models import LM
 from dialdown.neurons import Direction, NeuronMeans
 from helpers import tiny
+from helpers.edits import make
 from helpers.tables import SHAPE
 
 
@@ -36,6 +38,9 @@ def test_keeping_the_first_neurons_of_an_order(llama: LM) -> None:
     np.testing.assert_array_equal(kept.selected, order >= best)
     np.testing.assert_array_equal(kept.gain, np.where(order >= best, gain, 1.0))
     assert kept.neurons == 5
+    for kind in ("rank_one", "attention"):
+        with pytest.raises(DialdownError, match="and only the gains of a scale"):
+            keep_top(make(llama, kind), order, 5)
 
 
 @pytest.mark.parametrize("kind", ["scale", "shift", "set"])

@@ -15,11 +15,14 @@ from typer.testing import Result
 
 import dialdown as dd
 from dialdown.study import load_config
+from dialdown.study.config import LadderSettings
 from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.ladder import Yardstick
 from dialdown.study.ladder_methods import fitted
+from helpers import tiny
 from helpers.commands import invoke
+from helpers.folders import saved
 
 METHODS = (
     "aura,linear_act,caa,labels,gains,rank_one,rank_one_attention,dpo_kl,mine:nothing,mine:halve"
@@ -253,6 +256,26 @@ def test_what_a_ladder_cannot_do_is_refused(
     assert result.exit_code == 1
     with pytest.raises(dd.DialdownError, match=words):
         raise result.exception  # type: ignore[misc]
+
+
+def test_a_default_method_that_a_model_cannot_have_is_left_out(
+    study_file: Path, tmp_path: Path
+) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    lm = tiny.lm("gemma4", global_head_dim=16, layer_types=kinds)
+    model, out = saved(lm, tmp_path / "model"), tmp_path / "out"
+    text = ["--set", f'ladder.texts=["{study_file.parent / "text.txt"}"]', "--prompts", 6]
+    given = ["ladder", model, "--config", study_file, "--out", out, *text]
+    refused = invoke(*given, "--methods", "rank_one_attention")
+    assert "output projections of different shapes" in str(refused.exception)
+    assert not out.exists()
+    result = invoke(*given)
+    assert result.exit_code == 0, result.exception
+    asked = set(LadderSettings().methods)
+    assert {name for name in rows_of(out) if "__" not in name} == asked - {"rank_one_attention"} | {
+        "untouched"
+    }
+    assert "rank_one_attention is left out: The attention of" in result.output
 
 
 @pytest.mark.parametrize(

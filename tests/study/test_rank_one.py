@@ -52,5 +52,5 @@ def test_a_layer_is_read_by_its_heads_and_what_it_writes_on_average(name: str) -
         assert row["cosine"] == pytest.approx(cosine)
         # Two heads of half the channels each.
         first, second = np.abs(reads[layer] * means[layer]).reshape(2, -1).sum(1)
-        assert row["reads"] == ("0 1" if first >= second else "1 0")
+        assert row["heads"] == ("0 1" if first >= second else "1 0")
         assert row["share"] == pytest.approx(max(first, second) / (first + second))

@@ -25,7 +25,7 @@ KEPT = (
     ("rank_one", "One direction per layer, as trained", f"rank-one/{RANK_ONE_FILE}"),
     (
         "rank_one_attention",
-        "One direction per layer, attention's, as trained",
+        "One direction per layer of attention, as trained",
         f"rank-one-attention/{RANK_ONE_FILE}",
     ),
     ("step", "One step, no training", STEP),

@@ -57,7 +57,7 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
         columns |= {name: table.grid(column).ravel() for name, column in known.items()}
         if "after" in columns:
             columns["shift"] = columns["after"] - columns["before"]
-    if edit is not None and edit.gain.shape == shape:
+    if edit is not None and edit.gain.size and edit.gain.shape == shape:
         columns["gain"] = edit.gain.ravel()
     return pl.DataFrame(columns)
 

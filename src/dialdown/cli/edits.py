@@ -103,8 +103,8 @@ def detox(
         typer.Option(
             help=(
                 "gains (one trained number per neuron), rank_one (one trained direction per layer "
-                "more), rank_one_attention (where attention writes), step (gains without "
-                "training), or labels (gains from labelled texts alone, in a few minutes)."
+                "more, in the MLPs), rank_one_attention (the same in attention), step (gains "
+                "without training), or labels (gains from labelled texts alone, in a few minutes)."
             )
         ),
     ] = None,

@@ -82,7 +82,7 @@ def show_notes(folder: Path, out: Console) -> None:
         out.print(f"  {stage}: {sentence}", highlight=False, soft_wrap=True)
 
 
-CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "random neurons"}
+CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same, shuffled"}
 
 
 # The columns of its table beside the concept's, where they were measured. Words that break into two
@@ -113,7 +113,7 @@ def show_check(folder: Path, out: Console) -> None:
     out.print(table)
     out.print(
         f"Held-out prompts, {PROMPTED[stages['check']['template']]}; means with bootstrap 95 % "
-        "intervals; the control has the same numbers on random neurons."
+        "intervals; the control has the same numbers, shuffled within each layer."
     )
     trained = METHODS[run["config"]["detox"]["method"]].trained
     out.print(_dialled(stages["dial"], "trained" if trained else "found"))
@@ -170,7 +170,7 @@ def show_ladder(folder: Path, out: Console) -> None:
         f"kinds of text ({', '.join(ladder['texts'])}), whose change of log-perplexity is beside "
         "it. Means with bootstrap 95 % intervals; differences are paired over prompts, to the "
         "least toxic method that reaches the price, by the first judge. NAME__random_neurons is "
-        "a control: the numbers of NAME on random neurons.",
+        "a control: the numbers of NAME, shuffled within each layer.",
         highlight=False,
     )
     if ladder["caveat"]:

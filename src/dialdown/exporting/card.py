@@ -27,8 +27,8 @@ LICENCE = ("license", "license_name", "license_link")
 MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)|^[-+=#]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
 # What writes, by which projection, and what that reads.
 SITES = {
-    "mlp": ("the MLP", "down", "neurons"),
-    "attention": ("the attention", "output", "channels of its heads"),
+    "mlp": ("MLP", "down", "neurons"),
+    "attention": ("attention", "output", "channels of its heads"),
 }
 FIGURES = {
     "toxicity": "toxicity",
@@ -123,9 +123,10 @@ def _what(delta: Delta) -> str:
         reads = edit.rank_one.reads
         writer, projection, inputs = SITES[edit.rank_one.site]
         text = (
-            f"{_code(edit.name)} adds one direction to what {writer} of each of {len(reads)} "
-            f"layers writes: a matrix of rank one on the {projection} projection, which reads "
-            f"{int((reads != 0).sum()):,} of {reads.size:,} {inputs} with one number each"
+            f"{_code(edit.name)} adds one direction to what the {writer} in each of the "
+            f"{len(reads)} layers writes: a matrix of rank one on the {projection} projection, "
+            f"which reads {int((reads != 0).sum()):,} of {reads.size:,} {inputs} with one number "
+            "each"
         )
     else:
         changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())

@@ -58,7 +58,7 @@ def write_weights(
         shutil.copyfile(file, target)
     folds = edit.folds(lm)
     for done, fold in enumerate(folds, 1):
-        _write_layer(base, fold, edit.needs_bias, folder, biases)
+        _write_layer(base, fold, folder, biases)
         if progress:
             progress("exporting", done, len(folds))
     if biases:
@@ -80,16 +80,14 @@ def _new_biases(base: Checkpoint, lm: LM) -> dict[str, Tensor]:
     return biases
 
 
-def _write_layer(
-    base: Checkpoint, fold: Fold, needs_bias: bool, folder: Path, biases: dict[str, Tensor]
-) -> None:
+def _write_layer(base: Checkpoint, fold: Fold, folder: Path, biases: dict[str, Tensor]) -> None:
     """Write what one linear layer becomes; a bias that is new, into `biases`."""
     layer = fold.projection
     stored = base.weight(layer)
     name, bias = stored.name.removesuffix("weight") + "bias", None
-    if needs_bias and name in biases:
+    if fold.needs_bias and name in biases:
         bias = biases[name]
-    elif needs_bias:
+    elif fold.needs_bias:
         name = base.stored_name(f"{layer.path}.bias")
         bias = base.tensors[name].read()
     weight = stored.read()

@@ -228,9 +228,13 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
             bias = linear.bias
             if bias is None:
                 bias = torch.zeros(lm.view.d_model, device=lm.device)
-            moved = fold.folded(columns, bias)[1]
-            columns.add_(errors(columns) * torch.from_numpy(fold.rounded).to(lm.device))
-            if edit.needs_bias and moved is not None:
+            written, moved = fold.folded(columns, bias)
+            # A column's error reaches the output times the gain that its neuron has there.
+            gain = torch.ones(()) if fold.gain is None else torch.from_numpy(fold.gain)
+            gain = torch.where(gain == 0, 1, gain).to(columns)
+            rounded = torch.from_numpy(fold.rounded).to(lm.device)
+            columns.add_(torch.where(rounded, errors(written) / gain, 0))
+            if fold.needs_bias and moved is not None:
                 error = errors(moved)
                 handle = linear.register_forward_hook(lambda _, args, out, e=error: out + e)
                 stack.callback(handle.remove)

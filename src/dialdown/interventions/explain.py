@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ..errors import DialdownError
 from ..models.lm import LM
 from ..neurons.activations import NeuronMeans
 from ..neurons.table import NeuronTable
@@ -25,7 +26,7 @@ def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> In
 
 
 def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Intervention:
-    """A `rank_one` intervention: whatever neuron is read is selected."""
+    """A `rank_one` intervention; of MLPs, every neuron that is read is selected."""
     if rank_one.site == "attention":
         return Intervention(name, "rank_one", rank_one=rank_one, record=record)
     shape, selected = rank_one.reads.shape, rank_one.reads != 0
@@ -106,7 +107,15 @@ def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64])
 def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Intervention:
     """The gains of the `count` neurons that come first by `order` (L, F), highest first; every
     other neuron keeps its activation.
+
+    Raises:
+        DialdownError: an edit that is no gains.
     """
+    if gains.kind != "scale":
+        raise DialdownError(
+            f"{gains.name} is a {gains.kind} edit, and only the gains of a scale can be kept one "
+            "by one: pass neuron gains."
+        )
     kept = np.zeros(order.size, dtype=bool)
     kept[np.argsort(-order.ravel(), kind="stable")[:count]] = True
     kept = kept.reshape(order.shape) & gains.selected

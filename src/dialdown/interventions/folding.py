@@ -73,7 +73,8 @@ class Fold:
 
     Attributes:
         projection: the layer.
-        gain, offset: (inputs,) float64; None where no input is multiplied, and moved.
+        gain, offset: (inputs,) float64, what each input is multiplied by, and what is then added;
+            None where nothing is.
         residual: (d,) float64, what steering adds at the last layer, or None.
         rank_one: u (inputs,) and v (d,), float64, or None.
     """
@@ -89,6 +90,11 @@ class Fold:
         """Whether the layer becomes another."""
         given = (self.gain, self.offset, self.residual, self.rank_one)
         return any(numbers is not None for numbers in given)
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether it is written to the layer's bias."""
+        return self.offset is not None or self.residual is not None
 
     @property
     def rounded(self) -> NDArray[np.bool_]:

@@ -81,8 +81,15 @@ class Intervention:
     def __repr__(self) -> str:
         numbers = {"α": self.alpha, "β": self.beta, "strength": self.record.get("strength")}
         given = [f"{name} {number:.4g}" for name, number in numbers.items() if number is not None]
-        size = [f"{self.neurons:,} of {self.selected.size:,} neurons"] if self.gain.size else []
-        return f"Intervention({self.name}: {', '.join([self.kind, *size, *given])})"
+        return f"Intervention({self.name}: {', '.join([self.kind, *self._size, *given])})"
+
+    @property
+    def _size(self) -> list[str]:
+        """What it reads or changes, in words; nothing where it is neither."""
+        if self.rank_one is not None and self.rank_one.site == "attention":
+            reads = self.rank_one.reads
+            return [f"{np.count_nonzero(reads):,} of {reads.size:,} channels of attention"]
+        return [f"{self.neurons:,} of {self.selected.size:,} neurons"] if self.gain.size else []
 
     def _repr_html_(self) -> str:
         ranges = {
@@ -92,7 +99,7 @@ class Intervention:
         }
         facts = {
             "kind": self.kind,
-            "neurons": f"{self.neurons:,} of {self.selected.size:,}",
+            "acts on": ", ".join(self._size) or None,
             **ranges,
             "vector": None if self.vector is None else f"length {np.linalg.norm(self.vector):.4g}",
             "α": self.alpha,
@@ -141,7 +148,7 @@ class Intervention:
     def key(self) -> str:
         """Equal for two interventions that do the same to a model, whatever they are called."""
         vector = np.zeros(0) if self.vector is None else self.vector
-        further = [] if self.rank_one is None else [self.rank_one.reads, self.rank_one.writes]
+        further = [] if self.rank_one is None else [*vars(self.rank_one).values()]
         return fingerprint(self.gain, self.offset, vector, *further)
 
     def at(self, strength: float) -> Intervention:
@@ -314,10 +321,10 @@ class Intervention:
         Raises:
             DialdownError: see `applied`.
         """
-        wide = lm.view.layers[0].columns.itemsize > 2
-        folds = positions == "all" and self.acts_in_layers and self.vector is None
-        shared = shared_projections(lm, self.folds(lm))
-        by_weights = folds and not (wide or being_changed(lm) or shared)
+        self.check(lm)
+        narrow = lm.view.layers[0].columns.itemsize <= 2
+        folds = narrow and positions == "all" and self.acts_in_layers and self.vector is None
+        by_weights = folds and not being_changed(lm) and not shared_projections(lm, self.folds(lm))
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield
 

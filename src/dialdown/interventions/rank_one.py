@@ -80,7 +80,7 @@ class RankOne:
             if self.reads.shape != (len(found), channels):
                 raise DialdownError(
                     f"What {name} reads has shape {self.reads.shape} and {lm.name} {len(found)} "
-                    f"layers whose attention writes {channels} channels: {train}."
+                    f"layers whose attention has {channels} channels: {train}."
                 )
         check_width(lm, self.writes.shape[-1], f"What {name} writes has", train)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -65,8 +65,8 @@ class Shape:
     def of(cls, lm: LM, itemsize: int | None = None) -> Shape:
         """The sizes of a model; `itemsize` is that of its dtype where none is given."""
         config = lm.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or lm.view.d_model // config.num_attention_heads
+        # Layers of Gemma 4 differ.
+        layers = getattr(config, "per_layer_config", None) or [config] * lm.view.n_layers
         return cls(
             parameters=sum(weight.numel() for weight in lm.model.parameters()),
             itemsize=itemsize or lm.model.dtype.itemsize,
@@ -74,7 +74,7 @@ class Shape:
             d_model=lm.view.d_model,
             neurons=lm.view.n_neurons,
             vocabulary=config.vocab_size,
-            key_values=2 * lm.view.n_layers * heads * width,
+            key_values=2 * sum(_kept_width(layer, lm.view.d_model) for layer in layers),
             around=lm.turns.around if lm.tokenizer and lm.turns else 0,
         )
 
@@ -141,3 +141,10 @@ def halving(size: int, work: Callable[[int], T], *, most: int, allowed: bool = T
             SmallerBatchWarning,
             stacklevel=3,
         )
+
+
+def _kept_width(config: Any, d_model: int) -> int:
+    """How many numbers of keys a layer keeps of a token, and of values."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or d_model // config.num_attention_heads
+    return int(heads * width)

@@ -37,7 +37,7 @@ def check_axes(activations: Tensor, path: str) -> None:
     if activations.dim() != 3:
         raise DialdownError(
             f"{path} gets its activations with shape {tuple(activations.shape)}, not (batch, "
-            "positions, neurons), so their positions cannot be told apart: "
+            "positions, channels), so their positions cannot be told apart: "
             "this architecture is not supported."
         )
 

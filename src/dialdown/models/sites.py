@@ -4,12 +4,12 @@ by, or what attention does.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import DialdownError
+from ..errors import DialdownError, nearest
 from .lm import LM
 from .projection import Projection
 
@@ -39,9 +39,11 @@ def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
     """The linear layers of a site, first layer to last.
 
     Raises:
-        DialdownError: a layer's attention has no output projection that is known, it is no plain
-            matrix, or they read different numbers of channels.
+        DialdownError: there is no such site, a layer's attention has no output projection that is
+            known, it is no plain matrix, or they read different numbers of channels.
     """
+    if site not in get_args(Site):
+        raise DialdownError(f"Unknown site {site!r}: {nearest(site, get_args(Site))}")
     if site == "mlp":
         return lm.view.layers
     found = tuple(_output_projection(lm, layer.decoder_layer) for layer in lm.view.layers)

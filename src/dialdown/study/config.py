@@ -178,8 +178,8 @@ class DetoxSettings:
     """What `dialdown detox` makes, and its one dial: a budget that finds a strength, or a strength.
 
     Attributes:
-        method: `gains`, one trained number per neuron; `rank_one`, one trained direction per layer
-            more where MLPs write, `rank_one_attention` where attention does; `step`, the gains of
+        method: `gains`, one trained number per neuron; `rank_one`, one more trained direction
+            per layer where MLPs write, `rank_one_attention` where attention does; `step`, the gains of
             one step of the natural gradient, without training; `labels`, such a step from labelled
             texts alone, without pairs.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
@@ -236,6 +236,11 @@ class LadderSettings:
     )
     prompts: Count = 256
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")
+
+    @property
+    def everything(self) -> bool:
+        """Whether no methods were chosen, so that one that a model cannot have is left out."""
+        return self.methods == LadderSettings().methods
 
 
 def _workers(given: Any) -> Any:

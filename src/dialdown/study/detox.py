@@ -68,7 +68,7 @@ METHODS: dict[str, Method] = {
             partial(rank_one.tune_rank_one, stage=stage),
             f"{folder_of(stage)}/{RANK_ONE_FILE}",
             rank_one.explain_rank_one,
-            f"one direction more per layer, where {WRITERS[site]}",
+            f"one more direction per layer, where {WRITERS[site]}",
         )
         for stage, site in RANK_ONE.items()
     },
@@ -315,7 +315,7 @@ ON_CARD = {
 
 def _noted(row: dict[str, Any]) -> MeasuredRow:
     named = {"none": "untouched", "detox": "edited"}
-    name = named.get(row["intervention"], "the same numbers on random neurons")
+    name = named.get(row["intervention"], "the same numbers, shuffled within each layer")
     figures = {
         word: (row[metric]["mean"], row[metric]["low"], row[metric]["high"])
         for metric, word in ON_CARD.items()

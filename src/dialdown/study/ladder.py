@@ -153,7 +153,8 @@ def _text(work: Workspace, source: str) -> str:
 
 def compare_methods(work: Workspace) -> Facts:
     """Dial every method to the price and measure it there."""
-    names, wanted = competing(work.config.ladder.methods), work.config.ladder.kl
+    fitted_methods = records(work.folder)["fit"]["told"]["methods"]
+    names, wanted = competing([*fitted_methods]), work.config.ladder.kl
     facts: Facts = {
         "kl": wanted,
         "texts": ["neutral", *map(_kind, work.config.ladder.texts)],
@@ -176,7 +177,7 @@ def compare_methods(work: Workspace) -> Facts:
                 strength=entry.strength,
                 kl=entry.kl,
             )
-    rows = table(entries, records(work.folder)["fit"]["told"]["methods"], wanted)
+    rows = table(entries, fitted_methods, wanted)
     write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
     frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)
     write_csv({"ladder": frame}, work.folder)

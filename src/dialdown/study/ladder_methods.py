@@ -27,6 +27,7 @@ from ..interventions.intervention import Intervention, untouched
 from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
+from ..models.sites import projections
 from ..training.dpo import train_dpo
 from ..training.generated_text import own_text_kl
 from .context import Facts, Workspace
@@ -39,7 +40,7 @@ from .sources import file_states
 FOLDER = "methods"
 UNTOUCHED = "untouched"
 RANDOM = "{}__random_neurons"
-"""The control of gains and of rank one: the same numbers on random neurons."""
+"""The control of gains and of rank one: the same numbers, shuffled within each layer."""
 CONTROLLED = ("gains", *RANK_ONE)
 LABELLED: dict[str, Callable[..., Intervention]] = {
     "aura": methods.aura,
@@ -96,7 +97,7 @@ def _own(name: str) -> Callable[..., Any]:
 
 def fit_methods(work: Workspace) -> Facts:
     """Fit what is not fitted yet; what each took, by its name."""
-    names = work.config.ladder.methods
+    names = _at_hand(work)
     if needs_pairs(names):
         _check_unseen(work)
     facts = {}
@@ -104,6 +105,20 @@ def fit_methods(work: Workspace) -> Facts:
         work.progress(f"fitting methods, {name}", done, len(names))
         facts[name] = _fitted(work, name)
     return {"methods": facts}
+
+
+def _at_hand(work: Workspace) -> list[str]:
+    """The methods asked for, but where nothing was asked those that this architecture lacks."""
+    names = [*work.config.ladder.methods]
+    for name in RANK_ONE.keys() & {*names}:
+        try:
+            projections(work.lm, RANK_ONE[name])
+        except DialdownError as error:
+            if not work.config.ladder.everything:
+                raise
+            work.notes.add(f"{name} is left out: {error}")
+            names.remove(name)
+    return names
 
 
 def _check_unseen(work: Workspace) -> None:

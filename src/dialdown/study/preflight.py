@@ -100,7 +100,8 @@ def _model(work: Workspace) -> None:
 
 
 def _compared_sites(work: Workspace) -> None:
-    for name in {*work.config.ladder.methods} & RANK_ONE.keys():
+    settings = work.config.ladder
+    for name in () if settings.everything else RANK_ONE.keys() & {*settings.methods}:
         projections(work.lm, RANK_ONE[name])
 
 

@@ -86,15 +86,16 @@ def rank_one_layers(
 ) -> pl.DataFrame:
     """What each layer writes on average, at the mean activations (L, F), or mean inputs of
     attention's projections, and by what: `layer`, `norm` (of what reaches the residual stream),
-    `cosine` (of it to the probe), `writes` (its tokens by the logit lens), `reads` (the neurons, or
-    heads, that count most) and `share` (of what is read, by the first hundredth of them, one at
-    least).
+    `cosine` (of it to the probe), `writes` (its tokens by the logit lens), `neurons` or `heads` (the
+    first of those by which it is read) and `share` (of what is read, by the first hundredth of
+    them, one at least).
     """
     assert edit.rank_one is not None
     read = edit.rank_one.reads * means
     average = edit.rank_one.written(lm) * read.sum(1, keepdims=True)
-    sizes = np.abs(read)
+    sizes, inputs = np.abs(read), "neurons"
     if edit.rank_one.site == "attention":
+        inputs = "heads"
         heads = lm.model.config.get_text_config().num_attention_heads
         sizes = sizes.reshape(len(sizes), heads, -1).sum(2)
     rows = []
@@ -109,7 +110,7 @@ def rank_one_layers(
                 "norm": norm,
                 "cosine": float(average[layer] @ probe.unit / norm) if norm else None,
                 "writes": " ".join(token.strip() for token, _ in tokens),
-                "reads": " ".join(map(str, first[:FIRST].tolist())),
+                inputs: " ".join(map(str, first[:FIRST].tolist())),
                 "share": float(hundredth / size.sum()) if size.any() else None,
             }
         )

@@ -106,11 +106,12 @@ def _units(projection: Projection) -> float:
     """What v is counted in, so that a step of Adam's length changes v u^T, with u of its first
     size, |u|^2 = 1/3, by the learning rate times the norm of the weight it is added to.
 
-    Families differ tenfold in how large their projections are beside what these read.
+    Families differ tenfold in how large their projections are beside what these read. Where the
+    weight is zero, v counts once.
     """
     columns = projection.columns
     norm = float(torch.linalg.matrix_norm(columns, dtype=torch.float64))
-    return math.sqrt(3 / len(columns)) * norm
+    return math.sqrt(3 / len(columns)) * norm or 1.0
 
 
 def _vectors(policy: Any, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
