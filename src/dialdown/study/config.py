@@ -179,9 +179,9 @@ class DetoxSettings:
 
     Attributes:
         method: `gains`, one trained number per neuron; `rank_one`, one more trained direction
-            per layer where MLPs write, `rank_one_attention` where attention does; `step`, the gains of
-            one step of the natural gradient, without training; `labels`, such a step from labelled
-            texts alone, without pairs.
+            per layer where MLPs write, `rank_one_attention` where attention does; `step`, the gains
+            of one step of the natural gradient, without training; `labels`, such a step from
+            labelled texts alone, without pairs.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
         max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to

@@ -86,9 +86,9 @@ def rank_one_layers(
 ) -> pl.DataFrame:
     """What each layer writes on average, at the mean activations (L, F), or mean inputs of
     attention's projections, and by what: `layer`, `norm` (of what reaches the residual stream),
-    `cosine` (of it to the probe), `writes` (its tokens by the logit lens), `neurons` or `heads` (the
-    first of those by which it is read) and `share` (of what is read, by the first hundredth of
-    them, one at least).
+    `cosine` (of it to the probe), `writes` (its tokens by the logit lens), `neurons` or `heads`
+    (the first by what they add) and `share` (of what is read, by the first hundredth of them, one
+    at least).
     """
     assert edit.rank_one is not None
     read = edit.rank_one.reads * means
