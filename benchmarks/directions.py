@@ -1,7 +1,8 @@
 """What do trained directions say, and did full DPO say it too? `python benchmarks/directions.py
-runs/ladder`, on the folder of a `dialdown ladder` with the methods rank_one and dpo_kl.
+runs/ladder`, on the folder of a `dialdown ladder` with the methods rank_one (or rank_one_attention,
+named after the folder) and dpo_kl.
 
-For each layer, what DPO changed in the down projection is taken apart (ΔW = Σ σ a bᵀ) and compared
+For each layer, what DPO changed in the projection is taken apart (ΔW = Σ σ a bᵀ) and compared
 with the trained v uᵀ: the share of the squared change that its first direction holds, how many
 directions it has (the participation ratio of σ²), |cos| of v to a and of u to b of the first one,
 and the tokens of what the layer writes on average, by the logit lens. Two random directions have
@@ -19,12 +20,13 @@ import torch
 import dialdown as dd
 from dialdown.evaluation.bootstrap import estimate
 from dialdown.files import read_json
+from dialdown.models.sites import projections
 from dialdown.study import Config
 from dialdown.study.context import Workspace
+from dialdown.study.gains import held_texts
 from dialdown.study.ladder_methods import FOLDER
-from dialdown.study.rank_one import rank_one_layers
+from dialdown.study.rank_one import mean_inputs, rank_one_layers
 
-PROMPTS = 128
 COLUMNS = ("first", "directions", "|cos v|", "|cos u|")
 
 
@@ -45,23 +47,25 @@ def compared(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("method", nargs="?", default="rank_one", help="or rank_one_attention")
     given = parser.parse_args()
     work = Workspace(Config(**read_json(given.folder / "run.json")["config"]), given.folder)
     tuned = work.tuned_model(f"{FOLDER}/dpo_kl")
-    edit = dd.Intervention.load(given.folder / FOLDER / "rank_one.safetensors")
+    edit = dd.Intervention.load(given.folder / FOLDER / f"{given.method}.safetensors")
     assert edit.rank_one is not None
+    site = edit.rank_one.site
     layers = [
         compared(base.columns, after.columns, u, v)
         for base, after, u, v in zip(
-            work.lm.view.layers,
-            tuned.view.layers,
+            projections(work.lm, site),
+            projections(tuned, site),
             edit.rank_one.reads,
             edit.rank_one.writes,
             strict=True,
         )
     ]
-    means = dd.mean_activations(work.lm, work.unseen[:PROMPTS], max_prompt_tokens=12)
-    readings = rank_one_layers(work.lm, edit, means.means, work.probe("strict"))
+    means = mean_inputs(work.lm, held_texts(work), site)
+    readings = rank_one_layers(work.lm, edit, means, work.probe("strict"))
     for numbers, reading in zip(layers, readings.iter_rows(named=True), strict=True):
         shown = "  ".join(f"{number:.3g}" for number in numbers)
         place = f"{reading['layer']:3d}  {shown}  cos probe {reading['cosine']:+.2f}"
