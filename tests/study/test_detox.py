@@ -91,7 +91,7 @@ def test_the_terminal_and_the_card_show_what_was_measured(done: tuple[Path, Resu
     )
     card = (out / "README.md").read_text()
     assert shown in card
-    assert "random neurons" in card
+    assert "shuffled within each layer" in card
     assert "sha256" in card
 
 
@@ -334,7 +334,7 @@ def test_one_direction_per_layer_is_dialled_checked_and_read(
     assert layers["share"].is_between(0, 1, closed="right").all()
     assert layers["writes"].str.len_chars().min() > 0
     card = (out / "README.md").read_text()
-    assert "one direction more per layer" in card
+    assert "one more direction per layer" in card
     assert f"reads {read} with one number each" in card
     rows = json.loads((work_of(out) / "results.json").read_text())["rows"]
     assert [row["intervention"] for row in rows] == ["none", "detox", "detox__random_neurons"]

@@ -17,7 +17,8 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.interventions import RankOne
 from dialdown.models import LM
-from dialdown.models.sites import Site, projections
+from dialdown.models.protocol import Site
+from dialdown.models.sites import projections
 from dialdown.training import RankOneSettings, train_rank_one
 from helpers import tiny
 from helpers.pairs import PAIRS, TEXTS, log_probability

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..errors import DialdownError
-from ..models.sites import Site
+from ..models.protocol import Site
 
 Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "steer"]
 EditKind = Literal["set", "shift", "scale"]

@@ -23,7 +23,8 @@ from ..models.fits import check_neurons, check_width
 from ..models.hooks import Positions, input_hooks, output_hooks
 from ..models.lm import LM
 from ..models.projection import Projection
-from ..models.sites import Site, projections
+from ..models.protocol import Site
+from ..models.sites import projections
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,6 @@
-"""The two protocols that everything is measured under (METHOD §5)."""
+"""Words of settings and files, without torch: the two protocols that everything is measured under
+(METHOD §5), and where in a layer an edit acts.
+"""
 
 from __future__ import annotations
 
@@ -6,3 +8,7 @@ from typing import Literal
 
 Protocol = Literal["paper", "strict"]
 """The choices of the authors' code, or what whoever ships the edited model gets."""
+Site = Literal["mlp", "attention"]
+"""The down projections, whose inputs are neurons, or the output projections of attention, whose
+inputs are the channels of its heads.
+"""

@@ -4,7 +4,7 @@ by, or what attention does.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -12,11 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import DialdownError, nearest
 from .lm import LM
 from .projection import Projection
+from .protocol import Site
 
-Site = Literal["mlp", "attention"]
-"""The down projections, whose inputs are neurons, or the output projections of attention, whose
-inputs are the channels of its heads.
-"""
 # Where the output projection of attention sits inside a decoder layer, by transformers' own names.
 OUTPUT_PROJECTIONS = (
     "self_attn.o_proj",

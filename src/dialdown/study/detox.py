@@ -27,7 +27,7 @@ from ..files import read_json
 from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
-from ..models.sites import Site
+from ..models.protocol import Site
 from ..progress import Progress
 from ..training.settings import RANK_ONE_FILE
 from . import gains, rank_one

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import kept_json
-from ..models.sites import Site
+from ..models.protocol import Site
 
 RUN = "run.json"
 EDIT = "edit.safetensors"

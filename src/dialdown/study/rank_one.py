@@ -20,7 +20,8 @@ from ..data.pairs import PairSet
 from ..interventions.intervention import Intervention
 from ..models.hooks import input_hooks
 from ..models.lm import LM
-from ..models.sites import Site, projections
+from ..models.protocol import Site
+from ..models.sites import projections
 from ..neurons.directions import Direction
 from ..neurons.logit_lens import logit_lens_batch
 from ..training.rank_one import train_rank_one

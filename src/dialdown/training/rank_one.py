@@ -29,7 +29,8 @@ from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.lm import LM
 from ..models.projection import Projection
-from ..models.sites import Site, projections
+from ..models.protocol import Site
+from ..models.sites import projections
 from ..progress import Progress, with_bar
 from . import ranks
 from .dpo import tune
