@@ -8,7 +8,7 @@ All kinds but one are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
     scale  gain s_i, offset 0        one number per neuron; the only kind that folds without a bias
     affine gain s_i, offset delta_i  both
 
-`rank_one` lets each layer's MLP or attention write along one direction more (see `RankOne`), and
+`rank_one` lets each layer's MLP or attention write along one more direction (see `RankOne`), and
 `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since what writes is linear,
 all of it folds into weights exactly (see `Fold`).
 """
@@ -85,7 +85,7 @@ class Intervention:
 
     @property
     def _size(self) -> list[str]:
-        """What it reads or changes, in words; nothing where it is neither."""
+        """How many neurons or channels of attention it acts on, in words; empty for steering."""
         if self.rank_one is not None and self.rank_one.site == "attention":
             reads = self.rank_one.reads
             return [f"{np.count_nonzero(reads):,} of {reads.size:,} channels of attention"]
