@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dialdown.evaluation.refusals import Refusals, declines
+from dialdown.evaluation.refusals import Refusals
+from dialdown.models.refusals import declines
 
 DECLINE = [
     "I'm sorry, but I can't assist with that.",

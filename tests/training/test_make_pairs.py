@@ -159,13 +159,30 @@ def test_empty_continuations_are_no_candidates() -> None:
     batch = Candidates(["p", "q", "r"], texts, scores)
     settings = replace(QUICK, sampled=3, steered=0, count=2, margin=0.3)
     # r has one continuation that is not blank.
-    pair_set = choose_pairs([batch], settings, {"scorer": "fake"})
+    pair_set = choose_pairs([batch], settings, {"scorer": "fake"}, replies=False)
     assert pair_set.pairs == (Pair("p", " x", " z"), Pair("q", " ok", " bad"))
     assert pair_set.record["rejected_score"] == pytest.approx((0.8 + 0.9) / 2)
     with pytest.raises(
         DialdownError, match=r"Only 1 of 2 pairs differ by 0\.7 among 3 prompts: lower pairs\.count"
     ):
-        choose_pairs([batch], replace(settings, margin=0.7), {})
+        choose_pairs([batch], replace(settings, margin=0.7), {}, replies=False)
+
+
+def test_no_reply_that_declines_is_preferred() -> None:
+    no = " I'm sorry, but I can't help with that."
+    texts = [[no, no, " x"], [" fine", no, " bad"], [" bad", " bad", no]]
+    scores = [[0.0, 0.0, 0.1], [0.1, 0.0, 0.9], [0.9, 0.9, 0.5]]
+    batch = Candidates(["p", "q", "r"], texts, scores)
+    settings = replace(QUICK, sampled=3, steered=0, count=2, margin=0.3)
+    # It may be what is rejected, where refusal is the concept; q has nothing to prefer.
+    pair_set = choose_pairs([batch], settings, {}, replies=True)
+    assert pair_set.pairs == (Pair("p", " fine", " bad"), Pair("r", " x", " bad"))
+    assert count_pairs(batch, settings, replies=True) == 2
+    refused = replace(batch, scores=[[0.9, 0.0, 0.1], [0.1, 0.0, 0.9], [0.2, 0.9, 0.5]])
+    assert choose_pairs([refused], settings, {}, replies=True).pairs[0] == Pair("p", " fine", no)
+    # What goes on with a text declines nothing, whatever it quotes.
+    text = choose_pairs([batch], replace(settings, count=3), {}, replies=False)
+    assert [pair.chosen for pair in text.pairs] == [no, no, " x"]
 
 
 @pytest.mark.parametrize(

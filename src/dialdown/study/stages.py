@@ -105,6 +105,7 @@ def find_pairs(work: Workspace) -> Facts:
     starts = range(0, left, size)
     sampled = {start: files.read(start) for start in starts}
     record = {"scorer": work.pair_scorer.name, **work.lm.describe()}
+    replies = work.lm.template != "none"
     # Batches finish in any order; only those with none missing before them count, so the order
     # changes nothing.
     batches: list[Candidates] = []
@@ -116,16 +117,16 @@ def find_pairs(work: Workspace) -> Facts:
                 finished = next(done).start
                 sampled[finished] = files.read(finished)
             batches.append(batch)
-            pairs_found += count_pairs(batch, settings)
+            pairs_found += count_pairs(batch, settings, replies=replies)
             work.progress("making pairs", min(pairs_found, total), total)
-    pairs = choose_pairs(batches, settings, record)
+    pairs = choose_pairs(batches, settings, record, replies=replies)
     pairs.save(work.folder / "pairs.jsonl")
     used = pairs.record["prompts_used"]
     cut_prompts(work, "prompts of the pairs", work.prompts.training[:used])
     if pairs_found < used:
         work.notes.add(
             "{without:,} of {used:,} prompts gave no pair: no two of their continuations lie "
-            "{margin:g} apart",
+            "{margin:g} apart" + (", but for replies that decline" if replies else ""),
             without=used - pairs_found,
             used=used,
             margin=settings.margin,

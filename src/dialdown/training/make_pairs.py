@@ -20,6 +20,7 @@ from ..interventions.paper import steer, steering_alpha
 from ..models.decoding import Decoder, greedy, sampler
 from ..models.lm import LM
 from ..models.memory import MOST, Auto
+from ..models.refusals import declines
 from ..models.templates import cut
 from ..neurons.directions import Direction
 from ..progress import Progress, with_bar
@@ -109,7 +110,7 @@ def make_pairs(
         DialdownError: no direction to steer along, or too few pairs.
     """
     batches: list[Candidates] = []
-    count, size = 0, prompts_together(lm, settings)
+    count, size, replies = 0, prompts_together(lm, settings), lm.template != "none"
     for start in range(0, len(prompts), size):
         batch = candidates(
             lm,
@@ -121,13 +122,14 @@ def make_pairs(
             max_prompt_tokens=max_prompt_tokens,
         )
         batches.append(batch)
-        count += count_pairs(batch, settings)
+        count += count_pairs(batch, settings, replies=replies)
         if progress:
             progress("making pairs", min(count, settings.count), settings.count)
         if count >= settings.count:
             break
     used = replace(settings, batch_size=size)
-    return choose_pairs(batches, used, {"scorer": scorer, **lm.describe()})
+    record = {"scorer": scorer, **lm.describe()}
+    return choose_pairs(batches, used, record, replies=replies)
 
 
 def candidates(
@@ -165,13 +167,17 @@ def prompts_together(lm: LM, settings: PairSettings, *, on_cpu: int = 64) -> int
     return on_cpu if lm.device.type == "cpu" else max(1, MOST // max(1, settings.unsteered))
 
 
-def count_pairs(batch: Candidates, settings: PairSettings) -> int:
-    """How many prompts of a batch give a pair."""
-    return len(_pairs(batch, settings))
+def count_pairs(batch: Candidates, settings: PairSettings, *, replies: bool) -> int:
+    """How many prompts of a batch give a pair; see `choose_pairs`."""
+    return len(_pairs(batch, settings, replies))
 
 
 def choose_pairs(
-    batches: Sequence[Candidates], settings: PairSettings, record: Mapping[str, Any]
+    batches: Sequence[Candidates],
+    settings: PairSettings,
+    record: Mapping[str, Any],
+    *,
+    replies: bool,
 ) -> PairSet:
     """The first `settings.count` pairs of the batches.
 
@@ -179,12 +185,14 @@ def choose_pairs(
         batches: candidates in the order of the prompts.
         settings: how many, and the margin.
         record: goes into the set's record, beside what was measured.
+        replies: whether the candidates answer a user. Then none that declines is preferred: a judge
+            finds nothing less toxic, and a tenth of such pairs teaches a model to decline.
 
     Raises:
         DialdownError: too few pairs.
     """
     used = sum(len(batch.prompts) for batch in batches)
-    chosen = [pair for batch in batches for pair in _pairs(batch, settings)]
+    chosen = [pair for batch in batches for pair in _pairs(batch, settings, replies)]
     if len(chosen) < settings.count:
         raise DialdownError(
             f"Only {len(chosen)} of {settings.count} pairs differ by {settings.margin} among "
@@ -237,15 +245,20 @@ def _sample(
     return [decoder.texts(column) for column in decoder.fitted(sample)]
 
 
-def _pairs(batch: Candidates, settings: PairSettings) -> list[tuple[Pair, dict[str, float]]]:
+def _pairs(
+    batch: Candidates, settings: PairSettings, replies: bool
+) -> list[tuple[Pair, dict[str, float]]]:
     """Each pair of a batch, and what is worth knowing about it."""
     pairs = []
     for row, prompt in enumerate(batch.prompts):
         # An empty continuation would teach the model to end at once.
         usable = [column for column, texts in enumerate(batch.texts) if texts[row].strip()]
-        if len(usable) < 2:
+        preferable = [
+            column for column in usable if not (replies and declines(batch.texts[column][row]))
+        ]
+        if len(usable) < 2 or not preferable:
             continue
-        best = min(usable, key=lambda column: batch.scores[column][row])
+        best = min(preferable, key=lambda column: batch.scores[column][row])
         worst = max(usable, key=lambda column: batch.scores[column][row])
         low, high = batch.scores[best][row], batch.scores[worst][row]
         if high - low >= settings.margin:
