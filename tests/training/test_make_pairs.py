@@ -17,7 +17,7 @@ from dialdown.data import Pair, PairSet
 from dialdown.models import LM, Decoder
 from dialdown.neurons import Direction
 from dialdown.training import PairSettings
-from dialdown.training.make_pairs import Candidates, choose_pairs, make_pairs
+from dialdown.training.make_pairs import Candidates, choose_pairs, count_pairs, make_pairs
 from helpers import tiny
 from helpers.scorers import FakeScorer
 
