@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,31 +24,12 @@ from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
 from dialdown.study.config import DetoxSettings
 from dialdown.study.detox import outcome
-from dialdown.study.outputs import EDIT, LABELS, STEP
-from dialdown.training.settings import GAINS_FILE
+from dialdown.study.outputs import EDIT, LABELS, STEP, folder_of
+from dialdown.training.settings import GAINS_FILE, RANK_ONE_FILE
 from helpers import tiny
 from helpers.commands import invoke
+from helpers.detox_runs import detox, finished, stages, work_of
 from helpers.stub_study import flip
-
-
-def detox(study_file: Path, out: Path, *more: object) -> Result:
-    return invoke("detox", study_file.parent / "model", "--out", out, "--config", study_file, *more)
-
-
-def work_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}-work")
-
-
-def stages(out: Path) -> Any:
-    return json.loads((work_of(out) / "run.json").read_text())["stages"]
-
-
-def finished(result: Result, out: Path) -> bool:
-    """Whether a folder was written, with the exit status that its own check asks for."""
-    change = stages(out)["check"]["change"]
-    less = change["high"] < 0 and change["n"] >= 10
-    assert result.exit_code == (0 if less else 3), result.exception
-    return (out / "model.safetensors").exists()
 
 
 @pytest.fixture(scope="module")
@@ -304,18 +284,11 @@ def test_without_training_one_step_is_dialled_to_the_budget(
 
 
 @pytest.mark.parametrize(
-    ("method", "file", "read"),
-    [
-        ("rank_one", "rank-one/rank-one.safetensors", "72 of 72 neurons"),
-        (
-            "rank_one_attention",
-            "rank-one-attention/rank-one.safetensors",
-            "48 of 48 channels of its heads",
-        ),
-    ],
+    ("method", "read"),
+    [("rank_one", "72 of 72 neurons"), ("rank_one_attention", "48 of 48 channels of its heads")],
 )
 def test_one_direction_per_layer_is_dialled_checked_and_read(
-    study_file: Path, tmp_path: Path, method: str, file: str, read: str
+    study_file: Path, tmp_path: Path, method: str, read: str
 ) -> None:
     out = tmp_path / "directed"
     # Two steps on a few pairs move little at the usual rate.
@@ -325,7 +298,7 @@ def test_one_direction_per_layer_is_dialled_checked_and_read(
     assert "The layers where it writes most" in result.output
     assert {method, "dial", "check"} <= stages(out).keys()
     assert not {"gains", "step"} & stages(out).keys()
-    trained = dd.Intervention.load(work_of(out) / file)
+    trained = dd.Intervention.load(work_of(out) / folder_of(method) / RANK_ONE_FILE)
     edit = dd.Intervention.load(work_of(out) / EDIT)
     assert (edit.kind, edit.key) == ("rank_one", trained.at(2.0).key)
     layers = pl.read_csv(work_of(out) / "tables" / "rank-one-layers.csv")

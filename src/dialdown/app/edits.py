@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
-from ..study.outputs import EDIT, FRONT_EDITS, LABELS, STEP
+from ..study.outputs import EDIT, FRONT_EDITS, LABELS, STEP, folder_of
 from ..training.settings import GAINS_FILE, RANK_ONE_FILE
 from .source import Source
 
@@ -22,11 +22,11 @@ DELTA = "the edit of this folder"
 KEPT = (
     ("edit", "What detox made, at the strength found", EDIT),
     ("gains", "Neuron gains, as trained", f"gains/{GAINS_FILE}"),
-    ("rank_one", "One direction per layer, as trained", f"rank-one/{RANK_ONE_FILE}"),
+    ("rank_one", "One direction per layer, as trained", f"{folder_of('rank_one')}/{RANK_ONE_FILE}"),
     (
         "rank_one_attention",
         "One direction per layer of attention, as trained",
-        f"rank-one-attention/{RANK_ONE_FILE}",
+        f"{folder_of('rank_one_attention')}/{RANK_ONE_FILE}",
     ),
     ("step", "One step, no training", STEP),
     ("labels", "One step from labelled texts", LABELS),

@@ -76,11 +76,11 @@ class RankOne:
         if self.site == "mlp":
             check_neurons(lm, self.reads.shape, f"What {name} reads has", train)
         else:
-            found = projections(lm, self.site)
-            channels = found[0].columns.shape[1]
-            if self.reads.shape != (len(found), channels):
+            site = projections(lm, self.site)
+            channels = site[0].columns.shape[1]
+            if self.reads.shape != (len(site), channels):
                 raise DialdownError(
-                    f"What {name} reads has shape {self.reads.shape} and {lm.name} {len(found)} "
+                    f"What {name} reads has shape {self.reads.shape} and {lm.name} {len(site)} "
                     f"layers whose attention has {channels} channels: {train}."
                 )
         check_width(lm, self.writes.shape[-1], f"What {name} writes has", train)

@@ -43,14 +43,14 @@ def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
         raise DialdownError(f"Unknown site {site!r}: {nearest(site, get_args(Site))}")
     if site == "mlp":
         return lm.view.layers
-    found = tuple(_output_projection(lm, layer.decoder_layer) for layer in lm.view.layers)
-    widths = {tuple(projection.columns.shape) for projection in found}
+    outputs = tuple(_output_projection(lm, layer.decoder_layer) for layer in lm.view.layers)
+    widths = {tuple(projection.columns.shape) for projection in outputs}
     if len(widths) > 1:
         raise DialdownError(
             f"The attention of {lm.name} has output projections of different shapes "
             f"{sorted(widths)}, and an edit there needs one: edit the MLPs of this model."
         )
-    return found
+    return outputs
 
 
 def _output_projection(lm: LM, layer: str) -> Projection:

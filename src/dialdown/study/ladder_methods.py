@@ -108,14 +108,14 @@ def fit_methods(work: Workspace) -> Facts:
 
 
 def _at_hand(work: Workspace) -> list[str]:
-    """The methods asked for, but where nothing was asked those that this architecture lacks."""
+    """The methods asked for; of the default ones, those that this architecture can have, since
+    what is asked for by name and cannot be had was refused before (`preflight`).
+    """
     names = [*work.config.ladder.methods]
     for name in RANK_ONE.keys() & {*names}:
         try:
             projections(work.lm, RANK_ONE[name])
         except DialdownError as error:
-            if not work.config.ladder.everything:
-                raise
             work.notes.add(f"{name} is left out: {error}")
             names.remove(name)
     return names

@@ -69,15 +69,15 @@ def mean_inputs(lm: LM, texts: Sequence[Sequence[int]], site: Site) -> NDArray[n
     """What the linear layers of a site read on average over the tokens of texts of one length, (L,
     inputs) float64.
     """
-    found = projections(lm, site)
-    total = np.zeros((len(found), found[0].columns.shape[1]))
+    layers = projections(lm, site)
+    total = np.zeros((len(layers), layers[0].columns.shape[1]))
 
     def add(layer: int, m: torch.Tensor) -> None:
         total[layer] += m.sum((0, 1), dtype=torch.float64).cpu().numpy()
 
     for start in range(0, len(texts), BATCH):
         ids = torch.tensor(texts[start : start + BATCH], device=lm.device)
-        with torch.inference_mode(), input_hooks(found, add):
+        with torch.inference_mode(), input_hooks(layers, add):
             lm.model(input_ids=ids, use_cache=False)
     return total / sum(map(len, texts))
 

@@ -77,9 +77,9 @@ def train_rank_one(
         given = {"pairs": pairs, "out": out, "site": site, "texts": texts}
         return ranks.on_ranks_of(lm, train_rank_one, settings, progress=progress, **given)
 
-    found = projections(lm, site)
-    paths = [projection.path for projection in found]
-    sizes = {re.escape(projection.path): _units(projection) for projection in found}
+    layers = projections(lm, site)
+    paths = [projection.path for projection in layers]
+    sizes = {re.escape(projection.path): _units(projection) for projection in layers}
 
     def save(policy: Any, folder: Path) -> None:
         record = {"base": lm.describe(), "pairs": len(pairs)}
@@ -94,7 +94,7 @@ def train_rank_one(
         lm.tokenizer,
         prepare=lambda model: with_adapters(model, paths, settings.seed, r=1, alpha_pattern=sizes),
         save=save,
-        result_bytes=sum(9 * inputs + 4 * d for d, inputs in (p.columns.shape for p in found)),
+        result_bytes=len(layers) * (9 * layers[0].columns.shape[1] + 4 * lm.view.d_model),
         given=[site],
         template=lm.template,
     )
