@@ -3,6 +3,7 @@
 One run times, interleaved and on the same prompts:
 
     decode       greedy decoding alone
+    generate     transformers' own, on the same batches
     ours         the same decoding with the strict means collected in it
     ours both    the same with strict and paper means (one forward pass more than tokens)
     recipe       the published recipe: decode, then a second full forward over prompt and
@@ -39,8 +40,20 @@ def sequences(decoder: Decoder, tokens: list[list[int]]) -> list[torch.Tensor]:
     for batch in decoder.batches:
         rows = [[*decoder.encoded[row], *tokens[row]] for row in batch.rows]
         width = max(map(len, rows))
-        out.append(torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows]))
+        padded = [[*row, *[pad] * (width - len(row))] for row in rows]
+        out.append(torch.tensor(padded, device=decoder.lm.device))
     return out
+
+
+def generate(decoder: Decoder) -> None:
+    """Decode by `generate`, the same number of tokens of every prompt."""
+    new, pad = decoder.max_new_tokens, decoder.lm.tokenizer.pad_token_id
+    with torch.inference_mode():
+        for batch in decoder.batches:
+            decoder.lm.model.generate(
+                input_ids=batch.ids, attention_mask=batch.mask, do_sample=False,
+                max_new_tokens=new, min_new_tokens=new, pad_token_id=pad,
+            ).tolist()  # fmt: skip
 
 
 def recipe(decoder: Decoder) -> None:
@@ -55,7 +68,7 @@ def recipe(decoder: Decoder) -> None:
         for ids in sequences(decoder, tokens):
             kept.clear()
             decoder.lm.model(input_ids=ids, use_cache=False)
-            torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in kept])
+            torch.stack([m[:, -decoder.max_new_tokens :].mean((0, 1)) for m in kept]).cpu()
     for handle in handles:
         handle.remove()
 
@@ -101,21 +114,31 @@ def with_transformer_lens(decoder: Decoder) -> Callable[[], None]:
     return run
 
 
+def _machine(lm: dd.LM) -> str:
+    if lm.device.type == "cuda":
+        return torch.cuda.get_device_name(lm.device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def main() -> None:
     """Time all of it and print one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="embedded:smollm2-135m")
+    parser.add_argument("--texts", default="embedded:rtp")
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--without", nargs="*", default=(), help="ways to leave out")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
     lm = dd.load(args.model)
     # A first decode has no prompt passes of an earlier one to start from, so none may keep any.
-    decoder = Decoder(lm, load_prompts("embedded:rtp", args.prompts, seed=0), share_prefixes=False)
+    prompts = load_prompts(args.texts, args.prompts, seed=0)
+    decoder = Decoder(lm, prompts, share_prefixes=False)
     ways: dict[str, Callable[[], object]] = {
         "decode": decoder.run,
+        "generate": lambda: generate(decoder),
         "ours": lambda: decode_with_means(decoder, protocols=("strict",)),
         "ours both": lambda: decode_with_means(decoder),
         "recipe": lambda: recipe(decoder),
@@ -125,6 +148,7 @@ def main() -> None:
             ways[f"{package} {version(package)}"] = build(decoder)
         else:
             print(f"{package}: not installed, left out")
+    ways = {name: run for name, run in ways.items() if name not in args.without}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.rounds + 1):
         for name, run in ways.items():
@@ -133,10 +157,7 @@ def main() -> None:
             # The first round warms up allocations.
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    print(
-        f"{date.today()}  {platform.processor() or platform.machine()}, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}"
-    )
+    print(f"{date.today()}  {_machine(lm)}, torch {torch.__version__}")
     print(
         f"{args.model}, {args.prompts} prompts, {decoder.max_new_tokens} tokens, {args.rounds} "
         "rounds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 import dialdown as dd
 from dialdown.evaluation import Evaluator
-from helpers import edits, tiny
+from dialdown.training import ranks
+from helpers import edits, rank_work, tiny
 from helpers.pairs import PAIRS, TEXTS
 from helpers.scorers import FakeScorer
 
@@ -164,3 +166,26 @@ def test_sixteen_bits_train(tmp_path: Path) -> None:
     edit, log = dd.train_gains(lm, PAIRS, settings, tmp_path / "gains", texts=TEXTS)
     assert np.isfinite(log.loss).all()
     assert (edit.gain != 1).any()
+
+
+@pytest.mark.parametrize("kind", ["dpo", "gains"])
+def test_a_rank_over_nccl_trains_as_one_process_does(kind: str, tmp_path: Path) -> None:
+    # All weights are then held as FSDP2 shares them out, here with a rank that holds all parts.
+    folder = rank_work.base(tmp_path / "base")
+    work = {
+        "dpo": partial(rank_work.dpo_of_a_rank, base=folder),
+        "gains": rank_work.gains_of_a_rank,
+    }[kind]
+    alone = work(dd.load(str(folder), device="cuda"), out=tmp_path / "alone")
+    lm = dd.load(str(folder), device="cuda")
+    log = ranks.on_ranks(
+        partial(dd.load, str(folder)),
+        partial(work, out=tmp_path / "rank"),
+        lm.model,
+        rank_work.SETTINGS,
+        whole=kind == "dpo",
+        progress=None,
+    )
+    near(log.loss, alone.loss)
+    near(log.eval_loss, alone.eval_loss)
+    assert log.best_step == alone.best_step

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from accelerate import DistributedType, PartialState
 
-from dialdown import DialdownError, load
+from dialdown import LM, DialdownError, load
 from dialdown.data import Pair
+from dialdown.progress import Progress
 from dialdown.training import DPOSettings, GainSettings, TrainingLog, train_dpo, train_gains
 from dialdown.training.loss import OwnTextKL
 
@@ -135,3 +136,17 @@ def _share_out_on_processors() -> None:
     """accelerate shards a model over other devices only: make it take the CPUs for such devices."""
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_HPU)
     PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
+
+
+def dpo_of_a_rank(lm: LM, base: Path, out: Path, progress: Progress | None = None) -> TrainingLog:
+    """DPO of all weights, as a rank is given it."""
+    settings = replace(SETTINGS, max_steps=6)
+    return train_dpo(lm.model, lm.tokenizer, PAIRS, settings, out, base=base, progress=progress)
+
+
+def gains_of_a_rank(lm: LM, out: Path, progress: Progress | None = None) -> TrainingLog:
+    """Gains, likewise."""
+    settings = GainSettings(
+        max_steps=6, epochs=9, batch_size=2, eval_pairs=2, eval_every=3, optimizer="adamw"
+    )
+    return train_gains(lm, PAIRS, settings, out, texts=TEXTS, progress=progress)[1]

@@ -96,6 +96,8 @@ def write_study(root: Path) -> Path:
         },
         "interventions": {"toxic_neurons": 5, "extent": "tables"},
         "gains": {"eval_pairs": 2},
+        # The usual ones are in packages of the Python index.
+        "detox": {"texts": [str(root / "text.txt")]},
         "evaluation": {
             "prompts": write_lines(
                 root / "prompts.jsonl", [{"prompt": sentence(rng, 4)} for _ in range(14)]

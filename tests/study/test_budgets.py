@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import dialdown as dd
 from dialdown import DialdownError
@@ -15,6 +16,7 @@ from dialdown.study.config import DetoxSettings
 from dialdown.study.context import Workspace
 from dialdown.study.detox import greatest_strength
 from dialdown.study.gains import gain_prices
+from dialdown.study.price import PricedTexts
 from helpers import tiny
 
 
@@ -40,18 +42,33 @@ def test_a_budget_finds_the_greatest_strength_within_it(llama: dd.LM, budget: fl
     gains = dd.Intervention(
         "g", "scale", rng.normal(1, 0.3, shape), np.zeros(shape), np.ones(shape, dtype=bool)
     )
-    windows = [list(range(3, 40)), list(range(40, 80))]
+    windows = {"short": list(range(40, 50)), "long": list(range(3, 40))}
+    texts = {name: ReferenceText(llama, [ids], kl_windows=1) for name, ids in windows.items()}
     settings = DetoxSettings(max_kl=budget, most=4.0)
     with tiny.unchanged(llama):
-        strength, (kl, _) = greatest_strength(llama, gains, windows, settings)
-    text = ReferenceText(llama, windows, kl_windows=2)
+        strength, paid = greatest_strength(llama, gains, PricedTexts(texts), settings)
+
+    def log_probs(ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            logits = llama.model(input_ids=torch.tensor([ids])).logits
+        return torch.log_softmax(logits[0, :-1].double(), dim=-1)
+
+    base = {name: log_probs(ids) for name, ids in windows.items()}
+
+    def costs(s: float) -> dict[str, float]:
+        with gains.at(s).applied(llama):
+            edited = {name: log_probs(ids) for name, ids in windows.items()}
+        return {
+            name: float((base[name].exp() * (base[name] - edited[name])).sum(-1).mean())
+            for name in windows
+        }
 
     def cost(s: float) -> float:
-        with gains.at(s).folded_into(llama):
-            measured = text.measure(llama)
-        return float(np.average(measured.kl, weights=measured.tokens))
+        # Each kind of text counts the same, however long it is.
+        return sum(costs(s).values()) / 2
 
-    assert kl == pytest.approx(cost(strength))
+    assert paid.kl == pytest.approx(cost(strength), rel=1e-3)
+    assert paid.kl_by_text == pytest.approx(costs(strength), rel=1e-3)
     assert cost(strength) <= budget
     assert cost(strength + 8 / 2**7) > budget
 
@@ -61,7 +78,9 @@ def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
     gains = dd.Intervention(
         "g", "scale", np.full(shape, 9.0), np.zeros(shape), np.ones(shape, dtype=bool)
     )
+    ids = list(range(3, 40))
+    texts = PricedTexts({"one": ReferenceText(llama, [ids], kl_windows=1)})
     with pytest.raises(
         DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"
     ):
-        greatest_strength(llama, gains, [list(range(3, 40))], DetoxSettings(max_kl=1e-9))
+        greatest_strength(llama, gains, texts, DetoxSettings(max_kl=1e-9))

@@ -99,7 +99,7 @@ def test_an_edit_that_made_a_model_no_less_toxic_is_not_said_to_have(
 def test_a_budget_that_the_cap_did_not_reach_is_said(done: tuple[Path, Result]) -> None:
     out, result = done
     [note] = [note for note in stages(out)["dial"]["notes"] if "not reached" in note["sentence"]]
-    assert note["counts"]["kl"] == stages(out)["dial"]["neutral_kl"]
+    assert note["counts"]["kl"] == stages(out)["dial"]["kl"]
     assert note["counts"]["most"] == DetoxSettings().most
     assert note["sentence"] in result.output
 
@@ -275,7 +275,7 @@ def test_without_training_one_step_is_dialled_to_the_budget(
     # What the sentence advises works in the same folder.
     assert finished(detox(study_file, out, *way, "--max-kl", 0.001), out)
     dial = stages(out)["dial"]
-    assert 0.0005 < dial["neutral_kl"] <= 0.001
+    assert 0.0005 < dial["kl"] <= 0.001
     assert ("pairs" in stages(out), "gains" in stages(out)) == (file == STEP, False)
     step, edit = (dd.Intervention.load(work_of(out) / name) for name in (file, EDIT))
     assert edit.record["strength"] == dial["strength"]
@@ -318,19 +318,18 @@ def test_without_a_dial_every_model_pays_the_usual_kl(
 ) -> None:
     out, _ = done
     usual = stages(out)["dial"]
-    assert usual["neutral_kl"] <= DetoxSettings().usual_kl
+    assert usual["kl"] <= DetoxSettings().usual_kl
     # The tiny model's gains cost so little that its budget asks for all it may.
     assert usual["strength"] == DetoxSettings().most
     dialled = begun(out, tmp_path / "dialled")
-    lower = usual["neutral_kl"] / 2
+    lower = usual["kl"] / 2
     result = detox(study_file, dialled, "--set", f"detox.usual_kl={lower}")
     assert finished(result, dialled)
-    assert 0.8 * lower < stages(dialled)["dial"]["neutral_kl"] <= lower
+    assert 0.8 * lower < stages(dialled)["dial"]["kl"] <= lower
 
 
 @pytest.mark.parametrize(
-    ("flag", "budget", "fact"),
-    [("--max-kl", 1e-4, "neutral_kl"), ("--max-ppl-increase", 1e-3, "neutral_log_ppl")],
+    ("flag", "budget", "fact"), [("--max-kl", 1e-4, "kl"), ("--max-ppl-increase", 1e-3, "log_ppl")]
 )
 def test_a_budget_dials_trained_gains(
     done: tuple[Path, Result], study_file: Path, tmp_path: Path, flag: str, budget: float, fact: str
@@ -341,11 +340,11 @@ def test_a_budget_dials_trained_gains(
     assert finished(result, dialled)
     assert "gains: done before" in result.output
     dial = stages(dialled)["dial"]
-    assert dial[fact] <= (np.log1p(budget) if fact == "neutral_log_ppl" else budget)
+    assert dial[fact] <= (np.log1p(budget) if fact == "log_ppl" else budget)
     # Whether gains of a random model cost it so much perplexity is chance; at the cap it is said.
     at_cap = any("was not reached" in note["sentence"] for note in dial["notes"])
     assert (dial["strength"] < DetoxSettings().most) != at_cap
-    assert not (at_cap and fact == "neutral_kl")
+    assert not (at_cap and fact == "kl")
     trained = dd.Intervention.load(work_of(out) / "gains" / GAINS_FILE).gain
     scaled = dd.Intervention.load(work_of(dialled) / EDIT).gain
     np.testing.assert_allclose(scaled, 1 + dial["strength"] * (trained - 1), rtol=1e-12)

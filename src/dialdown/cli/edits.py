@@ -89,8 +89,8 @@ def detox(
         float | None,
         typer.Option(
             help=(
-                "Instead: the KL to the base it may cost on neutral text, nats per token; 0.04 "
-                "(detox.usual_kl) where no dial is given."
+                "Instead: the KL to the base it may cost, the mean over kinds of text, in nats per "
+                "token; 0.04 (detox.usual_kl) where no dial is given."
             )
         ),
     ] = None,

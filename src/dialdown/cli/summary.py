@@ -179,10 +179,11 @@ def show_ladder(folder: Path, out: Console) -> None:
 
 def _dialled(dial: dict[str, Any], origin: str) -> str:
     text = f"The edit is {dial['strength']:.3g} times what was {origin}"
-    if "neutral_kl" in dial:
+    if "kl" in dial:
+        kinds = ", ".join(f"{name} {kl:.3f}" for name, kl in dial["kl_by_text"].items())
         text += (
-            f", which costs a KL of {dial['neutral_kl']:.3f} and {dial['neutral_log_ppl']:+.3f} "
-            "log-perplexity on the neutral text it was dialled on"
+            f", which costs a KL of {dial['kl']:.3f} and {dial['log_ppl']:+.3f} log-perplexity on "
+            f"the text it was dialled on (KL by kind: {kinds})"
         )
     return f"{text}."
 

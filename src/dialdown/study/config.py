@@ -29,6 +29,8 @@ PRESETS = ("smoke", "demo", "diff", "full", "detox", *PAPER)
 
 # Prompts per batch of an automatic batch size on a CPU, which results depend on.
 DECODED_ON_CPU, PAIRS_ON_CPU = 140, 56
+# Windows that a dial reads of each kind of text.
+PRICED = 2
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
@@ -89,8 +91,6 @@ class EvaluationSettings:
             `dialdown.evaluation.Metric`).
         batch_size: prompts decoded at once, or `auto`: 140 on a CPU, and on a GPU as many as its
             memory holds, at most 512, fewer where it did not. It changes results by rounding alone.
-        neutral_tokens: how much neutral text costs are measured on while dialling,
-            none of it in the rows.
     """
 
     prompts: str = "embedded:rtp"
@@ -108,7 +108,6 @@ class EvaluationSettings:
     pair_scorer: str = "embedded:minilm"
     metrics: tuple[str, ...] = ()
     batch_size: Count | Literal["auto"] = "auto"
-    neutral_tokens: Count = 1536
 
 
 @dataclass(frozen=True)
@@ -184,13 +183,14 @@ class DetoxSettings:
             labelled texts alone, without pairs.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
-        max_kl: KL(base ‖ edited) on neutral text, in nats per token: the greatest strength up to
-            `most` within it.
-        max_ppl_increase: the same for the share by which perplexity on neutral text rises; 0.05 is
-            5 %.
+        max_kl: KL(base ‖ edited), in nats per token, the mean over the neutral text and `texts`:
+            the greatest strength up to `most` within it.
+        max_ppl_increase: the same for the share by which perplexity rises there; 0.05 is 5 %.
         usual_kl: the `max_kl` where nothing else is asked for, so that every model
             pays one price.
         most: the greatest strength that a budget may ask for.
+        texts: the other kinds of text that a budget is measured on: `embedded:imdb`,
+            `embedded:comments`, or files.
     """
 
     method: DetoxMethod = "gains"
@@ -199,6 +199,7 @@ class DetoxSettings:
     max_ppl_increase: Strength | None = None
     usual_kl: Strength = 0.04
     most: Strength = 3.0
+    texts: Several[str] = ("embedded:imdb", "embedded:comments")
 
     @property
     def has_budget(self) -> bool:

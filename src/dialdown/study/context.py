@@ -19,7 +19,6 @@ from .. import cluster
 from ..data import texts
 from ..data.assets import found_whole, take_as_whole
 from ..data.corpora import Part
-from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator, Suite
 from ..evaluation.metrics import Metric, load_metric
 from ..evaluation.perplexity import ReferenceText
@@ -29,7 +28,6 @@ from ..evaluation.token_judge import TokenJudge, load_token_judge
 from ..models.lm import LM, load, load_tuned
 from ..models.memory import Auto, BatchSize, Shape
 from ..models.protocol import Protocol
-from ..models.tokens import text_windows
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
@@ -160,27 +158,6 @@ class Workspace:
         # The judge is asked whether "the token is ...".
         concept = "toxic" if config.concept == "toxicity" else f"an expression of {config.concept}"
         return load_token_judge(config.token_judge, concept=concept, progress=self.progress)
-
-    @property
-    def neutral_windows(self) -> list[list[int]]:
-        """Neutral text for dialling, none of it in the texts that rows are measured
-        on (METHOD §6).
-        """
-        settings = self.config.evaluation
-        left = texts.load_wiki_pairs(settings.pairs, None, seed=self.config.seed)[
-            settings.pairs_count :
-        ]
-        if not left:
-            raise DialdownError(
-                f"All pairs of {settings.pairs!r} serve the evaluation, which leaves no neutral "
-                "text "
-                "to dial on: lower evaluation.pairs_count."
-            )
-        text = "\n\n".join(f"{start} {end}" for start, end in left)
-        count = -(-settings.neutral_tokens // settings.window)
-        return text_windows(
-            self.lm, text, protocol="strict", window=settings.window, max_windows=count
-        )
 
     @cached_property
     def judge(self) -> Scorer:

@@ -17,11 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
-
 from ..errors import DialdownError
 from ..evaluation.bootstrap import FEW, change_sign
-from ..evaluation.perplexity import ReferenceText
 from ..exporting.delta import MeasuredRow, Notes
 from ..files import read_json
 from ..interventions.explain import shuffled
@@ -38,6 +35,7 @@ from .folder import Ledger
 from .measure import cut_prompts, measure_rows
 from .outputs import EDIT, LABELS, RANK_ONE, STEP, folder_of
 from .plan import Planned
+from .price import PricedTexts, kl_by_kind, mean_kl, mean_nll
 from .run import Study
 from .stages import collect_training_means, find_directions, find_pairs
 
@@ -107,16 +105,35 @@ def dial(work: Workspace) -> Facts:
     whole = Intervention.load(work.folder / method.file)
     strength, facts = settings.strength, {}
     if strength is None:
-        strength, cost = greatest_strength(work.lm, whole, work.neutral_windows, settings)
-        facts = {"neutral_kl": cost[0], "neutral_log_ppl": cost[1]}
-        if strength == settings.most and _share_of_budget(settings, *cost) < NEAR:
+        texts = PricedTexts.of(work, settings.texts)
+        strength, cost = greatest_strength(work.lm, whole, texts, settings)
+        facts = cost._asdict()
+        if strength == settings.most and cost.of_budget(settings) < NEAR:
             _note_cap(work, settings, cost)
     edit = whole.at(strength).called("detox")
     edit.save(work.folder / EDIT)
     return {"strength": strength, **facts, **method.explain(work, edit)}
 
 
-def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float]) -> None:
+class Cost(NamedTuple):
+    """What an edit costs on the texts of the dial, in nats per token: mean KL to the base over the
+    kinds of text, and rise of log-perplexity; the KL of each kind.
+    """
+
+    kl: float
+    log_ppl: float
+    kl_by_text: dict[str, float]
+
+    def of_budget(self, settings: DetoxSettings) -> float:
+        """The share of the budget that it takes up."""
+        most = settings.max_ppl_increase
+        of_perplexity = 0.0 if most is None else self.log_ppl / math.log1p(most)
+        if math.isinf(self.kl):
+            return math.inf
+        return max(self.kl / settings.allowed_kl, of_perplexity)
+
+
+def _note_cap(work: Workspace, settings: DetoxSettings, cost: Cost) -> None:
     asked = [f"a KL of {settings.allowed_kl:.3g}"] if math.isfinite(settings.allowed_kl) else []
     if settings.max_ppl_increase is not None:
         asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
@@ -124,58 +141,45 @@ def _note_cap(work: Workspace, settings: DetoxSettings, cost: tuple[float, float
         f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times "
         "what was found, where the edit costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
         most=settings.most,
-        kl=cost[0],
-        perplexity=math.expm1(cost[1]),
+        kl=cost.kl,
+        perplexity=math.expm1(cost.log_ppl),
     )
 
 
-def _share_of_budget(settings: DetoxSettings, kl: float, nll: float) -> float:
-    most = settings.max_ppl_increase
-    of_nll = 0.0 if most is None else nll / math.log1p(most)
-    return math.inf if math.isinf(kl) else max(kl / settings.allowed_kl, of_nll)
-
-
 def greatest_strength(
-    lm: LM, edit: Intervention, windows: list[list[int]], settings: DetoxSettings
-) -> tuple[float, tuple[float, float]]:
-    """The greatest strength within the budget, its KL and its change of log-perplexity.
+    lm: LM, edit: Intervention, texts: PricedTexts, settings: DetoxSettings
+) -> tuple[float, Cost]:
+    """The greatest strength within the budget, and what it costs.
 
     Costs rise with the strength of gains as trained; where they should not, the strength found is
     still within the budget.
     """
-    text = ReferenceText(lm, windows, kl_windows=len(windows))
-    base = text.measure(lm)
+    base = mean_nll(texts.read(lm))
 
-    def cost(strength: float) -> tuple[float, float]:
+    def cost(strength: float) -> Cost:
         with edit.at(strength).folded_into(lm):
             try:
-                measured = text.measure(lm)
+                measured = texts.read(lm)
             except DialdownError:
                 # So strong an edit overflows; a weaker one may not.
-                return math.inf, math.inf
-        kl, nll = (
-            float(np.average(values, weights=measured.tokens))
-            for values in (measured.kl, measured.nll)
-        )
-        return kl, nll - float(np.average(base.nll, weights=base.tokens))
+                return Cost(math.inf, math.inf, {})
+        return Cost(mean_kl(measured), mean_nll(measured) - base, kl_by_kind(measured))
 
-    costs: dict[float, tuple[float, float]] = {}
+    costs: dict[float, Cost] = {}
 
     def share(strength: float) -> float:
         costs[strength] = cost(strength)
-        return _share_of_budget(settings, *costs[strength])
+        return costs[strength].of_budget(settings)
 
     strength, _ = dialled(share, 1.0, settings.most)
     if strength < LEAST:
-        kl, nll = cost(LEAST)
-        dial = (
-            f"--max-kl above {settings.allowed_kl:g}"
-            if kl > settings.allowed_kl
-            else "--max-ppl-increase"
-        )
+        least = cost(LEAST)
+        over = least.kl > settings.allowed_kl
+        dial = f"--max-kl above {settings.allowed_kl:g}" if over else "--max-ppl-increase"
         raise DialdownError(
-            f"Even at strength {LEAST} the edit costs a KL of {kl:.2g} and "
-            f"{math.expm1(nll):+.1%} perplexity, which is beyond the budget: raise {dial}."
+            f"Even at strength {LEAST} the edit costs a KL of {least.kl:.2g} and "
+            f"{math.expm1(least.log_ppl):+.1%} perplexity, which is beyond the budget: raise "
+            f"{dial}."
         )
     return strength, costs[strength]
 

@@ -42,7 +42,7 @@ from .sources import file_states
 # each row of `base` has its own record of it.
 EVALUATED = (
     "judge", "metrics", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
-    "kl_windows", "neutral_tokens",
+    "kl_windows",
 )  # fmt: skip
 EVALUATING = {"evaluate", "dial", "check", "compare"}
 # Stages that add to a finished study, and may do so again with other settings.

@@ -17,14 +17,9 @@ from pathlib import Path
 import polars as pl
 
 from ..data.csv_tables import write_csv
-from ..data.texts import load_labelled, load_prompts, load_reference_text
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.perplexity import ReferenceText, TextMeasure
 from ..files import SCHEMA, fingerprint, read_sealed, write_json, write_sealed, write_text
-from ..interventions.intervention import Intervention
-from ..models.lm import LM
-from ..models.tokens import text_windows
 from ..progress import Progress
 from .config import Config
 from .context import Facts, Stages, Workspace
@@ -41,15 +36,14 @@ from .ladder_methods import (
     key_of,
     needs_pairs,
 )
-from .ladder_table import REACHED, Entry, flat, markdown, mean_kl, shown, table
+from .ladder_table import REACHED, Entry, flat, markdown, shown, table
+from .price import NEUTRAL, PricedTexts, kind, mean_kl
 from .run import Study
 from .sources import file_states
 from .stages import find_directions, find_pairs
 
 MOST = 50.0
 """The greatest strength that a dial tries."""
-WINDOWS = 2
-"""Windows of each kind of text."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +53,9 @@ class Yardstick:
     work: Workspace
 
     @cached_property
-    def texts(self) -> dict[str, ReferenceText]:
-        """The kinds of text whose mean KL is the price, by name."""
-        kinds = {"neutral": self.work.neutral_windows[:WINDOWS]}
-        for source in self.work.config.ladder.texts:
-            kinds[_kind(source)] = text_windows(
-                self.work.lm,
-                _text(self.work, source),
-                protocol="strict",
-                window=self.work.config.evaluation.window,
-                max_windows=WINDOWS,
-            )
-        return {
-            name: ReferenceText(self.work.lm, windows, kl_windows=len(windows))
-            for name, windows in kinds.items()
-        }
+    def texts(self) -> PricedTexts:
+        """The kinds of text whose mean KL is the price."""
+        return PricedTexts.of(self.work, self.work.config.ladder.texts)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -85,7 +67,7 @@ class Yardstick:
         """Mean KL to the base over the kinds of text; infinite where the edit overflows."""
         try:
             with dial(strength) as acting:
-                return mean_kl(self._read(*acting))
+                return mean_kl(self.texts.read(*acting))
         except DialdownError:
             return float("inf")
 
@@ -98,10 +80,7 @@ class Yardstick:
             strength, _ = dialled(partial(self.price, dial), wanted, MOST)
         with dial(strength) as (lm, edit):
             measured = self.evaluator.measure(edit, "strict", model=lm)
-            return Entry(strength, measured, self._read(lm, edit))
-
-    def _read(self, lm: LM, edit: Intervention) -> dict[str, TextMeasure]:
-        return {kind: text.measure(lm, edit) for kind, text in self.texts.items()}
+            return Entry(strength, measured, self.texts.read(lm, edit))
 
 
 def measure_method(work: Workspace, name: str) -> None:
@@ -134,30 +113,13 @@ def _key(work: Workspace, name: str) -> str:
     )
 
 
-def _kind(source: str) -> str:
-    return source.rpartition("/")[2].removeprefix("embedded:")
-
-
-def _text(work: Workspace, source: str) -> str:
-    """A kind of text: of reviews and comments, those not toxic that no method is fitted on."""
-    seed = work.config.seed
-    if source == "embedded:imdb":
-        return "\n\n".join(load_prompts(source, 60, seed=seed))
-    if source == "embedded:comments":
-        comments = load_labelled(source, 400, seed=seed, part="judge", max_words=40)
-        labelled = zip(comments.texts, comments.labels, strict=True)
-        return "\n\n".join(text for text, label in labelled if not label)
-    # What is read of a long text is its first windows.
-    return load_reference_text(source)[:40_000]
-
-
 def compare_methods(work: Workspace) -> Facts:
     """Dial every method to the price and measure it there."""
     fitted_methods = records(work.folder)["fit"]["told"]["methods"]
     names, wanted = competing([*fitted_methods]), work.config.ladder.kl
     facts: Facts = {
         "kl": wanted,
-        "texts": ["neutral", *map(_kind, work.config.ladder.texts)],
+        "texts": [NEUTRAL, *map(kind, work.config.ladder.texts)],
         "prompts": len(work.unseen),
         **work.judging,
         "template": work.lm.template,

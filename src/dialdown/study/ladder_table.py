@@ -12,6 +12,7 @@ from ..evaluation.bootstrap import Estimate, estimate
 from ..evaluation.perplexity import TextMeasure
 from ..evaluation.row import REFUSAL, Measured
 from .ladder_methods import CONTROLLED, RANDOM, UNTOUCHED
+from .price import kl_by_kind, mean_kl
 
 # What cannot be the best method.
 _NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
@@ -32,10 +33,7 @@ class Entry:
     @property
     def kl_by_text(self) -> dict[str, float]:
         """Mean KL to the base model on each kind of text, in nats per token."""
-        return {
-            name: float(np.average(text.kl, weights=text.tokens))
-            for name, text in self.texts.items()
-        }
+        return kl_by_kind(self.texts)
 
     @property
     def kl(self) -> float:
@@ -75,11 +73,6 @@ class Entry:
             name: float(np.average(values, weights=tokens[name])) for name, values in change.items()
         }
         return {**(together.to_json() if together else {}), "by_text": by_text}
-
-
-def mean_kl(texts: Mapping[str, TextMeasure]) -> float:
-    """Mean over kinds of text of the mean KL to the base model, in nats per token."""
-    return float(np.mean([np.average(text.kl, weights=text.tokens) for text in texts.values()]))
 
 
 def table(

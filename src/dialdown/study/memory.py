@@ -6,7 +6,7 @@ is kept beside them; what libraries take is not counted here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from ..models.memory import Shape, fitting
 from ..training.fisher import WINDOWS_AT_ONCE
 from ..training.settings import OPTIMIZERS, DPOSettings, EditSettings
 from ..workers import gpus
-from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
+from .config import DECODED_ON_CPU, PAIRS_ON_CPU, PRICED, Config
 from .outputs import RANK_ONE
 
 # Bytes of a number of the vocabulary at a position that is trained on: logits and their logarithms,
@@ -175,12 +175,16 @@ def _training_rank_one(config: Config, shape: Shape, device: Device) -> Taken:
     return shape.weights, _trained(config, shape, config.rank_one)
 
 
+def priced_tokens(config: Config, sources: Sequence[str]) -> int:
+    """How many tokens a dial reads, of the neutral text and these."""
+    return (1 + len(sources)) * PRICED * config.evaluation.window
+
+
 def _dialling(config: Config, shape: Shape, device: Device) -> Taken:
     settings = config.evaluation
-    windows = max(1, settings.neutral_tokens // settings.window)
     # Down projections are kept while an edit is folded in.
     folded = shape.layers * shape.neurons * shape.d_model * shape.itemsize
-    base = windows * settings.window * shape.vocabulary * 4
+    base = priced_tokens(config, config.detox.texts) * shape.vocabulary * 4
     return shape.weights, folded + base + _reading(shape, settings.window)
 
 
@@ -196,7 +200,7 @@ def _comparing(config: Config, shape: Shape, device: Device) -> Taken:
     # A tuned model is dialled between its own weights and the base's, both kept.
     models = 3 if any(name.startswith("dpo") for name in config.ladder.methods) else 1
     weights, measured = _measuring(config, shape, device, models=models)
-    texts = 2 * (1 + len(config.ladder.texts)) * config.evaluation.window
+    texts = priced_tokens(config, config.ladder.texts)
     return weights, measured + texts * shape.vocabulary * 4
 
 

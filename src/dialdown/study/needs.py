@@ -20,7 +20,7 @@ from ..models.templates import check_template
 from ..progress import Progress, silent
 from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
-from .memory import TAKEN, Device, device_name, device_of, kept_bytes
+from .memory import TAKEN, Device, device_name, device_of, kept_bytes, priced_tokens
 from .outputs import MEASURING, RANK_ONE, STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
@@ -44,7 +44,7 @@ LOWERED = {
     **dict.fromkeys(MEASURING, ("evaluation.batch_size", "evaluation.window")),
     "gains": ("gains.batch_size",),
     **dict.fromkeys(RANK_ONE, ("rank_one.batch_size",)),
-    "dial": ("evaluation.window", "evaluation.neutral_tokens"),
+    "dial": ("evaluation.window",),
     "fit": ("gains.batch_size", "probe.max_tokens"),
 }
 
@@ -240,7 +240,7 @@ def tokens_by_stage(
         "step": trained,
         "labels": float(TRAINING_PASSES * probe.count * probe.max_tokens),
         "front": 60.0 * row(config.front.count),
-        "dial": 5.0 * evaluation.neutral_tokens,
+        "dial": 5.0 * priced_tokens(config, config.detox.texts),
         "check": 3.0 * row(evaluation.count),
         "fit": methods * trained,
         "compare": methods * row(config.ladder.prompts),

@@ -19,6 +19,7 @@ from ..neurons.probe import check_labels
 from .config import Config
 from .context import Workspace
 from .outputs import MEASURING, RANK_ONE
+from .price import priced_windows
 
 
 def check_settings(config: Config) -> None:
@@ -154,9 +155,9 @@ def _text(work: Workspace) -> None:
                 )
 
 
-def _neutral_text(work: Workspace) -> None:
+def _dialled_on(work: Workspace) -> None:
     if work.config.detox.strength is None:
-        _ = work.neutral_windows
+        priced_windows(work, work.config.detox.texts)
 
 
 def _judge(work: Workspace) -> None:
@@ -204,7 +205,8 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
     ("", lambda work: _lengths(work, work.prompts.training, "pairs"), {"pairs"}),
     ("", _probe, {"probe"}),
     ("", _text, MEASURING),
-    ("", _neutral_text, {"dial", "compare"}),
+    ("detox.texts", _dialled_on, {"dial"}),
+    ("ladder.texts", lambda work: priced_windows(work, work.config.ladder.texts), {"compare"}),
     ("tuned", _tuned, {"train", "activations", "neurons", "evaluate", "front"}),
     ("evaluation.pair_scorer", lambda work: work.pair_scorer, {"pairs", *MEASURING}),
     ("evaluation.judge", _judge, MEASURING),

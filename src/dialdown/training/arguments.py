@@ -56,7 +56,7 @@ def arguments(
         whole: whether all weights are trained.
         checkpointing: whether activations are computed again in the backward pass.
     """
-    shared_out = whole and ranks.count() > 1
+    shared_out = whole and ranks.is_rank()
     memory: dict[str, Any] = checkpointing_argument(checkpointing and not shared_out)
     if shared_out:
         memory |= _shared_out(checkpointing)

@@ -68,7 +68,7 @@ class Job:
 
 def wanted(settings: DPOSettings) -> bool:
     """Whether a training has ranks that are still to be started."""
-    return settings.processes > 1 and not _is_rank()
+    return settings.processes > 1 and not is_rank()
 
 
 def on_ranks(
@@ -262,37 +262,38 @@ def _loaded(job: Job, device: str) -> LM:
     return lm
 
 
-def _is_rank() -> bool:
+def is_rank() -> bool:
+    """Whether this process is one of the ranks of a training."""
     return dist.is_available() and dist.is_initialized()
 
 
 def count() -> int:
     """How many ranks train, this process among them; 1 without ranks."""
-    return dist.get_world_size() if _is_rank() else 1
+    return dist.get_world_size() if is_rank() else 1
 
 
 def on_gpu(model: Any) -> bool:
     """Whether a model is trained on a GPU, which a rank may put it on only later."""
-    return "nccl" in dist.get_backend_config() if _is_rank() else model.device.type != "cpu"
+    return "nccl" in dist.get_backend_config() if is_rank() else model.device.type != "cpu"
 
 
 def wait() -> None:
     """Wait until every rank is here."""
-    if _is_rank():
+    if is_rank():
         dist.barrier()
 
 
 def on_main(work: Callable[[], T]) -> T | None:
     """Let the first rank do something, and the others wait for it."""
-    result = work() if not _is_rank() or dist.get_rank() == 0 else None
+    result = work() if not is_rank() or dist.get_rank() == 0 else None
     wait()
     return result
 
 
 def of_main(make: Callable[[], T]) -> T:
     """What the first rank makes, for all of them."""
-    value: list[Any] = [make() if not _is_rank() or dist.get_rank() == 0 else None]
-    if _is_rank():
+    value: list[Any] = [make() if not is_rank() or dist.get_rank() == 0 else None]
+    if is_rank():
         dist.broadcast_object_list(value)
     result: T = value[0]
     return result
@@ -300,7 +301,7 @@ def of_main(make: Callable[[], T]) -> T:
 
 def check_agreement(inputs: str) -> None:
     """Refuse ranks that would train different things (DialdownError)."""
-    if not _is_rank():
+    if not is_rank():
         return
     everyone: list[Any] = [None] * count()
     dist.all_gather_object(everyone, inputs)
@@ -317,7 +318,7 @@ def share(texts: Sequence[T]) -> Sequence[T]:
     """
     parts = math.gcd(len(texts), count())
     size = len(texts) // parts
-    part = dist.get_rank() % parts if _is_rank() else 0
+    part = dist.get_rank() % parts if is_rank() else 0
     return texts[part * size : (part + 1) * size]
 
 
