@@ -150,3 +150,8 @@ def gains_of_a_rank(lm: LM, out: Path, progress: Progress | None = None) -> Trai
         max_steps=6, epochs=9, batch_size=2, eval_pairs=2, eval_every=3, optimizer="adamw"
     )
     return train_gains(lm, PAIRS, settings, out, texts=TEXTS, progress=progress)[1]
+
+
+def fail(lm: LM, progress: Progress | None = None) -> None:
+    """Work of a rank that raises what no one foresaw."""
+    raise ValueError("a cat\nin the tree")

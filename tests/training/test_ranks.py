@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoModelForCausalLM
 
-from dialdown import DialdownError
+from dialdown import DialdownError, load
 from dialdown.interventions import Intervention
 from dialdown.training import DPOSettings, TrainingLog, ranks
 from helpers import rank_work
@@ -181,3 +182,14 @@ def test_more_ranks_than_gpus_are_refused() -> None:
 def test_a_model_that_ranks_cannot_load_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DialdownError, match="Each of 2 ranks loads the model by itself: pass base"):
         Place(base, tmp_path).dpo(TWO, base=None)
+
+
+def test_what_a_rank_raises_is_said(base: Path) -> None:
+    lm = load(str(base), device="cpu")
+    with pytest.raises(
+        DialdownError, match=r"Rank 0 of 1 ended by itself \(ValueError: a cat in the tree\)"
+    ):
+        ranks.on_ranks(
+            partial(load, str(base)), rank_work.fail, lm.model, SETTINGS, whole=False,
+            progress=None,
+        )  # fmt: skip

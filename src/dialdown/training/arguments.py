@@ -97,7 +97,7 @@ def arguments(
         disable_tqdm=True,
         report_to="none",
     )
-    if not on_cpu and ranks.count() == 1:
+    if not on_cpu and not ranks.is_rank():
         # One process would take the first GPU, and share every batch out to all that it sees.
         torch.cuda.set_device(device)
         vars(config).update(_setup_devices=device, _n_gpu=1)

@@ -180,7 +180,10 @@ def _launch(job: Job, settings: DPOSettings, progress: Progress | None) -> Any:
         if refused:
             raise DialdownError(refused[0]) from error
         rank, failure = error.get_first_failure()
-        reason = " ".join(failure.message.split())[:200]
+        # What Python raised there is a dictionary.
+        told: Any = failure.message
+        told = told["message"] if isinstance(told, dict) else told
+        reason = " ".join(told.split())[:200]
         raise DialdownError(
             f"Rank {rank} of {settings.processes} ended by itself ({reason}), and the others with "
             "it: repeat the same command, which goes on from the last checkpoint, with fewer "
