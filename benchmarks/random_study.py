@@ -44,7 +44,7 @@ class OddWords(EvenWords):
 
     name = "odd words"
 
-    def score(self, texts: list[str]) -> np.ndarray:  # type: ignore[override, type-arg]
+    def score(self, texts: list[str]) -> np.ndarray:  # type: ignore[override]
         """The share per text; 0 for a blank one."""
         even = super().score(texts)
         return np.where([bool(text.split()) for text in texts], 1 - even, 0.0)
