@@ -144,7 +144,9 @@ def channel(kind: Callable[..., Place], **options: Any) -> Callable[[str], Place
 
 def ticked(values: Sequence[float], form: str, title: str | list[str]) -> alt.Axis:
     """An axis with these ticks, and no fewer."""
-    return alt.Axis(values=list(values), tickCount=len(values), format=form, title=title)
+    # A format of the axis would take its digits from the distance of ticks: 1e+1 for 10.
+    shown = f"format(datum.value, '{form}')"
+    return alt.Axis(values=list(values), tickCount=len(values), labelExpr=shown, title=title)
 
 
 def readable(values: NDArray[np.float64], title: str) -> Callable[[str], alt.Y]:

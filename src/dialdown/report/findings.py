@@ -74,7 +74,7 @@ def _edited(evidence: Evidence) -> tuple[Row | None, str]:
         return None, ""
     text = f"Of {len(edits)} edits that need no tuned model, "
     if lost:
-        text += f"{len(lost)} leave no model that still speaks; "
+        text += f"{len(lost)} {'leave' if len(lost) > 1 else 'leaves'} no model that still speaks; "
         text += "of the others, " if best else ""
     text += f"“{label(chosen)}” leaves the least {concept} under `{evidence.protocol}`: "
     text += with_interval(chosen.metrics["toxicity"])

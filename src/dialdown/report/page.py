@@ -205,7 +205,9 @@ def _shown_table(run: Run, stem: str, frame: pl.DataFrame) -> ShownTable:
 
 def _marked(text: str, places: set[str]) -> Markup:
     """Protocol names in backticks as small tags, and tables that are on the page as links."""
-    marked = re.sub(r"`(strict|paper)`", r'<span class="tag \1">\1</span>', str(escape(text)))
+    # What follows at once, a colon say, stays on the line of the tag.
+    tag = r'<span class="tagged"><span class="tag \1">\1</span>\2</span>'
+    marked = re.sub(r"`(strict|paper)`([^\s<]*)", tag, str(escape(text)))
 
     def linked(table: re.Match[str]) -> str:
         place = f"table-{table[1]}"
