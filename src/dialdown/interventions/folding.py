@@ -54,11 +54,11 @@ def affine_hook(
 
 
 def steering_hook(vector: NDArray[np.float64], steered: list[bool]) -> Callable[[Tensor], Tensor]:
-    """x + vector on the final-layer residual, noting in `steered` that it ran."""
+    """x + vector on the final-layer residual, noting in `steered[0]` that it ran."""
     moved = torch.as_tensor(vector)
 
     def act(residual: Tensor) -> Tensor:
-        steered[:] = [True]
+        steered[0] = True
         return residual + moved.to(residual)
 
     return act

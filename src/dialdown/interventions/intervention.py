@@ -241,7 +241,7 @@ class Intervention:
             raise DialdownError(
                 f"Unknown positions {positions!r}: {nearest(positions, get_args(Positions))}"
             )
-        steered: list[bool] = []
+        steered = [False]
         with ExitStack() as stack:
             if self.acts_in_layers:
                 stack.enter_context(changing(lm))
@@ -249,15 +249,15 @@ class Intervention:
             if self.rank_one is not None:
                 reads = stack.enter_context(rank_one_hooks(lm, self.rank_one, positions))
             hook = affine_hook(lm, self.gain, self.offset, self._moved, positions)
-            calls = stack.enter_context(neuron_hooks(lm, hook, self._moved))
+            called = stack.enter_context(neuron_hooks(lm, hook, self._moved))
             if self.vector is not None:
                 stack.enter_context(residual_hook(lm, steering_hook(self.vector, steered)))
             yield
-        silent = [lm.view.layers[index].path for index in self._moved if not calls[index]]
+        silent = [lm.view.layers[index].path for index in self._moved if not called[index]]
         if self.rank_one is not None:
             site = projections(lm, self.rank_one.site)
             silent += [site[index].path for index in self.rank_one.layers if not reads[index]]
-        if self.vector is not None and not steered:
+        if self.vector is not None and not steered[0]:
             silent.append("the final norm")
         if silent:
             raise DialdownError(

@@ -8,7 +8,6 @@ It folds into every architecture, needs no bias and costs a forward pass nothing
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..models.fits import check_neurons, check_width
-from ..models.hooks import Positions, input_hooks, output_hooks
+from ..models.hooks import Called, Positions, input_hooks, output_hooks
 from ..models.lm import LM
 from ..models.projection import Projection
 from ..models.protocol import Site
@@ -87,9 +86,9 @@ class RankOne:
 
 
 @contextmanager
-def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Counter[int]]:
+def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Called]:
     """Add v (u . m) to what each layer of the site writes, with the inputs that it is given before
-    any hook that is put on inside the context. Yields how often each layer was called.
+    any hook that is put on inside the context. Yields the layers that were called.
     """
     site, layers = projections(lm, edit.site), edit.layers
     numbers = {layer: edit.on(site[layer], layer) for layer in layers}
@@ -109,5 +108,5 @@ def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Coun
         edited[:, where] = (out[:, where].to(v.dtype) + added[:, where]).to(out)
         return edited
 
-    with input_hooks(site, read, layers) as calls, output_hooks(site, write, layers):
-        yield calls
+    with input_hooks(site, read, layers) as called, output_hooks(site, write, layers):
+        yield called

@@ -1,6 +1,6 @@
 """Reading a model's activations and changing them: the one place where hooks are put on a model.
 
-    with neuron_hooks(lm, read) as calls:        # read(layer, m): m is (batch, positions, F)
+    with neuron_hooks(lm, read) as called:       # read(layer, m): m is (batch, positions, F)
         lm.model(**batch)
 
 A hook sits before the down projection, so that it sees the activations m, and what it returns goes
@@ -23,6 +23,10 @@ from .projection import Projection
 Positions = Literal["all", "last", "first"]
 """Where in each forward pass a change acts (METHOD §5)."""
 InputHook = Callable[[int, Tensor], Tensor | None]
+Called = dict[int, bool]
+"""Whether each layer was called. A hook writes it and never reads it, and it has every key from the
+start: of anything else a compiled model would be compiled again at the next call.
+"""
 
 # How many contexts are changing the layers of a model, by the model's id.
 _changing: Counter[int] = Counter()
@@ -45,7 +49,7 @@ class Change(Protocol):
 
 def neuron_hooks(
     lm: LM, act: InputHook, layers: Sequence[int] | None = None
-) -> AbstractContextManager[Counter[int]]:
+) -> AbstractContextManager[Called]:
     """Call `act(layer, m)` with what each down projection reads, and pass on what it returns.
 
     Args:
@@ -55,7 +59,7 @@ def neuron_hooks(
         layers: which layers; all by default.
 
     Yields:
-        How often each layer was called.
+        Whether each layer was called, as they are.
 
     Raises:
         DialdownError: activations without a batch and a position axis.
@@ -66,20 +70,20 @@ def neuron_hooks(
 @contextmanager
 def input_hooks(
     projections: Sequence[Projection], act: InputHook, layers: Sequence[int] | None = None
-) -> Iterator[Counter[int]]:
+) -> Iterator[Called]:
     """The same with what each of some projections reads, one for each layer of a model."""
-    calls: Counter[int] = Counter()
+    called: Called = dict.fromkeys(range(len(projections)) if layers is None else layers, False)
     with ExitStack() as stack:
-        for index in range(len(projections)) if layers is None else layers:
+        for index in called:
             projection = projections[index]
 
             def change(m: Tensor, index: int = index, path: str = projection.path) -> Tensor | None:
                 check_axes(m, path)
-                calls[index] += 1
+                called[index] = True
                 return act(index, m)
 
             stack.enter_context(_before(projection.linear, change))
-        yield calls
+        yield called
 
 
 @contextmanager
