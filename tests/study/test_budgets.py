@@ -16,8 +16,9 @@ from dialdown.study.config import DetoxSettings
 from dialdown.study.context import Workspace
 from dialdown.study.detox import greatest_strength
 from dialdown.study.gains import gain_prices
-from dialdown.study.price import PricedTexts
+from dialdown.study.price import PricedTexts, priced_windows
 from helpers import tiny
+from helpers.detox_runs import detox, finished, stages
 
 
 def test_other_weights_have_other_prices(study_file: Path, tmp_path: Path) -> None:
@@ -84,3 +85,44 @@ def test_a_budget_nothing_fits_names_the_cost(llama: dd.LM) -> None:
         DialdownError, match=r"strength 0\.\d+ the edit costs a KL of .* raise --max-kl"
     ):
         greatest_strength(llama, gains, texts, DetoxSettings(max_kl=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["a/text.txt", "b/text.txt"], r"detox.texts, .*text.txt: Another kind .* 'text.txt' too"),
+        (["a/neutral"], "detox.texts, .*: Another kind of text is called 'neutral' too: rename"),
+        (["short.txt"], r"detox.texts, .*short.txt: The text has \d tokens, .* fewer than 16"),
+        (["missing.txt"], "detox.texts, .*missing.txt"),
+        (["prompts.jsonl"], "detox.texts, .*: The prompts that edits are trained and judged on"),
+    ],
+)
+def test_texts_that_are_no_kinds_of_text_are_refused(
+    study_file: Path, tmp_path: Path, texts: list[str], sentence: str
+) -> None:
+    root = study_file.parent
+    for name in ("a/text.txt", "b/text.txt", "a/neutral", "short.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("the cat" if name == "short.txt" else "the cat saw " * 40)
+    places = [root if name == "prompts.jsonl" else tmp_path for name in texts]
+    given = [str(place / name) for place, name in zip(places, texts, strict=True)]
+    work = Workspace(
+        load_config(preset="detox", file=study_file, flags={"detox.texts": given}), tmp_path / "w"
+    )
+    with pytest.raises(DialdownError, match=sentence):
+        priced_windows(work, "detox")
+
+
+def test_a_text_of_the_dial_that_changed_is_read_again(study_file: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "prices.txt", tmp_path / "calm"
+    given = ("--set", f"detox.texts={text}", "--max-kl", 1e-4, "--force")
+    strengths = []
+    for words in ("the cat saw the rain ", "why no good tree "):
+        text.write_text(words * 30)
+        result = detox(study_file, out, *given)
+        assert finished(result, out)
+        assert ("gains: done before" in result.output) == bool(strengths)
+        assert "dial: done before" not in result.output
+        strengths.append(stages(out)["dial"]["strength"])
+    assert strengths[0] != strengths[1]
+    assert "dial: done before" in detox(study_file, out, *given).output

@@ -96,7 +96,9 @@ def detox(
     ] = None,
     max_ppl_increase: Annotated[
         float | None,
-        typer.Option(help="Instead: the share by which perplexity on it may rise; 0.05 is 5 %."),
+        typer.Option(
+            help="Instead: the share by which perplexity on these texts may rise; 0.05 is 5 %."
+        ),
     ] = None,
     method: Annotated[
         str | None,

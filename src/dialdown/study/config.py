@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
 Several = Annotated[
     tuple[T, ...],
-    BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
+    BeforeValidator(lambda given: re.split(r" *, *", given) if isinstance(given, str) else given),
 ]
 
 
@@ -190,7 +191,7 @@ class DetoxSettings:
             pays one price.
         most: the greatest strength that a budget may ask for.
         texts: the other kinds of text that a budget is measured on: `embedded:imdb`,
-            `embedded:comments`, or files.
+            `embedded:comments`, `embedded:wikitext2`, or files.
     """
 
     method: DetoxMethod = "gains"

@@ -105,7 +105,7 @@ def dial(work: Workspace) -> Facts:
     whole = Intervention.load(work.folder / method.file)
     strength, facts = settings.strength, {}
     if strength is None:
-        texts = PricedTexts.of(work, settings.texts)
+        texts = PricedTexts.of(work, "detox")
         strength, cost = greatest_strength(work.lm, whole, texts, settings)
         facts = cost._asdict()
         if strength == settings.most and cost.of_budget(settings) < NEAR:
@@ -128,7 +128,7 @@ class Cost(NamedTuple):
         """The share of the budget that it takes up."""
         most = settings.max_ppl_increase
         of_perplexity = 0.0 if most is None else self.log_ppl / math.log1p(most)
-        if math.isinf(self.kl):
+        if not math.isfinite(self.kl):
             return math.inf
         return max(self.kl / settings.allowed_kl, of_perplexity)
 
@@ -174,7 +174,7 @@ def greatest_strength(
     strength, _ = dialled(share, 1.0, settings.most)
     if strength < LEAST:
         least = cost(LEAST)
-        over = least.kl > settings.allowed_kl
+        over = not least.kl <= settings.allowed_kl
         dial = f"--max-kl above {settings.allowed_kl:g}" if over else "--max-ppl-increase"
         raise DialdownError(
             f"Even at strength {LEAST} the edit costs a KL of {least.kl:.2g} and "

@@ -55,7 +55,7 @@ class Yardstick:
     @cached_property
     def texts(self) -> PricedTexts:
         """The kinds of text whose mean KL is the price."""
-        return PricedTexts.of(self.work, self.work.config.ladder.texts)
+        return PricedTexts.of(self.work, "ladder")
 
     @cached_property
     def evaluator(self) -> Evaluator:

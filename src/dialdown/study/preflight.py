@@ -157,7 +157,7 @@ def _text(work: Workspace) -> None:
 
 def _dialled_on(work: Workspace) -> None:
     if work.config.detox.strength is None:
-        priced_windows(work, work.config.detox.texts)
+        priced_windows(work, "detox")
 
 
 def _judge(work: Workspace) -> None:
@@ -205,8 +205,8 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
     ("", lambda work: _lengths(work, work.prompts.training, "pairs"), {"pairs"}),
     ("", _probe, {"probe"}),
     ("", _text, MEASURING),
-    ("detox.texts", _dialled_on, {"dial"}),
-    ("ladder.texts", lambda work: priced_windows(work, work.config.ladder.texts), {"compare"}),
+    ("", _dialled_on, {"dial"}),
+    ("", lambda work: priced_windows(work, "ladder"), {"compare"}),
     ("tuned", _tuned, {"train", "activations", "neurons", "evaluate", "front"}),
     ("evaluation.pair_scorer", lambda work: work.pair_scorer, {"pairs", *MEASURING}),
     ("evaluation.judge", _judge, MEASURING),

@@ -4,8 +4,9 @@ edit can be cheap on the one kind that it was made with (METHOD §6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +19,10 @@ from ..models.tokens import text_windows
 from .config import PRICED
 from .context import Workspace
 
+Section = Literal["detox", "ladder"]
 NEUTRAL = "neutral"
+FEW = 64
+"""Tokens; fewer are no kind of text."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,12 @@ class PricedTexts:
     kinds: Mapping[str, ReferenceText]
 
     @classmethod
-    def of(cls, work: Workspace, sources: Sequence[str]) -> PricedTexts:
-        """The neutral text, and `sources`.
-
-        Raises:
-            DialdownError: a text cannot be read or is too short; no neutral text is left.
-        """
+    def of(cls, work: Workspace, section: Section) -> PricedTexts:
+        """The texts of a section of the settings; see `priced_windows`."""
         return cls(
             {
                 name: ReferenceText(work.lm, windows, kl_windows=len(windows))
-                for name, windows in priced_windows(work, sources).items()
+                for name, windows in priced_windows(work, section).items()
             }
         )
 
@@ -65,18 +65,44 @@ def mean_nll(texts: Mapping[str, TextMeasure]) -> float:
     return float(np.mean([np.average(text.nll, weights=text.tokens) for text in texts.values()]))
 
 
-def priced_windows(work: Workspace, sources: Sequence[str]) -> dict[str, list[list[int]]]:
-    """The windows of each kind of text.
+def priced_windows(work: Workspace, section: Section) -> dict[str, list[list[int]]]:
+    """The windows of each kind of text by its name: the neutral text, and the `texts` of a section
+    of the settings.
 
     Raises:
-        DialdownError: a text cannot be read or is too short; see `PricedTexts.of`.
+        DialdownError: a text cannot be read, is too short, has the name of another, or is where the
+            prompts come from; no neutral text is left.
     """
+    windows = {NEUTRAL: _windows(work, _neutral_text(work))}
+    for source in getattr(work.config, section).texts:
+        try:
+            name = _name(work, source, windows)
+            windows[name] = _windows(work, _text(work, source))
+        except DialdownError as error:
+            raise DialdownError(f"{section}.texts, {source}: {error}") from error
+    return windows
+
+
+def _name(work: Workspace, source: str, taken: Collection[str]) -> str:
+    name = kind(source)
+    if name in taken:
+        raise DialdownError(f"Another kind of text is called {name!r} too: rename one.")
+    if source in (work.config.evaluation.prompts, work.config.training_prompts):
+        raise DialdownError(
+            "The prompts that edits are trained and judged on come from there: pass other text."
+        )
+    return name
+
+
+def _windows(work: Workspace, text: str) -> list[list[int]]:
     window = work.config.evaluation.window
-    texts = {NEUTRAL: _neutral_text(work), **{kind(name): _text(work, name) for name in sources}}
-    return {
-        name: text_windows(work.lm, text, protocol="strict", window=window, max_windows=PRICED)
-        for name, text in texts.items()
-    }
+    read = text_windows(work.lm, text, protocol="strict", window=window, max_windows=PRICED)
+    if (tokens := sum(map(len, read))) < min(window, FEW):
+        raise DialdownError(
+            f"The text has {tokens} tokens, and a price on fewer than {min(window, FEW)} says "
+            "little: pass a longer text."
+        )
+    return read
 
 
 def _neutral_text(work: Workspace) -> str:

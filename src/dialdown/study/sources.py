@@ -148,9 +148,16 @@ def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     for value in settings.values():
         if isinstance(value, Mapping):
             states += file_states(value)
-        elif isinstance(value, str) and os.path.exists(source := value.partition("#")[0]):
-            path = Path(source)
-            for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
-                stat = file.stat()
-                states.append((str(file), stat.st_size, stat.st_mtime_ns))
+            continue
+        for source in value if isinstance(value, list | tuple) else [value]:
+            states += _states(source) if isinstance(source, str) else []
     return states
+
+
+def _states(source: str) -> list[tuple[str, int, int]]:
+    path = Path(source.partition("#")[0])
+    # A text as long as no path may be is none.
+    if not os.path.exists(path):
+        return []
+    files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
+    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]

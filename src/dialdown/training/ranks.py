@@ -182,8 +182,8 @@ def _launch(job: Job, settings: DPOSettings, progress: Progress | None) -> Any:
         rank, failure = error.get_first_failure()
         # What Python raised there is a dictionary.
         told: Any = failure.message
-        told = told["message"] if isinstance(told, dict) else told
-        reason = " ".join(told.split())[:200]
+        told = told.get("message") if isinstance(told, dict) else told
+        reason = " ".join(str(told or f"exit status {failure.exitcode}").split())[:200]
         raise DialdownError(
             f"Rank {rank} of {settings.processes} ended by itself ({reason}), and the others with "
             "it: repeat the same command, which goes on from the last checkpoint, with fewer "
