@@ -37,7 +37,8 @@ def test_every_setting_says_what_it_is() -> None:
 def test_one_setting_a_section_and_an_effective_value() -> None:
     assert tomllib.loads(invoke("config", "dpo.beta").stdout) == {"dpo": {"beta": 0.1}}
     section = tomllib.loads(invoke("config", "detox").stdout)["detox"]
-    assert section == {"method": "gains", "usual_kl": 0.04, "most": 3.0}
+    texts = ["embedded:imdb", "embedded:comments"]
+    assert section == {"method": "gains", "usual_kl": 0.04, "most": 3.0, "texts": texts}
     changed = invoke("config", "evaluation.count", "--set", "evaluation.count=7").stdout
     assert tomllib.loads(changed) == {"evaluation": {"count": 7}}
     assert {setting.key for setting in chosen(load_config(), "probe")} >= {"probe.count"}

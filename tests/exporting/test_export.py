@@ -198,13 +198,16 @@ def test_an_output_that_is_not_empty_needs_force(llama: LM, tmp_path: Path) -> N
     edit = exact(make(llama, "scale"))
     with pytest.raises(DialdownError, match="not empty"):
         export(base, edit, out, verify=False)
+    with pytest.raises(DialdownError, match="holds no model, and force would delete what it holds"):
+        export(base, edit, out, verify=False, force=True)
     assert [path.name for path in out.iterdir()] == ["old.txt"]
+    (out / "config.json").write_text("{}")
     export(base, edit, out, verify=False, force=True)
     assert not (out / "old.txt").exists()
     assert_same(out, edit.fold(llama))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
-    for place in (base, tmp_path):
-        with pytest.raises(DialdownError, match="holds the base model"):
+    for place, what in ((base, "holds the base model"), (tmp_path, "holds no model")):
+        with pytest.raises(DialdownError, match=what):
             export(base, edit, place, verify=False, force=True)
     assert (base / "model.safetensors").exists()
     file = tmp_path / "file"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dialdown.report.claims import claims
+from dialdown.report.findings import findings
 from dialdown.report.run import load
 from helpers.claimed_runs import (
     AFTER,
@@ -188,6 +189,18 @@ def test_rounding_turns_no_verdict_into_another(tmp_path: Path) -> None:
         claim.verdict in ("undecided", before[claim.name, claim.protocol]) for claim in after
     )
     assert [claim.verdict for claim in after] != [*before.values()]
+
+
+def test_a_change_that_rounding_alone_may_have_made_is_said_as_such(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**TUNED, "dpo": BEFORE + noise(0.05, mean=-0.02)})
+    before = findings(load(folder))["Tuning"]
+    assert re.search(r"after DPO, lower by 0\.02\d \[0\.0\d\d, 0\.0\d\d\]", before)
+    after = findings(load(with_rounding(folder, 127, 128)))["Tuning"]
+    # The interval leaves zero out, so "not changed" would contradict it.
+    assert re.search(
+        r"after DPO, lower by 0\.02\d \[0\.0\d\d, 0\.0\d\d\], which rounding alone may have done",
+        after,
+    )
 
 
 @given(st.integers(0, 2**16), st.floats(-0.1, 0.1), st.integers(2, 40))

@@ -40,7 +40,8 @@ def test_the_page_is_there_before_anything_is_done(run: Path) -> None:
     (run / "run.json").write_text(json.dumps({**info, "stages": {}}))
     text = page(run)
     assert "Still running, as of" in text
-    assert "No stage is done yet" in text
+    assert "no stage is done yet" in text
+    assert "reloads by itself" in text
     assert "<h1>embedded:smollm2-135m</h1>" in text
     assert "<figure" not in text
     assert [path.name for path in run.iterdir() if path.suffix == ".html"] == ["report.html"]
@@ -65,7 +66,7 @@ def test_neurons_are_shown_before_any_row(run: Path) -> None:
     text = page(run)
     assert "figure-1-layer-effects-strict" in text
     assert 'id="tradeoff"' not in text
-    assert "Done: probe, pairs, train, activations, neurons." in text
+    assert "done: probe, pairs, train, activations, neurons." in text
 
 
 def test_an_interrupted_run_says_how_far_it_got(run: Path) -> None:

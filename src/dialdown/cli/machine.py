@@ -24,7 +24,7 @@ from ..models.memory import Shape
 from ..progress import Progress
 from ..study.config import Config
 from ..study.memory import device_of
-from ..study.needs import memory_line, needs, shape_of, size
+from ..study.needs import busy_lines, memory_line, needs, shape_of, size
 from ..workers import do_all
 
 # Seconds of trying how fast the machine is, and how much of that a forward pass reaches.
@@ -62,7 +62,7 @@ def findings() -> Iterator[str]:
         "demo takes up to 4.5"
     )
     yield f"cores: {os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
-    yield from _threads()
+    yield from busy_lines()
     yield (
         f"GPU: {torch.cuda.get_device_name()}"
         if torch.cuda.is_available()
@@ -74,17 +74,6 @@ def findings() -> Iterator[str]:
         "embedded assets there: "
         f"{', '.join(ready) or 'none yet; the first run downloads about 230 MB'}"
     )
-
-
-def _threads() -> Iterator[str]:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 0.5 * (os.cpu_count() or 1):
-        # OpenMP's threads wait for each other by spinning: a second busy process can make a forward
-        # pass ten times slower.
-        yield (
-            f"load {load:.1f}: other processes are busy; stop them, or set "
-            "OMP_WAIT_POLICY=passive, or runs will be many times slower"
-        )
 
 
 def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[str]:
@@ -112,6 +101,7 @@ def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[st
     most, disk = max(need.memory for need in listed), sum(need.disk for need in listed)
     total = _time(sum(need.tokens for need in listed) / rate)
     yield f"{'all':12} {size(most):>10} {size(disk):>10} {total:>10}   (estimates)"
+    yield from busy_lines()
     yield memory_line(config, listed, device)
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     room = shutil.disk_usage(place).free

@@ -73,7 +73,7 @@ def export(
         edit: the edit.
         out: the folder to write. It appears whole or not at all.
         revision: a hub branch, tag or commit.
-        force: replace what is in `out`.
+        force: replace what is in `out`, if that is a model.
         verify: reload the folder and compare its logits with the hooked base model before it takes
             its place; "vllm" also in vLLM (a minute or more).
         notes: for the model card and the delta (see `delta.Notes`).
@@ -193,10 +193,17 @@ def check_out(out: Path, force: bool) -> None:
     remove_abandoned(out.resolve())
     if out.exists() and not out.is_dir():
         raise DialdownError(f"{out} is a file, and an export is a folder: pass another path.")
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if not (out.is_dir() and any(out.iterdir())):
+        return
+    if not force:
         raise DialdownError(
             f"The folder {out} is not empty: pass another one, or force (--force) to replace all "
             "that is in it."
+        )
+    if not ((out / FOLDER).is_dir() or (out / "config.json").is_file()):
+        raise DialdownError(
+            f"The folder {out} holds no model, and force would delete what it holds: pass another "
+            "one, or empty it yourself."
         )
 
 

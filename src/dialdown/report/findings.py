@@ -4,7 +4,7 @@ than the numbers do (METHOD §5, §6).
 
 from __future__ import annotations
 
-from ..evaluation.bootstrap import FEW
+from ..evaluation.bootstrap import FEW, change_sign
 from ..evaluation.row import Row
 from .evidence import Evidence
 from .names import UNITS, label
@@ -55,9 +55,12 @@ def _change_of(evidence: Evidence, row: Row, metric: str) -> str:
     change = row.change[metric]
     way = evidence.change_sign(change, metric)
     few = f" (n = {change.n} {UNITS[metric]}, too few to decide)" if change.n < FEW else ""
-    if way == "not told apart":
+    told = way if change.n < FEW else change_sign(change)
+    if told == "not told apart":
         return f"not distinguishably changed: {with_interval(change, signed=True)}{few}"
-    if way == "more":
+    if told != way:
+        few = ", which rounding alone may have done"
+    if told == "more":
         return f"higher by {with_interval(change)}{few}"
     return f"lower by {with_interval(change.reversed())}{few}"
 

@@ -180,7 +180,10 @@ def _status(run: Run, running: bool) -> str:
     total = f" of {run.of:,}" if run.of else ""
     rows = f"; {len(run.results):,}{total} rows measured" if run.results else ""
     if running:
-        return f"Still running, as of {datetime.now():%H:%M:%S}. {stages.capitalize()}{rows}."
+        return (
+            f"Still running, as of {datetime.now():%H:%M:%S}: {stages}{rows}. This page fills as "
+            f"stages end, and reloads by itself every {REFRESH} seconds."
+        )
     return f"This run stopped before its end ({stages}{rows}): the same command goes on with it."
 
 

@@ -7,9 +7,11 @@ keys and values, and what is kept beside them; what libraries take is one lump a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import psutil
 
 from ..data.loading import read_tokenizer
 from ..errors import DialdownError
@@ -31,6 +33,8 @@ TRAINING_PASSES = 4
 ROWS = {"conclusions": (22, 18), "tables": (33, 49)}
 # A prompt of which no two continuations lie far enough apart gives no pair.
 PROMPTS_A_PAIR = 1.4
+# Percent of all cores that others use, from which it is said.
+BUSY = 40
 # Stages whose pieces are done by workers.
 SHARED_OUT = ("pairs", *MEASURING)
 # The settings of the stages that several ranks may train.
@@ -155,6 +159,18 @@ def memory_line(config: Config, listed: Sequence[Need], device: Device) -> str:
     if worst.memory <= device.free:
         return f"{says}, so it fits"
     return f"{says}, by estimate; should it run out, {way_out(worst.stage, config)}"
+
+
+def busy_lines() -> Iterator[str]:
+    """A warning where other processes keep this machine busy."""
+    # For half a second this process only waits. The system's load would count what just ended.
+    if (busy := psutil.cpu_percent(interval=0.5)) >= BUSY:
+        # OpenMP's threads wait for each other by spinning: a second busy process can make a forward
+        # pass ten times slower.
+        yield (
+            f"cores: other processes keep {busy:.0f} % of them busy; stop them, or set "
+            "OMP_WAIT_POLICY=passive, or this will be many times slower than need be"
+        )
 
 
 def way_out(stage: str, config: Config, *, weights: bool = False) -> str:

@@ -22,7 +22,7 @@ from ..workers import check_main_guard
 from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
-from .needs import check_memory, way_out
+from .needs import busy_lines, check_memory, way_out
 from .preflight import check_inputs, check_settings
 from .stages import (
     collect_means,
@@ -116,6 +116,8 @@ class Study:
         check_inputs(self.work, stages)
         if said:
             self.announce(said)
+            for line in busy_lines():
+                self.announce(line)
 
     def _do(self, stage: str) -> None:
         ledger = self.work.ledger
