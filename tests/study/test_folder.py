@@ -133,6 +133,8 @@ def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path
     assert file_states(settings) == before
     write_text(model / "config.json", "{ }")
     assert file_states(settings) != before
+    texts = {"texts": ("embedded:imdb", str(model / "config.json"))}
+    assert [Path(file).name for file, _, _ in file_states(texts)] == ["config.json"]
 
 
 def test_a_moved_folder_has_lost_nothing(study: StubStudy, tmp_path: Path) -> None:

@@ -155,9 +155,10 @@ def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 
 
 def _states(source: str) -> list[tuple[str, int, int]]:
-    path = Path(source.partition("#")[0])
+    place = source.partition("#")[0]
     # A text as long as no path may be is none.
-    if not os.path.exists(path):
+    if not os.path.exists(place):
         return []
+    path = Path(place)
     files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
