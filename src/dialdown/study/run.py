@@ -103,7 +103,9 @@ class Study:
             try:
                 for stage in names:
                     self._do(stage)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    self.announce("interrupted: a few seconds to leave everything in order")
                 # What went wrong is to be heard, not that it could not be shown either.
                 with suppress(DialdownError):
                     self.show(False)
