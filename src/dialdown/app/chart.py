@@ -33,7 +33,7 @@ def drawing_library(asked: object = None) -> str:
 def chart_and_list(name: str) -> tuple[gr.HTML, gr.Dataframe]:
     """An empty chart, and the list beside it."""
     with gr.Row():
-        with gr.Column(scale=4, min_width=500):
+        with gr.Column(scale=4, min_width=560):
             chart = chart_view(f"{name}-chart")
         with gr.Column(scale=6, min_width=440):
             rows = gr.Dataframe(

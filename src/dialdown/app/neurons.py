@@ -95,22 +95,22 @@ def writing(lm: LM, word: str) -> tuple[str, pl.DataFrame]:
 
     ids = word_tokens(lm, word)
     pieces = [lm.tokenizer.decode([token]) for token in ids]
-    shown = " + ".join(map(repr, pieces))
+    written = " + ".join(map(repr, pieces))
     what = (
-        f"The token {shown}."
+        f"The token {written}."
         if len(ids) == 1
-        else f"This vocabulary has no token for {word.strip()!r} and writes {shown}; these neurons "
-        f"write the last piece, {pieces[-1]!r}."
+        else f"This vocabulary has no token for {word.strip()!r} and writes {written}; these "
+        f"neurons write the last piece, {pieces[-1]!r}."
     )
     candidates = 2 * lm.view.n_layers * lm.view.n_neurons
     chance = NormalDist().inv_cdf(1 - 1 / candidates)
     strongest = writers(lm, ids[-1], count=25)
     above = strongest.filter(pl.col("score") > chance)
-    few = "" if len(above) else ", and none here does, so trust none of them"
+    shown = "Shown is what lies" if len(above) else "Trust none of these: not one lies"
     sentence = (
         f"{what} The score says by how many standard deviations its logit lies above the other "
-        f"tokens’; rank 1 is the token a neuron writes first. Shown is what lies above "
-        f"{chance:.1f}, which chance reaches among {candidates:,} neurons and signs{few}."
+        f"tokens’; rank 1 is the token a neuron writes first. {shown} above {chance:.1f}, which "
+        f"chance reaches among {candidates:,} neurons and signs."
     )
     strongest = above if len(above) else strongest
     tokens = [
