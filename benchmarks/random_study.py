@@ -1,6 +1,7 @@
 """A model of random weights in a folder, and data of made-up words, on which every command runs
 without a network: `python benchmarks/random_study.py FOLDER [--shape llama-3.1-8b]`, then
 
+    export PYTHONPATH=benchmarks      # its judges are in this file
     dialdown detox FOLDER/model --config FOLDER/settings.toml --out FOLDER/calm
 
 What a command makes of it means nothing; how long it takes, and what memory, does.

@@ -206,8 +206,11 @@ def test_an_output_that_is_not_empty_needs_force(llama: LM, tmp_path: Path) -> N
     assert not (out / "old.txt").exists()
     assert_same(out, edit.fold(llama))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
-    for place, what in ((base, "holds the base model"), (tmp_path, "holds no model")):
-        with pytest.raises(DialdownError, match=what):
+    with pytest.raises(DialdownError, match="holds no model"):
+        export(base, edit, tmp_path, verify=False, force=True)
+    (tmp_path / "config.json").write_text("{}")
+    for place in (base, tmp_path):
+        with pytest.raises(DialdownError, match="holds the base model"):
             export(base, edit, place, verify=False, force=True)
     assert (base / "model.safetensors").exists()
     file = tmp_path / "file"

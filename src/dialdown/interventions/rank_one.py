@@ -88,7 +88,7 @@ class RankOne:
 @contextmanager
 def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Called]:
     """Add v (u . m) to what each layer of the site writes, with the inputs that it is given before
-    any hook that is put on inside the context. Yields the layers that were called.
+    any hook that is put on inside the context. Yields whether each layer was called.
     """
     site, layers = projections(lm, edit.site), edit.layers
     numbers = {layer: edit.on(site[layer], layer) for layer in layers}
