@@ -191,7 +191,7 @@ def test_two_visitors_at_once_each_get_their_own(browser: Any, address: str) -> 
 def test_a_row_of_the_front_is_loaded_into_play(page: Any) -> None:
     page.get_by_role("tab", name="Front").click()
     page.locator("#front-chart svg").wait_for()
-    page.locator("#front-list [role=gridcell]", has_text="edit scale").first.click()
+    page.locator("#front-list [role=gridcell]", has_text="probe edit, scale").first.click()
     page.locator("#columns .dd-column").first.wait_for()
     assert "strength 1" in page.locator("[data-side=edited] header").inner_text()
     page.get_by_role("tab", name="Front").click()
@@ -203,7 +203,7 @@ def test_a_mark_of_the_front_is_loaded_into_play(page: Any) -> None:
     page.get_by_role("tab", name="Front").click()
     page.locator("#front-chart svg").wait_for()
     # The mark of the edit is a cross in its colour, among paths that Vega labels for readers.
-    mark = page.locator("#front-chart path[aria-label*='edit scale']").first
+    mark = page.locator("#front-chart path[aria-label*='probe edit, scale']").first
     mark.click(force=True)
     page.locator("#columns .dd-column").first.wait_for()
     assert "strength 1" in page.locator("[data-side=edited] header").inner_text()

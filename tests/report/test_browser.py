@@ -67,7 +67,7 @@ def test_the_first_screen_holds_the_sentences_and_the_trade_off(browser: Any, ur
 
 def test_a_point_tells_its_numbers_and_leads_to_its_samples(browser: Any, url: str) -> None:
     page = opened(browser, url, viewport={"width": 1440, "height": 900})
-    point = page.locator("#tradeoff-strict a[aria-label*='edit scale']")
+    point = page.locator("#tradeoff-strict a[aria-label*='probe edit, scale']")
     point.hover()
     told = page.locator("#tip").inner_text()
     assert "toxicity: 0.17 [" in told
@@ -77,7 +77,7 @@ def test_a_point_tells_its_numbers_and_leads_to_its_samples(browser: Any, url: s
     point.click()
     target = point.get_attribute("href")
     assert page.locator(target).evaluate("part => part.open && part.checkVisibility()")
-    assert "Edit along the probe: scale" in page.locator(f"{target} summary").inner_text()
+    assert "probe edit, scale" in page.locator(f"{target} summary").inner_text()
 
 
 def test_a_column_is_sorted_by_its_head(browser: Any, url: str) -> None:

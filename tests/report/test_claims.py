@@ -249,7 +249,7 @@ def test_perplexity_of_the_published_kind(
     assert f"{within} stay within" in claim.text
     assert f"{beyond} exceed" in claim.text
     tokens = TOKENS[: len(worst)]
-    assert numbers(claim.text, "Edit along the probe: set")[0] == pytest.approx(
+    assert numbers(claim.text, "probe edit, set")[0] == pytest.approx(
         float((worst * tokens).sum() / tokens.sum()), abs=6e-4
     )
     assert ("too few to decide" in claim.text) == (len(worst) < 10)
@@ -279,8 +279,7 @@ def test_a_whole_run_under_both_protocols(tmp_path: Path) -> None:
     all_claims = claims(load(folder))
     assert len({(claim.name, claim.protocol) for claim in all_claims}) == len(all_claims)
     families = {
-        f"{SPECIFIC}: {name}"
-        for name in ("steering", "patches", "probe-based edits", "probe-free edits")
+        f"{SPECIFIC}: {name}" for name in ("steering", "patches", "probe edits", "contrast edits")
     }
     for protocol in ("strict", "paper"):
         of_protocol = [claim for claim in all_claims if claim.protocol == protocol]

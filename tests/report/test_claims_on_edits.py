@@ -35,7 +35,7 @@ def test_an_edit_does_not_beat_dpo_with_a_model_that_no_longer_speaks(tmp_path: 
     folder = with_degenerate(write(tmp_path, rows), "edit_probe_set", BROKEN)
     claim = claims_of(folder)[EDITING]
     assert claim.verdict == AT_THE_PRICE
-    assert "“Edit along the probe: set” is lowest" in claim.text
+    assert "“probe edit, set” is lowest" in claim.text
     assert "no model that still speaks" in claim.text
 
 
@@ -52,18 +52,14 @@ def test_the_first_sentence_counts_and_chooses_among_the_edits_of_the_claims(
         with_degenerate(folder, f"edit_probe_{kind}", BROKEN)
     run = load(folder)
     text = findings(run)["Editing"]
-    assert text.startswith("Of 3 edits ")
+    assert text.startswith("Of the edits made without a tuned model (3")
     assert claims_of(folder)[EDITING].text.startswith("Under `strict`, 3 edits were looked at")
     whole = [kind for kind in ("set", "shift", "scale") if kind not in lost]
-    assert f"“Edit along the probe: {(whole or ['set'])[0]}” leaves the least" in text
-    assert ("at the price of the model" in text) == (not whole)
-    said = f"{len(lost)} {'leaves' if len(lost) == 1 else 'leave'} no model that still speaks"
-    assert (said in text) == bool(lost)
+    assert f"“probe edit, {(whole or ['set'])[0]}” leaves the least" in text
+    said = {0: "(3), ", 1: "1 breaks the", 2: "2 break the", 3: "each breaks the"}[len(lost)]
+    assert said in text
     for kind in lost:
-        assert (
-            f"“Edit along the probe: {kind}” is lowest" not in claims_of(folder)[EDITING].text
-            or not whole
-        )
+        assert f"“probe edit, {kind}” is lowest" not in claims_of(folder)[EDITING].text or not whole
 
 
 def against_dpo(standard_errors: float, *, seed: int = 1) -> Values:
@@ -86,7 +82,7 @@ def test_an_edit_must_win_by_more_where_more_are_looked_at(
         ((edited - AFTER).mean(), low, high), abs=6e-4
     )
     assert f"Bonferroni for {1 + others} look" in claim.text
-    assert "Edit along the probe: set" in claim.text
+    assert "probe edit, set" in claim.text
 
 
 @pytest.mark.parametrize(
@@ -124,7 +120,7 @@ def test_the_edit_that_is_named_won_at_a_fair_price(tmp_path: Path) -> None:
     prices = {name: np.full(12, 3.0 if name == "edit_probe_set" else 0.0) for name in rows}
     claim = claims_of(write(tmp_path, rows, prices))[EDITING]
     assert claim.verdict == "held"
-    assert "Edit along the probe: shift" in claim.text
+    assert "probe edit, shift" in claim.text
     assert "2 with distinguishably lower" in claim.text
     assert "1 of these" in claim.text
 
@@ -203,7 +199,7 @@ def controlled(
 def test_an_edit_against_its_random_controls(
     tmp_path: Path, rows: dict[str, Values], verdict: str
 ) -> None:
-    claim = claims_of(write(tmp_path, {"none": BEFORE, **rows}))[f"{SPECIFIC}: probe-based edits"]
+    claim = claims_of(write(tmp_path, {"none": BEFORE, **rows}))[f"{SPECIFIC}: probe edits"]
     assert claim.verdict == verdict
     n = len(rows["edit_probe_set__random_neurons"])
     differences = {

@@ -110,7 +110,7 @@ def test_price_and_shift_stand_beside(tmp_path: Path) -> None:
     # It costs between 0 and 2 nats, a block more than the other.
     assert claim.verdict == "held, at the price of the model"
     price = float((np.linspace(0, 2, 12) * TOKENS).sum() / TOKENS.sum())
-    dpo, groups, shift = re.split("“Patch", claim.text)
+    dpo, groups, shift = re.split("“patch", claim.text)
     for part, size in ((dpo, 0.1), (groups, 1.0), (shift, 0.5)):
         assert numbers(part, "log-perplexity")[0] == pytest.approx(size * price, abs=6e-4)
         assert numbers(part, "leaves") == (12.5, 5.0, 25.0)
@@ -194,11 +194,11 @@ def test_rounding_turns_no_verdict_into_another(tmp_path: Path) -> None:
 def test_a_change_that_rounding_alone_may_have_made_is_said_as_such(tmp_path: Path) -> None:
     folder = write(tmp_path, {**TUNED, "dpo": BEFORE + noise(0.05, mean=-0.02)})
     before = findings(load(folder))["Tuning"]
-    assert re.search(r"after DPO, lower by 0\.02\d \[0\.0\d\d, 0\.0\d\d\]", before)
+    assert re.search(r"after it: lower by 0\.02\d \[0\.0\d\d, 0\.0\d\d\]", before)
     after = findings(load(with_rounding(folder, 127, 128)))["Tuning"]
     # The interval leaves zero out, so "not changed" would contradict it.
     assert re.search(
-        r"after DPO, lower by 0\.02\d \[0\.0\d\d, 0\.0\d\d\], which rounding alone may have done",
+        r"after it: lower by 0\.02\d \[0\.0\d\d, 0\.0\d\d\], which rounding alone may have done",
         after,
     )
 
@@ -211,7 +211,7 @@ def test_no_verdict_beyond_the_interval_it_prints(seed: int, mean: float, n: int
     rows["patch_four_groups"] = rows["dpo"] + rng.normal(mean, 0.1, n)
     with tempfile.TemporaryDirectory() as folder:
         claim = claims_of(write(Path(folder), rows))[GROUPS]
-    change, gap = numbers(claim.text, "“Patch"), numbers(claim.text, "the difference")
+    change, gap = numbers(claim.text, "“patch"), numbers(claim.text, "the difference")
     if n < 10:
         assert claim.verdict == "undecided"
     elif claim.verdict == "held":

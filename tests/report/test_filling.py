@@ -54,7 +54,7 @@ def test_the_page_fills_as_rows_are_measured(run: Path) -> None:
     assert "3 of 8 rows measured" in text
     assert {*re.findall(r'<figure id="([^"]+)"', text)} >= {"tradeoff-strict"}
     assert "figure-1-layer-effects-strict" in text
-    assert "after DPO, lower by" in text
+    assert "after it: lower by" in text
     # Nothing leads to files that only a whole run has, and nothing but the page is written.
     assert not re.findall(r'href="(?:figures|tables)/', text)
     assert not (run / "tables").exists()

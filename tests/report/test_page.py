@@ -97,7 +97,7 @@ def test_the_numbers_are_those_of_the_results(whole: tuple[str, Page]) -> None:
         for protocol, text in page.rows
         if protocol == "strict" and "0.040 [0.000, 0.118]" in text and "9.220" in text
     ]
-    assert "Edit along the probe: set" in strict
+    assert "probe edit, set" in strict
     assert any(protocol == "paper" and "3.610" in text for protocol, text in page.rows)
 
 
@@ -255,9 +255,9 @@ def test_the_verdict_of_an_edit_that_costs_more_than_the_paper_sees(
     whole: tuple[str, Page],
 ) -> None:
     verdict = whole[1].sections["verdict"]
-    assert "after DPO, lower by 0.280 [0.202, 0.358]" in verdict
-    assert "“Edit along the probe: scale” leaves the least toxicity" in verdict
-    assert "understates" in verdict
+    assert "after it: lower by 0.280 [0.202, 0.358]" in verdict
+    assert "“probe edit, scale” leaves the least toxicity" in verdict
+    assert "less than the edited model really pays." in verdict
 
 
 def test_the_verdict_when_dpo_harms(tmp_path: Path) -> None:
@@ -274,9 +274,9 @@ def test_the_verdict_when_dpo_harms(tmp_path: Path) -> None:
         main={**same, "dpo": ("none", (0.62, 0.6), (0.5, 0.5))},
     )
     verdict = page.sections["verdict"]
-    assert "after tuning, higher by 0.230 [0.152, 0.308]" in verdict
-    assert "does not differ distinguishably between the protocols" in verdict
-    assert "understates" not in verdict
+    assert "after it: higher by 0.230 [0.152, 0.308]" in verdict
+    assert ", which does not differ distinguishably." in verdict
+    assert "really pays" not in verdict
 
 
 def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_few_prompts_claim_nothing(tmp_path: Path) -> None:
         tmp_path,
         **{**QUICK, "n": 8, "main": {**QUICK["main"], "dpo": ("none", (0.3, 0.3), (0.01, 0.01))}},
     )
-    assert "after tuning, not distinguishably changed: −0.090 [" in page.sections["verdict"]
+    assert "after it: not distinguishably changed: −0.090 [" in page.sections["verdict"]
     assert "n = 8 prompts, too few to decide" in page.sections["verdict"]
     assert "log-perplexity (8 prompts, too few to decide)." in page.sections["verdict"]
 
@@ -359,9 +359,7 @@ def test_a_value_that_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     change_rows(tmp_path, lambda row: row.update(f1=None) if row["intervention"] == "dpo" else None)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     line = next(
-        text
-        for protocol, text in page.rows
-        if protocol == "strict" and "The tuned model (DPO)" in text
+        text for protocol, text in page.rows if protocol == "strict" and text.split()[:1] == ["DPO"]
     )
     assert " · " in line
     assert "0.000 [0" not in line
@@ -384,7 +382,7 @@ def test_a_further_strength_says_its_prompts_and_on_few_of_them_takes_no_part_in
     path.write_text(json.dumps({**results, "rows": [*results["rows"], further]}))
     run = load(tmp_path)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    label = "Edit along the probe: set, α = 0.8, β = 0.05"
+    label = "probe edit, set, α = 0.8, β = 0.05"
     lines = [text for _, text in page.rows if label in text and "[" in text]
     assert lines
     assert any("n = 24" in line for line in lines) == (n == 24)

@@ -186,7 +186,7 @@ def test_the_front_extends_a_finished_study(
     assert (
         rows["step@0.5"]["kl"]["mean"] < rows["step@1"]["kl"]["mean"] < rows["step@2"]["kl"]["mean"]
     )
-    assert "Neuron gains" in (folder / "report.html").read_text()
+    assert "neuron gains" in (folder / "report.html").read_text()
     # What gains were trained with is not what they are evaluated on.
     chosen, evaluated = (
         NeuronMeans.load(folder / f"means-{name}.safetensors") for name in ("training", "base")

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 DELTA = "the edit of this folder"
 # Name, what it is called, and its file in a study's folder.
 KEPT = (
-    ("edit", "What detox made, at the strength found", EDIT),
-    ("gains", "Neuron gains, as trained", f"gains/{GAINS_FILE}"),
-    ("rank_one", "One direction per layer, as trained", f"{folder_of('rank_one')}/{RANK_ONE_FILE}"),
+    ("edit", "what detox made, at the strength found", EDIT),
+    ("gains", "neuron gains, as trained", f"gains/{GAINS_FILE}"),
+    ("rank_one", "one direction per layer, as trained", f"{folder_of('rank_one')}/{RANK_ONE_FILE}"),
     (
         "rank_one_attention",
-        "One direction per layer of attention, as trained",
+        "one direction per layer of attention, as trained",
         f"{folder_of('rank_one_attention')}/{RANK_ONE_FILE}",
     ),
-    ("step", "One step, no training", STEP),
-    ("labels", "One step from labelled texts", LABELS),
+    ("step", "one step, from pairs", STEP),
+    ("labels", "one step, from labels", LABELS),
 )
 TO_USE = {"delta", *(name for name, _, _ in KEPT)}
 """What was made to be used, by name."""

@@ -14,7 +14,7 @@ from ..models.protocol import Protocol
 from ..report.chart_style import Chart
 from ..report.charts import Point, tradeoff
 from ..report.figures import point_of
-from ..report.names import short
+from ..report.names import label
 from ..report.run import Run
 
 FRONT = "front"
@@ -58,7 +58,7 @@ def listed(run: Run, which: str) -> pl.DataFrame:
     """
     rows = [row for row, _ in placed(run, which)]
     return pl.DataFrame({
-        "intervention": [short(row) for row in rows],
+        "intervention": [label(row) for row in rows],
         run.concept: [_interval(row.metrics.get("toxicity")) for row in rows],
         "change of log-perplexity": [_interval(row.change.get("log_ppl")) for row in rows],
         "KL": [_interval(row.metrics.get("kl")) for row in rows],
@@ -67,7 +67,7 @@ def listed(run: Run, which: str) -> pl.DataFrame:
 
 def named(run: Run, which: str, name: str) -> Row | None:
     """The row that a chart or a list calls so."""
-    return next((row for row, _ in placed(run, which) if short(row) == name), None)
+    return next((row for row, _ in placed(run, which) if label(row) == name), None)
 
 
 def _interval(estimate: Estimate | None) -> str:

@@ -28,8 +28,8 @@ from .text import change_text, estimate_text, listed, percent
 FAMILIES = {
     "steer": "steering",
     "patch": "patches",
-    "probe": "probe-based edits",
-    "contrast": "probe-free edits",
+    "probe": "probe edits",
+    "contrast": "contrast edits",
 }
 
 

@@ -26,7 +26,7 @@ from . import neuron_charts, rank_charts
 from .chart_style import Chart
 from .charts import PRICES, Point, Price, controls, ladder, tradeoff
 from .drawing import save
-from .names import FAMILIES, METHODS, look, short
+from .names import FAMILIES, METHODS, label, look
 from .run import Run
 
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
@@ -122,7 +122,7 @@ def point_of(row: Row) -> Point | None:
     if "toxicity" not in row.metrics or price is None:
         return None
     kl = untouched or row.metrics.get("kl")
-    return Point(look(row), short(row), None, row.metrics["toxicity"], price, kl)
+    return Point(look(row), label(row), None, row.metrics["toxicity"], price, kl)
 
 
 def _tradeoffs(run: Run, price: Price) -> Iterator[Figure]:
@@ -161,7 +161,7 @@ def _controls(run: Run) -> Iterator[Figure]:
         for name in run.names():
             row, beside = run.result(name, protocol), run.controls(name, protocol)
             if row is not None and "toxicity" in row.change and beside:
-                rows[short(row)] = {"": row.change["toxicity"]} | {
+                rows[label(row)] = {"": row.change["toxicity"]} | {
                     control: other.change["toxicity"]
                     for control, other in beside.items()
                     if "toxicity" in other.change

@@ -39,15 +39,14 @@ def _tuned(evidence: Evidence) -> str:
     if base is None or tuned is None or "toxicity" not in base.metrics:
         return ""
     before, after = (number(row.metrics["toxicity"].mean) for row in (base, tuned))
-    concept, moved = evidence.run.concept, _change_of(evidence, tuned, "toxicity")
+    concept, tuning = evidence.run.concept, "tuning" if evidence.run.setting("tuned") else "DPO"
     text = (
-        f"Under `{evidence.protocol}`, {concept} is {before} untouched and {after} after "
-        f"{'tuning' if evidence.run.setting('tuned') else 'DPO'}, "
-        f"{moved}"
+        f"{concept[0].upper()}{concept[1:]} is {before} before {tuning} and {after} after it: "
+        f"{_change_of(evidence, tuned, 'toxicity')}"
     )
     if "log_ppl" in tuned.change:
-        text += f"; log-perplexity is {_change_of(evidence, tuned, 'log_ppl')}"
-    return f"{text}."
+        text += f". Log-perplexity of neutral text is {_change_of(evidence, tuned, 'log_ppl')}"
+    return f"{text} (`{evidence.protocol}`)."
 
 
 def _change_of(evidence: Evidence, row: Row, metric: str) -> str:
@@ -75,17 +74,18 @@ def _edited(evidence: Evidence) -> tuple[Row | None, str]:
     chosen = best or evidence.least(edits)
     if chosen is None:
         return None, ""
-    text = f"Of {len(edits)} edits that need no tuned model, "
-    if lost:
-        text += f"{len(lost)} {'leave' if len(lost) > 1 else 'leaves'} no model that still speaks; "
-        text += "of the others, " if best else ""
-    text += f"“{label(chosen)}” leaves the least {concept} under `{evidence.protocol}`: "
-    text += with_interval(chosen.metrics["toxicity"])
+    broken = f", of which {len(lost)} break{'s' * (len(lost) == 1)} the model's speech"
+    if best is None:
+        broken = ", and each breaks the model's speech"
+    text = (
+        f"Of the edits made without a tuned model ({len(edits)}{broken if lost else ''}), "
+        f"“{label(chosen)}” leaves the least {concept}: {with_interval(chosen.metrics['toxicity'])}"
+    )
     if price := chosen.change.get("log_ppl"):
-        text += f", at {with_interval(price, signed=True)} log-perplexity"
+        text += f", for {with_interval(price, signed=True)} log-perplexity"
     if (prompts := chosen.metrics["toxicity"].n) < FEW:
         text += f" ({prompts} prompts, too few to decide)"
-    return chosen, f"{text}." if best else f"{text}, at the price of the model."
+    return chosen, f"{text}."
 
 
 def _understated(paper: Row, strict: Row) -> str:
@@ -96,9 +96,10 @@ def _understated(paper: Row, strict: Row) -> str:
     blocks = min(price.n, other.n)
     few = f" (from only {blocks} blocks)" if blocks < FEW else ""
     text = (
-        f"Under `paper` the same edit has {with_interval(other, signed=True)} log-perplexity{few}"
+        f"Measured as published (`paper`), the same edit has {with_interval(other, signed=True)} "
+        f"log-perplexity{few}"
     )
     if price.low <= other.high and other.low <= price.high:
-        return f"{text}, which does not differ distinguishably between the protocols."
-    word = "understates" if price.low > other.high else "overstates"
-    return f"{text}: `paper` {word} what the edited model pays."
+        return f"{text}, which does not differ distinguishably."
+    word = "less" if price.low > other.high else "more"
+    return f"{text}: {word} than the edited model really pays."

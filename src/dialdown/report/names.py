@@ -112,68 +112,67 @@ class Look(NamedTuple):
     filled: bool = True
 
 
-# Families that have a mark of their own. The kind of an edit shows in its shape, what it follows in
-# colour, filling and dash.
-FAMILIES = {
-    "none": Look("untouched", "ink", "circle"),
-    "dpo": Look("DPO", "vermillion", STAR),
-    "gains": Look("neuron gains", "sky", "circle"),
-    "gains_kept": Look("neuron gains, few kept", "sky", "circle", ":", False),
-    "step": Look("one step, no training", "ink", "triangle-left", "--"),
-    "steer_probe": Look("steering", "purple", "triangle-up", "-."),
-    "patch": Look("patching", "blue", "square"),
-    "patch_four_groups_shift": Look("patching, shift", "blue", "square", "--", False),
-    "edit_probe_set": Look("probe, set", "green", "diamond"),
-    "edit_probe_shift": Look("probe, shift", "green", "triangle-down"),
-    "edit_probe_scale": Look("probe, scale", "green", "cross"),
-    "edit_probe_free_set": Look("contrast, set", "orange", "diamond", "--", False),
-    "edit_probe_free_shift": Look("contrast, shift", "orange", "triangle-down", "--", False),
-    "edit_probe_free_scale": Look("contrast, scale", "orange", "cross", "--", False),
-    "other": Look("other", "muted", "triangle-right", "--"),
-    "edit_random_neurons_set": Look("random neurons, set", "muted", "diamond", ":", False),
-    "edit_random_neurons_shift": Look(
-        "random neurons, shift", "muted", "triangle-down", ":", False
-    ),
-    "edit_random_neurons_scale": Look("random neurons, scale", "muted", "cross", ":", False),
-    "gains_random_neurons": Look("random neurons, gains", "muted", "circle", ":", False),
-    "steer_random": Look("random direction", "muted", "triangle-up", ":"),
-}
-ALIGNED = re.compile(r"patch_(\d+)")
-# Families in the paper's order (table 2), then what stands on the front alone: in tables and
-# sentences, and in figures, where space is scarce.
+# What an intervention is called everywhere, by family: in the paper's order (table 2), then what
+# stands on the front alone.
 INTERVENTIONS = {
-    "none": ("Untouched model", "untouched"),
-    "steer_probe": ("Steering along the probe", "steering"),
-    "dpo": ("The tuned model (DPO)", "DPO"),
-    "patch_toxic_neurons": ("Patch the judged toxic neurons", "patch toxic"),
-    "patch_N": ("Patch the {} most aligned neurons", "patch top {}"),
-    "patch_TP": ("Patch TP", "patch TP"),
-    "patch_TP_AN": ("Patch TP + AN", "patch TP+AN"),
-    "patch_TP_AN_TN": ("Patch TP + AN + TN", "patch TP+AN+TN"),
-    "patch_four_groups": ("Patch all four groups", "patch 4 groups"),
-    "patch_four_groups_shift": ("Patch all four groups, by shift", "patch 4, shift"),
-    "patch_all_increasing": ("Patch the increasing neurons (sanity check)", "patch increasing"),
-    "edit_probe_set": ("Edit along the probe: set", "edit set"),
-    "edit_probe_shift": ("Edit along the probe: shift", "edit shift"),
-    "edit_probe_scale": ("Edit along the probe: scale", "edit scale"),
-    "edit_probe_activation_set": (
-        "Edit along the probe, least active first: set",
-        "edit set, least active",
-    ),
-    "edit_probe_free_set": ("Edit along the token contrast: set", "contrast set"),
-    "edit_probe_free_shift": ("Edit along the token contrast: shift", "contrast shift"),
-    "edit_probe_free_scale": ("Edit along the token contrast: scale", "contrast scale"),
-    "gains": ("Neuron gains", "gains"),
-    "gains_kept": ("Neuron gains, few kept", "gains, few kept"),
-    "step": ("One step, no training", "one step"),
-    "steer_random": ("Steering, random direction", "random direction"),
-    **{
-        f"edit_random_neurons_{kind}": (f"Edit of random neurons: {kind}", f"random {kind}")
-        for kind in ("set", "shift", "scale")
-    },
-    "gains_random_neurons": ("Gains of random neurons", "random gains"),
+    "none": "untouched",
+    "steer_probe": "steering",
+    "dpo": "DPO",
+    "patch_toxic_neurons": "patch judged toxic",
+    "patch_N": "patch top {}",
+    "patch_TP": "patch TP",
+    "patch_TP_AN": "patch TP + AN",
+    "patch_TP_AN_TN": "patch TP + AN + TN",
+    "patch_four_groups": "patch four groups",
+    "patch_four_groups_shift": "patch four groups, shift",
+    "patch_all_increasing": "patch increasing (sanity check)",
+    "edit_probe_set": "probe edit, set",
+    "edit_probe_shift": "probe edit, shift",
+    "edit_probe_scale": "probe edit, scale",
+    "edit_probe_activation_set": "probe edit, set, least active first",
+    "edit_probe_free_set": "contrast edit, set",
+    "edit_probe_free_shift": "contrast edit, shift",
+    "edit_probe_free_scale": "contrast edit, scale",
+    "gains": METHODS["gains"],
+    "gains_kept": "neuron gains, few kept",
+    "step": METHODS["step"],
+    "steer_random": "steering, random",
+    "edit_random_neurons_set": "random edit, set",
+    "edit_random_neurons_shift": "random edit, shift",
+    "edit_random_neurons_scale": "random edit, scale",
+    "gains_random_neurons": METHODS["gains__random_neurons"],
 }
 PLACES = {family: place for place, family in enumerate(INTERVENTIONS)}
+
+
+# Families that have a mark of their own: colour, shape, dash, filled. The kind of an edit shows in
+# its shape, what it follows in the rest.
+_MARKS: dict[str, tuple[str, str, str, bool]] = {
+    "none": ("ink", "circle", "-", True),
+    "dpo": ("vermillion", STAR, "-", True),
+    "gains": ("sky", "circle", "-", True),
+    "gains_kept": ("sky", "circle", ":", False),
+    "step": ("ink", "triangle-left", "--", True),
+    "steer_probe": ("purple", "triangle-up", "-.", True),
+    "patch": ("blue", "square", "-", True),
+    "patch_four_groups_shift": ("blue", "square", "--", False),
+    "edit_probe_set": ("green", "diamond", "-", True),
+    "edit_probe_shift": ("green", "triangle-down", "-", True),
+    "edit_probe_scale": ("green", "cross", "-", True),
+    "edit_probe_free_set": ("orange", "diamond", "--", False),
+    "edit_probe_free_shift": ("orange", "triangle-down", "--", False),
+    "edit_probe_free_scale": ("orange", "cross", "--", False),
+    "other": ("muted", "triangle-right", "--", True),
+    "edit_random_neurons_set": ("muted", "diamond", ":", False),
+    "edit_random_neurons_shift": ("muted", "triangle-down", ":", False),
+    "edit_random_neurons_scale": ("muted", "cross", ":", False),
+    "gains_random_neurons": ("muted", "circle", ":", False),
+    "steer_random": ("muted", "triangle-up", ":", True),
+}
+FAMILIES = {
+    family: Look(INTERVENTIONS.get(family, family), *mark) for family, mark in _MARKS.items()
+}
+ALIGNED = re.compile(r"patch_(\d+)")
 # The intervention itself has an empty name.
 CONTROLS = {
     "": Look("the intervention", "ink", "circle"),
@@ -186,12 +185,11 @@ CONTROLS = {
 }
 
 
-def named(row: Row) -> tuple[str, str]:
-    """What a row's family is called in tables, and in figures; an unknown one stands as it is."""
+def family_name(row: Row) -> str:
+    """What a row's family is called; an unknown one stands as it is."""
     if aligned := ALIGNED.fullmatch(row.family):
-        text, short_text = INTERVENTIONS["patch_N"]
-        return text.format(aligned[1]), short_text.format(aligned[1])
-    return INTERVENTIONS.get(row.family, (row.family, row.family))
+        return INTERVENTIONS["patch_N"].format(aligned[1])
+    return INTERVENTIONS.get(row.family, row.family)
 
 
 def group_of(row: Row) -> str:
@@ -220,15 +218,11 @@ def is_aligned_patch(row: Row) -> bool:
 
 
 def label(row: Row) -> str:
-    """A name to read: the family, its strength, and which control of it."""
-    return f"{named(row)[0]}{_strength(row)}" + (
-        f" — {control_label(row.control)}" if row.control else ""
-    )
-
-
-def short(row: Row) -> str:
-    """The same of no control for a figure, where a control character has no glyph."""
-    return printable(f"{named(row)[1]}{_strength(row)}")
+    """A name to read: the family, its strength, and which control of it. Without control
+    characters, which have no glyph in a figure.
+    """
+    control = f" — {control_label(row.control)}" if row.control else ""
+    return printable(f"{family_name(row)}{_strength(row)}{control}")
 
 
 def control_label(control: str) -> str:

@@ -33,7 +33,7 @@ from .evidence import Evidence
 from .figures import Figure, run_figures
 from .findings import findings
 from .grid import Grid, grid
-from .names import PROMPTED, UNITS, short, table_name
+from .names import PROMPTED, UNITS, label, table_name
 from .neuron_tables import Frames
 from .rules import SPEAKING_WORDS
 from .run import Run, load
@@ -191,7 +191,7 @@ def _drawn(figure: Figure, sampled: Mapping[Protocol, Sequence[Sampled]]) -> Mar
     """A figure; the marks of a trade-off lead to their rows' samples."""
     start, _, protocol = figure.name.rpartition("-")
     leads = {key: rows for key, rows in sampled.items() if start == "tradeoff" and key == protocol}
-    links = {short(sample.row): sample.place for rows in leads.values() for sample in rows}
+    links = {label(sample.row): sample.place for rows in leads.values() for sample in rows}
     return inline(figure.chart, figure.name, f"{figure.number}: {figure.caption}", links)
 
 

@@ -28,7 +28,7 @@ PATCHES = (
 )
 
 # What the conclusions rest on; β reversed and β = 0, the groups
-# one by one, and the probe-free edits are for the tables.
+# one by one, and the contrast edits are for the tables.
 CONCLUDING = (
     "steer_probe",
     "patch_toxic_neurons",
