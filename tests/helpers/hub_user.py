@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.util import _run_finalizers
 from pathlib import Path
 from typing import NoReturn
 
@@ -114,7 +115,9 @@ def _run(arguments: list[str], output: str, errors: str, variables: dict[str, st
         status = end.code if isinstance(end.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # To take apart all that the shell imported takes a child seconds.
+    # To take apart all that the shell imported takes a child seconds. Locks that are not handed back
+    # are told of on standard error from Python 3.14 on.
+    _run_finalizers()
     os._exit(status)
 
 

@@ -100,9 +100,10 @@ class Ledger:
         A folder that was made for nothing is removed again. `announce` is called with a sentence
         where run.json was damaged.
         """
-        new = not self.folder.exists()
-        # Any of them may have been lost since.
-        begun = (self.folder / LOCK).exists() or records(self.folder) or run_record(self.folder)
+        with disk_errors(self.folder):
+            new = not self.folder.exists()
+            # Any of them may have been lost since.
+            begun = (self.folder / LOCK).exists() or records(self.folder) or run_record(self.folder)
         if not new and not begun and _has_content(self.folder):
             raise DialdownError(f"{self.folder} exists and holds no study: pass another --out.")
         with disk_errors(self.folder):
