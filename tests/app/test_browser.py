@@ -55,7 +55,7 @@ def edit() -> Any:
 
 def expected(lm: LM, prompt: str, change: Any = None) -> str:
     ids = torch.tensor(lm.encode([prompt]))
-    return generate(lm, ids, ReplySettings(tokens=30), change)
+    return generate(lm, ids, ReplySettings(tokens=30), change).text
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_row_of_the_front_is_loaded_into_play(page: Any) -> None:
     page.locator("#columns .dd-column").first.wait_for()
     assert "strength 1" in page.locator("[data-side=edited] header").inner_text()
     page.get_by_role("tab", name="Front").click()
-    page.locator("#front-list [role=gridcell]", has_text="edit shift").first.click()
+    page.locator("#front-list [role=gridcell]", has_text="probe edit, shift").first.click()
     page.get_by_text("its edit is not kept in this folder").wait_for()
 
 

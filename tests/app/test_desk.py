@@ -36,7 +36,7 @@ def ids(text: str) -> torch.Tensor:
 def test_replies_of_two_at_once_are_those_of_each_alone(desk: Desk) -> None:
     lm = tiny.lm("llama")
     acts = [None, *(Act(edits.make(lm, kind, seed=n)) for n, kind in enumerate(edits.KINDS))] * 2
-    alone = [generate(lm, ids("the cat"), SETTINGS, act.edit if act else None) for act in acts]
+    alone = [generate(lm, ids("the cat"), SETTINGS, act.edit if act else None).text for act in acts]
     assert len(set(alone)) > 3
 
     def reply(act: Act | None) -> str:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialdown import DialdownError
-from dialdown.cli.chat import ChatSettings, chat, reply
+from dialdown.cli import chat as chat_module
+from dialdown.cli.chat import ChatSettings, chat
 from dialdown.interventions import Intervention, untouched
 from dialdown.models import LM
 from dialdown.terminal import Terminal
@@ -46,6 +47,10 @@ def steering(lm: LM) -> Intervention:
     return Intervention(
         "steered", "steer", vector=5 * np.random.default_rng(1).standard_normal(lm.view.d_model)
     )
+
+
+def reply(*arguments: Any) -> str:
+    return chat_module.reply(*arguments).text
 
 
 def greedy(lm: LM, text: str, edit: Intervention | None, tokens: int) -> str:
@@ -144,7 +149,16 @@ def test_the_end_of_text_ends_a_reply_and_is_not_part_of_it() -> None:
     ].tolist()
     lm.model.generation_config.eos_token_id = whole[3]
     assert len(whole) == 6
-    assert reply(lm, [], "the cat", SHORT) == lm.tokenizer.decode(whole[: whole.index(whole[3])])
+    end = whole.index(whole[3])
+    assert chat_module.reply(lm, [], "the cat", SHORT) == (lm.tokenizer.decode(whole[:end]), True)
+    # The last token that may be said ends a reply like any other.
+    assert chat_module.reply(lm, [], "the cat", ChatSettings(tokens=end + 1)).ended
+    assert end == 0 or not chat_module.reply(lm, [], "the cat", ChatSettings(tokens=end)).ended
+
+
+def test_a_reply_that_was_cut_is_said_to_be(gpt2: LM) -> None:
+    printed = talk(gpt2, scale(gpt2), ["the cat"])
+    assert "base and edited cut at 6 tokens: /tokens 12 lets replies go on" in printed
 
 
 def test_each_side_goes_on_from_its_own_replies(gpt2: LM) -> None:
@@ -186,7 +200,7 @@ def test_the_dial_moves_between_turns(gpt2: LM) -> None:
         edit,
         reader(["/strength 0", "the cat", "/reset", "/strength 0.5", "the cat"], prompts),
     )
-    assert prompts == ["1> ", "0> ", "0> ", "0> ", "0.5> ", "0.5> "]
+    assert prompts == [*(f"strength {dial}> " for dial in ("1", "0", "0", "0", "0.5", "0.5"))]
     base = reply(gpt2, [], "the cat", SHORT)
     half = reply(gpt2, [], "the cat", SHORT, edit.at(0.5))
     expected = [

@@ -115,8 +115,8 @@ def _run(arguments: list[str], output: str, errors: str, variables: dict[str, st
         status = end.code if isinstance(end.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # To take apart all that the shell imported takes a child seconds. Locks that are not handed back
-    # are told of on standard error from Python 3.14 on.
+    # To take apart all that the shell imported takes a child seconds. Python 3.14 tells on standard
+    # error of locks that are not handed back.
     _run_finalizers()
     os._exit(status)
 

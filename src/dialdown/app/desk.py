@@ -131,7 +131,7 @@ class Desk:
                     positions=act.positions if act else "all",
                     turn=turn,
                     hear=hear,
-                )
+                ).text
             heard.put(text)
             if wanted():  # otherwise it may be cut short
                 self._replies[asked] = text

@@ -11,6 +11,7 @@ from ..neurons.statistics import opposing_effects
 from ..neurons.table import NeuronTable
 from ..report.neuron_charts import figure_1_layer_effects
 from .chart import chart_and_list, drawn, filled
+from .neurons import GROUPING
 from .shelf import Shelf
 from .words import says
 
@@ -18,7 +19,7 @@ NOTHING = (
     "There is nothing to compare layer by layer here: `dialdown run` tunes a model, or `dialdown "
     "diff` takes one that is tuned, and adds what changed in each layer."
 )
-HOW = "Click on a layer in the chart or in the list to see its neurons."
+HOW = f"Click on a layer in the chart or in the list to see its neurons. {GROUPING}."
 
 
 def by_layer(table: NeuronTable) -> pl.DataFrame:

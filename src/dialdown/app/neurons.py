@@ -32,7 +32,12 @@ COLUMNS = {
     "after": "mean_tuned",
     "delta": "projection_change",
 }
+GROUPING = (
+    "T writes along the direction, A against it; P had a mean activation above 0 before tuning, N "
+    "below; only neurons that write less after it are in a group"
+)
 MEANING = {
+    "group": GROUPING,
     "cosine": "cosine of the value vector with the direction",
     "before": "mean activation of the base model",
     "after": "mean activation of the tuned model",
@@ -60,6 +65,12 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
     if edit is not None and edit.gain.size and edit.gain.shape == shape:
         columns["gain"] = edit.gain.ravel()
     return pl.DataFrame(columns)
+
+
+def legend(frame: pl.DataFrame) -> str:
+    """What the columns of a list mean, in HTML; nothing where none is explained."""
+    meant = [f"<b>{name}</b> {safe(MEANING[name])}" for name in frame.columns if name in MEANING]
+    return f"<p class='dd-legend'>{' · '.join(meant)}</p>" if meant else ""
 
 
 def select(

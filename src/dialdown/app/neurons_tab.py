@@ -20,6 +20,7 @@ from .neurons import (
     facts_of,
     groups_of,
     histogram,
+    legend,
     most_active,
     select,
     writing,
@@ -135,7 +136,7 @@ class NeuronsTab:
         except DialdownError as error:
             return filled(None), says(str(error))
         rows = select(frame, None if layer == ALL else int(layer), group, sort, smallest)
-        note = says("" if "cosine" in frame.columns else NO_TABLE)
+        note = ("" if "cosine" in frame.columns else says(NO_TABLE)) + legend(rows)
         return filled(rows if sorts_of(frame) else None), note
 
     def list_writers(self, word: str, *chosen: Any) -> tuple[Any, str]:

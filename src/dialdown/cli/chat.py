@@ -19,7 +19,7 @@ from rich.text import Text
 from ..errors import DialdownError, enough_memory, nearest
 from ..interventions.intervention import Intervention
 from ..models.lm import LM
-from ..models.replies import ReplySettings, Turns, conversation_ids, generate
+from ..models.replies import Reply, ReplySettings, Turns, conversation_ids, generate
 from ..terminal import Terminal, printable
 
 COMMANDS = {
@@ -80,14 +80,14 @@ def chat(
     console.print(
         printable(
             f"{lm.name}, and the same with the edit {edit.name}. Each side goes on from its own "
-            "replies. /strength 0.5 moves the dial, which stands before each line, /again repeats "
-            "your last message there, /help lists the commands."
+            "replies. /strength 0.5 moves the dial, /again repeats your last message there, /help "
+            "lists the commands."
         ),
         highlight=False,
     )
     try:
         while True:
-            line = read(f"{settings.strength:g}> ").strip()
+            line = read(f"strength {settings.strength:g}> ").strip()
             command = line.split()[0] if line.startswith("/") else ""
             if command == "/quit":
                 break
@@ -112,8 +112,8 @@ def chat(
                             lm, edited[:heard], line, settings, edit.at(settings.strength)
                         )
                     # Only now, so that a reply that cannot be leaves the conversation as it was.
-                    base[heard:], edited[heard:] = [(line, left)], [(line, right)]
-                    console.print(_columns(left, right, settings.strength))
+                    base[heard:], edited[heard:] = [(line, left.text)], [(line, right.text)]
+                    console.print(_columns(left, right, settings))
             except DialdownError as error:
                 console.print(printable(str(error)), style="red", highlight=False)
     except (EOFError, KeyboardInterrupt):
@@ -130,7 +130,7 @@ def _last(turns: Turns) -> str:
 
 def reply(
     lm: LM, turns: Turns, message: str, settings: ChatSettings, edit: Intervention | None = None
-) -> str:
+) -> Reply:
     """What the model says to `message` after `turns`.
 
     The tokenizer's chat template is used where it has one; else the model goes on with the plain
@@ -146,11 +146,17 @@ def reply(
     return generate(lm, ids, settings, edit, turn=len(turns))
 
 
-def _columns(left: str, right: str, strength: float) -> Table:
-    table = Table("base", f"edited, strength {strength:g}", expand=True)
+def _columns(left: Reply, right: Reply, settings: ChatSettings) -> Table:
+    sides = {"base": left, f"edited, strength {settings.strength:g}": right}
+    table = Table(*sides, expand=True)
     for column in table.columns:
         column.ratio = 1
-    table.add_row(*(Text(printable(said)) for said in (left, right)))
+    table.add_row(*(Text(printable(said.text)) for said in sides.values()))
+    if cut := [side.partition(",")[0] for side, said in sides.items() if not said.ended]:
+        table.caption = (
+            f"{' and '.join(cut)} cut at {settings.tokens} tokens: /tokens {2 * settings.tokens} "
+            "lets replies go on"
+        )
     return table
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from ..terminal import Terminal
 
@@ -71,6 +80,13 @@ def _about(
     pass
 
 
+class _LeftColumn(TimeElapsedColumn):
+    """What is left, or what has passed as long as that can't be told."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["left"]) if task.fields["left"] else super().render(task)
+
+
 class Display:
     """One bar for the whole of a command, or a line now and then where the output is no terminal.
 
@@ -82,10 +98,9 @@ class Display:
     def __init__(self, tokens: Mapping[str, float] | None = None) -> None:
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
+            _LeftColumn(Column(no_wrap=True)),
             console=out,
             transient=True,
         )
@@ -121,13 +136,14 @@ class Display:
                 self.before += self.tokens.get(self.stage, 0.0) * share
         # A stage may have several pieces of work; the bar of a whole run never goes back.
         self.share = max(self.share, share) if self.whole else share
-        where = f"{self.stage}: {label}" if self.stage else label
+        what = f"{label}: {done:,} of {total:,}"
+        where = f"{self.stage}: {what}" if self.stage else what
         told = self._left(now)
         position, whole = self._position(), self.whole or 1.0
         self.bar.update(self.task, description=where, completed=position, total=whole, left=told)
         if not out.is_terminal and (done == total or now - self.spoke > EVERY):
             self.spoke = now
-            line = f"  {where}: {done} of {total}" + (f"; {told}" if told else "")
+            line = f"  {where}" + (f"; {told}" if told else "")
             out.print(line, highlight=False, soft_wrap=True)
 
     def _position(self) -> float:

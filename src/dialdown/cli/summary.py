@@ -85,10 +85,9 @@ def show_notes(folder: Path, out: Console) -> None:
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same, shuffled"}
 
 
-# The columns of its table beside the concept's, where they were measured. Words that break into two
-# lines leave room for all of them.
-_CHECK_COLUMNS = {
-    "log_ppl": "log perplexity",
+# The rows of its table beside the concept's, where they were measured.
+_CHECKED_METRICS = {
+    "log_ppl": "log-perplexity",
     "kl": "KL",
     "degenerate": "degenerate",
     "refusal": "refusals",
@@ -103,13 +102,11 @@ def show_check(folder: Path, out: Console) -> None:
     run = read_json(folder / "run.json")
     concept, stages = run["config"]["concept"], run["stages"]
     rows = read_json(folder / "results.json")["rows"]
-    measured = {
-        metric: title for metric, title in _CHECK_COLUMNS.items() if rows[0].get(metric) is not None
-    }
-    table = _table("model", concept, *measured.values())
-    for row in rows:
-        shown = [_interval(row[metric]) for metric in ("toxicity", *measured)]
-        table.add_row(CHECKED[row["intervention"]], *shown)
+    # Three models beside each other fit 80 columns; six metrics do not.
+    table = _table("", *(CHECKED[row["intervention"]] for row in rows), pad_edge=False)
+    for metric, title in {"toxicity": concept, **_CHECKED_METRICS}.items():
+        if rows[0].get(metric) is not None:
+            table.add_row(title, *(_interval(row[metric]) for row in rows))
     out.print(table)
     out.print(
         f"Held-out prompts, {PROMPTED[stages['check']['template']]}; means with bootstrap 95 % "
@@ -219,8 +216,8 @@ def _say_if_equal(folder: Path, out: Console) -> None:
         out.print(said, style="bold red")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 1))
+def _table(*columns: str, pad_edge: bool = True) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=pad_edge)
     for place, column in enumerate(columns):
         table.add_column(column, no_wrap=place == 0)
     return table

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ Turns = list[tuple[str, str]]
 """What was said so far: (message, reply) pairs."""
 Hear = Callable[[str], bool]
 """Is told all of a reply so far after each token; False ends it there."""
+
+
+class Reply(NamedTuple):
+    """What a model said, and whether it was done."""
+
+    text: str
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def generate(
     positions: Positions = "all",
     turn: int = 0,
     hear: Hear | None = None,
-) -> str:
+) -> Reply:
     """What the model goes on to write after `ids`, without the token that ended it.
 
     Args:
@@ -121,7 +128,7 @@ def generate(
             stopping_criteria=listener,
             **sampling,
         )
-    return _text(lm, out[0], ids.shape[1])
+    return Reply(_text(lm, out[0], ids.shape[1]), int(out[0, -1]) in lm.eos)
 
 
 def _text(lm: LM, ids: Tensor, start: int) -> str:
