@@ -163,7 +163,9 @@ def test_trouble_with_a_repository_is_one_sentence_that_says_what_to_do(
 ) -> None:
     ran, _ = broken[f"{role} {kind}"]
     assert_one_sentence(
-        ran, f"'someone/{kind}' could not be fetched from the hub http://127.0.0.1:", SAID[kind]
+        ran,
+        f"'someone/{kind}' is no folder here and could not be fetched from the hub http://127.0.0.1:",
+        SAID[kind],
     )
 
 
@@ -171,7 +173,7 @@ def test_a_revision_that_is_not_there_is_one_sentence(broken: Broken) -> None:
     ran, _ = broken["revision"]
     assert_one_sentence(
         ran,
-        "'meta-llama/Llama-3.1-8B' could not be",
+        "'meta-llama/Llama-3.1-8B' is no folder here and could not be",
         "no such revision: pass a branch, tag or commit",
     )
 
@@ -231,7 +233,9 @@ def without_hub(
 def test_no_hub_is_one_sentence_that_says_what_to_do(
     without_hub: dict[str, Finished], key: str, said: str
 ) -> None:
-    assert_one_sentence(without_hub[key], " could not be fetched from the hub ", said)
+    assert_one_sentence(
+        without_hub[key], " is no folder here and could not be fetched from the hub ", said
+    )
 
 
 def assert_one_sentence(ran: Finished, *parts: str) -> None:

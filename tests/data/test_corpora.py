@@ -167,7 +167,8 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(
-        DialdownError, match=r"'no/such' could not be fetched from the hub .* the connection failed"
+        DialdownError,
+        match=r"'no/such' is no folder here and could not be fetched .* the connection failed",
     ):
         load_prompts("no/such", 1, seed=0)
 

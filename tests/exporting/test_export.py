@@ -298,7 +298,7 @@ def test_what_cannot_be_edited_is_refused(llama: LM, tmp_path: Path) -> None:
 
     (tmp_path / "nothing").mkdir()
     refused(tmp_path / "nothing", "no config.json")
-    refused(str(tmp_path / "nowhere"), "is no folder here")
+    refused(str(tmp_path / "nowhere"), "is not there")
 
     wide = make(tiny.lm("llama", intermediate_size=tiny.NEURONS + 2), "scale")
     with pytest.raises(DialdownError, match=rf"shape \(3, {tiny.NEURONS + 2}\)"):

@@ -69,7 +69,9 @@ def reaching(name: str) -> Iterator[None]:
 def refusal(name: str, advice: str) -> DialdownError:
     """The sentence about a repository that could not be fetched; see `ADVICE`."""
     endpoint = constants.ENDPOINT or "of HF_ENDPOINT, which is empty"
-    return DialdownError(f"{name!r} could not be fetched from the hub {endpoint}: {advice}.")
+    return DialdownError(
+        f"{name!r} is no folder here and could not be fetched from the hub {endpoint}: {advice}."
+    )
 
 
 def _advice(error: BaseException) -> str | None:

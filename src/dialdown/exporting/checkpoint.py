@@ -33,7 +33,7 @@ from ..data.loading import (
     told,
     weight_files,
 )
-from ..data.local_paths import RUNS
+from ..data.local_paths import RUNS, is_local_path
 from ..data.model_files import CONFIG, COPIED, own_file
 from ..errors import DialdownError, nearest
 from ..models.lm import LM, MLPView
@@ -295,10 +295,12 @@ def _check_hub_id(source: str) -> None:
     embedded = [f"embedded:{name}" for name in embedded_models()]
     if ":" in source or f"embedded:{source}" in embedded:
         raise DialdownError(f"There is no model {source!r}: {nearest(source, embedded)}")
-    if Path(source).parts[:1] == (RUNS,):
+    made = Path(source).parts[:1] == (RUNS,)
+    if made or is_local_path(source):
+        how = "make it with `dialdown run` or `dialdown ladder`, or " if made else ""
         raise DialdownError(
-            f"{source} is not there: make it with `dialdown run` or `dialdown ladder`, or pass a "
-            "folder that is there, a hub id, or embedded:smollm2-135m."
+            f"{source} is not there: {how}pass a folder that is there, a hub id, or "
+            "embedded:smollm2-135m."
         )
 
 
