@@ -100,7 +100,7 @@ def tradeoff(
     named = [f"{letter} {name}".replace(" ", "\u00a0") for name, letter in _letters(points).items()]
     lines = wrap("\u00a0· ".join(named), width=76)
     panel = _price_panel(points, price, [*points, *everything], concept)
-    return titled(panel, heading, _counted(points, price), *lines, columns=4)
+    return titled(panel, heading, _counted(points, price), *lines, columns=3)
 
 
 def _counted(points: Sequence[Point], price: Price) -> str:
