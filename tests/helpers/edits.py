@@ -14,10 +14,11 @@ from dialdown.models import LM
 from dialdown.models.sites import projections
 from helpers import tiny
 
-# "attention" is a rank_one edit of attention's output projections.
-KINDS = ("set", "shift", "scale", "affine", "rank_one", "attention", "steer")
+# "attention" is a rank_one edit of attention's output projections, "directions" one of several
+# directions per layer.
+KINDS = ("set", "shift", "scale", "affine", "rank_one", "directions", "attention", "steer")
 # What folds into weights alone, wherever an architecture has no bias.
-WITHOUT_BIAS = ("scale", "rank_one", "attention")
+WITHOUT_BIAS = ("scale", "rank_one", "directions", "attention")
 # Architectures whose down projection has a bias, or gets one by the `mlp_bias` of its own config.
 WITH_BIAS = {
     "gpt2", "llama", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "phi", "bloom", (
@@ -44,15 +45,19 @@ def make(
     shape = (lm.view.n_layers, lm.view.n_neurons)
     selected = rng.random(shape) < share
     values = strength * rng.standard_normal(shape)
-    if kind == "rank_one":
+    if kind in ("rank_one", "directions"):
         writes = rng.standard_normal((lm.view.n_layers, lm.view.d_model)) / 4
+        if kind == "directions":
+            values = np.stack([values, strength * rng.standard_normal(shape)])
+            writes = np.stack([writes, rng.standard_normal(writes.shape) / 4])
+        reads = np.where(selected, values, 0.0)
         return Intervention(
             "it",
-            kind,
+            "rank_one",
             np.ones(shape),
             np.zeros(shape),
             selected,
-            rank_one=RankOne(np.where(selected, values, 0.0), writes),
+            rank_one=RankOne(reads, writes),
             record={"seed": seed},
         )
     gain = {"set": 0.0, "shift": 1.0}.get(kind, 1 + values)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,24 @@ from hypothesis import strategies as st
 import dialdown as dd
 from dialdown import DialdownError
 from dialdown.evaluation.perplexity import ReferenceText
-from dialdown.interventions import Intervention, untouched
+from dialdown.interventions import Intervention, RankOne, untouched
 from dialdown.models import LM, Decoder
 from dialdown.models.sites import projections
 from helpers import tiny
 from helpers.edits import IDS, KINDS, hooked, make
 from helpers.tiny import unchanged
+
+
+def besides(rank_one: RankOne, m: torch.Tensor, layer: int, places: Sequence[int]) -> torch.Tensor:
+    """What a layer writes at some positions along its directions, input by input."""
+    width = rank_one.writes.shape[-1]
+    reads = rank_one.reads[..., layer, :].reshape(-1, m.shape[2])
+    writes = rank_one.writes[..., layer, :].reshape(-1, width)
+    out = torch.zeros(*m.shape[:2], width, dtype=torch.float64)
+    for row, place, (u, v) in product(range(len(m)), places, zip(reads, writes, strict=True)):
+        read = sum(float(m[row, place, i]) * u[i] for i in range(m.shape[2]))
+        out[row, place] += read * torch.as_tensor(v)
+    return out
 
 
 @contextmanager
@@ -40,11 +53,7 @@ def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
         bias = 0 if layer.linear.bias is None else layer.linear.bias.double()
         if edit.rank_one:
             out = edited @ layer.value_vectors("paper").double()
-            u, v = edit.rank_one.reads[index], edit.rank_one.writes[index]
-            for p in places:
-                for row in range(m.shape[0]):
-                    read = sum(float(m[row, p, i]) * u[i] for i in range(m.shape[2]))
-                    out[row, p] += read * torch.as_tensor(v)
+            out += besides(edit.rank_one, m, index, list(places))
             return (out + bias).to(m.dtype)
         for p in places:
             for i in range(m.shape[2]):

@@ -186,6 +186,40 @@ def test_ablation_takes_the_difference_of_the_classes_out_of_what_each_mlp_write
         assert np.abs(q @ columns).max() > 1e-3
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_profs_takes_the_first_directions_of_the_pairs_out_of_what_the_upper_mlps_write(
+    named: LM, rank: int
+) -> None:
+    """Projectors instead of bases, so that no sign or rotation matters."""
+    sides = CLEAN[: len(TOXIC)], TOXIC
+    chosen, rejected = (np.stack([streams(named, text) for text in side]) for side in sides)
+    folded = methods.profs(named, *sides, rank=rank, first_layer=1).fold(named)
+    for index, (layer, after) in enumerate(zip(named.view.layers, folded.view.layers, strict=True)):
+        columns = layer.columns.double().numpy()
+        wanted = columns
+        if index >= 1:
+            shared = np.linalg.svd(chosen[:, index])[2][0]
+            gaps = (chosen - rejected)[:, index] @ (np.eye(len(shared)) - np.outer(shared, shared))
+            span = np.linalg.svd(gaps)[2][:rank].T
+            if (gain := layer.post_norm_gain()) is not None:
+                span = span * gain.double().numpy()[:, None]
+            wanted = columns - span @ np.linalg.pinv(span) @ columns
+            assert np.abs(wanted - columns).max() > 1e-3
+        np.testing.assert_allclose(after.columns.double().numpy(), wanted, atol=1e-4)
+
+
+def test_pairs_that_are_none_are_refused(gpt2: LM) -> None:
+    for preferred, options, words in (
+        (CLEAN, {}, "14 preferred texts and 11 rejected ones"),
+        (TOXIC, {}, "the same mean residual streams"),
+        (CLEAN[:11], {"rank": 12}, "A rank of 12 cannot be found from 11 pairs"),
+        (CLEAN[:11], {"rank": 0}, "A rank of 0"),
+        (CLEAN[:11], {"first_layer": 3}, "no layer 3"),
+    ):
+        with pytest.raises(dd.DialdownError, match=words):
+            methods.profs(gpt2, preferred, TOXIC, **options)
+
+
 def test_an_attention_sink_is_no_part_of_what_tells_the_classes_apart() -> None:
     """The toxic texts are shorter, so that a mean over all tokens has more of the sink in it."""
     lm = tiny.lm("llama", bos=True)

@@ -30,6 +30,8 @@ class HostReads(TorchDispatchMode):
         return call(*args, **(kwargs or {}))
 
 
+# Python 3.13.0 alone, of which torch warns.
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compiled_model_under_an_edit_is_compiled_once(kind: str) -> None:
     lm = tiny.lm("llama")

@@ -40,8 +40,8 @@ def ladder(
         typer.Option(
             help=(
                 "Which, with commas: aura, damp, det0, mean_act, linear_act, caa, ablation, "
-                "labels, step, gains, rank_one, rank_one_attention (these by default), dpo, "
-                "dpo_kl, or package.module:name."
+                "labels, profs, step, gains, rank_one, rank_one_attention (these by default), "
+                "dpo, dpo_kl, or package.module:name."
             )
         ),
     ] = None,

@@ -120,13 +120,16 @@ def _what(delta: Delta) -> str:
             "residual stream (the bias of the last MLP)"
         )
     elif edit.rank_one is not None:
-        reads = edit.rank_one.reads
+        read, layers = edit.rank_one.inputs_read, len(edit.rank_one.layers)
         writer, projection, inputs = SITES[edit.rank_one.site]
+        count = len(edit.rank_one.of(0)[0])
+        many, rank = ("one direction", "one") if count == 1 else (f"{count} directions", str(count))
+        where = "each" if layers == len(read) else f"{layers}"
         text = (
-            f"{_code(edit.name)} adds one direction to what the {writer} in each of the "
-            f"{len(reads)} layers writes: a matrix of rank one on the {projection} projection, "
-            f"which reads {int((reads != 0).sum()):,} of {reads.size:,} {inputs} with one number "
-            "each"
+            f"{_code(edit.name)} adds {many} to what the {writer} in {where} of the "
+            f"{len(read)} layers writes: a matrix of rank {rank} on the {projection} projection, "
+            f"which reads {int(read.sum()):,} of {read.size:,} {inputs} with {rank} number"
+            f"{'s' * (count > 1)} each"
         )
     else:
         changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())

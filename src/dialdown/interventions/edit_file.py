@@ -19,15 +19,15 @@ from ..models.protocol import Site
 Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "steer"]
 EditKind = Literal["set", "shift", "scale"]
 Ordering = Literal["cosine", "activation", "notebook"]
-# Name of a tensor, what numpy calls its kind of numbers, its axes, and the tensor that has as many
-# rows; but what a layer writes, it has its shape, too.
+# Name of a tensor, what numpy calls its kind of numbers, how many axes it may have, and the tensor
+# that has as many rows; but what a layer writes, it has its shape, too.
 TENSORS = {
-    "gain": ("f", 2, "gain"),
-    "selected": ("b", 2, "gain"),
-    "offset": ("f", 2, "gain"),
-    "reads": ("f", 2, "gain"),
-    "writes": ("f", 2, "reads"),
-    "vector": ("f", 1, "vector"),
+    "gain": ("f", (2,), "gain"),
+    "selected": ("b", (2,), "gain"),
+    "offset": ("f", (2,), "gain"),
+    "reads": ("f", (2, 3), "gain"),
+    "writes": ("f", (2, 3), "reads"),
+    "vector": ("f", (1,), "vector"),
 }
 NEEDED = {"gain", "selected"}
 
@@ -88,12 +88,17 @@ def _problem(arrays: Mapping[str, NDArray[Any]], site: Site) -> str | None:
         return f"it has a tensor {min(unknown)!r}"
     for name, array in arrays.items():
         kind, axes, like = TENSORS[name]
-        if array.dtype.kind != kind or array.ndim != axes:
+        if array.dtype.kind != kind or array.ndim not in axes:
             return f"its tensor {name} is {array.dtype} of shape {array.shape}"
         # Attention's channels are no neurons.
         other = arrays.get("reads" if (name, site) == ("reads", "attention") else like, array)
-        same = 1 if name == "writes" else axes
-        if array.shape[:same] != other.shape[:same]:
+        # Several directions have their number in front; what is written is as wide as the model.
+        whole, like_whole = array.shape, other.shape
+        if name == "reads":
+            whole, like_whole = whole[-2:], like_whole[-2:]
+        elif name == "writes":
+            whole, like_whole = whole[:-1], like_whole[:-1]
+        if whole != like_whole:
             return f"its tensor {name} has shape {array.shape} where {like} has {other.shape}"
         if not np.isfinite(array).all():
             return f"its tensor {name} has numbers that are not finite"

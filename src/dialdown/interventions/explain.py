@@ -29,13 +29,13 @@ def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Interve
     """A `rank_one` intervention; of MLPs, every neuron that is read is selected."""
     if rank_one.site == "attention":
         return Intervention(name, "rank_one", rank_one=rank_one, record=record)
-    shape, selected = rank_one.reads.shape, rank_one.reads != 0
+    read = rank_one.inputs_read
     return Intervention(
         name,
         "rank_one",
-        np.ones(shape),
-        np.zeros(shape),
-        selected,
+        np.ones(read.shape),
+        np.zeros(read.shape),
+        read,
         rank_one=rank_one,
         record=record,
     )
@@ -49,9 +49,17 @@ def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.floa
     norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
     moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
     if edit.rank_one is not None and edit.rank_one.site == "mlp":
-        lengths = np.linalg.norm(edit.rank_one.written(lm), axis=1)
-        moved += np.abs(edit.rank_one.reads * base.means) * lengths[:, None]
+        moved += np.abs(base.means) * _lengths(edit.rank_one, lm)
     return moved
+
+
+def _lengths(rank_one: RankOne, lm: LM) -> NDArray[np.float64]:
+    """(L, F): how long the vector is that each neuron writes besides, for an activation of 1."""
+    reads = rank_one.reads.reshape(-1, *lm.view.shape)
+    written = rank_one.written(lm).reshape(-1, *rank_one.writes.shape[-2:])
+    products = np.einsum("ald,bld->lab", written, written)
+    squares: NDArray[np.float64] = np.einsum("alf,lab,blf->lf", reads, products, reads)
+    return np.asarray(np.sqrt(squares.clip(min=0)))
 
 
 def _mean_change(edit: Intervention, mean: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,9 +139,11 @@ def shuffled(edit: Intervention, *, seed: int) -> Intervention:
 
     def moved(numbers: NDArray[Any]) -> NDArray[Any]:
         # One order for all that is said of a neuron.
-        places = np.broadcast_to(np.arange(numbers.shape[1]), numbers.shape)
+        layers = numbers.shape[-2:]
+        places = np.broadcast_to(np.arange(layers[1]), layers)
         order = np.random.default_rng(seed).permuted(places, axis=1)
-        return np.asarray(np.take_along_axis(numbers, order, axis=1))
+        order = order.reshape((1,) * (numbers.ndim - 2) + layers)
+        return np.asarray(np.take_along_axis(numbers, order, axis=-1))
 
     control = replace(
         edit,

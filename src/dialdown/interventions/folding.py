@@ -69,14 +69,14 @@ class Fold:
     """What an edit makes of the weight (d, inputs) and the bias (d,) of one linear layer (METHOD
     §7).
 
-        W <- W diag(gain) + v u^T        b <- b + W offset + residual
+        W <- W diag(gain) + v^T u        b <- b + W offset + residual
 
     Attributes:
         projection: the layer.
         gain, offset: (inputs,) float64, what each input is multiplied by, and what is then added;
             None where nothing is.
         residual: (d,) float64, what steering adds at the last layer, or None.
-        rank_one: u (inputs,) and v (d,), float64, or None.
+        rank_one: u (k, inputs) and v (k, d), float64, or None.
     """
 
     projection: Projection
@@ -103,7 +103,7 @@ class Fold:
         if self.gain is not None:
             rounded |= (self.gain != 1) & (self.gain != 0)
         if self.rank_one is not None:
-            rounded |= self.rank_one[0] != 0
+            rounded |= (self.rank_one[0] != 0).any(0)
         return rounded
 
     def folded(self, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -123,7 +123,7 @@ class Fold:
             wide = columns[rows].double()
             scaled = wide if gain is None else wide * gain
             if u is not None and v is not None:
-                scaled = scaled + torch.outer(v[rows], u)
+                scaled = scaled + v[:, rows].T @ u
             written[rows] = scaled.to(columns)
             if moved is not None and offset is not None:
                 moved[rows] += wide @ offset

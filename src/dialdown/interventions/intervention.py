@@ -8,9 +8,9 @@ All kinds but one are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
     scale  gain s_i, offset 0        one number per neuron; the only kind that folds without a bias
     affine gain s_i, offset delta_i  both
 
-`rank_one` lets each layer's MLP or attention write along one more direction (see `RankOne`), and
-`steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since what writes is linear,
-all of it folds into weights exactly (see `Fold`).
+`rank_one` lets each layer's MLP or attention write along a direction more, or a few (`RankOne`),
+and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since what writes is
+linear, all of it folds into weights exactly (see `Fold`).
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Intervention:
     def _size(self) -> list[str]:
         """How many neurons or channels of attention it acts on, in words; empty for steering."""
         if self.rank_one is not None and self.rank_one.site == "attention":
-            reads = self.rank_one.reads
-            return [f"{np.count_nonzero(reads):,} of {reads.size:,} channels of attention"]
+            read = self.rank_one.inputs_read
+            return [f"{np.count_nonzero(read):,} of {read.size:,} channels of attention"]
         return [f"{self.neurons:,} of {self.selected.size:,} neurons"] if self.gain.size else []
 
     def _repr_html_(self) -> str:
@@ -350,8 +350,7 @@ class Intervention:
         if further is not None:
             site = sites.setdefault(further.site, [*map(Fold, projections(lm, further.site))])
             for index in further.layers:
-                vectors = further.reads[index], further.writes[index]
-                site[index] = replace(site[index], rank_one=vectors)
+                site[index] = replace(site[index], rank_one=further.of(index))
         return [fold for site in sites.values() for fold in site if fold.changes]
 
     def check_foldable(self, lm: LM) -> None:

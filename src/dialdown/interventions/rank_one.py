@@ -3,7 +3,8 @@ inputs once more, with one number each, and writes the sum along one direction (
 
     W <- W + v u^T        y <- y + v (u . m)
 
-It folds into every architecture, needs no bias and costs a forward pass nothing.
+Or a few directions, whose matrices of rank one add up. It folds into every architecture, needs no
+bias and costs a forward pass nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class RankOne:
 
     Attributes:
         reads: (L, F) float64, u: what each neuron's activation counts, or at attention's output
-            (L, channels of its heads).
-        writes: (L, d) float64, v: along what the sum is written, before a norm that follows.
+            (L, channels of its heads). Of k directions per layer (k, L, F).
+        writes: (L, d) float64, v: along what the sum is written, before a norm that follows; or
+            (k, L, d).
         site: which linear layers: `mlp` or `attention`.
     """
 
@@ -42,29 +44,39 @@ class RankOne:
     site: Site = "mlp"
 
     @property
+    def inputs_read(self) -> NDArray[np.bool_]:
+        """(L, F) which inputs are read at all."""
+        return np.asarray(self.reads.reshape(-1, *self.reads.shape[-2:]).any(0))
+
+    @property
     def layers(self) -> list[int]:
         """The layers that write anything."""
-        return np.flatnonzero(self.reads.any(1) & self.writes.any(1)).tolist()
+        both = np.atleast_2d(self.reads.any(-1) & self.writes.any(-1))
+        return np.flatnonzero(both.any(0)).tolist()
+
+    def of(self, layer: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What one layer reads, (k, F), and writes, (k, d)."""
+        return np.atleast_2d(self.reads[..., layer, :]), np.atleast_2d(self.writes[..., layer, :])
 
     def at(self, strength: float) -> RankOne:
         """The same, writing `strength` times as much."""
         return replace(self, writes=strength * self.writes)
 
     def on(self, projection: Projection, layer: int) -> tuple[Tensor, Tensor]:
-        """u and v of a layer on its device, in float32 where the model has 16 bits."""
+        """What `of` says on the layer's device, in float32 where the model has 16 bits."""
         columns = projection.columns
         dtype = torch.promote_types(columns.dtype, torch.float32)
-        u, v = map(torch.as_tensor, (self.reads[layer], self.writes[layer]))
+        u, v = map(torch.as_tensor, self.of(layer))
         return u.to(columns.device, dtype), v.to(columns.device, dtype)
 
     def written(self, lm: LM) -> NDArray[np.float64]:
-        """(L, d) v as it reaches the residual stream, with the weight of a norm after the layer
-        that writes it (METHOD §1).
+        """v, (L, d) or (k, L, d), as it reaches the residual stream, with the weight of a norm
+        after the layer that writes it (METHOD §1).
         """
         written = self.writes.copy()
         for index, projection in enumerate(projections(lm, self.site)):
             if (gain := projection.post_norm_gain()) is not None:
-                written[index] *= gain.double().cpu().numpy()
+                written[..., index, :] *= gain.double().cpu().numpy()
         return written
 
     def check(self, lm: LM, name: str) -> None:
@@ -73,11 +85,11 @@ class RankOne:
         """
         train = "train it on this model"
         if self.site == "mlp":
-            check_neurons(lm, self.reads.shape, f"What {name} reads has", train)
+            check_neurons(lm, self.reads.shape[-2:], f"What {name} reads has", train)
         else:
             site = projections(lm, self.site)
             channels = site[0].columns.shape[1]
-            if self.reads.shape != (len(site), channels):
+            if self.reads.shape[-2:] != (len(site), channels):
                 raise DialdownError(
                     f"What {name} reads has shape {self.reads.shape} and {lm.name} {len(site)} "
                     f"layers whose attention has {channels} channels: {train}."
@@ -96,11 +108,11 @@ def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Call
 
     def read(layer: int, m: Tensor) -> None:
         u = numbers[layer][0]
-        sums[layer] = m.to(u.dtype) @ u
+        sums[layer] = m.to(u.dtype) @ u.T
 
     def write(layer: int, out: Tensor) -> Tensor:
         v = numbers[layer][1]
-        added = sums.pop(layer)[..., None] * v
+        added = sums.pop(layer) @ v
         if positions == "all":
             return (out.to(v.dtype) + added).to(out)
         where = -1 if positions == "last" else 0

@@ -1,4 +1,4 @@
-"""Methods that put numbers on neurons, from labelled texts alone (METHOD §10)."""
+"""Methods that need no training, from labelled texts or pairs (METHOD §10)."""
 
 from ..extras import attach
 

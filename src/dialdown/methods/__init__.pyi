@@ -6,6 +6,7 @@ from .experts import det0 as det0
 from .log_odds import labels_gradient as labels_gradient
 from .log_odds import labels_step as labels_step
 from .log_odds import token_scores as token_scores
+from .profs import profs as profs
 from .steering import caa as caa
 from .transport import linear_act as linear_act
 from .transport import mean_act as mean_act

@@ -55,7 +55,7 @@ def ablation(
     difference = np.zeros((lm.view.n_layers, lm.view.d_model))
     done = 0
     for batch in batches(lm, ids, BATCH):
-        difference += np.einsum("ltd,t->ld", _residuals(lm, batch), counts[list(batch.rows)])
+        difference += np.einsum("ltd,t->ld", residuals(lm, batch), counts[list(batch.rows)])
         done += len(batch.rows)
         if progress:
             progress("reading labelled texts", done, len(ids))
@@ -66,10 +66,10 @@ def ablation(
             "The texts of both classes have the same mean residual streams, so no direction tells "
             "them apart: pass texts that differ."
         )
-    return as_rank_one("ablation", _taken_out(lm, difference), record)
+    return as_rank_one("ablation", taken_out(lm, difference[None]), record)
 
 
-def _residuals(lm: LM, batch: Batch) -> NDArray[np.float64]:
+def residuals(lm: LM, batch: Batch) -> NDArray[np.float64]:
     """(L, texts, d): the mean over each text's own tokens of the residual stream after each
     layer.
     """
@@ -84,16 +84,20 @@ def _residuals(lm: LM, batch: Batch) -> NDArray[np.float64]:
     return means
 
 
-def _taken_out(lm: LM, difference: NDArray[np.float64]) -> RankOne:
-    """What ablates r, given r times a length for each layer, (L, d)."""
-    reads, writes = np.zeros(lm.view.shape), np.zeros_like(difference)
+def taken_out(lm: LM, directions: NDArray[np.float64]) -> RankOne:
+    """What lets no MLP write along any of `directions`, (k, L, d) of the residual stream; a layer
+    whose are all zero writes what it did.
+    """
+    reads = np.zeros((len(directions), *lm.view.shape))
+    writes = np.zeros_like(directions)
     for index, layer in enumerate(lm.view.layers):
-        direction = difference[index]
+        span = directions[:, index].T
+        if not span.any():
+            continue
         if (gain := layer.post_norm_gain()) is not None:
-            # A norm after the MLP multiplies each channel: r is met where this is.
-            direction = direction * gain.double().cpu().numpy()
-        if length := np.linalg.norm(direction):
-            direction = direction / length
-            reads[index] = direction @ layer.columns.double().cpu().numpy()
-            writes[index] = -direction
+            # A norm after the MLP multiplies each channel: the directions are met where these are.
+            span = span * gain.double().cpu().numpy()[:, None]
+        basis = np.linalg.qr(span).Q.T
+        reads[:, index] = basis @ layer.columns.double().cpu().numpy()
+        writes[:, index] = -basis
     return RankOne(reads, writes)

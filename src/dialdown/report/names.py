@@ -26,6 +26,7 @@ METHODS = {
     "step": "one step, from pairs",
     "labels": "one step, from labels",
     "ablation": "directional ablation",
+    "profs": "ProFS",
     "caa": "CAA steering",
     "mean_act": "Mean-AcT",
     "linear_act": "Linear-AcT",

@@ -54,6 +54,7 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
 DPO = {"dpo": False, "dpo_kl": True}
 """Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
 PAIRED = {
+    "profs": (),
     **dict.fromkeys(("step", "gains"), ("gains",)),
     **dict.fromkeys(RANK_ONE, ("rank_one",)),
     **dict.fromkeys(DPO, ("gains", "dpo")),
@@ -160,6 +161,15 @@ def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
     if name in METHODS:
         facts = METHODS[name].make(work)
         return Intervention.load(work.folder / METHODS[name].file), facts.get("seconds", 0.0)
+    if name == "profs":
+        pairs = _pairs(work).pairs
+        edit = methods.profs(
+            work.lm,
+            [pair.chosen for pair in pairs],
+            [pair.rejected for pair in pairs],
+            progress=work.progress,
+        )
+        return edit, 0.0
     texts, labels = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
         most = work.config.probe.max_tokens
