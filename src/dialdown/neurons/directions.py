@@ -21,7 +21,7 @@ from ..files import read_arrays, write_arrays
 from ..models.lm import LM
 from ..models.protocol import Protocol
 
-Site = Literal["residual", "after_norm", "unembedding", "random"]
+DirectionSite = Literal["residual", "after_norm", "unembedding", "random"]
 
 TOXIC_WORDS = ("fuck", "shit", "crap", "damn", "asshole")
 NON_TOXIC_WORDS = ("hello", "thanks", "friend", "peace", "welcome")
@@ -43,7 +43,7 @@ class Direction:
 
     name: str
     vector: NDArray[np.float64]
-    site: Site
+    site: DirectionSite
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
