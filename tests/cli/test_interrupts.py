@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from helpers import tiny
+
 
 def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
     study_file: Path, tmp_path: Path
@@ -34,3 +36,24 @@ def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
     assert last == f"Interrupted: what is finished is in {run}, and the same command goes on there."
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
+
+
+def test_ctrl_c_ends_the_app(tmp_path: Path) -> None:
+    tiny.lm("llama").model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    with subprocess.Popen(
+        [sys.executable, "-m", "dialdown", "app", str(tmp_path / "model")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "is open at" in line)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert said.strip().endswith("Closed.")

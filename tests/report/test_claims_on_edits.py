@@ -241,3 +241,20 @@ def test_without_an_effect_nothing_is_specific(tmp_path: Path) -> None:
     claim = claims_of(write(tmp_path, rows))[f"{SPECIFIC}: steering"]
     assert claim.verdict == "undecided"
     assert "under none of 1" in claim.text
+
+
+def test_of_edits_that_no_paired_interval_tells_apart_the_cheapest_is_named(
+    tmp_path: Path,
+) -> None:
+    spread = noise(0.05, mean=0.0)
+    rows = {
+        **TUNED,
+        "edit_probe_set": AFTER + 0.002 + spread,
+        "edit_probe_shift": AFTER + 0.003,
+        "edit_probe_scale": AFTER + 0.1,
+    }
+    blocks = np.linspace(0.9, 1.1, 12)
+    sizes = {"none": 0.0, "dpo": 0.1, "edit_probe_set": 0.4, "edit_probe_shift": 0.2}
+    prices = {name: blocks * sizes.get(name, 0.05) for name in rows}
+    text = findings(load(write(tmp_path, rows, prices)))["Editing"]
+    assert "“probe edit, shift” leaves toxicity that is not told apart from the least, at" in text

@@ -39,7 +39,7 @@ def test_the_page_is_there_before_anything_is_done(run: Path) -> None:
     info = json.loads(read(run / "run.json"))
     (run / "run.json").write_text(json.dumps({**info, "stages": {}}))
     text = page(run)
-    assert "Still running, as of" in text
+    assert "Still running (as of" in text
     assert "no stage is done yet" in text
     assert "reloads by itself" in text
     assert "<h1>embedded:smollm2-135m</h1>" in text

@@ -228,4 +228,5 @@ def most_active(read: Sequence[Read]) -> str:
     """The texts in which a neuron is most active as HTML, each token coloured by its activation."""
     first = sorted(read, key=lambda text: -text.peak)[:8]
     most = first[0].peak if first else 0.0
-    return "".join(coloured(text.tokens, text.values, most) for text in first)
+    legend = "<p class='dd-legend'>Orange: its activation is above 0; blue: below.</p>"
+    return legend + "".join(coloured(text.tokens, text.values, most) for text in first)

@@ -23,7 +23,7 @@ from ..models.replies import Reply, ReplySettings, Turns, conversation_ids, gene
 from ..terminal import Terminal, printable
 
 COMMANDS = {
-    "/strength": "the dial: 0 is the base model, 1 the whole edit",
+    "/strength": "the dial: 0 is the base model, 1 the whole edit; what was said stays (/reset)",
     "/again": "your last message once more, at the strength that is set",
     "/tokens": "the longest reply, in tokens",
     "/temperature": "0 is greedy; above, replies are sampled",

@@ -141,31 +141,43 @@ def detox(
     }
     settings = settings_of(preset, config, named, set_)
     from ..exporting.export import check_export, export, exported_before, is_export
-    from ..study.detox import begun, check_dials, find_edit, notes
+    from ..study.detox import begun, check_dials, detox_stages, find_edit, notes
+    from ..study.needs import tokens_by_stage
     from ..workers import quiet_libraries
 
     quiet_libraries()
     out_folder = out_folder.absolute()
     check_dials(settings)
     work = out_folder.with_name(f"{out_folder.name}-work")
-    display = Display()
+    display, shipping = (
+        Display(tokens_by_stage(settings, detox_stages(settings.detox.method))),
+        Display(),
+    )
     source: dict[str, Any] = {
         "revision": settings.revision,
         "verify": VERIFY[verify],
-        "progress": display.progress,
+        "progress": shipping.progress,
     }
-    with display.bar, interruptible(work):
+    with interruptible(work):
         # An export of the same command, killed in its last lines or with its work damaged since,
         # is as good as new once the work is whole.
         again = not force and begun(settings, work) and is_export(out_folder)
         if not again:
             check_export(settings.model, out_folder, force=force, **source)
-        edit = find_edit(settings, work, progress=display.progress, announce=display.announce)
-        done = exported_before(settings.model, edit, out_folder, **source) if again else None
-        if done is None:
-            done = export(
-                settings.model, edit, out_folder, force=force, notes=notes(work), **source
+        with display.bar:
+            edit = find_edit(
+                settings,
+                work,
+                progress=display.progress,
+                announce=display.announce,
+                enter=display.enter,
             )
+        with shipping.bar:
+            done = exported_before(settings.model, edit, out_folder, **source) if again else None
+            if done is None:
+                done = export(
+                    settings.model, edit, out_folder, force=force, notes=notes(work), **source
+                )
     _say_outcome(out_folder, work, done)
 
 

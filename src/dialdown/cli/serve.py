@@ -43,9 +43,11 @@ def serve(
         from ..app.server import open_page
 
     page, address = open_page(opened, server_port=port)
-    out.print(f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True)
     try:
-        Event().wait()
+        out.print(f"{opened.given} is open at {address} (Ctrl-C ends it).", soft_wrap=True)
+        # Libraries have Ctrl-C take up again what it interrupts, so a wait without an end has none.
+        while not Event().wait(1):
+            pass
     except KeyboardInterrupt:
         page.close()
         out.print("Closed.")

@@ -39,6 +39,8 @@ err = Terminal(stderr=True)
 EVERY = 15
 # Work of which an earlier run may have done a part.
 RESUMED = ("evaluating", "making", "training")
+# Of a stage with several pieces of work, where each begins and how much of the tokens it is.
+PIECES = {("base", "decoding"): (0.0, 0.1), ("base", "evaluating"): (0.1, 0.9)}
 
 Model = Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")]
 Preset = Annotated[str, typer.Option(help="detox, or smoke to see that it all works.")]
@@ -128,14 +130,15 @@ class Display:
         """Some units of the current work are done."""
         work, now = label.split(maxsplit=1)[0].rstrip(","), time.monotonic()
         share = done / max(total, 1)
+        begin, length = PIECES.get((self.stage, work), (0.0, 1.0))
         if work != self.work:
             self.work = work
             if not self.whole:
                 self.started, self.before = now, share
             elif work in RESUMED:
-                self.before += self.tokens.get(self.stage, 0.0) * share
-        # A stage may have several pieces of work; the bar of a whole run never goes back.
-        self.share = max(self.share, share) if self.whole else share
+                self.before += self.tokens.get(self.stage, 0.0) * share * length
+        # The bar of a whole run never goes back.
+        self.share = max(self.share, begin + share * length) if self.whole else share
         what = f"{label}: {done:,} of {total:,}"
         where = f"{self.stage}: {what}" if self.stage else what
         told = self._left(now)

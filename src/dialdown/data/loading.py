@@ -25,7 +25,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import DialdownError, memory_is_short, nearest
 from .hub import reaching
-from .local_paths import is_local_path
+from .local_paths import is_no_hub_id
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -105,7 +105,7 @@ def read_config(
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
     instead = instead or (whole if os.path.isdir(source) else other)
-    if is_local_path(source) and not os.path.isdir(source):
+    if is_no_hub_id(source) and not os.path.isdir(source):
         raise DialdownError(
             f"The model {name!r} could not be loaded (there is no such folder): {instead}."
         )

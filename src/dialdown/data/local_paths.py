@@ -24,6 +24,13 @@ def is_local_path(text: str) -> bool:
     return "/" in text and "\n" not in text and os.path.exists(text)
 
 
+def is_no_hub_id(text: str) -> bool:
+    """Whether a text cannot be the id of a hub's repository, `name` or `owner/name`: what it names
+    is on this machine, or nowhere.
+    """
+    return is_local_path(text) or text.count("/") > 1
+
+
 def without_paths(value: Any) -> Any:
     """A JSON value with every local path in it replaced by its last part."""
     if isinstance(value, dict):

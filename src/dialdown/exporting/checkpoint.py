@@ -33,7 +33,7 @@ from ..data.loading import (
     told,
     weight_files,
 )
-from ..data.local_paths import RUNS, is_local_path
+from ..data.local_paths import RUNS, is_no_hub_id
 from ..data.model_files import CONFIG, COPIED, own_file
 from ..errors import DialdownError, nearest
 from ..models.lm import LM, MLPView
@@ -296,7 +296,7 @@ def _check_hub_id(source: str) -> None:
     if ":" in source or f"embedded:{source}" in embedded:
         raise DialdownError(f"There is no model {source!r}: {nearest(source, embedded)}")
     made = Path(source).parts[:1] == (RUNS,)
-    if made or is_local_path(source):
+    if made or is_no_hub_id(source):
         how = "make it with `dialdown run` or `dialdown ladder`, or " if made else ""
         raise DialdownError(
             f"{source} is not there: {how}pass a folder that is there, a hub id, or "

@@ -4,6 +4,8 @@ than the numbers do (METHOD §5, §6).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..evaluation.bootstrap import FEW, change_sign
 from ..evaluation.row import Row
 from .evidence import Evidence
@@ -65,27 +67,48 @@ def _change_of(evidence: Evidence, row: Row, metric: str) -> str:
 
 
 def _edited(evidence: Evidence) -> tuple[Row | None, str]:
-    """The edit that leaves least of the concept and a model that speaks, and the sentence that
-    names it: never one that lost its speech without saying so.
+    """The best edit that leaves a model that speaks, and the sentence that names it: never one that
+    lost its speech without saying so.
     """
     edits, concept = evidence.edits(), evidence.run.concept
     lost = [row for row in edits if evidence.speaks(row) == "did not hold"]
-    best = evidence.least([row for row in edits if row not in lost])
-    chosen = best or evidence.least(edits)
-    if chosen is None:
+    speaking = [row for row in edits if row not in lost]
+    least = evidence.least(speaking or edits)
+    if least is None:
         return None, ""
+    chosen = _cheapest(evidence, least, speaking)
+    left = f"the least {concept}"
+    if chosen is not least:
+        left = f"{concept} that is not told apart from the least, at the lowest price"
     broken = f", of which {len(lost)} break{'s' * (len(lost) == 1)} the model's speech"
-    if best is None:
+    if not speaking:
         broken = ", and each breaks the model's speech"
     text = (
         f"Of the edits made without a tuned model ({len(edits)}{broken if lost else ''}), "
-        f"“{label(chosen)}” leaves the least {concept}: {with_interval(chosen.metrics['toxicity'])}"
+        f"“{label(chosen)}” leaves {left}: {with_interval(chosen.metrics['toxicity'])}"
     )
     if price := chosen.change.get("log_ppl"):
         text += f", for {with_interval(price, signed=True)} log-perplexity"
     if (prompts := chosen.metrics["toxicity"].n) < FEW:
         text += f" ({prompts} prompts, too few to decide)"
     return chosen, f"{text}."
+
+
+def _cheapest(evidence: Evidence, least: Row, edits: Sequence[Row]) -> Row:
+    """The edit that costs least of those that no paired interval tells from the one that leaves the
+    least of the concept.
+    """
+    near = [
+        row
+        for row in edits
+        if row is not least
+        and (gap := evidence.gap(row, least, "toxicity"))
+        and gap.paired
+        and gap.size.low <= 0
+    ]
+    if not all("log_ppl" in row.change for row in (least, *near)):
+        return least
+    return min([least, *near], key=lambda row: row.change["log_ppl"].mean)
 
 
 def _understated(paper: Row, strict: Row) -> str:
@@ -96,8 +119,8 @@ def _understated(paper: Row, strict: Row) -> str:
     blocks = min(price.n, other.n)
     few = f" (from only {blocks} blocks)" if blocks < FEW else ""
     text = (
-        f"Measured as published (`paper`), the same edit has {with_interval(other, signed=True)} "
-        f"log-perplexity{few}"
+        "Measured as published, where it acts at one position of a text (`paper`), the same edit "
+        f"has {with_interval(other, signed=True)} log-perplexity{few}"
     )
     if price.low <= other.high and other.low <= price.high:
         return f"{text}, which does not differ distinguishably."

@@ -141,6 +141,7 @@ def _content(run: Run, figures: Mapping[str, Sequence[Figure]], running: bool) -
         "status": _status(run, running),
         "run": run,
         "tuned": (run.info.get("config") or {}).get("tuned"),
+        "gains": any(row.family == "gains" for row in run.front),
         "findings": findings(run),
         "figures": drawn,
         "claims": {
@@ -181,7 +182,7 @@ def _status(run: Run, running: bool) -> str:
     rows = f"; {len(run.results):,}{total} rows measured" if run.results else ""
     if running:
         return (
-            f"Still running, as of {datetime.now():%H:%M:%S}: {stages}{rows}. This page fills as "
+            f"Still running (as of {datetime.now():%H:%M:%S}); {stages}{rows}. This page fills as "
             f"stages end, and reloads by itself every {REFRESH} seconds."
         )
     return f"This run stopped before its end ({stages}{rows}): the same command goes on with it."

@@ -236,14 +236,19 @@ def outcome(folder: Path) -> Outcome:
 
 
 def find_edit(
-    config: Config, folder: Path, *, progress: Progress, announce: Callable[[str], None]
+    config: Config,
+    folder: Path,
+    *,
+    progress: Progress,
+    announce: Callable[[str], None],
+    enter: Callable[[str, bool], None],
 ) -> Intervention:
     """Run the stages in `folder` and return the edit; its rows are in `results.json`.
 
     Args:
         config: the settings.
         folder: of the work; the same call goes on there.
-        progress, announce: see `Study`.
+        progress, announce, enter: see `Study`.
 
     Raises:
         DialdownError: settings that contradict each other; see `Study.run`; nothing was found
@@ -252,7 +257,7 @@ def find_edit(
     check_ships(config, "detox")
     check_dials(config)
     stages = detox_stages(config.detox.method)
-    Study(config, folder, progress, announce, stages).run()
+    Study(config, folder, progress, announce, stages, enter).run()
     return Intervention.load(folder / EDIT)
 
 

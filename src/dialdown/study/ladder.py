@@ -156,7 +156,12 @@ STAGES: Stages = {
 
 
 def run_ladder(
-    config: Config, folder: Path, *, progress: Progress, announce: Callable[[str], None]
+    config: Config,
+    folder: Path,
+    *,
+    progress: Progress,
+    announce: Callable[[str], None],
+    enter: Callable[[str, bool], None],
 ) -> None:
     """Fit, dial and measure the methods in `folder`; `ladder.json`, .csv and .md have the table.
 
@@ -168,4 +173,4 @@ def run_ladder(
     # Methods may be added to a ladder and taken away, and pairs stay once they are made.
     needed = STAGES.keys() - (set() if needs_pairs(config.ladder.methods) else {"pairs"})
     kept = {name: stage for name, stage in STAGES.items() if name in {*needed, *records(folder)}}
-    Study(config, folder, progress, announce, kept).run()
+    Study(config, folder, progress, announce, kept, enter).run()

@@ -7,6 +7,7 @@ keys and values, and what is kept beside them; what libraries take is one lump a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -162,7 +163,9 @@ def memory_line(config: Config, listed: Sequence[Need], device: Device) -> str:
 
 
 def busy_lines() -> Iterator[str]:
-    """A warning where other processes keep this machine busy."""
+    """A warning where other processes keep this machine busy and threads spin meanwhile."""
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        return
     # For half a second this process only waits. The system's load would count what just ended.
     if (busy := psutil.cpu_percent(interval=0.5)) >= BUSY:
         # OpenMP's threads wait for each other by spinning: a second busy process can make a forward
@@ -240,15 +243,17 @@ def tokens_by_stage(
         for share in ROWS[config.interventions.extent]
     )
     methods = len(config.ladder.methods)
+    before_tuning = 4.0 * protocols * row(evaluation.count)
     tokens = {
         # Read, not decoded, and without the unembedding.
         "probe": 0.5 * probe.count * probe.max_tokens * protocols,
-        "base": decoded + 4.0 * protocols * row(evaluation.count),
+        "base": decoded + before_tuning,
         "pairs": PROMPTS_A_PAIR * pairs.count * candidates * prompted,
         "means": decoded,
         "train": trained * config.dpo.epochs,
         "activations": decoded,
-        "evaluate": whole * row(evaluation.count)
+        # What `base` measured is not measured again.
+        "evaluate": max(whole * row(evaluation.count) - before_tuning, 0)
         + controls * row(min(evaluation.control_count, evaluation.count)),
         # The KL on text of the model's own is as much again.
         "gains": 2 * trained * config.gains.epochs,
