@@ -146,7 +146,7 @@ def detox(
     from ..workers import quiet_libraries
 
     quiet_libraries()
-    out_folder = out_folder.absolute()
+    given, out_folder = out_folder, out_folder.absolute()
     check_dials(settings)
     work = out_folder.with_name(f"{out_folder.name}-work")
     display, shipping = (
@@ -178,7 +178,7 @@ def detox(
                 done = export(
                     settings.model, edit, out_folder, force=force, notes=notes(work), **source
                 )
-    _say_outcome(out_folder, work, done)
+    _say_outcome(given, work, done)
 
 
 def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
@@ -193,7 +193,8 @@ def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
     _say_left_out(done)
     verified = done.verification or "not verified"
     out.print(
-        f"{folder} is an ordinary checkpoint ({verified}); the work is in {work}.", soft_wrap=True
+        f"{folder} is an ordinary checkpoint ({verified}); the work is in {work.name} beside it.",
+        soft_wrap=True,
     )
     out.print(f"Next: dialdown chat {folder}, or dialdown app {folder}.", soft_wrap=True)
     if not result.less:

@@ -71,7 +71,8 @@ TITLES = {
     ),
     "section-5-1-shifts": "How far value vectors and mean activations move",
     "figure-1-opposing-effects": (
-        "Projection change of the decreasing and the increasing neurons, layer by layer"
+        "Opposing effects: projection change of the decreasing and the increasing neurons, layer "
+        "by layer"
     ),
     "appendix-g-sign-conflicts": (
         "Share of neurons on which the directions of the toxic subspace disagree"

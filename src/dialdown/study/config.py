@@ -387,10 +387,10 @@ def _check_keys(given: Mapping[str, Any], where: str) -> None:
                 # An underscore that should be a dot, or a section that was left out, is found among
                 # the whole names.
                 dotted = (f"{name}.{key}" for name, inner in sections.items() for key in inner)
-                names = sections[section_of[0]] if section_of else [*known, *dotted]
-                name = ".".join([*section_of, key])
+                own = (f"{section}.{key}" for section in section_of for key in sections[section])
+                name, names = ".".join([*section_of, key]), own if section_of else [*known, *dotted]
                 raise DialdownError(
-                    f"Unknown setting {name} in {where}: {nearest(key, names)}"
+                    f"Unknown setting {name} in {where}: {nearest(name, names)}"
                 ) from error
             if problem["type"] == "dataclass_type":
                 raise DialdownError(
