@@ -22,7 +22,7 @@ from .neuron_charts import group_scales, groups_present, sheet, stacked, tooltip
 NEGLIGIBLE = 1e-4
 # Of the width of an axis of ranks: what a number beside a mark takes.
 NUMBER_WIDTH = 0.05
-TOKENS_SHOWN = 60  # characters of a decoded neuron's tokens below the figure
+LINE = 66  # characters of a decoded neuron's line below the figure, as wide as that is
 
 
 def figure_2b_ranked_share(table: NeuronTable) -> Chart:
@@ -195,11 +195,11 @@ def _decoded_ranks(
 
 def _listed(known: Mapping[int, tuple[int, int, str]]) -> alt.Chart:
     """The numbered neurons, a line each, below the figure."""
-    lines = [
-        f"{number}  rank {rank:,}, layer {layer}, neuron {neuron}: "
-        + (tokens if len(tokens) <= TOKENS_SHOWN else f"{tokens[: TOKENS_SHOWN - 1]}…")
+    whole = [
+        f"{number}  rank {rank:,}, layer {layer}, neuron {neuron}: {tokens}"
         for number, (rank, (layer, neuron, tokens)) in enumerate(known.items(), start=1)
     ]
+    lines = [line if len(line) <= LINE else f"{line[: LINE - 1]}…" for line in whole]
     frame = pl.DataFrame({"line": lines, "place": range(len(lines))})
     text = alt.Chart(frame).mark_text(align="left", fontSize=10, x=0)
     chart: alt.Chart = text.encode(
