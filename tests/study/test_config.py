@@ -97,8 +97,8 @@ def test_a_flag_may_be_quoted_and_hold_an_equals_sign() -> None:
     ("name", "suggested"),
     [
         ("DIALDOWN_DPO_BETA", "dpo.beta"),
-        ("DIALDOWN_DPO__BETTA", "beta"),
-        ("dialdown_dpo__betta", "beta"),
+        ("DIALDOWN_DPO__BETTA", "dpo.beta"),
+        ("dialdown_dpo__betta", "dpo.beta"),
         ("DIALDOWN_DOP__BETA", "dpo"),
         ("DIALDOWN__DPO__BETA", "dpo"),
         ("DIALDOWN_LEARNING_RATE", "dpo.learning_rate"),
