@@ -179,3 +179,14 @@ def test_what_fits_on_no_device_is_refused_before_any_work(tmp_path: Path) -> No
     assert "does not fit: its stage train takes" in said
     assert "set dpo.lora_rank to 16, or dtype to bfloat16" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_bar_moves_with_each_piece_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display({"base": 100.0, "evaluate": 100.0})
+    display.enter("base", False)
+    seen = []
+    for work in ("decoding", "evaluating rows"):
+        for done in (0, 4, 8):
+            display.progress(work, done, 8)
+            seen.append(display.bar.tasks[0].completed)
+    assert seen == pytest.approx([0, 5, 10, 10, 55, 100])

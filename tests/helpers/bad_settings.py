@@ -143,7 +143,11 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
 )
 VARIABLES: tuple[tuple[str, str, str], ...] = (
     ("DIALDOWN_SED", "3", "environment variable DIALDOWN_SED: did you mean 'seed'"),
-    ("DIALDOWN_DPO__BETTA", "1", "environment variable DIALDOWN_DPO__BETTA: did you mean 'dpo.beta'"),
+    (
+        "DIALDOWN_DPO__BETTA",
+        "1",
+        "environment variable DIALDOWN_DPO__BETTA: did you mean 'dpo.beta'",
+    ),
     ("DIALDOWN_DPO_BETA", "1", "did you mean 'dpo.beta'"),
     ("dialdown_dpo__betta", "1", "did you mean 'dpo.beta'"),
     ("DIALDOWN__SEED", "1", "DIALDOWN__SEED: did you mean 'seed'"),

@@ -48,6 +48,15 @@ def test_load_names_a_model_that_cannot_be_reached(
         dd.load(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "runs/demo/tunedd", "/none/here"])
+def test_what_can_be_no_hub_id_is_met_without_asking_a_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
+    with pytest.raises(DialdownError, match=f"'{name}' could not be loaded .there is no such fol"):
+        dd.load(name, device="cpu")
+
+
 def test_bos_is_what_the_tokenizer_puts_before_a_text(gpt2: LM) -> None:
     assert gpt2.bos == []
     assert replace(gpt2, tokenizer=tiny.tokenizer(bos=True)).bos == [1]

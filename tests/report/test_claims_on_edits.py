@@ -243,9 +243,7 @@ def test_without_an_effect_nothing_is_specific(tmp_path: Path) -> None:
     assert "under none of 1" in claim.text
 
 
-def test_of_edits_that_no_paired_interval_tells_apart_the_cheapest_is_named(
-    tmp_path: Path,
-) -> None:
+def test_of_edits_that_no_paired_interval_tells_apart_the_cheapest_is_named(tmp_path: Path) -> None:
     spread = noise(0.05, mean=0.0)
     rows = {
         **TUNED,
