@@ -141,21 +141,6 @@ def test_a_template_gets_no_second_bos() -> None:
     assert seen[0][0].tolist() == [1, *tiny.tokenizer()("[user]he[assistant]")["input_ids"]]
 
 
-def test_the_end_of_text_ends_a_reply_and_is_not_part_of_it() -> None:
-    lm = tiny.lm("llama")
-    ids = lm.tokenizer("the cat")["input_ids"]
-    whole = lm.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[
-        0, len(ids) :
-    ].tolist()
-    lm.model.generation_config.eos_token_id = whole[3]
-    assert len(whole) == 6
-    end = whole.index(whole[3])
-    assert chat_module.reply(lm, [], "the cat", SHORT) == (lm.tokenizer.decode(whole[:end]), True)
-    # The last token that may be said ends a reply like any other.
-    assert chat_module.reply(lm, [], "the cat", ChatSettings(tokens=end + 1)).ended
-    assert end == 0 or not chat_module.reply(lm, [], "the cat", ChatSettings(tokens=end)).ended
-
-
 def test_a_reply_that_was_cut_is_said_to_be(gpt2: LM) -> None:
     printed = talk(gpt2, scale(gpt2), ["the cat"])
     assert "base and edited cut at 6 tokens: /tokens 12 lets replies go on" in printed

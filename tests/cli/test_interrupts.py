@@ -13,19 +13,22 @@ import psutil
 from helpers import tiny
 
 
+def started_command(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "dialdown", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
     study_file: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     settings = ["--set=dpo.processes=2", "--set=dpo.epochs=10000"]
-    command = [sys.executable, "-m", "dialdown", "train", str(study_file), *settings]
-    with subprocess.Popen(
-        [*command, "--out", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with started_command("train", study_file, *settings, "--out", run) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if "train: training" in line)
         started = psutil.Process(process.pid).children(recursive=True)
@@ -41,13 +44,7 @@ def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
 def test_ctrl_c_ends_the_app(tmp_path: Path) -> None:
     tiny.lm("llama").model.save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    with subprocess.Popen(
-        [sys.executable, "-m", "dialdown", "app", str(tmp_path / "model")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with started_command("app", tmp_path / "model") as process:
         assert process.stdout is not None
         next(line for line in process.stdout if "is open at" in line)
         os.killpg(process.pid, signal.SIGINT)
