@@ -22,6 +22,10 @@ from helpers.tiny import unchanged
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fold_is_the_hook_at_every_position(lm: LM, kind: str) -> None:
+    if (lm.name, kind) == ("tiny-olmo", "norms"):
+        with pytest.raises(DialdownError, match=r"layers\.0 .* has no norm with a weight"):
+            make(lm, kind)
+        return
     edit = make(lm, kind)
     if lm.name.removeprefix("tiny-") not in WITH_BIAS and kind not in WITHOUT_BIAS:
         held = (

@@ -39,6 +39,32 @@ def besides(rank_one: RankOne, m: torch.Tensor, layer: int, places: Sequence[int
 
 
 @contextmanager
+def mapped(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
+    """Each output of the modules that an edit names, multiplied and moved one by one in float64,
+    in place of the module's own forward.
+    """
+    assert edit.outputs is not None
+    modules = {path: lm.model.get_submodule(path) for path in edit.outputs.widths}
+    start = 0
+    for path, module in modules.items():
+        channels = range(start, start + edit.outputs.widths[path])
+        start = channels.stop
+
+        def written(x: torch.Tensor, own: Any = module.forward, at: range = channels) -> Any:
+            out = own(x).double()
+            places = {"all": range(out.shape[1]), "last": [out.shape[1] - 1], "first": [0]}[where]
+            for place, (channel, number) in product(places, enumerate(at)):
+                gain, offset = edit.outputs.gain[number], edit.outputs.offset[number]
+                out[:, place, channel] = gain * out[:, place, channel] + offset
+            return out.to(x.dtype)
+
+        module.forward = written
+    yield
+    for module in modules.values():
+        del module.forward
+
+
+@contextmanager
 def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
     """The same edit as a sum over neurons in float64, in place of the down projection's own
     forward.
@@ -76,7 +102,7 @@ def explicit(lm: LM, edit: Intervention, where: str) -> Iterator[None]:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "steer"])
 def test_hooks_act_where_the_policy_says(named: LM, kind: str, positions: str) -> None:
     edit = make(named, kind)
-    with explicit(named, edit, positions):
+    with (mapped if edit.outputs else explicit)(named, edit, positions):
         expected = tiny.logits(named, IDS)
     got = hooked(named, edit, positions=positions)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)

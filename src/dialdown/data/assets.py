@@ -187,6 +187,9 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
     status, said = run([sys.executable, "-c", code, str(ready / gguf)], ready, lambda _: None)
     if status != 0:
         reason = (said.strip().splitlines() or [f"killed, exit status {status}"])[-1]
+        refused = f"{DialdownError.__module__}.{DialdownError.__name__}: "
+        if reason.startswith(refused):
+            raise DialdownError(reason.removeprefix(refused))
         raise DialdownError(
             f"The embedded {name!r} was fetched but could not be converted from GGUF ({reason}): "
             "give it "

@@ -131,6 +131,12 @@ def _what(delta: Delta) -> str:
             f"which reads {int(read.sum()):,} of {read.size:,} {inputs} with {rank} number"
             f"{'s' * (count > 1)} each"
         )
+    elif edit.outputs is not None:
+        text = (
+            f"{_code(edit.name)} maps {edit.outputs.moved:,} of the {edit.outputs.gain.size:,} "
+            f"outputs of {len(edit.outputs.widths)} linear layers or norms, each by one factor on "
+            "its row of the weight, and its number in the bias where it is also shifted"
+        )
     else:
         changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())
         text = (

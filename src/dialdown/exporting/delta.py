@@ -176,7 +176,8 @@ def rounded(edit: Intervention) -> Intervention:
     if further is not None:
         reads, writes = map(_short, (further.reads, further.writes))
         further = replace(further, reads=reads, writes=writes)
-    return replace(edit, gain=_short(edit.gain), rank_one=further)
+    outputs = edit.outputs and replace(edit.outputs, gain=_short(edit.outputs.gain))
+    return replace(edit, gain=_short(edit.gain), rank_one=further, outputs=outputs)
 
 
 def _short(numbers: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ def _new_biases(base: Checkpoint, lm: LM) -> dict[str, Tensor]:
 
 
 def _write_layer(base: Checkpoint, fold: Fold, folder: Path, biases: dict[str, Tensor]) -> None:
-    """Write what one linear layer becomes; a bias that is new, into `biases`."""
+    """Write what one linear layer or norm becomes; a bias that is new, into `biases`."""
     layer = fold.projection
     stored = base.weight(layer)
     name, bias = stored.name.removesuffix("weight") + "bias", None
@@ -91,9 +91,10 @@ def _write_layer(base: Checkpoint, fold: Fold, folder: Path, biases: dict[str, T
         name = base.stored_name(f"{layer.path}.bias")
         bias = base.tensors[name].read()
     weight = stored.read()
-    # GPT-2's Conv1D stores the transpose.
+    # GPT-2's Conv1D stores the transpose, a norm one column.
     transposed = isinstance(layer.linear, Conv1D)
-    columns, moved = fold.folded(weight.T if transposed else weight, bias)
+    columns = weight.unsqueeze(1) if weight.dim() == 1 else weight.T if transposed else weight
+    columns, moved = fold.folded(columns, bias)
     _check_finite(stored.name, columns)
     _overwrite(stored, columns.T if transposed else columns, base.folder, folder)
     if moved is None:

@@ -212,8 +212,8 @@ def _computing_in_float32(model: nn.Module) -> Iterator[None]:
 def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator[None]:
     """Put random errors, up to one rounding to `dtype` each, into every number the edit writes.
 
-    The model's columns are changed for good. A column of gain 1 or 0 is stored exactly and keeps
-    its value.
+    The model's weights are changed for good. A weight whose gain is 1 or 0 is stored exactly and
+    keeps its value.
     """
     unit, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
     generator = torch.Generator().manual_seed(0)
@@ -225,17 +225,16 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
     with ExitStack() as stack, torch.no_grad():
         for fold in edit.folds(lm):
             columns, linear = fold.projection.columns, fold.projection.linear
-            bias = linear.bias
+            bias = fold.projection.bias
             if bias is None:
-                bias = torch.zeros(lm.view.d_model, device=lm.device)
+                bias = torch.zeros(len(columns), device=lm.device)
             written, moved = fold.folded(columns, bias)
-            # A column's error reaches the output times the gain that its neuron has there.
-            gain = torch.ones(()) if fold.gain is None else torch.from_numpy(fold.gain)
-            gain = torch.where(gain == 0, 1, gain).to(columns)
+            # Hooks come after: a weight's error reaches the output times the gains it has there.
+            reach = torch.from_numpy(fold.reach).to(columns)
             rounded = torch.from_numpy(fold.rounded).to(lm.device)
-            columns.add_(torch.where(rounded, errors(written) / gain, 0))
+            columns.add_(torch.where(rounded, errors(written) / reach, 0))
             if fold.needs_bias and moved is not None:
-                error = errors(moved)
+                error = errors(moved) if fold.output is None else errors(moved) / reach[:, 0]
                 handle = linear.register_forward_hook(lambda _, args, out, e=error: out + e)
                 stack.callback(handle.remove)
         yield

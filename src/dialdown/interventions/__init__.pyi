@@ -1,5 +1,6 @@
 from .intervention import Intervention as Intervention
 from .intervention import untouched as untouched
+from .outputs import Outputs as Outputs
 from .paper import edit as edit
 from .paper import edit_controls as edit_controls
 from .paper import patch as patch

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from ..errors import DialdownError
 from ..models.protocol import Site
 
-Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "steer"]
+Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "outputs", "steer"]
 EditKind = Literal["set", "shift", "scale"]
 Ordering = Literal["cosine", "activation", "notebook"]
 # Name of a tensor, what numpy calls its kind of numbers, how many axes it may have, and the tensor
@@ -27,9 +27,19 @@ TENSORS = {
     "offset": ("f", (2,), "gain"),
     "reads": ("f", (2, 3), "gain"),
     "writes": ("f", (2, 3), "reads"),
+    "output_gain": ("f", (1,), "output_gain"),
+    "output_offset": ("f", (1,), "output_gain"),
     "vector": ("f", (1,), "vector"),
 }
 NEEDED = {"gain", "selected"}
+# Kinds of edits, and a tensor that each has and no other.
+NEEDED_BY = (
+    ("steer", "vector"),
+    ("rank_one", "reads"),
+    ("rank_one", "writes"),
+    ("outputs", "output_gain"),
+    ("outputs", "output_offset"),
+)
 
 
 class Header(BaseModel):
@@ -44,6 +54,8 @@ class Header(BaseModel):
     control_of: str | None
     record: dict[str, Any]
     site: Site = "mlp"
+    # JSON has no tuples.
+    outputs: list[Annotated[tuple[str, int], Field(strict=False)]] = []
 
 
 class _Strength(BaseModel):
@@ -67,7 +79,9 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         raise damaged(path, "its record has a number that is not finite") from error
     if problem := _problem(arrays, checked.site):
         raise damaged(path, problem)
-    for kind, name in (("steer", "vector"), ("rank_one", "reads"), ("rank_one", "writes")):
+    if problem := _problem_of_outputs(arrays, checked.outputs):
+        raise damaged(path, problem)
+    for kind, name in NEEDED_BY:
         if (checked.effect == kind) != (name in arrays):
             having = "with" if name in arrays else "without"
             raise damaged(path, f"a {checked.effect} {having} a tensor {name}")
@@ -103,6 +117,16 @@ def _problem(arrays: Mapping[str, NDArray[Any]], site: Site) -> str | None:
         if not np.isfinite(array).all():
             return f"its tensor {name} has numbers that are not finite"
     return None
+
+
+def _problem_of_outputs(
+    arrays: Mapping[str, NDArray[Any]], outputs: list[tuple[str, int]]
+) -> str | None:
+    paths, widths = [path for path, _ in outputs], [width for _, width in outputs]
+    if len({*paths}) < len(paths):
+        return f"its outputs name {max(paths, key=paths.count)} twice"
+    size = arrays["output_gain"].size if "output_gain" in arrays else 0
+    return None if sum(widths) == size else f"its outputs are {sum(widths)} and {size} in tensors"
 
 
 def first_problem(error: ValidationError) -> str:

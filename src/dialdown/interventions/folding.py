@@ -15,11 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DialdownError
-from ..models.hooks import InputHook, Positions, being_changed
+from ..models.hooks import InputHook, Positions, being_changed, edited_at
 from ..models.lm import LM
 from ..models.projection import Projection
 
 ROWS = 128  # of a weight that are held in float64 at a time
+
+
+def affine(m: Tensor, gain: NDArray[np.float64], offset: NDArray[np.float64]) -> Tensor:
+    """gain * m + offset, both (channels,), in the dtype of m, and computed in float32 or more: in
+    16 bits a gain near 1 has two digits.
+    """
+    factors, terms = on_device(m, gain, offset)
+    return torch.addcmul(terms, m.to(factors.dtype), factors).to(m)
+
+
+def on_device(like: Tensor, *arrays: NDArray[np.float64]) -> list[Tensor]:
+    """Arrays where a tensor is, in float32 where that has 16 bits."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return [torch.as_tensor(array).to(like.device, dtype) for array in arrays]
 
 
 def affine_hook(
@@ -33,22 +47,14 @@ def affine_hook(
 
     In 16 bits a gain near 1 has two digits, so it is computed in float32 and rounded once.
     """
-    numbers = {}
-    for index in layers:
-        columns = lm.view.layers[index].columns
-        dtype = torch.promote_types(columns.dtype, torch.float32)
-        numbers[index] = [
-            torch.as_tensor(array[index]).to(columns.device, dtype) for array in (gain, offset)
-        ]
+    numbers = {
+        index: on_device(lm.view.layers[index].columns, gain[index], offset[index])
+        for index in layers
+    }
 
     def act(index: int, m: Tensor) -> Tensor:
         factors, terms = numbers[index]
-        if positions == "all":
-            return torch.addcmul(terms, m.to(factors.dtype), factors).to(m)
-        where = -1 if positions == "last" else 0
-        edited = m.clone()
-        edited[:, where] = m[:, where].to(factors.dtype) * factors + terms
-        return edited
+        return edited_at(positions, m, torch.addcmul(terms, m.to(factors.dtype), factors))
 
     return act
 
@@ -66,10 +72,10 @@ def steering_hook(vector: NDArray[np.float64], steered: list[bool]) -> Callable[
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """What an edit makes of the weight (d, inputs) and the bias (d,) of one linear layer (METHOD
-    §7).
+    """What an edit makes of the weight (d, inputs) and the bias (d,) of one linear layer, or norm
+    (METHOD §7).
 
-        W <- W diag(gain) + v^T u        b <- b + W offset + residual
+        W <- diag(g) (W diag(gain) + v^T u)      b <- g (b + W offset) + o + residual
 
     Attributes:
         projection: the layer.
@@ -77,6 +83,9 @@ class Fold:
             None where nothing is.
         residual: (d,) float64, what steering adds at the last layer, or None.
         rank_one: u (k, inputs) and v (k, d), float64, or None.
+        output: g and o, (d,) float64, what each output is multiplied by, and what is then added;
+            None where nothing is.
+        less: what is missing from each weight as it is stored, 1 in Gemma's norms.
     """
 
     projection: Projection
@@ -84,27 +93,43 @@ class Fold:
     offset: NDArray[np.float64] | None = None
     residual: NDArray[np.float64] | None = None
     rank_one: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    output: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    less: float = 0.0
 
     @property
     def changes(self) -> bool:
         """Whether the layer becomes another."""
-        given = (self.gain, self.offset, self.residual, self.rank_one)
+        given = (self.gain, self.offset, self.residual, self.rank_one, self.output)
         return any(numbers is not None for numbers in given)
 
     @property
     def needs_bias(self) -> bool:
         """Whether it is written to the layer's bias."""
-        return self.offset is not None or self.residual is not None
+        scaled = self.output is not None and self.projection.bias is not None
+        return scaled or self.offset is not None or self.residual is not None
 
     @property
     def rounded(self) -> NDArray[np.bool_]:
-        """(inputs,) whose columns become numbers that their dtype may not hold."""
-        rounded = np.zeros(self.projection.columns.shape[1], dtype=bool)
-        if self.gain is not None:
-            rounded |= (self.gain != 1) & (self.gain != 0)
+        """Which weights become numbers that their dtype may not hold, (1 or d, inputs)."""
+        gain, rows = self._factors
+        exact = np.isin(gain, (0, 1)) & np.isin(rows, (0, 1))[:, None]
         if self.rank_one is not None:
-            rounded |= (self.rank_one[0] != 0).any(0)
-        return rounded
+            exact &= (self.rank_one[0] == 0).all(0)
+        return np.asarray(~exact)
+
+    @property
+    def reach(self) -> NDArray[np.float64]:
+        """What a weight's error is multiplied by on its way to the output, (1 or d, inputs); 1
+        where that is 0.
+        """
+        gain, rows = self._factors
+        return np.where(gain == 0, 1, gain) * np.where(rows == 0, 1, rows)[:, None]
+
+    @property
+    def _factors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each input, (inputs,), and of each output, (1 or d,)."""
+        gain = np.ones(self.projection.columns.shape[1]) if self.gain is None else self.gain
+        return gain, np.ones(1) if self.output is None else self.output[0]
 
     def folded(self, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What columns and bias become, as new tensors of their dtypes.
@@ -112,9 +137,11 @@ class Fold:
         Computed in float64 a block of rows at a time, so that the memory it takes is little more
         than the result, and rounded once.
         """
-        gain, offset, residual, u, v = (
+        none = (None, None)
+        given = (self.gain, self.offset, self.residual, *(self.rank_one or none))
+        gain, offset, residual, u, v, factors, terms = (
             None if numbers is None else torch.as_tensor(numbers, device=columns.device)
-            for numbers in (self.gain, self.offset, self.residual, *(self.rank_one or (None,) * 2))
+            for numbers in (*given, *(self.output or none))
         )
         written = torch.empty_like(columns)
         moved = None if bias is None else bias.detach().to(torch.float64, copy=True)
@@ -124,21 +151,25 @@ class Fold:
             scaled = wide if gain is None else wide * gain
             if u is not None and v is not None:
                 scaled = scaled + v[:, rows].T @ u
+            if factors is not None:
+                scaled = (scaled + self.less) * factors[rows, None] - self.less
             written[rows] = scaled.to(columns)
             if moved is not None and offset is not None:
                 moved[rows] += wide @ offset
+        if moved is not None and factors is not None and terms is not None:
+            moved = moved * factors + terms
         if moved is not None and residual is not None:
             moved += residual
         return written, None if bias is None or moved is None else moved.to(bias)
 
     def write(self) -> None:
         """Make the layer's own weights so."""
-        linear = self.projection.linear
-        columns, bias = self.folded(self.projection.columns, linear.bias)
+        bias = self.projection.bias
+        columns, moved = self.folded(self.projection.columns, bias)
         with torch.no_grad():
             self.projection.columns.copy_(columns)
-            if bias is not None:
-                linear.bias.copy_(bias)
+            if bias is not None and moved is not None:
+                bias.copy_(moved)
 
 
 @contextmanager
@@ -148,23 +179,25 @@ def restored(folds: Sequence[Fold]) -> Iterator[None]:
     """
     layers = [fold.projection for fold in folds]
     kept = [
-        (layer.columns.clone(), None if layer.linear.bias is None else layer.linear.bias.clone())
+        (layer.columns.clone(), None if layer.bias is None else layer.bias.clone())
         for layer in layers
     ]
     try:
         for fold, layer in zip(folds, layers, strict=True):
-            if layer.linear.bias is None and fold.offset is not None:
+            if layer.bias is None and fold.offset is not None:
                 zeros = torch.zeros_like(layer.columns[:, 0])
-                layer.linear.bias = nn.Parameter(zeros, requires_grad=False)
+                layer.linear.register_parameter("bias", nn.Parameter(zeros, requires_grad=False))
         yield
     finally:
         with torch.no_grad():
             for layer, (columns, bias) in zip(layers, kept, strict=True):
                 layer.columns.copy_(columns)
+                if layer.bias is None:
+                    continue
                 if bias is None:
-                    layer.linear.bias = None
+                    layer.linear.register_parameter("bias", None)
                 else:
-                    layer.linear.bias.copy_(bias)
+                    layer.bias.copy_(bias)
 
 
 def check_can_fold(lm: LM, name: str, folds: Sequence[Fold]) -> None:

@@ -9,8 +9,9 @@ All kinds but one are one affine map per neuron, m_i <- gain_i * m_i + offset_i:
     affine gain s_i, offset delta_i  both
 
 `rank_one` lets each layer's MLP or attention write along a direction more, or a few (`RankOne`),
-and `steer` moves the final-layer residual stream, x^L <- x^L - alpha * W. Since what writes is
-linear, all of it folds into weights exactly (see `Fold`).
+`outputs` is an affine map of what linear layers or norms write (`Outputs`), and `steer` moves the
+final-layer residual stream, x^L <- x^L - alpha * W. Since what writes is linear, all of it folds
+into weights exactly (see `Fold`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cards import card
 from ..errors import DialdownError, nearest
 from ..files import fingerprint, read_arrays, write_arrays
 from ..models.bias import ensure_bias
@@ -34,8 +34,10 @@ from ..models.lm import LM
 from ..models.mlp import check_in_place
 from ..models.sites import projections
 from ..models.written import check_written
+from .described import acts_on, card_of
 from .edit_file import Kind, check_edit, narrow
 from .folding import Fold, affine_hook, check_can_fold, restored, shared_projections, steering_hook
+from .outputs import Outputs, output_map_hooks
 from .rank_one import RankOne, rank_one_hooks
 
 
@@ -45,14 +47,15 @@ class Intervention:
 
     Attributes:
         name: the stable name its results carry, for example `patch_TP_AN`.
-        kind: `set`, `shift`, `scale`, `affine`, `rank_one`, `steer`, or `none` for the untouched
-            model.
+        kind: `set`, `shift`, `scale`, `affine`, `rank_one`, `outputs`, `steer`, or `none` for the
+            untouched model.
         gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is
             touched.
         offset: (L, F) float64, what is then added, in units of the activation.
         selected: (L, F) bool, the neurons that were chosen (also those whose value happens to
             change nothing).
         rank_one: what each layer writes besides, or None.
+        outputs: what becomes of the outputs of linear layers or norms, or None.
         vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
         alpha: the fraction selected per group, or the steering strength; None where neither
             applies.
@@ -69,6 +72,7 @@ class Intervention:
     offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     selected: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
     rank_one: RankOne | None = None
+    outputs: Outputs | None = None
     vector: NDArray[np.float64] | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -81,34 +85,10 @@ class Intervention:
     def __repr__(self) -> str:
         numbers = {"α": self.alpha, "β": self.beta, "strength": self.record.get("strength")}
         given = [f"{name} {number:.4g}" for name, number in numbers.items() if number is not None]
-        return f"Intervention({self.name}: {', '.join([self.kind, *self._size, *given])})"
-
-    @property
-    def _size(self) -> list[str]:
-        """How many neurons or channels of attention it acts on, in words; empty for steering."""
-        if self.rank_one is not None and self.rank_one.site == "attention":
-            read = self.rank_one.inputs_read
-            return [f"{np.count_nonzero(read):,} of {read.size:,} channels of attention"]
-        return [f"{self.neurons:,} of {self.selected.size:,} neurons"] if self.gain.size else []
+        return f"Intervention({self.name}: {', '.join([self.kind, *acts_on(self), *given])})"
 
     def _repr_html_(self) -> str:
-        ranges = {
-            name: f"{numbers.min():.4g} to {numbers.max():.4g}"
-            for name, numbers, rest in (("gains", self.gain, 1), ("offsets", self.offset, 0))
-            if (numbers != rest).any()
-        }
-        facts = {
-            "kind": self.kind,
-            "acts on": ", ".join(self._size) or None,
-            **ranges,
-            "vector": None if self.vector is None else f"length {np.linalg.norm(self.vector):.4g}",
-            "α": self.alpha,
-            "β": self.beta,
-            "control of": self.control_of,
-            **self.record,
-        }
-        title = f"Intervention {self.name}; a bar is the neurons selected in a layer"
-        return card(title, facts, bars=self.selected.sum(-1).tolist())
+        return card_of(self)
 
     def called(self, family: str, strength: str = "") -> Intervention:
         """The same under the name `FAMILY@STRENGTH`, or `FAMILY_aA_bB` where the strength is a pair
@@ -137,7 +117,8 @@ class Intervention:
     @property
     def acts_in_layers(self) -> bool:
         """Whether it acts inside of any layer (steering does not)."""
-        return bool(self._moved or (self.rank_one is not None and self.rank_one.layers))
+        further = (self.rank_one and self.rank_one.layers) or (self.outputs and self.outputs.maps)
+        return bool(self._moved or further)
 
     @property
     def _moved(self) -> list[int]:
@@ -148,7 +129,12 @@ class Intervention:
     def key(self) -> str:
         """Equal for two interventions that do the same to a model, whatever they are called."""
         vector = np.zeros(0) if self.vector is None else self.vector
-        further = [] if self.rank_one is None else [*vars(self.rank_one).values()]
+        further = [
+            number
+            for part in (self.rank_one, self.outputs)
+            if part is not None
+            for number in vars(part).values()
+        ]
         return fingerprint(self.gain, self.offset, vector, *further)
 
     def at(self, strength: float) -> Intervention:
@@ -171,6 +157,7 @@ class Intervention:
             gain=1 + strength * (self.gain - 1),
             offset=strength * self.offset,
             rank_one=self.rank_one and self.rank_one.at(strength),
+            outputs=self.outputs and self.outputs.at(strength),
             vector=None if self.vector is None else strength * self.vector,
             record={**self.record, "strength": strength * self.record.get("strength", 1.0)},
         )
@@ -184,13 +171,18 @@ class Intervention:
             arrays["offset"] = self.offset
         if self.rank_one is not None:
             arrays |= {name: narrow(getattr(self.rank_one, name)) for name in ("reads", "writes")}
+        if self.outputs is not None:
+            arrays["output_gain"] = narrow(self.outputs.gain)
+            arrays["output_offset"] = self.outputs.offset
         if self.vector is not None:
             arrays["vector"] = self.vector
-        record = {
+        record: dict[str, Any] = {
             name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")
         }
         if self.rank_one is not None:
             record["site"] = self.rank_one.site
+        if self.outputs is not None:
+            record["outputs"] = [*self.outputs.widths.items()]
         # "kind" in a file's header is the kind of file.
         write_arrays(Path(path), "intervention", arrays, {**record, "effect": self.kind})
 
@@ -209,6 +201,9 @@ class Intervention:
         rank_one = None
         if "reads" in wide:
             rank_one = RankOne(wide["reads"], wide["writes"], header.site)
+        outputs = None
+        if "output_gain" in wide:
+            outputs = Outputs(dict(header.outputs), wide["output_gain"], wide["output_offset"])
         return cls(
             header.name,
             header.effect,
@@ -216,6 +211,7 @@ class Intervention:
             wide.get("offset", np.zeros_like(wide["gain"])),
             arrays["selected"],
             rank_one=rank_one,
+            outputs=outputs,
             vector=wide.get("vector"),
             alpha=header.alpha,
             beta=header.beta,
@@ -250,6 +246,9 @@ class Intervention:
                 reads = stack.enter_context(rank_one_hooks(lm, self.rank_one, positions))
             hook = affine_hook(lm, self.gain, self.offset, self._moved, positions)
             called = stack.enter_context(neuron_hooks(lm, hook, self._moved))
+            mapped: dict[str, bool] = {}
+            if self.outputs is not None:
+                mapped = stack.enter_context(output_map_hooks(lm, self.outputs, positions))
             if self.vector is not None:
                 stack.enter_context(residual_hook(lm, steering_hook(self.vector, steered)))
             yield
@@ -257,6 +256,7 @@ class Intervention:
         if self.rank_one is not None:
             site = projections(lm, self.rank_one.site)
             silent += [site[index].path for index in self.rank_one.layers if not reads[index]]
+        silent += [path for path, ran in mapped.items() if not ran]
         if self.vector is not None and not steered[0]:
             silent.append("the final norm")
         if silent:
@@ -324,6 +324,7 @@ class Intervention:
         self.check(lm)
         narrow = lm.view.layers[0].columns.itemsize <= 2
         folds = narrow and positions == "all" and self.acts_in_layers and self.vector is None
+        folds = folds and not (self.outputs and self.outputs.without_place(lm))
         by_weights = folds and not being_changed(lm) and not shared_projections(lm, self.folds(lm))
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield
@@ -351,7 +352,11 @@ class Intervention:
             site = sites.setdefault(further.site, [*map(Fold, projections(lm, further.site))])
             for index in further.layers:
                 site[index] = replace(site[index], rank_one=further.of(index))
-        return [fold for site in sites.values() for fold in site if fold.changes]
+        folds = {fold.projection.path: fold for site in sites.values() for fold in site}
+        for path, mapped in (self.outputs.folds(lm) if self.outputs else {}).items():
+            both = replace(folds.get(path, mapped), output=mapped.output, less=mapped.less)
+            folds[path] = both
+        return [fold for fold in folds.values() if fold.changes]
 
     def check_foldable(self, lm: LM) -> None:
         """Refuse to fold into a model of another shape, one that an intervention acts on, or shared
@@ -359,6 +364,8 @@ class Intervention:
         """
         self.check(lm)
         check_can_fold(lm, self.name, self.folds(lm))
+        if self.outputs is not None:
+            self.outputs.check_foldable(lm, self.name)
         if self.vector is not None:
             check_written(lm)
 
@@ -374,6 +381,8 @@ class Intervention:
             check_neurons(lm, self.gain.shape, f"{self.name} has", build)
         if self.rank_one is not None:
             self.rank_one.check(lm, self.name)
+        if self.outputs is not None:
+            self.outputs.check(lm, self.name)
 
 
 def untouched(name: str = "none") -> Intervention:

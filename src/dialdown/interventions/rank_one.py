@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..models.fits import check_neurons, check_width
-from ..models.hooks import Called, Positions, input_hooks, output_hooks
+from ..models.hooks import Called, Positions, edited_at, input_hooks, output_hooks
 from ..models.lm import LM
 from ..models.projection import Projection
 from ..models.protocol import Site
@@ -112,13 +112,8 @@ def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Call
 
     def write(layer: int, out: Tensor) -> Tensor:
         v = numbers[layer][1]
-        added = sums.pop(layer) @ v
-        if positions == "all":
-            return (out.to(v.dtype) + added).to(out)
-        where = -1 if positions == "last" else 0
-        edited = out.clone()
-        edited[:, where] = (out[:, where].to(v.dtype) + added[:, where]).to(out)
-        return edited
+        return edited_at(positions, out, out.to(v.dtype) + sums.pop(layer) @ v)
 
-    with input_hooks(site, read, layers) as called, output_hooks(site, write, layers):
+    writers = {layer: site[layer].linear for layer in layers}
+    with input_hooks(site, read, layers) as called, output_hooks(writers, write):
         yield called

@@ -60,7 +60,7 @@ def ablation(
         if progress:
             progress("reading labelled texts", done, len(ids))
     for layer, of_layer in enumerate(difference):
-        check_finite(lm, layer, of_layer)
+        check_finite(lm, f"layer {layer}", of_layer)
     if not difference.any():
         raise DialdownError(
             "The texts of both classes have the same mean residual streams, so no direction tells "

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from ..errors import DialdownError
-from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM
+from ..models.sites import mlp_linears
 from ..progress import Progress, with_bar
-from .labelled import Labels, encode_labelled, highest, pooled
+from .labelled import Labels, encode_labelled, highest, highest_of_all, pooled
+from .places import MethodSite, Places, places_of
 
 MEMORY = 1 << 30
 RANKED = 512  # neurons at a time
@@ -50,29 +51,41 @@ def auroc(
             has no tokens or exceeds the context, or an activation is not a finite number.
     """
     ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
-    return _areas(lm, ids, toxic, progress, memory)
+    return _areas(places_of(lm, "neurons"), ids, toxic, progress, memory).reshape(lm.view.shape)
 
 
 def _areas(
-    lm: LM,
+    places: Places,
     ids: Sequence[Sequence[int]],
     toxic: NDArray[np.bool_],
     progress: Progress | None,
     memory: int = MEMORY,
 ) -> NDArray[np.float64]:
-    layers = range(lm.view.n_layers)
-    together = max(1, memory // (4 * len(ids) * lm.view.n_neurons))
-    starts = layers[::together]
+    """(channels of all modules,); as published, attention sinks are tokens like others."""
+    pool = highest if places.neurons else highest_of_all
+    readings = _readings(places, memory // (4 * len(ids)))
     areas: list[NDArray[np.float64]] = []
-    for reading, start in enumerate(starts):
+    for number, paths in enumerate(readings):
 
-        def tell(done: int, texts: int, before: int = reading) -> None:
+        def tell(done: int, texts: int, before: int = number) -> None:
             if progress:
-                progress("reading labelled texts", before * texts + done, len(starts) * texts)
+                progress("reading labelled texts", before * texts + done, len(readings) * texts)
 
-        values = pooled(lm, ids, highest, layers[start : start + together], tell)
-        areas += [_area(of_layer, toxic) for of_layer in values]
-    return np.stack(areas)
+        areas += [_area(values, toxic) for values in pooled(places, ids, pool, paths, tell)]
+    return np.concatenate(areas)
+
+
+def _readings(places: Places, channels: int) -> list[list[str]]:
+    """The modules whose channels are held together, as many as `channels` or one module."""
+    readings: list[list[str]] = []
+    held = 0
+    for path, width in places.widths.items():
+        if not readings or held + width > channels:
+            readings.append([])
+            held = 0
+        readings[-1].append(path)
+        held += width
+    return readings
 
 
 def _area(values: NDArray[np.float32], toxic: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -93,15 +106,26 @@ def aura(
     texts: Sequence[str],
     labels: Labels,
     *,
+    site: MethodSite = "neurons",
     max_tokens: int = 128,
     progress: Progress | None = None,
 ) -> Intervention:
     """AurA: the gain 1 - 2 (A - .5) on every neuron whose area A is above .5, of kind `scale`; no
-    number to choose. Arguments and errors are those of `auroc`.
+    number to choose.
+
+    Args:
+        lm, texts, labels, max_tokens, progress: see `auroc`.
+        site: `neurons`, or `published`: the outputs of every linear layer of the MLPs, by their
+            highest over all tokens, attention sinks too; an intervention of kind `outputs`.
+
+    Raises:
+        DialdownError: no such site; see `auroc`.
     """
+    places = places_of(lm, site, mlp_linears)
     ids, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    areas = _areas(lm, ids, toxic, progress)
-    return as_scale("aura", np.where(areas > 0.5, 1 - 2 * (areas - 0.5), 1.0), record)
+    areas = _areas(places, ids, toxic, progress)
+    gain = np.where(areas > 0.5, 1 - 2 * (areas - 0.5), 1.0)
+    return places.edit("aura", "scale", gain, np.zeros_like(gain), record)
 
 
 @with_bar
@@ -110,16 +134,17 @@ def damp(
     texts: Sequence[str],
     labels: Labels,
     *,
+    site: MethodSite = "neurons",
     share: float = 0.05,
     factor: float = 0.5,
     max_tokens: int = 128,
     progress: Progress | None = None,
 ) -> Intervention:
-    """Damp: one gain, `factor`, on the share of all neurons whose area is highest, of kind `scale`;
-    see `auroc` for the other arguments.
+    """Damp: one gain, `factor`, on the share of all neurons, or outputs, whose area is highest; see
+    `aura` for the other arguments.
 
     Raises:
-        DialdownError: a share outside 0 to 1, a factor that is no finite number; see `auroc`.
+        DialdownError: a share outside 0 to 1, a factor that is no finite number; see `aura`.
     """
     if not 0 < share <= 1:
         raise DialdownError(
@@ -130,15 +155,15 @@ def damp(
         raise DialdownError(
             f"Activations cannot be multiplied by {factor}: pass a finite factor, 0.5 for half."
         )
+    places = places_of(lm, site, mlp_linears)
     ids, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    areas = _areas(lm, ids, toxic, progress)
-    first = np.argsort(-areas.ravel(), kind="stable")[: max(1, round(share * areas.size))]
-    selected = np.isin(np.arange(areas.size), first).reshape(areas.shape)
-    gain = np.where(selected, factor, 1.0)
-    record["share"] = share
-    return Intervention("damp", "scale", gain, np.zeros_like(gain), selected, record=record)
+    areas = _areas(places, ids, toxic, progress)
+    gain = np.ones_like(areas)
+    gain[np.argsort(-areas, kind="stable")[: max(1, round(share * areas.size))]] = factor
+    return places.edit("damp", "scale", gain, np.zeros_like(gain), {**record, "share": share})
 
 
 def det0(lm: LM, texts: Sequence[str], labels: Labels, **options: Any) -> Intervention:
     """Det0: `damp` with a factor of 0, so that the neurons are silent."""
-    return replace(damp(lm, texts, labels, factor=0.0, **options), name="det0")
+    edit = damp(lm, texts, labels, factor=0.0, **options)
+    return replace(edit, name=edit.name.replace("damp", "det0"))

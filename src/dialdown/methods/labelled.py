@@ -1,4 +1,4 @@
-"""Labelled texts as every method reads them, and one number of each text for every neuron."""
+"""Labelled texts as every method reads them, and one number of each text for every channel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..models.decoding import batches, read
-from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_texts
 from ..neurons.probe import check_labels
+from .places import Places
 
 Labels = Sequence[int] | NDArray[Any]
 Pool = Callable[[Tensor, Tensor], Tensor]
-"""From activations (texts, positions, F) and where a text's own tokens are, (texts, positions, 1),
-to one number a text, (texts, F).
+"""From activations (texts, positions, channels) and where a text's own tokens are, (texts,
+positions, 1), to one number a text, (texts, channels).
 """
 BATCH = 32
 # How many times as long as a text's median position an attention sink is, at least. On SmolLM2 the
@@ -49,6 +49,11 @@ def highest(m: Tensor, own: Tensor) -> Tensor:
     return m.float().masked_fill(~_ordinary(m, own), -torch.inf).amax(1)
 
 
+def highest_of_all(m: Tensor, own: Tensor) -> Tensor:
+    """The maximum over a text's tokens, in float32."""
+    return m.float().masked_fill(~own, -torch.inf).amax(1)
+
+
 def mean(m: Tensor, own: Tensor) -> Tensor:
     """The mean over a text's tokens, in float64."""
     # Filled and not multiplied: what is computed at padding need not be a number.
@@ -74,40 +79,40 @@ def _ordinary(m: Tensor, own: Tensor) -> Tensor:
 
 
 def pooled(
-    lm: LM,
+    places: Places,
     ids: Sequence[Sequence[int]],
     pool: Pool,
-    layers: Sequence[int],
+    paths: Sequence[str],
     progress: Callable[[int, int], None],
-) -> NDArray[Any]:
-    """One number of each text for every neuron of some layers, (layers, texts, F), from one reading
-    of the texts; `progress` is called with the texts done.
+) -> list[NDArray[Any]]:
+    """One number of each text for every channel at some modules, (texts, channels) of each, from
+    one reading of the texts; `progress` is called with the texts done.
 
     Raises:
         DialdownError: an activation is not a finite number.
     """
-    dtype = np.float32 if pool is highest else np.float64
-    numbers = np.empty((len(layers), len(ids), lm.view.n_neurons), dtype)
+    dtype = np.float32 if pool in (highest, highest_of_all) else np.float64
+    numbers = {path: np.empty((len(ids), places.widths[path]), dtype) for path in paths}
     done = 0
-    for batch in batches(lm, ids, BATCH):
+    for batch in batches(places.lm, ids, BATCH):
         own, rows = batch.mask[..., None] == 1, list(batch.rows)
 
-        def keep(layer: int, m: Tensor, own: Tensor = own, rows: list[int] = rows) -> None:
-            numbers[layer - layers[0], rows] = pool(m, own.to(m.device)).cpu().numpy()
+        def keep(path: str, m: Tensor, own: Tensor = own, rows: list[int] = rows) -> None:
+            numbers[path][rows] = pool(m, own.to(m.device)).cpu().numpy()
 
-        with torch.inference_mode(), neuron_hooks(lm, keep, layers):
-            read(lm, batch)
+        with torch.inference_mode(), places.hooks(keep, paths):
+            read(places.lm, batch)
         done += len(rows)
         progress(done, len(ids))
-    for layer, of_layer in zip(layers, numbers, strict=True):
-        check_finite(lm, layer, of_layer)
-    return numbers
+    for path, values in numbers.items():
+        check_finite(places.lm, places.called(path), values)
+    return [*numbers.values()]
 
 
-def check_finite(lm: LM, layer: int, values: NDArray[Any]) -> None:
+def check_finite(lm: LM, where: str, values: NDArray[Any]) -> None:
     """Refuse activations that overflowed (DialdownError)."""
     if not np.isfinite(values).all():
         raise DialdownError(
-            f"The activations of {lm.name} are not finite in layer {layer} while reading labelled "
+            f"The activations of {lm.name} are not finite in {where} while reading labelled "
             "texts: load it in float32 or bfloat16."
         )

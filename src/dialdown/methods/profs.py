@@ -70,7 +70,7 @@ def profs(
             progress("reading pairs", done, len(ids))
     directions = np.zeros((rank, lm.view.n_layers, lm.view.d_model))
     for layer in range(first, lm.view.n_layers):
-        check_finite(lm, layer, means[layer])
+        check_finite(lm, f"layer {layer}", means[layer])
         preferred_means, rejected_means = np.split(means[layer], 2)
         directions[:, layer] = _directions(preferred_means, rejected_means, rank)
     record = {"base": lm.describe(), "pairs": len(preferred), "max_tokens": max_tokens}

@@ -8,24 +8,36 @@ by mean b - mean a, or the line that fits b to a best.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..interventions.folding import affine_hook
+from ..interventions.folding import affine
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
-from ..models.hooks import neuron_hooks
 from ..models.lm import LM
+from ..models.sites import layer_norms
 from ..progress import Progress, with_bar
 from .labelled import Labels, Pool, check_finite, encode_labelled, mean, mean_without_sinks, pooled
+from .places import MethodSite, places_of
 
 Floats = NDArray[np.float64]
-Fit = Callable[[Floats, Floats], tuple[Floats, Floats]]
-"""From (n, F) mean activations of toxic and of other texts to gains and offsets, (F,) each."""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What it is called, the kind of its edits of neurons, its map from (n, channels) means of
+    toxic and of other texts to gains and offsets, (channels,) each, and what the means are over.
+    """
+
+    name: str
+    kind: Literal["shift", "affine"]
+    map: Callable[[Floats, Floats], tuple[Floats, Floats]]
+    pool: Pool
 
 
 @with_bar
@@ -34,6 +46,7 @@ def mean_act(
     texts: Sequence[str],
     labels: Labels,
     *,
+    site: MethodSite = "neurons",
     sequential: bool = True,
     max_tokens: int = 128,
     progress: Progress | None = None,
@@ -41,10 +54,8 @@ def mean_act(
     """Mean-AcT: each activation moves by the difference of the classes' means over texts, attention
     sinks left out, an intervention of kind `shift`. Arguments and errors are those of `linear_act`.
     """
-    maps = _maps(
-        lm, texts, labels, _mean_shift, mean_without_sinks, sequential, max_tokens, progress
-    )
-    return replace(maps, name="mean_act", kind="shift")
+    fit = _Fit("mean_act", "shift", _mean_shift, mean_without_sinks)
+    return _maps(lm, texts, labels, fit, site, sequential, max_tokens, progress)
 
 
 @with_bar
@@ -53,6 +64,7 @@ def linear_act(
     texts: Sequence[str],
     labels: Labels,
     *,
+    site: MethodSite = "neurons",
     sequential: bool = True,
     max_tokens: int = 128,
     progress: Progress | None = None,
@@ -64,16 +76,20 @@ def linear_act(
     Args:
         lm, texts, labels, max_tokens, progress: see `auroc`; of either class the first n texts are
             used, n being the number of the smaller class.
+        site: `neurons`, or `published`: the outputs of the norms after attention and MLP, or before
+            them where the architecture has no others, by their means over all tokens; an
+            intervention of kind `outputs`, which folds where those norms have a bias.
         sequential: fit the layers one after the other, each with the maps of earlier ones acting,
             as published. All texts then go through the model at once, so memory grows with their
             number times the longest: about 16 bytes for each token and neuron of a layer, in
             float32.
 
     Raises:
-        DialdownError: see `encode_labelled`, or an activation is not a finite number.
+        DialdownError: see `encode_labelled`; no such site, or an activation is not a finite number.
     """
     # A line multiplies what attention sinks have, too, so they have a part in it.
-    return _maps(lm, texts, labels, _line, mean, sequential, max_tokens, progress)
+    fit = _Fit("linear_act", "affine", _line, mean)
+    return _maps(lm, texts, labels, fit, site, sequential, max_tokens, progress)
 
 
 def _mean_shift(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
@@ -93,20 +109,18 @@ def _maps(
     lm: LM,
     texts: Sequence[str],
     labels: Labels,
-    fit: Fit,
-    pool: Pool,
+    fit: _Fit,
+    site: MethodSite,
     sequential: bool,
     max_tokens: int,
     progress: Progress | None,
 ) -> Intervention:
+    places = places_of(lm, site, layer_norms)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     n = int(min(toxic.sum(), (~toxic).sum()))
     ids = [encoded[row] for mask in (toxic, ~toxic) for row in np.flatnonzero(mask)[:n]]
-    gain = np.ones(lm.view.shape)
-    offset = np.zeros_like(gain)
-
-    def fit_layer(layer: int, means: Floats) -> None:
-        gain[layer], offset[layer] = fit(means[:n], means[n:])
+    pool = fit.pool if places.neurons else mean
+    maps: dict[str, tuple[Floats, Floats]] = {}
 
     def tell(done: int, total: int) -> None:
         if progress:
@@ -116,19 +130,20 @@ def _maps(
         (batch,) = batches(lm, ids, len(ids))
         own, rows = batch.mask[..., None] == 1, list(batch.rows)
 
-        def act(layer: int, m: Tensor) -> Tensor | None:
-            means = np.empty((len(ids), lm.view.n_neurons))
+        def act(path: str, m: Tensor) -> Tensor:
+            means = np.empty((len(ids), places.widths[path]))
             means[rows] = pool(m, own.to(m.device)).cpu().numpy()
-            check_finite(lm, layer, means)
-            fit_layer(layer, means)
-            tell(layer + 1, lm.view.n_layers)
-            return affine_hook(lm, gain, offset, [layer], "all")(layer, m)
+            check_finite(lm, places.called(path), means)
+            maps[path] = fit.map(means[:n], means[n:])
+            tell(len(maps), len(places.widths))
+            return affine(m, *maps[path])
 
-        with torch.inference_mode(), neuron_hooks(lm, act):
+        with torch.inference_mode(), places.hooks(act, [*places.widths]):
             read(lm, batch)
     else:
-        for layer, means in enumerate(pooled(lm, ids, pool, range(lm.view.n_layers), tell)):
-            fit_layer(layer, means)
-    everyone = np.ones(gain.shape, dtype=bool)
-    record["sequential"] = sequential
-    return Intervention("linear_act", "affine", gain, offset, everyone, record=record)
+        of_modules = pooled(places, ids, pool, [*places.widths], tell)
+        for path, means in zip(places.widths, of_modules, strict=True):
+            maps[path] = fit.map(means[:n], means[n:])
+    gain, offset = (np.concatenate([maps[path][part] for path in places.widths]) for part in (0, 1))
+    edit = places.edit(fit.name, fit.kind, gain, offset, {**record, "sequential": sequential})
+    return replace(edit, selected=np.ones(edit.gain.shape, dtype=bool))

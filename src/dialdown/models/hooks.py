@@ -10,9 +10,9 @@ on in their place. Every context leaves the model as it was.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ Called = dict[int, bool]
 """Whether each layer was called. A hook writes it and never reads it, and it has every key from the
 start: of anything else a compiled model would be compiled again at the next call.
 """
+
+Key = TypeVar("Key", int, str)
 
 # How many contexts are changing the layers of a model, by the model's id.
 _changing: Counter[int] = Counter()
@@ -100,21 +102,39 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Ite
 
 @contextmanager
 def output_hooks(
-    projections: Sequence[Projection], act: Callable[[int, Tensor], Tensor], layers: Sequence[int]
-) -> Iterator[None]:
-    """Call `act(layer, y)` with what the projections of `layers` write, (batch, positions, d), and
-    pass on what it returns.
+    modules: Mapping[Key, nn.Module], act: Callable[[Key, Tensor], Tensor | None]
+) -> Iterator[dict[Key, bool]]:
+    """Call `act(key, y)` with what each module writes, (batch, positions, channels), and pass on
+    what it returns, where that is not None. Yields whether each was called, as it is.
     """
+    called = dict.fromkeys(modules, False)
     with ExitStack() as stack:
-        for index in layers:
+        for key, module in modules.items():
+            hook = _telling(called, key, act)
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield called
 
-            def hook(
-                module: nn.Module, args: tuple[Tensor, ...], out: Tensor, index: int = index
-            ) -> Tensor:
-                return act(index, out)
 
-            stack.callback(projections[index].linear.register_forward_hook(hook).remove)
-        yield
+def _telling(
+    called: dict[Key, bool], key: Key, act: Callable[[Key, Tensor], Tensor | None]
+) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
+        called[key] = True
+        return act(key, out)
+
+    return hook
+
+
+def edited_at(positions: Positions, before: Tensor, after: Tensor) -> Tensor:
+    """`after` at the positions where a change acts, in the dtype of `before`, which is elsewhere;
+    (batch, positions, channels) both.
+    """
+    if positions == "all":
+        return after.to(before)
+    where = -1 if positions == "last" else 0
+    edited = before.clone()
+    edited[:, where] = after[:, where].to(before)
+    return edited
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A linear layer that writes to the residual stream: what an edit acts on, and folds into."""
+"""A module with a weight and perhaps a bias: what an edit acts on, and folds into."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from .protocol import Protocol
 class Projection:
     """A linear layer that writes to the residual stream: an MLP's down projection, whose inputs are
     the neurons, or the output projection of attention, whose inputs are the channels of its heads.
+    Edits of outputs act on any linear layer, and on norms.
 
     Attributes:
-        path: dotted name of the linear layer inside the model.
-        linear: the layer itself (`nn.Linear`, or GPT-2's `Conv1D`).
+        path: dotted name of the layer inside the model.
+        linear: the layer itself (`nn.Linear`, GPT-2's `Conv1D`, or a norm).
         post_norm: the norm between its output and the residual stream (Gemma-2/3), or None.
     """
 
     path: str
-    linear: nn.Linear | Conv1D
+    linear: nn.Linear | Conv1D | nn.LayerNorm
     post_norm: nn.Module | None = None
 
     @property
@@ -35,9 +36,18 @@ class Projection:
 
     @property
     def columns(self) -> Tensor:
-        """The weight as (d, inputs), one value vector per column; shares memory."""
+        """The weight as (d, inputs), one value vector per column; of a norm, which multiplies each
+        channel by a number, (d, 1). Shares memory.
+        """
         weight = self.linear.weight.data
+        if weight.dim() == 1:
+            return weight.unsqueeze(1)
         return weight.T if isinstance(self.linear, Conv1D) else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias (d,), or None where there is none."""
+        return getattr(self.linear, "bias", None)
 
     def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
         """What each input writes, (inputs, d) float32; in `strict` with a norm's weight (METHOD

@@ -1,5 +1,5 @@
 """The linear layers of a site, one for each decoder layer: what the MLPs write the residual stream
-by, or what attention does.
+by, or what attention does; and the modules whose outputs other methods act on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import DialdownError, nearest
 from .lm import LM
+from .mlp import POST_NORMS as MLP_POST_NORMS
 from .projection import Projection
 from .protocol import Site
 
@@ -71,3 +72,43 @@ def _output_projection(lm: LM, layer: str) -> Projection:
     norms = [modules[norm] for norm in known if norm in modules]
     post = next((norm for norm in norms if not isinstance(norm, nn.Identity)), None)
     return Projection(f"{layer}.{path}", linear, post)
+
+
+def mlp_linears(lm: LM) -> list[list[str]]:
+    """Of each decoder layer, the linear layers of its MLP, where AurA is published to act."""
+    of_layers = []
+    for layer in lm.view.layers:
+        mlp = layer.path.rpartition(".")[0]
+        children = lm.model.get_submodule(mlp).named_children()
+        linears = [name for name, child in children if isinstance(child, nn.Linear | Conv1D)]
+        of_layers.append([f"{mlp}.{name}" for name in linears])
+    return of_layers
+
+
+def layer_norms(lm: LM) -> list[list[str]]:
+    """Of each decoder layer, the norms after attention and MLP, or else those before, where AcT is
+    published to act.
+
+    Raises:
+        DialdownError: a layer has no norm with a weight.
+    """
+    of_layers = []
+    for layer in lm.view.layers:
+        path = layer.decoder_layer
+        children = dict(lm.model.get_submodule(path).named_children())
+        norms = [name for name, child in children.items() if _is_norm(child)]
+        after = [name for name in norms if name in (*POST_NORMS, *MLP_POST_NORMS)]
+        if AFTER_MLP in children and POST_NORM in norms:
+            after.append(POST_NORM)
+        if not norms:
+            raise DialdownError(
+                f"{path} of {lm.name} has no norm with a weight, whose outputs could be mapped: "
+                "use site='neurons'."
+            )
+        of_layers.append([f"{path}.{name}" for name in norms if name in (after or norms)])
+    return of_layers
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
