@@ -20,12 +20,8 @@ from dialdown.interventions import Intervention
 from dialdown.models import LM
 from helpers import tiny
 from helpers.edits import IDS
+from helpers.labelled import CLEAN, LABELS, TEXTS, TOXIC
 
-RNG = np.random.default_rng(3)
-TOXIC = [f"you {''.join(RNG.choice(list('abcdef xyz'), RNG.integers(1, 9)))}!" for _ in range(11)]
-CLEAN = [f"the cat {''.join(RNG.choice(list('ghi klm'), RNG.integers(1, 9)))}" for _ in range(14)]
-TEXTS = [text for pair in zip(TOXIC, CLEAN, strict=False) for text in pair] + CLEAN[11:]
-LABELS = [1, 0] * 11 + [0, 0, 0]
 ALL: dict[str, Callable[..., Intervention]] = {
     "aura": methods.aura,
     "damp": methods.damp,

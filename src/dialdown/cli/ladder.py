@@ -39,9 +39,10 @@ def ladder(
         str | None,
         typer.Option(
             help=(
-                "Which, with commas: aura, damp, det0, mean_act, linear_act, caa, ablation, "
-                "labels, profs, step, gains, rank_one, rank_one_attention (these by default), "
-                "dpo, dpo_kl, or package.module:name."
+                "Which, with commas: aura, aura_published, damp, mean_act, linear_act, "
+                "linear_act_published, caa, ablation, labels, profs, step, gains, rank_one, "
+                "rank_one_attention (these by default), det0, damp_published, det0_published, "
+                "mean_act_published, dpo, dpo_kl, or package.module:name."
             )
         ),
     ] = None,

@@ -28,11 +28,16 @@ METHODS = {
     "ablation": "directional ablation",
     "profs": "ProFS",
     "caa": "CAA steering",
-    "mean_act": "Mean-AcT",
-    "linear_act": "Linear-AcT",
-    "aura": "AurA",
-    "damp": "Damp",
-    "det0": "Det0",
+    "mean_act": "Mean-AcT at neurons",
+    "mean_act_published": "Mean-AcT at norms",
+    "linear_act": "Linear-AcT at neurons",
+    "linear_act_published": "Linear-AcT at norms",
+    "aura": "AurA at neurons",
+    "aura_published": "AurA at linear layers",
+    "damp": "Damp at neurons",
+    "damp_published": "Damp at linear layers",
+    "det0": "Det0 at neurons",
+    "det0_published": "Det0 at linear layers",
 }
 # File stem of a table to its caption, in the paper's order; the last ones are not the paper's.
 TITLES = {

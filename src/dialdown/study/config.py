@@ -222,8 +222,8 @@ class LadderSettings:
     Attributes:
         kl: KL(base ‖ edited) that every method is dialled to, in nats per token: the mean over the
             neutral text and `texts`.
-        methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, `caa`,
-            `ablation`, `labels`; from pairs `profs`, `step`, `gains`, `rank_one`,
+        methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, each with
+            `_published` after it too, `caa`, `ablation`, `labels`; from pairs `profs`, `step`, `gains`, `rank_one`,
             `rank_one_attention`, `dpo`, `dpo_kl`; or your own, as `package.module:name`, a function
             of (lm, texts, labels).
         prompts: how many are judged: the last training prompts, which no pair may use.
@@ -233,8 +233,8 @@ class LadderSettings:
 
     kl: Strength = 0.06
     methods: Annotated[Several[str], Field(min_length=1)] = (
-        *("aura", "damp", "det0", "mean_act", "linear_act", "caa", "ablation", "labels"),
-        *("profs", "step", "gains", "rank_one", "rank_one_attention"),
+        *("aura", "aura_published", "damp", "mean_act", "linear_act", "linear_act_published"),
+        *("caa", "ablation", "labels", "profs", "step", "gains", "rank_one", "rank_one_attention"),
     )
     prompts: Count = 256
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from ..interventions.intervention import Intervention, untouched
 from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
-from ..models.sites import projections
 from ..training.dpo import train_dpo
 from ..training.generated_text import own_text_kl
 from .context import Facts, Workspace
@@ -35,6 +35,7 @@ from .detox import METHODS
 from .gains import held_texts
 from .notes import note_training
 from .outputs import RANK_ONE
+from .preflight import METHOD_SITES
 from .sources import file_states
 
 FOLDER = "methods"
@@ -42,12 +43,17 @@ UNTOUCHED = "untouched"
 RANDOM = "{}__random_neurons"
 """The control of gains and of rank one: the same numbers, shuffled within each layer."""
 CONTROLLED = ("gains", *RANK_ONE)
-LABELLED: dict[str, Callable[..., Intervention]] = {
+OF_CHANNELS: dict[str, Callable[..., Intervention]] = {
     "aura": methods.aura,
     "damp": methods.damp,
     "det0": methods.det0,
     "mean_act": methods.mean_act,
     "linear_act": methods.linear_act,
+}
+"""At the neurons, and under NAME_published at outputs of linear layers or norms."""
+LABELLED: dict[str, Callable[..., Intervention]] = {
+    **OF_CHANNELS,
+    **{f"{name}_published": partial(fit, site="published") for name, fit in OF_CHANNELS.items()},
     "caa": methods.caa,
     "ablation": methods.ablation,
 }
@@ -113,9 +119,9 @@ def _at_hand(work: Workspace) -> list[str]:
     what is asked for by name and cannot be had was refused before (`preflight`).
     """
     names = [*work.config.ladder.methods]
-    for name in RANK_ONE.keys() & {*names}:
+    for name in METHOD_SITES.keys() & {*names}:
         try:
-            projections(work.lm, RANK_ONE[name])
+            METHOD_SITES[name](work.lm)
         except DialdownError as error:
             work.notes.add(f"{name} is left out: {error}")
             names.remove(name)
@@ -146,7 +152,8 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     else:
         edit, trained = _fit(work, name)
         edit.save(_result(work, name))
-        folds = not edit.needs_bias or holds_bias(work.lm)
+        held = edit.outputs is None or edit.outputs.without_place(work.lm) is None
+        folds = held and (not edit.needs_bias or holds_bias(work.lm))
     data = "pairs" if name in PAIRED else "labels"
     units = len(_pairs(work).pairs) if name in PAIRED else len(work.labelled)
     # A training that was interrupted has most of its time behind it.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from ..data import texts
 from ..errors import DialdownError, enough_memory
 from ..evaluation.metrics import check_names
-from ..models.sites import projections
+from ..models.lm import LM
+from ..models.sites import layer_norms, projections
 from ..models.tokens import text_windows
 from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
@@ -20,6 +22,12 @@ from .config import Config
 from .context import Workspace
 from .outputs import MEASURING, RANK_ONE
 from .price import priced_windows
+
+METHOD_SITES: dict[str, Callable[[LM], object]] = {
+    **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},
+    **dict.fromkeys(("mean_act_published", "linear_act_published"), layer_norms),
+}
+"""Methods that not every architecture can have; each looks for its modules and refuses."""
 
 
 def check_settings(config: Config) -> None:
@@ -102,8 +110,8 @@ def _model(work: Workspace) -> None:
 
 def _compared_sites(work: Workspace) -> None:
     settings = work.config.ladder
-    for name in () if settings.everything else RANK_ONE.keys() & {*settings.methods}:
-        projections(work.lm, RANK_ONE[name])
+    for name in () if settings.everything else METHOD_SITES.keys() & {*settings.methods}:
+        METHOD_SITES[name](work.lm)
 
 
 def _lengths(work: Workspace, prompts: Sequence[str], section: str) -> None:
