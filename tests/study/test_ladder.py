@@ -278,6 +278,29 @@ def test_a_default_method_that_a_model_cannot_have_is_left_out(
     assert "rank_one_attention is left out: The attention of" in result.output
 
 
+def test_maps_of_norms_need_norms_with_weights(study_file: Path, tmp_path: Path) -> None:
+    model, out = saved(tiny.lm("olmo"), tmp_path / "model"), tmp_path / "out"
+    text = ["--set", f'ladder.texts=["{study_file.parent / "text.txt"}"]', "--prompts", 6]
+    given = ["ladder", model, "--config", study_file, "--out", out, *text]
+    refused = invoke(*given, "--methods", "linear_act_published")
+    assert "layers.0 of" in str(refused.exception)
+    assert "no norm with a weight" in str(refused.exception)
+    result = invoke(*given, "--methods", "aura_published,damp_published")
+    assert result.exit_code == 0, result.exception
+    assert {"aura_published", "damp_published"} < {*rows_of(out)}
+
+
+def test_a_ladder_says_which_maps_fold(study_file: Path, tmp_path: Path) -> None:
+    # Llama's norms have no bias.
+    out = tmp_path / "out"
+    methods = "aura_published,linear_act_published,linear_act"
+    result = ladder(study_file, out, methods)
+    assert result.exit_code == 0, result.exception
+    folds = {name: row["folds"] for name, row in rows_of(out).items()}
+    assert folds["aura_published"]
+    assert not folds["linear_act_published"]
+
+
 @pytest.mark.parametrize(
     ("cost", "strength", "spent"),
     [
