@@ -57,10 +57,11 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
     "caa": methods.caa,
     "ablation": methods.ablation,
 }
+OF_PAIRS: dict[str, Callable[..., Intervention]] = {"profs": methods.profs}
 DPO = {"dpo": False, "dpo_kl": True}
 """Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
 PAIRED = {
-    "profs": (),
+    **dict.fromkeys(OF_PAIRS, ()),
     **dict.fromkeys(("step", "gains"), ("gains",)),
     **dict.fromkeys(RANK_ONE, ("rank_one",)),
     **dict.fromkeys(DPO, ("gains", "dpo")),
@@ -168,21 +169,16 @@ def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
     if name in METHODS:
         facts = METHODS[name].make(work)
         return Intervention.load(work.folder / METHODS[name].file), facts.get("seconds", 0.0)
-    if name == "profs":
+    if name in OF_PAIRS:
         pairs = _pairs(work).pairs
-        edit = methods.profs(
-            work.lm,
-            [pair.chosen for pair in pairs],
-            [pair.rejected for pair in pairs],
-            progress=work.progress,
-        )
-        return edit, 0.0
-    texts, labels = work.labelled.texts, work.labelled.labels
+        texts = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+        return OF_PAIRS[name](work.lm, *texts, progress=work.progress), 0.0
+    labelled = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
         most = work.config.probe.max_tokens
-        edit = LABELLED[name](work.lm, texts, labels, max_tokens=most, progress=work.progress)
+        edit = LABELLED[name](work.lm, *labelled, max_tokens=most, progress=work.progress)
         return edit, 0.0
-    edit = _own(name)(work.lm, texts, labels)
+    edit = _own(name)(work.lm, *labelled)
     if not isinstance(edit, Intervention):
         raise DialdownError(
             f"The method {name!r} returned {type(edit).__name__}, which cannot be dialled: return "
