@@ -175,7 +175,7 @@ def diff(
 
 
 # Here, so that `--help` lists its commands after those of a study.
-from . import edits, ladder, serve  # noqa: E402, F401
+from . import edits, join, ladder, serve  # noqa: E402, F401
 
 
 @app.command()

@@ -31,7 +31,7 @@ from ..files import (
     sizes_and_hashes,
     write_sealed,
 )
-from ..training.settings import PROCESSES
+from ..training.settings import TOGETHER
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
@@ -74,7 +74,7 @@ MEASURED_ON = (
 BY_HOW_MANY: Any = {
     "workers": True,
     "evaluation": {"batch_size"},
-    **{section: {PROCESSES} for section in ("dpo", "gains", "rank_one")},
+    **{section: TOGETHER for section in ("dpo", "gains", "rank_one")},
 }
 RECORDS = "stages"
 PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "polars", "safetensors")

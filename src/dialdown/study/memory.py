@@ -128,7 +128,7 @@ def _trained(
     and what goes into each.
     """
     prompt = config.evaluation.max_prompt_tokens + shape.around
-    new, share = config.pairs.max_new_tokens, settings.processes
+    new, share = config.pairs.max_new_tokens, settings.ranks
     texts, length = 2 * settings.batch_size // share, min(settings.max_tokens, prompt + new)
     told = new if settings.kl_positions == "completion" else length
     tokens, told = texts * length, texts * min(told, length)
@@ -153,7 +153,7 @@ def _tuning(config: Config, shape: Shape, device: Device) -> Taken:
     # Arithmetic in 16 bits keeps a copy of the weights in them.
     whole += 2 * shape.parameters if shape.itemsize == 2 else 0
     # GPUs share all of that out, which processors do not.
-    share = settings.processes if on_gpu else 1
+    share = settings.ranks if on_gpu else 1
     return (weights + whole) // share, _trained(config, shape, settings, recomputed=on_gpu)
 
 

@@ -118,7 +118,7 @@ def _on_ranks(
 ) -> TrainingLog:
     if base is None:
         raise DialdownError(
-            f"Each of {settings.processes} ranks loads the model by itself: pass base=, the folder "
+            f"Each of {settings.ranks} ranks loads the model by itself: pass base=, the folder "
             "that it was loaded from (or saved to)."
         )
     given |= {"pairs": [*pairs], "settings": settings, "out": out.resolve(), "base": base.resolve()}

@@ -1,31 +1,26 @@
-"""One training by several processes or GPUs of a machine: its ranks (docs/cluster.md).
+"""One training by several processes or GPUs: its ranks (docs/cluster.md).
 
     train_dpo(model, tokenizer, pairs, DPOSettings(processes=8), out, base=folder)
 
-torch's elastic launcher starts the ranks, each of which loads the model and calls the same function
-again, which then finds that it is a rank. The process that was called trains nothing itself: it
-waits, shows the progress of its first rank and raises what a rank could not do.
+Each rank loads the model and calls the same function again, which then finds that it is a rank. The
+process that was called trains nothing itself: it starts the ranks (`launch`), waits, shows the
+progress of its first rank and raises what a rank could not do.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from tempfile import TemporaryDirectory
-from threading import Thread, current_thread, main_thread
+from threading import Thread
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -35,6 +30,7 @@ from ..files import fingerprint
 from ..models.lm import LM, load, weight_fingerprints
 from ..progress import Progress
 from ..workers import check_main_guard, end_with_parent, quiet_libraries, return_free_memory
+from .launch import launch
 from .settings import DPOSettings
 
 T = TypeVar("T")
@@ -43,7 +39,6 @@ T = TypeVar("T")
 WAIT = timedelta(hours=2)
 # Messages of a pipe shorter than this are whole, whoever else writes there.
 MESSAGE = 2000
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Job:
 
 def wanted(settings: DPOSettings) -> bool:
     """Whether a training has ranks that are still to be started."""
-    return settings.processes > 1 and not is_rank()
+    return settings.ranks > 1 and not is_rank()
 
 
 def on_ranks(
@@ -103,7 +98,7 @@ def on_ranks(
     try:
         weights = fingerprint(weight_fingerprints(model))
         job = Job(load, train, weights, whole, on_cpu=device.type == "cpu")
-        result: T = _launch(job, settings, progress)
+        result: T = launch(partial(run, job), settings, progress)
     finally:
         model.to(device)
     return result
@@ -145,86 +140,12 @@ def check_gpus(processes: int, visible: int) -> None:
         )
 
 
-def _launch(job: Job, settings: DPOSettings, progress: Progress | None) -> Any:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    reader, writer = get_context("spawn").Pipe(duplex=False)
-    refused: list[str] = []
-    listener = Thread(target=_listen, args=(reader, progress, refused), daemon=True)
-    listener.start()
-    try:
-        with TemporaryDirectory() as logs, _launcher_quiet():
-            config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=settings.processes,
-                run_id=uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                # Looking up the name of this machine takes seconds where there is no network.
-                local_addr="localhost",
-                max_restarts=0,
-                # What gloo says when ranks have met is nobody's business.
-                logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.OUT),
-            )
-            results = elastic_launch(config, _rank)(job, writer)
-        return results[0]
-    except SignalException as error:
-        # The launcher took the signals; whoever had them before is to hear of it.
-        signal.raise_signal(error.sigval)
-        raise
-    except ChildFailedError as error:
-        _end_listening(writer, listener)
-        if refused:
-            raise DialdownError(refused[0]) from error
-        rank, failure = error.get_first_failure()
-        # What Python raised there is a dictionary.
-        told: Any = failure.message
-        told = told.get("message") if isinstance(told, dict) else told
-        reason = " ".join(str(told or f"exit status {failure.exitcode}").split())[:200]
-        raise DialdownError(
-            f"Rank {rank} of {settings.processes} ended by itself ({reason}), and the others with "
-            "it: repeat the same command, which goes on from the last checkpoint, with fewer "
-            "processes or a smaller batch_size if memory ran out."
-        ) from error
-    finally:
-        _end_listening(writer, listener)
+def take_part(on_cpu: bool, parent: Connection) -> Any:
+    """The life of a rank on a machine that joined: it hears from the first rank what to do."""
+    return run(None, parent, on_cpu)
 
 
-def _listen(reader: Connection, progress: Progress | None, refused: list[str]) -> None:
-    while (message := reader.recv()) is not None:
-        if isinstance(message, str):
-            refused.append(message)
-        elif progress is not None:
-            progress(*message)
-
-
-def _end_listening(writer: Connection, listener: Thread) -> None:
-    if listener.is_alive():
-        writer.send(None)
-        listener.join()
-
-
-@contextmanager
-def _launcher_quiet() -> Iterator[None]:
-    """What the launcher logs is in the error that it raises, and its handlers of signals would
-    outlive it.
-    """
-    disabled = logging.root.manager.disable
-    before = [signal.getsignal(number) for number in SIGNALS]
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        if current_thread() is main_thread():
-            for number, handler in zip(SIGNALS, before, strict=True):
-                signal.signal(number, handler)
-
-
-def _rank(job: Job, parent: Connection) -> Any:
+def run(job: Job | None, parent: Connection, on_cpu: bool = False) -> Any:
     """A rank's whole life."""
     # Python would end it only after the collective operation that it waits in.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -232,7 +153,7 @@ def _rank(job: Job, parent: Connection) -> Any:
     quiet_libraries()
     warnings.simplefilter("ignore")
     here = int(os.environ["LOCAL_RANK"])
-    if job.on_cpu:
+    if job.on_cpu if job else on_cpu:
         cores = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -244,15 +165,32 @@ def _rank(job: Job, parent: Connection) -> Any:
     def tell(what: str, done: int, total: int) -> None:
         parent.send((what, done, total))
 
+    several_machines = int(os.environ["GROUP_WORLD_SIZE"]) > 1
     try:
+        if several_machines:
+            job = _heard(job)
+        assert job is not None
         with enough_memory("set more processes, or lower batch_size and raise accumulation"):
             lm = _loaded(job, "cpu" if job.on_cpu or job.whole else f"cuda:{here}")
             result = job.train(lm, progress=None if here else tell)
+        if several_machines:
+            # The first rank may be on another machine than the process that waits.
+            result = of_main(lambda: result)
     except DialdownError as error:
         parent.send(str(error)[:MESSAGE])
         raise
     dist.destroy_process_group()
     return result
+
+
+def _heard(job: Job | None) -> Job:
+    """The job, which the ranks of one machine have, for those of all."""
+    having: list[Any] = [None] * count()
+    dist.all_gather_object(having, job is not None)
+    value = [job]
+    dist.broadcast_object_list(value, src=having.index(True))
+    assert value[0] is not None
+    return value[0]
 
 
 def _loaded(job: Job, device: str) -> LM:

@@ -18,8 +18,8 @@ GAINS_FILE = "gains.safetensors"
 RANK_ONE_FILE = "rank-one.safetensors"
 """What a training leaves in its folder."""
 
-PROCESSES = "processes"
-"""The setting that says how many processes train together, which is no part of the result."""
+TOGETHER = {"processes", "nodes"}
+"""The settings that say who trains together, which is no part of the result."""
 
 KLDirection = Literal["reference_policy", "policy_reference"]
 KLPositions = Literal["completion", "all"]
@@ -121,8 +121,9 @@ class DPOSettings:
             those of whole weights.
         snapshots: models kept along the way, evenly spaced, beside the result in a folder
             `OUT-steps/STEP` each.
-        processes: ranks that train together on this machine, one per GPU: with all weights trained,
+        processes: ranks that train together on a machine, one per GPU: with all weights trained,
             each holds its part of them (docs/cluster.md).
+        nodes: machines that train together; on the others `dialdown join` runs.
         seed: of the split and of the order of the pairs.
 
     Raises:
@@ -148,6 +149,7 @@ class DPOSettings:
     lora_rank: int = 0
     snapshots: int = 0
     processes: int = 1
+    nodes: int = 1
     seed: int = 0
     natural_allowed: ClassVar[bool] = False
     falling: ClassVar[bool] = False
@@ -165,7 +167,7 @@ class DPOSettings:
                     f"Unknown {name} {given!r} for DPO: {nearest(str(given), choices)}"
                 )
         least = dict.fromkeys(("batch_size", "accumulation", "epochs", "max_tokens"), 1)
-        least |= dict.fromkeys(("eval_every", "eval_pairs", "patience", "processes"), 1)
+        least |= dict.fromkeys(("eval_every", "eval_pairs", "patience", *TOGETHER), 1)
         least |= dict.fromkeys(("warmup_steps", "kl_weight", "lora_rank", "snapshots", "seed"), 0)
         _check_least(self, "DPO cannot train", least)
         _check_positive(self, "DPO cannot train", "beta", "learning_rate", "max_grad_norm")
@@ -179,17 +181,22 @@ class DPOSettings:
                 f"DPO cannot train for max_steps = {self.max_steps}: pass 1 or more, or -1 for "
                 "whole epochs."
             )
-        if self.batch_size % self.processes:
+        if self.batch_size % self.ranks:
             raise DialdownError(
-                f"batch_size = {self.batch_size} cannot be shared out among {self.processes} "
-                f"ranks: pass a multiple of {self.processes} (and lower accumulation as much), or "
+                f"batch_size = {self.batch_size} cannot be shared out among {self.ranks} "
+                f"ranks: pass a multiple of {self.ranks} (and lower accumulation as much), or "
                 "other processes."
             )
 
     @property
+    def ranks(self) -> int:
+        """Of all machines."""
+        return self.processes * self.nodes
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """The settings that the result depends on."""
-        return {name: value for name, value in asdict(self).items() if name != PROCESSES}
+        return {name: value for name, value in asdict(self).items() if name not in TOGETHER}
 
 
 @dataclass(frozen=True)
