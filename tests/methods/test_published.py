@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 import dialdown as dd
 from dialdown import methods
 from dialdown.interventions import Intervention
+from dialdown.interventions.explain import shuffled
 from dialdown.models import LM
 from dialdown.models.sites import layer_norms, mlp_linears
 from helpers import tiny
@@ -138,12 +139,28 @@ def test_where_no_norm_has_a_bias_maps_act_and_do_not_fold() -> None:
 
 def test_an_edit_of_another_architecture_is_refused() -> None:
     edit = methods.aura(tiny.lm("gpt2"), TEXTS, LABELS, site="published")
-    absent = r"24 outputs of transformer\.h\.0\.mlp\.c_fc, and tiny-llama has no such layer"
+    absent = r"24 outputs of transformer\.h\.0\.mlp\.c_fc, and tiny-llama has no such linear layer"
     with pytest.raises(dd.DialdownError, match=absent), edit.applied(tiny.lm("llama")):
         pass
     wide = tiny.lm("gpt2", n_inner=40)
     with pytest.raises(dd.DialdownError, match=r"24 outputs .* has 40 outputs"):
         edit.fold(wide)
+
+
+def test_a_module_that_never_runs_teaches_nothing(llama: LM) -> None:
+    lm = tiny.lm("llama")
+    lm.model.model.layers[1].mlp.spare = torch.nn.Linear(4, 4)
+    lm.model.model.layers[1].spare_norm = torch.nn.LayerNorm(4)
+    for method, spare in ((methods.aura, r"mlp\.spare"), (methods.linear_act, "spare_norm")):
+        for options in ({}, {"sequential": False}) if method is methods.linear_act else ({},):
+            with pytest.raises(dd.DialdownError, match=f"{spare} of .* never ran"):
+                method(lm, TEXTS, LABELS, site="published", **options)
+
+
+def test_maps_of_outputs_have_no_shuffled_control(gpt2: LM) -> None:
+    edit = methods.aura(gpt2, TEXTS, LABELS, site="published")
+    with pytest.raises(dd.DialdownError, match="of which no shuffled control is made"):
+        shuffled(edit, seed=0)
 
 
 def test_a_site_that_is_none_is_refused(gpt2: LM) -> None:

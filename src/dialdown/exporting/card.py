@@ -135,7 +135,7 @@ def _what(delta: Delta) -> str:
         text = (
             f"{_code(edit.name)} maps {edit.outputs.moved:,} of the {edit.outputs.gain.size:,} "
             f"outputs of {len(edit.outputs.widths)} linear layers or norms, each by one factor on "
-            "its row of the weight, and its number in the bias where it is also shifted"
+            "its row of the weight and on its bias, to which a shift is added"
         )
     else:
         changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())

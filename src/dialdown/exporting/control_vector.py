@@ -74,7 +74,12 @@ def _constants(lm: LM, edit: Intervention) -> NDArray[np.float64]:
     """(L, d): what the intervention adds to the residual stream after each layer."""
     edit.check(lm)
     check_written(lm)
-    if (edit.gain != 1).any() or edit.rank_one is not None or edit.outputs is not None:
+    if edit.outputs is not None:
+        raise DialdownError(
+            f"{edit.name} maps outputs inside of layers, which no vector on the residual stream "
+            "does: use the same method at the neurons, or export the folded checkpoint."
+        )
+    if (edit.gain != 1).any() or edit.rank_one is not None:
         raise DialdownError(
             f"{edit.name} is a {edit.kind} edit: what it changes depends on the activations and no "
             "constant vector can do it; "

@@ -234,7 +234,7 @@ def _rounding_errors(lm: LM, edit: Intervention, dtype: torch.dtype) -> Iterator
             rounded = torch.from_numpy(fold.rounded).to(lm.device)
             columns.add_(torch.where(rounded, errors(written) / reach, 0))
             if fold.needs_bias and moved is not None:
-                error = errors(moved) if fold.output is None else errors(moved) / reach[:, 0]
+                error = errors(moved) / torch.from_numpy(fold.reach_of_bias).to(moved)
                 handle = linear.register_forward_hook(lambda _, args, out, e=error: out + e)
                 stack.callback(handle.remove)
         yield

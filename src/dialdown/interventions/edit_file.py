@@ -32,14 +32,12 @@ TENSORS = {
     "vector": ("f", (1,), "vector"),
 }
 NEEDED = {"gain", "selected"}
-# Kinds of edits, and a tensor that each has and no other.
-NEEDED_BY = (
-    ("steer", "vector"),
-    ("rank_one", "reads"),
-    ("rank_one", "writes"),
-    ("outputs", "output_gain"),
-    ("outputs", "output_offset"),
-)
+# Tensors that are there together or not at all, and the kind of edit that cannot be without them.
+KIND_OF: dict[tuple[str, ...], Kind] = {
+    ("vector",): "steer",
+    ("reads", "writes"): "rank_one",
+    ("output_gain", "output_offset"): "outputs",
+}
 
 
 class Header(BaseModel):
@@ -81,10 +79,10 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         raise damaged(path, problem)
     if problem := _problem_of_outputs(arrays, checked.outputs):
         raise damaged(path, problem)
-    for kind, name in NEEDED_BY:
-        if (checked.effect == kind) != (name in arrays):
-            having = "with" if name in arrays else "without"
-            raise damaged(path, f"a {checked.effect} {having} a tensor {name}")
+    for tensors, kind in KIND_OF.items():
+        missing = [name for name in tensors if name not in arrays]
+        if missing and (len(missing) < len(tensors) or kind == checked.effect):
+            raise damaged(path, f"a {checked.effect} without a tensor {missing[0]}")
     return checked
 
 
@@ -125,8 +123,14 @@ def _problem_of_outputs(
     paths, widths = [path for path, _ in outputs], [width for _, width in outputs]
     if len({*paths}) < len(paths):
         return f"its outputs name {max(paths, key=paths.count)} twice"
-    size = arrays["output_gain"].size if "output_gain" in arrays else 0
-    return None if sum(widths) == size else f"its outputs are {sum(widths)} and {size} in tensors"
+    if outputs and min(widths) < 1:
+        return f"its outputs have a module of {min(widths)} channels"
+    held = arrays["output_gain"].size if "output_gain" in arrays else None
+    if held is None and not outputs:
+        return None
+    if not outputs or sum(widths) != held:
+        return f"its header lists {sum(widths)} outputs, its tensors hold {held or 0}"
+    return None
 
 
 def first_problem(error: ValidationError) -> str:

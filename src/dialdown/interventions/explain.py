@@ -44,7 +44,7 @@ def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Interve
 def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
     """How far an edit moves what each neuron writes on average, (L, F) float64: the norm of its
     change, |change of the mean activation| * ||v_i|| where the edit acts on activations; 0 where it
-    is at attention's output.
+    is at attention's output, or maps other outputs.
     """
     norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
     moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
@@ -134,8 +134,16 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
 def shuffled(edit: Intervention, *, seed: int) -> Intervention:
     """The control of gains, and of what a layer reads: the same numbers, each layer's among its own
     neurons, or channels of its heads, at random (METHOD §5).
+
+    Raises:
+        DialdownError: an edit that maps outputs of other modules.
     """
     further = edit.rank_one
+    if edit.outputs is not None:
+        raise DialdownError(
+            f"{edit.name} maps outputs of {len(edit.outputs.widths)} modules, of which no shuffled "
+            "control is made: pass gains, or directions."
+        )
 
     def moved(numbers: NDArray[Any]) -> NDArray[Any]:
         # One order for all that is said of a neuron.

@@ -27,7 +27,12 @@ def affine(m: Tensor, gain: NDArray[np.float64], offset: NDArray[np.float64]) ->
     16 bits a gain near 1 has two digits.
     """
     factors, terms = on_device(m, gain, offset)
-    return torch.addcmul(terms, m.to(factors.dtype), factors).to(m)
+    return scaled_and_moved(m, factors, terms).to(m)
+
+
+def scaled_and_moved(m: Tensor, factors: Tensor, terms: Tensor) -> Tensor:
+    """factors * m + terms, in their dtype."""
+    return torch.addcmul(terms, m.to(factors.dtype), factors)
 
 
 def on_device(like: Tensor, *arrays: NDArray[np.float64]) -> list[Tensor]:
@@ -54,7 +59,7 @@ def affine_hook(
 
     def act(index: int, m: Tensor) -> Tensor:
         factors, terms = numbers[index]
-        return edited_at(positions, m, torch.addcmul(terms, m.to(factors.dtype), factors))
+        return edited_at(positions, m, scaled_and_moved(m, factors, terms))
 
     return act
 
@@ -85,7 +90,8 @@ class Fold:
         rank_one: u (k, inputs) and v (k, d), float64, or None.
         output: g and o, (d,) float64, what each output is multiplied by, and what is then added;
             None where nothing is.
-        less: what is missing from each weight as it is stored, 1 in Gemma's norms.
+        less: what is missing from each weight as it is stored: 1 in norms of Gemma 2 and 3, and of
+            Nemotron.
     """
 
     projection: Projection
@@ -122,8 +128,14 @@ class Fold:
         """What a weight's error is multiplied by on its way to the output, (1 or d, inputs); 1
         where that is 0.
         """
-        gain, rows = self._factors
-        return np.where(gain == 0, 1, gain) * np.where(rows == 0, 1, rows)[:, None]
+        gain, _ = self._factors
+        return np.where(gain == 0, 1, gain) * self.reach_of_bias[:, None]
+
+    @property
+    def reach_of_bias(self) -> NDArray[np.float64]:
+        """The same of a bias's error, (1 or d,)."""
+        _, rows = self._factors
+        return np.where(rows == 0, 1, rows)
 
     @property
     def _factors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -129,12 +129,9 @@ class Intervention:
     def key(self) -> str:
         """Equal for two interventions that do the same to a model, whatever they are called."""
         vector = np.zeros(0) if self.vector is None else self.vector
-        further = [
-            number
-            for part in (self.rank_one, self.outputs)
-            if part is not None
-            for number in vars(part).values()
-        ]
+        further = [] if self.rank_one is None else [*vars(self.rank_one).values()]
+        if (outputs := self.outputs) is not None:
+            further += [[*outputs.widths.items()], outputs.gain, outputs.offset]
         return fingerprint(self.gain, self.offset, vector, *further)
 
     def at(self, strength: float) -> Intervention:
@@ -324,7 +321,7 @@ class Intervention:
         self.check(lm)
         narrow = lm.view.layers[0].columns.itemsize <= 2
         folds = narrow and positions == "all" and self.acts_in_layers and self.vector is None
-        folds = folds and not (self.outputs and self.outputs.without_place(lm))
+        folds = folds and not (self.outputs and self.outputs.unheld_offset(lm))
         by_weights = folds and not being_changed(lm) and not shared_projections(lm, self.folds(lm))
         with self.folded_into(lm) if by_weights else self.applied(lm, positions=positions):
             yield

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import DialdownError
 from ..models.hooks import Positions, edited_at, output_hooks
 from ..models.lm import LM
 from ..models.mlp import check_axes
 from ..models.projection import Projection
-from .folding import Fold, on_device
+from ..models.sites import is_linear, is_norm
+from .folding import Fold, on_device, scaled_and_moved
 
 Map = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -59,7 +59,7 @@ class Outputs:
         gain = 1 + strength * (self.gain - 1)
         return replace(self, gain=gain, offset=strength * self.offset)
 
-    def without_place(self, lm: LM) -> str | None:
+    def unheld_offset(self, lm: LM) -> str | None:
         """A module whose offset no bias of the architecture can hold, or None."""
         for path, (_, offset) in self.maps.items():
             if offset.any() and _layer(lm, path).bias is None:
@@ -70,13 +70,18 @@ class Outputs:
         """Refuse a model that lacks one of the modules, or where it has another width, for the edit
         `name` (DialdownError).
         """
+        if not self.gain.size == self.offset.size == sum(self.widths.values()):
+            raise DialdownError(
+                f"{name} has {self.gain.size} gains and {self.offset.size} offsets for "
+                f"{sum(self.widths.values())} outputs: pass one of each per output."
+            )
+        modules = dict(lm.model.named_modules())
         for path, width in self.widths.items():
-            try:
-                has = len(_layer(lm, path).columns)
-            except AttributeError:
-                has = None
+            module = modules.get(path)
+            known = is_linear(module) or is_norm(module)
+            has = len(_layer(lm, path).columns) if known else None
             if has != width:
-                there = f"{has} outputs" if has else "no such layer"
+                there = f"{has} outputs" if has else "no such linear layer or norm"
                 raise DialdownError(
                     f"{name} maps {width} outputs of {path}, and {lm.name} has {there}: fit it on "
                     "this model."
@@ -84,7 +89,7 @@ class Outputs:
 
     def check_foldable(self, lm: LM, name: str) -> None:
         """Refuse an architecture without a bias where one is needed (DialdownError)."""
-        if (path := self.without_place(lm)) is not None:
+        if (path := self.unheld_offset(lm)) is not None:
             raise DialdownError(
                 f"{name} adds to the outputs of {path}, which has no bias in {lm.name} to hold "
                 "that: apply it while generating, or use a method of gains alone, such as AurA."
@@ -95,9 +100,7 @@ class Outputs:
         folds = {}
         for path, output in self.maps.items():
             layer = _layer(lm, path)
-            less = (
-                0.0 if isinstance(layer.linear, nn.Linear | Conv1D) else stored_less(layer.linear)
-            )
+            less = 0.0 if is_linear(layer.linear) else weight_offset(layer.linear)
             folds[path] = Fold(layer, output=output, less=less)
         return folds
 
@@ -106,8 +109,10 @@ def _layer(lm: LM, path: str) -> Projection:
     return Projection(path, lm.model.get_submodule(path))
 
 
-def stored_less(norm: nn.Module) -> float:
-    """What a norm adds to its weight before it multiplies by it: 1 in Gemma, 0 elsewhere."""
+def weight_offset(norm: nn.Module) -> float:
+    """What a norm adds to its weight before it multiplies by it: 1 in Gemma 2 and 3 and in
+    Nemotron, else 0.
+    """
     # A small one of the class, since this one may have no weights in memory.
     norm, signs = type(norm)(2), torch.tensor([1.0, -1.0])
     with torch.no_grad():
@@ -127,7 +132,7 @@ def output_map_hooks(lm: LM, outputs: Outputs, positions: Positions) -> Iterator
     def act(path: str, out: Tensor) -> Tensor:
         check_axes(out, path)
         factors, terms = numbers[path]
-        return edited_at(positions, out, torch.addcmul(terms, out.to(factors.dtype), factors))
+        return edited_at(positions, out, scaled_and_moved(out, factors, terms))
 
     with output_hooks(modules, act) as called:
         yield called

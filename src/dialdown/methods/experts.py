@@ -148,8 +148,7 @@ def damp(
     """
     if not 0 < share <= 1:
         raise DialdownError(
-            f"A share of {share} of the neurons cannot be dampened: pass a number above 0 and at "
-            "most 1."
+            f"A share of {share} cannot be dampened: pass a number above 0 and at most 1."
         )
     if not np.isfinite(factor):
         raise DialdownError(

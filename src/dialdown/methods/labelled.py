@@ -100,8 +100,9 @@ def pooled(
         def keep(path: str, m: Tensor, own: Tensor = own, rows: list[int] = rows) -> None:
             numbers[path][rows] = pool(m, own.to(m.device)).cpu().numpy()
 
-        with torch.inference_mode(), places.hooks(keep, paths):
+        with torch.inference_mode(), places.hooks(keep, paths) as called:
             read(places.lm, batch)
+            places.check_ran([*called.values()], paths)
         done += len(rows)
         progress(done, len(ids))
     for path, values in numbers.items():

@@ -27,7 +27,7 @@ Act = Callable[[str, Tensor], Tensor | None]
 
 @dataclass(frozen=True)
 class Places:
-    """The modules at which activations are read, in the order they run.
+    """The modules at which activations are read, layer by layer.
 
     Attributes:
         lm: the model.
@@ -55,6 +55,15 @@ class Places:
         every = [*self.widths]
         layers = [every.index(path) for path in paths]
         return neuron_hooks(self.lm, lambda layer, m: act(every[layer], m), layers)
+
+    def check_ran(self, ran: Sequence[bool], paths: Sequence[str]) -> None:
+        """Refuse a model in which one of the modules has no part (DialdownError)."""
+        silent = [path for path, there in zip(paths, ran, strict=True) if not there]
+        if silent:
+            raise DialdownError(
+                f"{silent[0]} of {self.lm.name} never ran while texts were read, so nothing can be "
+                "learned of it: this model cannot have the method at this site."
+            )
 
     def edit(
         self,

@@ -138,8 +138,9 @@ def _maps(
             tell(len(maps), len(places.widths))
             return affine(m, *maps[path])
 
-        with torch.inference_mode(), places.hooks(act, [*places.widths]):
+        with torch.inference_mode(), places.hooks(act, [*places.widths]) as called:
             read(lm, batch)
+            places.check_ran([*called.values()], [*places.widths])
     else:
         of_modules = pooled(places, ids, pool, [*places.widths], tell)
         for path, means in zip(places.widths, of_modules, strict=True):

@@ -80,7 +80,7 @@ def mlp_linears(lm: LM) -> list[list[str]]:
     for layer in lm.view.layers:
         mlp = layer.path.rpartition(".")[0]
         children = lm.model.get_submodule(mlp).named_children()
-        linears = [name for name, child in children if isinstance(child, nn.Linear | Conv1D)]
+        linears = [name for name, child in children if is_linear(child)]
         of_layers.append([f"{mlp}.{name}" for name in linears])
     return of_layers
 
@@ -96,19 +96,25 @@ def layer_norms(lm: LM) -> list[list[str]]:
     for layer in lm.view.layers:
         path = layer.decoder_layer
         children = dict(lm.model.get_submodule(path).named_children())
-        norms = [name for name, child in children.items() if _is_norm(child)]
+        norms = [name for name, child in children.items() if is_norm(child)]
         after = [name for name in norms if name in (*POST_NORMS, *MLP_POST_NORMS)]
         if AFTER_MLP in children and POST_NORM in norms:
             after.append(POST_NORM)
         if not norms:
             raise DialdownError(
                 f"{path} of {lm.name} has no norm with a weight, whose outputs could be mapped: "
-                "use site='neurons'."
+                "use the same method at the neurons."
             )
         of_layers.append([f"{path}.{name}" for name in norms if name in (after or norms)])
     return of_layers
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether it is a linear layer."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether it is a norm with a weight for each channel."""
     weight = getattr(module, "weight", None)
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1

@@ -153,7 +153,7 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     else:
         edit, trained = _fit(work, name)
         edit.save(_result(work, name))
-        held = edit.outputs is None or edit.outputs.without_place(work.lm) is None
+        held = edit.outputs is None or edit.outputs.unheld_offset(work.lm) is None
         folds = held and (not edit.needs_bias or holds_bias(work.lm))
     data = "pairs" if name in PAIRED else "labels"
     units = len(_pairs(work).pairs) if name in PAIRED else len(work.labelled)
