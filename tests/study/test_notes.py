@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dialdown import DialdownError
+from dialdown.evaluation.row import Measured
 from dialdown.study import Study, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.measure import changed, rounded_otherwise
-from dialdown.study.notes import StageNotes, note_training, noted
+from dialdown.study.notes import StageNotes, note_reading, note_training, noted
 from dialdown.training import DPOSettings, TrainingLog
 from helpers.memory import short_of_memory
 from helpers.study_files import write_study
@@ -39,6 +40,15 @@ def test_no_training_ends_early_or_goes_back_unsaid(log: TrainingLog, says: list
     assert len(sentences) == len(says)
     assert all(sentence.startswith(start) for sentence, start in zip(sentences, says, strict=True))
     assert notes.take() == {"notes": []}
+
+
+@pytest.mark.parametrize(("nats", "said"), [(3.4, 0), (10.64, 1), (float("nan"), 0)])
+def test_a_model_that_cannot_read_is_not_measured_unsaid(nats: float, said: int) -> None:
+    notes = StageNotes()
+    note_reading(notes, Measured({"log_ppl": [nats, nats]}, [7, 7], ["a", "b"], ["fake"], 0))
+    sentences = [note["sentence"] for note in notes.take()["notes"]]
+    assert len(sentences) == said
+    assert all("at 10.6 nats per token" in sentence for sentence in sentences)
 
 
 def test_no_text_is_cut_unsaid() -> None:

@@ -37,6 +37,7 @@ from .ladder_methods import (
     needs_pairs,
 )
 from .ladder_table import REACHED, Entry, flat, markdown, shown, table
+from .notes import note_reading
 from .price import NEUTRAL, PricedTexts, kind, mean_kl
 from .run import Study
 from .sources import file_states
@@ -139,6 +140,7 @@ def compare_methods(work: Workspace) -> Facts:
                 strength=entry.strength,
                 kl=entry.kl,
             )
+    note_reading(work.notes, entries[UNTOUCHED].measured)
     rows = table(entries, fitted_methods, wanted)
     write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
     frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)

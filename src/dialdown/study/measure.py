@@ -18,6 +18,7 @@ from ..files import SCHEMA, write_json
 from ..models.decoding import Decoder
 from ..models.lm import LM
 from .context import Workspace
+from .notes import note_reading
 from .outputs import so_far
 from .plan import Planned
 from .rows import RowFiles
@@ -136,6 +137,9 @@ def _note_rows(
             same=len(planned) - effects,
             rows=len(planned),
         )
+    for row, measured in zip(planned, rows, strict=True):
+        if row.intervention.kind == "none" and row.model is None:
+            note_reading(work.notes, measured.units)
     for metric in rows[0].units.metrics if rows else ():
         without = [sum(map(math.isnan, row.units.values[metric])) for row in rows]
         if any(without):

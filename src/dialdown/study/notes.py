@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ..models.memory import SmallerBatchWarning
 
 if TYPE_CHECKING:
+    from ..evaluation.row import Measured
     from ..neurons.table import NeuronTable
     from ..training.settings import DPOSettings, TrainingLog
+
+# Nats per token of ordinary text, a perplexity of 3,000.
+READS = 8.0
 
 
 class Note(TypedDict):
@@ -144,6 +148,20 @@ def note_judged(
                 neurons=neurons,
                 wanted=wanted,
             )
+
+
+def note_reading(notes: StageNotes, untouched: Measured) -> None:
+    """Say where the untouched model reads as no language model does, so that nothing measured of it
+    can be meant.
+    """
+    estimate = untouched.estimate("log_ppl")
+    if estimate is not None and estimate.mean > READS:
+        notes.add(
+            "the untouched model reads the evaluation text at {nats:.1f} nats per token, where "
+            "language models have 2 to 5: look whether its weights are whole and the tokenizer its "
+            "own",
+            nats=estimate.mean,
+        )
 
 
 def noted(run: Mapping[str, Any]) -> list[tuple[str, str]]:
