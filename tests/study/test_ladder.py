@@ -154,7 +154,9 @@ def test_the_three_files_hold_the_same_table(done: tuple[Path, Result]) -> None:
     assert len(text.splitlines()) == len(rows) + 2
     assert all(f"{row['toxicity']['mean']:.3f}" in text for row in rows.values())
     drawn = (out / "figures" / "ladder.svg").read_text()
-    assert all(f">{name}<" in drawn for name in ("untouched", "neuron gains", "Linear-AcT"))
+    assert all(
+        f">{name}<" in drawn for name in ("untouched", "neuron gains", "Linear-AcT at neurons")
+    )
     assert "linear_act" in result.output
 
 
