@@ -32,11 +32,13 @@ TENSORS = {
     "vector": ("f", (1,), "vector"),
 }
 NEEDED = {"gain", "selected"}
-# Tensors that are there together or not at all, and the kind of edit that cannot be without them.
-KIND_OF: dict[tuple[str, ...], Kind] = {
-    ("vector",): "steer",
-    ("reads", "writes"): "rank_one",
-    ("output_gain", "output_offset"): "outputs",
+# Tensors that edits of one kind have, and no other.
+KIND_OF: dict[str, Kind] = {
+    "vector": "steer",
+    "reads": "rank_one",
+    "writes": "rank_one",
+    "output_gain": "outputs",
+    "output_offset": "outputs",
 }
 
 
@@ -52,6 +54,7 @@ class Header(BaseModel):
     control_of: str | None
     record: dict[str, Any]
     site: Site = "mlp"
+    also: list[Kind] = []  # what else it does, where it is of several kinds
     # JSON has no tuples.
     outputs: list[Annotated[tuple[str, int], Field(strict=False)]] = []
 
@@ -79,10 +82,10 @@ def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[s
         raise damaged(path, problem)
     if problem := _problem_of_outputs(arrays, checked.outputs):
         raise damaged(path, problem)
-    for tensors, kind in KIND_OF.items():
-        missing = [name for name in tensors if name not in arrays]
-        if missing and (len(missing) < len(tensors) or kind == checked.effect):
-            raise damaged(path, f"a {checked.effect} without a tensor {missing[0]}")
+    for name, kind in KIND_OF.items():
+        if (kind in (checked.effect, *checked.also)) != (name in arrays):
+            having = "with" if name in arrays else "without"
+            raise damaged(path, f"a {checked.effect} {having} a tensor {name}")
     return checked
 
 

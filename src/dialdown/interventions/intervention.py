@@ -35,7 +35,7 @@ from ..models.mlp import check_in_place
 from ..models.sites import projections
 from ..models.written import check_written
 from .described import acts_on, card_of
-from .edit_file import Kind, check_edit, narrow
+from .edit_file import KIND_OF, Kind, check_edit, narrow
 from .folding import Fold, affine_hook, check_can_fold, restored, shared_projections, steering_hook
 from .outputs import Outputs, output_map_hooks
 from .rank_one import RankOne, rank_one_hooks
@@ -180,6 +180,8 @@ class Intervention:
             record["site"] = self.rank_one.site
         if self.outputs is not None:
             record["outputs"] = [*self.outputs.widths.items()]
+        if also := {KIND_OF[name] for name in arrays if name in KIND_OF} - {self.kind}:
+            record["also"] = sorted(also)
         # "kind" in a file's header is the kind of file.
         write_arrays(Path(path), "intervention", arrays, {**record, "effect": self.kind})
 
