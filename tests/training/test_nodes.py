@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,14 @@ from helpers import rank_work
 from helpers.rank_work import SETTINGS, Place
 
 TWO = replace(SETTINGS, nodes=2)
+JOIN_WITH_A_GPU = """
+import sys
+from functools import partial
+from dialdown.training.launch import join
+from dialdown.training.ranks import take_part
+if __name__ == "__main__":
+    join(partial(take_part, False), sys.argv[1], nodes=2, processes=1)
+"""
 
 
 @pytest.fixture
@@ -33,9 +42,11 @@ def address(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @contextmanager
-def other_machine(address: str) -> Iterator[subprocess.Popen[str]]:
-    """`dialdown join` in a process of its own."""
+def other_machine(address: str, gpu: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """`dialdown join` in a process of its own, or what it does where there is a GPU."""
     given = [sys.executable, "-m", "dialdown", "join", address]
+    if gpu:
+        given = [sys.executable, "-c", JOIN_WITH_A_GPU, address]
     # What ranks are to do is a function of the tests' own helpers.
     paths = [*sys.path, str(Path(__file__).parents[1])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -68,6 +79,16 @@ def test_two_machines_train_as_one_process_does(address: str, tmp_path: Path) ->
     assert joined.returncode == 130
     assert printed.count(f"waiting for a training at {address}") >= 2
     assert "Traceback" not in printed
+
+
+def test_machines_with_and_without_a_gpu_are_told_at_once(address: str, tmp_path: Path) -> None:
+    base = rank_work.base(tmp_path / "base")
+    refused = r"Rank 0 trains on a .PU and rank 1 on a .PU, and all must on one kind"
+    with other_machine(address, gpu=True) as joined:
+        with pytest.raises(DialdownError, match=refused):
+            Place(base, tmp_path / "first").dpo(TWO)
+        printed, _ = joined.communicate(timeout=30)
+    assert re.search(refused, printed)
 
 
 @pytest.mark.parametrize(("host", "port"), [("192.0.2.1", "29400"), ("localhost", "port")])

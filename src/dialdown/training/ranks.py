@@ -153,20 +153,13 @@ def run(job: Job | None, parent: Connection, on_cpu: bool = False) -> Any:
     quiet_libraries()
     warnings.simplefilter("ignore")
     here = int(os.environ["LOCAL_RANK"])
-    if job.on_cpu if job else on_cpu:
-        cores = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        dist.init_process_group("gloo", timeout=WAIT)
-    else:
-        torch.cuda.set_device(here)
-        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=WAIT)
 
     def tell(what: str, done: int, total: int) -> None:
         parent.send((what, done, total))
 
     several_machines = int(os.environ["GROUP_WORLD_SIZE"]) > 1
     try:
+        _meet(job.on_cpu if job else on_cpu, here)
         if several_machines:
             job = _heard(job)
         assert job is not None
@@ -181,6 +174,31 @@ def run(job: Job | None, parent: Connection, on_cpu: bool = False) -> Any:
         raise
     dist.destroy_process_group()
     return result
+
+
+def _meet(on_cpu: bool, here: int) -> None:
+    """Make one group of all ranks, with this one's part of the processor, or its GPU.
+
+    Raises:
+        DialdownError: others train on another kind of device, for whom they would wait for hours.
+    """
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=WAIT))
+    store.set(f"device {rank}", "a CPU" if on_cpu else "a GPU")
+    devices = [store.get(f"device {other}").decode() for other in range(ranks)]
+    if (other := next((at for at in range(ranks) if devices[at] != devices[0]), None)) is not None:
+        raise DialdownError(
+            f"Rank 0 trains on {devices[0]} and rank {other} on {devices[other]}, and all must on "
+            "one kind: let machines with GPUs join one another, or hide their GPUs by "
+            "CUDA_VISIBLE_DEVICES= and set device=cpu."
+        )
+    if on_cpu:
+        cores = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    else:
+        torch.cuda.set_device(here)
+    backend = "gloo" if on_cpu else "cuda:nccl,cpu:gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=WAIT)
 
 
 def _heard(job: Job | None) -> Job:
