@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ PUBLISHED: dict[str, Callable[..., Intervention]] = {
     "det0": methods.det0,
     "mean_act": methods.mean_act,
     "linear_act": methods.linear_act,
+    "lineas": partial(methods.lineas, steps=5),
 }
 Maps = dict[str, tuple[Any, Any]]
 
@@ -151,7 +153,8 @@ def test_a_module_that_never_runs_teaches_nothing(llama: LM) -> None:
     lm = tiny.lm("llama")
     lm.model.model.layers[1].mlp.spare = torch.nn.Linear(4, 4)
     lm.model.model.layers[1].spare_norm = torch.nn.LayerNorm(4)
-    for method, spare in ((methods.aura, r"mlp\.spare"), (methods.linear_act, "spare_norm")):
+    norms = [(method, "spare_norm") for method in (methods.linear_act, methods.lineas)]
+    for method, spare in ((methods.aura, r"mlp\.spare"), *norms):
         for options in ({}, {"sequential": False}) if method is methods.linear_act else ({},):
             with pytest.raises(dd.DialdownError, match=f"{spare} of .* never ran"):
                 method(lm, TEXTS, LABELS, site="published", **options)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _WITHOUT_PLANS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -27,3 +28,18 @@ def last_positions(count: int, device: torch.device) -> Tensor:
     then computes its last layers at those positions alone, where hooks miss the others.
     """
     return torch.arange(-count, 0, device=device)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No weight needs a gradient inside the context, or the graph would keep what only theirs
+    need.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)

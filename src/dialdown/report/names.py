@@ -32,6 +32,8 @@ METHODS = {
     "mean_act_published": "Mean-AcT at norms",
     "linear_act": "Linear-AcT at neurons",
     "linear_act_published": "Linear-AcT at norms",
+    "lineas": "LinEAS at neurons",
+    "lineas_published": "LinEAS at norms",
     "aura": "AurA at neurons",
     "aura_published": "AurA at linear layers",
     "damp": "Damp at neurons",

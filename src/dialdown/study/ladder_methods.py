@@ -49,6 +49,7 @@ OF_CHANNELS: dict[str, Callable[..., Intervention]] = {
     "det0": methods.det0,
     "mean_act": methods.mean_act,
     "linear_act": methods.linear_act,
+    "lineas": methods.lineas,
 }
 """At the neurons, and under NAME_published at outputs of linear layers or norms."""
 LABELLED: dict[str, Callable[..., Intervention]] = {

@@ -25,7 +25,9 @@ from .price import priced_windows
 
 METHOD_SITES: dict[str, Callable[[LM], object]] = {
     **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},
-    **dict.fromkeys(("mean_act_published", "linear_act_published"), layer_norms),
+    **dict.fromkeys(
+        ("mean_act_published", "linear_act_published", "lineas_published"), layer_norms
+    ),
 }
 """Methods that not every architecture can have; each looks for its modules and refuses."""
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 
@@ -41,7 +41,7 @@ from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
 from ..models.fits import check_neurons
-from ..models.forward_pass import last_positions
+from ..models.forward_pass import frozen, last_positions
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
@@ -292,18 +292,11 @@ def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
 def _gains(lm: LM, *positions: int) -> Iterator[list[Tensor]]:
     """Gains of 1 on every neuron of every layer, (*positions, F) each, that a gradient can be taken
     by; gone afterwards.
-
-    No weight needs a gradient meanwhile, or the graph would keep what only theirs need.
     """
-    weights = [weight for weight in lm.model.parameters() if weight.requires_grad]
     gains = []
-    with ExitStack() as stack:
-        for weight in weights:
-            weight.requires_grad_(False)
-            stack.callback(weight.requires_grad_, True)
-        for layer in lm.view.layers:
-            like = layer.columns
-            gain = torch.ones(*positions, lm.view.n_neurons, dtype=like.dtype, device=like.device)
-            gains.append(gain.requires_grad_(True))
-        stack.enter_context(neuron_hooks(lm, lambda layer, m: m * gains[layer]))
+    for layer in lm.view.layers:
+        like = layer.columns
+        gain = torch.ones(*positions, lm.view.n_neurons, dtype=like.dtype, device=like.device)
+        gains.append(gain.requires_grad_(True))
+    with frozen(lm.model), neuron_hooks(lm, lambda layer, m: m * gains[layer]):
         yield gains

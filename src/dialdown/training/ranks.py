@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import DialdownError, enough_memory
 from ..files import fingerprint
@@ -182,7 +183,7 @@ def _meet(on_cpu: bool, here: int) -> None:
     Raises:
         DialdownError: others train on another kind of device, for whom they would wait for hours.
     """
-    store, rank, ranks = next(dist.rendezvous("env://", timeout=WAIT))
+    store, rank, ranks = next(rendezvous("env://", timeout=WAIT))
     store.set(f"device {rank}", "a CPU" if on_cpu else "a GPU")
     devices = [store.get(f"device {other}").decode() for other in range(ranks)]
     if (other := next((at for at in range(ranks) if devices[at] != devices[0]), None)) is not None:
