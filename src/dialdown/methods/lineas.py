@@ -42,7 +42,7 @@ def lineas(
     site: MethodSite = "neurons",
     steps: int = 100,
     batch_size: int = 32,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.001,
     max_tokens: int = 128,
     seed: int = 0,
     progress: Progress | None = None,
@@ -57,8 +57,7 @@ def lineas(
         site: see `linear_act`.
         steps: of the training.
         batch_size: texts of either class drawn for a step, or as many as the smaller class has.
-        learning_rate: of gains; of offsets it is in units of a module's spread, the root mean
-            square of its channels' standard deviations over texts.
+        learning_rate: of gains, and of offsets in units of a module's root mean square.
         seed: of the draws.
 
     Raises:
@@ -76,7 +75,7 @@ def lineas(
     toxic_ids, other_ids = ([encoded[row] for row in np.flatnonzero(toxic == of)] for of in (1, 0))
     means = pooled(places, other_ids, pool, [*places.widths], tell)
     targets = dict(zip(places.widths, means, strict=True))
-    spreads = {path: float(np.sqrt(b.var(0).mean())) or 1.0 for path, b in targets.items()}
+    units = _sizes(places, other_ids[:batch_size], pool)
     parameters = {path: _identity(lm, path, width) for path, width in places.widths.items()}
     rates = torch.optim.Adam([number for pair in parameters.values() for number in pair], lr=1.0)
     size = min(batch_size, len(toxic_ids), len(other_ids))
@@ -87,7 +86,7 @@ def lineas(
         drawn, beside = (
             generator.choice(len(ids), size, replace=False) for ids in (toxic_ids, other_ids)
         )
-        maps = {path: (gain, spreads[path] * o) for path, (gain, o) in parameters.items()}
+        maps = {path: (gain, units[path] * o) for path, (gain, o) in parameters.items()}
         goals = {path: b[beside] for path, b in targets.items()}
         rates.zero_grad()
         loss = _distance(places, [toxic_ids[row] for row in drawn], pool, maps, goals)
@@ -98,9 +97,20 @@ def lineas(
             progress("learning maps", step + 1, steps)
     gain = np.concatenate([_numbers(gain) for gain, _ in parameters.values()])
     offset = np.concatenate(
-        [spreads[path] * _numbers(offset) for path, (_, offset) in parameters.items()]
+        [units[path] * _numbers(offset) for path, (_, offset) in parameters.items()]
     )
     return places.edit("lineas", "affine", gain, offset, {**record, "steps": steps, "seed": seed})
+
+
+def _sizes(places: Places, ids: Sequence[Sequence[int]], pool: Pool) -> dict[str, float]:
+    """The root mean square of each module's activations, or 1 where all are 0."""
+
+    def square(m: Tensor, own: Tensor) -> Tensor:
+        return pool(m.double().square(), own)
+
+    squares = pooled(places, ids, square, [*places.widths], lambda done, total: None)
+    sizes = (float(np.sqrt(each.mean())) or 1.0 for each in squares)
+    return dict(zip(places.widths, sizes, strict=True))
 
 
 def _identity(lm: LM, path: str, width: int) -> Map:

@@ -29,6 +29,9 @@ TRAINED_LOGIT = 28
 HELD_TEXTS, PRICED_TEXTS = (4, 64), (WINDOWS_AT_ONCE, 96)
 # What `methods` keep of labelled texts at a time.
 LABELLED = 1 << 30
+LABELLED_BATCH = 32
+# Methods that act on what all linear layers of the MLPs write.
+ALL_LINEAR = ("aura_published", "damp_published", "det0_published")
 
 
 class Device(NamedTuple):
@@ -89,7 +92,7 @@ def _batch(asked: int | str, on_cpu: int, each: int, free: int, device: Device) 
 
 
 def _probing(config: Config, shape: Shape, device: Device) -> Taken:
-    return shape.weights, shape.read(32 * config.probe.max_tokens)
+    return shape.weights, shape.read(LABELLED_BATCH * config.probe.max_tokens)
 
 
 def _sampling(config: Config, shape: Shape, device: Device) -> Taken:
@@ -175,15 +178,26 @@ def _training_rank_one(config: Config, shape: Shape, device: Device) -> Taken:
     return shape.weights, _trained(config, shape, config.rank_one)
 
 
+def _learning_maps(config: Config, shape: Shape, device: Device) -> Taken:
+    tokens, texts = LABELLED_BATCH * config.probe.max_tokens, config.probe.count // 2
+    # As they were and as they are moved, in float32; and the goals, of each text in float64.
+    channels = (2 * 4 * tokens + 8 * texts) * shape.layers * shape.neurons
+    return shape.weights, shape.graph(tokens) + channels
+
+
 def priced_tokens(config: Config, sources: Sequence[str]) -> int:
     """How many tokens a dial reads, of the neutral text and these."""
     return (1 + len(sources)) * PRICED * config.evaluation.window
 
 
+def _down_projections(shape: Shape) -> int:
+    """Which are kept while an edit is folded in."""
+    return shape.layers * shape.neurons * shape.d_model * shape.itemsize
+
+
 def _dialling(config: Config, shape: Shape, device: Device) -> Taken:
     settings = config.evaluation
-    # Down projections are kept while an edit is folded in.
-    folded = shape.layers * shape.neurons * shape.d_model * shape.itemsize
+    folded = _down_projections(shape)
     base = priced_tokens(config, config.detox.texts) * shape.vocabulary * 4
     return shape.weights, folded + base + _reading(shape, settings.window)
 
@@ -201,7 +215,10 @@ def _comparing(config: Config, shape: Shape, device: Device) -> Taken:
     models = 3 if any(name.startswith("dpo") for name in config.ladder.methods) else 1
     weights, measured = _measuring(config, shape, device, models=models)
     texts = priced_tokens(config, config.ladder.texts)
-    return weights, measured + texts * shape.vocabulary * 4
+    # Of the gate and the value too where an edit acts on what they write.
+    linear = any(name in ALL_LINEAR for name in config.ladder.methods)
+    folded = _down_projections(shape) * (3 if linear else 1)
+    return weights, measured + folded + texts * shape.vocabulary * 4
 
 
 TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
@@ -216,6 +233,7 @@ TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
     **dict.fromkeys(RANK_ONE, _training_rank_one),
     "step": _pricing,
     "labels": _pricing,
+    **dict.fromkeys(("lineas", "lineas_published"), _learning_maps),
     "front": partial(_measuring, models=2),
     "dial": _dialling,
     "check": _measuring,
