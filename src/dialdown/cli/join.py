@@ -37,7 +37,9 @@ def join(
         check_gpus(processes, gpus)
     rank = partial(take_part, gpus == 0)
     while True:
-        out.print(f"waiting for a training at {address} (Ctrl-C ends)", highlight=False)
+        out.print(
+            f"waiting for a training at {address} (Ctrl-C ends)", highlight=False, soft_wrap=True
+        )
         display = Display()
         with display.bar:
             take_part_in(

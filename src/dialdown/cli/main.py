@@ -114,7 +114,9 @@ def run_study(
         study.run(until=until)
     show_notes(folder, out)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    out.print(f"Finished {until} in {minutes} min {seconds} s; everything is in {folder}.")
+    out.print(
+        f"Finished {until} in {minutes} min {seconds} s; everything is in {folder}.", soft_wrap=True
+    )
     if until == "report":
         show_sentences(folder, out)
         show_next(folder, out)

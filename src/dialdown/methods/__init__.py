@@ -1,4 +1,4 @@
-"""Methods that need no training, from labelled texts or pairs (METHOD §10)."""
+"""Other methods of editing a model, from labelled texts or pairs (METHOD §10)."""
 
 from ..extras import attach
 
