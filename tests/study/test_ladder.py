@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 from typer.testing import Result
 
 import dialdown as dd
+from dialdown.report.names import METHODS as IN_WORDS
 from dialdown.study import load_config
 from dialdown.study.config import LadderSettings
 from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.ladder import Yardstick
-from dialdown.study.ladder_methods import fitted
+from dialdown.study.ladder_methods import NAMES, fitted
 from helpers import tiny
 from helpers.commands import invoke
 from helpers.folders import saved
@@ -278,6 +280,12 @@ def test_a_default_method_that_a_model_cannot_have_is_left_out(
         "untouched"
     }
     assert "rank_one_attention is left out: The attention of" in result.output
+
+
+def test_every_method_is_in_the_help_and_has_words_for_charts() -> None:
+    said = invoke("ladder", "--help").output
+    assert {*NAMES} <= {*re.findall(r"\w+", said)}
+    assert {*NAMES} <= IN_WORDS.keys()
 
 
 def test_maps_of_norms_need_norms_with_weights(study_file: Path, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def ladder(
                 "Which, with commas: aura, aura_published, damp, mean_act, linear_act, "
                 "linear_act_published, caa, ablation, labels, profs, step, gains, rank_one, "
                 "rank_one_attention (these by default), det0, damp_published, det0_published, "
-                "mean_act_published, dpo, dpo_kl, or package.module:name."
+                "mean_act_published, lineas, lineas_published, dpo, dpo_kl, or "
+                "package.module:name."
             )
         ),
     ] = None,
