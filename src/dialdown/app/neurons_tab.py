@@ -41,6 +41,7 @@ NO_TABLE = (
     "cosine, groups, means before and after, and Δ to each neuron. What a neuron writes and does "
     "on texts needs none."
 )
+LEAD_BACK = "Layer, group and sorting are of the table: choose one of them to see it again."
 
 
 class NeuronsTab:
@@ -147,7 +148,7 @@ class NeuronsTab:
             sentence, frame = self.desk.do(lambda models: writing(models.base, word))
         except DialdownError as error:
             return filled(None), says(str(error))
-        return filled(frame), says(sentence)
+        return filled(frame), says(f"{sentence} {LEAD_BACK}")
 
     def pick(self, event: gr.SelectData) -> tuple[int, int]:
         """The layer and neuron of a row that was clicked, however the list is sorted."""
