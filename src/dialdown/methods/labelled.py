@@ -46,7 +46,7 @@ def encode_labelled(
 
 def highest(m: Tensor, own: Tensor) -> Tensor:
     """The maximum over a text's tokens but attention sinks, in float32."""
-    return m.float().masked_fill(~_ordinary(m, own), -torch.inf).amax(1)
+    return m.float().masked_fill(~ordinary(m, own), -torch.inf).amax(1)
 
 
 def highest_of_all(m: Tensor, own: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ def mean(m: Tensor, own: Tensor) -> Tensor:
 
 def mean_without_sinks(m: Tensor, own: Tensor) -> Tensor:
     """The mean over a text's tokens but attention sinks, in float64."""
-    return mean(m, _ordinary(m, own))
+    return mean(m, ordinary(m, own))
 
 
-def _ordinary(m: Tensor, own: Tensor) -> Tensor:
+def ordinary(m: Tensor, own: Tensor) -> Tensor:
     """Where the tokens of a text are that say something of it, (texts, positions, 1).
 
     A mean over all tokens is a sink divided by the length of the text, so that classes of different
@@ -74,8 +74,8 @@ def _ordinary(m: Tensor, own: Tensor) -> Tensor:
     length = m.float().norm(dim=-1, keepdim=True).masked_fill(~own, torch.nan)
     median = length.nanmedian(1, keepdim=True).values
     # What overflowed is no sink, and is refused.
-    ordinary: Tensor = own & ((length <= SINK * median) | ~length.isfinite())
-    return ordinary
+    kept: Tensor = own & ((length <= SINK * median) | ~length.isfinite())
+    return kept
 
 
 def pooled(

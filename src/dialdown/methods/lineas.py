@@ -12,13 +12,14 @@ answers for what it does to all later ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import DialdownError
 from ..interventions.folding import scaled_and_moved
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
@@ -27,10 +28,12 @@ from ..models.lm import LM
 from ..models.sites import layer_norms
 from ..progress import Progress, with_bar
 from ..training.generated_text import check_finite
-from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, pooled
+from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, ordinary, pooled
 from .places import MethodSite, Places, places_of
 
 Map = tuple[Tensor, Tensor]
+# Texts whose activations say how large a module's are.
+UNITS_FROM = 32
 
 
 @with_bar
@@ -40,7 +43,7 @@ def lineas(
     labels: Labels,
     *,
     site: MethodSite = "neurons",
-    steps: int = 100,
+    steps: int = 50,
     batch_size: int = 32,
     learning_rate: float = 0.001,
     max_tokens: int = 128,
@@ -56,61 +59,86 @@ def lineas(
         lm, texts, labels, max_tokens, progress: see `auroc`.
         site: see `linear_act`.
         steps: of the training.
-        batch_size: texts of either class drawn for a step, or as many as the smaller class has.
+        batch_size: texts of either class drawn for a step, or as many as the smaller class has. Of
+            few, sorting tells little, and gains fall because what is drawn is noise.
         learning_rate: of gains, and of offsets in units of a module's root mean square.
         seed: of the draws.
 
     Raises:
-        DialdownError: see `encode_labelled`; no such site, or an activation or the loss is not a
-            finite number.
+        DialdownError: a setting that cannot train; see `encode_labelled`; no such site, or an
+            activation, the loss or a map is not a finite number.
     """
+    settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    for name, value in settings.items():
+        if not 0 < value < np.inf:
+            raise DialdownError(f"LinEAS cannot learn with {name} = {value}: pass more than 0.")
     places = places_of(lm, site, layer_norms)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    pool = mean_without_sinks if places.neurons else mean
+    classes = [[encoded[row] for row in np.flatnonzero(toxic == of)] for of in (True, False)]
+    goals = _read(places, classes[1], mean_without_sinks if places.neurons else mean, progress)
+    units = _sizes(places, classes[1][:UNITS_FROM])
+    size = min(batch_size, *map(len, classes))
+    drawn = np.random.default_rng(seed)
+
+    def distance(maps: Mapping[str, Map]) -> Tensor:
+        rows, beside = (drawn.choice(len(ids), size, replace=False) for ids in classes)
+        # An offset of 1 is as large as what the module has.
+        scaled = {path: (gain, units[path] * offset) for path, (gain, offset) in maps.items()}
+        of_others = {path: means[beside] for path, means in goals.items()}
+        return _distance(places, [classes[0][row] for row in rows], scaled, of_others)
+
+    maps = _learned(places, distance, steps, learning_rate, progress)
+    gain = np.concatenate([_numbers(gain) for gain, _ in maps.values()])
+    offset = np.concatenate([units[path] * _numbers(offset) for path, (_, offset) in maps.items()])
+    return places.edit("lineas", "affine", gain, offset, {**record, **settings, "seed": seed})
+
+
+def _read(
+    places: Places, ids: Sequence[Sequence[int]], pool: Pool, progress: Progress | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """One number of each text for every channel, (texts, channels) of each module."""
 
     def tell(done: int, total: int) -> None:
         if progress:
             progress("reading labelled texts", done, total)
 
-    toxic_ids, other_ids = ([encoded[row] for row in np.flatnonzero(toxic == of)] for of in (1, 0))
-    means = pooled(places, other_ids, pool, [*places.widths], tell)
-    targets = dict(zip(places.widths, means, strict=True))
-    units = _sizes(places, other_ids[:batch_size], pool)
-    parameters = {path: _identity(lm, path, width) for path, width in places.widths.items()}
-    rates = torch.optim.Adam([number for pair in parameters.values() for number in pair], lr=1.0)
-    size = min(batch_size, len(toxic_ids), len(other_ids))
-    generator = np.random.default_rng(seed)
-    for step in range(steps):
-        for group in rates.param_groups:
-            group["lr"] = learning_rate * (1 + np.cos(np.pi * step / steps)) / 2
-        drawn, beside = (
-            generator.choice(len(ids), size, replace=False) for ids in (toxic_ids, other_ids)
-        )
-        maps = {path: (gain, units[path] * o) for path, (gain, o) in parameters.items()}
-        goals = {path: b[beside] for path, b in targets.items()}
-        rates.zero_grad()
-        loss = _distance(places, [toxic_ids[row] for row in drawn], pool, maps, goals)
-        check_finite(lm, loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        rates.step()
-        if progress:
-            progress("learning maps", step + 1, steps)
-    gain = np.concatenate([_numbers(gain) for gain, _ in parameters.values()])
-    offset = np.concatenate(
-        [units[path] * _numbers(offset) for path, (_, offset) in parameters.items()]
-    )
-    return places.edit("lineas", "affine", gain, offset, {**record, "steps": steps, "seed": seed})
+    return dict(zip(places.widths, pooled(places, ids, pool, [*places.widths], tell), strict=True))
 
 
-def _sizes(places: Places, ids: Sequence[Sequence[int]], pool: Pool) -> dict[str, float]:
+def _sizes(places: Places, ids: Sequence[Sequence[int]]) -> dict[str, float]:
     """The root mean square of each module's activations, or 1 where all are 0."""
 
     def square(m: Tensor, own: Tensor) -> Tensor:
-        return pool(m.double().square(), own)
+        return mean(m.double().square(), ordinary(m, own) if places.neurons else own)
 
-    squares = pooled(places, ids, square, [*places.widths], lambda done, total: None)
-    sizes = (float(np.sqrt(each.mean())) or 1.0 for each in squares)
-    return dict(zip(places.widths, sizes, strict=True))
+    squares = _read(places, ids, square)
+    return {path: float(np.sqrt(each.mean())) or 1.0 for path, each in squares.items()}
+
+
+def _learned(
+    places: Places,
+    distance: Callable[[Mapping[str, Map]], Tensor],
+    steps: int,
+    learning_rate: float,
+    progress: Progress | None,
+) -> dict[str, Map]:
+    """Gains and offsets of each module that make a distance small, by Adam."""
+    with frozen(places.lm.model):
+        maps = {path: _identity(places.lm, path, width) for path, width in places.widths.items()}
+        optimizer = torch.optim.Adam([number for pair in maps.values() for number in pair])
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1 + np.cos(np.pi * step / steps)) / 2
+            optimizer.zero_grad()
+            loss = distance(maps)
+            check_finite(places.lm, loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if progress:
+                progress("learning maps", step + 1, steps)
+        for pair in maps.values():
+            check_finite(places.lm, torch.stack(pair))
+    return maps
 
 
 def _identity(lm: LM, path: str, width: int) -> Map:
@@ -129,13 +157,13 @@ def _numbers(parameter: Tensor) -> NDArray[np.float64]:
 def _distance(
     places: Places,
     ids: Sequence[Sequence[int]],
-    pool: Pool,
     maps: Mapping[str, Map],
     goals: Mapping[str, NDArray[np.float64]],
 ) -> Tensor:
     """The loss of some texts, with the maps acting, beside means (texts, channels) of others."""
     (batch,) = batches(places.lm, ids, len(ids))
     own = batch.mask[..., None] == 1
+    pool = mean_without_sinks if places.neurons else mean
     distances = []
 
     def act(path: str, m: Tensor) -> Tensor:
@@ -145,7 +173,7 @@ def _distance(
         distances.append((reached - goal).square().mean(0).sum().to(places.lm.device))
         return moved.to(m)
 
-    with frozen(places.lm.model), places.hooks(act, [*maps]) as called:
+    with places.hooks(act, [*maps]) as called:
         read(places.lm, batch)
         places.check_ran([*called.values()], [*maps])
     return torch.stack(distances).sum()

@@ -32,14 +32,15 @@ def last_positions(count: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No weight needs a gradient inside the context, or the graph would keep what only theirs
-    need.
+    """Gradients are taken inside the context, whatever the caller does, but by no weight, or the
+    graph would keep what only theirs need.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         for weight in weights:
             weight.requires_grad_(True)

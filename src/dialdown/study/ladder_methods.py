@@ -177,7 +177,9 @@ def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
     labelled = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
         most = work.config.probe.max_tokens
-        edit = LABELLED[name](work.lm, *labelled, max_tokens=most, progress=work.progress)
+        draws = "seed" in inspect.signature(LABELLED[name]).parameters
+        seed = {"seed": work.config.seed} if draws else {}
+        edit = LABELLED[name](work.lm, *labelled, max_tokens=most, progress=work.progress, **seed)
         return edit, 0.0
     edit = _own(name)(work.lm, *labelled)
     if not isinstance(edit, Intervention):

@@ -217,7 +217,8 @@ def _comparing(config: Config, shape: Shape, device: Device) -> Taken:
     texts = priced_tokens(config, config.ladder.texts)
     # Of the gate and the value too where an edit acts on what they write.
     linear = any(name in ALL_LINEAR for name in config.ladder.methods)
-    folded = _down_projections(shape) * (3 if linear else 1)
+    # In 32 bits hooks act.
+    folded = _down_projections(shape) * (3 if linear else 1) if shape.itemsize == 2 else 0
     return weights, measured + folded + texts * shape.vocabulary * 4
 
 

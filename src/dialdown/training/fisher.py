@@ -293,10 +293,10 @@ def _gains(lm: LM, *positions: int) -> Iterator[list[Tensor]]:
     """Gains of 1 on every neuron of every layer, (*positions, F) each, that a gradient can be taken
     by; gone afterwards.
     """
-    gains = []
-    for layer in lm.view.layers:
-        like = layer.columns
-        gain = torch.ones(*positions, lm.view.n_neurons, dtype=like.dtype, device=like.device)
-        gains.append(gain.requires_grad_(True))
+    gains: list[Tensor] = []
     with frozen(lm.model), neuron_hooks(lm, lambda layer, m: m * gains[layer]):
+        for layer in lm.view.layers:
+            like = layer.columns
+            gain = torch.ones(*positions, lm.view.n_neurons, dtype=like.dtype, device=like.device)
+            gains.append(gain.requires_grad_(True))
         yield gains

@@ -13,6 +13,7 @@ import copy
 import math
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 # How long ranks wait for one of them: it may be writing tens of gigabytes.
 WAIT = timedelta(hours=2)
+# Seconds that a rank waits for others before it refuses what all of them will.
+LAST_WORDS = 30
 # Messages of a pipe shorter than this are whole, whoever else writes there.
 MESSAGE = 2000
 
@@ -186,7 +189,12 @@ def _meet(on_cpu: bool, here: int) -> None:
     store, rank, ranks = next(rendezvous("env://", timeout=WAIT))
     store.set(f"device {rank}", "a CPU" if on_cpu else "a GPU")
     devices = [store.get(f"device {other}").decode() for other in range(ranks)]
+    store.add("read", 1)
     if (other := next((at for at in range(ranks) if devices[at] != devices[0]), None)) is not None:
+        # The store goes with its rank, and others are to read there, too.
+        until = time.monotonic() + LAST_WORDS
+        while store.add("read", 0) < ranks and time.monotonic() < until:
+            time.sleep(0.05)
         raise DialdownError(
             f"Rank 0 trains on {devices[0]} and rank {other} on {devices[other]}, and all must on "
             "one kind: let machines with GPUs join one another, or hide their GPUs by "
