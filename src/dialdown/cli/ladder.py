@@ -39,10 +39,10 @@ def ladder(
         str | None,
         typer.Option(
             help=(
-                "Which, with commas: aura, aura_published, damp, mean_act, linear_act, "
-                "linear_act_published, caa, ablation, labels, profs, step, gains, rank_one, "
-                "rank_one_attention (these by default), det0, damp_published, det0_published, "
-                "mean_act_published, lineas, lineas_published, dpo, dpo_kl, or "
+                "Which, with commas: aura, aura_published, linear_act_published, "
+                "lineas_published, caa, ablation, labels, profs, step, gains, rank_one, "
+                "rank_one_attention (these by default), linear_act, lineas, mean_act, "
+                "mean_act_published, damp, damp_published, det0, det0_published, dpo, dpo_kl, or "
                 "package.module:name."
             )
         ),

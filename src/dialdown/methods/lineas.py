@@ -43,7 +43,7 @@ def lineas(
     labels: Labels,
     *,
     site: MethodSite = "neurons",
-    steps: int = 50,
+    steps: int = 100,
     batch_size: int = 32,
     learning_rate: float = 0.001,
     max_tokens: int = 128,

@@ -233,8 +233,8 @@ class LadderSettings:
 
     kl: Strength = 0.06
     methods: Annotated[Several[str], Field(min_length=1)] = (
-        *("aura", "aura_published", "damp", "mean_act", "linear_act", "linear_act_published"),
-        *("caa", "ablation", "labels", "profs", "step", "gains", "rank_one", "rank_one_attention"),
+        *("aura", "aura_published", "linear_act_published", "lineas_published", "caa", "ablation"),
+        *("labels", "profs", "step", "gains", "rank_one", "rank_one_attention"),
     )
     prompts: Count = 256
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")
