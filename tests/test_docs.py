@@ -1,0 +1,18 @@
+"""Tables of the documentation that a command wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dialdown.study.ladder_table import markdown, shown
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("ladder", sorted((DOCS / "ladders").glob("*.json")), ids=lambda at: at.stem)
+def test_results_have_the_table_that_the_ladder_wrote(ladder: Path) -> None:
+    rows = json.loads(ladder.read_text())["rows"]
+    assert markdown(shown(rows, "toxicity")) in (DOCS / "results.md").read_text()
