@@ -5,7 +5,9 @@ is left.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +115,16 @@ def test_what_is_missing_is_named_by_its_setting_before_the_first_stage(
     with pytest.raises(DialdownError, match=words):
         Study(settings(file, **flags), tmp_path / "runs" / "run", announce=said.append).run()
     assert said == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_refused_before_the_first_stage(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    words = r"run will take up to \d+ MiB, most of it in the stage \w+, and 1 MiB are free there"
+    with pytest.raises(DialdownError, match=words):
+        Study(settings(file), tmp_path / "runs" / "run").run()
     assert list(tmp_path.iterdir()) == []
 
 

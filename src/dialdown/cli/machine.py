@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,7 @@ from ..models.memory import Shape
 from ..progress import Progress
 from ..study.config import Config
 from ..study.memory import device_of
-from ..study.needs import busy_lines, memory_line, needs, shape_of, size
+from ..study.needs import busy_lines, free_disk, memory_line, needs, shape_of, size
 from ..workers import do_all
 
 # Seconds of trying how fast the machine is, and how much of that a forward pass reaches.
@@ -103,8 +102,7 @@ def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[st
     yield f"{'all':12} {size(most):>10} {size(disk):>10} {total:>10}   (estimates)"
     yield from busy_lines()
     yield memory_line(config, listed, device)
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    room = shutil.disk_usage(place).free
+    room = free_disk(folder)
     yield f"disk: {size(room)} free, so it {'fits' if disk <= room else 'does not fit'}"
 
 

@@ -8,9 +8,11 @@ keys and values, and what is kept beside them; what libraries take is one lump a
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import psutil
 
@@ -21,6 +23,7 @@ from ..models.lm import LM
 from ..models.memory import Shape
 from ..models.templates import check_template
 from ..progress import Progress, silent
+from ..training.settings import OPTIMIZERS
 from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
 from .memory import TAKEN, Device, device_name, device_of, kept_bytes, priced_tokens
@@ -125,14 +128,21 @@ def needs(
     return listed
 
 
-def check_memory(
-    config: Config, stages: Collection[str], *, progress: Progress = silent
+def check_room(
+    config: Config, stages: Collection[str], new: Path | None, *, progress: Progress = silent
 ) -> str | None:
-    """Say in one line what the stages take at most of what is free; None where nothing can be said.
+    """Say in one line what memory the stages take at most of what is free; None where nothing can
+    be said.
+
+    Args:
+        config: the study's settings.
+        stages: by name.
+        new: the folder, where nothing is yet in it.
+        progress: of fetching the model.
 
     Raises:
         DialdownError: a stage does not fit this device, whatever the batch size (what would fit is
-            named).
+            named); the disk of a new folder has not the room.
     """
     try:
         shape, device = shape_of(config, progress), device_of(config)
@@ -150,7 +160,26 @@ def check_memory(
             f"memory at least, and this {where} has {size(device.total)}: "
             f"{way_out(worst.stage, config, weights=True)}."
         )
+    if new is not None:
+        _check_disk(config, listed, new)
     return memory_line(config, listed, device)
+
+
+def _check_disk(config: Config, listed: Sequence[Need], folder: Path) -> None:
+    disk, free = sum(need.disk for need in listed), free_disk(folder)
+    if disk > free:
+        most = max(listed, key=lambda need: need.disk).stage
+        lora = " or set dpo.lora_rank to 16," if most == "train" else ""
+        raise DialdownError(
+            f"{folder} will take up to {size(disk)}, most of it in the stage {most}, and "
+            f"{size(free)} are free there: make room,{lora} or pass a folder on another disk."
+        )
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or will be."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(place).free
 
 
 def memory_line(config: Config, listed: Sequence[Need], device: Device) -> str:
@@ -283,11 +312,15 @@ def _row(config: Config, prompt: int, prompts: int) -> float:
 
 
 def _disk(stage: str, config: Config, shape: Shape) -> int:
-    trained = 0 if config.dpo.lora_rank else shape.parameters
+    # Three checkpoints at worst (best, last and the one being written), with the optimiser's state,
+    # stand beside the result until the end.
+    trained = 0 if config.dpo.lora_rank else 4 * shape.parameters
+    checkpoints = 3 * (1 + OPTIMIZERS[config.dpo.optimizer][1]) * trained
+    tuned = sum(name.startswith("dpo") for name in config.ladder.methods)
     values = shape.layers * shape.neurons
     return {
-        # A checkpoint with the optimiser's state stands beside the result until the end.
-        "train": shape.weights + 3 * 4 * trained,
+        "train": shape.weights * (1 + config.dpo.snapshots) + checkpoints,
+        "fit": tuned * shape.weights + min(tuned, 1) * checkpoints,
         "base": values * 8 * 2,
         "activations": values * 8 * 2,
         "evaluate": values * 8 * 40,

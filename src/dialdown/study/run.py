@@ -22,7 +22,7 @@ from ..workers import check_main_guard
 from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
-from .needs import busy_lines, check_memory, way_out
+from .needs import busy_lines, check_room, way_out
 from .preflight import check_inputs, check_settings
 from .stages import (
     collect_means,
@@ -96,7 +96,7 @@ class Study:
             new = not (self.folder.is_dir() and any(self.folder.iterdir()))
         if new:
             # What cannot work leaves no folder.
-            self._check(names)
+            self._check(names, self.folder)
         with ledger.claim(self.announce):
             if not new:
                 self._check([stage for stage in names if not ledger.finished(stage)])
@@ -112,9 +112,9 @@ class Study:
                 raise
             self.show(False)
 
-    def _check(self, stages: Sequence[str]) -> None:
+    def _check(self, stages: Sequence[str], new: Path | None = None) -> None:
         """Refuse what cannot work, and say what memory the stages will take."""
-        said = check_memory(self.config, stages, progress=self.progress)
+        said = check_room(self.config, stages, new, progress=self.progress)
         check_inputs(self.work, stages)
         if said:
             self.announce(said)
