@@ -144,11 +144,15 @@ class NeuronsTab:
         """The neurons that write a word; without one the table again."""
         if not word.strip():
             return self.list_chosen(*chosen)
+
+        def look(models: Models) -> tuple[str, Any, list[str]]:
+            return *writing(models.base, word), sorts_of(self.shelf.frame(models, chosen[-1]))
+
         try:
-            sentence, frame = self.desk.do(lambda models: writing(models.base, word))
+            sentence, frame, sorts = self.desk.do(look)
         except DialdownError as error:
             return filled(None), says(str(error))
-        return filled(frame), says(f"{sentence} {LEAD_BACK}")
+        return filled(frame), says(f"{sentence} {LEAD_BACK}" if sorts else sentence)
 
     def pick(self, event: gr.SelectData) -> tuple[int, int]:
         """The layer and neuron of a row that was clicked, however the list is sorted."""
