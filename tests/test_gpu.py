@@ -184,7 +184,6 @@ def test_a_rank_over_nccl_trains_as_one_process_does(kind: str, tmp_path: Path) 
         lm.model,
         rank_work.SETTINGS,
         whole=kind == "dpo",
-        progress=None,
     )
     near(log.loss, alone.loss)
     near(log.eval_loss, alone.eval_loss)

@@ -10,6 +10,7 @@ import pytest
 
 import dialdown as dd
 from dialdown.models import LM
+from dialdown.progress import progress_to
 
 
 @pytest.fixture
@@ -28,9 +29,8 @@ def test_a_notebook_shows_a_bar(llama: LM, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.usefixtures("notebook")
 def test_a_progress_of_one_s_own_is_kept(llama: LM, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[Any] = []
-    dd.mean_activations(
-        llama, ["the cat"], max_new_tokens=3, progress=lambda *now: calls.append(now)
-    )
+    with progress_to(lambda *now: calls.append(now)):
+        dd.mean_activations(llama, ["the cat"], max_new_tokens=3)
     assert calls[-1][1:] == (1, 1)
     assert capsys.readouterr().err == ""
 

@@ -1,47 +1,70 @@
-"""How long work reports its progress."""
+"""How far long work is: the work says so, and whoever wants to know listens.
+
+    with progress_to(lambda what, done, total: print(f"{what}: {done} of {total}")):
+        means = dd.mean_activations(lm, prompts)
+
+A notebook shows a bar by itself; elsewhere nothing is said unless somebody listens.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how many units are done, and how many there are."""
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Say nothing."""
+def progress(what: str, done: int, total: int) -> None:
+    """Tell whoever listens that `done` of `total` units of `what` are done."""
+    listener()(what, done, total)
 
 
-def with_bar(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that shows a bar where it is called in a notebook without a `progress` of its
-    own, and says nothing elsewhere.
-    """
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if kwargs.get("progress") is not None or not _in_notebook():
-            return function(*args, **kwargs)
-        from tqdm.auto import tqdm
-
-        with tqdm(leave=False) as bar:
-            return function(*args, **{**kwargs, "progress": _moving(bar)})  # type: ignore[arg-type]
-
-    return call
+@contextmanager
+def progress_to(listening: Progress) -> Iterator[None]:
+    """Let `listening` hear of all work inside the context, in this thread."""
+    token = _listener.set(listening)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
-def _moving(bar: Any) -> Progress:
-    def move(what: str, done: int, total: int) -> None:
-        bar.set_description_str(what, refresh=False)
-        bar.total, bar.n = total, done
-        bar.refresh()
+@contextmanager
+def silently() -> Iterator[None]:
+    """Work inside is a part of what is told of already, and nobody hears of it by itself."""
+    with progress_to(_ignore):
+        yield
 
-    return move
+
+def listener() -> Progress:
+    """Who listens here, for a thread that tells in place of this one."""
+    return _listener.get() or (_show_bar if _in_notebook() else _ignore)
+
+
+_listener: ContextVar[Progress | None] = ContextVar("listener", default=None)
+_bars: list[Any] = []
+
+
+def _ignore(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _show_bar(what: str, done: int, total: int) -> None:
+    """One bar in a notebook, which goes when the work is done."""
+    from tqdm.auto import tqdm
+
+    bar = _bars.pop() if _bars else tqdm(leave=False)
+    bar.set_description_str(what, refresh=False)
+    bar.total, bar.n = total, done
+    bar.refresh()
+    if done < total:
+        _bars.append(bar)
+    else:
+        bar.close()
 
 
 def _in_notebook() -> bool:

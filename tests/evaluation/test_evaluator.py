@@ -19,6 +19,7 @@ from dialdown.evaluation.row import Measured, as_row
 from dialdown.interventions import untouched
 from dialdown.models import LM
 from dialdown.models.tokens import text_windows
+from dialdown.progress import progress_to
 from helpers import tiny
 from helpers.decoding import PROMPTS, generate
 from helpers.edits import make
@@ -226,13 +227,8 @@ def test_rows_come_in_order_with_the_untouched_model_first(llama: LM) -> None:
         replace(make(llama, "steer"), name="two", control_of="one"),
     ]
     calls: list[Any] = []
-    rows = dd.evaluate(
-        llama,
-        edits,
-        suite(),
-        protocols=("paper", "strict"),
-        progress=lambda *call: calls.append(call),
-    )
+    with progress_to(lambda *call: calls.append(call)):
+        rows = dd.evaluate(llama, edits, suite(), protocols=("paper", "strict"))
     assert [(row.protocol, row.intervention) for row in rows] == [
         (protocol, name) for protocol in ("paper", "strict") for name in ("none", "one", "two")
     ]

@@ -15,7 +15,7 @@ from accelerate import DistributedType, PartialState
 
 from dialdown import LM, DialdownError, load
 from dialdown.data import Pair
-from dialdown.progress import Progress
+from dialdown.progress import progress_to
 from dialdown.training import DPOSettings, GainSettings, TrainingLog, train_dpo, train_gains
 from dialdown.training.loss import OwnTextKL
 
@@ -118,8 +118,8 @@ def every_training(place: Place) -> Seen:
     gains = place.gains()
     _share_out_on_processors()
     half = place.dpo_of_16_bits()
-    with suppress(KeyboardInterrupt):
-        place.dpo(progress=_stop)
+    with suppress(KeyboardInterrupt), progress_to(_stop):
+        place.dpo()
     written = sorted(place.out.glob(".dpo.training/checkpoint-2/pytorch_model_fsdp_0/*.distcp"))
     parts = [path.stat().st_size for path in written]
     seen = Seen(gains, half, place.dpo(), place.dpo(), refusal, parts)
@@ -138,20 +138,20 @@ def _share_out_on_processors() -> None:
     PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
 
 
-def dpo_of_a_rank(lm: LM, base: Path, out: Path, progress: Progress | None = None) -> TrainingLog:
+def dpo_of_a_rank(lm: LM, base: Path, out: Path) -> TrainingLog:
     """DPO of all weights, as a rank is given it."""
     settings = replace(SETTINGS, max_steps=6)
-    return train_dpo(lm.model, lm.tokenizer, PAIRS, settings, out, base=base, progress=progress)
+    return train_dpo(lm.model, lm.tokenizer, PAIRS, settings, out, base=base)
 
 
-def gains_of_a_rank(lm: LM, out: Path, progress: Progress | None = None) -> TrainingLog:
+def gains_of_a_rank(lm: LM, out: Path) -> TrainingLog:
     """Gains, likewise."""
     settings = GainSettings(
         max_steps=6, epochs=9, batch_size=2, eval_pairs=2, eval_every=3, optimizer="adamw"
     )
-    return train_gains(lm, PAIRS, settings, out, texts=TEXTS, progress=progress)[1]
+    return train_gains(lm, PAIRS, settings, out, texts=TEXTS)[1]
 
 
-def fail(lm: LM, progress: Progress | None = None) -> None:
+def fail(lm: LM) -> None:
     """Work of a rank that raises what no one foresaw."""
     raise ValueError("a cat\nin the tree")

@@ -18,6 +18,7 @@ import dialdown as dd
 from dialdown import methods
 from dialdown.interventions import Intervention
 from dialdown.models import LM
+from dialdown.progress import progress_to
 from helpers import tiny
 from helpers.edits import IDS
 from helpers.labelled import CLEAN, LABELS, TEXTS, TOXIC
@@ -82,7 +83,8 @@ def test_layers_that_do_not_fit_into_memory_together_are_read_one_after_the_othe
 
     whole = methods.auroc(llama, TEXTS, LABELS)
     two_layers = 4 * len(TEXTS) * tiny.NEURONS * 2
-    parts = methods.auroc(llama, TEXTS, LABELS, memory=two_layers, progress=tell)
+    with progress_to(tell):
+        parts = methods.auroc(llama, TEXTS, LABELS, memory=two_layers)
     np.testing.assert_array_equal(parts, whole)
     assert told == [(25, 50), (50, 50)]
 

@@ -20,6 +20,7 @@ from dialdown.interventions import Intervention
 from dialdown.models import LM, Decoder, Step
 from dialdown.models.decoding import Pick, batches, greedy, sampler
 from dialdown.models.memory import SmallerBatchWarning, fitting
+from dialdown.progress import progress_to
 from dialdown.training import own_text
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, generate, middle_token
@@ -243,9 +244,8 @@ def test_sharing_prefixes_changes_nothing_and_can_be_switched_off(named: LM, sha
 
 def test_progress_counts_prompts(llama: LM) -> None:
     calls: list[tuple[str, int, int]] = []
-    Decoder(llama, PROMPTS, max_new_tokens=1, batch_size=3).run(
-        progress=lambda *call: calls.append(call)
-    )
+    with progress_to(lambda *call: calls.append(call)):
+        Decoder(llama, PROMPTS, max_new_tokens=1, batch_size=3).run()
     total = len(PROMPTS)
     assert calls == [("decoding", done, total) for done in (3, 6, total)]
 

@@ -18,6 +18,7 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.models import LM, Decoder
 from dialdown.neurons import NeuronMeans, decode_with_means
+from dialdown.progress import progress_to
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, middle_token
 
@@ -150,7 +151,8 @@ def test_memory_does_not_grow_with_the_prompts(llama: LM) -> None:
     def count(*_: Any) -> None:
         caches.append(sum(issubclass(type(thing), Cache) for thing in gc.get_objects()))
 
-    dd.mean_activations(llama, PROMPTS, max_new_tokens=2, batch_size=1, progress=count)
+    with progress_to(count):
+        dd.mean_activations(llama, PROMPTS, max_new_tokens=2, batch_size=1)
     assert len(caches) == len(PROMPTS)
     assert caches == [caches[0]] * len(PROMPTS)
 

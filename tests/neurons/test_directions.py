@@ -18,6 +18,7 @@ from dialdown import DialdownError
 from dialdown.models import LM
 from dialdown.neurons import Direction, token_contrast
 from dialdown.neurons.probe import fit_probe, probe_features
+from dialdown.progress import progress_to
 from helpers import tiny
 
 PAPER_MODELS = ("gpt2", "llama", "mistral", "gemma2")
@@ -234,15 +235,10 @@ def labelled() -> tuple[list[str], np.ndarray]:
 def test_train_probe(llama: LM, protocol: Any) -> None:
     texts, labels = labelled()
     calls: list[Any] = []
-    probe = dd.train_probe(
-        llama,
-        texts,
-        [*labels],
-        protocol=protocol,
-        max_tokens=24,
-        batch_size=16,
-        progress=lambda *call: calls.append(call),
-    )
+    with progress_to(lambda *call: calls.append(call)):
+        probe = dd.train_probe(
+            llama, texts, [*labels], protocol=protocol, max_tokens=24, batch_size=16
+        )
     features = probe_features(llama, texts, protocols=(protocol,), max_tokens=24)[protocol]
     score = features @ probe.unit
     assert score[labels == 1].mean() - score[labels == 0].mean() > score.std(), (

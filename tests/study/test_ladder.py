@@ -30,6 +30,7 @@ METHODS = (
     "aura,linear_act,caa,labels,gains,rank_one,rank_one_attention,dpo_kl,mine:nothing,mine:halve"
 )
 MINE = """
+import functools
 import numpy as np
 import dialdown as dd
 
@@ -48,6 +49,11 @@ def scaled(gain, shape):
 
 def a_number(lm, texts, labels):
     return 3
+
+def by(gain, lm, texts, labels):
+    return scaled(gain, (lm.view.n_layers, lm.view.n_neurons))
+
+part = functools.partial(by, 0.5)
 
 constant = 4
 """
@@ -204,6 +210,23 @@ def test_a_finished_method_or_row_is_not_made_again(study_file: Path, tmp_path: 
     fewer = ladder(study_file, out, "damp", "--kl", 0.02)
     assert fewer.exit_code == 0, fewer.exception
     assert [*rows_of(out)] in (["untouched", "damp"],)
+
+
+def test_a_method_of_one_s_own_is_made_again_when_its_file_changes(
+    study_file: Path, tmp_path: Path
+) -> None:
+    """Whatever is called there: of a partial or a decorated function, Python knows no file, or the
+    decorator's.
+    """
+    record = tmp_path / "out" / "methods" / "mine.part.json"
+    written = []
+    for text in (MINE, MINE, MINE + "#"):
+        if "mine" in sys.modules and Path(sys.modules["mine"].__file__).read_text() != text:
+            Path(sys.modules["mine"].__file__).write_text(text)
+        result = ladder(study_file, tmp_path / "out", "mine:part")
+        assert result.exit_code == 0, result.exception
+        written.append(record.stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2]
 
 
 def test_two_processes_measure_the_same_ladder(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from dialdown.progress import progress_to
 from dialdown.training import checkpoints, train_dpo
 from dialdown.training.dpo import all_weights, tune
 from helpers.dpo_runs import PAIRS, QUICK, same, story, tiny, weights
@@ -35,12 +36,12 @@ def test_a_finished_run_returns_its_log_and_other_settings_replace_it(tokenizer,
 
 
 def stop_at(step: int, ticks: list[int]) -> Any:
-    def progress(_: str, done: int, __: int) -> None:
+    def listening(_: str, done: int, __: int) -> None:
         ticks.append(done)
         if done == step:
             raise KeyboardInterrupt
 
-    return progress
+    return listening
 
 
 def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_path):
@@ -52,8 +53,8 @@ def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_pa
 
     for started, step in ((0, 4), (3, 6)):
         ticks: list[int] = []
-        with pytest.raises(KeyboardInterrupt):
-            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(step, ticks))
+        with pytest.raises(KeyboardInterrupt), progress_to(stop_at(step, ticks)):
+            train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
         assert ticks == list(range(started, step + 1))
     half = tmp_path / ".resumed.training" / "checkpoint-99"
     half.mkdir()
@@ -66,7 +67,8 @@ def test_a_stopped_run_resumes_to_the_same_result(tokenizer, monkeypatch, tmp_pa
         tune(replace(all_weights(tiny("llama"), tokenizer), save=stop), PAIRS, settings, out)
     assert not out.exists()
     again: list[int] = []
-    resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(-1, again))
+    with progress_to(stop_at(-1, again)):
+        resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
     assert again == []
     assert story(resumed) == story(whole)
     assert same(weights(out), weights(tmp_path / "whole"))
@@ -81,8 +83,8 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tokenizer, monkeypatch, tmp_pa
     monkeypatch.setattr(checkpoints, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "SAVE_SHARE", float("inf"))
     out = tmp_path / "resumed"
-    with pytest.raises(KeyboardInterrupt):
-        train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(3, []))
+    with pytest.raises(KeyboardInterrupt), progress_to(stop_at(3, [])):
+        train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
     (path,) = (tmp_path / ".resumed.training").glob("checkpoint-*/model.safetensors")
     if harm == "claim":
         (tmp_path / ".resumed.training" / "inputs.json").write_text("null")
@@ -93,7 +95,8 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tokenizer, monkeypatch, tmp_pa
         content[-3] ^= 64
         path.write_bytes(content)
     ticks: list[int] = []
-    resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out, progress=stop_at(-1, ticks))
+    with progress_to(stop_at(-1, ticks)):
+        resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, out)
     assert ticks[0] == 0
     assert story(resumed) == story(whole)
     assert same(weights(out), weights(tmp_path / "whole"))
@@ -104,11 +107,9 @@ def test_patience_ends_training_and_the_best_weights_are_kept(tokenizer, tmp_pat
     log = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "tuned")
     assert log.steps < 80
     assert log.steps - log.best_step == 3
-    for progress in (stop_at(log.best_step + 2, []), None):
-        with contextlib.suppress(KeyboardInterrupt):
-            resumed = train_dpo(
-                tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "resumed", progress=progress
-            )
+    for stop in (log.best_step + 2, -1):
+        with contextlib.suppress(KeyboardInterrupt), progress_to(stop_at(stop, [])):
+            resumed = train_dpo(tiny("llama"), tokenizer, PAIRS, settings, tmp_path / "resumed")
     assert story(resumed) == story(log)
     assert log.eval_loss[log.eval_step.index(log.best_step)] == min(log.eval_loss)
     best = train_dpo(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dialdown import DialdownError
 from dialdown.data import Pair
+from dialdown.progress import progress_to
 from dialdown.training import DPOSettings, train_dpo
 from dialdown.training.dpo import RECORD, encode, split
 from dialdown.training.loss import OwnTextKL
@@ -68,14 +69,8 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     ticks: list[tuple[str, int, int]] = []
-    log = train_dpo(
-        model,
-        tokenizer,
-        PAIRS,
-        QUICK,
-        tmp_path / "tuned",
-        progress=lambda *tick: ticks.append(tick),
-    )
+    with progress_to(lambda *tick: ticks.append(tick)):
+        log = train_dpo(model, tokenizer, PAIRS, QUICK, tmp_path / "tuned")
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
     assert ticks == [("training", step, 6) for step in range(7)]

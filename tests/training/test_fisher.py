@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dialdown import DialdownError
 from dialdown.data import Pair
 from dialdown.models import LM
+from dialdown.progress import progress_to
 from dialdown.training import fisher_information, natural_gradient, own_text, preference_gradient
 from helpers import tiny
 from helpers.tiny import unchanged
@@ -114,7 +115,8 @@ def test_prices_are_means_over_positions_and_repeat_with_the_seed(llama: LM) -> 
     first = fisher_information(llama, WINDOWS[:1], draws=3, seed=4)
     assert (whole * 7 >= first * 5 * (1 - 1e-9)).all()
     seen: list[int] = []
-    fisher_information(llama, WINDOWS, progress=lambda label, done, total: seen.append(done))
+    with progress_to(lambda label, done, total: seen.append(done)):
+        fisher_information(llama, WINDOWS)
     assert seen == [1, 2]
 
 

@@ -17,6 +17,7 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.data import Pair
 from dialdown.models import LM
+from dialdown.progress import progress_to
 from dialdown.training import GainSettings, fisher_information, train_gains
 from dialdown.training.settings import GAINS_FILE
 from helpers import tiny
@@ -216,26 +217,13 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
         if done == 5:
             raise Stopped
 
-    with pytest.raises(Stopped):
-        train_gains(
-            llama,
-            PAIRS,
-            settings,
-            tmp_path / "stopped",
-            information=PRICES,
-            texts=TEXTS,
-            progress=stop,
-        )
+    with pytest.raises(Stopped), progress_to(stop):
+        train_gains(llama, PAIRS, settings, tmp_path / "stopped", information=PRICES, texts=TEXTS)
     steps: list[int] = []
-    resumed, log = train_gains(
-        llama,
-        PAIRS,
-        settings,
-        tmp_path / "stopped",
-        information=PRICES,
-        texts=TEXTS,
-        progress=lambda label, done, total: steps.append(done),
-    )
+    with progress_to(lambda label, done, total: steps.append(done)):
+        resumed, log = train_gains(
+            llama, PAIRS, settings, tmp_path / "stopped", information=PRICES, texts=TEXTS
+        )
     assert steps[0] == 4
     assert log.steps == 10
     np.testing.assert_array_equal(whole.gain, resumed.gain)

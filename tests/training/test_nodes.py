@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dialdown import DialdownError
+from dialdown.progress import progress_to
 from dialdown.training import DPOSettings, launch
 from helpers import rank_work
 from helpers.rank_work import SETTINGS, Place
@@ -65,9 +66,8 @@ def test_two_machines_train_as_one_process_does(address: str, tmp_path: Path) ->
     alone = Place(base, tmp_path / "alone").dpo()
     told: list[str] = []
     with other_machine(address) as joined:
-        first = Place(base, tmp_path / "first").dpo(
-            TWO, progress=lambda what, done, total: told.append(what)
-        )
+        with progress_to(lambda what, done, total: told.append(what)):
+            first = Place(base, tmp_path / "first").dpo(TWO)
         second = Place(base, tmp_path / "second").dpo(TWO)
         joined.send_signal(signal.SIGINT)
         printed, _ = joined.communicate(timeout=30)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from dialdown import DialdownError, load
 from dialdown.interventions import Intervention
+from dialdown.progress import progress_to
 from dialdown.training import DPOSettings, TrainingLog, ranks
 from helpers import rank_work
 from helpers.rank_work import SETTINGS, Place, Seen
@@ -147,12 +148,16 @@ def test_a_rank_that_is_killed_ends_the_training_which_one_process_may_go_on_wit
         if done == 3:
             started()[1].kill()
 
-    with pytest.raises(DialdownError, match=r"Rank \d of 2 ended by itself .*: repeat the same"):
-        place.dpo(TWO, progress=kill)
+    refused = pytest.raises(
+        DialdownError, match=r"Rank \d of 2 ended by itself .*: repeat the same"
+    )
+    with refused, progress_to(kill):
+        place.dpo(TWO)
     assert not (tmp_path / "dpo").exists()
     assert not started()
     ticks: list[int] = []
-    resumed = place.dpo(progress=lambda what, done, total: ticks.append(done))
+    with progress_to(lambda what, done, total: ticks.append(done)):
+        resumed = place.dpo()
     assert ticks == [2, 3, 4, 5, 6]
     check_logs(resumed, log)
     check_weights(place, alone, base)
@@ -189,7 +194,4 @@ def test_what_a_rank_raises_is_said(base: Path) -> None:
     with pytest.raises(
         DialdownError, match=r"Rank 0 of 1 ended by itself \(ValueError: a cat in the tree\)"
     ):
-        ranks.on_ranks(
-            partial(load, str(base)), rank_work.fail, lm.model, SETTINGS, whole=False,
-            progress=None,
-        )  # fmt: skip
+        ranks.on_ranks(partial(load, str(base)), rank_work.fail, lm.model, SETTINGS, whole=False)

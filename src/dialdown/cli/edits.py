@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..exporting.export import Exported
     from ..interventions.intervention import Intervention
     from ..models.lm import LM
+    from ..study.config import Config
 
 NOT_LESS = 3
 """Exit status of a `detox` whose export is whole and whose check does not say that it is less."""
@@ -77,6 +78,33 @@ Strength = Annotated[
 ]
 
 
+MaxKL = Annotated[
+    float | None,
+    typer.Option(
+        help=(
+            "Instead: the KL to the base it may cost, the mean over kinds of text, in nats per "
+            "token; 0.04 (detox.usual_kl) where no dial is given."
+        )
+    ),
+]
+MaxPplIncrease = Annotated[
+    float | None,
+    typer.Option(
+        help="Instead: the share by which perplexity on these texts may rise; 0.05 is 5 %."
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "gains (one trained number per neuron), rank_one (one trained direction per layer "
+            "more, in the MLPs), rank_one_attention (the same in attention), step (gains "
+            "without training), or labels (gains from labelled texts alone, in a few minutes)."
+        )
+    ),
+]
+
+
 @app.command(cls=Verifying)
 def detox(
     model: Model,
@@ -85,31 +113,9 @@ def detox(
         float | None,
         typer.Option(help="How far to dial; 1 is the edit as it was trained or found."),
     ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(
-            help=(
-                "Instead: the KL to the base it may cost, the mean over kinds of text, in nats per "
-                "token; 0.04 (detox.usual_kl) where no dial is given."
-            )
-        ),
-    ] = None,
-    max_ppl_increase: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead: the share by which perplexity on these texts may rise; 0.05 is 5 %."
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "gains (one trained number per neuron), rank_one (one trained direction per layer "
-                "more, in the MLPs), rank_one_attention (the same in attention), step (gains "
-                "without training), or labels (gains from labelled texts alone, in a few minutes)."
-            )
-        ),
-    ] = None,
+    max_kl: MaxKL = None,
+    max_ppl_increase: MaxPplIncrease = None,
+    method: Method = None,
     no_training: Annotated[
         bool, typer.Option("--no-training", help="The same as --method step.")
     ] = False,
@@ -140,45 +146,36 @@ def detox(
         "detox.max_ppl_increase": max_ppl_increase,
     }
     settings = settings_of(preset, config, named, set_)
+    work, done = _detox(settings, out_folder.absolute(), force, verify)
+    _say_outcome(out_folder, work, done)
+
+
+def _detox(settings: Config, folder: Path, force: bool, verify: Verify) -> tuple[Path, Exported]:
+    """Find an edit and export it; the folder of the work, and what was written."""
     from ..exporting.export import check_export, export, exported_before, is_export
     from ..study.detox import begun, check_dials, detox_stages, find_edit, notes
     from ..study.needs import tokens_by_stage
     from ..workers import quiet_libraries
 
     quiet_libraries()
-    given, out_folder = out_folder, out_folder.absolute()
     check_dials(settings)
-    work = out_folder.with_name(f"{out_folder.name}-work")
-    display, shipping = (
-        Display(tokens_by_stage(settings, detox_stages(settings.detox.method))),
-        Display(),
-    )
-    source: dict[str, Any] = {
-        "revision": settings.revision,
-        "verify": VERIFY[verify],
-        "progress": shipping.progress,
-    }
+    work = folder.with_name(f"{folder.name}-work")
+    tokens = tokens_by_stage(settings, detox_stages(settings.detox.method))
+    source: dict[str, Any] = {"revision": settings.revision, "verify": VERIFY[verify]}
     with interruptible(work):
         # An export of the same command, killed in its last lines or with its work damaged since,
         # is as good as new once the work is whole.
-        again = not force and begun(settings, work) and is_export(out_folder)
-        if not again:
-            check_export(settings.model, out_folder, force=force, **source)
-        with display.bar:
-            edit = find_edit(
-                settings,
-                work,
-                progress=display.progress,
-                announce=display.announce,
-                enter=display.enter,
-            )
-        with shipping.bar:
-            done = exported_before(settings.model, edit, out_folder, **source) if again else None
+        again = not force and begun(settings, work) and is_export(folder)
+        with Display(tokens) as display:
+            if not again:
+                check_export(settings.model, folder, force=force, **source)
+            edit = find_edit(settings, work, announce=display.announce, enter=display.enter)
+        with Display():
+            done = exported_before(settings.model, edit, folder, **source) if again else None
             if done is None:
-                done = export(
-                    settings.model, edit, out_folder, force=force, notes=notes(work), **source
-                )
-    _say_outcome(given, work, done)
+                told = notes(work)
+                done = export(settings.model, edit, folder, force=force, notes=told, **source)
+    return work, done
 
 
 def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
@@ -224,13 +221,7 @@ def apply_edit(
     display = Display()
     with display.bar:
         done = apply_delta(
-            folder,
-            out_folder,
-            base=base,
-            strength=strength,
-            force=force,
-            verify=VERIFY[verify],
-            progress=display.progress,
+            folder, out_folder, base=base, strength=strength, force=force, verify=VERIFY[verify]
         )
     _say_left_out(done)
     out.print(f"Wrote {out_folder} ({done.verification or 'not verified'}).", soft_wrap=True)

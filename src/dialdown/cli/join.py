@@ -40,12 +40,5 @@ def join(
         out.print(
             f"waiting for a training at {address} (Ctrl-C ends)", highlight=False, soft_wrap=True
         )
-        display = Display()
-        with display.bar:
-            take_part_in(
-                rank,
-                address,
-                nodes=nodes,
-                processes=processes or gpus or 1,
-                progress=display.progress,
-            )
+        with Display():
+            take_part_in(rank, address, nodes=nodes, processes=processes or gpus or 1)

@@ -74,14 +74,8 @@ def ladder(
     quiet_libraries()
     folder = out_folder or Path(RUNS) / "ladder"
     display = Display()
-    with display.bar, interruptible(folder):
-        run_ladder(
-            settings,
-            folder,
-            progress=display.progress,
-            announce=display.announce,
-            enter=display.enter,
-        )
+    with display, interruptible(folder):
+        run_ladder(settings, folder, announce=display.announce, enter=display.enter)
     drawn = draw_ladder(folder)
     show_ladder(folder, out)
     show_notes(folder, out)

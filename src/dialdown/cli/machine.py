@@ -20,7 +20,7 @@ from ..data.wheels import cache_folder
 from ..evaluation.scorers import load_scorer
 from ..extras import EXTRAS, installing
 from ..models.memory import Shape
-from ..progress import Progress
+from ..progress import progress
 from ..study.config import Config
 from ..study.memory import device_of
 from ..study.needs import busy_lines, free_disk, memory_line, needs, shape_of, size
@@ -134,7 +134,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def fetch_all(progress: Progress) -> None:
+def fetch_all() -> None:
     """Fetch what is missing, two at a time: one waits or converts while the other trains.
 
     Raises:

@@ -107,10 +107,8 @@ def run_study(
         if stage in before:
             before[stage]()
 
-    study = Study(
-        settings, folder, display.progress, display.announce, RUN, enter, partial(show, folder)
-    )
-    with display.bar, interruptible(folder):
+    study = Study(settings, folder, display.announce, RUN, enter, partial(show, folder))
+    with display, interruptible(folder):
         study.run(until=until)
     show_notes(folder, out)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
@@ -200,8 +198,8 @@ def fetch() -> None:
 
     quiet_libraries()
     display = Display()
-    with display.bar:
-        fetch_all(display.progress)
+    with display:
+        fetch_all()
     out.print("Everything the demo needs is there.")
 
 

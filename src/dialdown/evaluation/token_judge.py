@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Protocol
 from ..data.reading import read_text, suffix_of
 from ..errors import DialdownError
 from ..files import fingerprint
-from ..progress import Progress
 from .chat_judge import load_chat_judge
 from .scorers import Scorer, load_scorer
 
@@ -46,9 +45,7 @@ class TokenJudge(Protocol):
         """Whether each token is of the concept, in order; None where there is no answer."""
 
 
-def load_token_judge(
-    source: str = "embedded:ngram", *, concept: str = "toxic", progress: Progress | None = None
-) -> TokenJudge:
+def load_token_judge(source: str = "embedded:ngram", *, concept: str = "toxic") -> TokenJudge:
     """The token judge `source` names (METHOD §3).
 
     Args:
@@ -57,7 +54,6 @@ def load_token_judge(
             or OpenAI's own; or `openai:MODEL@http://host:port/v1`. The key is read from
             OPENAI_API_KEY and written nowhere.
         concept: what completes "this token is ..."; only a chat model is guided by it.
-        progress: hears of tokens asked about, and of what `load_scorer` does.
 
     Raises:
         DialdownError: the scorer or word list cannot be had, or the scorer cannot judge this
@@ -70,7 +66,7 @@ def load_token_judge(
             "...'."
         )
     if source == "openai" or source.startswith("openai:"):
-        return load_chat_judge(source, concept, progress)
+        return load_chat_judge(source, concept)
     if suffix_of(Path(source)) == ".txt":
         return WordListJudge.load(Path(source), concept)
     if source.startswith("embedded:") and concept not in ("toxic", "toxicity"):
@@ -78,7 +74,7 @@ def load_token_judge(
             f"{source!r} scores toxicity and cannot tell which tokens are {concept!r}: pass a word "
             "list (.txt), a classifier with such a label after '#', or openai:MODEL."
         )
-    return ScorerJudge(load_scorer(source, progress=progress), concept)
+    return ScorerJudge(load_scorer(source), concept)
 
 
 @dataclass(frozen=True, eq=False)

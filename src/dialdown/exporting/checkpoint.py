@@ -38,7 +38,6 @@ from ..data.model_files import CONFIG, COPIED, own_file
 from ..errors import DialdownError, nearest
 from ..models.lm import LM, MLPView
 from ..models.projection import Projection
-from ..progress import Progress
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DOWNLOADED = (*COPIED, "*.json", "*.safetensors", "README.md")
@@ -201,9 +200,7 @@ class Checkpoint:
         return whole.hexdigest()
 
 
-def open_checkpoint(
-    source: str | os.PathLike[str], *, revision: str | None = None, progress: Progress | None = None
-) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
     """Find the checkpoint of a model, and the down projections in it; see `locate` for the
     arguments.
 
@@ -212,7 +209,7 @@ def open_checkpoint(
             is of an architecture without a plain MLP (see `MLPView.find`).
     """
     source = os.fspath(source)
-    folder, name, revision = locate(source, revision, patterns=DOWNLOADED, progress=progress)
+    folder, name, revision = locate(source, revision, patterns=DOWNLOADED)
     check_folder(folder)
     refuse_adapter(source, str(folder))
     config = read_object(own_file(folder, CONFIG))
@@ -249,7 +246,6 @@ def locate(
     revision: str | None = None,
     *,
     patterns: Sequence[str] = (CONFIG, *COPIED),
-    progress: Progress | None = None,
 ) -> tuple[Path, str, str | None]:
     """The folder of a model, its name as others know it (see `Checkpoint`), and the commit of a hub
     id or None.
@@ -258,14 +254,13 @@ def locate(
         source: a local folder, `embedded:NAME`, or a hub id.
         revision: a hub branch, tag or commit.
         patterns: the files that are needed of a hub id.
-        progress: called while an embedded model is downloaded and converted.
 
     Raises:
         DialdownError: it is no folder here and cannot be fetched.
     """
     source = os.fspath(source)
     if source.startswith("embedded:"):
-        return fetch_model(source.removeprefix("embedded:"), progress), source, None
+        return fetch_model(source.removeprefix("embedded:")), source, None
     if os.path.isdir(source):
         return Path(source), Path(source).resolve().name, None
     _check_hub_id(source)

@@ -35,7 +35,6 @@ from ..files import SCHEMA, file_sha256, write_json
 from ..interventions.edit_file import damaged, first_problem
 from ..interventions.intervention import Intervention
 from ..models.templates import Template
-from ..progress import Progress, with_bar
 from .checkpoint import Checkpoint, open_checkpoint
 
 FOLDER = "dialdown"
@@ -186,7 +185,6 @@ def _short(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     return short if np.allclose(short, numbers, rtol=1e-7, atol=0) else numbers
 
 
-@with_bar
 def save_delta(
     edit: Intervention,
     source: str | os.PathLike[str],
@@ -194,7 +192,6 @@ def save_delta(
     *,
     revision: str | None = None,
     notes: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> Delta:
     """Write the delta of an edit, two files in a folder, for a base that is read for its sha256.
 
@@ -205,7 +202,7 @@ def save_delta(
         notes: kept in edit.json (see `Notes`).
     """
     check_notes(notes or {})
-    base = open_checkpoint(source, revision=revision, progress=progress)
+    base = open_checkpoint(source, revision=revision)
     edit.check_foldable(base.skeleton)
     return write_delta(Path(folder), edit, base, notes or {})
 
@@ -281,11 +278,7 @@ def load_delta(folder: str | Path) -> Delta:
 
 
 def base_of(
-    delta: Delta,
-    given: str | os.PathLike[str] | None = None,
-    *,
-    revision: str | None = None,
-    progress: Progress | None = None,
+    delta: Delta, given: str | os.PathLike[str] | None = None, *, revision: str | None = None
 ) -> Checkpoint:
     """Open the base of a delta, or another copy of it, and check that it is the same one.
 
@@ -294,7 +287,6 @@ def base_of(
         given: where the base is; by default where the delta says, which only a hub id or an
             embedded name can.
         revision: of the base that is given.
-        progress: see `checkpoint.locate`.
 
     Raises:
         DialdownError: the base was a local folder and none is given, it cannot be read, or it is
@@ -308,7 +300,7 @@ def base_of(
             )
         # The recorded revision belongs to the recorded name; another name has its own.
         given, revision = delta.base, delta.revision
-    base = open_checkpoint(given, revision=revision, progress=progress)
+    base = open_checkpoint(given, revision=revision)
     if base.sha256 != delta.sha256:
         raise DialdownError(
             f"{base.name} is not the base this delta was made for: its weights have sha256 "

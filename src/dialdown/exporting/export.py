@@ -22,7 +22,6 @@ from ..data.model_files import CONFIG, copy_files, left_out, own_file
 from ..errors import DialdownError
 from ..files import file_sha256, remove_abandoned, whole_folder, write_json
 from ..interventions.intervention import Intervention
-from ..progress import Progress, with_bar
 from ..workers import return_free_memory
 from .card import CARD, write_card
 from .checkpoint import Checkpoint, open_checkpoint
@@ -51,7 +50,6 @@ class Exported:
     left_out: tuple[str, ...]
 
 
-@with_bar
 def export(
     source: str | os.PathLike[str],
     edit: Intervention,
@@ -61,7 +59,6 @@ def export(
     force: bool = False,
     verify: Verify = True,
     notes: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> Exported:
     """Write a base model with an edit folded in (METHOD §7) as a folder any user can load.
 
@@ -77,19 +74,15 @@ def export(
         verify: reload the folder and compare its logits with the hooked base model before it takes
             its place; "vllm" also in vLLM (a minute or more).
         notes: for the model card and the delta (see `delta.Notes`).
-        progress: called with (label, done, total): layers, then texts.
 
     Raises:
         DialdownError: see `check_export`; the edit does not fit the base or needs a bias it has no
             place for; or verification measured a difference above its tolerance.
     """
-    base = check_export(
-        source, out, revision=revision, force=force, verify=verify, progress=progress
-    )
-    return _export(base, edit, Path(out), force, verify, notes or {}, progress)
+    base = check_export(source, out, revision=revision, force=force, verify=verify)
+    return _export(base, edit, Path(out), force, verify, notes or {})
 
 
-@with_bar
 def apply_delta(
     delta_folder: str | Path,
     out: str | Path,
@@ -98,14 +91,13 @@ def apply_delta(
     strength: float = 1.0,
     force: bool = False,
     verify: Verify = True,
-    progress: Progress | None = None,
 ) -> Exported:
     """Put the edit of a delta on its base again: `export`, with the base checked against the
     delta's sha256.
 
     Args:
         delta_folder: the folder of a delta, or an exported folder.
-        out, force, verify, progress: see `export`.
+        out, force, verify: see `export`.
         base: where the base is; by default where the delta says.
         strength: how far to dial the edit (see `Intervention.at`); 1 is the edit as stored. Notes
             are kept at 1 only, since what was measured holds for it alone.
@@ -115,12 +107,12 @@ def apply_delta(
     """
     check_out(Path(out), force)
     delta = load_delta(delta_folder)
-    opened = base_of(delta, base, progress=progress)
+    opened = base_of(delta, base)
     _check_base(opened, Path(out), verify)
     edit, notes = delta.edit, delta.record["notes"]
     if strength != 1:
         edit, notes = edit.at(strength), {}
-    return _export(opened, edit, Path(out), force, verify, notes, progress)
+    return _export(opened, edit, Path(out), force, verify, notes)
 
 
 def check_export(
@@ -130,7 +122,6 @@ def check_export(
     revision: str | None = None,
     force: bool = False,
     verify: Verify = True,
-    progress: Progress | None = None,
 ) -> Checkpoint:
     """Open the base of an export, and refuse what could not be written, before any work is done;
     see `export` for the arguments.
@@ -141,7 +132,7 @@ def check_export(
             verification; or vLLM is asked for and is not there.
     """
     check_out(Path(out), force)
-    base = open_checkpoint(source, revision=revision, progress=progress)
+    base = open_checkpoint(source, revision=revision)
     _check_base(base, Path(out), verify)
     return base
 
@@ -153,7 +144,6 @@ def exported_before(
     *,
     revision: str | None = None,
     verify: Verify = True,
-    progress: Progress | None = None,
 ) -> Exported | None:
     """What is in `out`, where that is the whole export of this edit on this base; else None. With
     `verify` its logits are compared again; see `export` for the other arguments.
@@ -168,9 +158,9 @@ def exported_before(
         delta = load_delta(out)
         if delta.edit.key != rounded(edit).key:
             return None
-        base = base_of(delta, source, revision=revision, progress=progress)
+        base = base_of(delta, source, revision=revision)
         open_checkpoint(out)
-        verified = _verify(base, edit, out, verify, progress)
+        verified = _verify(base, edit, out, verify)
     except DialdownError:
         return None
     return Exported(out, _digests(out), verified, _left_out(base))
@@ -214,16 +204,15 @@ def _export(
     force: bool,
     verify: Verify,
     notes: Mapping[str, Any],
-    progress: Progress | None,
 ) -> Exported:
     check_notes(notes)
     edit, out, besides = rounded(edit), out.resolve(), _left_out(base)
     with whole_folder(out) as work:
-        biased = write_weights(base, edit, work, progress)
+        biased = write_weights(base, edit, work)
         copy_files(base.folder, work)
         _write_config(base, work, biased)
         delta = write_delta(work / FOLDER, edit, base, notes)
-        verified = _verify(base, edit, work, verify, progress)
+        verified = _verify(base, edit, work, verify)
         files = _digests(work)
         write_card(work, delta, base.folder, files, verified, besides)
         check_out(out, force)  # somebody else may have written there meanwhile
@@ -287,11 +276,11 @@ def _write_config(base: Checkpoint, work: Path, biased: bool) -> None:
 
 
 def _verify(
-    base: Checkpoint, edit: Intervention, folder: Path, verify: Verify, progress: Progress | None
+    base: Checkpoint, edit: Intervention, folder: Path, verify: Verify
 ) -> Verification | None:
     if not verify:
         return None
-    return verify_export(base, edit, folder, vllm=verify == "vllm", progress=progress)
+    return verify_export(base, edit, folder, vllm=verify == "vllm")
 
 
 def _left_out(base: Checkpoint) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from ..interventions.folding import Fold
 from ..interventions.intervention import Intervention
 from ..models.bias import ensure_bias
 from ..models.lm import LM
-from ..progress import Progress
+from ..progress import progress
 from .checkpoint import DTYPES, Checkpoint, Stored
 
 BIASES = "model-biases.safetensors"
@@ -34,9 +34,7 @@ BIASES = "model-biases.safetensors"
 BESIDE_BIASES = "model-weights.safetensors"
 
 
-def write_weights(
-    base: Checkpoint, edit: Intervention, folder: Path, progress: Progress | None = None
-) -> bool:
+def write_weights(base: Checkpoint, edit: Intervention, folder: Path) -> bool:
     """Write the weights of a base with an edit folded in to a folder, which exists; `progress` is
     called with ("exporting", layers done, layers in all).
 
@@ -59,8 +57,7 @@ def write_weights(
     folds = edit.folds(lm)
     for done, fold in enumerate(folds, 1):
         _write_layer(base, fold, folder, biases)
-        if progress:
-            progress("exporting", done, len(folds))
+        progress("exporting", done, len(folds))
     if biases:
         _write_biases(base, folder, biases)
     elif not (folder / WEIGHTS).exists():

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, load
-from ..progress import Progress
+from ..progress import progress
 from ..workers import return_free_memory
 from .checkpoint import Checkpoint
 from .vllm import VllmCheck, compare_in_vllm
@@ -94,12 +94,7 @@ class Verification:
 
 
 def verify_export(
-    base: Checkpoint,
-    edit: Intervention,
-    exported: Path,
-    *,
-    vllm: bool = False,
-    progress: Progress | None = None,
+    base: Checkpoint, edit: Intervention, exported: Path, *, vllm: bool = False
 ) -> Verification:
     """Compare an exported folder with the hooked base model on 32 texts (`PROMPTS`).
 
@@ -108,7 +103,6 @@ def verify_export(
         edit: the edit.
         exported: the folder to verify; it is loaded with plain transformers.
         vllm: compare in vLLM too.
-        progress: called with (label, texts done, texts in all).
 
     Raises:
         DialdownError: a difference is above its tolerance; the folder's tokenizer gives other ids;
@@ -130,8 +124,7 @@ def verify_export(
         pairs = zip(_logits(model, ids), reference, strict=True)
         for done, (logits, expected) in enumerate(pairs, 1):
             difference = _worse(difference, logits, expected)
-            if progress:
-                progress("verifying", done, len(ids))
+            progress("verifying", done, len(ids))
     tolerance = TOLERANCE + SLACK * rounding
     if not difference <= tolerance:  # a NaN does not pass
         raise _unlike(f"a logit differs by {difference:.2g}", tolerance)
@@ -140,13 +133,11 @@ def verify_export(
         return measured
     del model
     return_free_memory()
-    if progress:
-        progress("verifying in vLLM", 0, 1)
+    progress("verifying in vLLM", 0, 1)
     check = compare_in_vllm(exported, base.folder, ids, reference, tolerance=tolerance)
     if not check.difference <= check.tolerance:
         raise _unlike(str(check), check.tolerance)
-    if progress:
-        progress("verifying in vLLM", 1, 1)
+    progress("verifying in vLLM", 1, 1)
     return replace(measured, vllm=check)
 
 

@@ -21,18 +21,12 @@ from ..interventions.rank_one import RankOne
 from ..models.decoding import Batch, batches, read
 from ..models.hooks import stream_hooks
 from ..models.lm import LM
-from ..progress import Progress, with_bar
+from ..progress import progress
 from .labelled import BATCH, Labels, check_finite, encode_labelled, mean_without_sinks
 
 
-@with_bar
 def ablation(
-    lm: LM,
-    texts: Sequence[str],
-    labels: Labels,
-    *,
-    max_tokens: int = 128,
-    progress: Progress | None = None,
+    lm: LM, texts: Sequence[str], labels: Labels, *, max_tokens: int = 128
 ) -> Intervention:
     """Let the MLP of each layer write nothing along r, the unit difference between the classes'
     mean residual streams after that layer, at every position; what its bias writes stays. Each text
@@ -43,7 +37,7 @@ def ablation(
     along it.
 
     Args:
-        lm, texts, labels, max_tokens, progress: see `auroc`.
+        lm, texts, labels, max_tokens: see `auroc`.
 
     Raises:
         DialdownError: see `encode_labelled`; an activation is not a finite number, or the means of
@@ -57,8 +51,7 @@ def ablation(
     for batch in batches(lm, ids, BATCH):
         difference += np.einsum("ltd,t->ld", residuals(lm, batch), counts[list(batch.rows)])
         done += len(batch.rows)
-        if progress:
-            progress("reading labelled texts", done, len(ids))
+        progress("reading labelled texts", done, len(ids))
     for layer, of_layer in enumerate(difference):
         check_finite(lm, f"layer {layer}", of_layer)
     if not difference.any():

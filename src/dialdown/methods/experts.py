@@ -18,7 +18,6 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.lm import LM
 from ..models.sites import mlp_linears
-from ..progress import Progress, with_bar
 from .labelled import Labels, encode_labelled, highest, highest_of_all, pooled
 from .places import MethodSite, Places, places_of
 
@@ -26,15 +25,8 @@ MEMORY = 1 << 30
 RANKED = 512  # neurons at a time
 
 
-@with_bar
 def auroc(
-    lm: LM,
-    texts: Sequence[str],
-    labels: Labels,
-    *,
-    max_tokens: int = 128,
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    lm: LM, texts: Sequence[str], labels: Labels, *, max_tokens: int = 128, memory: int = MEMORY
 ) -> NDArray[np.float64]:
     """How well each neuron's highest activation over a text's tokens tells texts labelled 1 from
     those labelled 0.
@@ -51,27 +43,19 @@ def auroc(
             has no tokens or exceeds the context, or an activation is not a finite number.
     """
     ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
-    return _areas(places_of(lm, "neurons"), ids, toxic, progress, memory).reshape(lm.view.shape)
+    return _areas(places_of(lm, "neurons"), ids, toxic, memory).reshape(lm.view.shape)
 
 
 def _areas(
-    places: Places,
-    ids: Sequence[Sequence[int]],
-    toxic: NDArray[np.bool_],
-    progress: Progress | None,
-    memory: int = MEMORY,
+    places: Places, ids: Sequence[Sequence[int]], toxic: NDArray[np.bool_], memory: int = MEMORY
 ) -> NDArray[np.float64]:
     """(channels of all modules,); as published, attention sinks are tokens like others."""
     pool = highest if places.neurons else highest_of_all
     readings = _readings(places, memory // (4 * len(ids)))
     areas: list[NDArray[np.float64]] = []
     for number, paths in enumerate(readings):
-
-        def tell(done: int, texts: int, before: int = number) -> None:
-            if progress:
-                progress("reading labelled texts", before * texts + done, len(readings) * texts)
-
-        areas += [_area(values, toxic) for values in pooled(places, ids, pool, paths, tell)]
+        values = pooled(places, ids, pool, paths, (number, len(readings)))
+        areas += [_area(of_module, toxic) for of_module in values]
     return np.concatenate(areas)
 
 
@@ -100,7 +84,6 @@ def _area(values: NDArray[np.float32], toxic: NDArray[np.bool_]) -> NDArray[np.f
     return np.asarray((np.concatenate(sums) - ones * (ones + 1) / 2) / (ones * others))
 
 
-@with_bar
 def aura(
     lm: LM,
     texts: Sequence[str],
@@ -108,13 +91,12 @@ def aura(
     *,
     site: MethodSite = "neurons",
     max_tokens: int = 128,
-    progress: Progress | None = None,
 ) -> Intervention:
     """AurA: the gain 1 - 2 (A - .5) on every neuron whose area A is above .5, of kind `scale`; no
     number to choose.
 
     Args:
-        lm, texts, labels, max_tokens, progress: see `auroc`.
+        lm, texts, labels, max_tokens: see `auroc`.
         site: `neurons`, or `published`: the outputs of every linear layer of the MLPs, by their
             highest over all tokens, attention sinks too; an intervention of kind `outputs`.
 
@@ -123,12 +105,11 @@ def aura(
     """
     places = places_of(lm, site, mlp_linears)
     ids, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    areas = _areas(places, ids, toxic, progress)
+    areas = _areas(places, ids, toxic)
     gain = np.where(areas > 0.5, 1 - 2 * (areas - 0.5), 1.0)
     return places.edit("aura", "scale", gain, np.zeros_like(gain), record)
 
 
-@with_bar
 def damp(
     lm: LM,
     texts: Sequence[str],
@@ -138,7 +119,6 @@ def damp(
     share: float = 0.05,
     factor: float = 0.5,
     max_tokens: int = 128,
-    progress: Progress | None = None,
 ) -> Intervention:
     """Damp: one gain, `factor`, on the share of all neurons, or outputs, whose area is highest; see
     `aura` for the other arguments.
@@ -156,7 +136,7 @@ def damp(
         )
     places = places_of(lm, site, mlp_linears)
     ids, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    areas = _areas(places, ids, toxic, progress)
+    areas = _areas(places, ids, toxic)
     gain = np.ones_like(areas)
     gain[np.argsort(-areas, kind="stable")[: max(1, round(share * areas.size))]] = factor
     return places.edit("damp", "scale", gain, np.zeros_like(gain), {**record, "share": share})

@@ -15,6 +15,7 @@ from ..models.decoding import batches, read
 from ..models.lm import LM
 from ..models.tokens import encode_texts
 from ..neurons.probe import check_labels
+from ..progress import progress
 from .places import Places
 
 Labels = Sequence[int] | NDArray[Any]
@@ -83,10 +84,10 @@ def pooled(
     ids: Sequence[Sequence[int]],
     pool: Pool,
     paths: Sequence[str],
-    progress: Callable[[int, int], None],
+    reading: tuple[int, int] = (0, 1),
 ) -> list[NDArray[Any]]:
     """One number of each text for every channel at some modules, (texts, channels) of each, from
-    one reading of the texts; `progress` is called with the texts done.
+    one reading of the texts, which is `reading`: its number, and of how many.
 
     Raises:
         DialdownError: an activation is not a finite number.
@@ -104,7 +105,7 @@ def pooled(
             read(places.lm, batch)
             places.check_ran([*called.values()], paths)
         done += len(rows)
-        progress(done, len(ids))
+        progress("reading labelled texts", reading[0] * len(ids) + done, reading[1] * len(ids))
     for path, values in numbers.items():
         check_finite(places.lm, places.called(path), values)
     return [*numbers.values()]

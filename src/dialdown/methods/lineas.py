@@ -26,7 +26,7 @@ from ..models.decoding import batches, read
 from ..models.forward_pass import frozen
 from ..models.lm import LM
 from ..models.sites import layer_norms
-from ..progress import Progress, with_bar
+from ..progress import progress
 from ..training.generated_text import check_finite
 from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, ordinary, pooled
 from .places import MethodSite, Places, places_of
@@ -36,7 +36,6 @@ Map = tuple[Tensor, Tensor]
 UNITS_FROM = 32
 
 
-@with_bar
 def lineas(
     lm: LM,
     texts: Sequence[str],
@@ -48,7 +47,6 @@ def lineas(
     learning_rate: float = 0.001,
     max_tokens: int = 128,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Intervention:
     """LinEAS: each activation m becomes gain * m + offset, learned by Adam with a rate that falls
     to 0; an intervention of kind `affine`, or `outputs` at the published site.
@@ -56,7 +54,7 @@ def lineas(
     The authors' sparse penalty is left out: what an edit may cost is for the dial.
 
     Args:
-        lm, texts, labels, max_tokens, progress: see `auroc`.
+        lm, texts, labels, max_tokens: see `auroc`.
         site: see `linear_act`.
         steps: of the training.
         batch_size: texts of either class drawn for a step, or as many as the smaller class has. Of
@@ -75,7 +73,7 @@ def lineas(
     places = places_of(lm, site, layer_norms)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     classes = [[encoded[row] for row in np.flatnonzero(toxic == of)] for of in (True, False)]
-    goals = _read(places, classes[1], mean_without_sinks if places.neurons else mean, progress)
+    goals = _read(places, classes[1], mean_without_sinks if places.neurons else mean)
     units = _sizes(places, classes[1][:UNITS_FROM])
     size = min(batch_size, *map(len, classes))
     drawn = np.random.default_rng(seed)
@@ -87,22 +85,17 @@ def lineas(
         of_others = {path: means[beside] for path, means in goals.items()}
         return _distance(places, [classes[0][row] for row in rows], scaled, of_others)
 
-    maps = _learned(places, distance, steps, learning_rate, progress)
+    maps = _learned(places, distance, steps, learning_rate)
     gain = np.concatenate([_numbers(gain) for gain, _ in maps.values()])
     offset = np.concatenate([units[path] * _numbers(offset) for path, (_, offset) in maps.items()])
     return places.edit("lineas", "affine", gain, offset, {**record, **settings, "seed": seed})
 
 
 def _read(
-    places: Places, ids: Sequence[Sequence[int]], pool: Pool, progress: Progress | None = None
+    places: Places, ids: Sequence[Sequence[int]], pool: Pool
 ) -> dict[str, NDArray[np.float64]]:
     """One number of each text for every channel, (texts, channels) of each module."""
-
-    def tell(done: int, total: int) -> None:
-        if progress:
-            progress("reading labelled texts", done, total)
-
-    return dict(zip(places.widths, pooled(places, ids, pool, [*places.widths], tell), strict=True))
+    return dict(zip(places.widths, pooled(places, ids, pool, [*places.widths]), strict=True))
 
 
 def _sizes(places: Places, ids: Sequence[Sequence[int]]) -> dict[str, float]:
@@ -120,7 +113,6 @@ def _learned(
     distance: Callable[[Mapping[str, Map]], Tensor],
     steps: int,
     learning_rate: float,
-    progress: Progress | None,
 ) -> dict[str, Map]:
     """Gains and offsets of each module that make a distance small, by Adam."""
     with frozen(places.lm.model):
@@ -134,8 +126,7 @@ def _learned(
             check_finite(places.lm, loss)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if progress:
-                progress("learning maps", step + 1, steps)
+            progress("learning maps", step + 1, steps)
         for pair in maps.values():
             check_finite(places.lm, torch.stack(pair))
     return maps

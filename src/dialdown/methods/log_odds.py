@@ -29,7 +29,7 @@ from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
 from ..models.lm import LM
 from ..neurons.probe import check_labels
-from ..progress import Progress, with_bar
+from ..progress import progress
 from ..training.fisher import fisher_information, gain_slopes, natural_gradient
 from ..training.generated_text import check_finite, own_text
 from .labelled import Labels, encode_labelled
@@ -67,14 +67,8 @@ def token_scores(lm: LM, texts: Sequence[str], labels: Labels) -> NDArray[np.flo
     return np.asarray(scores)
 
 
-@with_bar
 def labels_gradient(
-    lm: LM,
-    texts: Sequence[str],
-    labels: Labels,
-    *,
-    max_tokens: int = 128,
-    progress: Progress | None = None,
+    lm: LM, texts: Sequence[str], labels: Labels, *, max_tokens: int = 128
 ) -> NDArray[np.float64]:
     """The derivative by every neuron's gain of the mean of -sum_token p(token) s(token) over the
     positions of texts labelled 1, which are read to their first `max_tokens`; see `auroc` for the
@@ -95,8 +89,7 @@ def labels_gradient(
     for batch in batches(lm, contexts, size):
         total -= gain_slopes(lm, partial(_expected_score, lm, batch, scores))
         done += len(batch.rows)
-        if progress:
-            progress("reading labelled texts", done, len(contexts))
+        progress("reading labelled texts", done, len(contexts))
     check_finite(lm, total)
     return np.asarray((total / positions).cpu().numpy())
 
@@ -113,7 +106,6 @@ def _expected_score(lm: LM, batch: Batch, scores: Tensor) -> Tensor:
     return expected[batch.mask == 1].sum()
 
 
-@with_bar
 def labels_step(
     lm: LM,
     texts: Sequence[str],
@@ -123,13 +115,12 @@ def labels_step(
     kl: float = 0.01,
     max_tokens: int = 128,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Intervention:
     """The gains that make the tokens of the concept less likely most at a given KL, to first order,
     of kind `scale`; nothing is trained, and no pairs are needed.
 
     Args:
-        lm, texts, labels, max_tokens, progress: see `labels_gradient`.
+        lm, texts, labels, max_tokens: see `labels_gradient`.
         information: (L, F) what a gain costs, from `fisher_information`; by default that on text of
             the model's own, sampled with `seed`.
         kl: see `natural_gradient`.
@@ -137,8 +128,8 @@ def labels_step(
     Raises:
         DialdownError: see `labels_gradient` and `natural_gradient`.
     """
-    worth = labels_gradient(lm, texts, labels, max_tokens=max_tokens, progress=progress)
+    worth = labels_gradient(lm, texts, labels, max_tokens=max_tokens)
     if information is None:
-        own = own_text(lm, seed=seed, progress=progress)
-        information = fisher_information(lm, own, seed=seed, progress=progress)
+        own = own_text(lm, seed=seed)
+        information = fisher_information(lm, own, seed=seed)
     return natural_gradient(lm, worth, information, kl=kl, name="labels")

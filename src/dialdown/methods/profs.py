@@ -21,12 +21,11 @@ from ..interventions.intervention import Intervention
 from ..models.decoding import batches
 from ..models.lm import LM
 from ..models.tokens import encode_texts
-from ..progress import Progress, with_bar
+from ..progress import progress
 from .ablation import residuals, taken_out
 from .labelled import BATCH, check_finite
 
 
-@with_bar
 def profs(
     lm: LM,
     preferred: Sequence[str],
@@ -35,7 +34,6 @@ def profs(
     rank: int = 2,
     first_layer: int | None = None,
     max_tokens: int = 128,
-    progress: Progress | None = None,
 ) -> Intervention:
     """Let the MLP of each layer from `first_layer` on write nothing along its `rank` directions, at
     every position; what its bias writes stays. Each text counts by the mean over its tokens but
@@ -51,7 +49,6 @@ def profs(
         first_layer: counted from 0; by default after five twelfths of the layers, as published for
             GPT-2 medium.
         max_tokens: of each text.
-        progress: called with how many texts are read.
 
     Raises:
         DialdownError: the two are not as many, or fewer than `rank`; no such layer; a text has no
@@ -66,8 +63,7 @@ def profs(
     for batch in batches(lm, ids, BATCH):
         means[:, list(batch.rows)] = residuals(lm, batch)
         done += len(batch.rows)
-        if progress:
-            progress("reading pairs", done, len(ids))
+        progress("reading pairs", done, len(ids))
     directions = np.zeros((rank, lm.view.n_layers, lm.view.d_model))
     for layer in range(first, lm.view.n_layers):
         check_finite(lm, f"layer {layer}", means[layer])

@@ -12,19 +12,10 @@ from ..interventions.paper import steer
 from ..models.lm import LM
 from ..neurons.directions import Direction
 from ..neurons.probe import check_labels, probe_features
-from ..progress import Progress, with_bar
 from .labelled import Labels
 
 
-@with_bar
-def caa(
-    lm: LM,
-    texts: Sequence[str],
-    labels: Labels,
-    *,
-    max_tokens: int = 128,
-    progress: Progress | None = None,
-) -> Intervention:
+def caa(lm: LM, texts: Sequence[str], labels: Labels, *, max_tokens: int = 128) -> Intervention:
     """Subtract the difference between the mean residual streams of texts with and without the
     concept, where `steer` does: after the last layer, at every position. Each text counts by the
     mean over its tokens, and strength 1 is the whole difference.
@@ -33,9 +24,7 @@ def caa(
         DialdownError: see `auroc`, or the two means are the same.
     """
     check_labels(texts, labels)
-    features = probe_features(
-        lm, texts, protocols=("strict",), max_tokens=max_tokens, progress=progress
-    )["strict"]
+    features = probe_features(lm, texts, protocols=("strict",), max_tokens=max_tokens)["strict"]
     toxic = np.asarray(labels) == 1
     vector = features[toxic].mean(0) - features[~toxic].mean(0)
     if not vector.any():

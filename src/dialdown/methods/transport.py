@@ -21,7 +21,7 @@ from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
 from ..models.lm import LM
 from ..models.sites import layer_norms
-from ..progress import Progress, with_bar
+from ..progress import progress
 from .labelled import Labels, Pool, check_finite, encode_labelled, mean, mean_without_sinks, pooled
 from .places import MethodSite, places_of
 
@@ -40,7 +40,6 @@ class _Fit:
     pool: Pool
 
 
-@with_bar
 def mean_act(
     lm: LM,
     texts: Sequence[str],
@@ -49,16 +48,14 @@ def mean_act(
     site: MethodSite = "neurons",
     sequential: bool = True,
     max_tokens: int = 128,
-    progress: Progress | None = None,
 ) -> Intervention:
     """Mean-AcT: each activation moves by the difference of the classes' means over texts, attention
     sinks left out, an intervention of kind `shift`. Arguments and errors are those of `linear_act`.
     """
     fit = _Fit("mean_act", "shift", _mean_shift, mean_without_sinks)
-    return _maps(lm, texts, labels, fit, site, sequential, max_tokens, progress)
+    return _maps(lm, texts, labels, fit, site, sequential, max_tokens)
 
 
-@with_bar
 def linear_act(
     lm: LM,
     texts: Sequence[str],
@@ -67,14 +64,13 @@ def linear_act(
     site: MethodSite = "neurons",
     sequential: bool = True,
     max_tokens: int = 128,
-    progress: Progress | None = None,
 ) -> Intervention:
     """Linear-AcT: each activation m becomes gain * m + offset, the least-squares line from the
     sorted means over tokens of toxic texts to those of other texts, an intervention of kind
     `affine`. A neuron that does the same on every toxic text is shifted.
 
     Args:
-        lm, texts, labels, max_tokens, progress: see `auroc`; of either class the first n texts are
+        lm, texts, labels, max_tokens: see `auroc`; of either class the first n texts are
             used, n being the number of the smaller class.
         site: `neurons`, or `published`: the outputs of the norms after attention and MLP, or before
             them where the architecture has no others, by their means over all tokens; an
@@ -89,7 +85,7 @@ def linear_act(
     """
     # A line multiplies what attention sinks have, too, so they have a part in it.
     fit = _Fit("linear_act", "affine", _line, mean)
-    return _maps(lm, texts, labels, fit, site, sequential, max_tokens, progress)
+    return _maps(lm, texts, labels, fit, site, sequential, max_tokens)
 
 
 def _mean_shift(toxic: Floats, other: Floats) -> tuple[Floats, Floats]:
@@ -113,7 +109,6 @@ def _maps(
     site: MethodSite,
     sequential: bool,
     max_tokens: int,
-    progress: Progress | None,
 ) -> Intervention:
     places = places_of(lm, site, layer_norms)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
@@ -121,10 +116,6 @@ def _maps(
     ids = [encoded[row] for mask in (toxic, ~toxic) for row in np.flatnonzero(mask)[:n]]
     pool = fit.pool if places.neurons else mean
     maps: dict[str, tuple[Floats, Floats]] = {}
-
-    def tell(done: int, total: int) -> None:
-        if progress:
-            progress("fitting maps", done, total)
 
     if sequential:
         (batch,) = batches(lm, ids, len(ids))
@@ -135,14 +126,14 @@ def _maps(
             means[rows] = pool(m, own.to(m.device)).cpu().numpy()
             check_finite(lm, places.called(path), means)
             maps[path] = fit.map(means[:n], means[n:])
-            tell(len(maps), len(places.widths))
+            progress("fitting maps", len(maps), len(places.widths))
             return affine(m, *maps[path])
 
         with torch.inference_mode(), places.hooks(act, [*places.widths]) as called:
             read(lm, batch)
             places.check_ran([*called.values()], [*places.widths])
     else:
-        of_modules = pooled(places, ids, pool, [*places.widths], tell)
+        of_modules = pooled(places, ids, pool, [*places.widths])
         for path, means in zip(places.widths, of_modules, strict=True):
             maps[path] = fit.map(means[:n], means[n:])
     gain, offset = (np.concatenate([maps[path][part] for path in places.widths]) for part in (0, 1))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..progress import Progress
+from ..progress import progress
 from .forward_pass import for_any_length, last_positions
 from .hooks import Change, Positions, being_changed
 from .lm import LM
@@ -207,7 +207,6 @@ class Decoder:
         observe: Observer | None = None,
         extra_step: bool = False,
         pick: Pick | None = None,
-        progress: Progress | None = None,
     ) -> list[list[int]]:
         """The new token ids of each prompt, in the order given, cut before the end-of-text token.
 
@@ -219,11 +218,10 @@ class Decoder:
             extra_step: make one more pass than tokens, so the last generated token is observed too.
             pick: how the next tokens are chosen; greedy by default. Who observes or picks keeps
                 count, so where memory runs out only they can begin again, by `fitted`.
-            progress: called after each batch.
         """
 
         def run() -> list[list[int]]:
-            return self._run(change, positions, observe, extra_step, pick or greedy, progress)
+            return self._run(change, positions, observe, extra_step, pick or greedy)
 
         return run() if observe or pick else self.fitted(run)
 
@@ -234,7 +232,6 @@ class Decoder:
         observe: Observer | None,
         extra_step: bool,
         pick: Pick,
-        progress: Progress | None,
     ) -> list[list[int]]:
         shareable = change is None or not change.acts_in_layers or positions == "last"
         share = self.share_prefixes and shareable and not being_changed(self.lm)
@@ -251,8 +248,7 @@ class Decoder:
                     for row, ids in zip(batch.rows, tokens, strict=True):
                         out[row] = ids
                     done += len(batch.rows)
-                    if progress:
-                        progress("decoding", done, len(self.prompts))
+                    progress("decoding", done, len(self.prompts))
         return out
 
     def run_together(self, picks: Sequence[Pick]) -> list[list[list[int]]]:

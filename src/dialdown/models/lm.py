@@ -24,7 +24,6 @@ from ..cards import card
 from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
-from ..progress import Progress, with_bar
 from . import adapters, templates, tokens
 from .mlp import MLPView
 from .projection import Projection
@@ -195,7 +194,6 @@ def sharing(model: Any) -> Any:
     return copy.deepcopy(model, shared).eval()
 
 
-@with_bar
 def load(
     name: str | os.PathLike[str] | PreTrainedModel,
     *,
@@ -205,7 +203,6 @@ def load(
     device: str | None = None,
     down: str | None = None,
     template: AnyTemplate = "none",
-    progress: Progress | None = None,
 ) -> LM:
     """Load a causal LM from the hub, a local folder, or a package of the Python index
     (`embedded:NAME`); or take one that is loaded already.
@@ -222,8 +219,6 @@ def load(
             recognised.
         template: what prompts are: `chat`, user turns of the tokenizer's chat template; `none`,
             texts to go on with; `auto`, the first where there is a template.
-        progress: called while an embedded model is downloaded and converted, the first time it is
-            used.
 
     Raises:
         DialdownError: the model does not exist, cannot be reached, is not whole (a weight is
@@ -247,7 +242,7 @@ def load(
         dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
     )
     source = (
-        str(assets.fetch_model(name.removeprefix("embedded:"), progress))
+        str(assets.fetch_model(name.removeprefix("embedded:")))
         if name.startswith("embedded:")
         else name
     )
@@ -292,15 +287,13 @@ def _in_memory(
     return LM.of(model, tokenizer, name=name, down=down, template=template)
 
 
-@with_bar
-def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress | None = None) -> LM:
+def load_tuned(base: LM, source: str | os.PathLike[str]) -> LM:
     """The tuned model of a pair, in the base's dtype and on its device.
 
     Args:
         base: the base model.
         source: whatever `load` takes, or a LoRA adapter (a folder or hub id with an
             `adapter_config.json`), which is merged into a copy of the base model.
-        progress: see `load`.
 
     Raises:
         DialdownError: see `load`; or its neurons or tokens do not correspond to the base model's,
@@ -312,7 +305,7 @@ def load_tuned(base: LM, source: str | os.PathLike[str], *, progress: Progress |
     if not source.startswith("embedded:") and loading.is_adapter(source):
         return _merged(base, source)
     dtype = str(base.model.dtype).removeprefix("torch.")
-    tuned = load(source, dtype=dtype, device=str(base.device), progress=progress)
+    tuned = load(source, dtype=dtype, device=str(base.device))
     check_pair(base, tuned)
     # Its tokens are the base's, and its chat template may not be.
     return replace(tuned, tokenizer=base.tokenizer, template=base.template)

@@ -27,7 +27,6 @@ from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol
-from ..progress import Progress, with_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,6 @@ class NeuronMeans:
         return cls(arrays["means"], record["count"], record["protocol"], record["record"])
 
 
-@with_bar
 def mean_activations(
     lm: LM,
     prompts: Sequence[str],
@@ -83,7 +81,6 @@ def mean_activations(
     max_prompt_tokens: int = 32,
     batch_size: BatchSize = AUTO,
     protocol: Protocol = "strict",
-    progress: Progress | None = None,
 ) -> NeuronMeans:
     """Mean activations over `prompts`, collected while decoding `max_new_tokens` greedily (METHOD
     §3).
@@ -100,15 +97,12 @@ def mean_activations(
         batch_size=batch_size,
         share_prefixes=False,
     )
-    _, means = decode_with_means(decoder, protocols=(protocol,), progress=progress)
+    _, means = decode_with_means(decoder, protocols=(protocol,))
     return means[protocol]
 
 
 def decode_with_means(
-    decoder: Decoder,
-    *,
-    protocols: Sequence[Protocol] = ("strict", "paper"),
-    progress: Progress | None = None,
+    decoder: Decoder, *, protocols: Sequence[Protocol] = ("strict", "paper")
 ) -> tuple[list[list[int]], dict[Protocol, NeuronMeans]]:
     """Decode once and average the activations under each protocol asked for: the new token ids of
     each prompt, and the means by protocol.
@@ -143,7 +137,7 @@ def decode_with_means(
         counts.zero_()
         latest.clear()
         with neuron_hooks(lm, keep):
-            return decoder.run(observe=add, extra_step="paper" in protocols, progress=progress)
+            return decoder.run(observe=add, extra_step="paper" in protocols)
 
     tokens = decoder.fitted(decode)
     if len(latest) < lm.view.n_layers or not counts.all():

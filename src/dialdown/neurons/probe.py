@@ -27,14 +27,13 @@ from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
 from ..models.protocol import Protocol
 from ..models.tokens import encode_texts
-from ..progress import Progress, with_bar
+from ..progress import progress
 from .directions import Direction
 
 PAPER_SEED = 42
 READ = Auto(32)
 
 
-@with_bar
 def train_probe(
     lm: LM,
     texts: Sequence[str],
@@ -44,7 +43,6 @@ def train_probe(
     max_tokens: int = 128,
     batch_size: BatchSize = READ,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Direction:
     """Logistic regression on mean residual streams of labelled texts, 90:10 split (METHOD §2, §5).
 
@@ -56,7 +54,6 @@ def train_probe(
         batch_size: texts per forward pass; by default 32 on a CPU, and on a GPU what fits.
         seed: of the split and of the cross-validation that sets the regularisation; `paper` has its
             own.
-        progress: called after each batch.
 
     Raises:
         DialdownError: texts and labels differ in number, a class is missing or too small, or see
@@ -67,12 +64,7 @@ def train_probe(
     # both protocols.
     protocols: tuple[Protocol, ...] = ("strict",) if protocol == "strict" else ("strict", "paper")
     features = probe_features(
-        lm,
-        texts,
-        protocols=protocols,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        progress=progress,
+        lm, texts, protocols=protocols, max_tokens=max_tokens, batch_size=batch_size
     )
     norm = float(np.linalg.norm(features["strict"], axis=1).mean())
     record = {"max_tokens": max_tokens, "residual_norm": norm}
@@ -109,7 +101,6 @@ def probe_features(
     protocols: Sequence[Protocol] = ("strict", "paper"),
     max_tokens: int = 128,
     batch_size: BatchSize = READ,
-    progress: Progress | None = None,
 ) -> dict[Protocol, NDArray[np.float64]]:
     """Mean final-layer residual of each text under each protocol: (n, d) float64 each (METHOD §2,
     §5).
@@ -147,9 +138,8 @@ def probe_features(
             with torch.inference_mode(), for_any_length(), _around_final_norm(lm) as seen:
                 lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
             means[rows] = _mean(seen, mask, protocol).double().cpu().numpy()
-            if progress:
-                done = before + start + len(rows)
-                progress("reading labelled texts", done, len(protocols) * len(order))
+            done = before + start + len(rows)
+            progress("reading labelled texts", done, len(protocols) * len(order))
         if not np.isfinite(means).all():
             raise DialdownError(
                 f"The final-layer residual of {lm.name} is not finite while reading labelled "

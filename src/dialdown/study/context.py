@@ -31,7 +31,6 @@ from ..models.protocol import Protocol
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
-from ..progress import Progress, silent
 from ..workers import default_workers, do_all, gpus, return_free_memory
 from .config import DECODED_ON_CPU, Config
 from .folder import Ledger
@@ -52,7 +51,6 @@ class Workspace:
     Attributes:
         config: the study's settings.
         folder: where everything is written.
-        progress: called with what is going on, units done, units in all.
         stages: what is done in the folder, in order.
         changed: called when more can be shown of the folder than before.
         peak_together: the most memory that this process and its workers held together, in bytes; 0
@@ -62,7 +60,6 @@ class Workspace:
 
     config: Config
     folder: Path
-    progress: Progress = silent
     stages: tuple[str, ...] = STAGES
     changed: Callable[[], None] = lambda: None
     peak_together: int = field(default=0, init=False)
@@ -84,7 +81,6 @@ class Workspace:
             dtype=config.dtype,
             device=config.device,
             template=config.template,
-            progress=self.progress,
         )
 
     @cached_property
@@ -95,7 +91,7 @@ class Workspace:
     def tuned_model(self, name: str) -> LM:
         """A tuned model by its folder here; `tuned` is the one given, where one was."""
         given = self.config.tuned if name == "tuned" else None
-        return load_tuned(self.lm, given or self.folder / name, progress=self.progress)
+        return load_tuned(self.lm, given or self.folder / name)
 
     @cached_property
     def prompts(self) -> texts.PromptSplit:
@@ -157,7 +153,7 @@ class Workspace:
         config = self.config
         # The judge is asked whether "the token is ...".
         concept = "toxic" if config.concept == "toxicity" else f"an expression of {config.concept}"
-        return load_token_judge(config.token_judge, concept=concept, progress=self.progress)
+        return load_token_judge(config.token_judge, concept=concept)
 
     @cached_property
     def judge(self) -> Scorer:
@@ -186,7 +182,7 @@ class Workspace:
         # A study of toxicity may have labelled texts of its own and still use the embedded scorers
         # of toxicity.
         texts = "embedded:comments" if settings.concept == "toxicity" else settings.probe.texts
-        return load_scorer(source, texts=texts, device=self.lm.device.type, progress=self.progress)
+        return load_scorer(source, texts=texts, device=self.lm.device.type)
 
     def path(self, name: str, protocol: Protocol) -> Path:
         """A file of one protocol: `strict`, the default, has the plain name; `paper` says so."""

@@ -25,7 +25,6 @@ from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
 from ..models.protocol import Site
-from ..progress import Progress
 from ..training.settings import RANK_ONE_FILE
 from . import gains, rank_one
 from .config import Config, DetoxMethod, DetoxSettings
@@ -239,7 +238,6 @@ def find_edit(
     config: Config,
     folder: Path,
     *,
-    progress: Progress,
     announce: Callable[[str], None],
     enter: Callable[[str, bool], None],
 ) -> Intervention:
@@ -248,7 +246,7 @@ def find_edit(
     Args:
         config: the settings.
         folder: of the work; the same call goes on there.
-        progress, announce, enter: see `Study`.
+        announce, enter: see `Study`.
 
     Raises:
         DialdownError: settings that contradict each other; see `Study.run`; nothing was found
@@ -257,7 +255,7 @@ def find_edit(
     check_ships(config, "detox")
     check_dials(config)
     stages = detox_stages(config.detox.method)
-    Study(config, folder, progress, announce, stages, enter).run()
+    Study(config, folder, announce, stages, enter).run()
     return Intervention.load(folder / EDIT)
 
 

@@ -53,13 +53,7 @@ def tune_gains(work: Workspace) -> dict[str, Any]:
     prices = gain_prices(work) if settings.optimizer == "natural" else None
     texts = held_texts(work) if settings.own_kl_weight > 0 else []
     _, log = train_gains(
-        work.lm,
-        pairs,
-        settings,
-        work.folder / "gains",
-        information=prices,
-        texts=texts,
-        progress=work.progress,
+        work.lm, pairs, settings, work.folder / "gains", information=prices, texts=texts
     )
     note_training(work.notes, log, settings)
     return asdict(log)
@@ -70,8 +64,8 @@ def gain_prices(work: Workspace) -> NDArray[np.float64]:
 
     def price() -> NDArray[np.float64]:
         seed = work.config.seed
-        texts = own_text(work.lm, seed=seed, progress=work.progress)
-        return fisher_information(work.lm, texts, seed=seed, progress=work.progress)
+        texts = own_text(work.lm, seed=seed)
+        return fisher_information(work.lm, texts, seed=seed)
 
     return _kept(work, "prices", price)
 
@@ -81,7 +75,7 @@ def held_texts(work: Workspace) -> list[list[int]]:
 
     def write() -> NDArray[np.int64]:
         seed = work.config.seed + OTHERS
-        return np.array(own_text(work.lm, texts=96, tokens=64, seed=seed, progress=work.progress))
+        return np.array(own_text(work.lm, texts=96, tokens=64, seed=seed))
 
     texts = _kept(work, "texts", write)
     return [[int(token) for token in text] for text in texts]
@@ -107,7 +101,7 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
 def take_step(work: Workspace) -> dict[str, Any]:
     """The gains that the natural gradient of the pairs' margin asks for; nothing is trained."""
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
-    worth = preference_gradient(work.lm, pairs, progress=work.progress)
+    worth = preference_gradient(work.lm, pairs)
     step = natural_gradient(
         work.lm, worth, gain_prices(work), kl=STEP_KL, damping=work.config.gains.damping
     )
@@ -124,7 +118,6 @@ def take_step_from_labels(work: Workspace) -> dict[str, Any]:
         information=gain_prices(work),
         kl=STEP_KL,
         max_tokens=work.config.probe.max_tokens,
-        progress=work.progress,
     )
     step.save(work.folder / LABELS)
     return {name: step.record[name] for name in ("kl", "clipped")}

@@ -20,7 +20,7 @@ from ..data.csv_tables import write_csv
 from ..errors import DialdownError
 from ..evaluation.evaluator import Evaluator
 from ..files import SCHEMA, fingerprint, read_sealed, write_json, write_sealed, write_text
-from ..progress import Progress
+from ..progress import progress
 from .config import Config
 from .context import Facts, Stages, Workspace
 from .detox import check_ships
@@ -127,10 +127,10 @@ def compare_methods(work: Workspace) -> Facts:
     }
     missing = [name for name in names if _measured(work, name) is None]
     done = len(names) - len(missing)
-    work.progress("evaluating methods", done, len(names))
+    progress("evaluating methods", done, len(names))
     for _ in work.do_all(measure_method, missing):
         done += 1
-        work.progress("evaluating methods", done, len(names))
+        progress("evaluating methods", done, len(names))
     entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}
     for name, entry in entries.items():
         if name != UNTOUCHED and not entry.kl >= REACHED * wanted:
@@ -161,7 +161,6 @@ def run_ladder(
     config: Config,
     folder: Path,
     *,
-    progress: Progress,
     announce: Callable[[str], None],
     enter: Callable[[str, bool], None],
 ) -> None:
@@ -175,4 +174,4 @@ def run_ladder(
     # Methods may be added to a ladder and taken away, and pairs stay once they are made.
     needed = STAGES.keys() - (set() if needs_pairs(config.ladder.methods) else {"pairs"})
     kept = {name: stage for name, stage in STAGES.items() if name in {*needed, *records(folder)}}
-    Study(config, folder, progress, announce, kept, enter).run()
+    Study(config, folder, announce, kept, enter).run()

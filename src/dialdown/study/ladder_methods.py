@@ -28,6 +28,7 @@ from ..interventions.intervention import Intervention, untouched
 from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
+from ..progress import progress
 from ..training.dpo import train_dpo
 from ..training.generated_text import own_text_kl
 from .context import Facts, Workspace
@@ -111,7 +112,7 @@ def fit_methods(work: Workspace) -> Facts:
         _check_unseen(work)
     facts = {}
     for done, name in enumerate(names):
-        work.progress(f"fitting methods, {name}", done, len(names))
+        progress(f"fitting methods, {name}", done, len(names))
         facts[name] = _fitted(work, name)
     return {"methods": facts}
 
@@ -173,13 +174,13 @@ def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
     if name in OF_PAIRS:
         pairs = _pairs(work).pairs
         texts = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-        return OF_PAIRS[name](work.lm, *texts, progress=work.progress), 0.0
+        return OF_PAIRS[name](work.lm, *texts), 0.0
     labelled = work.labelled.texts, work.labelled.labels
     if name in LABELLED:
         most = work.config.probe.max_tokens
         draws = "seed" in inspect.signature(LABELLED[name]).parameters
         seed = {"seed": work.config.seed} if draws else {}
-        edit = LABELLED[name](work.lm, *labelled, max_tokens=most, progress=work.progress, **seed)
+        edit = LABELLED[name](work.lm, *labelled, max_tokens=most, **seed)
         return edit, 0.0
     edit = _own(name)(work.lm, *labelled)
     if not isinstance(edit, Intervention):
@@ -206,7 +207,6 @@ def _tune(work: Workspace, name: str) -> float:
         own_kl=own_kl,
         base=locate(work.config.model, work.config.revision)[0],
         template=work.lm.template,
-        progress=work.progress,
     )
     note_training(work.notes, log, settings)
     return log.seconds
@@ -231,8 +231,8 @@ def _inputs(work: Workspace, name: str) -> str:
     if name in PAIRED:
         settings |= {key: config[key] for key in PAIRED[name]}
         settings["pairs"] = work.ledger.outputs("pairs")
-    module = {"file": inspect.getfile(_own(name))} if NAMED.fullmatch(name) else {}
-    return fingerprint(SCHEMA, __version__, name, settings, file_states({**settings, **module}))
+    states = file_states({**settings, "method": name})
+    return fingerprint(SCHEMA, __version__, name, settings, states)
 
 
 def competing(methods: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from ..evaluation.row import Row, as_row
 from ..files import SCHEMA, write_json
 from ..models.decoding import Decoder
 from ..models.lm import LM
+from ..progress import progress, silently
 from .context import Workspace
 from .notes import note_reading
 from .outputs import so_far
@@ -96,12 +97,12 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: 
     first = [row for row, effect in gathered.effects if gathered.first[effect] is row]
     missing = [row for row in first if files.read(row) is None]
     done, total = len(first) - len(missing), len(first)
-    work.progress("evaluating rows", done, total)
+    progress("evaluating rows", done, total)
     shown, wait = time.monotonic(), 0.0
     try:
         for piece in work.do_all(measure, _pieces(stage, missing)):
             done += len(piece.rows)
-            work.progress("evaluating rows", done, total)
+            progress("evaluating rows", done, total)
             if done < total and time.monotonic() - shown >= wait:
                 gathered.write(so_far(name))
                 work.changed()
@@ -156,6 +157,7 @@ def cut_prompts(work: Workspace, what: str, prompts: Sequence[str]) -> None:
     work.notes.cut(what, work.lm.encode(prompts), work.config.evaluation.max_prompt_tokens)
 
 
+@silently()
 def rounded_otherwise(work: Workspace) -> list[str]:
     """The untouched model's continuations, from batches of half the size, so rounded otherwise."""
     settings, prompts = (

@@ -22,7 +22,6 @@ from ..exporting.checkpoint import locate, skeleton
 from ..models.lm import LM
 from ..models.memory import Shape
 from ..models.templates import check_template
-from ..progress import Progress, silent
 from ..training.settings import OPTIMIZERS
 from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
@@ -57,13 +56,13 @@ LOWERED = {
 }
 
 
-def shape_of(config: Config, progress: Progress = silent) -> Shape:
+def shape_of(config: Config) -> Shape:
     """The sizes of a study's model, from its files without its weights.
 
     Raises:
         DialdownError: it is no folder here, cannot be fetched, or is no causal LM with known MLPs.
     """
-    folder, name, _ = locate(config.model, config.revision, progress=progress)
+    folder, name, _ = locate(config.model, config.revision)
     lm = skeleton(folder, name)
     if config.template != "none":
         tokenizer = read_tokenizer(str(folder), name=name)
@@ -128,9 +127,7 @@ def needs(
     return listed
 
 
-def check_room(
-    config: Config, stages: Collection[str], new: Path | None, *, progress: Progress = silent
-) -> str | None:
+def check_room(config: Config, stages: Collection[str], new: Path | None) -> str | None:
     """Say in one line what memory the stages take at most of what is free; None where nothing can
     be said.
 
@@ -138,14 +135,13 @@ def check_room(
         config: the study's settings.
         stages: by name.
         new: the folder, where nothing is yet in it.
-        progress: of fetching the model.
 
     Raises:
         DialdownError: a stage does not fit this device, whatever the batch size (what would fit is
             named); the disk of a new folder has not the room.
     """
     try:
-        shape, device = shape_of(config, progress), device_of(config)
+        shape, device = shape_of(config), device_of(config)
     except DialdownError:
         # Loading the model says what is wrong.
         return None

@@ -47,7 +47,6 @@ def tune_rank_one(work: Workspace, stage: str) -> dict[str, Any]:
         work.folder / folder_of(stage),
         site=RANK_ONE[stage],
         texts=held_texts(work) if settings.own_kl_weight > 0 else (),
-        progress=work.progress,
     )
     note_training(work.notes, log, settings)
     return asdict(log)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ..errors import DialdownError, enough_memory
 from ..files import disk_errors
-from ..progress import Progress, silent
 from ..workers import check_main_guard
 from .config import Config
 from .context import Stages, Workspace
@@ -58,7 +57,6 @@ class Study:
     Attributes:
         config: its settings.
         folder: where everything is written.
-        progress: called with what is going on, units done, units in all.
         announce: called with a sentence when a stage ends or is found done.
         enter: called with a stage's name when its turn comes, and whether it was done before.
         stages: what is done, in order; by default the study of METHOD §9.
@@ -68,7 +66,6 @@ class Study:
 
     config: Config
     folder: Path
-    progress: Progress = silent
     announce: Callable[[str], None] = lambda sentence: None
     stages: Stages = field(default_factory=lambda: STUDY)
     enter: Callable[[str, bool], None] = lambda stage, done: None
@@ -79,7 +76,7 @@ class Study:
     def work(self) -> Workspace:
         """What the stages share."""
         stages = tuple(self.stages)
-        return Workspace(self.config, self.folder, self.progress, stages, self._show_more)
+        return Workspace(self.config, self.folder, stages, self._show_more)
 
     def run(self, *, until: str | None = None) -> None:
         """Run the stages up to `until`, skipping what is done.
@@ -114,7 +111,7 @@ class Study:
 
     def _check(self, stages: Sequence[str], new: Path | None = None) -> None:
         """Refuse what cannot work, and say what memory the stages will take."""
-        said = check_room(self.config, stages, new, progress=self.progress)
+        said = check_room(self.config, stages, new)
         check_inputs(self.work, stages)
         if said:
             self.announce(said)

@@ -11,11 +11,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..data.reading import read_text
 from ..errors import DialdownError
+from ..evaluation.plugin import NAMED
 
 PREFIX = "DIALDOWN_"
 # Read by assets.py, not settings of a study.
@@ -140,7 +142,8 @@ def _check_value(key: str, value: Any) -> None:
 
 
 def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Size and time of every local file that a setting names, or of a folder it names.
+    """Size and time of every local file that a setting names, or of a folder it names, or of the
+    module where it names something of one's own.
 
     Folders in a folder do not count: runs and exports may be written beside a model.
     """
@@ -155,10 +158,19 @@ def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 
 
 def _states(source: str) -> list[tuple[str, int, int]]:
-    place = source.partition("#")[0]
+    place = _module_file(source) if NAMED.fullmatch(source) else source.partition("#")[0]
     # A text as long as no path may be is none.
     if not os.path.exists(place):
         return []
     path = Path(place)
     files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def _module_file(source: str) -> str:
+    """The file of the module in `package.module:name`, or nothing where there is none."""
+    try:
+        spec = find_spec(source.partition(":")[0])
+    except (ImportError, ValueError):
+        return ""
+    return (spec and spec.origin) or ""

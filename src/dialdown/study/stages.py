@@ -25,6 +25,7 @@ from ..neurons.logit_lens import Judge, direction_tokens, judged_toxic, value_ve
 from ..neurons.probe import check_labels, fit_probe, probe_features
 from ..neurons.subspace import mlp_facts, sign_conflicts, svd_subspace
 from ..neurons.table import NeuronTable, compare
+from ..progress import progress
 from ..training.dpo import train_dpo
 from ..training.make_pairs import (
     CandidateFiles,
@@ -62,11 +63,7 @@ def find_directions(work: Workspace) -> Facts:
         ("strict", "paper") if "paper" in work.config.protocols else ("strict",)
     )
     features = probe_features(
-        work.lm,
-        labelled.texts,
-        protocols=protocols,
-        max_tokens=settings.max_tokens,
-        progress=work.progress,
+        work.lm, labelled.texts, protocols=protocols, max_tokens=settings.max_tokens
     )
     record = {
         "texts": settings.texts,
@@ -118,7 +115,7 @@ def find_pairs(work: Workspace) -> Facts:
                 sampled[finished] = files.read(finished)
             batches.append(batch)
             pairs_found += count_pairs(batch, settings, replies=replies)
-            work.progress("making pairs", min(pairs_found, total), total)
+            progress("making pairs", min(pairs_found, total), total)
     pairs = choose_pairs(batches, settings, record, replies=replies)
     pairs.save(work.folder / "pairs.jsonl")
     used = pairs.record["prompts_used"]
@@ -191,7 +188,6 @@ def tune(work: Workspace) -> Facts:
         work.folder / "tuned",
         base=base,
         template=work.lm.template,
-        progress=work.progress,
     )
     note_training(work.notes, log, settings)
     # METHOD §8: both protocols study the one model that was trained so.
@@ -239,7 +235,7 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         max_prompt_tokens=settings.max_prompt_tokens,
         batch_size=work.batch_size,
     )
-    _, taken = decode_with_means(decoder, protocols=work.config.protocols, progress=work.progress)
+    _, taken = decode_with_means(decoder, protocols=work.config.protocols)
     work.notes.batch(decoder.batch_size)
     work.notes.cut("prompts", work.lm.encode(prompts), settings.max_prompt_tokens)
     for protocol, means in taken.items():

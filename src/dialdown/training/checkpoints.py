@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from ..errors import DialdownError
 from ..files import damaged, seal
-from ..progress import Progress
+from ..progress import progress
 from . import ranks
 
 SAVE_SHARE = 0.05
@@ -29,8 +29,7 @@ class Pace(TrainerCallback):
     at every validation.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
+    def __init__(self) -> None:
         self.saved = self.began_saving = time.perf_counter()
         self.wait = SAVE_EVERY_SECONDS
 
@@ -46,6 +45,11 @@ class Pace(TrainerCallback):
         if state.global_step >= state.max_steps:
             # Older releases of transformers stop without a validation.
             control.should_evaluate = control.should_save = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:
+            # Patience ended it, and nothing is left to do.
+            progress("training", state.max_steps, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began_saving = time.perf_counter()
@@ -64,8 +68,7 @@ class Pace(TrainerCallback):
         self.wait = max(SAVE_EVERY_SECONDS, (self.saved - self.began_saving) / SAVE_SHARE)
 
     def _report(self, state: Any) -> None:
-        if self.progress is not None:
-            self.progress("training", state.global_step, state.max_steps)
+        progress("training", state.global_step, state.max_steps)
 
 
 class Snapshots(TrainerCallback):

@@ -35,7 +35,6 @@ from ..models import templates
 from ..models.forward_pass import for_any_length
 from ..models.lm import LM, load, weight_fingerprints
 from ..models.templates import Template
-from ..progress import Progress, with_bar
 from . import ranks
 from .loss import OwnTextKL
 from .policies import Trainable, all_weights, low_rank
@@ -44,7 +43,6 @@ from .settings import OPTIMIZERS, DPOSettings, Example, TrainingLog
 RECORD = "training.json"
 
 
-@with_bar
 def train_dpo(
     model: Any,
     tokenizer: Any,
@@ -55,7 +53,6 @@ def train_dpo(
     own_kl: OwnTextKL | None = None,
     base: Path | None = None,
     template: Template = "none",
-    progress: Progress | None = None,
 ) -> TrainingLog:
     """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
     `out`.
@@ -78,7 +75,6 @@ def train_dpo(
         base: the folder that `model` was loaded from, whose tokenizer and other files are copied
             beside the weights.
         template: `chat` where the pairs' prompts are turns of a user, as with `LM.template`.
-        progress: called with "training", the steps done and the steps in all.
 
     Raises:
         DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out`
@@ -86,23 +82,14 @@ def train_dpo(
             finite.
     """
     if ranks.wanted(settings):
-        return _on_ranks(
-            model,
-            pairs,
-            settings,
-            out,
-            own_kl=own_kl,
-            base=base,
-            template=template,
-            progress=progress,
-        )
+        return _on_ranks(model, pairs, settings, out, own_kl=own_kl, base=base, template=template)
     policy = (
         low_rank(model, tokenizer, settings.lora_rank, settings.seed, base)
         if settings.lora_rank
         else all_weights(model, tokenizer, base)
     )
     policy = replace(policy, template=template)
-    return tune(policy, pairs, settings, out, own_kl=own_kl, progress=progress)
+    return tune(policy, pairs, settings, out, own_kl=own_kl)
 
 
 def _on_ranks(
@@ -113,7 +100,6 @@ def _on_ranks(
     *,
     base: Path | None,
     template: Template,
-    progress: Progress | None,
     **given: Any,
 ) -> TrainingLog:
     if base is None:
@@ -129,7 +115,6 @@ def _on_ranks(
         model,
         settings,
         whole=not settings.lora_rank,
-        progress=progress,
     )
 
 
@@ -144,7 +129,6 @@ def tune(
     out: Path,
     *,
     own_kl: OwnTextKL | None = None,
-    progress: Progress | None = None,
 ) -> TrainingLog:
     """Train a policy on `pairs`, resuming where it was stopped; see `train_dpo`, whose errors it
     raises.
@@ -191,7 +175,6 @@ def tune(
             work,
             own_kl=own_kl,
             optimizer=trainable.optimizer and trainable.optimizer(policy),
-            progress=progress,
             snapshot=snapshot,
         ).fit()
         publish(policy, out, {"log": asdict(log)})

@@ -45,7 +45,7 @@ from ..models.forward_pass import frozen, last_positions
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
-from ..progress import Progress, with_bar
+from ..progress import progress
 from .generated_text import check_finite, given_tokens
 from .settings import check_damping
 
@@ -53,14 +53,8 @@ from .settings import check_damping
 WINDOWS_AT_ONCE = 8
 
 
-@with_bar
 def fisher_information(
-    lm: LM,
-    windows: Sequence[Sequence[int]],
-    *,
-    draws: int = 2,
-    seed: int = 0,
-    progress: Progress | None = None,
+    lm: LM, windows: Sequence[Sequence[int]], *, draws: int = 2, seed: int = 0
 ) -> NDArray[np.float64]:
     """F_i of every neuron's gain: the expected squared derivative of the log-probability of a
     token, per position that a model writes at.
@@ -73,7 +67,6 @@ def fisher_information(
         windows: token ids of text, from `own_text` or `text_windows`.
         draws: how often tokens are drawn for each window.
         seed: of the draws.
-        progress: called with the windows done.
 
     Returns:
         (L, F) float64, in nats; 0 where a neuron is silent on the text.
@@ -91,8 +84,7 @@ def fisher_information(
         for batch in torch.split(ids, WINDOWS_AT_ONCE):
             total += _squared_slopes(lm, batch, first, draws, generator)
             done += len(batch)
-            if progress:
-                progress("pricing gains", done, len(windows))
+            progress("pricing gains", done, len(windows))
     check_finite(lm, total)
     positions = draws * sum(len(window) - first for window in windows)
     return np.asarray((total / positions).cpu().numpy())
@@ -120,9 +112,8 @@ def _squared_slopes(
     return total
 
 
-@with_bar
 def preference_gradient(
-    lm: LM, pairs: Sequence[Pair], *, batch_size: int = 8, progress: Progress | None = None
+    lm: LM, pairs: Sequence[Pair], *, batch_size: int = 8
 ) -> NDArray[np.float64]:
     """g_i of every neuron's gain: the derivative of log p(preferred) - log p(dispreferred), mean
     over the pairs.
@@ -133,7 +124,6 @@ def preference_gradient(
         lm: the model.
         pairs: preference pairs; `chosen` is the preferred side.
         batch_size: continuations per pass.
-        progress: called after each batch.
 
     Returns:
         (L, F) float64, in nats: above 0 where a higher gain favours the preferred side.
@@ -152,8 +142,7 @@ def preference_gradient(
             lengths = [sequences[row][1] for row in batch.rows]
             total += sign * gain_slopes(lm, partial(_log_probability, lm, batch, lengths))
             done += len(batch.rows)
-            if progress:
-                progress("following preferences", done, 2 * len(pairs))
+            progress("following preferences", done, 2 * len(pairs))
     check_finite(lm, total)
     return np.asarray((total / len(pairs)).cpu().numpy())
 

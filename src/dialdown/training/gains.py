@@ -33,7 +33,6 @@ from ..extras import asking_for
 from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.lm import LM, sharing
-from ..progress import Progress, with_bar
 from . import ranks
 from .dpo import tune
 from .fisher import NaturalGradientOptimizer, damped
@@ -42,7 +41,6 @@ from .policies import Trainable
 from .settings import GAINS_FILE, GainSettings, TrainingLog
 
 
-@with_bar
 def train_gains(
     lm: LM,
     pairs: Sequence[Pair],
@@ -51,7 +49,6 @@ def train_gains(
     *,
     information: NDArray[np.float64] | None = None,
     texts: Sequence[Sequence[int]] = (),
-    progress: Progress | None = None,
 ) -> tuple[Intervention, TrainingLog]:
     """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8,
     with gains as the only weights).
@@ -67,7 +64,6 @@ def train_gains(
         information: (L, F), from `fisher_information`; the natural gradient needs it.
         texts: token ids of one length, from `own_text` with another seed than the texts of
             `information`; `own_kl_weight` needs them.
-        progress: called with "training", the steps done and the steps in all.
 
     Returns:
         a `scale` intervention of all L x F neurons, and what happened in training.
@@ -78,7 +74,7 @@ def train_gains(
     """
     if ranks.wanted(settings):
         given = {"pairs": pairs, "out": out, "information": information, "texts": texts}
-        return ranks.on_ranks_of(lm, train_gains, settings, progress=progress, **given)
+        return ranks.on_ranks_of(lm, train_gains, settings, **given)
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
 
@@ -104,7 +100,7 @@ def train_gains(
         given=[prices],
         template=lm.template,
     )
-    log = tune(gains, pairs, settings, out, own_kl=own_kl, progress=progress)
+    log = tune(gains, pairs, settings, out, own_kl=own_kl)
     return Intervention.load(out / GAINS_FILE), log
 
 

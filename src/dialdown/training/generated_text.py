@@ -13,14 +13,11 @@ from torch import Tensor
 from ..errors import DialdownError
 from ..models.forward_pass import for_any_length
 from ..models.lm import LM
-from ..progress import Progress, with_bar
+from ..progress import progress
 from .loss import OwnTextKL
 
 
-@with_bar
-def own_text(
-    lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0, progress: Progress | None = None
-) -> list[list[int]]:
+def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> list[list[int]]:
     """Token ids of texts that the model writes from nothing, drawn from its whole distribution,
     without tokens that end a text.
 
@@ -35,7 +32,6 @@ def own_text(
         texts: how many.
         tokens: of each, what it begins with counted as one; fewer where the context ends.
         seed: of the draws.
-        progress: called after each token of all texts.
 
     Raises:
         DialdownError: the model's predictions are not finite numbers.
@@ -54,8 +50,7 @@ def own_text(
             check_finite(lm, logits)
             logits[:, ends] = -math.inf
             written.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-            if progress:
-                progress("writing text of its own", done + 1, further)
+            progress("writing text of its own", done + 1, further)
     return [[int(token) for token in row] for row in torch.cat(written, dim=1)]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import DialdownError
-from ..progress import Progress
+from ..progress import Progress, listener, progress
 from .settings import DPOSettings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -43,23 +43,22 @@ def address() -> str:
     return f"{host}:{os.environ.get('MASTER_PORT') or PORT}"
 
 
-def launch(rank: Rank, settings: DPOSettings, progress: Progress | None) -> Any:
+def launch(rank: Rank, settings: DPOSettings) -> Any:
     """Start the ranks of this machine, wait for them, and give what the first returns.
 
     Raises:
         DialdownError: a rank refused or ended by itself, or other machines did not join.
     """
     if settings.nodes == 1:
-        return _started(rank, settings.processes, progress, settings.processes)
+        return _started(rank, settings.processes, settings.processes)
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     others = f"{settings.nodes - 1} more to run `dialdown join {address()}`"
     _check_reachable(address())
-    if progress:
-        progress(f"waiting for {others}", 0, 1)
+    progress(f"waiting for {others}", 0, 1)
     meeting = _meeting(address(), settings.nodes)
     try:
-        return _started(rank, settings.processes, progress, settings.ranks, **meeting)
+        return _started(rank, settings.processes, settings.ranks, **meeting)
     except RendezvousError as error:
         raise DialdownError(
             f"This training waited for {others}, and could not go on ({error}): run that on the "
@@ -79,9 +78,7 @@ def _check_reachable(at: str) -> None:
         ) from error
 
 
-def join(
-    rank: Rank, at: str, *, nodes: int, processes: int, progress: Progress | None = None
-) -> None:
+def join(rank: Rank, at: str, *, nodes: int, processes: int) -> None:
     """Take part in the next training that another machine's command starts at HOST:PORT, with
     `processes` ranks of `nodes` machines; until then it waits.
 
@@ -99,7 +96,7 @@ def join(
     while True:
         _await(host, int(port))
         try:
-            _started(rank, processes, progress, processes * nodes, **meeting)
+            _started(rank, processes, processes * nodes, **meeting)
         except RendezvousError:
             # A training that has just ended still was there.
             time.sleep(RETRY)
@@ -136,9 +133,7 @@ def _meeting(at: str, nodes: int, *, here: bool = True) -> dict[str, Any]:
     }
 
 
-def _started(
-    rank: Rank, processes: int, progress: Progress | None, everyone: int, **meeting: Any
-) -> Any:
+def _started(rank: Rank, processes: int, everyone: int, **meeting: Any) -> Any:
     """What the first of the ranks of this machine returns, of `everyone`."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -146,8 +141,8 @@ def _started(
 
     reader, writer = get_context("spawn").Pipe(duplex=False)
     refused: list[str] = []
-    listener = Thread(target=_listen, args=(reader, progress, refused), daemon=True)
-    listener.start()
+    hearing = Thread(target=_listen, args=(reader, listener(), refused), daemon=True)
+    hearing.start()
     alone = {
         "min_nodes": 1,
         "max_nodes": 1,
@@ -173,7 +168,7 @@ def _started(
         signal.raise_signal(error.sigval)
         raise
     except ChildFailedError as error:
-        _end_listening(writer, listener)
+        _end_listening(writer, hearing)
         if refused:
             raise DialdownError(refused[0]) from error
         number, failure = error.get_first_failure()
@@ -187,7 +182,7 @@ def _started(
             "processes or a smaller batch_size if memory ran out."
         ) from error
     finally:
-        _end_listening(writer, listener)
+        _end_listening(writer, hearing)
 
 
 def _call(rank: Rank, parent: Connection) -> Any:
@@ -195,18 +190,18 @@ def _call(rank: Rank, parent: Connection) -> Any:
     return rank(parent)
 
 
-def _listen(reader: Connection, progress: Progress | None, refused: list[str]) -> None:
+def _listen(reader: Connection, tell: Progress, refused: list[str]) -> None:
     while (message := reader.recv()) is not None:
         if isinstance(message, str):
             refused.append(message)
-        elif progress is not None:
-            progress(*message)
+        else:
+            tell(*message)
 
 
-def _end_listening(writer: Connection, listener: Thread) -> None:
-    if listener.is_alive():
+def _end_listening(writer: Connection, hearing: Thread) -> None:
+    if hearing.is_alive():
         writer.send(None)
-        listener.join()
+        hearing.join()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ..models.memory import MOST, Auto
 from ..models.refusals import declines
 from ..models.templates import cut
 from ..neurons.directions import Direction
-from ..progress import Progress, with_bar
+from ..progress import progress, silently
 from .settings import PairSettings
 
 Score = Callable[[Sequence[str]], NDArray[np.float64]]
@@ -79,7 +79,6 @@ class CandidateFiles:
         return self.folder / f"{start:06}.json"
 
 
-@with_bar
 def make_pairs(
     lm: LM,
     prompts: Sequence[str],
@@ -89,7 +88,6 @@ def make_pairs(
     scorer: str,
     direction: Direction | None = None,
     max_prompt_tokens: int = 32,
-    progress: Progress | None = None,
 ) -> PairSet:
     """Sample continuations, score them, keep the least and the most toxic of each prompt if they
     differ enough.
@@ -104,7 +102,6 @@ def make_pairs(
         scorer: what the record calls it.
         direction: the probe, needed if some candidates are steered.
         max_prompt_tokens: prompts are cut here.
-        progress: called after each batch of prompts with the pairs there are and wanted.
 
     Raises:
         DialdownError: no direction to steer along, or too few pairs.
@@ -123,8 +120,7 @@ def make_pairs(
         )
         batches.append(batch)
         count += count_pairs(batch, settings, replies=replies)
-        if progress:
-            progress("making pairs", min(count, settings.count), settings.count)
+        progress("making pairs", min(count, settings.count), settings.count)
         if count >= settings.count:
             break
     used = replace(settings, batch_size=size)
@@ -132,6 +128,7 @@ def make_pairs(
     return choose_pairs(batches, used, record, replies=replies)
 
 
+@silently()
 def candidates(
     lm: LM,
     prompts: Sequence[str],

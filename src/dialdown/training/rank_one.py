@@ -31,7 +31,6 @@ from ..models.lm import LM
 from ..models.projection import Projection
 from ..models.protocol import Site
 from ..models.sites import projections
-from ..progress import Progress, with_bar
 from . import ranks
 from .dpo import tune
 from .generated_text import own_text_kl
@@ -39,7 +38,6 @@ from .policies import Trainable, with_adapters
 from .settings import RANK_ONE_FILE, RankOneSettings, TrainingLog
 
 
-@with_bar
 def train_rank_one(
     lm: LM,
     pairs: Sequence[Pair],
@@ -48,7 +46,6 @@ def train_rank_one(
     *,
     site: Site = "mlp",
     texts: Sequence[Sequence[int]] = (),
-    progress: Progress | None = None,
 ) -> tuple[Intervention, TrainingLog]:
     """Train what each layer of `lm` reads and writes on `pairs` and write it to the folder `out`
     (METHOD §8, with u and v of every layer as the only weights).
@@ -64,7 +61,6 @@ def train_rank_one(
         site: which linear layers learn: `mlp`, the down projections, or `attention`, its output
             projections.
         texts: token ids of one length, from `own_text`; `own_kl_weight` needs them.
-        progress: called with "training", the steps done and the steps in all.
 
     Returns:
         a `rank_one` intervention, and what happened in training.
@@ -75,7 +71,7 @@ def train_rank_one(
     """
     if ranks.wanted(settings):
         given = {"pairs": pairs, "out": out, "site": site, "texts": texts}
-        return ranks.on_ranks_of(lm, train_rank_one, settings, progress=progress, **given)
+        return ranks.on_ranks_of(lm, train_rank_one, settings, **given)
 
     layers = projections(lm, site)
     paths = [projection.path for projection in layers]
@@ -99,7 +95,7 @@ def train_rank_one(
         template=lm.template,
     )
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
-    log = tune(rank_one, pairs, settings, out, own_kl=own_kl, progress=progress)
+    log = tune(rank_one, pairs, settings, out, own_kl=own_kl)
     return Intervention.load(out / RANK_ONE_FILE), log
 
 

@@ -30,7 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 from ..errors import DialdownError, enough_memory
 from ..files import fingerprint
 from ..models.lm import LM, load, weight_fingerprints
-from ..progress import Progress
+from ..progress import progress_to, silently
 from ..workers import check_main_guard, end_with_parent, quiet_libraries, return_free_memory
 from .launch import launch
 from .settings import DPOSettings
@@ -77,7 +77,6 @@ def on_ranks(
     settings: DPOSettings,
     *,
     whole: bool,
-    progress: Progress | None,
 ) -> T:
     """Let ranks train a model, and give what the first returns.
 
@@ -87,7 +86,6 @@ def on_ranks(
         model: the model itself, which leaves its GPU meanwhile.
         settings: how many ranks.
         whole: whether all weights are trained.
-        progress: called with the progress of the first rank.
 
     Raises:
         DialdownError: there are fewer GPUs than processes; a rank could not do its work, ended, or
@@ -102,27 +100,19 @@ def on_ranks(
     try:
         weights = fingerprint(weight_fingerprints(model))
         job = Job(load, train, weights, whole, on_cpu=device.type == "cpu")
-        result: T = launch(partial(run, job), settings, progress)
+        result: T = launch(partial(run, job), settings)
     finally:
         model.to(device)
     return result
 
 
-def on_ranks_of(
-    lm: LM,
-    train: Callable[..., T],
-    settings: DPOSettings,
-    *,
-    progress: Progress | None,
-    **given: Any,
-) -> T:
+def on_ranks_of(lm: LM, train: Callable[..., T], settings: DPOSettings, **given: Any) -> T:
     """Let ranks train an edit of `lm`, of which each has all weights; see `on_ranks`.
 
     Args:
         lm: the model, which ranks load by its name.
         train: called with it, `settings`, `progress` and what else is given.
         settings: how to train.
-        progress: called with the progress of the first rank.
     """
     dtype = str(lm.model.dtype).removeprefix("torch.")
     return on_ranks(
@@ -131,7 +121,6 @@ def on_ranks_of(
         lm.model,
         settings,
         whole=False,
-        progress=progress,
     )
 
 
@@ -169,7 +158,8 @@ def run(job: Job | None, parent: Connection, on_cpu: bool = False) -> Any:
         assert job is not None
         with enough_memory("set more processes, or lower batch_size and raise accumulation"):
             lm = _loaded(job, "cpu" if job.on_cpu or job.whole else f"cuda:{here}")
-            result = job.train(lm, progress=None if here else tell)
+            with progress_to(tell) if here == 0 else silently():
+                result = job.train(lm)
         if several_machines:
             # The first rank may be on another machine than the process that waits.
             result = of_main(lambda: result)

@@ -32,7 +32,6 @@ from ..errors import DialdownError
 from ..models.forward_pass import last_positions
 from ..models.kl import kl_divergence
 from ..models.lm import sharing
-from ..progress import Progress
 from . import ranks
 from .arguments import arguments
 from .checkpoints import Pace, Snapshots, last_checkpoint
@@ -69,7 +68,6 @@ class KLDPOTrainer(DPOTrainer):
         own_kl: text on which the policy is held near the reference too: its KL is added to the
             loss of a training step.
         optimizer: in place of the one that the settings name.
-        progress: called with "training", the steps done and the steps in all.
         snapshot: called with the policy and the step at each place that the settings ask for.
         checkpointing: compute activations again in the backward pass in place of keeping them; by
             default on a GPU where all weights are trained.
@@ -87,7 +85,6 @@ class KLDPOTrainer(DPOTrainer):
         *,
         own_kl: OwnTextKL | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        progress: Progress | None = None,
         snapshot: Callable[[Any, int], None] = lambda policy, step: None,
         checkpointing: bool | None = None,
     ) -> None:
@@ -123,7 +120,7 @@ class KLDPOTrainer(DPOTrainer):
             processing_class=copy.deepcopy(tokenizer),
             callbacks=[
                 EarlyStoppingCallback(settings.patience),
-                Pace(progress),
+                Pace(),
                 Snapshots(settings.snapshots, snapshot),
             ],
             optimizers=(optimizer, None),
