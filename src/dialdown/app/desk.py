@@ -68,7 +68,6 @@ class Desk:
         Raises:
             DialdownError: the models could not be loaded, or the job's own.
         """
-
         return self._thread.submit(self._work, job).result()
 
     def _work(self, job: Callable[[Models], T]) -> T:
@@ -91,15 +90,14 @@ class Desk:
     ) -> Iterator[str]:
         """A reply as it comes: all of it so far, after each token; one given before comes at once.
 
-        The reply is made by the desk's thread whether or not it is read, so a reader who goes away
-        leaves no hook behind; closing the iterator ends it at the next token.
+        The desk's thread makes it whether or not it is read, so a reader who goes away leaves no
+        hook behind; closing the iterator ends it at the next token.
 
         Args:
             model: which of the models replies.
             ids: (1, n) token ids to go on from.
-            settings: length and sampling.
+            settings, turn: see `replies.generate`.
             act: what acts meanwhile; None for the model as it is.
-            turn: see `replies.generate`.
             stop: ends the reply at the next token once it is set.
 
         Raises:
@@ -123,15 +121,9 @@ class Desk:
             asked = (id(lm), tuple(ids[0].tolist()), settings, act, turn)
             text = self._replies.pop(asked, None)
             if text is None:
-                text = generate(
-                    lm,
-                    ids,
-                    settings,
-                    act.edit if act else None,
-                    positions=act.positions if act else "all",
-                    turn=turn,
-                    hear=hear,
-                ).text
+                edit = act.edit if act else None
+                where: Positions = act.positions if act else "all"
+                text = generate(lm, ids, settings, edit, positions=where, turn=turn, hear=hear).text
             heard.put(text)
             if wanted():  # otherwise it may be cut short
                 self._replies[asked] = text

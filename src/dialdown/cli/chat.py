@@ -61,10 +61,8 @@ def chat(
     console: Console | None = None,
     read: Callable[[str], str] = input,
 ) -> None:
-    """Show each reply of the base and of the edited model side by side, until the user leaves.
-
-    A mistake (an unknown command, a value that cannot be, a conversation that is too long) is one
-    sentence on the console, and the chat goes on.
+    """Show each reply of the base and of the edited model side by side, until the user leaves. A
+    mistake is one sentence on the console, and the chat goes on.
 
     Args:
         lm: the base model.
@@ -103,14 +101,9 @@ def chat(
                     heard = len(base)
                     if command == "/again":
                         heard, line = len(base) - 1, _last(base)
-                    with (
-                        console.status("replying ...", spinner="line"),
-                        enough_memory("lower /tokens, or /reset"),
-                    ):
-                        left = reply(lm, base[:heard], line, settings)
-                        right = reply(
-                            lm, edited[:heard], line, settings, edit.at(settings.strength)
-                        )
+                    dialled, before = edit.at(settings.strength), (base[:heard], edited[:heard])
+                    with console.status("replying ...", spinner="line"):
+                        left, right = _replies(lm, dialled, before, line, settings)
                     # Only now, so that a reply that cannot be leaves the conversation as it was.
                     base[heard:], edited[heard:] = [(line, left.text)], [(line, right.text)]
                     console.print(_columns(left, right, settings))
@@ -119,6 +112,15 @@ def chat(
     except (EOFError, KeyboardInterrupt):
         console.print()
     console.print("Goodbye.")
+
+
+def _replies(
+    lm: LM, edit: Intervention, before: tuple[Turns, Turns], line: str, settings: ChatSettings
+) -> tuple[Reply, Reply]:
+    """What the base and the edited model say, each after its own turns before."""
+    with enough_memory("lower /tokens, or /reset"):
+        left = reply(lm, before[0], line, settings)
+        return left, reply(lm, before[1], line, settings, edit)
 
 
 def _last(turns: Turns) -> str:

@@ -204,8 +204,7 @@ def load(
     down: str | None = None,
     template: AnyTemplate = "none",
 ) -> LM:
-    """Load a causal LM from the hub, a local folder, or a package of the Python index
-    (`embedded:NAME`); or take one that is loaded already.
+    """Load a causal LM, or take one that is loaded already.
 
     Args:
         name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`; or a
@@ -241,14 +240,7 @@ def load(
     torch_dtype = loading.named_dtype(
         dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
     )
-    source = (
-        str(assets.fetch_model(name.removeprefix("embedded:")))
-        if name.startswith("embedded:")
-        else name
-    )
-    if os.path.isdir(source):
-        loading.check_folder(Path(source))
-    loading.refuse_adapter(name, source, revision)
+    source = _found(name, revision)
     config = loading.read_config(source, name=name, revision=revision)
     tokenizer = loading.read_tokenizer(source, name=name, revision=revision)
     model = loading.read_weights(
@@ -285,6 +277,17 @@ def _in_memory(
             )
     name = model.name_or_path or None
     return LM.of(model, tokenizer, name=name, down=down, template=template)
+
+
+def _found(name: str, revision: str | None) -> str:
+    """What transformers loads for a name: a folder, or a hub id."""
+    source = name
+    if name.startswith("embedded:"):
+        source = str(assets.fetch_model(name.removeprefix("embedded:")))
+    if os.path.isdir(source):
+        loading.check_folder(Path(source))
+    loading.refuse_adapter(name, source, revision)
+    return source
 
 
 def load_tuned(base: LM, source: str | os.PathLike[str]) -> LM:

@@ -104,11 +104,8 @@ def mean_activations(
 def decode_with_means(
     decoder: Decoder, *, protocols: Sequence[Protocol] = ("strict", "paper")
 ) -> tuple[list[list[int]], dict[Protocol, NeuronMeans]]:
-    """Decode once and average the activations under each protocol asked for: the new token ids of
-    each prompt, and the means by protocol.
-
-    `paper` needs one forward pass more than there are tokens, because it averages at the last token
-    too.
+    """Decode once and average the activations under each protocol: the new token ids of each
+    prompt, and the means by protocol. `paper` needs a forward pass more, for the last token.
 
     Raises:
         DialdownError: an activation is not a finite number, or no real token was generated.

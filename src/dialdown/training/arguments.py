@@ -12,6 +12,24 @@ from trl.trainer.dpo_config import DPOConfig
 from . import ranks
 from .settings import OPTIMIZERS, DPOSettings
 
+# Whatever the settings are.
+ALWAYS: dict[str, Any] = {
+    "max_length": None,
+    # Every weight that is trained has a part in every loss.
+    "ddp_find_unused_parameters": False,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
+    "restore_callback_states_from_checkpoint": True,
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+
 
 def checkpointing_argument(on: bool) -> dict[str, bool]:
     """The argument of `DPOConfig` that says whether activations are computed again in place of kept
@@ -63,7 +81,6 @@ def arguments(
     config = DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
-        max_length=None,
         optim=OPTIMIZERS[settings.optimizer][0],
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
@@ -79,23 +96,11 @@ def arguments(
         data_seed=settings.seed,
         bf16=mixed,
         **memory,
-        # Every weight that is trained has a part in every loss.
-        ddp_find_unused_parameters=False,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
-        eval_strategy="steps",
         eval_steps=settings.eval_every,
-        save_strategy="steps",
         save_steps=settings.eval_every,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
+        **ALWAYS,
     )
     if not on_cpu and not ranks.is_rank():
         # One process would take the first GPU, and share every batch out to all that it sees.

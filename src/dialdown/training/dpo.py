@@ -130,9 +130,7 @@ def tune(
     *,
     own_kl: OwnTextKL | None = None,
 ) -> TrainingLog:
-    """Train a policy on `pairs`, resuming where it was stopped; see `train_dpo`, whose errors it
-    raises.
-    """
+    """Train a policy on `pairs`, resuming where it was stopped; see `train_dpo`."""
     trainer = _trl()
     out = out.resolve()
     model, tokenizer = trainable.model, trainable.tokenizer

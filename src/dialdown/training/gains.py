@@ -50,8 +50,7 @@ def train_gains(
     information: NDArray[np.float64] | None = None,
     texts: Sequence[Sequence[int]] = (),
 ) -> tuple[Intervention, TrainingLog]:
-    """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8,
-    with gains as the only weights).
+    """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8).
 
     The gains are float32 whatever the model's dtype, and the model is left untouched. The same call
     resumes a run that was stopped (see `train_dpo`).

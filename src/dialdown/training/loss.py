@@ -64,46 +64,31 @@ def kl_dpo_loss(
         direction: KL(π_ref ‖ π) or KL(π ‖ π_ref), over the full vocabulary.
         positions: which positions the KL is a mean of.
     """
-    taken = (
-        labels != IGNORED
-        if positions == "completion"
-        else torch.ones_like(labels, dtype=torch.bool)
-    )
+    taken = torch.ones_like(labels, dtype=torch.bool) if positions == "all" else labels != IGNORED
     targets = labels[taken]
     log_policy = policy[taken].float().log_softmax(-1)
     log_reference = reference[taken].float().log_softmax(-1)
 
     def sums(per_position: Tensor) -> Tensor:
-        return (
-            torch.zeros(taken.shape, device=taken.device)
-            .masked_scatter(taken, per_position)
-            .sum(-1)
-        )
+        zeros = torch.zeros(taken.shape, device=taken.device)
+        return zeros.masked_scatter(taken, per_position).sum(-1)
 
     def log_probability(log_probs: Tensor) -> Tensor:
         picked = log_probs.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
         return sums(picked.masked_fill(targets == IGNORED, 0.0))
 
-    ratios_chosen, ratios_rejected = (
-        log_probability(log_policy) - log_probability(log_reference)
-    ).chunk(2)
+    ratios = log_probability(log_policy) - log_probability(log_reference)
+    ratios_chosen, ratios_rejected = ratios.chunk(2)
     dpo = -F.logsigmoid(beta * (ratios_chosen - ratios_rejected)).mean()
     with torch.set_grad_enabled(torch.is_grad_enabled() and kl_weight > 0):
-        p, q = (
-            (log_reference, log_policy)
-            if direction == "reference_policy"
-            else (log_policy, log_reference)
-        )
-        per_position = kl_divergence(p, q)
-        kl_chosen, kl_rejected = (
-            half.mean() for half in (sums(per_position) / taken.sum(-1)).chunk(2)
-        )
+        p, q = log_reference, log_policy
+        if direction == "policy_reference":
+            p, q = q, p
+        of_sequences = sums(kl_divergence(p, q)) / taken.sum(-1)
+        kl_chosen, kl_rejected = (half.mean() for half in of_sequences.chunk(2))
     loss = dpo + kl_weight * (kl_chosen + kl_rejected) if kl_weight > 0 else dpo
-    rewards_chosen, rewards_rejected = (
-        beta * ratios_chosen.detach(),
-        beta * ratios_rejected.detach(),
-    )
-    return LossParts(loss, dpo, kl_chosen, kl_rejected, rewards_chosen, rewards_rejected)
+    rewards = beta * ratios_chosen.detach(), beta * ratios_rejected.detach()
+    return LossParts(loss, dpo, kl_chosen, kl_rejected, *rewards)
 
 
 @dataclass(frozen=True)
