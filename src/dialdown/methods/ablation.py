@@ -19,10 +19,11 @@ from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.decoding import Batch, batches, read
+from ..models.fits import check_finite
 from ..models.hooks import stream_hooks
 from ..models.lm import LM
 from ..progress import progress
-from .labelled import BATCH, Labels, check_finite, encode_labelled, mean_without_sinks
+from .labelled import BATCH, Labels, encode_labelled, mean_without_sinks
 
 
 def ablation(
@@ -53,7 +54,7 @@ def ablation(
         done += len(batch.rows)
         progress("reading labelled texts", done, len(ids))
     for layer, of_layer in enumerate(difference):
-        check_finite(lm, f"layer {layer}", of_layer)
+        check_finite(lm, of_layer, f"activations in layer {layer}")
     if not difference.any():
         raise DialdownError(
             "The texts of both classes have the same mean residual streams, so no direction tells "

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DialdownError
 from ..models.decoding import batches, read
+from ..models.fits import check_finite
 from ..models.lm import LM
 from ..models.tokens import encode_texts
 from ..neurons.probe import check_labels
@@ -107,14 +107,5 @@ def pooled(
         done += len(rows)
         progress("reading labelled texts", reading[0] * len(ids) + done, reading[1] * len(ids))
     for path, values in numbers.items():
-        check_finite(places.lm, places.called(path), values)
+        check_finite(places.lm, values, f"activations in {places.called(path)}")
     return [*numbers.values()]
-
-
-def check_finite(lm: LM, where: str, values: NDArray[Any]) -> None:
-    """Refuse activations that overflowed (DialdownError)."""
-    if not np.isfinite(values).all():
-        raise DialdownError(
-            f"The activations of {lm.name} are not finite in {where} while reading labelled "
-            "texts: load it in float32 or bfloat16."
-        )

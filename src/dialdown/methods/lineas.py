@@ -23,11 +23,11 @@ from ..errors import DialdownError
 from ..interventions.folding import scaled_and_moved
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
+from ..models.fits import check_finite
 from ..models.forward_pass import frozen
 from ..models.lm import LM
 from ..models.sites import layer_norms
 from ..progress import progress
-from ..training.generated_text import check_finite
 from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, ordinary, pooled
 from .places import MethodSite, Places, places_of
 

@@ -27,11 +27,12 @@ from torch import Tensor
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
+from ..models.fits import check_finite
 from ..models.lm import LM
 from ..neurons.probe import check_labels
 from ..progress import progress
 from ..training.fisher import fisher_information, gain_slopes, natural_gradient
-from ..training.generated_text import check_finite, own_text
+from ..training.generated_text import own_text
 from .labelled import Labels, encode_labelled
 
 # Occurrences that every token is given in either class, as by Jeffreys' prior: of rare ones little

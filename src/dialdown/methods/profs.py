@@ -19,11 +19,12 @@ from ..errors import DialdownError
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches
+from ..models.fits import check_finite
 from ..models.lm import LM
 from ..models.tokens import encode_texts
 from ..progress import progress
 from .ablation import residuals, taken_out
-from .labelled import BATCH, check_finite
+from .labelled import BATCH
 
 
 def profs(
@@ -66,7 +67,7 @@ def profs(
         progress("reading pairs", done, len(ids))
     directions = np.zeros((rank, lm.view.n_layers, lm.view.d_model))
     for layer in range(first, lm.view.n_layers):
-        check_finite(lm, f"layer {layer}", means[layer])
+        check_finite(lm, means[layer], f"activations in layer {layer}")
         preferred_means, rejected_means = np.split(means[layer], 2)
         directions[:, layer] = _directions(preferred_means, rejected_means, rank)
     record = {"base": lm.describe(), "pairs": len(preferred), "max_tokens": max_tokens}

@@ -19,10 +19,11 @@ from torch import Tensor
 from ..interventions.folding import affine
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
+from ..models.fits import check_finite
 from ..models.lm import LM
 from ..models.sites import layer_norms
 from ..progress import progress
-from .labelled import Labels, Pool, check_finite, encode_labelled, mean, mean_without_sinks, pooled
+from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, pooled
 from .places import MethodSite, places_of
 
 Floats = NDArray[np.float64]
@@ -124,7 +125,7 @@ def _maps(
         def act(path: str, m: Tensor) -> Tensor:
             means = np.empty((len(ids), places.widths[path]))
             means[rows] = pool(m, own.to(m.device)).cpu().numpy()
-            check_finite(lm, places.called(path), means)
+            check_finite(lm, means, f"activations in {places.called(path)}")
             maps[path] = fit.map(means[:n], means[n:])
             progress("fitting maps", len(maps), len(places.widths))
             return affine(m, *maps[path])

@@ -1,8 +1,12 @@
-"""Refuse what was made for a model of another shape."""
+"""Refuse what was made for a model of another shape, and numbers that overflowed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import DialdownError
 
@@ -26,4 +30,14 @@ def check_width(lm: LM, width: int, what: str, instead: str) -> None:
         raise DialdownError(
             f"{what} {width} dimensions and the residual stream of {lm.name} {lm.view.d_model}: "
             f"{instead}."
+        )
+
+
+def check_finite(
+    lm: LM, values: Tensor | NDArray[Any], what: str = "predictions or gradients"
+) -> None:
+    """Refuse numbers of a model that overflowed (DialdownError)."""
+    if not torch.as_tensor(values).isfinite().all():
+        raise DialdownError(
+            f"The {what} of {lm.name} are not finite: load it in float32 or bfloat16."
         )

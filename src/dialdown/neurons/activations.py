@@ -23,6 +23,7 @@ from ..cards import card
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.decoding import Decoder, Step, batches, read
+from ..models.fits import check_finite
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
@@ -142,12 +143,8 @@ def decode_with_means(
             f"No activation of {lm.name} was averaged while decoding: every prompt ended at once, "
             "or the model skips its MLPs; pass other prompts."
         )
-    broken = torch.nonzero(~torch.isfinite(sums).all(-1).all(-1))
-    if len(broken):
-        raise DialdownError(
-            f"The activations of {lm.name} are not finite in layer {int(broken[0])} while "
-            "decoding: load it in float32 or bfloat16, or check its weights."
-        )
+    for index, of_layer in enumerate(sums):
+        check_finite(lm, of_layer, f"activations in layer {index}")
     record = {
         **lm.describe(),
         "prompts": len(decoder.prompts),

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..errors import DialdownError
+from ..models.fits import check_finite
 from ..models.forward_pass import for_any_length, last_positions
 from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
@@ -140,11 +141,7 @@ def probe_features(
             means[rows] = _mean(seen, mask, protocol).double().cpu().numpy()
             done = before + start + len(rows)
             progress("reading labelled texts", done, len(protocols) * len(order))
-        if not np.isfinite(means).all():
-            raise DialdownError(
-                f"The final-layer residual of {lm.name} is not finite while reading labelled "
-                "texts: load it in float32 or bfloat16."
-            )
+        check_finite(lm, means, "final-layer residuals")
         return means
 
     return {

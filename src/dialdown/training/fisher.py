@@ -40,13 +40,13 @@ from ..errors import DialdownError
 from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
-from ..models.fits import check_neurons
+from ..models.fits import check_finite, check_neurons
 from ..models.forward_pass import frozen, last_positions
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import progress
-from .generated_text import check_finite, given_tokens
+from .generated_text import given_tokens
 from .settings import check_damping
 
 # Each of their positions has gains of its own: what is kept grows with their number.

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ..errors import DialdownError
+from ..models.fits import check_finite
 from ..models.forward_pass import for_any_length
 from ..models.lm import LM
 from ..progress import progress
@@ -78,12 +78,3 @@ def own_text_kl(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> OwnTex
             "pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
         )
     return OwnTextKL(texts, weight, given=given_tokens(lm, texts))
-
-
-def check_finite(lm: LM, numbers: Tensor) -> None:
-    """Refuse predictions or gradients that overflowed (DialdownError)."""
-    if not torch.isfinite(numbers).all():
-        raise DialdownError(
-            f"The predictions or gradients of {lm.name} are not finite: load it in float32 or "
-            "bfloat16."
-        )
