@@ -12,7 +12,7 @@ import pytest
 from dialdown import DialdownError
 from dialdown.cluster import do_all
 from helpers import pieces
-from helpers.commands import invoke
+from helpers.commands import run_until
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -43,7 +43,7 @@ def test_rows_of_a_cluster_are_those_of_one_process(
     for workers in ("1", scheduler):
         folder = tmp_path / workers.partition(":")[0]
         few = ("--set", "protocols=strict", "--set", f"workers={workers}")
-        ran = invoke("base", study_file, "--out", folder, *few)
+        ran = run_until("base", study_file, "--out", folder, *few)
         assert ran.exit_code == 0, ran.output
         rows[workers] = {
             path.name: json.loads(path.read_text()) for path in (folder / "rows").glob("*.json")
@@ -72,7 +72,7 @@ def test_a_worker_that_does_not_see_the_folder_is_one_sentence(
 def test_a_cluster_that_is_not_there_is_one_sentence(
     workers: str, sentence: str, study_file: Path, tmp_path: Path
 ) -> None:
-    ran = invoke("base", study_file, "--out", tmp_path / "out", "--set", f"workers={workers}")
+    ran = run_until("base", study_file, "--out", tmp_path / "out", "--set", f"workers={workers}")
     assert isinstance(ran.exception, DialdownError)
     assert sentence in str(ran.exception)
     assert not (tmp_path / "out" / "rows").exists()

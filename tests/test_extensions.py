@@ -60,7 +60,7 @@ def test_a_scorer_is_named_in_a_setting(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("Missing", "cannot be imported"), ("nothing", "is no scorer, because it has no name")],
+    [("Missing", "cannot be imported"), ("nothing", "is not a scorer, because it has no name")],
 )
 def test_what_is_no_scorer_is_refused(module: str, name: str, words: str) -> None:
     with pytest.raises(dd.DialdownError, match=words):
@@ -98,7 +98,7 @@ def test_a_metric_arrives_in_every_row(module: str, llama: LM) -> None:
     [
         ("Toxicity", "cannot be called 'toxicity'"),
         ("Short", r"'words' gave values of shape \(0,\)"),
-        ("Shouting", "is no metric, because it has no measure"),
+        ("Shouting", "is not a metric, because it has no measure"),
         ("Missing", "metric .* cannot be imported"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_model_in_memory_needs_its_tokenizer_alone(given: Any, words: str) -> 
 
 def test_what_wraps_a_model_is_refused() -> None:
     wrapped: Any = torch.nn.Sequential(tiny.model("llama"))
-    with pytest.raises(dd.DialdownError, match="Sequential is no transformers model"):
+    with pytest.raises(dd.DialdownError, match="Sequential is not a transformers model"):
         dd.load(wrapped, tokenizer=tiny.tokenizer())
     with pytest.raises(dd.DialdownError, match="with its own tokenizer"):
         dd.load("embedded:smollm2-135m", tokenizer=tiny.tokenizer())

@@ -12,7 +12,7 @@ import pytest
 from dialdown import DialdownError
 from dialdown.extras import EXTRAS, asking_for
 
-# As where nothing but the core is installed; pyarrow and pandas are no dependency at all.
+# As where nothing but the core is installed; pyarrow and pandas not a dependency at all.
 BARE = f"""
 import sys
 for name in {[*{name for names in EXTRAS.values() for name in names}, "pyarrow", "pandas"]}:

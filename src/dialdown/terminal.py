@@ -1,4 +1,4 @@
-"""The terminal: the one place where text leaves for it, whatever it holds, and comes in from it."""
+"""Text to and from the terminal, whatever characters it holds."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class Terminal(Console):
 
 
 def take_any_text() -> None:
-    """Let the standard streams take what their encoding has no bytes for, or bytes that are no text
-    in it.
-    """
+    """Let the standard streams take what their encoding has no bytes for, or cannot decode."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -56,7 +56,7 @@ def test_a_folder_that_is_nothing_is_one_sentence(tmp_path: Path) -> None:
         find_source(str(tmp_path / "gone"))
     with pytest.raises(DialdownError, match="There is no model 'smollm2-135m'"):
         find_source("smollm2-135m")
-    with pytest.raises(DialdownError, match="is no folder"):
+    with pytest.raises(DialdownError, match="is not a folder"):
         find_source(str(tmp_path / "notes.txt"))
 
 

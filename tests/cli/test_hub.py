@@ -74,11 +74,11 @@ def user(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def run(
-    stage: str, local: list[str], out: Path, config: str = "llama-3.1-8b", **other: str
+    until: str, local: list[str], out: Path, config: str = "llama-3.1-8b", **other: str
 ) -> list[object]:
     """A command on one of the presets of the paper, with small counts."""
     set_ = hub_files.as_flags({key.replace("__", "."): value for key, value in other.items()})
-    return [stage, "--preset", config, *local, *set_, "--out", out]
+    return ["run", "--until", until, "--preset", config, *local, *set_, "--out", out]
 
 
 @pytest.mark.parametrize("config", ["gemma-2-2b", "gpt2-medium", "llama-3.1-8b", "mistral-7b"])
@@ -89,7 +89,7 @@ def test_every_preset_of_the_paper_runs_to_its_report_from_the_hub_alone(
     less = (
         {} if config == "gpt2-medium" else {"front.count": 0, "interventions.extent": "conclusions"}
     )
-    ran = user.dialdown(*run("run", local, tmp_path / "run", config), *hub_files.as_flags(less))
+    ran = user.dialdown(*run("report", local, tmp_path / "run", config), *hub_files.as_flags(less))
     assert ran.status == 0, ran.errors
     assert ran.errors == ""
     assert (tmp_path / "run" / "report.html").exists()
@@ -164,7 +164,7 @@ def test_trouble_with_a_repository_is_one_sentence_that_says_what_to_do(
     ran, _ = broken[f"{role} {kind}"]
     assert_one_sentence(
         ran,
-        f"'someone/{kind}' is no folder here and could not be fetched from the hub http://127.0.0.1:",
+        f"'someone/{kind}' is not a folder here and could not be fetched from the hub http://127.0.0.1:",
         SAID[kind],
     )
 
@@ -173,7 +173,7 @@ def test_a_revision_that_is_not_there_is_one_sentence(broken: Broken) -> None:
     ran, _ = broken["revision"]
     assert_one_sentence(
         ran,
-        "'meta-llama/Llama-3.1-8B' is no folder here and could not be",
+        "'meta-llama/Llama-3.1-8B' is not a folder here and could not be",
         "no such revision: pass a branch, tag or commit",
     )
 
@@ -234,7 +234,7 @@ def test_no_hub_is_one_sentence_that_says_what_to_do(
     without_hub: dict[str, Finished], key: str, said: str
 ) -> None:
     assert_one_sentence(
-        without_hub[key], " is no folder here and could not be fetched from the hub ", said
+        without_hub[key], " is not a folder here and could not be fetched from the hub ", said
     )
 
 

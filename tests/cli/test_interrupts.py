@@ -28,7 +28,7 @@ def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
 ) -> None:
     run = tmp_path / "run"
     settings = ["--set=dpo.processes=2", "--set=dpo.epochs=10000"]
-    with started_command("train", study_file, *settings, "--out", run) as process:
+    with started_command("run", study_file, *settings, "--out", run, "--until=train") as process:
         assert process.stdout is not None
         next(line for line in process.stdout if "train: training" in line)
         started = psutil.Process(process.pid).children(recursive=True)
@@ -36,7 +36,7 @@ def test_ranks_that_are_interrupted_end_with_a_sentence_and_leave_no_process(
         last = process.stdout.read().strip().splitlines()[-1]
     assert len(started) >= 2
     assert process.returncode == 130
-    assert last == f"Interrupted: what is finished is in {run}, and the same command goes on there."
+    assert last == f"Interrupted: what is finished is in {run}; rerun the same command to resume."
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
 

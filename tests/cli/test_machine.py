@@ -34,7 +34,7 @@ def test_being_asked_to_end_says_what_is_kept(
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
     told = capsys.readouterr().err
-    assert ("the same command goes on there" in told) is kept
+    assert ("rerun the same command to resume" in told) is kept
     assert (str(folder) in told) is kept
     assert ("nothing is kept" in told) is not kept
     assert signal.getsignal(signal.SIGTERM) == before

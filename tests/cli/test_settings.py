@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dialdown import DialdownError
+from dialdown.cli.main import Until
+from dialdown.report.stage import RUN
 from dialdown.study import load_config
 from dialdown.study.config import PRESETS
 from dialdown.study.describe import chosen, listed
@@ -53,3 +56,7 @@ def test_the_version() -> None:
     result = invoke("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("dialdown ")
+
+
+def test_a_run_may_stop_after_any_of_its_stages() -> None:
+    assert get_args(get_args(Until)[0]) == (*RUN,)

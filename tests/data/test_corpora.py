@@ -168,7 +168,7 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(
         DialdownError,
-        match=r"'no/such' is no folder here and could not be fetched .* the connection failed",
+        match=r"'no/such' is not a folder here and could not be fetched .* the connection failed",
     ):
         load_prompts("no/such", 1, seed=0)
 

@@ -1,5 +1,5 @@
-"""A model is loaded whole or not at all: what is refused, in one sentence, and what is no reason to
-refuse (METHOD §1).
+"""A model is loaded whole or not at all: what is refused, in one sentence, and what is not a
+reason to refuse (METHOD §1).
 """
 
 from __future__ import annotations

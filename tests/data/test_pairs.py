@@ -39,14 +39,14 @@ def test_pairs_in_every_encoding_that_says_which_it_is(tmp_path: Path, encoding:
     ("line", "message"),
     [
         ("{", "is not JSON"),
-        ('{"prompt": "p", "chosen": "c"}', "is no pair, as it has no 'rejected'"),
+        ('{"prompt": "p", "chosen": "c"}', "is not a pair, as it has no 'rejected'"),
         ("[1]", "is not a JSON object"),
         ('"text"', "is not a JSON object"),
         ("3", "is not a JSON object"),
         ('{"prompt": "p", "chosen": null, "rejected": "r"}', "The chosen in line . of .* is null"),
         (
             '{"prompt": "p", "chosen": "c", "rejected": 3}',
-            "The rejected in line . of .* is 3, which is no text",
+            "The rejected in line . of .* is 3, which is not text",
         ),
         (
             '{"prompt": [{"role": "user", "content": "p"}], "chosen": "c", "rejected": "r"}',

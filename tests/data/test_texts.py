@@ -123,7 +123,7 @@ def test_pairs_and_reference_text_of_files(tmp_path):
         ("p.jsonl", "[" * 100_000, "nested too deeply"),
         ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", "is not JSON"),
         ("p.jsonl", '{"prompt": null}', "The prompt in line 1 of .* is null"),
-        ("p.jsonl", '{"prompt": 3}', "is 3, which is no text"),
+        ("p.jsonl", '{"prompt": 3}', "is 3, which is not text"),
         (
             "p.jsonl",
             '{"prompt": [{"role": "user", "content": "a"}]}',

@@ -157,7 +157,7 @@ def test_the_folder_is_complete_and_its_card_says_so(llama: LM, tmp_path: Path) 
         assert digest == file_sha256(done.folder / name)
         assert f"| {name} | `{digest}` |" in card
     head = card.split("---")[1]
-    assert "base_model" not in head  # it is no hub id
+    assert "base_model" not in head  # it is not a hub id
     for line in (
         "license: other",
         "license_name: ours",
@@ -198,7 +198,7 @@ def test_an_output_that_is_not_empty_needs_force(llama: LM, tmp_path: Path) -> N
     edit = exact(make(llama, "scale"))
     with pytest.raises(DialdownError, match="not empty"):
         export(base, edit, out, verify=False)
-    with pytest.raises(DialdownError, match="holds no model, and force would delete what it holds"):
+    with pytest.raises(DialdownError, match="does not hold a model, and force would"):
         export(base, edit, out, verify=False, force=True)
     assert [path.name for path in out.iterdir()] == ["old.txt"]
     (out / "config.json").write_text("{}")
@@ -206,7 +206,7 @@ def test_an_output_that_is_not_empty_needs_force(llama: LM, tmp_path: Path) -> N
     assert not (out / "old.txt").exists()
     assert_same(out, edit.fold(llama))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
-    with pytest.raises(DialdownError, match="holds no model"):
+    with pytest.raises(DialdownError, match="does not hold a model"):
         export(base, edit, tmp_path, verify=False, force=True)
     (tmp_path / "config.json").write_text("{}")
     for place in (base, tmp_path):

@@ -27,9 +27,9 @@ HALF = r"\ud83d"
 ROW = b'{"prompt": "a", "gold": "b", "text": "c", "label": 1}\n'
 # Where a text stands in a row -> what it may not be.
 NO_TEXTS: dict[str, tuple[str, str]] = {
-    "null": ("null", "is null, which is no text"),
-    "a number": ("3", "is 3, which is no text"),
-    "true": ("true", "is True, which is no text"),
+    "null": ("null", "is null, which is not text"),
+    "a number": ("3", "is 3, which is not text"),
+    "true": ("true", "is True, which is not text"),
     "a list": ('["a"]', "is a list, and only plain text is read"),
     "a conversation": ('[{"role": "user", "content": "a"}]', "text that its chat template makes"),
     "an object": ('{"words": "a"}', "is an object without a 'text'"),
@@ -186,7 +186,7 @@ def text_cases() -> Iterator[Case]:
         ("zero bytes", "t.txt", "a b ".encode("utf-16-le") * 99, "zero bytes"),
         ("blank", "t.txt", b" \n", "holds no text"),
         ("short", "t.txt", b"a b", "evaluation.text|evaluation.window"),
-        ("a number", "t.jsonl", b'{"text": 3}', "is 3, which is no text"),
+        ("a number", "t.jsonl", b'{"text": 3}', "is 3, which is not text"),
         ("no text column", "t.csv", b"words\na\n", "no text column"),
         ("cut gzip", "t.txt.gz", gzip.compress(b"a b " * 99)[:-9], "cannot be read"),
     ):

@@ -37,8 +37,12 @@ def folders() -> Iterator[Case]:
     )
     for name in ("front", "pairs"):
         yield Case(
-            f"{name}, other settings",
-            lambda i, name=name: [name, str(i.study), "--out", str(i.run), "--seed", "3"],
+            f"until {name}, other settings",
+            lambda i, name=name: [
+                *f"run --until {name} --seed 3 --out".split(),
+                str(i.run),
+                str(i.study),
+            ],
             "other settings|holds no study|needs|holds",
         )
     yield Case("report, nothing", lambda i: ["report", "none"], "none is not there")

@@ -150,7 +150,7 @@ MODELS: dict[str, tuple[Build, str]] = {
     "null generation settings": (written("generation_config.json", "null"), "could not be loaded"),
     "checkpoints alone": (trainer_folder, "checkpoints alone.*checkpoint-100 is the last"),
     "a leftover adapter config": (adapter_beside, "both a whole model and an adapter_config.json"),
-    "an adapter": (emptied(adapter), "an adapter, which is no model without its base"),
+    "an adapter": (emptied(adapter), "an adapter, which is not a model without its base"),
 }
 
 

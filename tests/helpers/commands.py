@@ -10,3 +10,8 @@ from dialdown.cli import main as cli
 def invoke(*arguments: object) -> Result:
     """Run `dialdown` with these arguments in this process."""
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def run_until(stage: str, *arguments: object) -> Result:
+    """Run a study up to a stage."""
+    return invoke("run", *arguments, "--until", stage)

@@ -59,7 +59,7 @@ def write_run(
         folder: where.
         protocols: which were run.
         model: its id.
-        main: rows that are no controls.
+        main: rows that are not controls.
         random_like_edit: controls on random neurons do what the intervention does, or next to
             nothing.
         n: prompts.

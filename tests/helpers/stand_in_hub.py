@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """pytest's output is no server's log."""
+        """pytest's output is not a server's log."""
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -162,9 +162,9 @@ def test_an_edit_knows_what_it_is(table: NeuronTable) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 1.5}, r"alpha=1\.5 is no fraction"),
-        ({"alpha": float("nan")}, "alpha=nan is no fraction"),
-        ({"drop_top": -0.1}, r"drop_top=-0\.1 is no fraction"),
+        ({"alpha": 1.5}, r"alpha=1\.5 is not a fraction"),
+        ({"alpha": float("nan")}, "alpha=nan is not a fraction"),
+        ({"drop_top": -0.1}, r"drop_top=-0\.1 is not a fraction"),
         ({"kind": "scaled"}, "did you mean 'scale'"),
         ({"ordering": "cosin"}, "did you mean 'cosine'"),
     ],

@@ -346,5 +346,5 @@ def test_activations_that_overflow_are_refused() -> None:
     with torch.no_grad():
         lm.model.model.layers[1].mlp.up_proj.weight.fill_(float("inf"))
     for method in (methods.aura, methods.mean_act):
-        with pytest.raises(dd.DialdownError, match="activations in layer 1 of tiny-.* not finite"):
+        with pytest.raises(dd.DialdownError, match=r"activations in layer 1 of tiny-.* not finite"):
             method(lm, TEXTS, LABELS)

@@ -1,4 +1,4 @@
-"""Where a reply ends: at the end of text, which is no part of it, or where it is cut."""
+"""Where a reply ends: at the end of text, which is not part of it, or where it is cut."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
     lm = tiny.lm("llama")
     with torch.no_grad():
         lm.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.raises(DialdownError, match="final-layer residuals of .* not finite"):
+    with pytest.raises(DialdownError, match=r"final-layer residuals of .* not finite"):
         probe_features(lm, TEXTS, max_tokens=40)
 
 

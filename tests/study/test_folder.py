@@ -120,8 +120,8 @@ def test_other_settings_are_refused_also_where_run_json_is_lost(study: StubStudy
 
 
 def test_only_the_files_of_a_named_folder_are_what_a_setting_stands_for(tmp_path: Path) -> None:
-    """A run or an export beside a model's files, or a link that leads nowhere, is no other model; a
-    concept is no file.
+    """A run or an export beside a model's files, or a link that leads nowhere, is not another
+    model; a concept is not a file.
     """
     model = tmp_path / "model"
     write_text(model / "config.json", "{}")

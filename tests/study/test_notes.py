@@ -119,7 +119,7 @@ def test_a_smaller_batch_is_done_again_recorded_and_said(work: Workspace, tmp_pa
         said = [sentence for of, sentence in noted(run) if of == stage]
         assert any("texts at once did not fit into memory" in sentence for sentence in said), stage
     assert run["stages"]["pairs"]["batch_size"] == 56
-    # Another number of prompts at once is no other study.
+    # Another number of prompts at once is not another study.
     goes_on = config.model_copy(update={"evaluation": replace(config.evaluation, batch_size=3)})
     assert Study(goes_on, folder).work.ledger.finished("base")
 

@@ -20,7 +20,7 @@ from dialdown.neurons import NeuronMeans
 from dialdown.report.names import TITLES
 from dialdown.report.stage import RUN
 from dialdown.study.folder import records
-from helpers.commands import invoke
+from helpers.commands import invoke, run_until
 
 METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 
@@ -28,7 +28,7 @@ METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition")
 @pytest.fixture(scope="module")
 def finished(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "study"
-    result = invoke("base", study_file, "--out", folder)
+    result = run_until("base", study_file, "--out", folder)
     assert result.exit_code == 0, result.exception
     first = {path: path.stat().st_mtime_ns for path in (folder / "rows").glob("*.json")}
     result = invoke("run", study_file, "--out", folder)
@@ -306,7 +306,7 @@ def test_several_processes_measure_the_same_rows(
     shutil.copytree(finished, folder)
     for path in sorted((folder / "rows").iterdir())[::8]:
         path.unlink()
-    result = invoke("evaluate", study_file, "--out", folder, "--set", "workers=2")
+    result = run_until("evaluate", study_file, "--out", folder, "--set", "workers=2")
     assert result.exit_code == 0, result.exception
     assert rows_of(folder) == rows_of(finished)
 
@@ -314,7 +314,7 @@ def test_several_processes_measure_the_same_rows(
 def test_several_processes_make_the_same_pairs(
     finished: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    result = invoke("pairs", study_file, "--out", tmp_path / "run", "--set", "workers=2")
+    result = run_until("pairs", study_file, "--out", tmp_path / "run", "--set", "workers=2")
     assert result.exit_code == 0, result.exception
     together, alone = (
         dd.PairSet.load(folder / "pairs.jsonl") for folder in (tmp_path / "run", finished)
@@ -338,7 +338,9 @@ def test_a_folder_of_another_study_is_refused_and_says_what_differs(
 
 
 def test_a_tuned_model_may_be_given(finished: Path, study_file: Path, tmp_path: Path) -> None:
-    result = invoke("neurons", study_file, "--out", tmp_path / "run", "--tuned", finished / "tuned")
+    result = run_until(
+        "neurons", study_file, "--out", tmp_path / "run", "--tuned", finished / "tuned"
+    )
     assert result.exit_code == 0, result.exception
     given, trained = (
         dd.NeuronTable.load(folder / "neurons.parquet") for folder in (tmp_path / "run", finished)

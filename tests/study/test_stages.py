@@ -17,7 +17,7 @@ from dialdown.study import Study, load_config
 from dialdown.study import stages as study
 from dialdown.terminal import Terminal
 from helpers import tiny
-from helpers.commands import invoke
+from helpers.commands import run_until
 from helpers.study_files import write_study
 
 
@@ -37,8 +37,8 @@ def test_interrupted_sampling_goes_on_where_it_stopped(
 
     monkeypatch.setattr(study, "candidates", interrupt)
     arguments = ["pairs", study_file, "--out", tmp_path / "run", "--set", "pairs.batch_size=6"]
-    assert invoke(*arguments).exit_code == 130
-    result = invoke(*arguments)
+    assert run_until(*arguments).exit_code == 130
+    result = run_until(*arguments)
     assert result.exit_code == 0, result.exception
     assert started[:3] == [0, 6, 6]
     assert len(set(started)) == len(started) - 1
@@ -48,12 +48,12 @@ def test_too_few_pairs_lose_nothing(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    result = invoke("pairs", study_file, "--out", folder, "--set", "pairs.margin=0.999")
+    result = run_until("pairs", study_file, "--out", folder, "--set", "pairs.margin=0.999")
     assert isinstance(result.exception, DialdownError)
     assert "of 12 pairs differ by 0.999" in str(result.exception)
     monkeypatch.setattr(study, "candidates", None)
     # Neither the probe nor a single continuation is made again.
-    result = invoke("pairs", study_file, "--out", folder)
+    result = run_until("pairs", study_file, "--out", folder)
     assert result.exit_code == 0, result.exception
     assert "probe: done before" in result.output
     assert len(dd.PairSet.load(folder / "pairs.jsonl").pairs) == 12
@@ -61,7 +61,7 @@ def test_too_few_pairs_lose_nothing(
 
 
 def test_a_stage_command_stops_after_its_stage(study_file: Path, tmp_path: Path) -> None:
-    assert invoke("probe", study_file, "--out", tmp_path / "run").exit_code == 0
+    assert run_until("probe", study_file, "--out", tmp_path / "run").exit_code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert set(run["stages"]) == {"probe"}
     assert set(run["stages"]["probe"]["strict"]) >= {"accuracy", "auc"}
@@ -71,7 +71,9 @@ def test_a_tuned_model_of_another_shape_is_refused(study_file: Path, tmp_path: P
     wider = tiny.lm("llama", intermediate_size=32)
     wider.model.save_pretrained(tmp_path / "wider")
     wider.tokenizer.save_pretrained(tmp_path / "wider")
-    result = invoke("train", study_file, "--out", tmp_path / "run", "--tuned", tmp_path / "wider")
+    result = run_until(
+        "train", study_file, "--out", tmp_path / "run", "--tuned", tmp_path / "wider"
+    )
     assert isinstance(result.exception, DialdownError)
     assert "n_neurons 32" in str(result.exception)
 

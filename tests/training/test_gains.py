@@ -210,7 +210,7 @@ def test_a_stopped_training_goes_on_to_the_same_gains(llama: LM, tmp_path: Path)
         llama, PAIRS, settings, tmp_path / "whole", information=PRICES, texts=TEXTS
     )
 
-    class Stopped(Exception):  # noqa: N818  (it is no error but a key press)
+    class Stopped(Exception):  # noqa: N818  (it is not an error but a key press)
         pass
 
     def stop(label: str, done: int, total: int) -> None:

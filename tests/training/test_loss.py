@@ -80,7 +80,7 @@ def naive_loss(
     prompts on the left.
     """
     # Gemma-2's attention takes its softmax in float32, where a row of padding under float64's mask
-    # is no number.
+    # is not a number.
     exact = (
         torch.float32
         if positions == "all" and policy.config.model_type == "gemma2"

@@ -105,7 +105,7 @@ def test_an_address_that_is_not_this_machines_is_refused(
 
 @pytest.mark.parametrize("at", ["head", "head:", ":29400", "head:port"])
 def test_no_address_to_join_is_refused(at: str) -> None:
-    with pytest.raises(DialdownError, match=r"is no address to join: pass HOST:PORT"):
+    with pytest.raises(DialdownError, match=r"is not an address to join: pass HOST:PORT"):
         launch.join(print, at, nodes=2, processes=1)
 
 

@@ -31,7 +31,7 @@ def sets(run: Run | None) -> list[str]:
 
 
 def placed(run: Run, which: str) -> list[tuple[Row, Point]]:
-    """The rows of a set that are no controls, each with its place in the trade-off."""
+    """The rows of a set that are not controls, each with its place in the trade-off."""
     protocol: Any = which
     measured: Sequence[Row | None] = [run.result(name, protocol) for name in run.names()]
     return [

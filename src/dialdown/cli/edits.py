@@ -34,16 +34,14 @@ NOT_LESS = 3
 """Exit status of a `detox` whose export is whole and whose check does not say that it is less."""
 
 
-OutFolder = Annotated[
-    Path, typer.Option("--out", help="The folder to write; it appears whole or not at all.")
-]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write, whole or not at all.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")]
 Verify = Annotated[
     Literal["transformers", "vllm", "no"],
     typer.Option(
         help=(
-            "Reload the folder and compare it with the hooked base model, in transformers or in "
-            "vLLM too; --no-verify leaves it out."
+            "Reload the folder and compare it with the hooked base model, in transformers, or in "
+            "vLLM as well; --no-verify skips this."
         )
     ),
 ]
@@ -66,9 +64,7 @@ class Verifying(TyperCommand):
         return super().parse_args(ctx, words)
 
 
-Base = Annotated[
-    str | None, typer.Option(help="Where the base model is, if not where the edit says.")
-]
+Base = Annotated[str | None, typer.Option(help="Where the base model is, if it has moved.")]
 EditFolder = Annotated[
     Path, typer.Argument(help="An exported folder, or one with edit.safetensors and edit.json.")
 ]
@@ -82,24 +78,22 @@ MaxKL = Annotated[
     float | None,
     typer.Option(
         help=(
-            "Instead: the KL to the base it may cost, the mean over kinds of text, in nats per "
-            "token; 0.04 (detox.usual_kl) where no dial is given."
+            "In place of --strength: a budget of KL to the base, the mean over several kinds of "
+            "text, in nats per token; 0.04 (detox.usual_kl) by default."
         )
     ),
 ]
 MaxPplIncrease = Annotated[
     float | None,
-    typer.Option(
-        help="Instead: the share by which perplexity on these texts may rise; 0.05 is 5 %."
-    ),
+    typer.Option(help="In place of both: how far perplexity on these texts may rise; 0.05 is 5 %."),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
         help=(
-            "gains (one trained number per neuron), rank_one (one trained direction per layer "
-            "more, in the MLPs), rank_one_attention (the same in attention), step (gains "
-            "without training), or labels (gains from labelled texts alone, in a few minutes)."
+            "gains (one trained number per neuron), rank_one (a trained rank-one update of each "
+            "MLP), rank_one_attention (the same of each attention block), step (gains without "
+            "training), or labels (gains from labelled texts alone, in a few minutes)."
         )
     ),
 ]
@@ -110,8 +104,7 @@ def detox(
     model: Model,
     out_folder: OutFolder,
     strength: Annotated[
-        float | None,
-        typer.Option(help="How far to dial; 1 is the edit as it was trained or found."),
+        float | None, typer.Option(help="How far to dial; 1 is the edit as it was trained.")
     ] = None,
     max_kl: MaxKL = None,
     max_ppl_increase: MaxPplIncrease = None,
@@ -126,12 +119,11 @@ def detox(
     verify: Verify = "transformers",
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """One number per neuron, or one direction per layer, that makes a model less toxic: found,
-    checked on held-out prompts, folded into a checkpoint.
+    """Make a model less toxic with one number per neuron, or one direction per layer: find them,
+    check them on held-out prompts, and fold them into a plain checkpoint.
 
-    Exit status: 0 where the check says that it is less toxic; 3 where the check cannot say so, or
-    says the opposite (the folder is written all the same); 1 where nothing was written; 130 on
-    Ctrl-C.
+    Exit status: 0 if the check finds it less toxic; 3 if the check cannot tell, or finds the
+    opposite (the folder is written all the same); 1 if nothing was written; 130 on Ctrl-C.
     """
     if no_training and method not in (None, "step"):
         raise DialdownError(
@@ -213,7 +205,7 @@ def apply_edit(
     force: Force = False,
     verify: Verify = "transformers",
 ) -> None:
-    """Put an edit on its base model again, at any strength, as a checkpoint."""
+    """Fold an edit into its base model again, at any strength, and write a checkpoint."""
     from ..exporting.export import apply_delta
     from ..workers import quiet_libraries
 
@@ -262,11 +254,11 @@ def control_vector(
     base: Base = None,
     strength: Strength = 1.0,
     skip_first_layer: Annotated[
-        bool, typer.Option(help="Leave out layer 0, which llama.cpp has no place for.")
+        bool, typer.Option(help="Leave out layer 0, which llama.cpp cannot hold.")
     ] = False,
 ) -> None:
-    """Write a shift or a steering (a folder of dd.save_delta or dd.export) as a control vector for
-    llama.cpp.
+    """Write a shift or steering edit (a folder of dd.save_delta or dd.export) as a control vector
+    for llama.cpp.
     """
     from ..exporting.control_vector import write_control_vector
     from ..workers import quiet_libraries

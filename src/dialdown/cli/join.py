@@ -13,8 +13,7 @@ from .shared import Display, app, out
 @app.command()
 def join(
     address: Annotated[
-        str,
-        typer.Argument(help="HOST:PORT, as the command that trains says it.", metavar="ADDRESS"),
+        str, typer.Argument(help="HOST:PORT, as the training command prints it.", metavar="ADDRESS")
     ],
     nodes: Annotated[
         int, typer.Option(min=2, help="How many machines train together, as in dpo.nodes.")
@@ -24,8 +23,8 @@ def join(
         typer.Option(min=1, help="Ranks on this machine; one per GPU by default, or one."),
     ] = None,
 ) -> None:
-    """Take part in trainings of several machines, until Ctrl-C: the folders of the model and of the
-    study are to be here under the same paths.
+    """Take part in trainings that span several machines, until Ctrl-C. The folders of the model and
+    of the study must be at the same paths here.
     """
     import torch
 

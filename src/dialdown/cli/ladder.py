@@ -28,18 +28,18 @@ def ladder(
     out_folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where the work goes (runs/ladder by default); the same command goes on."
+            "--out", help="The folder of the work (runs/ladder by default); rerun it to resume."
         ),
     ] = None,
     kl: Annotated[
         float | None,
-        typer.Option(help="The KL to the base that each is dialled to, nats per token; 0.06."),
+        typer.Option(help="The KL to the base that each is dialled to, in nats per token; 0.06."),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
             help=(
-                "Which, with commas: aura, aura_published, linear_act_published, "
+                "Separated by commas: aura, aura_published, linear_act_published, "
                 "lineas_published, caa, ablation, labels, profs, step, gains, rank_one, "
                 "rank_one_attention (these by default), linear_act, lineas, mean_act, "
                 "mean_act_published, damp, damp_published, det0, det0_published, dpo, dpo_kl, or "
@@ -55,8 +55,8 @@ def ladder(
     seed: Seed = None,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """Which method lowers toxicity most, at one price: AurA, AcT, steering, gains and others,
-    fitted on the same data and judged on prompts that none has seen.
+    """Compare methods at one price: AurA, AcT, steering, gains and others, fitted on the same data,
+    dialled to one KL and judged on prompts that none of them has seen.
     """
     named = {
         "model": model,

@@ -1,4 +1,4 @@
-"""What a run finds on this machine and takes there (`doctor`), and what it fetches (`fetch`)."""
+"""What this machine has and what a run needs of it (`doctor`), and what is fetched (`fetch`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The commands: `dialdown run` and its stages, `detox` and what is done with its result, and
-`doctor`.
-"""
+"""The commands of a study: `run`, `diff` and `report`; and `fetch`, `doctor` and `config`."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,7 +40,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="The folder of the study (runs/PRESET by default); the same command goes on with it.",
+        help="The folder of the study (runs/PRESET by default); rerun the command to resume.",
     ),
 ]
 Preset = Annotated[
@@ -57,25 +55,49 @@ Tuned = Annotated[
 ]
 
 
-def _study(stage: str) -> Callable[..., None]:
-    def command(
-        config: ConfigFile = None,
-        out_folder: Out = None,
-        preset: Preset = "demo",
-        model: Model = None,
-        tuned: Tuned = None,
-        seed: Seed = None,
-        device: Device = None,
-        dtype: Dtype = None,
-        judge: Judge = None,
-        set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
-    ) -> None:
-        named = {"model": model, "tuned": tuned, "seed": seed}
-        named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
-        settings = settings_of(preset, config, named, set_)
-        run_study(settings, out_folder or Path(RUNS) / preset, until=stage)
+Until = Annotated[
+    Literal[
+        "probe",
+        "base",
+        "pairs",
+        "train",
+        "activations",
+        "neurons",
+        "evaluate",
+        "gains",
+        "step",
+        "front",
+        "report",
+    ],
+    typer.Option(
+        help=(
+            "Stop after this stage: directions, the base model's rows, preference pairs, DPO, mean "
+            "activations, the neuron table, all rows, gains, gains without training, the trade-off "
+            "at several strengths, the page."
+        )
+    ),
+]
 
-    return command
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    out_folder: Out = None,
+    until: Until = "report",
+    preset: Preset = "demo",
+    model: Model = None,
+    tuned: Tuned = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    judge: Judge = None,
+    set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """Run the whole study: probe, pairs, DPO, activations, neuron table, interventions, report."""
+    named = {"model": model, "tuned": tuned, "seed": seed}
+    named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}
+    settings = settings_of(preset, config, named, set_)
+    run_study(settings, out_folder or Path(RUNS) / preset, until=until)
 
 
 def run_study(
@@ -120,22 +142,6 @@ def run_study(
         show_next(folder, out)
 
 
-STAGES = {
-    "run": "The whole study: probe, pairs, DPO, activations, neuron table, interventions, report.",
-    "probe": "The directions: a linear probe (both protocols), a token contrast and a random one.",
-    "base": "Means of the base model, and the rows that need no tuned one, after the stage before.",
-    "pairs": "Make preference pairs with the model itself, after the stages before.",
-    "train": "Tune the model with DPO and the KL term, after the stages before.",
-    "activations": "Mean activations of the tuned model, after the stages before.",
-    "neurons": "The neuron table and its groups, after the stages before.",
-    "front": "Every family of interventions at several strengths (front.count prompts), after the "
-    "stages before.",
-    "evaluate": "Every intervention and control under both protocols, after the stages before.",
-}
-for _name, _help in STAGES.items():
-    app.command(_name, help=_help)(_study("report" if _name == "run" else _name))
-
-
 @app.command()
 def diff(
     base: Annotated[
@@ -148,10 +154,7 @@ def diff(
         Path | None,
         typer.Option(
             "--out",
-            help=(
-                "The folder of the study (runs/diff-TUNED by default); the same command goes "
-                "on there."
-            ),
+            help="The folder of the study (runs/diff-TUNED by default); rerun it to resume.",
         ),
     ] = None,
     seed: Seed = None,
@@ -160,8 +163,8 @@ def diff(
     judge: Judge = None,
     set_: Set = [],  # noqa: B006  (typer reads the default and never changes it)
 ) -> None:
-    """What tuning did: weights, activations, groups, correlations, and which neurons matter when
-    they are patched.
+    """Compare a model before and after tuning: weights, activations, groups, correlations, and
+    which neurons matter when they are patched.
     """
     named = {"model": base, "tuned": tuned, "seed": seed}
     named |= {"device": device, "dtype": dtype, "evaluation.judge": judge}

@@ -36,7 +36,7 @@ app = typer.Typer(
 out = Terminal()
 err = Terminal(stderr=True)
 
-# Seconds between two lines where the output is no terminal, and before a pace is believed.
+# Seconds between two lines where the output is not a terminal, and before a pace is believed.
 EVERY = 15
 # Work of which an earlier run may have done a part.
 RESUMED = ("evaluating", "making", "training")
@@ -44,7 +44,7 @@ RESUMED = ("evaluating", "making", "training")
 PIECES = {("base", "decoding"): (0.0, 0.1), ("base", "evaluating"): (0.1, 0.9)}
 
 Model = Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")]
-Preset = Annotated[str, typer.Option(help="detox, or smoke to see that it all works.")]
+Preset = Annotated[str, typer.Option(help="detox, or smoke to check that everything works.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A TOML file of further settings.")
 ]
@@ -91,8 +91,8 @@ class _LeftColumn(TimeElapsedColumn):
 
 
 class Display:
-    """One bar for the whole of a command, or a line now and then where the output is no terminal;
-    inside the context it hears of all progress.
+    """One bar for a whole command, or a line now and then where the output is not a terminal; as a
+    context it shows all progress.
 
     Attributes:
         tokens: what each stage puts through the model, by which the bar moves and what is left is
@@ -203,7 +203,7 @@ def interruptible(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         kept = folder.is_dir() and any(folder.iterdir())
         err.print(
-            f"Interrupted: what is finished is in {folder}, and the same command goes on there."
+            f"Interrupted: what is finished is in {folder}; rerun the same command to resume."
             if kept
             else "Interrupted: nothing was finished yet, so nothing is kept.",
             soft_wrap=True,

@@ -48,8 +48,7 @@ def asset_version(name: str) -> str:
 def fetch(name: str) -> Path:
     """The folder of an embedded asset, fetched and converted first where the cache lacks it.
 
-    `progress` receives bytes of the download, then steps of the conversion. Two processes may ask
-    at once: one works, the other waits and finds it done.
+    Two processes may ask at once: one works, the other waits and finds it done.
 
     Raises:
         DialdownError: the name is unknown, the archive cannot be reached or is damaged twice, no
@@ -88,7 +87,7 @@ def embedded_models() -> list[str]:
 
 
 def fetch_model(name: str) -> Path:
-    """The folder of an embedded model, see `fetch`; what is no model is refused (DialdownError)."""
+    """The folder of an embedded model, see `fetch`; other assets are refused (DialdownError)."""
     if name not in (models := embedded_models()):
         raise DialdownError(f"There is no embedded model {name!r}: {nearest(name, models)}")
     return fetch(name)

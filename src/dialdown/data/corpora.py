@@ -24,7 +24,7 @@ _PARTS: Mapping[Part, tuple[float, float]] = {
     "pair_scorer": (0.7, 1.0),
 }
 # The reviews are few, so no judge has a part; they are shared out whole, as two sentences of one
-# review are no independent texts, and the prompts have reviews of their own. They are cut into
+# review are not independent texts, and the prompts have reviews of their own. They are cut into
 # sentences because what is judged later is as short: on sentences of unseen reviews, a probe of
 # SmolLM2-135M trained on sentences has an AUC of .718, on two sentences at a time .712, on whole
 # reviews (their first 128 tokens) .690.

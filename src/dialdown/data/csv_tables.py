@@ -29,7 +29,7 @@ def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
 
 def read_csv(path: Path) -> pl.DataFrame:
     """A table that `write_csv` wrote. Tokens are text, whatever they look like."""
-    # A path is no pattern, whatever brackets a folder's name has.
+    # A path is not a pattern, whatever brackets a folder's name has.
     frame = pl.read_csv(
         path, infer_schema_length=None, schema_overrides={"token": pl.String}, glob=False
     )

@@ -70,7 +70,7 @@ def refusal(name: str, advice: str) -> DialdownError:
     """The sentence about a repository that could not be fetched; see `ADVICE`."""
     endpoint = constants.ENDPOINT or "of HF_ENDPOINT, which is empty"
     return DialdownError(
-        f"{name!r} is no folder here and could not be fetched from the hub {endpoint}: {advice}."
+        f"{name!r} is not a folder here and could not be fetched from the hub {endpoint}: {advice}."
     )
 
 

@@ -222,8 +222,8 @@ def refuse_adapter(name: str, source: str, revision: str | None = None) -> None:
     """Refuse an adapter as a base model (DialdownError)."""
     if is_adapter(source, revision):
         raise DialdownError(
-            f"{name} is an adapter, which is no model without its base: pass the base as the model "
-            f"and {name} as the tuned one."
+            f"{name} is an adapter, which is not a model without its base: pass the base as the "
+            f"model and {name} as the tuned one."
         )
 
 

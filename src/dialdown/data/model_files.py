@@ -52,7 +52,7 @@ def own_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not is_own(path, folder):
         raise DialdownError(
-            f"{path} leads to a file outside of {folder}, which is no part of the model: put a "
+            f"{path} leads to a file outside of {folder}, which is not part of the model: put a "
             "copy of the file there."
         )
     return path

@@ -32,7 +32,7 @@ class Pair:
     rejected: str
 
     def __post_init__(self) -> None:
-        """Refuse what is no text (DialdownError)."""
+        """Refuse what is not text (DialdownError)."""
         for name in ("prompt", "chosen", "rejected"):
             whole_text(getattr(self, name), f"The {name} of a pair")
 
@@ -79,8 +79,8 @@ class PairSet:
         record = rows.pop(0)[1]["record"] if rows and "record" in rows[0][1] else {}
         if not isinstance(record, dict):
             raise DialdownError(
-                f"The record in {path} is no object: leave its first line out, or make the pairs "
-                "again."
+                f"The record in {path} is not an object: leave its first line out, or make the "
+                "pairs again."
             )
         return cls(tuple(_pair(row, place) for place, row in rows), record)
 
@@ -88,8 +88,8 @@ class PairSet:
 def _pair(row: Mapping[str, Any], place: str) -> Pair:
     if lacking := [name for name in ("prompt", "chosen", "rejected") if name not in row]:
         raise DialdownError(
-            f"{place} is no pair, as it has no {lacking[0]!r}: write one JSON object a line with "
-            "prompt, chosen and rejected."
+            f"{place} is not a pair, as it has no {lacking[0]!r}: write one JSON object a line "
+            "with prompt, chosen and rejected."
         )
     return Pair(
         *(

@@ -54,7 +54,7 @@ def whole_text(value: object, place: str) -> str:
 
 def _no_text(value: object) -> str:
     if value is None:
-        return "is null, which is no text: fill it, or leave the row out"
+        return "is null, which is not text: fill it, or leave the row out"
     if isinstance(value, list | tuple):
         return (
             "is a list, and only plain text is read: of a conversation pass the text that its "
@@ -62,7 +62,7 @@ def _no_text(value: object) -> str:
         )
     if isinstance(value, Mapping):
         return "is an object without a 'text': write the text itself"
-    return f"is {value!r}, which is no text: write it in quotes"
+    return f"is {value!r}, which is not text: write it in quotes"
 
 
 def read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Iterator[Row]:
@@ -77,12 +77,12 @@ def read_rows(source: str, embedded: Sequence[str], split: str = "train") -> Ite
 
 
 def is_embedded(source: str) -> bool:
-    """Whether it reads `word:...`, so that a slip in `embedded:` is no missing file."""
+    """Whether it reads `word:...`, so that a slip in `embedded:` is not a missing file."""
     return re.match(r"\w{2,}:", source) is not None
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it reads `owner/name` and is no file: a missing file is no hub request."""
+    """Whether it reads `owner/name` and is not a file: a missing file is not a hub request."""
     named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
     return (
         named and suffix_of(Path(source)) not in (*ROW_TYPES, ".txt") and not os.path.exists(source)
@@ -112,7 +112,7 @@ def _read_hub(source: str, split: str) -> Iterator[Row]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DialdownError(
-            f"{source!r} is no file here, and what the hub has under that name cannot be read "
+            f"{source!r} is not a file here, and what the hub has under that name cannot be read "
             f"({reason}): pass a data set with a table of texts, a file or an embedded source."
         ) from error
     return ((f"row {number} of {source!r}", row) for number, row in enumerate(rows, 1))
@@ -214,7 +214,7 @@ def _text_lines(text: Iterable[str], path: Path) -> Iterator[str]:
     for line in text:
         if "\0" in line:
             raise DialdownError(
-                f"{path} holds zero bytes, so it is no text, or UTF-16 without its mark: save it "
+                f"{path} holds zero bytes, so it is not text, or UTF-16 without its mark: save it "
                 "as UTF-8."
             )
         yield line

@@ -142,8 +142,8 @@ def _plain_address(address: str) -> str:
         plain = False
     if not plain or parts.query or parts.fragment:
         raise DialdownError(
-            "The endpoint of the token judge is no plain address, or holds a user name or a query "
-            "that would be recorded: pass one like http://localhost:8000/v1, and the key in "
+            "The endpoint of the token judge is not a plain address, or holds a user name or a "
+            "query that would be recorded: pass one like http://localhost:8000/v1, and the key in "
             "OPENAI_API_KEY."
         )
     return address.rstrip("/")
@@ -242,7 +242,7 @@ class ChatJudge:
         return dict(zip(batch, answers, strict=True))
 
     def _reply(self, question: str) -> str:
-        """What the model says, empty where that is no chat completion, or _NoAnswerError."""
+        """What the model says, empty where that is not a chat completion, or _NoAnswerError."""
         from openai import APIError
 
         if self._stopped:

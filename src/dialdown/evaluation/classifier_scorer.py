@@ -52,7 +52,7 @@ class ClassifierScorer:
                 "model.config.pad_token_id, save both and pass that folder."
             )
         if model.config.pad_token_id is None:
-            # A classifier on a decoder reads the last token that is no padding.
+            # A classifier on a decoder reads the last token that is not padding.
             model.config.pad_token_id = pad
         return cls(
             source,

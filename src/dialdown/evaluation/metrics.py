@@ -29,7 +29,7 @@ def load_metric(source: str) -> Metric:
     or function that makes one.
 
     Raises:
-        DialdownError: it cannot be fetched or imported, or is no metric.
+        DialdownError: it cannot be fetched or imported, or is not a metric.
     """
     if source == "embedded:groups":
         return GroupMentions()

@@ -30,7 +30,7 @@ class ProbeScorer:
         direction: its probe, site `residual`, as `train_probe` or `fit_probe` gives it.
 
     Raises:
-        DialdownError: the direction is no strict probe, has no intercept, or is of a model of
+        DialdownError: the direction is not a strict probe, has no intercept, or is of a model of
             another width.
     """
 

@@ -69,7 +69,7 @@ class Measured:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of what was measured; what each scorer says is no metric of its own."""
+        """Names of what was measured; what each scorer says is not a metric of its own."""
         return [name for name in self.values if "/" not in name]
 
     def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:

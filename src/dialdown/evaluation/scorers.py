@@ -49,8 +49,8 @@ def load_scorer(source: str, *, texts: str = "embedded:comments", device: str = 
     or `package.module:name`, a scorer of one's own (see `Scorer`).
 
     Raises:
-        DialdownError: the name is unknown, the model cannot be loaded or is no trained classifier,
-            or it lacks the label.
+        DialdownError: the name is unknown, the model cannot be loaded, is not a trained classifier
+            or lacks the label.
     """
     if (source, texts) in EMBEDDED:
         return embedded_scorer(source, texts, device)

@@ -256,7 +256,7 @@ def locate(
         patterns: the files that are needed of a hub id.
 
     Raises:
-        DialdownError: it is no folder here and cannot be fetched.
+        DialdownError: it is not a folder here and cannot be fetched.
     """
     source = os.fspath(source)
     if source.startswith("embedded:"):
@@ -275,7 +275,7 @@ def locate(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DialdownError(
-            f"The model {source!r} is no folder here and could not be fetched from the hub "
+            f"The model {source!r} is not a folder here and could not be fetched from the hub "
             f"({reason}): pass a hub id that can be reached from here, a local folder, or "
             "embedded:smollm2-135m."
         ) from error
@@ -284,7 +284,7 @@ def locate(
 
 
 def _check_hub_id(source: str) -> None:
-    """Refuse at once what is no id of a hub's, which a hub takes minutes to refuse where nobody
+    """Refuse at once what is not an id of a hub's, which a hub takes minutes to refuse where nobody
     answers (DialdownError).
     """
     embedded = [f"embedded:{name}" for name in embedded_models()]

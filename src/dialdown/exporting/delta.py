@@ -104,7 +104,7 @@ def check_notes(notes: Mapping[str, Any]) -> None:
     """Refuse notes the card would not show.
 
     Raises:
-        DialdownError: an unknown key, or a figure that is no interval.
+        DialdownError: an unknown key, or a figure that is not an interval.
     """
     for key in notes:
         if key not in Notes.__annotations__:
@@ -197,7 +197,7 @@ def save_delta(
 
     Args:
         edit: the edit (see `rounded` for what is stored).
-        source, revision, progress: the base (see `checkpoint.locate`).
+        source, revision: the base (see `checkpoint.locate`).
         folder: where the two files go.
         notes: kept in edit.json (see `Notes`).
     """

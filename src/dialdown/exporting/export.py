@@ -68,7 +68,7 @@ def export(
     Args:
         source: the base: a folder, `embedded:NAME` or a hub id.
         edit: the edit.
-        out: the folder to write. It appears whole or not at all.
+        out: the folder to write, whole or not at all.
         revision: a hub branch, tag or commit.
         force: replace what is in `out`, if that is a model.
         verify: reload the folder and compare its logits with the hooked base model before it takes
@@ -192,8 +192,8 @@ def check_out(out: Path, force: bool) -> None:
         )
     if not ((out / FOLDER).is_dir() or (out / "config.json").is_file()):
         raise DialdownError(
-            f"The folder {out} holds no model, and force would delete what it holds: pass another "
-            "one, or empty it yourself."
+            f"The folder {out} does not hold a model, and force would delete what it holds: "
+            "pass another one, or empty it yourself."
         )
 
 

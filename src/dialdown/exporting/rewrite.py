@@ -35,8 +35,7 @@ BESIDE_BIASES = "model-weights.safetensors"
 
 
 def write_weights(base: Checkpoint, edit: Intervention, folder: Path) -> bool:
-    """Write the weights of a base with an edit folded in to a folder, which exists; `progress` is
-    called with ("exporting", layers done, layers in all).
+    """Write the weights of a base with an edit folded in to a folder, which exists.
 
     Returns:
         whether the MLPs have biases that the base lacks, which the config must then say.

@@ -105,7 +105,7 @@ def _problem(arrays: Mapping[str, NDArray[Any]], site: Site) -> str | None:
         kind, axes, like = TENSORS[name]
         if array.dtype.kind != kind or array.ndim not in axes:
             return f"its tensor {name} is {array.dtype} of shape {array.shape}"
-        # Attention's channels are no neurons.
+        # Attention's channels are not neurons.
         other = arrays.get("reads" if (name, site) == ("reads", "attention") else like, array)
         # Several directions have their number in front; what is written is as wide as the model.
         whole, like_whole = array.shape, other.shape

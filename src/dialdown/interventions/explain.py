@@ -117,7 +117,7 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
     other neuron keeps its activation.
 
     Raises:
-        DialdownError: an edit that is no gains.
+        DialdownError: an edit that is not gains.
     """
     if gains.kind != "scale":
         raise DialdownError(

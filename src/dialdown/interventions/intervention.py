@@ -142,7 +142,7 @@ class Intervention:
         `set` at half strength moves every activation half of the way to its constant.
 
         Raises:
-            DialdownError: a strength that is no finite number.
+            DialdownError: a strength that is not a finite number.
         """
         if not np.isfinite(strength):
             raise DialdownError(
@@ -294,7 +294,7 @@ class Intervention:
         there inside the context only (see `holds_bias`).
 
         Raises:
-            DialdownError: see `check_foldable`; or it steers, which is no edit of neurons.
+            DialdownError: see `check_foldable`; or it steers, which is not an edit of neurons.
         """
         self.check_foldable(lm)
         check_in_place(lm.model)

@@ -77,7 +77,7 @@ def edit(
     """
     for what, value in (("alpha", alpha), ("drop_top", drop_top)):
         if not 0 <= value <= 1:
-            raise DialdownError(f"{what}={value} is no fraction: pass a number from 0 to 1.")
+            raise DialdownError(f"{what}={value} is not a fraction: pass a number from 0 to 1.")
     for given, known in ((kind, get_args(EditKind)), (ordering, get_args(Ordering))):
         if given not in known:
             raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")

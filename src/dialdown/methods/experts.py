@@ -124,7 +124,7 @@ def damp(
     `aura` for the other arguments.
 
     Raises:
-        DialdownError: a share outside 0 to 1, a factor that is no finite number; see `aura`.
+        DialdownError: a share outside 0 to 1, a factor that is not a finite number; see `aura`.
     """
     if not 0 < share <= 1:
         raise DialdownError(

@@ -74,7 +74,7 @@ def ordinary(m: Tensor, own: Tensor) -> Tensor:
     """
     length = m.float().norm(dim=-1, keepdim=True).masked_fill(~own, torch.nan)
     median = length.nanmedian(1, keepdim=True).values
-    # What overflowed is no sink, and is refused.
+    # What overflowed is not a sink, and is refused.
     kept: Tensor = own & ((length <= SINK * median) | ~length.isfinite())
     return kept
 

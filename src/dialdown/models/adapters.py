@@ -21,7 +21,7 @@ ADAPTER_PICKLE = "adapter_model.bin"
 
 
 def fetched(adapter: str) -> Path:
-    """The folder of an adapter, fetched from the hub where it is no folder here."""
+    """The folder of an adapter, fetched from the hub where it is not a folder here."""
     folder = Path(adapter)
     if not folder.is_dir():
         instead = "pass the id of an adapter that can be reached from here, or a local folder"

@@ -261,7 +261,7 @@ def _in_memory(
 ) -> LM:
     if not isinstance(model, PreTrainedModel):
         raise DialdownError(
-            f"{type(model).__name__} is no transformers model: pass a hub id, a folder, or the "
+            f"{type(model).__name__} is not a transformers model: pass a hub id, a folder, or the "
             "transformers model that it wraps, with tokenizer=."
         )
     if tokenizer is None:
@@ -272,7 +272,7 @@ def _in_memory(
     for setting, value in given.items():
         if value is not None:
             raise DialdownError(
-                f"{setting}={value!r} says nothing about a model that is loaded already: leave it "
+                f"{setting}={value!r} has no effect on a model that is loaded already: leave it "
                 "out, or pass the model's name."
             )
     name = model.name_or_path or None
@@ -336,7 +336,7 @@ def same_weights(base: LM, tuned: LM) -> bool:
 
 
 def check_weights(model: nn.Module, view: MLPView, name: str) -> None:
-    """Refuse weights that are no numbers, or with which no neuron writes anything."""
+    """Refuse weights that are not numbers, or with which no neuron writes anything."""
     broken = [
         key
         for key, weight in model.named_parameters()

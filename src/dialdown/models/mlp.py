@@ -91,8 +91,8 @@ class MLPView:
                 architecture is asked.
 
         Raises:
-            DialdownError: no decoder layers, an expert or fused MLP, a down projection that is no
-                plain matrix, or weights that do not lie in the model itself.
+            DialdownError: no decoder layers, an expert or fused MLP, a down projection that is not
+                a plain matrix, or weights that do not lie in the model itself.
         """
         name = type(model).__name__
         if not skeleton:

@@ -38,7 +38,7 @@ def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
 
     Raises:
         DialdownError: there is no such site, a layer's attention has no output projection that is
-            known, it is no plain matrix, or they read different numbers of channels.
+            known, it is not a plain matrix, or they read different numbers of channels.
     """
     if site not in get_args(Site):
         raise DialdownError(f"Unknown site {site!r}: {nearest(site, get_args(Site))}")

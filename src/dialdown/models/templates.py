@@ -186,7 +186,7 @@ def _written(tokenizer: Any, messages: Sequence[Message]) -> str:
                 chat_template=SAME_DAY + template if CLOCK in template else template,
                 add_generation_prompt=True,
                 tokenize=False,
-                # What a model thinks before it replies is no reply.
+                # What a model thinks before it replies is not a reply.
                 enable_thinking=False,
             )
         )

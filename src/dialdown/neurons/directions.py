@@ -126,7 +126,7 @@ def _mean_word(lm: LM, words: Sequence[str], protocol: Protocol) -> NDArray[np.f
     for word in words:
         whole_text(word, "A word of the contrast")
         ids = lm.tokenizer(f"{space}{word.strip()}", add_special_tokens=False)["input_ids"]
-        # SentencePiece tokenizers may write the space as a token of its own, which is no part of
+        # SentencePiece tokenizers may write the space as a token of its own, which is not part of
         # the word; and the token for what is unknown says nothing of it.
         said = [
             token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()

@@ -54,7 +54,7 @@ class Evidence:
         return row if row is not None and "toxicity" in row.change else None
 
     def rows(self) -> list[Row]:
-        """All such rows that are no controls, in the paper's order.
+        """All such rows that are not controls, in the paper's order.
 
         Further strengths that were measured on fewer prompts stand in the tables alone, as every
         look makes the others' harder.

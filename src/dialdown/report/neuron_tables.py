@@ -91,7 +91,7 @@ def table_6_value_vectors(
 
 
 def table_8_mlp(facts: Mapping[str, Any]) -> pl.DataFrame:
-    """Table 8: `statistics.mlp_facts`, a row each, as text."""
+    """Table 8: `neurons.subspace.mlp_facts`, a row each, as text."""
     cells = [
         (name, str(facts[name]), *(str(published.figure(model, "mlp")[name]) for model in MODELS))
         for name in ("layers", "d_model", "d_mlp", "activation", "gated")
@@ -164,8 +164,8 @@ def figure_1_opposing_effects(table: NeuronTable) -> pl.DataFrame:
 
 
 def appendix_g_sign_conflicts(shares: Mapping[str, Mapping[str, float]]) -> pl.DataFrame:
-    """Appendix G: `statistics.sign_conflicts` of each protocol, one row for cosines and one for
-    projection changes.
+    """Appendix G: `neurons.subspace.sign_conflicts` of each protocol, a row for cosines and one
+    for projection changes.
     """
     cells = [
         (protocol, name, share, *beside(protocol, figure_of("sign_conflicts", name)))

@@ -185,7 +185,7 @@ def _status(run: Run, running: bool) -> str:
             f"Still running (as of {datetime.now():%H:%M:%S}); {stages}{rows}. This page fills as "
             f"stages end, and reloads by itself every {REFRESH} seconds."
         )
-    return f"This run stopped before its end ({stages}{rows}): the same command goes on with it."
+    return f"This run stopped before its end ({stages}{rows}): rerun the same command to resume it."
 
 
 def _drawn(figure: Figure, sampled: Mapping[Protocol, Sequence[Sampled]]) -> Markup:
@@ -234,7 +234,7 @@ def _rounding(run: Run) -> str:
 
 
 def _sampled(run: Run, protocol: Protocol) -> list[Sampled]:
-    """The continuations of the rows that are no controls, each beside the untouched model's."""
+    """The continuations of the rows that are not controls, each beside the untouched model's."""
     evidence, base = Evidence(run, protocol), run.result("none", protocol)
     rows = [row for name in run.names() if (row := run.result(name, protocol)) and row.samples]
     untouched = _said(evidence, base) if base else []

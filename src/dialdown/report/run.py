@@ -64,7 +64,7 @@ class Run:
         return next((facts["template"] for facts in stages if "template" in facts), "none")
 
     def names(self) -> list[str]:
-        """The interventions that are no controls, in the paper's order, unknown ones last."""
+        """The interventions that are not controls, in the paper's order, unknown ones last."""
         main = [row for row in self.results if not row.control]
         return list(dict.fromkeys(row.intervention for row in sorted(main, key=place)))
 
@@ -143,8 +143,8 @@ def load(folder: Path) -> Run:
         isinstance(info, dict) and "config" in info and isinstance(info.get("stages", {}), dict)
     ):
         raise DialdownError(
-            f"{path} is no record of a study: repeat the command that made the folder, which makes "
-            "it again."
+            f"{path} is not a record of a study: repeat the command that made the folder, which "
+            "makes it again."
         )
     rows, of = _rows(folder, "results.json")
     if not rows and of is None and "evaluate" in info.get("stages", {}):

@@ -369,7 +369,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _check_keys(given: Mapping[str, Any], where: str) -> None:
-    """Refuse what is no setting; values are checked once all sources are merged."""
+    """Refuse what is not a setting; values are checked once all sources are merged."""
     known = Config().model_dump()
     sections = {name: inner for name, inner in known.items() if isinstance(inner, dict)}
     for section in sections:

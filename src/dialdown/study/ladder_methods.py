@@ -79,7 +79,7 @@ SETTINGS = ("model", "revision", "dtype", "device", "template", "seed", "probe")
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Refuse what is no method, before anything is fitted (DialdownError)."""
+    """Refuse what is not a method, before anything is fitted (DialdownError)."""
     for name in names:
         if NAMED.fullmatch(name):
             _own(name)
@@ -99,8 +99,8 @@ def _own(name: str) -> Callable[..., Any]:
     fit = own(name, "method", ())
     if not callable(fit):
         raise DialdownError(
-            f"{name!r} is no method, because it cannot be called: write a function of (lm, texts, "
-            "labels) that returns a dialdown.Intervention."
+            f"{name!r} is not a method, because it cannot be called: write a function of (lm, "
+            "texts, labels) that returns a dialdown.Intervention."
         )
     return fit  # type: ignore[no-any-return]
 

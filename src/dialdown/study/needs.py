@@ -60,7 +60,7 @@ def shape_of(config: Config) -> Shape:
     """The sizes of a study's model, from its files without its weights.
 
     Raises:
-        DialdownError: it is no folder here, cannot be fetched, or is no causal LM with known MLPs.
+        DialdownError: it cannot be found, or is not a causal LM with known MLPs.
     """
     folder, name, _ = locate(config.model, config.revision)
     lm = skeleton(folder, name)

@@ -94,14 +94,14 @@ READS = {
 }
 # The stages that measure rows.
 MEASURING = ("base", "evaluate", "front", "check", "compare")
-# How long a training took is no part of what it made.
+# How long a training took is not part of what it made.
 UNREAD = re.compile(r"/training\.json$")
 # A training writes these as a whole, so where one file of them is lost the training is done again.
 TRAINED = re.compile(r"^(tuned|tuned-steps|gains|rank-one(-attention)?|methods/dpo(_kl)?)/")
 
 
 def run_record(folder: Path) -> dict[str, Any] | None:
-    """run.json of a study's folder; None where it is no study's."""
+    """run.json of a study's folder; None where it is not a study's."""
     record = kept_json(folder / RUN)
     return record if {"config", "stages"} <= record.keys() else None
 

@@ -108,8 +108,8 @@ def plan(
     yield Planned(untouched(), protocol, prompts)
     yield Planned(untouched("dpo"), protocol, prompts, model="tuned")
     for intervention in _usual(protocol, tables, settings, settings.families, seed):
-        # What METHOD §5 does not have under a protocol is no claim of it, so fewer prompts will do
-        # there, as for controls.
+        # What METHOD §5 does not have under a protocol is not a claim of it, so fewer prompts will
+        # do there, as for controls.
         aside = intervention.control or not _as_published(protocol, intervention.kind)
         yield Planned(intervention, protocol, control_prompts if aside else prompts)
     if protocol == "paper" and settings.extent == "tables":

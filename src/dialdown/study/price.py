@@ -22,7 +22,7 @@ from .context import Workspace
 Section = Literal["detox", "ladder"]
 NEUTRAL = "neutral"
 FEW = 64
-"""Tokens; fewer are no kind of text."""
+"""Tokens; fewer are not a kind of text."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from ..errors import DialdownError
 from ..evaluation.plugin import NAMED
 
 PREFIX = "DIALDOWN_"
-# Read by assets.py, not settings of a study.
+# Read by data/wheels.py, not a setting of a study.
 OTHER_VARIABLES = {"DIALDOWN_CACHE"}
 LARGEST = 2**32 - 1  # NumPy's and scikit-learn's greatest seed; nothing counted is more
-# Line breaks and what acts on a terminal; half characters, which bytes that are no UTF-8 become.
+# Line breaks and what acts on a terminal; half characters, which bytes that are not UTF-8 become.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -49,7 +49,7 @@ def from_environment(variables: Mapping[str, str]) -> Iterator[tuple[str, dict[s
 
 
 def _value(text: str) -> Any:
-    # A revision of digits is no number, nor is a concept that is a date: only what has TOML's own
+    # A revision of digits is not a number, and a concept may be a date: only what has TOML's own
     # signs is read as TOML.
     if text.strip()[:1] not in ('"', "'", "[", "{"):
         return text.strip()

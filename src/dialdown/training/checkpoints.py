@@ -22,7 +22,7 @@ SAVE_EVERY_SECONDS = 60.0
 
 
 class Pace(TrainerCallback):
-    """Report each step, stop at a loss that is no number, and save often enough to resume from.
+    """Report each step, stop at a loss that is not a number, and save often enough to resume from.
 
     A checkpoint is written when a minute has passed since the last one, or later where writing
     takes long, so that saving costs at most a twentieth of the time; transformers itself writes one

@@ -194,7 +194,7 @@ def _inputs(
     return fingerprint(
         type(settings).__name__,
         __version__,
-        # A log of an earlier version has other fields, and is no finished run of this one.
+        # A log of an earlier version has other fields, and is not a finished run of this one.
         [field.name for field in fields(TrainingLog)],
         settings.recipe,
         train,

@@ -246,7 +246,7 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
     whose F is hardly known.
 
     Raises:
-        DialdownError: a damping that is no finite number above 0, or no neuron that acts on the
+        DialdownError: a damping that is not a finite number above 0, or no neuron that acts on the
             text.
     """
     check_damping(damping)

@@ -90,7 +90,7 @@ def join(rank: Rank, at: str, *, nodes: int, processes: int) -> None:
     host, _, port = at.rpartition(":")
     if not host or not port.isdecimal():
         raise DialdownError(
-            f"{at!r} is no address to join: pass HOST:PORT, as the command that trains says it."
+            f"{at!r} is not an address to join: pass HOST:PORT, as the command that trains says it."
         )
     meeting = _meeting(at, nodes, here=False)
     while True:

@@ -82,7 +82,7 @@ def on_ranks(
 
     Args:
         load: loads the model, given `device`; a function of a module, or a partial of one.
-        train: trains it, given the model and `progress`; likewise.
+        train: trains it, given the model; likewise.
         model: the model itself, which leaves its GPU meanwhile.
         settings: how many ranks.
         whole: whether all weights are trained.
@@ -111,7 +111,7 @@ def on_ranks_of(lm: LM, train: Callable[..., T], settings: DPOSettings, **given:
 
     Args:
         lm: the model, which ranks load by its name.
-        train: called with it, `settings`, `progress` and what else is given.
+        train: called with it, `settings` and what else is given.
         settings: how to train.
     """
     dtype = str(lm.model.dtype).removeprefix("torch.")

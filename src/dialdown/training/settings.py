@@ -19,7 +19,7 @@ RANK_ONE_FILE = "rank-one.safetensors"
 """What a training leaves in its folder."""
 
 TOGETHER = {"processes", "nodes"}
-"""The settings that say who trains together, which is no part of the result."""
+"""The settings that say who trains together, which is not part of the result."""
 
 KLDirection = Literal["reference_policy", "policy_reference"]
 KLPositions = Literal["completion", "all"]
@@ -307,10 +307,11 @@ class TrainingLog:
 
 
 def check_damping(damping: float) -> None:
-    """Refuse a damping that is no finite number above 0 (DialdownError)."""
+    """Refuse a damping that is not a finite number above 0 (DialdownError)."""
     if not (math.isfinite(damping) and damping > 0):
         raise DialdownError(
-            f"A damping of {damping} makes silent neurons free: pass a finite number above 0."
+            f"A damping of {damping} leaves silent neurons without a price: pass a finite number "
+            "above 0."
         )
 
 

@@ -331,17 +331,14 @@ def padded_as_published(examples: Sequence[Example], *, pad: int) -> dict[str, T
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and only errors from transformers: progress is reported by the caller's
-    function.
-    """
+    """Only errors from transformers, and none of its progress bars."""
     log = transformers_logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.ERROR)
     log.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
-            # PEFT and TRL call what transformers is about to rename, which is no business of who
-            # trains here.
+            # PEFT and TRL call what transformers is about to rename, which users cannot help.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
