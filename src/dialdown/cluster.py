@@ -41,10 +41,6 @@ def do_all(prepare: Prepare, pieces: Sequence[Any], where: str, folder: Path) ->
         pieces: what to do; each travels to a worker.
         where: `dask:ADDRESS` of a scheduler, or `dask:FILE` that it wrote.
         folder: where the pieces are written, which every worker must see.
-
-    Raises:
-        DialdownError: Dask is not installed, no scheduler answers, a worker does not see this
-            folder, or a piece could not be done.
     """
     client = _client(where.removeprefix(DASK))
     futures: list[Future[Done]] = []

@@ -33,9 +33,6 @@ def asking_for(what: str = "This", instead: str = "") -> Iterator[None]:
     Args:
         what: what needs it, as the subject of the sentence.
         instead: what could be passed otherwise, if anything can.
-
-    Raises:
-        DialdownError: a package of an extra is missing.
     """
     try:
         yield

@@ -82,11 +82,7 @@ def _os_error(error: OSError | SafetensorError) -> tuple[int | None, str | None]
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, sync it, and rename it to `path`.
-
-    Raises:
-        DialdownError: the disk is full or the folder cannot be written.
-    """
+    """Call `write` with a temporary path beside `path`, sync it, and rename it to `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +103,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Processes that write to one place at once do not disturb each other, and the last has it. What
     stood there goes only once the new folder is whole.
-
-    Raises:
-        DialdownError: the disk is full or the folder cannot be written.
     """
     path = path.resolve()
     remove_abandoned(path)

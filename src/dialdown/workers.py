@@ -112,10 +112,6 @@ def do_all(
         workers: how many processes.
         devices: the GPUs that they have in turn, see `gpus`.
         told: called with a sentence when a worker was lost.
-
-    Raises:
-        DialdownError: a piece could not be done, or `LOSSES` workers in a row end before any piece
-            is finished.
     """
     check_main_guard()
     left = dict(enumerate(pieces))

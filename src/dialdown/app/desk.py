@@ -63,11 +63,7 @@ class Desk:
         self._thread.submit(self._work, lambda models: None)
 
     def do(self, job: Callable[[Models], T]) -> T:
-        """What a job makes of the models, after the jobs before it.
-
-        Raises:
-            DialdownError: the models could not be loaded, or the job's own.
-        """
+        """What a job makes of the models, after the jobs before it."""
         return self._thread.submit(self._work, job).result()
 
     def _work(self, job: Callable[[Models], T]) -> T:
@@ -99,9 +95,6 @@ class Desk:
             settings, turn: see `replies.generate`.
             act: what acts meanwhile; None for the model as it is.
             stop: ends the reply at the next token once it is set.
-
-        Raises:
-            DialdownError: see `do`; the edit is of another model.
         """
         left, heard = Event(), SimpleQueue[str | None]()
 

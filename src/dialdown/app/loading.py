@@ -32,11 +32,7 @@ class Models:
 
 
 def load_models(source: Source, *, judge: bool) -> Models:
-    """Load the base, the tuned model and the judge of a source.
-
-    Raises:
-        DialdownError: the base is gone, or the edit's folder is damaged.
-    """
+    """Load the base, the tuned model and the judge of a source."""
     quiet_libraries()
     work = workspace(source.study) if source.study else None
     base = load_base(source, work)

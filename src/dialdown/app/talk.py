@@ -63,9 +63,6 @@ class Talk:
 def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
     """What a model goes on from, by the turns of one side and with room for a reply of `tokens`:
     (1, n) token ids, and a sentence where the start of a prompt was cut off, or nothing.
-
-    Raises:
-        DialdownError: the prompt is blank, or a conversation does not fit in the context.
     """
     import torch
 

@@ -82,9 +82,6 @@ def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[st
         config: its settings.
         folder: where it will be written.
         stages: those of the command that is asked about.
-
-    Raises:
-        DialdownError: the model's config cannot be read.
     """
     shape, device = shape_of(config), device_of(config)
     listed = needs(config, shape, device, stages=stages)
@@ -135,11 +132,7 @@ def _time(seconds: float) -> str:
 
 
 def fetch_all() -> None:
-    """Fetch what is missing, two at a time: one waits or converts while the other trains.
-
-    Raises:
-        DialdownError: something cannot be downloaded, or is not what it should be.
-    """
+    """Fetch what is missing, two at a time: one waits or converts while the other trains."""
     progress("fetching", 0, len(NEEDED))
     for done, finished in enumerate(do_all(_fetcher, NEEDED, workers=2), 1):
         progress(f"fetching, {finished.piece} is there", done, len(NEEDED))

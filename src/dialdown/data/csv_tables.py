@@ -16,11 +16,7 @@ NUMBER = r"^[+-]?[0-9.]+(e[+-]?[0-9]+)?$"
 
 
 def write_csv(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
-    """Write each frame to `folder/NAME.csv`, atomically.
-
-    Raises:
-        DialdownError: the disk is full or the folder cannot be written.
-    """
+    """Write each frame to `folder/NAME.csv`, atomically."""
     for name, frame in frames.items():
         write_atomic(
             folder / f"{name}.csv", frame.with_columns(_harmless(pl.col(pl.String))).write_csv

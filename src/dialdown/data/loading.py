@@ -131,11 +131,7 @@ def read_config(
 
 
 def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a folder or hub id.
-
-    Raises:
-        DialdownError: it is missing or broken.
-    """
+    """The tokenizer of a folder or hub id."""
     say = (
         "The tokenizer of {!r} could not be loaded ({}): pass a model whose folder holds its "
         "tokenizer too, as tokenizer.save_pretrained(folder) writes it."

@@ -74,11 +74,7 @@ class _Answers:
         return answers
 
     def add(self, answers: Mapping[str, bool]) -> None:
-        """Append answers to what the file has by now, as another process may do the same.
-
-        Raises:
-            DialdownError: the disk is full or the folder cannot be written.
-        """
+        """Append answers to what the file has by now, as another process may do the same."""
         new = [
             json.dumps({**self.key, "token": token, "answer": answer})
             for token, answer in answers.items()
@@ -206,11 +202,7 @@ class ChatJudge:
         )
 
     def judge(self, tokens: Sequence[str]) -> list[bool | None]:
-        """Whether the model says each token is of the concept; None where it gave no answer.
-
-        Raises:
-            DialdownError: the cache cannot be written.
-        """
+        """Whether the model says each token is of the concept; None where it gave no answer."""
         stripped = [token.strip() for token in tokens]
         known = self.answers.read()
         unknown = [token for token in dict.fromkeys(stripped) if token and token not in known]

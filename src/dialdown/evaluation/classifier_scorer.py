@@ -27,12 +27,7 @@ class ClassifierScorer:
 
     @classmethod
     def load(cls, source: str, label: str | None, *, device: str = "cpu") -> ClassifierScorer:
-        """Load a classifier by hub id or folder; None takes the label called toxicity or toxic.
-
-        Raises:
-            DialdownError: it cannot be loaded, has no trained classification head, or lacks the
-                label.
-        """
+        """Load a classifier by hub id or folder; None takes the label called toxicity or toxic."""
         from transformers import AutoModelForSequenceClassification
 
         instead = (

@@ -161,11 +161,7 @@ class LinearScorer:
 
     @classmethod
     def train(cls, features: Features, data: LabelledTexts, *, seed: int) -> LinearScorer:
-        """Train, holding out a tenth of the short texts (4,000 at most) for the AUC.
-
-        Raises:
-            DialdownError: fewer than 20 short texts of either label.
-        """
+        """Train, holding out a tenth of the short texts (4,000 at most) for the AUC."""
         rest, held_out = _hold_out(data, seed)
         matrix = features.matrix(data.texts)
         model = features.untrained(seed).fit(matrix[rest], data.labels[rest])

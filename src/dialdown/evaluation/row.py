@@ -73,11 +73,7 @@ class Measured:
         return [name for name in self.values if "/" not in name]
 
     def estimate(self, name: str, minus: Measured | None = None) -> Estimate | None:
-        """A metric's mean, or that of its paired difference; None where no unit has a value.
-
-        Raises:
-            DialdownError: the other effect was measured on fewer units.
-        """
+        """A metric's mean, or that of its paired difference; None where no unit has a value."""
         values = np.array(self.values[name])
         if minus is not None:
             others = np.array(minus.values[name])

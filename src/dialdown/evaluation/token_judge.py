@@ -135,11 +135,7 @@ class WordListJudge:
 
     @classmethod
     def load(cls, path: Path, concept: str) -> WordListJudge:
-        """Read one word a line; `#` at the start of a line or after a space starts a comment.
-
-        Raises:
-            DialdownError: the file is missing, not UTF-8 text, or has no word.
-        """
+        """Read one word a line; `#` at the start of a line or after a space starts a comment."""
         lines = read_text(path).splitlines()
         words = frozenset(re.sub(r"(^|\s)#.*", "", line).strip().casefold() for line in lines) - {
             ""

@@ -110,11 +110,7 @@ class Checkpoint:
         return [self.weight(layer) for layer in self.skeleton.view.layers]
 
     def weight(self, layer: Projection) -> Stored:
-        """The weight of a linear layer of the model.
-
-        Raises:
-            DialdownError: the checkpoint has no such tensor, or one of another shape.
-        """
+        """The weight of a linear layer of the model."""
         stored = self.tensors[self.stored_name(f"{layer.path}.weight")]
         if (shape := tuple(layer.linear.weight.shape)) != stored.shape:
             raise DialdownError(
@@ -131,9 +127,6 @@ class Checkpoint:
     def stored_name(self, parameter: str) -> str:
         """What a parameter of the model is called in the checkpoint, which may leave out the
         model's base prefix.
-
-        Raises:
-            DialdownError: the checkpoint has no such tensor.
         """
         prefixed = f"{self.skeleton.model.base_model_prefix}.{parameter}"
         for name in (parameter, self._bare(parameter), prefixed):
@@ -203,10 +196,6 @@ class Checkpoint:
 def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
     """Find the checkpoint of a model, and the down projections in it; see `locate` for the
     arguments.
-
-    Raises:
-        DialdownError: it cannot be found, has no safetensors weights, is quantised, is damaged, or
-            is of an architecture without a plain MLP (see `MLPView.find`).
     """
     source = os.fspath(source)
     folder, name, revision = locate(source, revision, patterns=DOWNLOADED)
@@ -254,9 +243,6 @@ def locate(
         source: a local folder, `embedded:NAME`, or a hub id.
         revision: a hub branch, tag or commit.
         patterns: the files that are needed of a hub id.
-
-    Raises:
-        DialdownError: it is not a folder here and cannot be fetched.
     """
     source = os.fspath(source)
     if source.startswith("embedded:"):

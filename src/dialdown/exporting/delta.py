@@ -101,11 +101,7 @@ class _Record(BaseModel):
 
 
 def check_notes(notes: Mapping[str, Any]) -> None:
-    """Refuse notes the card would not show.
-
-    Raises:
-        DialdownError: an unknown key, or a figure that is not an interval.
-    """
+    """Refuse notes the card would not show."""
     for key in notes:
         if key not in Notes.__annotations__:
             raise DialdownError(f"Unknown note {key!r}: {nearest(key, Notes.__annotations__)}")
@@ -287,10 +283,6 @@ def base_of(
         given: where the base is; by default where the delta says, which only a hub id or an
             embedded name can.
         revision: of the base that is given.
-
-    Raises:
-        DialdownError: the base was a local folder and none is given, it cannot be read, or it is
-            another base.
     """
     if given is None:
         if delta.record["base"]["local"]:

@@ -125,11 +125,6 @@ def check_export(
 ) -> Checkpoint:
     """Open the base of an export, and refuse what could not be written, before any work is done;
     see `export` for the arguments.
-
-    Raises:
-        DialdownError: `out` is not empty and `force` is not set, or holds the base itself; the base
-            is missing, quantised or damaged; the disk has not enough space, or the memory for a
-            verification; or vLLM is asked for and is not there.
     """
     check_out(Path(out), force)
     base = open_checkpoint(source, revision=revision)

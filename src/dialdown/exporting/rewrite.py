@@ -39,10 +39,6 @@ def write_weights(base: Checkpoint, edit: Intervention, folder: Path) -> bool:
 
     Returns:
         whether the MLPs have biases that the base lacks, which the config must then say.
-
-    Raises:
-        DialdownError: the edit is of another shape, needs a bias the architecture has no place for,
-            would change a shared matrix, or makes a number too large for its dtype.
     """
     edit.check_foldable(base.skeleton)
     lm = base.skeleton.twin()  # as the export will be, without weights

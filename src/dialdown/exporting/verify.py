@@ -103,10 +103,6 @@ def verify_export(
         edit: the edit.
         exported: the folder to verify; it is loaded with plain transformers.
         vllm: compare in vLLM too.
-
-    Raises:
-        DialdownError: a difference is above its tolerance; the folder's tokenizer gives other ids;
-            a model cannot be loaded, or vLLM does not run.
     """
     ids, reference, rounding = _reference(base, edit)
     return_free_memory()

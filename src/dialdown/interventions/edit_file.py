@@ -64,12 +64,7 @@ class _Strength(BaseModel):
 
 
 def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Header:
-    """Refuse a file whose tensors, by name, or header are not those of an edit.
-
-    Raises:
-        DialdownError: a tensor is missing, unknown, of another kind or shape, or not finite; a
-            field is missing or wrong.
-    """
+    """Refuse a file whose tensors, by name, or header are not those of an edit."""
     try:
         checked = Header.model_validate(header)
         _Strength.model_validate(checked.record)

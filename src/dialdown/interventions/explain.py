@@ -115,9 +115,6 @@ def by_group(table: NeuronTable, edit: Intervention, moved: NDArray[np.float64])
 def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Intervention:
     """The gains of the `count` neurons that come first by `order` (L, F), highest first; every
     other neuron keeps its activation.
-
-    Raises:
-        DialdownError: an edit that is not gains.
     """
     if gains.kind != "scale":
         raise DialdownError(
@@ -134,9 +131,6 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
 def shuffled(edit: Intervention, *, seed: int) -> Intervention:
     """The control of gains, and of what a layer reads: the same numbers, each layer's among its own
     neurons, or channels of its heads, at random (METHOD §5).
-
-    Raises:
-        DialdownError: an edit that maps outputs of other modules.
     """
     further = edit.rank_one
     if edit.outputs is not None:

@@ -106,10 +106,6 @@ def steering_alpha(direction: Direction, strength: float) -> float:
     whatever the norm of W.
 
     A published alpha holds for one W only: the norm of a probe depends on how it was regularised.
-
-    Raises:
-        DialdownError: the direction does not record the norm of the residual stream, as a probe
-            does.
     """
     norm = direction.record.get("residual_norm")
     if norm is None:

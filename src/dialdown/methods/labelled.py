@@ -34,10 +34,6 @@ def encode_labelled(
 ) -> tuple[list[list[int]], NDArray[np.bool_], dict[str, Any]]:
     """Token ids of each text, cut to its first `max_tokens`; (n,) which texts have the concept; and
     what an intervention made of them says of where it came from.
-
-    Raises:
-        DialdownError: texts and labels differ in number, a class has fewer than 10 texts, a text
-            has no tokens, or one exceeds the context.
     """
     check_labels(texts, labels)
     ids, toxic = encode_texts(lm, texts, max_tokens), np.asarray(labels) == 1
@@ -88,9 +84,6 @@ def pooled(
 ) -> list[NDArray[Any]]:
     """One number of each text for every channel at some modules, (texts, channels) of each, from
     one reading of the texts, which is `reading`: its number, and of how many.
-
-    Raises:
-        DialdownError: an activation is not a finite number.
     """
     dtype = np.float32 if pool in (highest, highest_of_all) else np.float64
     numbers = {path: np.empty((len(ids), places.widths[path]), dtype) for path in paths}

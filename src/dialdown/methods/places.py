@@ -85,11 +85,7 @@ class Places:
 def places_of(
     lm: LM, site: MethodSite, published: Callable[[LM], list[list[str]]] | None = None
 ) -> Places:
-    """The neurons, or the outputs of the modules that `published` finds in each decoder layer.
-
-    Raises:
-        DialdownError: no such site, or the architecture has none of the modules.
-    """
+    """The neurons, or the outputs of the modules that `published` finds in each decoder layer."""
     if site not in get_args(MethodSite):
         raise DialdownError(f"Unknown site {site!r}: {nearest(site, get_args(MethodSite))}")
     if site == "neurons" or published is None:

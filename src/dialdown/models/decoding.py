@@ -79,10 +79,6 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6), which leave the
     chat template around it whole.
-
-    Raises:
-        DialdownError: no prompts, an empty prompt or one without tokens, or a prompt that leaves no
-            room for the continuation.
     """
     if not prompts:
         raise DialdownError("There are no prompts: pass at least one non-empty text.")

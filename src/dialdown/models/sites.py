@@ -34,12 +34,7 @@ POST_NORM, AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
 
 
 def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
-    """The linear layers of a site, first layer to last.
-
-    Raises:
-        DialdownError: there is no such site, a layer's attention has no output projection that is
-            known, it is not a plain matrix, or they read different numbers of channels.
-    """
+    """The linear layers of a site, first layer to last."""
     if site not in get_args(Site):
         raise DialdownError(f"Unknown site {site!r}: {nearest(site, get_args(Site))}")
     if site == "mlp":
@@ -88,9 +83,6 @@ def mlp_linears(lm: LM) -> list[list[str]]:
 def layer_norms(lm: LM) -> list[list[str]]:
     """Of each decoder layer, the norms after attention and MLP, or else those before, where AcT is
     published to act.
-
-    Raises:
-        DialdownError: a layer has no norm with a weight.
     """
     of_layers = []
     for layer in lm.view.layers:

@@ -155,11 +155,7 @@ def _shared(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def templated_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The ids of a conversation by the chat template, up to where a reply begins.
-
-    Raises:
-        DialdownError: the template fails, as a program of the model's maker may.
-    """
+    """The ids of a conversation by the chat template, up to where a reply begins."""
     return encode(tokenizer, [_written(tokenizer, messages)], special=False)[0]
 
 

@@ -70,10 +70,6 @@ def value_vector_tokens(
         A row per vector and token, most extreme vector first: `protocol`, `sign` (1 or -1),
         `layer`, `neuron`, `cosine`, `rank`, `token`, `logit`, `toxic` (as the judge says; null
         without one).
-
-    Raises:
-        DialdownError: a table of another model, or more neurons than it has; a judge that skips
-            tokens.
     """
     check_neurons(lm, table.shape, "The neuron table has", "pass the base model of the table")
     cosine, sign = table.grid("cosine").ravel(), -1 if opposed else 1

@@ -109,10 +109,6 @@ def probe_features(
     `strict` averages x^L over real tokens before the final norm. `paper` pads each text on the left
     with end-of-text tokens to `max_tokens` positions and averages what leaves the final norm over
     all of them.
-
-    Raises:
-        DialdownError: a text has no tokens, max_tokens exceeds the context, an activation is not a
-            finite number, or under `paper` the tokenizer has no end-of-text token.
     """
     encoded = encode_texts(lm, texts, max_tokens)
     if "paper" in protocols and max_tokens > lm.context:

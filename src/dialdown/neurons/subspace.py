@@ -95,10 +95,6 @@ def sign_conflicts(
     Returns:
         `cosine`: one direction's cosine with the base's value vector is positive and another's
         negative; `projection_change`: one direction's projection grew and another's shrank.
-
-    Raises:
-        DialdownError: fewer than two directions, or models, means or directions that do not fit
-            each other.
     """
     check_pair(lm, tuned)
     _check_widths(lm, directions)

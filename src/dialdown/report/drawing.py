@@ -38,11 +38,7 @@ USUAL = {
 
 
 def save(chart: Chart, path: Path) -> list[Path]:
-    """Write a figure as SVG, PNG and PDF on white, and return their paths; `path` has no suffix.
-
-    Raises:
-        DialdownError: the disk is full or the folder cannot be written.
-    """
+    """Write a figure as SVG, PNG and PDF on white, and return their paths; `path` has no suffix."""
     start, end, rest = _svg(chart).partition(">")
     svg = f"{start}{end}{WHITE}{rest}".replace(BETWEEN, ", ")
     png, pdf = vl_convert.svg_to_png(svg, scale=PIXELS), vl_convert.svg_to_pdf(svg)

@@ -95,11 +95,7 @@ class Run:
 
     @cached_property
     def settings(self) -> Config:
-        """The study's settings.
-
-        Raises:
-            DialdownError: run.json has settings of another version.
-        """
+        """The study's settings."""
         try:
             return Config(**self.info["config"])
         except ValidationError as error:

@@ -297,9 +297,6 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 def held_whole(folder: Path, again: str) -> Iterator[None]:
     """Hold a folder whose stages' files are all as they left them; `again`, which writes its own
     files anew inside the context, is recorded with them.
-
-    Raises:
-        DialdownError: a file is gone or damaged, or another command is at work in the folder.
     """
     with held(folder):
         done = records(folder)

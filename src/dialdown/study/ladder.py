@@ -164,11 +164,7 @@ def run_ladder(
     announce: Callable[[str], None],
     enter: Callable[[str, bool], None],
 ) -> None:
-    """Fit, dial and measure the methods in `folder`; `ladder.json`, .csv and .md have the table.
-
-    Raises:
-        DialdownError: an unknown method, settings that contradict each other; see `Study.run`.
-    """
+    """Fit, dial and measure the methods in `folder`; `ladder.json`, .csv and .md have the table."""
     check_ships(config, "A ladder")
     check_methods(config.ladder.methods)
     # Methods may be added to a ladder and taken away, and pairs stay once they are made.

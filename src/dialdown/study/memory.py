@@ -51,11 +51,7 @@ def device_name(config: Config) -> str:
 
 
 def device_of(config: Config) -> Device:
-    """The device of a study.
-
-    Raises:
-        DialdownError: torch cannot use it.
-    """
+    """The device of a study."""
     name = device_name(config)
     check_device(name)
     kind = torch.device(name).type

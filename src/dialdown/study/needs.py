@@ -57,11 +57,7 @@ LOWERED = {
 
 
 def shape_of(config: Config) -> Shape:
-    """The sizes of a study's model, from its files without its weights.
-
-    Raises:
-        DialdownError: it cannot be found, or is not a causal LM with known MLPs.
-    """
+    """The sizes of a study's model, from its files without its weights."""
     folder, name, _ = locate(config.model, config.revision)
     lm = skeleton(folder, name)
     if config.template != "none":
@@ -135,10 +131,6 @@ def check_room(config: Config, stages: Collection[str], new: Path | None) -> str
         config: the study's settings.
         stages: by name.
         new: the folder, where nothing is yet in it.
-
-    Raises:
-        DialdownError: a stage does not fit this device, whatever the batch size (what would fit is
-            named); the disk of a new folder has not the room.
     """
     try:
         shape, device = shape_of(config), device_of(config)

@@ -53,11 +53,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_inputs(work: Workspace, stages: Collection[str]) -> None:
-    """Check what the stages to be done will need; what is loaded for that is kept for them.
-
-    Raises:
-        DialdownError: something is missing, or is too little, or does not fit the model.
-    """
+    """Check what the stages to be done will need; what is loaded for that is kept for them."""
     for settings, check, users in CHECKS:
         if {*users} & {*stages}:
             with _naming(settings):

@@ -42,11 +42,7 @@ class PricedTexts:
         )
 
     def read(self, lm: LM, edit: Change | None = None) -> dict[str, TextMeasure]:
-        """Log-likelihoods and KL of a model, or of an edit of it, on each kind.
-
-        Raises:
-            DialdownError: activations overflow.
-        """
+        """Log-likelihoods and KL of a model, or of an edit of it, on each kind."""
         return {name: text.measure(lm, edit) for name, text in self.kinds.items()}
 
 
@@ -68,10 +64,6 @@ def mean_nll(texts: Mapping[str, TextMeasure]) -> float:
 def priced_windows(work: Workspace, section: Section) -> dict[str, list[list[int]]]:
     """The windows of each kind of text by its name: the neutral text, and the `texts` of a section
     of the settings.
-
-    Raises:
-        DialdownError: a text cannot be read, is too short, has the name of another, or is where the
-            prompts come from; no neutral text is left.
     """
     windows = {NEUTRAL: _windows(work, _neutral_text(work))}
     for source in getattr(work.config, section).texts:

@@ -221,10 +221,6 @@ def encode(
 ) -> list[Example]:
     """The token ids of each pair, in the order of `pairs`, as they are sampled: nothing that ends a
     text or a turn after a continuation.
-
-    Raises:
-        DialdownError: a prompt or continuation is empty, or both together are longer than
-            `max_tokens` or the model's context.
     """
     examples = []
     for pair in pairs:
@@ -262,9 +258,6 @@ def split(
 
     Whole prompts are held out until `eval_pairs` pairs are, or a quarter of all where that is
     fewer.
-
-    Raises:
-        DialdownError: there are too few pairs, or too few prompts, for both.
     """
     wanted = min(eval_pairs, len(pairs) // 4)
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))

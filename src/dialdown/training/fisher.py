@@ -244,10 +244,6 @@ class NaturalGradientOptimizer(torch.optim.Optimizer):
 def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
     """F_i + damping * mean F: the price of a gain, also of a neuron nearly silent on the text,
     whose F is hardly known.
-
-    Raises:
-        DialdownError: a damping that is not a finite number above 0, or no neuron that acts on the
-            text.
     """
     check_damping(damping)
     if not information.mean() > 0:

@@ -61,12 +61,7 @@ def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
 
 
 def own_text_kl(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> OwnTextKL | None:
-    """The KL on text of the model's own as a part of a loss; None where it has no weight.
-
-    Raises:
-        DialdownError: no texts, or texts of several lengths, beyond the context or with ids that
-            the model has not.
-    """
+    """The KL on text of the model's own as a part of a loss; None where it has no weight."""
     if weight == 0:
         return None
     lengths, known = {len(text) for text in texts}, lm.view.unembedding.weight.shape[0]

@@ -44,11 +44,7 @@ def address() -> str:
 
 
 def launch(rank: Rank, settings: DPOSettings) -> Any:
-    """Start the ranks of this machine, wait for them, and give what the first returns.
-
-    Raises:
-        DialdownError: a rank refused or ended by itself, or other machines did not join.
-    """
+    """Start the ranks of this machine, wait for them, and give what the first returns."""
     if settings.nodes == 1:
         return _started(rank, settings.processes, settings.processes)
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -81,9 +77,6 @@ def _check_reachable(at: str) -> None:
 def join(rank: Rank, at: str, *, nodes: int, processes: int) -> None:
     """Take part in the next training that another machine's command starts at HOST:PORT, with
     `processes` ranks of `nodes` machines; until then it waits.
-
-    Raises:
-        DialdownError: no HOST:PORT; a rank refused or ended by itself.
     """
     from torch.distributed.elastic.rendezvous import RendezvousError
 

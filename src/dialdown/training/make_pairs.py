@@ -184,9 +184,6 @@ def choose_pairs(
         record: goes into the set's record, beside what was measured.
         replies: whether the candidates answer a user. Then none that declines is preferred: a judge
             finds nothing less toxic, and a tenth of such pairs teaches a model to decline.
-
-    Raises:
-        DialdownError: too few pairs.
     """
     used = sum(len(batch.prompts) for batch in batches)
     chosen = [pair for batch in batches for pair in _pairs(batch, settings, replies)]

@@ -86,10 +86,6 @@ def on_ranks(
         model: the model itself, which leaves its GPU meanwhile.
         settings: how many ranks.
         whole: whether all weights are trained.
-
-    Raises:
-        DialdownError: there are fewer GPUs than processes; a rank could not do its work, ended, or
-            was given something else than the others.
     """
     check_main_guard()
     device = model.device
@@ -171,11 +167,7 @@ def run(job: Job | None, parent: Connection, on_cpu: bool = False) -> Any:
 
 
 def _meet(on_cpu: bool, here: int) -> None:
-    """Make one group of all ranks, with this one's part of the processor, or its GPU.
-
-    Raises:
-        DialdownError: others train on another kind of device, for whom they would wait for hours.
-    """
+    """Make one group of all ranks, with this one's part of the processor, or its GPU."""
     store, rank, ranks = next(rendezvous("env://", timeout=WAIT))
     store.set(f"device {rank}", "a CPU" if on_cpu else "a GPU")
     devices = [store.get(f"device {other}").decode() for other in range(ranks)]

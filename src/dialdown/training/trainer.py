@@ -158,9 +158,6 @@ class KLDPOTrainer(DPOTrainer):
     def fit(self) -> TrainingLog:
         """Train to the end, from the last whole checkpoint if there is one, and load the best
         weights.
-
-        Raises:
-            DialdownError: the loss is no longer finite.
         """
         checkpoint = ranks.of_main(lambda: last_checkpoint(self.work))
         if checkpoint is None:
