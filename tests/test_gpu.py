@@ -143,7 +143,7 @@ def test_trainings(kind: str, tmp_path: Path) -> None:
         out = tmp_path / lm.device.type
         if kind in ("dpo", "lora"):
             settings = dd.DPOSettings(**STEPS, lora_rank=2 if kind == "lora" else 0)
-            log = dd.train_dpo(lm.model, lm.tokenizer, PAIRS, settings, out)
+            log = dd.train_dpo(lm, PAIRS, settings, out)
         elif kind == "rank_one":
             settings = dd.RankOneSettings(**STEPS)
             _, log = dd.train_rank_one(lm, PAIRS, settings, out, texts=TEXTS)
@@ -178,13 +178,8 @@ def test_a_rank_over_nccl_trains_as_one_process_does(kind: str, tmp_path: Path) 
     }[kind]
     alone = work(dd.load(str(folder), device="cuda"), out=tmp_path / "alone")
     lm = dd.load(str(folder), device="cuda")
-    log = ranks.on_ranks(
-        partial(dd.load, str(folder)),
-        partial(work, out=tmp_path / "rank"),
-        lm.model,
-        rank_work.SETTINGS,
-        whole=kind == "dpo",
-    )
+    whole = kind == "dpo"
+    log = ranks.on_ranks_of(lm, work, rank_work.SETTINGS, whole=whole, out=tmp_path / "rank")
     near(log.loss, alone.loss)
     near(log.eval_loss, alone.eval_loss)
     assert log.best_step == alone.best_step

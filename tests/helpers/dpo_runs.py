@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dialdown import LM, load
 from dialdown.data import Pair
 from dialdown.training import DPOSettings, TrainingLog
 
@@ -55,6 +56,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+
+
+def of(model: Any, tokenizer: Any) -> LM:
+    """What `train_dpo` takes."""
+    return load(model, tokenizer=tokenizer)
 
 
 def tiny(architecture: str) -> Any:

@@ -65,7 +65,7 @@ class Place:
         """Train all weights."""
         lm = load(self.base, dtype="float32", device="cpu")
         given = {"base": self.base, **given}
-        return train_dpo(lm.model, lm.tokenizer, PAIRS, settings, self.out / "dpo", **given)
+        return train_dpo(lm, PAIRS, settings, self.out / "dpo", **given)
 
     def dpo_of_16_bits(self) -> TrainingLog:
         """Train all weights of the model in bfloat16, held near it on text of its own."""
@@ -73,7 +73,7 @@ class Place:
         own_kl = OwnTextKL(TEXTS, 2.0, per_step=2)
         out = self.out / "half"
         few = replace(SETTINGS, snapshots=0, max_steps=2)
-        return train_dpo(lm.model, lm.tokenizer, PAIRS, few, out, own_kl=own_kl, base=self.base)
+        return train_dpo(lm, PAIRS, few, out, own_kl=own_kl, base=self.base)
 
     def gains(self) -> TrainingLog:
         """Train gains, of 8 pairs in batches of 6 and 2."""
@@ -138,13 +138,13 @@ def _share_out_on_processors() -> None:
     PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
 
 
-def dpo_of_a_rank(lm: LM, base: Path, out: Path) -> TrainingLog:
+def dpo_of_a_rank(lm: LM, base: Path, out: Path, **_: Any) -> TrainingLog:
     """DPO of all weights, as a rank is given it."""
     settings = replace(SETTINGS, max_steps=6)
-    return train_dpo(lm.model, lm.tokenizer, PAIRS, settings, out, base=base)
+    return train_dpo(lm, PAIRS, settings, out, base=base)
 
 
-def gains_of_a_rank(lm: LM, out: Path) -> TrainingLog:
+def gains_of_a_rank(lm: LM, out: Path, **_: Any) -> TrainingLog:
     """Gains, likewise."""
     settings = GainSettings(
         max_steps=6, epochs=9, batch_size=2, eval_pairs=2, eval_every=3, optimizer="adamw"
@@ -152,6 +152,6 @@ def gains_of_a_rank(lm: LM, out: Path) -> TrainingLog:
     return train_gains(lm, PAIRS, settings, out, texts=TEXTS)[1]
 
 
-def fail(lm: LM) -> None:
+def fail(lm: LM, **_: Any) -> None:
     """Work of a rank that raises what no one foresaw."""
     raise ValueError("a cat\nin the tree")

@@ -20,14 +20,13 @@ from dialdown.progress import progress_to
 from dialdown.training import DPOSettings, train_dpo
 from dialdown.training.dpo import RECORD, encode, split
 from dialdown.training.loss import OwnTextKL
-from helpers.dpo_runs import PAIRS, QUICK, same, story, tiny, weights
+from helpers.dpo_runs import PAIRS, QUICK, of, same, story, tiny, weights
 
 
 def test_a_tuned_folder_says_over_which_positions_its_kl_was(tokenizer, tmp_path):
     for positions in ("completion", "all"):
         train_dpo(
-            tiny("llama"),
-            tokenizer,
+            of(tiny("llama"), tokenizer),
             PAIRS,
             replace(QUICK, kl_positions=positions, max_steps=1),
             tmp_path / positions,
@@ -70,7 +69,7 @@ def test_training_leaves_the_model_alone_and_writes_a_plain_checkpoint(
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     ticks: list[tuple[str, int, int]] = []
     with progress_to(lambda *tick: ticks.append(tick)):
-        log = train_dpo(model, tokenizer, PAIRS, QUICK, tmp_path / "tuned")
+        log = train_dpo(of(model, tokenizer), PAIRS, QUICK, tmp_path / "tuned")
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
     assert ticks == [("training", step, 6) for step in range(7)]
@@ -112,7 +111,7 @@ def test_lora_changes_every_linear_layer_by_its_rank_and_nothing_else(
     model = tiny(architecture).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     settings = replace(QUICK, lora_rank=3)
-    log = train_dpo(model, tokenizer, PAIRS, settings, tmp_path / "tuned")
+    log = train_dpo(of(model, tokenizer), PAIRS, settings, tmp_path / "tuned")
     assert same(before, model.state_dict())
     assert log.loss[-1] < log.loss[0] == pytest.approx(np.log(2), abs=1e-5)
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict()
@@ -126,7 +125,7 @@ def test_lora_changes_every_linear_layer_by_its_rank_and_nothing_else(
     linear = {name for name in ranks if not any(table in name for table in tables)}
     assert {name: rank for name, rank in ranks.items() if rank} == dict.fromkeys(linear, 3)
     assert all(torch.equal(tuned[name], before[name]) for name in before.keys() - linear)
-    again = train_dpo(model, tokenizer, PAIRS, settings, tmp_path / "again")
+    again = train_dpo(of(model, tokenizer), PAIRS, settings, tmp_path / "again")
     assert again.loss == log.loss
 
 
@@ -137,7 +136,7 @@ def test_a_16_bit_model_is_trained_in_float32_and_written_in_its_own_dtype(token
     logs = {}
     for dtype in (torch.bfloat16, torch.float32):
         folder = tmp_path / str(dtype)
-        logs[dtype] = train_dpo(model.to(dtype), tokenizer, PAIRS, settings, folder)
+        logs[dtype] = train_dpo(of(model.to(dtype), tokenizer), PAIRS, settings, folder)
         tuned = AutoModelForCausalLM.from_pretrained(folder)
         assert tuned.dtype == dtype
         assert not same(tuned.state_dict(), model.to(dtype).state_dict())
@@ -152,7 +151,9 @@ def test_what_training_leaves_has_the_files_of_its_base_and_is_readable_by_all(t
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     (base / "LICENSE").write_text("the licence")
-    train_dpo(model, tokenizer, PAIRS, replace(QUICK, snapshots=1), tmp_path / "tuned", base=base)
+    train_dpo(
+        of(model, tokenizer), PAIRS, replace(QUICK, snapshots=1), tmp_path / "tuned", base=base
+    )
     for folder in (tmp_path / "tuned", tmp_path / "tuned-steps" / "3"):
         config = json.loads((folder / "config.json").read_text())
         assert config["rope_theta"] == model.config.rope_parameters["rope_theta"]
@@ -176,9 +177,9 @@ def test_a_full_model_is_held_near_on_its_own_text(tokenizer, tmp_path):
             )
         return float((p.exp() * (p - q)).sum(-1).mean())
 
-    train_dpo(model, tokenizer, PAIRS, QUICK, out)
+    train_dpo(of(model, tokenizer), PAIRS, QUICK, out)
     free = kl()
-    held = train_dpo(model, tokenizer, PAIRS, QUICK, out, own_kl=OwnTextKL(texts, 20.0))
+    held = train_dpo(of(model, tokenizer), PAIRS, QUICK, out, own_kl=OwnTextKL(texts, 20.0))
     assert kl() < 0.5 * free
     assert held.kl_own[0] == pytest.approx(0, abs=1e-6)
     assert held.loss[-1] == pytest.approx(
@@ -191,9 +192,9 @@ def test_a_full_model_is_held_near_on_its_own_text(tokenizer, tmp_path):
 
 def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):
     logs = [
-        train_dpo(tiny("gpt2"), tokenizer, PAIRS, QUICK, tmp_path / name) for name in ("a", "b")
+        train_dpo(of(tiny("gpt2"), tokenizer), PAIRS, QUICK, tmp_path / name) for name in ("a", "b")
     ]
-    other = train_dpo(tiny("gpt2"), tokenizer, PAIRS, replace(QUICK, seed=1), tmp_path / "c")
+    other = train_dpo(of(tiny("gpt2"), tokenizer), PAIRS, replace(QUICK, seed=1), tmp_path / "c")
     assert story(logs[0]) == story(logs[1]) != story(other)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
@@ -245,14 +246,14 @@ def test_settings_out_of_range_are_refused(wrong, sentence):
 )
 def test_what_cannot_be_trained_is_one_sentence(pairs, settings, sentence, tokenizer, tmp_path):
     with pytest.raises(DialdownError, match=sentence):
-        train_dpo(tiny("llama"), tokenizer, pairs, settings, tmp_path / "tuned")
+        train_dpo(of(tiny("llama"), tokenizer), pairs, settings, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tokenizer, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DialdownError, match="was not written by DPO training"):
-        train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path)
+        train_dpo(of(tiny("llama"), tokenizer), PAIRS, QUICK, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
@@ -260,7 +261,7 @@ def test_a_disk_without_room_is_refused_before_training(tokenizer, monkeypatch, 
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DialdownError, match="DPO needs up to"):
-        train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")
+        train_dpo(of(tiny("llama"), tokenizer), PAIRS, QUICK, tmp_path / "tuned")
 
 
 def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
@@ -268,4 +269,4 @@ def test_a_missing_trl_names_the_extra(tokenizer, monkeypatch, tmp_path):
     monkeypatch.delattr("dialdown.training.trainer")
     monkeypatch.setitem(sys.modules, "trl.trainer.dpo_trainer", None)
     with pytest.raises(DialdownError, match=r'pip install -e "\.\[train\]" in your clone'):
-        train_dpo(tiny("llama"), tokenizer, PAIRS, QUICK, tmp_path / "tuned")
+        train_dpo(of(tiny("llama"), tokenizer), PAIRS, QUICK, tmp_path / "tuned")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from dialdown import DialdownError, load
 from dialdown.interventions import Intervention
 from dialdown.progress import progress_to
-from dialdown.training import DPOSettings, TrainingLog, ranks
+from dialdown.training import DPOSettings, TrainingLog, ranks, train_dpo
 from helpers import rank_work
 from helpers.rank_work import SETTINGS, Place, Seen
 
@@ -185,8 +184,9 @@ def test_more_ranks_than_gpus_are_refused() -> None:
 
 
 def test_a_model_that_ranks_cannot_load_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(DialdownError, match="Each of 2 ranks loads the model by itself: pass base"):
-        Place(base, tmp_path).dpo(TWO, base=None)
+    lm = replace(load(base, device="cpu"), name="no-such-model")
+    with pytest.raises(DialdownError, match="no-such-model"):
+        train_dpo(lm, rank_work.PAIRS, TWO, tmp_path / "dpo")
 
 
 def test_what_a_rank_raises_is_said(base: Path) -> None:
@@ -194,4 +194,4 @@ def test_what_a_rank_raises_is_said(base: Path) -> None:
     with pytest.raises(
         DialdownError, match=r"Rank 0 of 1 ended by itself \(ValueError: a cat in the tree\)"
     ):
-        ranks.on_ranks(partial(load, str(base)), rank_work.fail, lm.model, SETTINGS, whole=False)
+        ranks.on_ranks_of(lm, rank_work.fail, SETTINGS)

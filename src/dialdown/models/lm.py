@@ -72,6 +72,8 @@ class LM:
         check_weights(model, view, name)
         tokens.check_tokenizer(tokenizer, name, len(model.get_input_embeddings().weight))
         if tokenizer.pad_token_id is None:
+            # A copy: whoever brought it may use it elsewhere.
+            tokenizer = copy.deepcopy(tokenizer)
             tokenizer.pad_token = tokenizer.eos_token
         prompted = templates.check_template(tokenizer, template, name)
         return cls(model.eval(), tokenizer, view, name, template=prompted)

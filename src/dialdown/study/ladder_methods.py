@@ -199,14 +199,12 @@ def _tune(work: Workspace, name: str) -> float:
     if DPO[name]:
         own_kl = own_text_kl(work.lm, held_texts(work), work.config.gains.own_kl_weight)
     log = train_dpo(
-        work.lm.model,
-        work.lm.tokenizer,
+        work.lm,
         _pairs(work).pairs,
         settings,
         _result(work, name),
         own_kl=own_kl,
         base=locate(work.config.model, work.config.revision)[0],
-        template=work.lm.template,
     )
     note_training(work.notes, log, settings)
     return log.seconds

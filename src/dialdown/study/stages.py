@@ -180,15 +180,7 @@ def tune(work: Workspace) -> Facts:
     pairs = PairSet.load(work.folder / "pairs.jsonl").pairs
     settings = dataclasses.replace(work.config.dpo, seed=work.config.seed)
     base, _, _ = locate(work.config.model, work.config.revision)
-    log = train_dpo(
-        work.lm.model,
-        work.lm.tokenizer,
-        pairs,
-        settings,
-        work.folder / "tuned",
-        base=base,
-        template=work.lm.template,
-    )
+    log = train_dpo(work.lm, pairs, settings, work.folder / "tuned", base=base)
     note_training(work.notes, log, settings)
     # METHOD §8: both protocols study the one model that was trained so.
     return {**asdict(log), "kl_positions": settings.kl_positions}

@@ -1,7 +1,7 @@
 """Tune a model on preference pairs: DPO with a KL term that holds it near the original (METHOD §8),
 on TRL.
 
-    log = train_dpo(lm.model, lm.tokenizer, pairs, DPOSettings(epochs=1), Path("tuned"))
+    log = train_dpo(lm, pairs, DPOSettings(epochs=1), Path("tuned"))
 
 The model is not touched; the tuned one is an ordinary checkpoint in `tuned/`. A run that was
 stopped goes on when the same call is made again, and a finished one returns its log. Dropout is off
@@ -33,7 +33,7 @@ from ..extras import asking_for
 from ..files import disk_errors, fingerprint, kept_json, whole_folder, write_json
 from ..models import templates
 from ..models.forward_pass import for_any_length
-from ..models.lm import LM, load, weight_fingerprints
+from ..models.lm import LM, weight_fingerprints
 from ..models.templates import Template
 from . import ranks
 from .loss import OwnTextKL
@@ -44,17 +44,15 @@ RECORD = "training.json"
 
 
 def train_dpo(
-    model: Any,
-    tokenizer: Any,
+    lm: LM,
     pairs: Sequence[Pair],
     settings: DPOSettings,
     out: Path,
     *,
     own_kl: OwnTextKL | None = None,
     base: Path | None = None,
-    template: Template = "none",
 ) -> TrainingLog:
-    """Tune a copy of `model` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
+    """Tune a copy of `lm` on `pairs` (METHOD §8) and write it, with its tokenizer, to the folder
     `out`.
 
     The copy has float32 weights; where the model has 16 bits, its arithmetic is bfloat16 and the
@@ -65,61 +63,31 @@ def train_dpo(
     left as they were.
 
     Args:
-        model: a transformers causal LM (the reference π_ref), left untouched.
-        tokenizer: its tokenizer, left untouched.
+        lm: the model (the reference π_ref), left untouched.
         pairs: preference pairs; prompts that are held out for validation are not trained on.
         settings: how to train.
         out: a folder that does not exist, is empty, or was written by this function.
-        own_kl: text of its own on which the policy is held near `model` too, as gains are; the
-            paper has none.
-        base: the folder that `model` was loaded from, whose tokenizer and other files are copied
+        own_kl: text of its own on which the policy is held near `lm` too, as gains are; the paper
+            has none.
+        base: the folder that `lm` was loaded from, whose tokenizer and other files are copied
             beside the weights.
-        template: `chat` where the pairs' prompts are turns of a user, as with `LM.template`.
 
     Raises:
         DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out`
             holds something else; the disk has no room or cannot be written; the loss is no longer
             finite.
     """
+    base = base and base.resolve()
     if ranks.wanted(settings):
-        return _on_ranks(model, pairs, settings, out, own_kl=own_kl, base=base, template=template)
+        whole = not settings.lora_rank
+        given = {"pairs": [*pairs], "out": out.resolve(), "own_kl": own_kl, "base": base}
+        return ranks.on_ranks_of(lm, train_dpo, settings, whole=whole, **given)
     policy = (
-        low_rank(model, tokenizer, settings.lora_rank, settings.seed, base)
+        low_rank(lm.model, lm.tokenizer, settings.lora_rank, settings.seed, base)
         if settings.lora_rank
-        else all_weights(model, tokenizer, base)
+        else all_weights(lm.model, lm.tokenizer, base)
     )
-    policy = replace(policy, template=template)
-    return tune(policy, pairs, settings, out, own_kl=own_kl)
-
-
-def _on_ranks(
-    model: Any,
-    pairs: Sequence[Pair],
-    settings: DPOSettings,
-    out: Path,
-    *,
-    base: Path | None,
-    template: Template,
-    **given: Any,
-) -> TrainingLog:
-    if base is None:
-        raise DialdownError(
-            f"Each of {settings.ranks} ranks loads the model by itself: pass base=, the folder "
-            "that it was loaded from (or saved to)."
-        )
-    given |= {"pairs": [*pairs], "settings": settings, "out": out.resolve(), "base": base.resolve()}
-    dtype = str(model.dtype).removeprefix("torch.")
-    return ranks.on_ranks(
-        partial(load, str(base.resolve()), dtype=dtype, template=template),
-        partial(_as_rank, **given),
-        model,
-        settings,
-        whole=not settings.lora_rank,
-    )
-
-
-def _as_rank(lm: LM, **given: Any) -> TrainingLog:
-    return train_dpo(lm.model, lm.tokenizer, template=lm.template, **given)
+    return tune(replace(policy, template=lm.template), pairs, settings, out, own_kl=own_kl)
 
 
 def tune(

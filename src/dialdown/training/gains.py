@@ -72,8 +72,8 @@ def train_gains(
             see `train_dpo`.
     """
     if ranks.wanted(settings):
-        given = {"pairs": pairs, "out": out, "information": information, "texts": texts}
-        return ranks.on_ranks_of(lm, train_gains, settings, **given)
+        given: dict[str, Any] = {"information": information, "texts": texts}
+        return ranks.on_ranks_of(lm, train_gains, settings, pairs=pairs, out=out, **given)
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
 

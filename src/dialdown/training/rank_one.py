@@ -70,8 +70,8 @@ def train_rank_one(
             `train_dpo`.
     """
     if ranks.wanted(settings):
-        given = {"pairs": pairs, "out": out, "site": site, "texts": texts}
-        return ranks.on_ranks_of(lm, train_rank_one, settings, **given)
+        given: dict[str, Any] = {"site": site, "texts": texts}
+        return ranks.on_ranks_of(lm, train_rank_one, settings, pairs=pairs, out=out, **given)
 
     layers = projections(lm, site)
     paths = [projection.path for projection in layers]

@@ -1,6 +1,6 @@
 """One training by several processes or GPUs: its ranks (docs/cluster.md).
 
-    train_dpo(model, tokenizer, pairs, DPOSettings(processes=8), out, base=folder)
+    train_dpo(lm, pairs, DPOSettings(processes=8), out)
 
 Each rank loads the model and calls the same function again, which then finds that it is a rank. The
 process that was called trains nothing itself: it starts the ranks (`launch`), waits, shows the
@@ -16,7 +16,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
@@ -70,54 +70,47 @@ def wanted(settings: DPOSettings) -> bool:
     return settings.ranks > 1 and not is_rank()
 
 
-def on_ranks(
-    load: Callable[..., LM],
-    train: Callable[..., T],
-    model: Any,
-    settings: DPOSettings,
-    *,
-    whole: bool,
+def on_ranks_of(
+    lm: LM, train: Callable[..., T], settings: DPOSettings, *, whole: bool = False, **given: Any
 ) -> T:
-    """Let ranks train a model, and give what the first returns.
+    """Let ranks train a model or an edit of it, and give what the first returns.
 
     Args:
-        load: loads the model, given `device`; a function of a module, or a partial of one.
-        train: trains it, given the model; likewise.
-        model: the model itself, which leaves its GPU meanwhile.
-        settings: how many ranks.
-        whole: whether all weights are trained.
+        lm: the model, which ranks load by its name, and which leaves its GPU meanwhile.
+        train: called with it, `settings` and what else is given; a function of a module.
+        settings: how to train.
+        whole: whether all weights are trained, which ranks then share out.
     """
     check_main_guard()
-    device = model.device
+    model, device = lm.model, lm.device
     if device.type != "cpu":
         check_gpus(settings.processes, torch.cuda.device_count())
     model.to("cpu")
     return_free_memory()
     try:
-        weights = fingerprint(weight_fingerprints(model))
-        job = Job(load, train, weights, whole, on_cpu=device.type == "cpu")
+        job = Job(
+            partial(
+                _load_again,
+                os.path.abspath(lm.name) if os.path.isdir(lm.name) else lm.name,
+                lm.name,
+                revision=lm.revision,
+                dtype=str(model.dtype).removeprefix("torch."),
+                template=lm.template,
+            ),
+            partial(train, settings=settings, **given),
+            fingerprint(weight_fingerprints(model)),
+            whole,
+            on_cpu=device.type == "cpu",
+        )
         result: T = launch(partial(run, job), settings)
     finally:
         model.to(device)
     return result
 
 
-def on_ranks_of(lm: LM, train: Callable[..., T], settings: DPOSettings, **given: Any) -> T:
-    """Let ranks train an edit of `lm`, of which each has all weights; see `on_ranks`.
-
-    Args:
-        lm: the model, which ranks load by its name.
-        train: called with it, `settings` and what else is given.
-        settings: how to train.
-    """
-    dtype = str(lm.model.dtype).removeprefix("torch.")
-    return on_ranks(
-        partial(load, lm.name, revision=lm.revision, dtype=dtype, template=lm.template),
-        partial(train, settings=settings, **given),
-        lm.model,
-        settings,
-        whole=False,
-    )
+def _load_again(source: str, name: str, **given: Any) -> LM:
+    """A model from the place where it is, under the name that it has where it was loaded first."""
+    return replace(load(source, **given), name=name)
 
 
 def check_gpus(processes: int, visible: int) -> None:
