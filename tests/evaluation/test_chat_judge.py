@@ -332,11 +332,11 @@ def test_a_chat_judge_needs_a_model(source):
 )
 def test_an_address_with_secrets_or_without_sense_is_refused(monkeypatch, address):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with pytest.raises(DialdownError, match="no plain address") as raised:
+    with pytest.raises(DialdownError, match="not a plain address") as raised:
         load_token_judge(f"openai:gpt@{address}")
     assert "pass@" not in str(raised.value)
     monkeypatch.setenv("OPENAI_BASE_URL", address)
-    with pytest.raises(DialdownError, match="no plain address"):
+    with pytest.raises(DialdownError, match="not a plain address"):
         load_token_judge("openai:gpt")
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..data.csv_tables import read_csv
 from ..evaluation.bootstrap import Estimate
+from ..evaluation.row import METRIC_NAMES
 from ..files import read_json
 from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
@@ -85,16 +86,6 @@ def show_notes(folder: Path, out: Console) -> None:
 CHECKED = {"none": "untouched", "detox": "edited", "detox__random_neurons": "the same, shuffled"}
 
 
-# The rows of its table beside the concept's, where they were measured.
-_CHECKED_METRICS = {
-    "log_ppl": "log-perplexity",
-    "kl": "KL",
-    "degenerate": "degenerate",
-    "refusal": "refusals",
-    "groups": "names groups",
-}
-
-
 def show_check(folder: Path, out: Console) -> None:
     """Print what `dialdown detox` measured: before, after, the random control, and continuations
     side by side.
@@ -104,7 +95,7 @@ def show_check(folder: Path, out: Console) -> None:
     rows = read_json(folder / "results.json")["rows"]
     # Three models beside each other fit 80 columns; six metrics do not.
     table = _table("", *(CHECKED[row["intervention"]] for row in rows), pad_edge=False)
-    for metric, title in {"toxicity": concept, **_CHECKED_METRICS}.items():
+    for metric, title in {"toxicity": concept, **METRIC_NAMES}.items():
         if rows[0].get(metric) is not None:
             table.add_row(title, *(_interval(row[metric]) for row in rows))
     out.print(table)
@@ -224,7 +215,7 @@ def _table(*columns: str, pad_edge: bool = True) -> Table:
 
 
 def _interval(value: dict[str, Any] | None) -> str:
-    return "" if value is None else f"{Estimate(**value):.3f}"
+    return "" if value is None else f"{Estimate.of(value):.3f}"
 
 
 def _cell(value: object) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -42,6 +42,11 @@ class Estimate:
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Estimate:
+        """What `to_json` gave, whatever stands beside it."""
+        return cls(saved["mean"], saved["low"], saved["high"], saved["n"])
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -28,6 +28,15 @@ METRICS = ("toxicity", "log_ppl", "f1", "kl", "repetition", "degenerate")
 _NO_METRICS = {*FACTS, "toxicity_by", "change", "control_minus_main", "samples"}
 REFUSAL = "refusal"
 """A metric of rows whose prompts are turns of a chat template alone."""
+METRIC_NAMES = {
+    "log_ppl": "log-perplexity",
+    "f1": "F1",
+    "kl": "KL",
+    "degenerate": "degenerate",
+    REFUSAL: "refusals",
+    "groups": "names groups",
+}
+"""What tables call a metric."""
 RESERVED = {*METRICS, *_NO_METRICS, REFUSAL}
 """Keys of a row in results.json that no metric of one's own can have."""
 

@@ -219,7 +219,7 @@ def draw_ladder(folder: Path) -> list[Path]:
     concept = read_json(folder / "run.json")["config"]["concept"]
     rows = {
         METHODS.get(row["method"], row["method"]): {
-            judge.rpartition("/")[2].removeprefix("embedded:"): Estimate(**mean)
+            judge.rpartition("/")[2].removeprefix("embedded:"): Estimate.of(mean)
             for judge, mean in row["toxicity_by"].items()
         }
         for row in table["rows"]

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
+from ..evaluation.row import METRIC_NAMES
 from ..study.published import NAMES
 from .names import UNITS
 from .text import number, span
@@ -26,13 +27,6 @@ FACTS = {"neurons": "{:,} neurons", "alpha": "α = {:g}", "beta": "β = {:g}"}
 LEFT_OUT = ("control_of", "kind", "repetition")
 # White space in a token is seen.
 SEEN = str.maketrans({" ": "␣", "\n": "↵", "\r": "↵", "\t": "⇥", "\u00a0": "⍽"})
-METRICS = {
-    "log_ppl": "log-perplexity",
-    "f1": "F1",
-    "kl": "KL",
-    "refusal": "refusals",
-    "groups": "names groups",
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ def grid(
     if "token" in frame.columns:
         frame = _side_by_side(frame)
     columns = [column for column in frame.columns if not _beside(column, frame)]
-    titles = {**METRICS, **(titles or {})}
+    titles = {**METRIC_NAMES, **(titles or {})}
     heads = [
         (titles.get(column, column.replace("_", " ")), _counted(column, frame, unit))
         for column in columns

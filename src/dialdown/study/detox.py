@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from ..errors import DialdownError
-from ..evaluation.bootstrap import FEW, change_sign
+from ..evaluation.bootstrap import FEW, Estimate, change_sign
 from ..exporting.delta import MeasuredRow, Notes
 from ..files import read_json
 from ..interventions.explain import shuffled
@@ -225,9 +225,7 @@ def outcome(folder: Path) -> Outcome:
             f"The edited model's {concept} cannot be told apart from the untouched one's"
         ),
     }[change["says"]]
-    figures = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]".replace(
-        "-", "−"
-    )
+    figures = f"{Estimate.of(change):+.3f}"
     few = "" if change["n"] >= FEW else ", too few to tell"
     return Outcome(
         change["says"] == "less", f"{says}: {figures} on {change['n']:,} held-out prompts{few}."

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.bootstrap import Estimate, estimate
 from ..evaluation.perplexity import TextMeasure
-from ..evaluation.row import REFUSAL, Measured
+from ..evaluation.row import METRIC_NAMES, REFUSAL, Measured
 from .ladder_methods import CONTROLLED, RANDOM, UNTOUCHED
 from .price import kl_by_kind, mean_kl
 
@@ -19,7 +19,7 @@ _NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
 # A dial that stops further below the price did not reach it.
 REACHED = 0.9
 # Shares of continuations that a table shows, where they were measured.
-SHARES = {"degenerate": "degenerate", REFUSAL: "refusals", "groups": "names groups"}
+SHARES = ("degenerate", REFUSAL, "groups")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
     # Of a folder or a hub id, the last part says which.
     names = [judge.rpartition("/")[2].removeprefix("embedded:") for judge in judges]
     shares = [metric for metric in SHARES if metric in rows[0]]
-    means = ["minus the best", "KL", "log-ppl", *(SHARES[metric] for metric in shares)]
+    means = ["minus the best", "KL", "log-ppl", *(METRIC_NAMES[metric] for metric in shares)]
     scores = [f"{concept}, {name}" for name in names]
     lines = [["method", "strength", *scores, *means, "data", "seconds", "folds"]]
     for row in rows:
@@ -176,9 +176,7 @@ def _strength(row: Mapping[str, Any]) -> str:
 
 
 def _interval(value: Mapping[str, Any] | None, *, form: str = ".3f") -> str:
-    # Beside the mean and its ends there may be the same by text.
-    keys = ("mean", "low", "high", "n")
-    return format(Estimate(*(value[key] for key in keys)), form) if value else ""
+    return format(Estimate.of(value), form) if value else ""
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
