@@ -222,7 +222,7 @@ def commands() -> Iterator[Case]:
             ["--model", "/none/here"],
             "'/none/here' (could not be loaded|does not exist)",
         ),
-        ("a file as model", ["--model", "STUDY"], "could not be loaded|is a file|no folder"),
+        ("a file as model", ["--model", "STUDY"], "could not be loaded|is a file|not a folder"),
         ("an empty folder as model", ["--model", "EMPTY"], "config.json"),
         ("a negative seed", ["--seed", "-1"], "seed.*-1"),
         ("a missing tuned model", ["--tuned", "/none/here"], "tuned"),

@@ -25,6 +25,7 @@ from .price import priced_windows
 
 METHOD_SITES: dict[str, Callable[[LM], object]] = {
     **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},
+    "labels_rank_one": partial(projections, site="attention"),
     **dict.fromkeys(
         ("mean_act_published", "linear_act_published", "lineas_published"), layer_norms
     ),
@@ -199,9 +200,13 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
         "model",
         _model,
         {"probe", "pairs", "train", "means", "activations", "neurons", "gains", *RANK_ONE, "step",
-        "labels", "dial", "fit", *MEASURING},
+        "labels", "labels_rank_one", "dial", "fit", *MEASURING},
     ),
-    ("detox.method", lambda work: projections(work.lm, "attention"), {"rank_one_attention"}),
+    (
+        "detox.method",
+        lambda work: projections(work.lm, "attention"),
+        {"rank_one_attention", "labels_rank_one"},
+    ),
     ("ladder.methods", _compared_sites, {"fit"}),
     (
         "",
