@@ -56,9 +56,9 @@ def find_source(given: str | None, base: str | None = None) -> Source:
         of_runs = folder.parts[:1] == (RUNS,)
         if folder.exists() or folder.is_absolute() or given.startswith(".") or of_runs:
             raise DialdownError(
-                f"{given} is {'not a folder' if folder.exists() else 'not there'}: pass the folder of "
-                "a study (`dialdown run` makes one), an exported folder, or a model's folder or "
-                "hub id."
+                f"{given} is {'not a folder' if folder.exists() else 'not there'}: pass the folder "
+                "of a study (`dialdown run` makes one), an exported folder, or a model's folder "
+                "or hub id."
             )
         if not given.startswith("embedded:"):
             from ..exporting.checkpoint import locate

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from ..errors import DialdownError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from .lm import LM
 
 
@@ -37,6 +36,9 @@ def check_finite(
     lm: LM, values: Tensor | NDArray[Any], what: str = "predictions or gradients"
 ) -> None:
     """Refuse numbers of a model that overflowed (DialdownError)."""
+    # Tables and edits are read without it.
+    import torch
+
     if not torch.as_tensor(values).isfinite().all():
         raise DialdownError(
             f"The {what} of {lm.name} are not finite: load it in float32 or bfloat16."
