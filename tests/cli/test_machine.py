@@ -190,3 +190,13 @@ def test_the_bar_moves_with_each_piece_of_a_stage(capsys: pytest.CaptureFixture[
             display.progress(work, done, 8)
             seen.append(display.bar.tasks[0].completed)
     assert seen == pytest.approx([0, 5, 10, 10, 55, 100])
+
+
+@pytest.mark.parametrize(("stage", "work"), [("gains", "training"), ("fit", "fitting")])
+def test_work_beside_a_stage_s_own_does_not_move_the_bar(stage: str, work: str) -> None:
+    display = Display({stage: 100.0, "check": 100.0})
+    display.enter(stage, False)
+    display.progress("writing text of its own", 95, 95)
+    assert display.bar.tasks[0].completed == 0
+    display.progress(work, 1, 4)
+    assert display.bar.tasks[0].completed == pytest.approx(25)

@@ -336,3 +336,40 @@ def test_a_row_of_named_values() -> None:
     )
     assert row.metrics["toxicity"].mean == 1.5
     assert row.difference("toxicity", row).mean == 0
+
+
+class Constant:
+    """A scorer that gives one number for whatever it reads."""
+
+    caveat, record = "", {}
+
+    def __init__(self, name: str, score: Any) -> None:
+        self.name, self.given = name, score
+
+    def score(self, texts: Any) -> Any:
+        return [self.given] * len(texts)
+
+
+def test_scorers_of_one_name_are_refused(llama: LM) -> None:
+    """The last of them would give the judge's number."""
+    both = replace(suite(), scorers=[Constant("s", 0.1), Constant("s", 0.9)])
+    with pytest.raises(DialdownError, match=r"Scorers of one name \(s, s\)"):
+        dd.evaluate(llama, [], both)
+
+
+@pytest.mark.parametrize("wrong", [7.0, float("nan"), [0.5, 0.5]])
+def test_a_scorer_gives_one_probability_for_each_text(llama: LM, wrong: Any) -> None:
+    with pytest.raises(
+        DialdownError, match=r"The scorer s gave values .* one probability for each"
+    ):
+        dd.evaluate(llama, [], replace(suite(), scorers=[Constant("s", wrong)]))
+    (row,) = dd.evaluate(llama, [], replace(suite(), scorers=[Constant("s", 0.25)]))
+    assert row.metrics["toxicity"].mean == 0.25
+
+
+def test_what_a_row_is_made_of_is_no_progress_of_its_own(llama: LM) -> None:
+    calls: list[Any] = []
+    evaluator = Evaluator(llama, suite())
+    with progress_to(lambda *call: calls.append(call)):
+        evaluator.measure(untouched(), "strict")
+    assert calls == []

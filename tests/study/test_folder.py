@@ -228,3 +228,26 @@ def test_the_card_that_torch_sees_is_in_run_json(
     run = read_sealed(study.folder / "run.json")
     assert run is not None
     assert run["machine"]["gpu"] == "A Card"
+
+
+def test_a_module_that_a_setting_names_counts_by_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a package all, since its first one may only hand on; nothing of it is run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_text(tmp_path / "scoring_package" / "__init__.py", "raise ValueError")
+    write_text(tmp_path / "scoring_package" / "core.py", "")
+    before = file_states({"judge": "scoring_package.core:S"})
+    assert [Path(file).name for file, _, _ in before] == ["__init__.py", "core.py"]
+    write_text(tmp_path / "scoring_package" / "core.py", "#")
+    assert file_states({"judge": "scoring_package:S"}) != before
+    assert file_states({"judge": "no_such_package:S", "concept": "a:b"}) == []
+
+
+def test_a_folder_with_a_colon_in_its_name_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "y:v2" / "config.json", "{}")
+    assert [Path(file).name for file, _, _ in file_states({"model": "y:v2"})] == ["config.json"]

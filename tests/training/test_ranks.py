@@ -195,3 +195,14 @@ def test_what_a_rank_raises_is_said(base: Path) -> None:
         DialdownError, match=r"Rank 0 of 1 ended by itself \(ValueError: a cat in the tree\)"
     ):
         ranks.on_ranks_of(lm, rank_work.fail, SETTINGS)
+
+
+def test_what_a_listener_raises_is_raised_and_ranks_end(base: Path, tmp_path: Path) -> None:
+    """Ranks would wait for good at a pipe that nobody reads."""
+
+    def fail(what: str, done: int, total: int) -> None:
+        raise RuntimeError("a listener's own")
+
+    with pytest.raises(RuntimeError, match="a listener's own"), progress_to(fail):
+        Place(base, tmp_path).dpo(TWO)
+    assert not started()

@@ -140,7 +140,7 @@ def detox(
     }
     settings = settings_of(preset, config, named, set_)
     work, done = _detox(settings, out_folder.absolute(), force, verify)
-    _say_outcome(out_folder, work, done)
+    _say_outcome(out_folder, work, done, settings.model)
 
 
 def _detox(settings: Config, folder: Path, force: bool, verify: Verify) -> tuple[Path, Exported]:
@@ -171,7 +171,7 @@ def _detox(settings: Config, folder: Path, force: bool, verify: Verify) -> tuple
     return work, done
 
 
-def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
+def _say_outcome(folder: Path, work: Path, done: Exported, model: str) -> None:
     """What `detox` ends with; the exit status too where the edit is not less toxic."""
     from ..study.detox import outcome
     from .summary import show_check, show_notes
@@ -186,7 +186,11 @@ def _say_outcome(folder: Path, work: Path, done: Exported) -> None:
         f"{folder} is an ordinary checkpoint ({verified}); the work is in {work.name} beside it.",
         soft_wrap=True,
     )
-    out.print(f"Next: dialdown chat {folder}, or dialdown app {folder}.", soft_wrap=True)
+    # A folder's name alone does not find it again.
+    base = f" --base {model}" if Path(model).is_dir() else ""
+    out.print(
+        f"Next: dialdown chat {folder}{base}, or dialdown app {folder}{base}.", soft_wrap=True
+    )
     if not result.less:
         err.print(
             result.sentence,

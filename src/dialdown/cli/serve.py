@@ -25,10 +25,13 @@ def serve(
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="Where the base model is, if not where the edit says.")
+        str | None, typer.Option(help="Where the base model is, if it has moved.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="The port on this machine; by default the first free one.")
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="The port on this machine; by default the first free one."
+        ),
     ] = None,
 ) -> None:
     """Play with a study or a model in the browser: replies side by side under a dial, neurons, the

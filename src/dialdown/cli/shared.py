@@ -40,8 +40,18 @@ err = Terminal(stderr=True)
 EVERY = 15
 # Work of which an earlier run may have done a part.
 RESUMED = ("evaluating", "making", "training")
-# Of a stage with several pieces of work, where each begins and how much of the tokens it is.
-PIECES = {("base", "decoding"): (0.0, 0.1), ("base", "evaluating"): (0.1, 0.9)}
+# Of each stage, where the work that its bar shows begins, and how much of the tokens it is; what
+# else is told of there does not move the bar.
+MOVED_BY = {
+    "base": {"decoding": (0.0, 0.1), "evaluating": (0.1, 0.9)},
+    "gains": {"training": (0.0, 1.0)},
+    "rank_one": {"training": (0.0, 1.0)},
+    "rank_one_attention": {"training": (0.0, 1.0)},
+    "labels": {"reading": (0.0, 1.0)},
+    "labels_rank_one": {"learning": (0.0, 1.0)},
+    "step": {"following": (0.0, 1.0)},
+    "fit": {"fitting": (0.0, 1.0)},
+}
 
 Model = Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")]
 Preset = Annotated[str, typer.Option(help="detox, or smoke to check that everything works.")]
@@ -141,7 +151,7 @@ class Display:
         """Some units of the current work are done."""
         work, now = label.split(maxsplit=1)[0].rstrip(","), time.monotonic()
         share = done / max(total, 1)
-        begin, length = PIECES.get((self.stage, work), (0.0, 1.0))
+        begin, length = MOVED_BY.get(self.stage, {work: (0.0, 1.0)}).get(work, (0.0, 0.0))
         if work != self.work:
             self.work = work
             if not self.whole:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairSet:
-    """Pairs and how they were found.
+class PairSet(Sequence[Pair]):
+    """Pairs, a sequence of them, and how they were found.
 
     Attributes:
         pairs: the pairs.
@@ -49,6 +49,12 @@ class PairSet:
 
     pairs: tuple[Pair, ...]
     record: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pairs[index]
 
     def __repr__(self) -> str:
         scorer = f", by {self.record['scorer']}" if "scorer" in self.record else ""

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -269,3 +269,15 @@ def _read_labelled(source: str) -> Iterator[tuple[str, int, str]]:
     for place, row in rows:
         text = field_of(row, _TEXT_COLUMNS, place, blank=True)
         yield text, label_of(row, place), text
+
+
+def checked_scores(scores: Any, texts: Sequence[str], name: str) -> list[float]:
+    """What a scorer gave, if it is one probability for each text (DialdownError)."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.shape != (len(texts),) or not ((values >= 0) & (values <= 1)).all():
+        raise DialdownError(
+            f"The scorer {name} gave values of shape {values.shape}, or outside 0 to 1, for "
+            f"{len(texts)} texts: return one probability for each."
+        )
+    probabilities: list[float] = values.tolist()
+    return probabilities

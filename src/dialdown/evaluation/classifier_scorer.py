@@ -49,12 +49,9 @@ class ClassifierScorer:
         if model.config.pad_token_id is None:
             # A classifier on a decoder reads the last token that is not padding.
             model.config.pad_token_id = pad
-        return cls(
-            source,
-            _find_label(source, model.config.id2label, label),
-            model.to(device).eval(),
-            tokenizer,
-        )
+        found = _find_label(source, model.config.id2label, label)
+        name = f"{source}#{found}" if label else source
+        return cls(name, found, model.to(device).eval(), tokenizer)
 
     @property
     def record(self) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cards import card
+from ..data.texts import checked_scores
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
@@ -108,6 +109,11 @@ class Evaluator:
                 "The suite has no scorer, so nothing can be said about toxicity: pass at least one."
             )
         check_names(suite.metrics)
+        names = [scorer.name for scorer in suite.scorers]
+        if len({*names}) < len(names):
+            raise DialdownError(
+                f"Scorers of one name ({', '.join(names)}) cannot be told apart: give each its own."
+            )
         self.lm = lm
         self.suite = suite
         self.metrics = [*suite.metrics, *([] if lm.template == "none" else [Refusals()])]
@@ -129,7 +135,6 @@ class Evaluator:
             share_prefixes=share_prefixes,
         )
 
-    @silently()
     def row(
         self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None
     ) -> Row:
@@ -147,6 +152,7 @@ class Evaluator:
         """
         return as_row(intervention, protocol, self.measure(intervention, protocol, model=model))
 
+    @silently()
     def measure(
         self, intervention: Intervention, protocol: Protocol, *, model: LM | None = None
     ) -> Measured:
@@ -166,7 +172,10 @@ class Evaluator:
         count = len(self.suite.prompts)
         texts = decoder.texts(tokens[:count])
         judged = texts if protocol == "strict" else self._without_prompt(tokens[:count], decoder)
-        judges = {scorer.name: scorer.score(judged).tolist() for scorer in self.suite.scorers}
+        judges = {
+            scorer.name: checked_scores(scorer.score(judged), judged, scorer.name)
+            for scorer in self.suite.scorers
+        }
         values = {
             "toxicity": judges[self.suite.scorers[0].name],
             "log_ppl": (text.nll * share).tolist(),

@@ -288,7 +288,7 @@ def base_of(
         if delta.record["base"]["local"]:
             raise DialdownError(
                 f"The delta was made for a local folder called {delta.base!r}, which its name "
-                "alone does not find: pass the folder as base."
+                "alone does not find: pass the folder as base (--base)."
             )
         # The recorded revision belongs to the recorded name; another name has its own.
         given, revision = delta.base, delta.revision

@@ -149,6 +149,7 @@ class Intervention:
                 f"A strength of {strength} cannot be applied: pass a finite number, 1 for the "
                 "whole edit."
             )
+        strength = float(strength)
         return replace(
             self,
             gain=1 + strength * (self.gain - 1),
@@ -173,6 +174,10 @@ class Intervention:
             arrays["output_offset"] = self.outputs.offset
         if self.vector is not None:
             arrays["vector"] = self.vector
+        if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise DialdownError(
+                f"The {broken[0]} of {self.name} has numbers that are not finite: make it again."
+            )
         record: dict[str, Any] = {
             name: getattr(self, name) for name in ("name", "alpha", "beta", "control_of", "record")
         }

@@ -8,6 +8,7 @@ and up where it writes against it (AP, TN).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -78,6 +79,7 @@ def edit(
     for what, value in (("alpha", alpha), ("drop_top", drop_top)):
         if not 0 <= value <= 1:
             raise DialdownError(f"{what}={value} is not a fraction: pass a number from 0 to 1.")
+    _check_number("beta", beta)
     for given, known in ((kind, get_args(EditKind)), (ordering, get_args(Ordering))):
         if given not in known:
             raise DialdownError(f"Unknown edit option {given!r}: {nearest(given, known)}")
@@ -92,13 +94,19 @@ def steer(direction: Direction, alpha: float, *, name: str | None = None) -> Int
     """Steering: subtract alpha * W, as the direction is (not normalised), from the final-layer
     residual stream at every position (METHOD §4). `name` is the name its results carry.
     """
+    _check_number("alpha", alpha)
     return Intervention(
         name or f"steer_{direction.name}",
         "steer",
         vector=-alpha * direction.vector,
-        alpha=alpha,
+        alpha=float(alpha),
         record={"direction": {"name": direction.name, "site": direction.site, **direction.record}},
     )
+
+
+def _check_number(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise DialdownError(f"{name}={value} cannot be applied: pass a finite number.")
 
 
 def steering_alpha(direction: Direction, strength: float) -> float:

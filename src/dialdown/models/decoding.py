@@ -25,7 +25,7 @@ from .forward_pass import for_any_length, last_positions
 from .hooks import Change, Positions, being_changed
 from .lm import LM
 from .memory import AUTO, Auto, BatchSize, Shape, fitting, free_bytes, halving
-from .tokens import text_after
+from .tokens import refuse_one_text, text_after
 
 T = TypeVar("T")
 
@@ -80,7 +80,10 @@ def encode_prompts(
     """Token ids of each prompt, cut to its first `max_prompt_tokens` (METHOD §6), which leave the
     chat template around it whole.
     """
-    if not prompts:
+    refuse_one_text(prompts)
+    if max_prompt_tokens < 0:
+        raise DialdownError(f"max_prompt_tokens={max_prompt_tokens}: pass 1 or more.")
+    if not len(prompts):
         raise DialdownError("There are no prompts: pass at least one non-empty text.")
     empty = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
     if empty:

@@ -40,8 +40,17 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> lis
     return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]
 
 
+def refuse_one_text(texts: Sequence[str]) -> None:
+    """Refuse a text where several belong, which would be read letter by letter (DialdownError)."""
+    if isinstance(texts, str):
+        raise DialdownError(f"One text was given where a list of texts belongs: pass [{texts!r}].")
+
+
 def encode_texts(lm: LM, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """The ids of texts that are read whole, each cut to its first `max_tokens`."""
+    refuse_one_text(texts)
+    if max_tokens < 1:
+        raise DialdownError(f"max_tokens={max_tokens} leaves no text: pass 1 or more.")
     encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")

@@ -27,7 +27,7 @@ from ..models.forward_pass import for_any_length, last_positions
 from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
 from ..models.protocol import Protocol
-from ..models.tokens import encode_texts
+from ..models.tokens import encode_texts, refuse_one_text
 from ..progress import progress
 from .directions import Direction
 
@@ -76,6 +76,12 @@ def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> 
     """Refuse labels that are not as many as the texts, or of which a class has fewer than 10
     (DialdownError).
     """
+    refuse_one_text(texts)
+    if np.ndim(labels) != 1:
+        raise DialdownError(
+            f"The labels have shape {np.shape(labels)}, and each text needs one: pass a flat list "
+            "of 0 and 1."
+        )
     if len(texts) != len(labels):
         raise DialdownError(
             f"There are {len(texts)} texts and {len(labels)} labels: pass one label (0 or 1) for "

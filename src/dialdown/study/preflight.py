@@ -36,7 +36,8 @@ METHOD_SITES: dict[str, Callable[[LM], object]] = {
 def check_settings(config: Config) -> None:
     """Refuse settings that contradict each other (DialdownError)."""
     settings = config.evaluation
-    if config.tuned is None and settings.judge == settings.pair_scorer:
+    judge, scorer = (name.partition("#")[0] for name in (settings.judge, settings.pair_scorer))
+    if config.tuned is None and judge == scorer:
         raise DialdownError(
             f"{settings.judge} would judge the pairs it made (METHOD §8): set another "
             "evaluation.judge or evaluation.pair_scorer."
@@ -167,8 +168,13 @@ def _dialled_on(work: Workspace) -> None:
         priced_windows(work, "detox")
 
 
+def _scorers(work: Workspace) -> None:
+    # A probe scores once the study has it.
+    if work.config.evaluation.pair_scorer != "probe":
+        _ = work.pair_scorer
+
+
 def _judge(work: Workspace) -> None:
-    # A probe judges once the study has it.
     if work.config.evaluation.judge != "probe":
         _ = work.judge
 
@@ -219,7 +225,7 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
     ("", _dialled_on, {"dial"}),
     ("", lambda work: priced_windows(work, "ladder"), {"compare"}),
     ("tuned", _tuned, {"train", "activations", "neurons", "evaluate", "front"}),
-    ("evaluation.pair_scorer", lambda work: work.pair_scorer, {"pairs", *MEASURING}),
+    ("evaluation.pair_scorer", _scorers, {"pairs", *MEASURING}),
     ("evaluation.judge", _judge, MEASURING),
     ("token_judge", lambda work: work.token_judge, {"neurons"}),
 )  # fmt: skip

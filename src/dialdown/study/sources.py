@@ -158,19 +158,24 @@ def file_states(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 
 
 def _states(source: str) -> list[tuple[str, int, int]]:
-    place = _module_file(source) if NAMED.fullmatch(source) else source.partition("#")[0]
+    place = source.partition("#")[0]
     # A text as long as no path may be is none.
-    if not os.path.exists(place):
-        return []
-    path = Path(place)
-    files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
+    if os.path.exists(place):
+        path = Path(place)
+        files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
+    else:
+        files = _module_files(source) if NAMED.fullmatch(source) else []
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
-def _module_file(source: str) -> str:
-    """The file of the module in `package.module:name`, or nothing where there is none."""
-    try:
-        spec = find_spec(source.partition(":")[0])
-    except (ImportError, ValueError):
-        return ""
-    return (spec and spec.origin) or ""
+def _module_files(source: str) -> list[Path]:
+    """The file of the module in `package.module:name`, or every module of its package; none where
+    Python finds no such thing.
+    """
+    # Looked for by its first name alone, since the rest would run the package.
+    spec = find_spec(re.split("[.:]", source)[0])
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.has_location and spec.origin else []
+    return sorted(file for at in spec.submodule_search_locations for file in Path(at).rglob("*.py"))

@@ -47,7 +47,7 @@ def train_dpo(
     lm: LM,
     pairs: Sequence[Pair],
     settings: DPOSettings,
-    out: Path,
+    out: str | Path,
     *,
     own_kl: OwnTextKL | None = None,
     base: Path | None = None,
@@ -80,7 +80,7 @@ def train_dpo(
     base = base and base.resolve()
     if ranks.wanted(settings):
         whole = not settings.lora_rank
-        given = {"pairs": [*pairs], "out": out.resolve(), "own_kl": own_kl, "base": base}
+        given = {"pairs": [*pairs], "out": Path(out).resolve(), "own_kl": own_kl, "base": base}
         return ranks.on_ranks_of(lm, train_dpo, settings, whole=whole, **given)
     policy = (
         low_rank(lm.model, lm.tokenizer, settings.lora_rank, settings.seed, base)
@@ -94,13 +94,13 @@ def tune(
     trainable: Trainable,
     pairs: Sequence[Pair],
     settings: DPOSettings,
-    out: Path,
+    out: str | Path,
     *,
     own_kl: OwnTextKL | None = None,
 ) -> TrainingLog:
     """Train a policy on `pairs`, resuming where it was stopped; see `train_dpo`."""
     trainer = _trl()
-    out = out.resolve()
+    out = Path(out).resolve()
     model, tokenizer = trainable.model, trainable.tokenizer
     examples = encode(
         model, tokenizer, pairs, max_tokens=settings.max_tokens, template=trainable.template

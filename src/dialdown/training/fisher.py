@@ -74,6 +74,8 @@ def fisher_information(
     Raises:
         DialdownError: no windows, or a prediction or gradient that is not a finite number.
     """
+    if draws < 1:
+        raise DialdownError(f"draws={draws} draws nothing: pass 1 or more.")
     if not windows:
         raise DialdownError("There is no text to price gains on: pass windows from own_text.")
     generator = torch.Generator(device=lm.device).manual_seed(seed)

@@ -45,27 +45,24 @@ def train_gains(
     lm: LM,
     pairs: Sequence[Pair],
     settings: GainSettings,
-    out: Path,
+    out: str | Path,
     *,
     information: NDArray[np.float64] | None = None,
     texts: Sequence[Sequence[int]] = (),
 ) -> tuple[Intervention, TrainingLog]:
     """Train one gain per neuron of `lm` on `pairs` and write them to the folder `out` (METHOD §8).
 
-    The gains are float32 whatever the model's dtype, and the model is left untouched. The same call
-    resumes a run that was stopped (see `train_dpo`).
+    They are float32 whatever the model's dtype. The same call resumes (see `train_dpo`).
 
     Args:
-        lm: the model; it is the reference too.
-        pairs: preference pairs; prompts that are held out for validation are not trained on.
-        settings: how to train.
-        out: a folder that does not exist, is empty, or was written by this function.
+        lm: the model and reference, left untouched.
+        pairs, settings, out: see `train_dpo`.
         information: (L, F), from `fisher_information`; the natural gradient needs it.
         texts: token ids of one length, from `own_text` with another seed than the texts of
             `information`; `own_kl_weight` needs them.
 
     Returns:
-        a `scale` intervention of all L x F neurons, and what happened in training.
+        a `scale` intervention of all neurons, and what happened in training.
 
     Raises:
         DialdownError: the natural gradient without `information` of this model; a KL on no texts;
@@ -73,7 +70,9 @@ def train_gains(
     """
     if ranks.wanted(settings):
         given: dict[str, Any] = {"information": information, "texts": texts}
-        return ranks.on_ranks_of(lm, train_gains, settings, pairs=pairs, out=out, **given)
+        return ranks.on_ranks_of(
+            lm, train_gains, settings, pairs=[*pairs], out=Path(out).resolve(), **given
+        )
     prices = _prices(lm, settings, information) if settings.optimizer == "natural" else None
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
 
@@ -100,7 +99,7 @@ def train_gains(
         template=lm.template,
     )
     log = tune(gains, pairs, settings, out, own_kl=own_kl)
-    return Intervention.load(out / GAINS_FILE), log
+    return Intervention.load(Path(out) / GAINS_FILE), log
 
 
 def _with_gains(lm: LM, model: Any) -> Any:

@@ -13,11 +13,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
-from threading import Thread, current_thread, main_thread
+from threading import current_thread, main_thread
 from typing import Any
 from uuid import uuid4
 
@@ -134,8 +135,7 @@ def _started(rank: Rank, processes: int, everyone: int, **meeting: Any) -> Any:
 
     reader, writer = get_context("spawn").Pipe(duplex=False)
     refused: list[str] = []
-    hearing = Thread(target=_listen, args=(reader, listener(), refused), daemon=True)
-    hearing.start()
+    hearing = ThreadPoolExecutor(1).submit(_listen, reader, listener(), refused)
     alone = {
         "min_nodes": 1,
         "max_nodes": 1,
@@ -184,17 +184,23 @@ def _call(rank: Rank, parent: Connection) -> Any:
 
 
 def _listen(reader: Connection, tell: Progress, refused: list[str]) -> None:
-    while (message := reader.recv()) is not None:
-        if isinstance(message, str):
-            refused.append(message)
-        else:
-            tell(*message)
+    messages = iter(reader.recv, None)
+    try:
+        for message in messages:
+            if isinstance(message, str):
+                refused.append(message)
+            else:
+                tell(*message)
+    finally:
+        # Whoever listens raised something, and ranks would wait at a pipe that is full.
+        refused += [message for message in messages if isinstance(message, str)]
 
 
-def _end_listening(writer: Connection, hearing: Thread) -> None:
-    if hearing.is_alive():
+def _end_listening(writer: Connection, hearing: Future[None]) -> None:
+    """Wait for what ranks have said, and raise what the listener raised."""
+    if not hearing.done():
         writer.send(None)
-        hearing.join()
+    hearing.result()
 
 
 @contextmanager

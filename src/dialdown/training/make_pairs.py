@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.pairs import Pair, PairSet
+from ..data.texts import checked_scores
 from ..errors import DialdownError
 from ..files import fingerprint, read_sealed, write_sealed
 from ..interventions.intervention import Intervention
@@ -152,7 +153,9 @@ def candidates(
     # The part of each prompt that its continuations follow.
     batch = cut(lm.tokenizer, prompts, max_prompt_tokens)
     texts = _sample(lm, batch, settings, towards, max_prompt_tokens, seed=settings.seed + start)
-    return Candidates(batch, texts, [score(column).tolist() for column in texts])
+    return Candidates(
+        batch, texts, [checked_scores(score(column), column, "of the pairs") for column in texts]
+    )
 
 
 def prompts_together(lm: LM, settings: PairSettings, *, on_cpu: int = 64) -> int:

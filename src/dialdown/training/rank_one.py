@@ -42,7 +42,7 @@ def train_rank_one(
     lm: LM,
     pairs: Sequence[Pair],
     settings: RankOneSettings,
-    out: Path,
+    out: str | Path,
     *,
     site: Site = "mlp",
     texts: Sequence[Sequence[int]] = (),
@@ -50,14 +50,11 @@ def train_rank_one(
     """Train what each layer of `lm` reads and writes on `pairs` and write it to the folder `out`
     (METHOD §8, with u and v of every layer as the only weights).
 
-    They are float32 whatever the model's dtype, and the model is left untouched. The same call
-    resumes a run that was stopped (see `train_dpo`).
+    They are float32 whatever the model's dtype. The same call resumes (see `train_dpo`).
 
     Args:
-        lm: the model; it is the reference too.
-        pairs: preference pairs; prompts that are held out for validation are not trained on.
-        settings: how to train.
-        out: a folder that does not exist, is empty, or was written by this function.
+        lm: the model and reference, left untouched.
+        pairs, settings, out: see `train_dpo`.
         site: which linear layers learn: `mlp`, the down projections, or `attention`, its output
             projections.
         texts: token ids of one length, from `own_text`; `own_kl_weight` needs them.
@@ -71,7 +68,9 @@ def train_rank_one(
     """
     if ranks.wanted(settings):
         given: dict[str, Any] = {"site": site, "texts": texts}
-        return ranks.on_ranks_of(lm, train_rank_one, settings, pairs=pairs, out=out, **given)
+        return ranks.on_ranks_of(
+            lm, train_rank_one, settings, pairs=[*pairs], out=Path(out).resolve(), **given
+        )
 
     layers = projections(lm, site)
     paths = [projection.path for projection in layers]
@@ -96,7 +95,7 @@ def train_rank_one(
     )
     own_kl = own_text_kl(lm, texts, settings.own_kl_weight)
     log = tune(rank_one, pairs, settings, out, own_kl=own_kl)
-    return Intervention.load(out / RANK_ONE_FILE), log
+    return Intervention.load(Path(out) / RANK_ONE_FILE), log
 
 
 def unit_of(projection: Projection) -> float:
