@@ -373,3 +373,10 @@ def test_what_a_row_is_made_of_is_no_progress_of_its_own(llama: LM) -> None:
     with progress_to(lambda *call: calls.append(call)):
         evaluator.measure(untouched(), "strict")
     assert calls == []
+
+
+def test_one_intervention_and_one_protocol_are_lists_of_one(llama: LM) -> None:
+    rows = dd.evaluate(llama, make(llama, "scale"), suite(), protocols="strict")
+    assert [row.intervention for row in rows] == ["none", "it"]
+    with pytest.raises(DialdownError, match="Unknown protocol 'strikt'"):
+        dd.evaluate(llama, [], suite(), protocols=("strikt",))  # type: ignore[arg-type]

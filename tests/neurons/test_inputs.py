@@ -23,3 +23,13 @@ def test_a_column_of_labels_and_one_text_are_refused(llama: LM) -> None:
             read()
     with pytest.raises(DialdownError, match="max_tokens=-1 leaves no text"):
         dd.train_probe(llama, texts, labels, max_tokens=-1)
+
+
+def test_an_unknown_protocol_is_one_sentence(llama: LM) -> None:
+    texts, labels = [f"a cat {number}" for number in range(20)], [0, 1] * 10
+    for read in (
+        lambda: dd.mean_activations(llama, texts, protocol="Strict"),
+        lambda: dd.train_probe(llama, texts, labels, protocol="Strict"),
+    ):
+        with pytest.raises(DialdownError, match="Unknown protocol 'Strict': did you mean 'strict'"):
+            read()

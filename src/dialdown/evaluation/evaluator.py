@@ -20,7 +20,7 @@ from ..models.decoding import Decoder
 from ..models.hooks import Positions, being_changed
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
-from ..models.protocol import Protocol
+from ..models.protocol import Protocol, check_protocols
 from ..models.tokens import text_windows
 from ..progress import progress, silently
 from .metrics import Metric, check_names, values_of
@@ -275,22 +275,25 @@ class Evaluator:
 
 def evaluate(
     lm: LM,
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Intervention] | Intervention,
     suite: Suite,
     *,
-    protocols: Sequence[Protocol] = ("strict",),
+    protocols: Sequence[Protocol] | Protocol = ("strict",),
 ) -> list[Row]:
     """Evaluate interventions, the untouched model first (METHOD §6).
 
     Args:
         lm: the base model.
-        interventions: what to apply, one at a time.
+        interventions: what to apply, one at a time; one or several.
         suite: prompts, texts and scorers.
         protocols: one row per intervention and protocol.
 
     Raises:
         DialdownError: see `Evaluator`.
     """
+    interventions = [interventions] if isinstance(interventions, Intervention) else interventions
+    protocols = [protocols] if isinstance(protocols, str) else protocols
+    check_protocols(*protocols)
     evaluator = Evaluator(lm, suite)
     todo = [(edit, protocol) for protocol in protocols for edit in [untouched(), *interventions]]
     rows = []

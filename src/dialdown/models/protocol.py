@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
+
+from ..errors import DialdownError, nearest
 
 Protocol = Literal["paper", "strict"]
 """The choices of the authors' code, or what whoever ships the edited model gets."""
@@ -12,3 +14,12 @@ Site = Literal["mlp", "attention"]
 """The down projections, whose inputs are neurons, or the output projections of attention, whose
 inputs are the channels of its heads.
 """
+
+
+def check_protocols(*protocols: str) -> None:
+    """Refuse what is not a protocol (DialdownError)."""
+    for protocol in protocols:
+        if protocol not in get_args(Protocol):
+            raise DialdownError(
+                f"Unknown protocol {protocol!r}: {nearest(protocol, get_args(Protocol))}"
+            )

@@ -27,7 +27,7 @@ from ..models.fits import check_finite
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
-from ..models.protocol import Protocol
+from ..models.protocol import Protocol, check_protocols
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,7 @@ def mean_activations(
         DialdownError: empty prompts, a prompt longer than the context, or an activation that is not
             a finite number.
     """
+    check_protocols(protocol)
     decoder = Decoder(
         lm,
         prompts,

@@ -26,7 +26,7 @@ from ..models.fits import check_finite
 from ..models.forward_pass import for_any_length, last_positions
 from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
-from ..models.protocol import Protocol
+from ..models.protocol import Protocol, check_protocols
 from ..models.tokens import encode_texts, refuse_one_text
 from ..progress import progress
 from .directions import Direction
@@ -61,6 +61,7 @@ def train_probe(
             `probe_features`.
     """
     check_labels(texts, labels)
+    check_protocols(protocol)
     # The strict features give the norm of the residual stream, by which steering is scaled under
     # both protocols.
     protocols: tuple[Protocol, ...] = ("strict",) if protocol == "strict" else ("strict", "paper")
