@@ -136,7 +136,7 @@ def test_a_model_in_memory_is_used_as_it_is() -> None:
     ("given", "words"),
     [
         ({}, "has no tokenizer with it"),
-        ({"tokenizer": tiny.tokenizer(), "dtype": "bfloat16"}, "dtype='bfloat16' says nothing"),
+        ({"tokenizer": tiny.tokenizer(), "dtype": "bfloat16"}, "dtype='bfloat16' has no effect"),
     ],
 )
 def test_a_model_in_memory_needs_its_tokenizer_alone(given: Any, words: str) -> None:

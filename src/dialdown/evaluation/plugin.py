@@ -32,7 +32,7 @@ def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
     value = target() if callable(target) and not ready else target
     if missing := [attribute for attribute in wanted if not hasattr(value, attribute)]:
         raise DialdownError(
-            f"{source!r} is no {what}, because it has no {missing[0]}: give it "
+            f"{source!r} is not a {what}, because it has no {missing[0]}: give it "
             f"{', '.join(wanted)}, as dialdown.evaluation.{what.title()} says."
         )
     return value
