@@ -93,8 +93,7 @@ Method = Annotated[
         help=(
             "gains (one trained number per neuron), rank_one (a trained rank-one update of each "
             "MLP), rank_one_attention (the same of each attention block), step (gains without "
-            "training), labels (the same from labelled texts alone, in a few minutes), or "
-            "labels_rank_one (the update of attention, trained on labelled texts alone)."
+            "training), or labels (gains from labelled texts alone, in a few minutes)."
         )
     ),
 ]

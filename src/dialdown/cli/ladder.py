@@ -40,8 +40,8 @@ def ladder(
         typer.Option(
             help=(
                 "Separated by commas: aura, aura_published, linear_act_published, "
-                "lineas_published, caa, ablation, labels, labels_rank_one, profs, step, gains, "
-                "rank_one, rank_one_attention (these by default), linear_act, lineas, mean_act, "
+                "lineas_published, caa, ablation, labels, profs, step, gains, rank_one, "
+                "rank_one_attention (these by default), linear_act, lineas, mean_act, "
                 "mean_act_published, damp, damp_published, det0, det0_published, dpo, dpo_kl, or "
                 "package.module:name."
             )

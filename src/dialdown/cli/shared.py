@@ -48,7 +48,6 @@ MOVED_BY = {
     "rank_one": {"training": (0.0, 1.0)},
     "rank_one_attention": {"training": (0.0, 1.0)},
     "labels": {"reading": (0.0, 1.0)},
-    "labels_rank_one": {"learning": (0.0, 1.0)},
     "step": {"following": (0.0, 1.0)},
     "fit": {"fitting": (0.0, 1.0)},
 }

@@ -88,14 +88,14 @@ def labels_gradient(
     done, positions = 0, sum(map(len, contexts))
     size = max(1, POSITIONS_AT_ONCE // max(map(len, contexts)))
     for batch in batches(lm, contexts, size):
-        total -= gain_slopes(lm, partial(expected_score, lm, batch, scores))
+        total -= gain_slopes(lm, partial(_expected_score, lm, batch, scores))
         done += len(batch.rows)
         progress("reading labelled texts", done, len(contexts))
     check_finite(lm, total)
     return np.asarray((total / positions).cpu().numpy())
 
 
-def expected_score(lm: LM, batch: Batch, scores: Tensor) -> Tensor:
+def _expected_score(lm: LM, batch: Batch, scores: Tensor) -> Tensor:
     """sum_token p(token) s(token), summed over the positions of a batch's texts."""
     logits = lm.model(
         input_ids=batch.ids,

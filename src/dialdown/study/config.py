@@ -38,9 +38,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Family = Literal["steering", "patches", "edits"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-DetoxMethod = Literal[
-    "gains", "rank_one", "rank_one_attention", "step", "labels", "labels_rank_one"
-]
+DetoxMethod = Literal["gains", "rank_one", "rank_one_attention", "step", "labels"]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
 Several = Annotated[
@@ -180,16 +178,17 @@ class DetoxSettings:
     """What `dialdown detox` makes, and its one dial: a budget that finds a strength, or a strength.
 
     Attributes:
-        method: `gains`, one trained number per neuron; `rank_one`, one more trained direction per
-            layer where MLPs write, `rank_one_attention` where attention does; `step`, the gains of
-            one step of the natural gradient, without training; `labels`, such a step, and
-            `labels_rank_one`, such directions of attention, from labelled texts alone.
+        method: `gains`, one trained number per neuron; `rank_one`, one more trained direction
+            per layer where MLPs write, `rank_one_attention` where attention does; `step`, the gains
+            of one step of the natural gradient, without training; `labels`, such a step from
+            labelled texts alone, without pairs.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
         max_kl: KL(base ‖ edited), in nats per token, the mean over the neutral text and `texts`:
             the greatest strength up to `most` within it.
         max_ppl_increase: the same for the share by which perplexity rises there; 0.05 is 5 %.
-        usual_kl: the `max_kl` where nothing else is asked for, so that every model pays one price.
+        usual_kl: the `max_kl` where nothing else is asked for, so that every model
+            pays one price.
         most: the greatest strength that a budget may ask for.
         texts: the other kinds of text that a budget is measured on: `embedded:imdb`,
             `embedded:comments`, `embedded:wikitext2`, or files.
@@ -224,9 +223,9 @@ class LadderSettings:
         kl: KL(base ‖ edited) that every method is dialled to, in nats per token: the mean over the
             neutral text and `texts`.
         methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, `lineas`,
-            each with `_published` behind it too, `caa`, `ablation`, `labels`, `labels_rank_one`;
-            from pairs `profs`, `step`, `gains`, `rank_one`, `rank_one_attention`, `dpo`, `dpo_kl`;
-            or your own, as `package.module:name`, a function of (lm, texts, labels).
+            each with `_published` behind it too, `caa`, `ablation`, `labels`; from pairs `profs`,
+            `step`, `gains`, `rank_one`, `rank_one_attention`, `dpo`, `dpo_kl`; or your own, as
+            `package.module:name`, a function of (lm, texts, labels).
         prompts: how many are judged: the last training prompts, which no pair may use.
         texts: the other kinds of text the price is measured on: `embedded:wikitext2`,
             `embedded:imdb`, `embedded:comments`, or files.
@@ -235,7 +234,7 @@ class LadderSettings:
     kl: Strength = 0.06
     methods: Annotated[Several[str], Field(min_length=1)] = (
         *("aura", "aura_published", "linear_act_published", "lineas_published", "caa", "ablation"),
-        *("labels", "labels_rank_one", "profs", "step", "gains", "rank_one", "rank_one_attention"),
+        *("labels", "profs", "step", "gains", "rank_one", "rank_one_attention"),
     )
     prompts: Count = 256
     texts: Several[str] = ("embedded:wikitext2", "embedded:imdb", "embedded:comments")

@@ -32,7 +32,7 @@ from .context import Facts, Stages, Workspace
 from .dial import NEAR, dialled
 from .folder import Ledger
 from .measure import cut_prompts, measure_rows
-from .outputs import EDIT, LABELS, LABELS_RANK_ONE, RANK_ONE, STEP, folder_of
+from .outputs import EDIT, LABELS, RANK_ONE, STEP, folder_of
 from .plan import Planned
 from .price import PricedTexts, kl_by_kind, mean_kl, mean_nll
 from .run import Study
@@ -78,13 +78,6 @@ METHODS: dict[str, Method] = {
         gains.explain,
         "one number per MLP neuron",
         trained=False,
-        paired=False,
-    ),
-    "labels_rank_one": Method(
-        rank_one.learn_from_labels,
-        LABELS_RANK_ONE,
-        rank_one.explain_rank_one,
-        f"one more direction per layer, where {WRITERS['attention']}",
         paired=False,
     ),
 }

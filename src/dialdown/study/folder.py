@@ -47,8 +47,7 @@ EVALUATED = (
 EVALUATING = {"evaluate", "dial", "check", "compare"}
 # Stages that add to a finished study, and may do so again with other settings.
 ADDED = (
-    "gains", *RANK_ONE, "step", "labels", "labels_rank_one", "front", "report", "dial", "check",
-    "fit", "compare",
+    "gains", *RANK_ONE, "step", "labels", "front", "report", "dial", "check", "fit", "compare",
 )  # fmt: skip
 # The stages that first read a section of the settings, in a study and in other commands; every
 # other setting counts from the start.

@@ -69,7 +69,7 @@ PAIRED = {
     **dict.fromkeys(DPO, ("gains", "dpo")),
 }
 """Methods that learn from pairs, and the settings each depends on besides `SETTINGS`."""
-NAMES = (*LABELLED, "labels", "labels_rank_one", *PAIRED)
+NAMES = (*LABELLED, "labels", *PAIRED)
 Dial = Callable[[float], AbstractContextManager[tuple[LM, Intervention]]]
 """What a method makes of the model at a strength, inside the context: the model, and the edit that
 acts on it.

@@ -277,8 +277,6 @@ def tokens_by_stage(
         **dict.fromkeys(RANK_ONE, 2 * trained * config.rank_one.epochs),
         "step": trained,
         "labels": float(TRAINING_PASSES * probe.count * probe.max_tokens),
-        # A batch of labelled texts and some of the model's own in each step.
-        "labels_rank_one": 2.0 * TRAINING_PASSES * probe.count * probe.max_tokens,
         "front": 60.0 * row(config.front.count),
         "dial": 5.0 * priced_tokens(config, config.detox.texts),
         "check": 3.0 * row(evaluation.count),

@@ -17,7 +17,6 @@ RUN = "run.json"
 EDIT = "edit.safetensors"
 STEP = "step.safetensors"
 LABELS = "labels.safetensors"
-LABELS_RANK_ONE = "labels-rank-one.safetensors"
 FRONT_EDITS = "interventions-front"
 # The stages that train one direction per layer, and where.
 RANK_ONE: dict[str, Site] = {"rank_one": "mlp", "rank_one_attention": "attention"}
@@ -57,10 +56,9 @@ WRITTEN_BY = {
     "interventions/*.safetensors": ("evaluate",),
     "gains/**/*": ("gains", "fit"),
     **{f"{folder_of(stage)}/**/*": (stage, "fit") for stage in RANK_ONE},
-    "gains-*.safetensors": ("gains", *RANK_ONE, "step", "labels", "labels_rank_one", "fit"),
+    "gains-*.safetensors": ("gains", *RANK_ONE, "step", "labels", "fit"),
     STEP: ("step", "fit"),
     LABELS: ("labels", "fit"),
-    LABELS_RANK_ONE: ("labels_rank_one", "fit"),
     "methods/**/*": ("fit",),
     "rows-ladder/*.json": ("compare",),
     "ladder.*": ("compare",),
@@ -88,9 +86,7 @@ READS = {
     **dict.fromkeys(RANK_ONE, ("pairs",)),
     "step": ("pairs", "gains"),
     "front": ("probe", "base", "train", "activations", "neurons", "gains", "step"),
-    "dial": (
-        *("probe", "pairs", "means", "gains", *RANK_ONE, "step", "labels", "labels_rank_one"),
-    ),
+    "dial": ("probe", "pairs", "means", "gains", *RANK_ONE, "step", "labels"),
     "check": ("dial",),
     "fit": ("probe", "pairs"),
     "compare": ("fit",),

@@ -25,7 +25,6 @@ from .price import priced_windows
 
 METHOD_SITES: dict[str, Callable[[LM], object]] = {
     **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},
-    "labels_rank_one": partial(projections, site="attention"),
     **dict.fromkeys(
         ("mean_act_published", "linear_act_published", "lineas_published"), layer_norms
     ),
@@ -206,13 +205,9 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
         "model",
         _model,
         {"probe", "pairs", "train", "means", "activations", "neurons", "gains", *RANK_ONE, "step",
-        "labels", "labels_rank_one", "dial", "fit", *MEASURING},
+        "labels", "dial", "fit", *MEASURING},
     ),
-    (
-        "detox.method",
-        lambda work: projections(work.lm, "attention"),
-        {"rank_one_attention", "labels_rank_one"},
-    ),
+    ("detox.method", lambda work: projections(work.lm, "attention"), {"rank_one_attention"}),
     ("ladder.methods", _compared_sites, {"fit"}),
     (
         "",
