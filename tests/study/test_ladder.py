@@ -15,6 +15,8 @@ import pytest
 from typer.testing import Result
 
 import dialdown as dd
+from dialdown.evaluation.perplexity import TextMeasure
+from dialdown.evaluation.row import Measured
 from dialdown.report.names import METHODS as IN_WORDS
 from dialdown.study import load_config
 from dialdown.study.config import LadderSettings
@@ -22,6 +24,7 @@ from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.ladder import Yardstick
 from dialdown.study.ladder_methods import NAMES, fitted
+from dialdown.study.ladder_table import Entry, table
 from helpers import tiny
 from helpers.commands import invoke
 from helpers.folders import saved
@@ -359,3 +362,25 @@ def test_a_dial_reaches_the_price_where_the_cost_rises_slowly(size: float) -> No
     strength, spent = dialled(lambda s: size * s**0.286, 0.09, 50.0)
     assert 0.97 * 0.09 <= spent <= 0.09
     assert strength == pytest.approx((spent / size) ** (1 / 0.286))
+
+
+@pytest.mark.parametrize(("repeats", "broken"), [(0.05, False), (0.12, True), (0.3, True)])
+def test_a_method_that_makes_the_model_repeat_itself_is_not_the_best(
+    repeats: float, broken: bool
+) -> None:
+    def entry(toxicity: float, degenerate: float) -> Entry:
+        some = [1.0] * round(100 * degenerate)
+        judged = [toxicity] * 100
+        values = {
+            "toxicity": judged,
+            "toxicity/j": judged,
+            "log_ppl": [1.0] * 4,
+            "degenerate": some + [0.0] * (100 - len(some)),
+        }
+        text = TextMeasure(np.ones(4), np.full(4, 8.0), np.full(4, 0.05))
+        return Entry(1.0, Measured(values, [8] * 4, [""] * 100, ["j"], 0), {"neutral": text})
+
+    entries = {"untouched": entry(0.5, 0), "aura": entry(0.3, 0), "mine:it": entry(0.1, repeats)}
+    rows = {row["method"]: row for row in table(entries, {}, 0.05)}
+    best = "aura" if broken else "mine:it"
+    assert [name for name in ("aura", "mine:it") if rows[name]["minus_best"] is None] == [best]

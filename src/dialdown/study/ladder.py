@@ -9,11 +9,12 @@ cheap on the one kind that it was made with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ..data.csv_tables import write_csv
@@ -132,6 +133,21 @@ def compare_methods(work: Workspace) -> Facts:
         done += 1
         progress("evaluating methods", done, len(names))
     entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}
+    _note(work, entries, wanted)
+    note_reading(work.notes, entries[UNTOUCHED].measured)
+    rows = table(entries, fitted_methods, wanted)
+    write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
+    frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)
+    write_csv({"ladder": frame}, work.folder)
+    write_text(work.folder / "ladder.md", markdown(shown(rows, work.config.concept)))
+    return facts
+
+
+def _note(work: Workspace, entries: Mapping[str, Entry], wanted: float) -> None:
+    """Say which methods do not reach the price, and which are paid for with text."""
+    share = {
+        name: float(np.mean(entry.measured.values["degenerate"])) for name, entry in entries.items()
+    }
     for name, entry in entries.items():
         if name != UNTOUCHED and not entry.kl >= REACHED * wanted:
             work.notes.add(
@@ -140,13 +156,13 @@ def compare_methods(work: Workspace) -> Facts:
                 strength=entry.strength,
                 kl=entry.kl,
             )
-    note_reading(work.notes, entries[UNTOUCHED].measured)
-    rows = table(entries, fitted_methods, wanted)
-    write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
-    frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)
-    write_csv({"ladder": frame}, work.folder)
-    write_text(work.folder / "ladder.md", markdown(shown(rows, work.config.concept)))
-    return facts
+        if entry.breaks(entries[UNTOUCHED]):
+            work.notes.add(
+                f"{name} is paid for with text: {{share:.0%}} of its continuations are degenerate "
+                "(untouched {before:.0%}), so that its toxicity says little",
+                share=share[name],
+                before=share[UNTOUCHED],
+            )
 
 
 STAGES: Stages = {

@@ -18,6 +18,8 @@ from .price import kl_by_kind, mean_kl
 _NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
 # A dial that stops further below the price did not reach it.
 REACHED = 0.9
+# A model of which so many more continuations are degenerate no longer speaks (METHOD §9).
+BROKEN = 0.1
 # Shares of continuations that a table shows, where they were measured.
 SHARES = ("degenerate", REFUSAL, "groups")
 
@@ -44,6 +46,11 @@ class Entry:
     def toxicity(self) -> float:
         """What the judge says, on average."""
         return float(np.nanmean(self.measured.values["toxicity"]))
+
+    def breaks(self, base: Entry) -> bool:
+        """Whether a method is paid for with degenerate text, told apart from the base's."""
+        change = self.measured.estimate("degenerate", base.measured)
+        return change is not None and change.low > 0 and change.mean > BROKEN
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -82,11 +89,15 @@ def table(
 
     Returns:
         Means with intervals, and paired differences to `best`: the least toxic method, by the
-        judge, that reaches the price; a random control is none.
+        judge, that reaches the price and still speaks; a random control is none.
     """
     toxicity = {name: entry.toxicity for name, entry in entries.items()}
     reached = {name: entry.kl >= REACHED * price for name, entry in entries.items()}
-    able = [name for name in entries if reached[name] and name not in _NONE]
+    able = [
+        name
+        for name, entry in entries.items()
+        if reached[name] and name not in _NONE and not entry.breaks(entries[UNTOUCHED])
+    ]
     best = min(able, key=lambda name: toxicity[name], default=None)
     rows = []
     for name in sorted(entries, key=lambda name: (name != UNTOUCHED, toxicity[name])):
