@@ -3,6 +3,7 @@ from .experts import aura as aura
 from .experts import auroc as auroc
 from .experts import damp as damp
 from .experts import det0 as det0
+from .labels_rank_one import labels_rank_one as labels_rank_one
 from .lineas import lineas as lineas
 from .log_odds import labels_gradient as labels_gradient
 from .log_odds import labels_step as labels_step

@@ -25,6 +25,7 @@ METHODS = {
     "rank_one_attention__random_neurons": "attention, shuffled",
     "step": "one step, from pairs",
     "labels": "one step, from labels",
+    "labels_rank_one": "one direction, from labels",
     "ablation": "directional ablation",
     "profs": "ProFS",
     "caa": "CAA steering",

@@ -58,6 +58,7 @@ LABELLED: dict[str, Callable[..., Intervention]] = {
     **{f"{name}_published": partial(fit, site="published") for name, fit in OF_CHANNELS.items()},
     "caa": methods.caa,
     "ablation": methods.ablation,
+    "labels_rank_one": methods.labels_rank_one,
 }
 OF_PAIRS: dict[str, Callable[..., Intervention]] = {"profs": methods.profs}
 DPO = {"dpo": False, "dpo_kl": True}

@@ -30,6 +30,7 @@ HELD_TEXTS, PRICED_TEXTS = (4, 64), (WINDOWS_AT_ONCE, 96)
 # What `methods` keep of labelled texts at a time.
 LABELLED = 1 << 30
 LABELLED_BATCH = 32
+DIRECTIONS_BATCH = 16
 # Methods that act on what all linear layers of the MLPs write.
 ALL_LINEAR = ("aura_published", "damp_published", "det0_published")
 
@@ -181,6 +182,11 @@ def _learning_maps(config: Config, shape: Shape, device: Device) -> Taken:
     return shape.weights, shape.graph(tokens) + channels
 
 
+def _learning_directions(config: Config, shape: Shape, device: Device) -> Taken:
+    tokens = DIRECTIONS_BATCH * config.probe.max_tokens + HELD_TEXTS[0] * HELD_TEXTS[1]
+    return shape.weights, shape.graph(tokens) + tokens * shape.vocabulary * TRAINED_LOGIT
+
+
 def priced_tokens(config: Config, sources: Sequence[str]) -> int:
     """How many tokens a dial reads, of the neutral text and these."""
     return (1 + len(sources)) * PRICED * config.evaluation.window
@@ -230,6 +236,7 @@ TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
     **dict.fromkeys(RANK_ONE, _training_rank_one),
     "step": _pricing,
     "labels": _pricing,
+    "labels_rank_one": _learning_directions,
     **dict.fromkeys(("lineas", "lineas_published"), _learning_maps),
     "front": partial(_measuring, models=2),
     "dial": _dialling,

@@ -25,6 +25,7 @@ from .price import priced_windows
 
 METHOD_SITES: dict[str, Callable[[LM], object]] = {
     **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},
+    "labels_rank_one": partial(projections, site="attention"),
     **dict.fromkeys(
         ("mean_act_published", "linear_act_published", "lineas_published"), layer_norms
     ),

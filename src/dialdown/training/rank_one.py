@@ -74,7 +74,7 @@ def train_rank_one(
 
     layers = projections(lm, site)
     paths = [projection.path for projection in layers]
-    sizes = {re.escape(projection.path): _units(projection) for projection in layers}
+    sizes = {re.escape(projection.path): unit_of(projection) for projection in layers}
 
     def save(policy: Any, folder: Path) -> None:
         record = {"base": lm.describe(), "pairs": len(pairs)}
@@ -98,7 +98,7 @@ def train_rank_one(
     return Intervention.load(Path(out) / RANK_ONE_FILE), log
 
 
-def _units(projection: Projection) -> float:
+def unit_of(projection: Projection) -> float:
     """What v is counted in, so that a step of Adam's length changes v u^T, with u of its first
     size, |u|^2 = 1/3, by the learning rate times the norm of the weight it is added to.
 

@@ -1,0 +1,209 @@
+"""One direction per layer from labels alone: a matrix of rank one added to each output projection
+of attention, or down projection, trained towards what the model would say if the words of the
+concept were no more frequent where a text with it stands than in other texts, and held near the
+model on text of its own (METHOD §8, §10).
+
+    edit = labels_rank_one(lm, texts, labels)
+
+With s from `token_scores`, so that exp(-s) is how much rarer a token is in other texts,
+
+    loss = KL(tilted || edited) on texts with the concept + weight * KL(base || edited) on own text,
+    tilted(token) proportional to base(token) exp(-s(token))
+
+`labels_step` follows the gradient of the expected s for one step; trained on to its end, that makes
+a model say anything but these words, and repeat itself. Here all others keep their proportions. No
+pairs are made, no text is scored by a classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DialdownError
+from ..interventions.explain import as_rank_one
+from ..interventions.intervention import Intervention
+from ..interventions.rank_one import RankOne
+from ..models.decoding import Batch, batches
+from ..models.fits import check_finite
+from ..models.forward_pass import frozen
+from ..models.hooks import input_hooks, output_hooks
+from ..models.kl import kl_divergence
+from ..models.lm import LM
+from ..models.projection import Projection
+from ..models.protocol import Site
+from ..models.sites import projections
+from ..progress import progress
+from ..training.generated_text import own_text, own_text_kl
+from ..training.loss import OwnTextKL
+from ..training.rank_one import unit_of
+from .labelled import Labels, encode_labelled
+from .log_odds import token_scores
+
+# Texts read at once; each position has a number for every token.
+BATCH = 16
+
+
+def labels_rank_one(
+    lm: LM,
+    texts: Sequence[str],
+    labels: Labels,
+    *,
+    site: Site = "attention",
+    steps: int = 33,
+    batch_size: int = BATCH,
+    learning_rate: float = 3e-3,
+    own: Sequence[Sequence[int]] | None = None,
+    own_kl_weight: float = 1.0,
+    max_tokens: int = 128,
+    seed: int = 0,
+) -> Intervention:
+    """What each layer reads and writes, by AdamW with a falling rate: a `rank_one` intervention.
+
+    Args:
+        lm, texts, labels, max_tokens: see `labels_gradient`.
+        site: which linear layers learn; see `train_rank_one`.
+        steps: of the training.
+        batch_size: texts with the concept in a step.
+        learning_rate: by which share of its own norm the first step changes each weight matrix.
+        own: token ids of texts of one length, from `own_text`; by default 96 of 64 tokens, drawn
+            with `seed`.
+        own_kl_weight: what the KL counts in the loss, in nats per position; 0 leaves it out.
+        seed: of the draws.
+
+    Raises:
+        DialdownError: a setting that cannot train; see `labels_gradient` and `projections`.
+    """
+    settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    for name, value in settings.items():
+        if not 0 < value < np.inf:
+            raise DialdownError(
+                f"Directions cannot be learned with {name} = {value}: pass more than 0."
+            )
+    layers = projections(lm, site)
+    encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
+    contexts = [encoded[row] for row in np.flatnonzero(toxic)]
+    scores = token_scores(lm, texts, labels)
+    if own is None:
+        own = own_text(lm, texts=96, tokens=64, seed=seed)
+    held = own_text_kl(lm, own, own_kl_weight)
+    size, drawn = min(batch_size, len(contexts)), np.random.default_rng(seed)
+
+    def loss(step: int) -> Tensor:
+        batch = [contexts[row] for row in drawn.choice(len(contexts), size, replace=False)]
+        gap = _gap(lm, batch, tilt, directions)
+        return gap if held is None else gap + held.weight * _own_kl(lm, held, step, directions)
+
+    with frozen(lm.model):
+        tilt = torch.as_tensor(scores, dtype=torch.float32, device=lm.device)
+        directions = Directions.new(layers, seed)
+        _learn(lm, directions, loss, steps, learning_rate)
+    reads, writes = directions.vectors()
+    record |= {**settings, "own_kl_weight": own_kl_weight, "seed": seed}
+    return as_rank_one("labels_rank_one", RankOne(reads, writes, site), record)
+
+
+def _learn(
+    lm: LM, directions: Directions, loss: Callable[[int], Tensor], steps: int, learning_rate: float
+) -> None:
+    """Make a loss small, by AdamW."""
+    optimizer = torch.optim.AdamW(directions.learned, lr=learning_rate, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - step / steps)
+        optimizer.zero_grad()
+        reached = loss(step)
+        check_finite(lm, reached)
+        reached.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress("learning directions", step + 1, steps)
+    for learned in directions.learned:
+        check_finite(lm, learned)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What is learned: u (L, inputs) and v (L, d), float32, v in the units of its layer."""
+
+    layers: Sequence[Projection]
+    u: Tensor
+    v: Tensor
+    units: Tensor
+
+    @classmethod
+    def new(cls, layers: Sequence[Projection], seed: int) -> Directions:
+        """u small and random, as of LoRA, and v zero."""
+        width, inputs = layers[0].columns.shape
+        device = layers[0].columns.device
+        drawn = torch.Generator().manual_seed(seed)
+        u = (2 * torch.rand(len(layers), inputs, generator=drawn) - 1) / inputs**0.5
+        v = torch.zeros(len(layers), width)
+        units = torch.tensor([[unit_of(projection)] for projection in layers])
+        u, v, units = (tensor.to(device) for tensor in (u, v, units))
+        return cls(layers, u.requires_grad_(), v.requires_grad_(), units)
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """The parameters."""
+        return [self.u, self.v]
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Add what each layer writes along v, with a gradient."""
+        sums: dict[int, Tensor] = {}
+
+        def read(layer: int, m: Tensor) -> None:
+            sums[layer] = m.to(self.u.dtype) @ self.u[layer]
+
+        def write(layer: int, out: Tensor) -> Tensor:
+            along = self.units[layer] * self.v[layer]
+            return (out.to(along.dtype) + sums.pop(layer)[..., None] * along).to(out)
+
+        writers = {index: projection.linear for index, projection in enumerate(self.layers)}
+        with input_hooks(self.layers, read), output_hooks(writers, write):
+            yield
+
+    def vectors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """u and v, float64."""
+        u, v = self.u.detach().double(), (self.units * self.v).detach().double()
+        return u.cpu().numpy(), v.cpu().numpy()
+
+
+def _gap(lm: LM, contexts: Sequence[Sequence[int]], tilt: Tensor, directions: Directions) -> Tensor:
+    """KL(tilted ‖ edited), the mean over the positions of some texts."""
+    (batch,) = batches(lm, contexts, len(contexts))
+    with torch.no_grad():
+        tilted = (_logits(lm, batch) - tilt).log_softmax(-1)
+    with directions.acting():
+        return kl_divergence(tilted, _logits(lm, batch).log_softmax(-1)).mean()
+
+
+def _logits(lm: LM, batch: Batch) -> Tensor:
+    """At the positions of a batch's texts, (positions, V) float32."""
+    logits: Tensor = lm.model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+    ).logits
+    return logits[batch.mask == 1].float()
+
+
+def _own_kl(lm: LM, held: OwnTextKL, step: int, directions: Directions) -> Tensor:
+    """The mean KL of a step's texts over the positions of what the model wrote itself."""
+    ids = torch.tensor(held.of_step(step), device=lm.device)
+
+    def log_probabilities() -> Tensor:
+        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[:, held.given - 1 :]
+        return logits.float().log_softmax(-1)
+
+    with torch.no_grad():
+        base = log_probabilities()
+    with directions.acting():
+        return kl_divergence(base, log_probabilities()).mean()
