@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dialdown.evaluation.bootstrap import Estimate
 from dialdown.files import read_json
+from dialdown.progress import progress_to
 from dialdown.report.text import with_interval
 from dialdown.study import plan
 from dialdown.study.config import Config, load_config
@@ -108,13 +109,13 @@ def main() -> None:
     study = Study(
         settings(arguments.data, arguments.workers, arguments.batch_size),
         arguments.folder,
-        progress,
         announce=print,
     )
     if not arguments.only_print:
-        study.run(until="neurons")
-        with study.work.ledger.claim():
-            measure_rows(study.work, "evaluate", planned(study.work), "results.json")
+        with progress_to(progress):
+            study.run(until="neurons")
+            with study.work.ledger.claim():
+                measure_rows(study.work, "evaluate", planned(study.work), "results.json")
     show(arguments.folder)
 
 
