@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -186,7 +187,7 @@ def _say_outcome(folder: Path, work: Path, done: Exported, model: str) -> None:
         soft_wrap=True,
     )
     # A folder's name alone does not find it again.
-    base = f" --base {model}" if Path(model).is_dir() else ""
+    base = f" --base {shlex.quote(model)}" if Path(model).is_dir() else ""
     out.print(
         f"Next: dialdown chat {folder}{base}, or dialdown app {folder}{base}.", soft_wrap=True
     )

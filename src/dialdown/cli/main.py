@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..data.local_paths import RUNS
 from ..errors import DialdownError, enough_memory
 from ..extras import asking_for
+from ..study.stage_names import Stage
 from ..terminal import take_any_text
 from .shared import (
     Device,
@@ -56,19 +57,7 @@ Tuned = Annotated[
 
 
 Until = Annotated[
-    Literal[
-        "probe",
-        "base",
-        "pairs",
-        "train",
-        "activations",
-        "neurons",
-        "evaluate",
-        "gains",
-        "step",
-        "front",
-        "report",
-    ],
+    Stage,
     typer.Option(
         help=(
             "Stop after this stage: directions, the base model's rows, preference pairs, DPO, mean "
@@ -225,7 +214,7 @@ def doctor(
         lines = findings()
     else:
         from ..study.detox import detox_stages
-        from ..study.outputs import STAGES
+        from ..study.stage_names import STAGES
 
         named = {"model": model, "device": device, "dtype": dtype}
         settings = settings_of(preset, None, named, set_)

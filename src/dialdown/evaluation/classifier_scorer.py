@@ -49,9 +49,9 @@ class ClassifierScorer:
         if model.config.pad_token_id is None:
             # A classifier on a decoder reads the last token that is not padding.
             model.config.pad_token_id = pad
-        found = _find_label(source, model.config.id2label, label)
-        name = f"{source}#{found}" if label else source
-        return cls(name, found, model.to(device).eval(), tokenizer)
+        spelt = _find_label(source, model.config.id2label, label)
+        name = f"{source}#{spelt}" if label else source
+        return cls(name, spelt, model.to(device).eval(), tokenizer)
 
     @property
     def record(self) -> Mapping[str, Any]:

@@ -36,8 +36,8 @@ from .config import DECODED_ON_CPU, Config
 from .folder import Ledger
 from .memory import device_of, kept_bytes
 from .notes import StageNotes
-from .outputs import STAGES
 from .plan import Tables
+from .stage_names import STAGES
 
 T = TypeVar("T")
 Job = Callable[["Workspace", Any], None]

@@ -35,8 +35,9 @@ from ..training.settings import TOGETHER
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
-from .outputs import RANK_ONE, READS, RUN, STAGES, UNREAD, remove, run_record, written
+from .outputs import RANK_ONE, READS, RUN, UNREAD, remove, run_record, written
 from .sources import file_states
+from .stage_names import STAGES
 
 # Of the section `evaluation`, what only rows are measured on, and the stages from which it counts:
 # each row of `base` has its own record of it.

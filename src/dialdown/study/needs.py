@@ -26,7 +26,8 @@ from ..training.settings import OPTIMIZERS
 from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
 from .memory import TAKEN, Device, device_name, device_of, kept_bytes, priced_tokens
-from .outputs import MEASURING, RANK_ONE, STAGES
+from .outputs import MEASURING, RANK_ONE
+from .stage_names import STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
 PROCESS_BYTES = 700 << 20

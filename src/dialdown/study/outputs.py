@@ -12,6 +12,7 @@ from typing import Any
 
 from ..files import kept_json
 from ..models.protocol import Site
+from .stage_names import STAGES
 
 RUN = "run.json"
 EDIT = "edit.safetensors"
@@ -20,19 +21,6 @@ LABELS = "labels.safetensors"
 FRONT_EDITS = "interventions-front"
 # The stages that train one direction per layer, and where.
 RANK_ONE: dict[str, Site] = {"rank_one": "mlp", "rank_one_attention": "attention"}
-STAGES = (
-    "probe",
-    "base",
-    "pairs",
-    "train",
-    "activations",
-    "neurons",
-    "evaluate",
-    "gains",
-    "step",
-    "front",
-    "report",
-)
 
 
 def folder_of(stage: str) -> str:
