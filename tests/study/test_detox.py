@@ -24,7 +24,7 @@ from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
 from dialdown.study.config import DetoxSettings
 from dialdown.study.detox import outcome
-from dialdown.study.outputs import EDIT, LABELS, STEP, folder_of
+from dialdown.study.stage import EDIT, LABELS, STEP, folder_of
 from dialdown.training.settings import GAINS_FILE, RANK_ONE_FILE
 from helpers import tiny
 from helpers.commands import invoke

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
-from ..study.outputs import EDIT, FRONT_EDITS, LABELS, STEP, folder_of
+from ..study.stage import EDIT, FRONT_EDITS, LABELS, STEP, folder_of
 from ..training.settings import GAINS_FILE, RANK_ONE_FILE
 from .source import Source
 

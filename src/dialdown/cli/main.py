@@ -15,7 +15,7 @@ import typer
 from ..data.local_paths import RUNS
 from ..errors import DialdownError, enough_memory
 from ..extras import asking_for
-from ..study.stage_names import Stage
+from ..study.stage import StudyStage
 from ..terminal import take_any_text
 from .shared import (
     Device,
@@ -57,7 +57,7 @@ Tuned = Annotated[
 
 
 Until = Annotated[
-    Stage,
+    StudyStage,
     typer.Option(
         help=(
             "Stop after this stage: directions, the base model's rows, preference pairs, DPO, mean "
@@ -214,7 +214,7 @@ def doctor(
         lines = findings()
     else:
         from ..study.detox import detox_stages
-        from ..study.stage_names import STAGES
+        from ..study.stage import STAGES
 
         named = {"model": model, "device": device, "dtype": dtype}
         settings = settings_of(preset, None, named, set_)

@@ -23,6 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 from ..progress import progress_to
+from ..study.stage import ALL, WHOLE
 from ..terminal import Terminal
 
 if TYPE_CHECKING:
@@ -40,17 +41,6 @@ err = Terminal(stderr=True)
 EVERY = 15
 # Work of which an earlier run may have done a part.
 RESUMED = ("evaluating", "making", "training")
-# Of each stage, where the work that its bar shows begins, and how much of the tokens it is; what
-# else is told of there does not move the bar.
-MOVED_BY = {
-    "base": {"decoding": (0.0, 0.1), "evaluating": (0.1, 0.9)},
-    "gains": {"training": (0.0, 1.0)},
-    "rank_one": {"training": (0.0, 1.0)},
-    "rank_one_attention": {"training": (0.0, 1.0)},
-    "labels": {"reading": (0.0, 1.0)},
-    "step": {"following": (0.0, 1.0)},
-    "fit": {"fitting": (0.0, 1.0)},
-}
 
 Model = Annotated[str, typer.Argument(help="A hub id, a folder, or embedded:smollm2-135m.")]
 Preset = Annotated[str, typer.Option(help="detox, or smoke to check that everything works.")]
@@ -150,7 +140,8 @@ class Display:
         """Some units of the current work are done."""
         work, now = label.split(maxsplit=1)[0].rstrip(","), time.monotonic()
         share = done / max(total, 1)
-        begin, length = MOVED_BY.get(self.stage, {work: (0.0, 1.0)}).get(work, (0.0, 0.0))
+        bar = ALL[self.stage].bar if self.stage else {}
+        begin, length = (bar or {work: WHOLE}).get(work, (0.0, 0.0))
         if work != self.work:
             self.work = work
             if not self.whole:

@@ -20,7 +20,7 @@ from ..report.tables import all_tables
 from ..study.detox import METHODS
 from ..study.ladder_table import shown
 from ..study.notes import noted
-from ..study.outputs import RANK_ONE
+from ..study.stage import RANK_ONE
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, the columns worth a terminal's width, and how they read.

@@ -37,7 +37,7 @@ from .folder import Ledger
 from .memory import device_of, kept_bytes
 from .notes import StageNotes
 from .plan import Tables
-from .stage_names import STAGES
+from .stage import STAGES
 
 T = TypeVar("T")
 Job = Callable[["Workspace", Any], None]

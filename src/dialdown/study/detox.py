@@ -32,10 +32,10 @@ from .context import Facts, Stages, Workspace
 from .dial import NEAR, dialled
 from .folder import Ledger
 from .measure import cut_prompts, measure_rows
-from .outputs import EDIT, LABELS, RANK_ONE, STEP, folder_of
 from .plan import Planned
 from .price import PricedTexts, kl_by_kind, mean_kl, mean_nll
 from .run import Study
+from .stage import EDIT, LABELS, RANK_ONE, STEP, folder_of
 from .stages import collect_training_means, find_directions, find_pairs
 
 # No metric tells a weaker edit from none.

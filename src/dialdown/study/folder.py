@@ -35,35 +35,15 @@ from ..training.settings import TOGETHER
 from ..workers import peak_bytes
 from .config import Config, differences
 from .holding import LOCK, held, sweep
-from .outputs import RANK_ONE, READS, RUN, UNREAD, remove, run_record, written
+from .outputs import RUN, UNREAD, remove, run_record, written
 from .sources import file_states
-from .stage_names import STAGES
+from .stage import ALL, NAMED_SETTINGS, STAGES
 
-# Of the section `evaluation`, what only rows are measured on, and the stages from which it counts:
-# each row of `base` has its own record of it.
+# Of the section `evaluation`, what only rows are measured on.
 EVALUATED = (
     "judge", "metrics", "control_count", "pairs", "pairs_count", "text", "window", "max_windows",
     "kl_windows",
 )  # fmt: skip
-EVALUATING = {"evaluate", "dial", "check", "compare"}
-# Stages that add to a finished study, and may do so again with other settings.
-ADDED = (
-    "gains", *RANK_ONE, "step", "labels", "front", "report", "dial", "check", "fit", "compare",
-)  # fmt: skip
-# The stages that first read a section of the settings, in a study and in other commands; every
-# other setting counts from the start.
-FIRST_READ = {
-    **dict.fromkeys(("evaluation", "tuned", "concept", "template"), ("base", "pairs", "fit")),
-    **dict.fromkeys(("pairs", "training_prompts"), ("pairs",)),
-    "dpo": ("train", "fit"),
-    **dict.fromkeys(("token_judge", "interventions"), ("neurons",)),
-    "gains": ("gains", "fit"),
-    "rank_one": (*RANK_ONE, "fit"),
-    # The stages that only a front needs look whether there is one.
-    "front": ("gains",),
-    "detox": ("dial",),
-    "ladder": ("fit",),
-}
 # The settings that say what rows are measured on, and by whom.
 MEASURED_ON = (
     "model", "tuned", "revision", "dtype", "device", "template", "seed", "training_prompts",
@@ -144,7 +124,7 @@ class Ledger:
 
     def _check_settings(self) -> None:
         configs = self._configs()
-        done = [stage for stage in configs if stage not in ADDED]
+        done = [stage for stage in configs if not ALL[stage].added]
         if other := sorted({*done} - {*self.stages}):
             raise DialdownError(
                 f"{self.folder} holds work of another command (its stage {other[0]}): pass another "
@@ -163,8 +143,10 @@ class Ledger:
         earlier stages left, and the version of the code.
         """
         settings = self._until(self.settings, self.stages.index(stage))
-        left = {name: self.outputs(name) for name in READS.get(stage, ()) if name in self.stages}
-        return fingerprint(SCHEMA, stage, settings, file_states(settings), __version__, left)
+        left = {name: self.outputs(name) for name in ALL[stage].reads if name in self.stages}
+        # The judge of the rows of `base` counts for these rows, and not for what is trained next.
+        rows = [self.measured_on()] if ALL[stage].measures else []
+        return fingerprint(SCHEMA, stage, settings, file_states(settings), __version__, left, *rows)
 
     def measured_on(self) -> str:
         """The hash of what rows are measured on, whatever was done to the model: prompts, texts,
@@ -250,9 +232,7 @@ class Ledger:
         """The files of a stage that are there, but for those that another has recorded."""
         others = [record for name, record in records(self.folder).items() if name != stage]
         recorded = {place for record in others for place in record["files"]}
-        return [
-            place for place in written(self.folder, stage, self.stages) if place not in recorded
-        ]
+        return [place for place in written(self.folder, stage) if place not in recorded]
 
     def _summarise(self) -> None:
         """Write run.json, where it is not as the records and the settings say."""
@@ -274,14 +254,14 @@ class Ledger:
 
     def _until(self, settings: Mapping[str, Any], place: int) -> dict[str, Any]:
         """The settings that the stages up to a place read; none where nothing was done yet (-1)."""
-
-        def read_at(key: str) -> int:
-            readers = FIRST_READ.get(key, self.stages[:1])
-            places = [self.stages.index(stage) for stage in readers if stage in self.stages]
-            return min(places, default=len(self.stages))
-
-        used = {key: value for key, value in settings.items() if read_at(key) <= place}
-        if "evaluation" in used and not {*self.stages[: place + 1]} & EVALUATING:
+        done = [ALL[stage] for stage in self.stages[: place + 1]]
+        read = {name for stage in done for name in stage.settings}
+        used = {
+            key: value
+            for key, value in settings.items()
+            if done and (key in read or key not in NAMED_SETTINGS)
+        }
+        if "evaluation" in used and not any(stage.scores for stage in done):
             used["evaluation"] = {
                 key: value for key, value in used["evaluation"].items() if key not in EVALUATED
             }

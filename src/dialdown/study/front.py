@@ -14,7 +14,7 @@ from .context import Facts, Workspace
 from .gains import TRAINED, explain, gain_sweep, take_step, tune_gains
 from .measure import measure_rows
 from .notes import NOT_ASKED
-from .outputs import FRONT_EDITS
+from .stage import FRONT_EDITS
 from .stages import collect_training_means
 
 NO_PAIRS = "a tuned model was given, so there are no pairs"

@@ -34,7 +34,7 @@ from ..training.generated_text import own_text
 from ..training.settings import GAINS_FILE
 from .context import Workspace
 from .notes import note_training
-from .outputs import LABELS, STEP
+from .stage import LABELS, STEP
 
 TOP = 20
 # What the step costs at strength 1 by the diagonal alone, in nats per token; several times that is

@@ -35,9 +35,9 @@ from .context import Facts, Workspace
 from .detox import METHODS
 from .gains import held_texts
 from .notes import note_training
-from .outputs import RANK_ONE
 from .preflight import METHOD_SITES
 from .sources import file_states
+from .stage import RANK_ONE
 
 FOLDER = "methods"
 UNTOUCHED = "untouched"

@@ -19,7 +19,7 @@ from ..training.fisher import WINDOWS_AT_ONCE
 from ..training.settings import OPTIMIZERS, DPOSettings, EditSettings
 from ..workers import gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, PRICED, Config
-from .outputs import RANK_ONE
+from .stage import RANK_ONE
 
 # Bytes of a number of the vocabulary at a position that is trained on: logits and their logarithms,
 # of policy and reference, and gradients.

@@ -26,8 +26,7 @@ from ..training.settings import OPTIMIZERS
 from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
 from .memory import TAKEN, Device, device_name, device_of, kept_bytes, priced_tokens
-from .outputs import MEASURING, RANK_ONE
-from .stage_names import STAGES
+from .stage import ALL, RANK_ONE, STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
 PROCESS_BYTES = 700 << 20
@@ -39,22 +38,6 @@ ROWS = {"conclusions": (22, 18), "tables": (33, 49)}
 PROMPTS_A_PAIR = 1.4
 # Percent of all cores that others use, from which it is said.
 BUSY = 40
-# Stages whose pieces are done by workers.
-SHARED_OUT = ("pairs", *MEASURING)
-# The settings of the stages that several ranks may train.
-LEARNT = {"train": "dpo", "gains": "gains", **dict.fromkeys(RANK_ONE, "rank_one")}
-# The numbers that govern how much memory a stage takes beside weights.
-LOWERED = {
-    "probe": ("probe.max_tokens",),
-    "pairs": ("pairs.batch_size",),
-    "train": ("dpo.batch_size",),
-    **dict.fromkeys(("means", "activations"), ("evaluation.batch_size",)),
-    **dict.fromkeys(MEASURING, ("evaluation.batch_size", "evaluation.window")),
-    "gains": ("gains.batch_size",),
-    **dict.fromkeys(RANK_ONE, ("rank_one.batch_size",)),
-    "dial": ("evaluation.window",),
-    "fit": ("gains.batch_size", "probe.max_tokens"),
-}
 
 
 def shape_of(config: Config) -> Shape:
@@ -113,10 +96,10 @@ def needs(
     listed = []
     for stage, tokens in tokens_by_stage(config, stages, around=shape.around).items():
         least, further = TAKEN[stage](config, shape, device)
-        ranks = getattr(config, LEARNT.get(stage, ""), None)
+        ranks = getattr(config, ALL[stage].trains, None)
         # Ranks have a GPU each.
         training = ranks.processes if ranks and not device.gpus else 1
-        processes = together if stage in SHARED_OUT else training
+        processes = together if ALL[stage].pieces else training
         memory = processes * (least + further + PROCESS_BYTES)
         # What starts the workers has no model meanwhile.
         memory += PROCESS_BYTES if processes > 1 and not device.gpus else 0
@@ -207,9 +190,9 @@ def way_out(stage: str, config: Config, *, weights: bool = False) -> str:
     if ways and (cards := len(gpus(config.device))) > config.dpo.processes:
         ways.append(f"dpo.processes to {cards}")
     if not weights:
-        lowered = (_lowered(setting, config, on_cpu) for setting in LOWERED.get(stage, ()))
+        lowered = (_lowered(setting, config, on_cpu) for setting in ALL[stage].lowered)
         ways += filter(None, lowered)
-        ways += ["workers to 1"] if stage in SHARED_OUT and config.workers != 1 else []
+        ways += ["workers to 1"] if ALL[stage].pieces and config.workers != 1 else []
     if config.dtype == "float32" or (config.dtype is None and on_cpu):
         ways.append("dtype to bfloat16")
     return f"set {', or '.join(ways)}" if ways else "pass a smaller model"

@@ -20,8 +20,8 @@ from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
 from .config import Config
 from .context import Workspace
-from .outputs import MEASURING, RANK_ONE
 from .price import priced_windows
+from .stage import MEASURING, RANK_ONE
 
 METHOD_SITES: dict[str, Callable[[LM], object]] = {
     **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},

@@ -28,7 +28,7 @@ from ..training.rank_one import train_rank_one
 from .context import Workspace
 from .gains import held_texts
 from .notes import note_training
-from .outputs import RANK_ONE, folder_of
+from .stage import RANK_ONE, folder_of
 
 TOKENS = 8
 FIRST = 5
