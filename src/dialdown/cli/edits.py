@@ -166,8 +166,8 @@ def _detox(settings: Config, folder: Path, force: bool, verify: Verify) -> tuple
         with Display():
             done = exported_before(settings.model, edit, folder, **source) if again else None
             if done is None:
-                told = notes(work)
-                done = export(settings.model, edit, folder, force=force, notes=told, **source)
+                card_notes = notes(work)
+                done = export(settings.model, edit, folder, force=force, notes=card_notes, **source)
     return work, done
 
 

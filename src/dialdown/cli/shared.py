@@ -64,8 +64,8 @@ Set = Annotated[
 ]
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         typer.echo(f"dialdown {version('dialdown')}")
@@ -152,12 +152,14 @@ class Display:
         self.share = max(self.share, begin + share * length) if self.whole else share
         what = f"{label}: {done:,} of {total:,}"
         where = f"{self.stage}: {what}" if self.stage else what
-        told = self._left(now)
+        time_left = self._left(now)
         position, whole = self._position(), self.whole or 1.0
-        self.bar.update(self.task, description=where, completed=position, total=whole, left=told)
+        self.bar.update(
+            self.task, description=where, completed=position, total=whole, left=time_left
+        )
         if not out.is_terminal and (done == total or now - self.spoke > EVERY):
             self.spoke = now
-            line = f"  {where}" + (f"; {told}" if told else "")
+            line = f"  {where}" + (f"; {time_left}" if time_left else "")
             out.print(line, highlight=False, soft_wrap=True)
 
     def _position(self) -> float:
@@ -191,10 +193,10 @@ def settings_of(
 @contextmanager
 def interruptible(folder: Path) -> Iterator[None]:
     """Ctrl-C, and being asked to end, say what is kept: what is finished in a folder."""
-    asked: list[int] = []
+    signals: list[int] = []
 
     def end(number: int, frame: object) -> None:
-        asked.append(number)
+        signals.append(number)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
@@ -208,6 +210,6 @@ def interruptible(folder: Path) -> Iterator[None]:
             else "Interrupted: nothing was finished yet, so nothing is kept.",
             soft_wrap=True,
         )
-        sys.exit(128 + (asked or [signal.SIGINT])[0])
+        sys.exit(128 + (signals or [signal.SIGINT])[0])
     finally:
         signal.signal(signal.SIGTERM, before)

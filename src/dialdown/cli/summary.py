@@ -74,12 +74,12 @@ def show_next(folder: Path, out: Console) -> None:
 def show_notes(folder: Path, out: Console) -> None:
     """Print what the stages replaced, left out, cut or did not reach."""
     # Stages that use the same prompts cut them alike, which is said once.
-    said: dict[str, str] = {}
+    stages: dict[str, str] = {}
     for stage, sentence in noted(read_json(folder / "run.json")):
-        said.setdefault(sentence, stage)
-    if said:
+        stages.setdefault(sentence, stage)
+    if stages:
         out.print("Replaced, left out, cut or not reached:", style="bold")
-    for sentence, stage in said.items():
+    for sentence, stage in stages.items():
         out.print(f"  {stage}: {sentence}", highlight=False, soft_wrap=True)
 
 
@@ -203,8 +203,8 @@ def show_neurons(folder: Path, out: Console) -> None:
 
 def _say_if_equal(folder: Path, out: Console) -> None:
     """Say where the tuned model of a study is its base model."""
-    if said := read_json(folder / "run.json")["stages"].get("neurons", {}).get("equal"):
-        out.print(said, style="bold red")
+    if sentence := read_json(folder / "run.json")["stages"].get("neurons", {}).get("equal"):
+        out.print(sentence, style="bold red")
 
 
 def _table(*columns: str, pad_edge: bool = True) -> Table:

@@ -114,8 +114,8 @@ class Workspace:
     @property
     def batch_size(self) -> BatchSize:
         """How many prompts are decoded at once."""
-        asked = self.config.evaluation.batch_size
-        return Auto(DECODED_ON_CPU) if asked == "auto" else asked
+        size = self.config.evaluation.batch_size
+        return Auto(DECODED_ON_CPU) if size == "auto" else size
 
     @property
     def unseen(self) -> tuple[str, ...]:

@@ -133,11 +133,11 @@ class Cost(NamedTuple):
 
 
 def _note_cap(work: Workspace, settings: DetoxSettings, cost: Cost) -> None:
-    asked = [f"a KL of {settings.allowed_kl:.3g}"] if math.isfinite(settings.allowed_kl) else []
+    budget = [f"a KL of {settings.allowed_kl:.3g}"] if math.isfinite(settings.allowed_kl) else []
     if settings.max_ppl_increase is not None:
-        asked.append(f"{settings.max_ppl_increase:.1%} more perplexity")
+        budget.append(f"{settings.max_ppl_increase:.1%} more perplexity")
     work.notes.add(
-        f"the budget of {' and '.join(asked)} was not reached: the dial stops at {{most:g}} times "
+        f"the budget of {' and '.join(budget)} was not reached: the dial stops at {{most:g}} times "
         "what was found, where the edit costs a KL of {kl:.3g} and {perplexity:+.1%} perplexity",
         most=settings.most,
         kl=cost.kl,
@@ -172,12 +172,12 @@ def greatest_strength(
 
     strength, _ = dialled(share, 1.0, settings.most)
     if strength < LEAST:
-        least = cost(LEAST)
-        over = not least.kl <= settings.allowed_kl
+        cheapest = cost(LEAST)
+        over = not cheapest.kl <= settings.allowed_kl
         dial = f"--max-kl above {settings.allowed_kl:g}" if over else "--max-ppl-increase"
         raise DialdownError(
-            f"Even at strength {LEAST} the edit costs a KL of {least.kl:.2g} and "
-            f"{math.expm1(least.log_ppl):+.1%} perplexity, which is beyond the budget: raise "
+            f"Even at strength {LEAST} the edit costs a KL of {cheapest.kl:.2g} and "
+            f"{math.expm1(cheapest.log_ppl):+.1%} perplexity, which is beyond the budget: raise "
             f"{dial}."
         )
     return strength, costs[strength]

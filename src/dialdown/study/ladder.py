@@ -78,8 +78,8 @@ class Yardstick:
         dial = fitted(self.work, name)
         strength = 1.0
         if name != UNTOUCHED:
-            wanted = self.work.config.ladder.kl
-            strength, _ = dialled(partial(self.price, dial), wanted, MOST)
+            price = self.work.config.ladder.kl
+            strength, _ = dialled(partial(self.price, dial), price, MOST)
         with dial(strength) as (lm, edit):
             measured = self.evaluator.measure(edit, "strict", model=lm)
             return Entry(strength, measured, self.texts.read(lm, edit))
@@ -118,9 +118,9 @@ def _key(work: Workspace, name: str) -> str:
 def compare_methods(work: Workspace) -> Facts:
     """Dial every method to the price and measure it there."""
     fitted_methods = records(work.folder)["fit"]["told"]["methods"]
-    names, wanted = competing([*fitted_methods]), work.config.ladder.kl
+    names, price = competing([*fitted_methods]), work.config.ladder.kl
     facts: Facts = {
-        "kl": wanted,
+        "kl": price,
         "texts": [NEUTRAL, *map(kind, work.config.ladder.texts)],
         "prompts": len(work.unseen),
         **work.judging,
@@ -133,9 +133,9 @@ def compare_methods(work: Workspace) -> Facts:
         done += 1
         progress("evaluating methods", done, len(names))
     entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}
-    _note(work, entries, wanted)
+    _note(work, entries, price)
     note_reading(work.notes, entries[UNTOUCHED].measured)
-    rows = table(entries, fitted_methods, wanted)
+    rows = table(entries, fitted_methods, price)
     write_json(work.folder / "ladder.json", {"schema": SCHEMA, **facts, "rows": rows})
     frame = pl.from_dicts([flat(row) for row in rows], infer_schema_length=None)
     write_csv({"ladder": frame}, work.folder)
@@ -143,13 +143,13 @@ def compare_methods(work: Workspace) -> Facts:
     return facts
 
 
-def _note(work: Workspace, entries: Mapping[str, Entry], wanted: float) -> None:
+def _note(work: Workspace, entries: Mapping[str, Entry], price: float) -> None:
     """Say which methods do not reach the price, and which are paid for with text."""
     share = {
         name: float(np.mean(entry.measured.values["degenerate"])) for name, entry in entries.items()
     }
     for name, entry in entries.items():
-        if name != UNTOUCHED and not entry.kl >= REACHED * wanted:
+        if name != UNTOUCHED and not entry.kl >= REACHED * price:
             work.notes.add(
                 f"{name} does not reach the price: at {{strength:.3g}} times what was found, it "
                 "costs a KL of {kl:.3g}, and more strength breaks it or is not tried",

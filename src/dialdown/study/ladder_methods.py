@@ -269,15 +269,17 @@ def _interpolated(work: Workspace, name: str) -> Dial:
     """A method that tuned all weights, dialled by interpolating them with the base model's."""
     tuned = work.tuned_model(f"{FOLDER}/{name}")
     # Parameters and not the state dict, which would name a tied embedding twice.
-    base = dict(work.lm.model.named_parameters())
-    own = {place: weight.detach().clone() for place, weight in tuned.model.named_parameters()}
+    base_weights = dict(work.lm.model.named_parameters())
+    tuned_weights = {
+        place: weight.detach().clone() for place, weight in tuned.model.named_parameters()
+    }
 
     @contextmanager
     def dial(strength: float) -> Iterator[tuple[LM, Intervention]]:
         # Marked as changing, or continuations of another strength would be taken for this one's.
         with changing(tuned), torch.no_grad():
             for place, weight in tuned.model.named_parameters():
-                weight.copy_(base[place].detach().lerp(own[place], strength))
+                weight.copy_(base_weights[place].detach().lerp(tuned_weights[place], strength))
             yield tuned, untouched()
 
     return dial

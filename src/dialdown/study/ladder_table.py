@@ -130,8 +130,8 @@ def _estimates(
 
 
 def _by_judge(measured: Measured) -> dict[str, Any]:
-    said = _estimates(measured, [f"toxicity/{judge}" for judge in measured.judges])
-    return {name.removeprefix("toxicity/"): mean for name, mean in said.items()}
+    means = _estimates(measured, [f"toxicity/{judge}" for judge in measured.judges])
+    return {name.removeprefix("toxicity/"): estimate for name, estimate in means.items()}
 
 
 def _paired(entry: Entry, best: Entry) -> dict[str, Any]:

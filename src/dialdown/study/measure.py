@@ -122,14 +122,14 @@ def _note_rows(
     work: Workspace, planned: Sequence[Planned], rows: Sequence[Row], effects: int
 ) -> None:
     """Note what the rows' means leave out: prompts, repeated effects, units without a value."""
-    counts, asked = Counter(row.prompts for row in planned), work.config.evaluation.count
+    counts, total = Counter(row.prompts for row in planned), work.config.evaluation.count
     for prompts, fewer in sorted(counts.items()):
-        if prompts < asked:
+        if prompts < total:
             work.notes.add(
                 "{rows:,} rows are measured on the first {prompts:,} of {asked:,} prompts",
                 rows=fewer,
                 prompts=prompts,
-                asked=asked,
+                asked=total,
             )
     if effects < len(planned):
         work.notes.add(

@@ -82,9 +82,9 @@ def kept_bytes(config: Config, shape: Shape, device: Device) -> int:
     return prefixes + len(config.protocols) * distributions
 
 
-def _batch(asked: int | str, on_cpu: int, each: int, free: int, device: Device) -> int:
-    if isinstance(asked, int):
-        return asked
+def _batch(setting: int | str, on_cpu: int, each: int, free: int, device: Device) -> int:
+    if isinstance(setting, int):
+        return setting
     return on_cpu if device.kind != "cuda" else fitting(max(0, free), each)
 
 
@@ -130,15 +130,15 @@ def _trained(
     prompt = config.evaluation.max_prompt_tokens + shape.around
     new, share = config.pairs.max_new_tokens, settings.ranks
     texts, length = 2 * settings.batch_size // share, min(settings.max_tokens, prompt + new)
-    told = new if settings.kl_positions == "completion" else length
-    tokens, told = texts * length, texts * min(told, length)
+    positions = new if settings.kl_positions == "completion" else length
+    tokens, positions = texts * length, texts * min(positions, length)
     if isinstance(settings, EditSettings) and settings.own_kl_weight > 0:
         held = HELD_TEXTS[0] * HELD_TEXTS[1] // share
-        tokens, told = tokens + held, told + held
+        tokens, positions = tokens + held, positions + held
     graph = shape.graph(tokens)
     if recomputed:
         graph = graph // shape.layers + tokens * shape.layers * shape.d_model * shape.itemsize
-    return graph + told * shape.vocabulary * TRAINED_LOGIT
+    return graph + positions * shape.vocabulary * TRAINED_LOGIT
 
 
 def _tuning(config: Config, shape: Shape, device: Device) -> Taken:
@@ -209,7 +209,7 @@ def _fitting(config: Config, shape: Shape, device: Device) -> Taken:
     for method in config.ladder.methods:
         name = "train" if method.startswith("dpo") else method
         fitted += [TAKEN[name](config, shape, device)] if name in TAKEN else []
-    return max(least for least, _ in fitted), max(further for _, further in fitted)
+    return max(fixed for fixed, _ in fitted), max(variable for _, variable in fitted)
 
 
 def _comparing(config: Config, shape: Shape, device: Device) -> Taken:

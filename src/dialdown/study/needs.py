@@ -49,8 +49,8 @@ def shape_of(config: Config) -> Shape:
         template = check_template(tokenizer, config.template, name)
         lm = LM(lm.model, tokenizer, lm.view, name, template=template)
     on_cpu = device_name(config) == "cpu"
-    own = str(lm.model.config.get_text_config().dtype or "float32")
-    dtype = config.dtype or ("float32" if on_cpu else own)
+    saved = str(lm.model.config.get_text_config().dtype or "float32")
+    dtype = config.dtype or ("float32" if on_cpu else saved)
     return Shape.of(lm, 4 if dtype.endswith("float32") else 2)
 
 
@@ -95,15 +95,15 @@ def needs(
         together = -(-together // device.gpus)
     listed = []
     for stage, tokens in tokens_by_stage(config, stages, around=shape.around).items():
-        least, further = TAKEN[stage](config, shape, device)
+        fixed, variable = TAKEN[stage](config, shape, device)
         ranks = getattr(config, ALL[stage].trains, None)
         # Ranks have a GPU each.
         training = ranks.processes if ranks and not device.gpus else 1
         processes = together if ALL[stage].pieces else training
-        memory = processes * (least + further + PROCESS_BYTES)
+        memory = processes * (fixed + variable + PROCESS_BYTES)
         # What starts the workers has no model meanwhile.
         memory += PROCESS_BYTES if processes > 1 and not device.gpus else 0
-        listed.append(Need(stage, memory, least, _disk(stage, config, shape), tokens))
+        listed.append(Need(stage, memory, fixed, _disk(stage, config, shape), tokens))
     return listed
 
 

@@ -119,9 +119,7 @@ def note_training(notes: StageNotes, log: TrainingLog, settings: DPOSettings) ->
         )
 
 
-def note_judged(
-    notes: StageNotes, missing: int, tables: Sequence[NeuronTable], wanted: int
-) -> None:
+def note_judged(notes: StageNotes, missing: int, tables: Sequence[NeuronTable], count: int) -> None:
     """Say where no toxic neurons could be patched, or fewer.
 
     Args:
@@ -141,12 +139,12 @@ def note_judged(
             notes.add(
                 f"the token judge found no toxic neuron ({table.protocol}), so none is patched"
             )
-        if (neurons := table.size) < wanted:
+        if (neurons := table.size) < count:
             notes.add(
                 "the model has {neurons:,} neurons, fewer than the {wanted:,} most aligned that "
                 "were asked for",
                 neurons=neurons,
-                wanted=wanted,
+                wanted=count,
             )
 
 
@@ -166,9 +164,9 @@ def note_reading(notes: StageNotes, untouched: Measured) -> None:
 
 def noted(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Stage and sentence of every note in a run.json, and of every stage that did nothing."""
-    said = []
+    sentences = []
     for stage, facts in run.get("stages", {}).items():
         if (reason := facts.get("skipped")) and reason != NOT_ASKED:
-            said.append((stage, f"not done: {reason}"))
-        said += [(stage, note["sentence"]) for note in facts.get("notes", [])]
-    return said
+            sentences.append((stage, f"not done: {reason}"))
+        sentences += [(stage, note["sentence"]) for note in facts.get("notes", [])]
+    return sentences

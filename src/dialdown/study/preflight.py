@@ -95,9 +95,9 @@ def _unseen(work: Workspace) -> None:
     if "compare" not in work.stages:
         return
     left = len(work.prompts.training) - (work.config.pairs.count if "pairs" in work.stages else 0)
-    if (asked := work.config.ladder.prompts) > left:
+    if (prompts := work.config.ladder.prompts) > left:
         raise DialdownError(
-            f"{asked} unseen prompts (ladder.prompts) are asked for, and at most "
+            f"{prompts} unseen prompts (ladder.prompts) are asked for, and at most "
             f"{max(left, 0)} are left by the evaluation and the pairs: lower ladder.prompts or "
             "pairs.count, or set training_prompts to a source with more."
         )
@@ -150,15 +150,15 @@ def _text(work: Workspace) -> None:
         )
     with _naming("evaluation.text"):
         text = texts.load_reference_text(settings.text)
-        wanted = min(settings.kl_windows, settings.max_windows)
+        needed = min(settings.kl_windows, settings.max_windows)
         for protocol in work.config.protocols:
             windows = text_windows(
-                lm, text, protocol=protocol, window=settings.window, max_windows=wanted
+                lm, text, protocol=protocol, window=settings.window, max_windows=needed
             )
-            if len(windows) < wanted:
+            if len(windows) < needed:
                 raise DialdownError(
                     f"The reference text {settings.text!r} fills {len(windows)} windows of "
-                    f"{settings.window} tokens, and {wanted} are read (evaluation.kl_windows): "
+                    f"{settings.window} tokens, and {needed} are read (evaluation.kl_windows): "
                     "lower evaluation.window or evaluation.kl_windows, or pass a longer text."
                 )
 

@@ -75,9 +75,9 @@ def priced_windows(work: Workspace, section: Section) -> dict[str, list[list[int
     return windows
 
 
-def _name(work: Workspace, source: str, taken: Collection[str]) -> str:
+def _name(work: Workspace, source: str, names: Collection[str]) -> str:
     name = kind(source)
-    if name in taken:
+    if name in names:
         raise DialdownError(f"Another kind of text is called {name!r} too: rename one.")
     if source in (work.config.evaluation.prompts, work.config.training_prompts):
         raise DialdownError(

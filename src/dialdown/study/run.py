@@ -111,10 +111,10 @@ class Study:
 
     def _check(self, stages: Sequence[str], new: Path | None = None) -> None:
         """Refuse what cannot work, and say what memory the stages will take."""
-        said = check_room(self.config, stages, new)
+        sentence = check_room(self.config, stages, new)
         check_inputs(self.work, stages)
-        if said:
-            self.announce(said)
+        if sentence:
+            self.announce(sentence)
             for line in busy_lines():
                 self.announce(line)
 

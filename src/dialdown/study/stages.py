@@ -227,10 +227,10 @@ def _save_means(work: Workspace, name: str, lm: LM, prompts: Sequence[str]) -> F
         max_prompt_tokens=settings.max_prompt_tokens,
         batch_size=work.batch_size,
     )
-    _, taken = decode_with_means(decoder, protocols=work.config.protocols)
+    _, means_by_protocol = decode_with_means(decoder, protocols=work.config.protocols)
     work.notes.batch(decoder.batch_size)
     work.notes.cut("prompts", work.lm.encode(prompts), settings.max_prompt_tokens)
-    for protocol, means in taken.items():
+    for protocol, means in means_by_protocol.items():
         means.save(work.path(f"means-{name}.safetensors", protocol))
         facts[f"{name}_positions_{protocol}"] = means.count
         if means.count < len(prompts) * settings.max_new_tokens:
