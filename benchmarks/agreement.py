@@ -28,7 +28,7 @@ from dialdown.report.chart_style import titled
 from dialdown.report.drawing import save
 from dialdown.study import Config
 from dialdown.study.context import Workspace
-from dialdown.study.ladder_methods import DPO, FOLDER, UNTOUCHED
+from dialdown.study.ladder_methods import FOLDER, LADDER, UNTOUCHED
 
 PROMPTS = 128
 SHUFFLES = 20
@@ -54,7 +54,7 @@ def shifts(folder: Path) -> tuple[Workspace, Grid, dict[str, Grid]]:
     for name, row in rows.items():
         if name == UNTOUCHED:
             continue
-        if name in DPO:
+        if name in LADDER and LADDER[name].tunes:
             # As it was trained: its interpolation towards the base has no folder.
             changes[name] = means(work.tuned_model(f"{FOLDER}/{name}")) - base
             continue

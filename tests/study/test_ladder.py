@@ -23,7 +23,7 @@ from dialdown.study.config import LadderSettings
 from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.ladder import Yardstick
-from dialdown.study.ladder_methods import NAMES, fitted
+from dialdown.study.ladder_methods import LADDER, fitted
 from dialdown.study.ladder_table import Entry, table
 from helpers import tiny
 from helpers.commands import invoke
@@ -309,8 +309,8 @@ def test_a_default_method_that_a_model_cannot_have_is_left_out(
 
 def test_every_method_is_in_the_help_and_has_words_for_charts() -> None:
     said = invoke("ladder", "--help").output
-    assert {*NAMES} <= {*re.findall(r"\w+", said)}
-    assert {*NAMES} <= IN_WORDS.keys()
+    assert LADDER.keys() <= {*re.findall(r"\w+", said)}
+    assert LADDER.keys() <= IN_WORDS.keys()
 
 
 def test_maps_of_norms_need_norms_with_weights(study_file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from dialdown.study import Config, Study, load_config
 from dialdown.study.context import Stages, Workspace
-from dialdown.study.detox import METHODS, detox_stages
+from dialdown.study.detox import detox_stages
+from dialdown.study.detox_methods import METHODS
 from dialdown.study.folder import Ledger
 from dialdown.study.ladder import STAGES as LADDER
 from dialdown.study.run import STUDY

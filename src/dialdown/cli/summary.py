@@ -17,7 +17,7 @@ from ..report.findings import findings
 from ..report.names import PROMPTED, TITLES
 from ..report.run import load
 from ..report.tables import all_tables
-from ..study.detox import METHODS
+from ..study.detox_methods import METHODS
 from ..study.ladder_table import shown
 from ..study.notes import noted
 from ..study.stage import RANK_ONE

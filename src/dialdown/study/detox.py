@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,63 +23,21 @@ from ..files import read_json
 from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.lm import LM
-from ..models.protocol import Site
-from ..training.settings import RANK_ONE_FILE
-from . import gains, rank_one
 from .config import Config, DetoxMethod, DetoxSettings
 from .context import Facts, Stages, Workspace
+from .detox_methods import METHODS
 from .dial import NEAR, dialled
 from .folder import Ledger
 from .measure import cut_prompts, measure_rows
 from .plan import Planned
 from .price import PricedTexts, kl_by_kind, mean_kl, mean_nll
 from .run import Study
-from .stage import EDIT, LABELS, RANK_ONE, STEP, folder_of
+from .stage import EDIT
 from .stages import collect_training_means, find_directions, find_pairs
 
 # No metric tells a weaker edit from none.
 LEAST = 0.02
 TEXTS = {"embedded:wiki": "short encyclopedia sentences", "embedded:wikitext2": "WikiText-2"}
-
-
-class Method(NamedTuple):
-    """A way to an edit: the stage that makes it, the file where it leaves it, how the edit reads as
-    tables and facts, what it consists of, whether it is trained, and whether pairs or labelled
-    texts say what is wanted.
-    """
-
-    make: Callable[[Workspace], Facts]
-    file: str
-    explain: Callable[[Workspace, Intervention], Facts]
-    made_of: str
-    trained: bool = True
-    paired: bool = True
-
-
-WRITERS: dict[Site, str] = {"mlp": "MLPs write", "attention": "attention writes"}
-METHODS: dict[str, Method] = {
-    "gains": Method(gains.tune_gains, gains.TRAINED, gains.explain, "one number per MLP neuron"),
-    **{
-        stage: Method(
-            partial(rank_one.tune_rank_one, stage=stage),
-            f"{folder_of(stage)}/{RANK_ONE_FILE}",
-            rank_one.explain_rank_one,
-            f"one more direction per layer, where {WRITERS[site]}",
-        )
-        for stage, site in RANK_ONE.items()
-    },
-    "step": Method(
-        gains.take_step, STEP, gains.explain, "one number per MLP neuron", trained=False
-    ),
-    "labels": Method(
-        gains.take_step_from_labels,
-        LABELS,
-        gains.explain,
-        "one number per MLP neuron",
-        trained=False,
-        paired=False,
-    ),
-}
 
 
 def detox_stages(method: DetoxMethod) -> Stages:

@@ -27,16 +27,7 @@ from .context import Facts, Stages, Workspace
 from .detox import check_ships
 from .dial import dialled
 from .folder import records
-from .ladder_methods import (
-    UNTOUCHED,
-    Dial,
-    check_methods,
-    competing,
-    fit_methods,
-    fitted,
-    key_of,
-    needs_pairs,
-)
+from .ladder_methods import UNTOUCHED, Dial, competing, fit_methods, fitted, key_of, needs_pairs
 from .ladder_table import REACHED, Entry, flat, markdown, shown, table
 from .notes import note_reading
 from .price import NEUTRAL, PricedTexts, kind, mean_kl
@@ -182,7 +173,6 @@ def run_ladder(
 ) -> None:
     """Fit, dial and measure the methods in `folder`; `ladder.json`, .csv and .md have the table."""
     check_ships(config, "A ladder")
-    check_methods(config.ladder.methods)
     # Methods may be added to a ladder and taken away, and pairs stay once they are made.
     needed = STAGES.keys() - (set() if needs_pairs(config.ladder.methods) else {"pairs"})
     kept = {name: stage for name, stage in STAGES.items() if name in {*needed, *records(folder)}}

@@ -10,7 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,49 +28,136 @@ from ..interventions.intervention import Intervention, untouched
 from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
+from ..models.sites import layer_norms, projections
 from ..progress import progress
 from ..training.dpo import train_dpo
 from ..training.generated_text import own_text_kl
 from .context import Facts, Workspace
-from .detox import METHODS
+from .detox_methods import METHODS
 from .gains import held_texts
 from .notes import note_training
-from .preflight import METHOD_SITES
 from .sources import file_states
 from .stage import RANK_ONE
 
 FOLDER = "methods"
 UNTOUCHED = "untouched"
 RANDOM = "{}__random_neurons"
-"""The control of gains and of rank one: the same numbers, shuffled within each layer."""
-CONTROLLED = ("gains", *RANK_ONE)
-OF_CHANNELS: dict[str, Callable[..., Intervention]] = {
-    "aura": methods.aura,
-    "damp": methods.damp,
-    "det0": methods.det0,
+"""The control of a method: the same numbers, shuffled within each layer."""
+
+Fit = Callable[..., Intervention]
+Sites = Callable[[LM], object]
+
+
+def anywhere(lm: LM) -> None:
+    """Every model has neurons."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a ladder.
+
+    Attributes:
+        fit: its edit, or None where it tunes all weights, and how many seconds of training it took
+            in all.
+        pairs: whether it learns from pairs, not from labelled texts.
+        settings: the sections it depends on, besides `SETTINGS`.
+        sites: looks for the modules that it acts on, and refuses a model that has none.
+        control: whether `RANDOM` is measured beside it.
+        tunes: whether it tunes all weights.
+    """
+
+    fit: Callable[[Workspace], tuple[Intervention | None, float]]
+    pairs: bool = False
+    settings: tuple[str, ...] = ()
+    sites: Sites = anywhere
+    control: bool = False
+    tunes: bool = False
+
+
+def _from_labels(fit: Fit, sites: Sites = anywhere) -> Method:
+    """A function of labelled texts."""
+    draws = "seed" in inspect.signature(fit).parameters
+
+    def fitted(work: Workspace) -> tuple[Intervention, float]:
+        seed = {"seed": work.config.seed} if draws else {}
+        texts, most = work.labelled, work.config.probe.max_tokens
+        return fit(work.lm, texts.texts, texts.labels, max_tokens=most, **seed), 0.0
+
+    return Method(fitted, sites=sites)
+
+
+def _as_in_detox(name: str, *settings: str, sites: Sites = anywhere) -> Method:
+    """A method of `detox`."""
+    method = METHODS[name]
+
+    def fitted(work: Workspace) -> tuple[Intervention, float]:
+        seconds = method.make(work).get("seconds", 0.0)
+        return Intervention.load(work.folder / method.file), seconds
+
+    return Method(fitted, method.paired, settings, sites, control=method.trained)
+
+
+def _profs(work: Workspace) -> tuple[Intervention, float]:
+    pairs = _pairs(work).pairs
+    chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+    return methods.profs(work.lm, chosen, rejected), 0.0
+
+
+def _tuned(name: str, *, own_kl: bool) -> Method:
+    """Full DPO by the settings `dpo.*` on the pairs of the gains (METHOD §8); `own_kl` puts the KL
+    on the model's own text into its loss.
+    """
+
+    def fitted(work: Workspace) -> tuple[None, float]:
+        settings = replace(work.config.dpo, seed=work.config.seed)
+        weight = work.config.gains.own_kl_weight
+        log = train_dpo(
+            work.lm,
+            _pairs(work).pairs,
+            settings,
+            _result(work, name),
+            own_kl=own_text_kl(work.lm, held_texts(work), weight) if own_kl else None,
+            base=locate(work.config.model, work.config.revision)[0],
+        )
+        note_training(work.notes, log, settings)
+        return None, log.seconds
+
+    return Method(fitted, pairs=True, settings=("gains", "dpo"), tunes=True)
+
+
+# At the neurons, and under NAME_published at outputs of linear layers or of norms.
+EXPERTS: dict[str, Fit] = {"aura": methods.aura, "damp": methods.damp, "det0": methods.det0}
+MAPS: dict[str, Fit] = {
     "mean_act": methods.mean_act,
     "linear_act": methods.linear_act,
     "lineas": methods.lineas,
 }
-"""At the neurons, and under NAME_published at outputs of linear layers or norms."""
-LABELLED: dict[str, Callable[..., Intervention]] = {
-    **OF_CHANNELS,
-    **{f"{name}_published": partial(fit, site="published") for name, fit in OF_CHANNELS.items()},
-    "caa": methods.caa,
-    "ablation": methods.ablation,
-    "labels_rank_one": methods.labels_rank_one,
+LADDER: dict[str, Method] = {
+    **{name: _from_labels(fit) for name, fit in (EXPERTS | MAPS).items()},
+    **{
+        f"{name}_published": _from_labels(partial(fit, site="published"), sites)
+        for fits, sites in ((EXPERTS, anywhere), (MAPS, layer_norms))
+        for name, fit in fits.items()
+    },
+    "caa": _from_labels(methods.caa),
+    "ablation": _from_labels(methods.ablation),
+    "labels_rank_one": _from_labels(
+        methods.labels_rank_one, partial(projections, site="attention")
+    ),
+    "labels": _as_in_detox("labels"),
+    "profs": Method(_profs, pairs=True),
+    "step": _as_in_detox("step", "gains"),
+    "gains": _as_in_detox("gains", "gains"),
+    **{
+        name: _as_in_detox(name, "rank_one", sites=partial(projections, site=site))
+        for name, site in RANK_ONE.items()
+    },
+    "dpo": _tuned("dpo", own_kl=False),
+    "dpo_kl": _tuned("dpo_kl", own_kl=True),
 }
-OF_PAIRS: dict[str, Callable[..., Intervention]] = {"profs": methods.profs}
-DPO = {"dpo": False, "dpo_kl": True}
-"""Full DPO by the settings `dpo.*`; whether the KL on the model's own text is in its loss."""
-PAIRED = {
-    **dict.fromkeys(OF_PAIRS, ()),
-    **dict.fromkeys(("step", "gains"), ("gains",)),
-    **dict.fromkeys(RANK_ONE, ("rank_one",)),
-    **dict.fromkeys(DPO, ("gains", "dpo")),
-}
-"""Methods that learn from pairs, and the settings each depends on besides `SETTINGS`."""
-NAMES = (*LABELLED, "labels", *PAIRED)
+"""The methods by name."""
+CONTROLS = {RANDOM.format(name): name for name, method in LADDER.items() if method.control}
+"""What each control is of."""
 Dial = Callable[[float], AbstractContextManager[tuple[LM, Intervention]]]
 """What a method makes of the model at a strength, inside the context: the model, and the edit that
 acts on it.
@@ -79,31 +166,42 @@ acts on it.
 SETTINGS = ("model", "revision", "dtype", "device", "template", "seed", "probe")
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Refuse what is not a method, before anything is fitted (DialdownError)."""
-    for name in names:
-        if NAMED.fullmatch(name):
-            _own(name)
-        elif name not in NAMES:
-            raise DialdownError(
-                f"Unknown method {name!r}: {nearest(name, NAMES)} One of your own is "
-                "package.module:name."
-            )
+def method_of(name: str) -> Method:
+    """A method by its name, or one of your own as `package.module:name` (DialdownError)."""
+    if NAMED.fullmatch(name):
+        return _of_your_own(name)
+    if name not in LADDER:
+        raise DialdownError(
+            f"Unknown method {name!r}: {nearest(name, LADDER)} One of your own is "
+            "package.module:name."
+        )
+    return LADDER[name]
 
 
-def needs_pairs(names: Sequence[str]) -> bool:
-    """Whether a method learns from pairs."""
-    return any(name in PAIRED for name in names)
-
-
-def _own(name: str) -> Callable[..., Any]:
+def _of_your_own(name: str) -> Method:
     fit = own(name, "method", ())
     if not callable(fit):
         raise DialdownError(
             f"{name!r} is not a method, because it cannot be called: write a function of (lm, "
             "texts, labels) that returns a dialdown.Intervention."
         )
-    return fit  # type: ignore[no-any-return]
+
+    def fitted(work: Workspace) -> tuple[Intervention, float]:
+        edit = fit(work.lm, work.labelled.texts, work.labelled.labels)
+        if not isinstance(edit, Intervention):
+            raise DialdownError(
+                f"The method {name!r} returned {type(edit).__name__}, which cannot be dialled: "
+                "return a dialdown.Intervention."
+            )
+        edit.check(work.lm)
+        return edit, 0.0
+
+    return Method(fitted)
+
+
+def needs_pairs(names: Sequence[str]) -> bool:
+    """Whether a method learns from pairs (DialdownError for what is not a method)."""
+    return any([method_of(name).pairs for name in names])
 
 
 def fit_methods(work: Workspace) -> Facts:
@@ -123,9 +221,9 @@ def _at_hand(work: Workspace) -> list[str]:
     what is asked for by name and cannot be had was refused before (`preflight`).
     """
     names = [*work.config.ladder.methods]
-    for name in METHOD_SITES.keys() & {*names}:
+    for name in work.config.ladder.methods:
         try:
-            METHOD_SITES[name](work.lm)
+            method_of(name).sites(work.lm)
         except DialdownError as error:
             work.notes.add(f"{name} is left out: {error}")
             names.remove(name)
@@ -149,66 +247,20 @@ def _fitted(work: Workspace, name: str) -> dict[str, Any]:
     if kept is not None and kept["inputs"] == inputs and _result(work, name).exists():
         facts: dict[str, Any] = kept["told"]
         return facts
-    start = time.perf_counter()
-    if name in DPO:
-        trained = _tune(work, name)
-        folds = True
-    else:
-        edit, trained = _fit(work, name)
+    start, method = time.perf_counter(), method_of(name)
+    edit, trained = method.fit(work)
+    folds = True
+    if edit is not None:
         edit.save(_result(work, name))
         held = edit.outputs is None or edit.outputs.unheld_offset(work.lm) is None
         folds = held and (not edit.needs_bias or holds_bias(work.lm))
-    data = "pairs" if name in PAIRED else "labels"
-    units = len(_pairs(work).pairs) if name in PAIRED else len(work.labelled)
+    data = "pairs" if method.pairs else "labels"
+    units = len(_pairs(work).pairs) if method.pairs else len(work.labelled)
     # A training that was interrupted has most of its time behind it.
     seconds = max(time.perf_counter() - start, trained)
     facts = {data: units, "seconds": round(seconds, 1), "folds": folds}
     write_sealed(record, {"inputs": inputs, "told": facts})
     return facts
-
-
-def _fit(work: Workspace, name: str) -> tuple[Intervention, float]:
-    """A method's edit, and how many seconds of training it took in all."""
-    if name in METHODS:
-        facts = METHODS[name].make(work)
-        return Intervention.load(work.folder / METHODS[name].file), facts.get("seconds", 0.0)
-    if name in OF_PAIRS:
-        pairs = _pairs(work).pairs
-        texts = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-        return OF_PAIRS[name](work.lm, *texts), 0.0
-    labelled = work.labelled.texts, work.labelled.labels
-    if name in LABELLED:
-        most = work.config.probe.max_tokens
-        draws = "seed" in inspect.signature(LABELLED[name]).parameters
-        seed = {"seed": work.config.seed} if draws else {}
-        edit = LABELLED[name](work.lm, *labelled, max_tokens=most, **seed)
-        return edit, 0.0
-    edit = _own(name)(work.lm, *labelled)
-    if not isinstance(edit, Intervention):
-        raise DialdownError(
-            f"The method {name!r} returned {type(edit).__name__}, which cannot be dialled: return "
-            "a dialdown.Intervention."
-        )
-    edit.check(work.lm)
-    return edit, 0.0
-
-
-def _tune(work: Workspace, name: str) -> float:
-    """DPO on the pairs of the gains (METHOD §8), and the seconds of its training."""
-    settings = replace(work.config.dpo, seed=work.config.seed)
-    own_kl = None
-    if DPO[name]:
-        own_kl = own_text_kl(work.lm, held_texts(work), work.config.gains.own_kl_weight)
-    log = train_dpo(
-        work.lm,
-        _pairs(work).pairs,
-        settings,
-        _result(work, name),
-        own_kl=own_kl,
-        base=locate(work.config.model, work.config.revision)[0],
-    )
-    note_training(work.notes, log, settings)
-    return log.seconds
 
 
 def _pairs(work: Workspace) -> PairSet:
@@ -221,45 +273,50 @@ def _path(work: Workspace, name: str, ending: str) -> Path:
 
 def _result(work: Workspace, name: str) -> Path:
     """The file of an edit, or the folder of a tuned model."""
-    return _path(work, name, "" if name in DPO else ".safetensors")
+    return _path(work, name, "" if method_of(name).tunes else ".safetensors")
 
 
 def _inputs(work: Workspace, name: str) -> str:
     config = work.ledger.settings
     settings = {key: config[key] for key in SETTINGS}
-    if name in PAIRED:
-        settings |= {key: config[key] for key in PAIRED[name]}
+    method = method_of(name)
+    settings |= {key: config[key] for key in method.settings}
+    if method.pairs:
         settings["pairs"] = work.ledger.outputs("pairs")
     states = file_states({**settings, "method": name})
     return fingerprint(SCHEMA, __version__, name, settings, states)
 
 
-def competing(methods: Sequence[str]) -> list[str]:
+def competing(names: Sequence[str]) -> list[str]:
     """What a ladder has: the untouched model, and each method with its random control after it."""
     listed = [UNTOUCHED]
-    for name in methods:
-        listed += [name, RANDOM.format(name)] if name in CONTROLLED else [name]
+    for name in names:
+        listed += [name, RANDOM.format(name)] if method_of(name).control else [name]
     return listed
 
 
 def edit_of(work: Workspace, name: str) -> Intervention:
     """The edit of a method or control; of DPO, which tunes all weights, one that does nothing."""
-    if name == UNTOUCHED or name in DPO:
+    if name == UNTOUCHED or _tunes(name):
         return untouched(name)
-    for controlled in CONTROLLED:
-        if name == RANDOM.format(controlled):
-            return shuffled(edit_of(work, controlled), seed=work.config.seed)
+    if name in CONTROLS:
+        return shuffled(edit_of(work, CONTROLS[name]), seed=work.config.seed)
     return Intervention.load(_result(work, name))
+
+
+def _tunes(name: str) -> bool:
+    """Whether that is a method, not a control, which tunes all weights."""
+    return name in LADDER and LADDER[name].tunes
 
 
 def key_of(work: Workspace, name: str) -> str:
     """Equal for two that do the same to the model."""
-    return _inputs(work, name) if name in DPO else edit_of(work, name).key
+    return _inputs(work, name) if _tunes(name) else edit_of(work, name).key
 
 
 def fitted(work: Workspace, name: str) -> Dial:
     """A method or control by its name, to be read and measured at any strength."""
-    if name in DPO:
+    if _tunes(name):
         return _interpolated(work, name)
     edit = edit_of(work, name)
     return lambda strength: nullcontext((work.lm, edit.at(strength)))

@@ -11,11 +11,11 @@ import numpy as np
 from ..evaluation.bootstrap import Estimate, estimate
 from ..evaluation.perplexity import TextMeasure
 from ..evaluation.row import METRIC_NAMES, REFUSAL, Measured
-from .ladder_methods import CONTROLLED, RANDOM, UNTOUCHED
+from .ladder_methods import CONTROLS, UNTOUCHED
 from .price import kl_by_kind, mean_kl
 
 # What cannot be the best method.
-_NONE = {UNTOUCHED, *map(RANDOM.format, CONTROLLED)}
+_NONE = {UNTOUCHED, *CONTROLS}
 # A dial that stops further below the price did not reach it.
 REACHED = 0.9
 # A model of which so many more continuations are degenerate no longer speaks (METHOD §9).

@@ -8,29 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from ..data import texts
 from ..errors import DialdownError, enough_memory
 from ..evaluation.metrics import check_names
-from ..models.lm import LM
-from ..models.sites import layer_norms, projections
+from ..models.sites import projections
 from ..models.tokens import text_windows
 from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
 from .config import Config
 from .context import Workspace
+from .ladder_methods import method_of
 from .price import priced_windows
 from .stage import MEASURING, RANK_ONE
-
-METHOD_SITES: dict[str, Callable[[LM], object]] = {
-    **{name: partial(projections, site=site) for name, site in RANK_ONE.items()},
-    "labels_rank_one": partial(projections, site="attention"),
-    **dict.fromkeys(
-        ("mean_act_published", "linear_act_published", "lineas_published"), layer_norms
-    ),
-}
-"""Methods that not every architecture can have; each looks for its modules and refuses."""
 
 
 def check_settings(config: Config) -> None:
@@ -110,8 +100,8 @@ def _model(work: Workspace) -> None:
 
 def _compared_sites(work: Workspace) -> None:
     settings = work.config.ladder
-    for name in () if settings.everything else METHOD_SITES.keys() & {*settings.methods}:
-        METHOD_SITES[name](work.lm)
+    for name in () if settings.everything else settings.methods:
+        method_of(name).sites(work.lm)
 
 
 def _lengths(work: Workspace, prompts: Sequence[str], section: str) -> None:
