@@ -261,7 +261,7 @@ def test_progress_counts_prompts(llama: LM) -> None:
             r"Prompt 1 has 90 tokens.*\(96\).*smaller max_prompt_tokens",
         ),
         (["a"], {"max_new_tokens": 96}, r"exceed the context of tiny-llama \(96\)"),
-        (["a"], {"max_prompt_tokens": 0}, "no tokens"),
+        (["a"], {"max_prompt_tokens": 0}, "max_prompt_tokens=0 leaves nothing"),
     ],
 )
 def test_prompts_that_cannot_be_continued(

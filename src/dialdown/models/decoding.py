@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import DialdownError
 from ..progress import progress
+from .fits import check_counts
 from .forward_pass import for_any_length, last_positions
 from .hooks import Change, Positions, being_changed
 from .lm import LM
@@ -81,8 +82,7 @@ def encode_prompts(
     chat template around it whole.
     """
     refuse_one_text(prompts)
-    if max_prompt_tokens < 0:
-        raise DialdownError(f"max_prompt_tokens={max_prompt_tokens}: pass 1 or more.")
+    check_counts(max_prompt_tokens=max_prompt_tokens)
     if not len(prompts):
         raise DialdownError("There are no prompts: pass at least one non-empty text.")
     empty = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
@@ -109,6 +109,7 @@ def encode_prompts(
 
 def batches(lm: LM, encoded: Sequence[Sequence[int]], batch_size: int) -> list[Batch]:
     """Group token lists of similar length into left-padded batches."""
+    check_counts(batch_size=batch_size)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [_pad_left(lm, encoded, group) for group in groups]

@@ -1,4 +1,4 @@
-"""Refuse what was made for a model of another shape, and numbers that overflowed."""
+"""Refuse what was made for a model of another shape, numbers that overflowed, counts below 1."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def check_width(lm: LM, width: int, what: str, instead: str) -> None:
             f"{what} {width} dimensions and the residual stream of {lm.name} {lm.view.d_model}: "
             f"{instead}."
         )
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse a number of things below 1, by the name of its argument (DialdownError)."""
+    for name, count in counts.items():
+        if count < 1:
+            raise DialdownError(f"{name}={count} leaves nothing to do: pass 1 or more.")
 
 
 def check_finite(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.reading import whole_text
 from ..errors import DialdownError
+from .fits import check_counts
 
 if TYPE_CHECKING:
     from .lm import LM
@@ -41,16 +42,23 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> lis
 
 
 def refuse_one_text(texts: Sequence[str]) -> None:
-    """Refuse a text where several belong, which would be read letter by letter (DialdownError)."""
+    """Refuse a text where several belong, which would be read letter by letter, and what is not
+    text in a list of them (DialdownError).
+    """
     if isinstance(texts, str):
         raise DialdownError(f"One text was given where a list of texts belongs: pass [{texts!r}].")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DialdownError(
+                f"Text {index} of {len(texts)} is {text!r}, which is not text: remove it, or pass "
+                "a str."
+            )
 
 
 def encode_texts(lm: LM, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """The ids of texts that are read whole, each cut to its first `max_tokens`."""
     refuse_one_text(texts)
-    if max_tokens < 1:
-        raise DialdownError(f"max_tokens={max_tokens} leaves no text: pass 1 or more.")
+    check_counts(max_tokens=max_tokens)
     encoded = [ids[:max_tokens] for ids in lm.encode(texts)]
     if empty := [index for index, ids in enumerate(encoded) if not ids]:
         raise DialdownError(f"Labelled text {empty[0]} has no tokens: remove empty texts.")

@@ -19,7 +19,8 @@ from ..data.reading import whole_text
 from ..errors import DialdownError
 from ..files import read_arrays, write_arrays
 from ..models.lm import LM
-from ..models.protocol import Protocol
+from ..models.protocol import Protocol, check_protocols
+from ..models.tokens import refuse_one_text
 
 DirectionSite = Literal["residual", "after_norm", "unembedding", "random"]
 
@@ -100,6 +101,9 @@ def token_contrast(
         DialdownError: a list is empty, a word is in both lists (whatever its case), or a word has
             no tokens.
     """
+    check_protocols(protocol)
+    refuse_one_text(positive)
+    refuse_one_text(negative)
     if not positive or not negative:
         raise DialdownError(
             "A token contrast needs words on both sides: pass at least one positive and one "
@@ -128,16 +132,16 @@ def _mean_word(lm: LM, words: Sequence[str], protocol: Protocol) -> NDArray[np.f
         ids = lm.tokenizer(f"{space}{word.strip()}", add_special_tokens=False)["input_ids"]
         # SentencePiece tokenizers may write the space as a token of its own, which is not part of
         # the word; and the token for what is unknown says nothing of it.
-        said = [
+        printed = [
             token for token in ids if lm.tokenizer.decode([token], skip_special_tokens=True).strip()
         ]
-        if not said:
+        if not printed:
             raise DialdownError(
                 f"The word {word!r} has no tokens in the vocabulary of {lm.name}: pass another "
                 "word."
             )
         rows.append(
-            lm.view.unembedding.weight.detach()[ids if protocol == "paper" else said]
+            lm.view.unembedding.weight.detach()[ids if protocol == "paper" else printed]
             .double()
             .mean(0)
         )

@@ -29,21 +29,37 @@ Judge = Callable[[Sequence[str]], Sequence[bool | None]]
 """Says of each token whether it is toxic; None where it cannot say."""
 
 
-def logit_lens(lm: LM, vector: ArrayLike, *, k: int = 10) -> list[tuple[str, float]]:
-    """The k tokens that a (d,) vector, for example a direction, a value vector, or minus one, read
-    as a residual stream makes most likely (METHOD §2).
+def logit_lens(lm: LM, vector: ArrayLike | Direction, *, k: int = 10) -> list[tuple[str, float]]:
+    """The k tokens that a (d,) vector, for example that of a direction, a value vector, or minus
+    one, read as a residual stream makes most likely (METHOD §2).
 
     Returns:
         (token text, logit) pairs, highest logit first.
+
+    Raises:
+        DialdownError: the vector has another shape or is not finite; the vocabulary has fewer than
+            k tokens.
     """
+    if isinstance(vector, Direction):
+        vector = vector.vector
     return logit_lens_batch(lm, np.asarray(vector)[None], k=k)[0]
 
 
 def logit_lens_batch(lm: LM, vectors: ArrayLike, *, k: int = 10) -> list[list[tuple[str, float]]]:
     """`logit_lens` of each row of (n, d) vectors."""
-    u = torch.as_tensor(np.asarray(vectors))
+    vectors, vocabulary = np.asarray(vectors), lm.view.unembedding.weight.shape[0]
+    if vectors.ndim != 2 or vectors.shape[1] != lm.view.d_model:
+        raise DialdownError(
+            f"A vector of shape {vectors.shape[1:]} is not of the residual stream of {lm.name}: "
+            f"pass one of {lm.view.d_model} numbers."
+        )
+    if not np.isfinite(vectors).all():
+        raise DialdownError("A vector that is not finite has no tokens: pass finite numbers.")
+    if not 1 <= k <= vocabulary:
+        raise DialdownError(f"k={k} tokens were asked for: pass 1 to {vocabulary}.")
+    u = torch.as_tensor(vectors)
     # 16 M logits at a time, 64 MB in float32, whatever the vocabulary.
-    rows = max(1, (1 << 24) // lm.view.unembedding.weight.shape[0])
+    rows = max(1, (1 << 24) // vocabulary)
     decoded = []
     for chunk in torch.split(u, rows):
         with torch.inference_mode():

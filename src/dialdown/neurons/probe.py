@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..errors import DialdownError
-from ..models.fits import check_finite
+from ..models.fits import check_counts, check_finite
 from ..models.forward_pass import for_any_length, last_positions
 from ..models.lm import LM
 from ..models.memory import Auto, BatchSize, Shape, fitting, free_bytes, halving
@@ -130,6 +130,8 @@ def probe_features(
             "set its eos_token, or run the strict protocol alone (--set protocols='[\"strict\"]')."
         )
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    if isinstance(batch_size, int):
+        check_counts(batch_size=batch_size)
     size = _planned(lm, batch_size, max_tokens) if isinstance(batch_size, Auto) else batch_size
 
     def read(protocol: Protocol, size: int) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ from ..errors import DialdownError
 from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
 from ..models.decoding import Batch, batches
-from ..models.fits import check_finite, check_neurons
+from ..models.fits import check_counts, check_finite, check_neurons
 from ..models.forward_pass import frozen, last_positions
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
@@ -74,8 +74,7 @@ def fisher_information(
     Raises:
         DialdownError: no windows, or a prediction or gradient that is not a finite number.
     """
-    if draws < 1:
-        raise DialdownError(f"draws={draws} draws nothing: pass 1 or more.")
+    check_counts(draws=draws)
     if not windows:
         raise DialdownError("There is no text to price gains on: pass windows from own_text.")
     generator = torch.Generator(device=lm.device).manual_seed(seed)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import DialdownError
-from ..models.fits import check_finite
+from ..models.fits import check_counts, check_finite
 from ..models.forward_pass import for_any_length
 from ..models.lm import LM
 from ..progress import progress
@@ -34,8 +34,10 @@ def own_text(lm: LM, *, texts: int = 24, tokens: int = 96, seed: int = 0) -> lis
         seed: of the draws.
 
     Raises:
-        DialdownError: the model's predictions are not finite numbers.
+        DialdownError: no texts or tokens are asked for; the model's predictions are not finite
+            numbers.
     """
+    check_counts(texts=texts, tokens=tokens)
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     turns = lm.turns and {lm.turns.asked, lm.turns.replied}
     ends = sorted(lm.eos - (turns or set()))
