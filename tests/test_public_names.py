@@ -23,6 +23,13 @@ def test_every_public_name_is_there(name: str) -> None:
         assert getattr(package, public) is not None
 
 
+def test_a_subpackage_is_there_without_an_import_of_its_own() -> None:
+    code = "import dialdown as dd; print(dd.methods.aura.__name__); dd.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "aura"
+    assert "No dialdown attribute nothing" in done.stderr
+
+
 def test_the_public_names_fit_a_screen() -> None:
     assert len(dd.__all__) <= 40
 

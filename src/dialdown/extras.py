@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import lazy_loader  # type: ignore[import-untyped]
@@ -49,12 +51,15 @@ def asking_for(what: str = "This", instead: str = "") -> Iterator[None]:
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], Any]:
     """`__getattr__`, `__dir__` and `__all__` of a package whose names, listed in its `.pyi`, load
-    their module when they are first used, and ask for the extra that it needs.
+    their module when they are first used, and ask for the extra that it needs. Its subpackages are
+    there, too.
     """
     get, listed, names = lazy_loader.attach_stub(package, file)
 
     def load(name: str) -> Any:
         with asking_for(f"{package}.{name}"):
-            return get(name)
+            if name in names or find_spec(f"{package}.{name}") is None:
+                return get(name)
+            return import_module(f"{package}.{name}")
 
     return load, listed, names
