@@ -342,3 +342,25 @@ def test_the_dial_is_a_straight_line_of_effects(gpt2: LM, kind: str) -> None:
 def test_a_strength_that_is_no_number_is_refused(gpt2: LM) -> None:
     with pytest.raises(DialdownError, match="pass a finite number"):
         make(gpt2, "scale").at(float("nan"))
+
+
+def test_what_is_left_out_of_an_edit_changes_nothing(llama: LM) -> None:
+    rng = np.random.default_rng(0)
+    gain, offset = rng.uniform(size=llama.view.shape), rng.normal(size=llama.view.shape)
+    ones, zeros = np.ones_like(gain), np.zeros_like(gain)
+    whole = {"gain": gain, "offset": zeros, "selected": gain != 1}
+    alone = dd.Intervention("it", "scale", gain)
+    assert alone.key == dd.Intervention("it", "scale", **whole).key
+    assert alone.neurons == gain.size
+    moved = dd.Intervention("it", "shift", offset=offset)
+    assert moved.key == dd.Intervention("it", "shift", ones, offset, offset != 0).key
+    assert dd.untouched().gain.size == 0
+
+
+def test_numbers_of_different_shapes_are_refused(llama: LM) -> None:
+    gain = np.ones(llama.view.shape)
+    for offset in (gain[:1], gain[0], gain[None]):
+        with pytest.raises(dd.DialdownError, match="The numbers of it have the shapes"):
+            dd.Intervention("it", "scale", gain, offset)
+    with pytest.raises(dd.DialdownError, match="one number per layer and neuron"):
+        dd.Intervention("it", "scale", np.ones(3))

@@ -63,6 +63,25 @@ class _Strength(BaseModel):
     strength: FiniteFloat = 1.0
 
 
+def of_one_shape(
+    name: str, gain: NDArray[Any], offset: NDArray[Any], selected: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """The three by name, (L, F) each, with what is left out; what has another shape is refused
+    (DialdownError).
+    """
+    shapes = {"gain": gain.shape, "offset": offset.shape, "selected": selected.shape}
+    sizes = {shape for shape in shapes.values() if np.prod(shape)} or {(0, 0)}
+    if len(sizes) > 1 or len(shape := sizes.pop()) != 2:
+        raise DialdownError(
+            f"The numbers of {name} have the shapes {shapes}: pass one number per layer and "
+            "neuron, (L, F), or leave an array out."
+        )
+    gain = gain if gain.size else np.ones(shape)
+    offset = offset if offset.size else np.zeros(shape)
+    selected = selected if selected.size else (gain != 1) | (offset != 0)
+    return {"gain": gain, "offset": offset, "selected": selected}
+
+
 def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Header:
     """Refuse a file whose tensors, by name, or header are not those of an edit."""
     try:

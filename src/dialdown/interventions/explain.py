@@ -22,7 +22,7 @@ from .rank_one import RankOne
 
 def as_scale(name: str, gain: NDArray[np.float64], record: dict[str, Any]) -> Intervention:
     """A `scale` intervention from gains, (L, F) float64: whatever differs from 1 is selected."""
-    return Intervention(name, "scale", gain, np.zeros_like(gain), gain != 1, record=record)
+    return Intervention(name, "scale", gain, record=record)
 
 
 def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Intervention:

@@ -35,7 +35,7 @@ from ..models.mlp import check_in_place
 from ..models.sites import projections
 from ..models.written import check_written
 from .described import acts_on, card_of
-from .edit_file import KIND_OF, Kind, check_edit, narrow
+from .edit_file import KIND_OF, Kind, check_edit, narrow, of_one_shape
 from .folding import Fold, affine_hook, check_can_fold, restored, shared_projections, steering_hook
 from .outputs import Outputs, output_map_hooks
 from .rank_one import RankOne, rank_one_hooks
@@ -49,11 +49,11 @@ class Intervention:
         name: the stable name its results carry, for example `patch_TP_AN`.
         kind: `set`, `shift`, `scale`, `affine`, `rank_one`, `outputs`, `steer`, or `none` for the
             untouched model.
-        gain: (L, F) float64, what each activation is multiplied by; shape (0, 0) where no neuron is
-            touched.
-        offset: (L, F) float64, what is then added, in units of the activation.
+        gain: (L, F) float64, what each activation is multiplied by: 1 where none is given; shape
+            (0, 0) where no neuron is touched.
+        offset: (L, F) float64, what is then added, in units of the activation: 0 where none is.
         selected: (L, F) bool, the neurons that were chosen (also those whose value happens to
-            change nothing).
+            change nothing); those that change where none is given.
         rank_one: what each layer writes besides, or None.
         outputs: what becomes of the outputs of linear layers or norms, or None.
         vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
@@ -81,6 +81,11 @@ class Intervention:
     family: str = ""
     strength: str = ""
     control: str = ""
+
+    def __post_init__(self) -> None:
+        arrays = of_one_shape(self.name, self.gain, self.offset, self.selected)
+        for name, array in arrays.items():
+            object.__setattr__(self, name, array)
 
     def __repr__(self) -> str:
         numbers = {"α": self.alpha, "β": self.beta, "strength": self.record.get("strength")}
