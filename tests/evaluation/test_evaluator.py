@@ -380,3 +380,17 @@ def test_one_intervention_and_one_protocol_are_lists_of_one(llama: LM) -> None:
     assert [row.intervention for row in rows] == ["none", "it"]
     with pytest.raises(DialdownError, match="Unknown protocol 'strikt'"):
         dd.evaluate(llama, [], suite(), protocols=("strikt",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"prompts": "the cat"}, "One text was given where a list"),
+        ({"pairs": [("the cat", " ")]}, "Pair 0 of the suite is .* neither of them empty"),
+        ({"pairs": ["ab"]}, "pass a prompt and its true continuation"),
+        *(({name: 0}, f"{name}=0 leaves") for name in ("max_new_tokens", "window", "kl_windows")),
+    ],
+)
+def test_a_suite_that_would_be_read_as_another_is_refused(llama: LM, wrong: Any, says: str) -> None:
+    with pytest.raises(DialdownError, match=says):
+        Evaluator(llama, suite(**wrong))

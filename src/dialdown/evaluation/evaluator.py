@@ -17,11 +17,12 @@ from ..data.texts import checked_scores
 from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
+from ..models.fits import check_counts
 from ..models.hooks import Positions, being_changed
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol, check_protocols
-from ..models.tokens import text_windows
+from ..models.tokens import refuse_one_text, text_windows
 from ..progress import progress, silently
 from .metrics import Metric, check_names, values_of
 from .overlap import is_degenerate, repetition, token_f1
@@ -87,6 +88,29 @@ class Suite:
         return card("Suite", facts)
 
 
+def _check(suite: Suite) -> None:
+    """Refuse what cannot be measured, or would be measured as something else (DialdownError)."""
+    if not suite.scorers:
+        raise DialdownError(
+            "The suite has no scorer, so nothing can be said about toxicity: pass at least one."
+        )
+    check_names(suite.metrics)
+    names = [scorer.name for scorer in suite.scorers]
+    if len({*names}) < len(names):
+        raise DialdownError(
+            f"Scorers of one name ({', '.join(names)}) cannot be told apart: give each its own."
+        )
+    refuse_one_text(suite.prompts)
+    for index, pair in enumerate(suite.pairs):
+        if isinstance(pair, str) or len(pair) != 2 or not all(text.strip() for text in pair):
+            raise DialdownError(
+                f"Pair {index} of the suite is {pair!r}: pass a prompt and its true continuation, "
+                "neither of them empty."
+            )
+    sizes = ("max_new_tokens", "window", "max_windows", "kl_windows")
+    check_counts(**{name: getattr(suite, name) for name in sizes})
+
+
 class Evaluator:
     """Evaluates interventions on one base model; see `Suite`.
 
@@ -97,23 +121,14 @@ class Evaluator:
             model and text.
 
     Raises:
-        DialdownError: empty prompts, a prompt longer than the context, no scorer, or a metric whose
-            name is taken.
+        DialdownError: empty prompts, a prompt longer than the context, a pair without a true
+            continuation, a size below 1, no scorer, or a metric whose name is taken.
     """
 
     def __init__(
         self, lm: LM, suite: Suite, *, read: dict[Protocol, ReferenceText] | None = None
     ) -> None:
-        if not suite.scorers:
-            raise DialdownError(
-                "The suite has no scorer, so nothing can be said about toxicity: pass at least one."
-            )
-        check_names(suite.metrics)
-        names = [scorer.name for scorer in suite.scorers]
-        if len({*names}) < len(names):
-            raise DialdownError(
-                f"Scorers of one name ({', '.join(names)}) cannot be told apart: give each its own."
-            )
+        _check(suite)
         self.lm = lm
         self.suite = suite
         self.metrics = [*suite.metrics, *([] if lm.template == "none" else [Refusals()])]
