@@ -24,7 +24,7 @@ from dialdown.exporting.export import exported_before
 from dialdown.files import read_sealed, write_sealed
 from dialdown.study.config import DetoxSettings
 from dialdown.study.detox import outcome
-from dialdown.study.stage import EDIT, LABELS, STEP, folder_of
+from dialdown.study.stage import EDIT, LABELS, LABELS_RANK_ONE, STEP
 from dialdown.training.settings import GAINS_FILE, RANK_ONE_FILE
 from helpers import tiny
 from helpers.commands import invoke
@@ -284,11 +284,19 @@ def test_without_training_one_step_is_dialled_to_the_budget(
 
 
 @pytest.mark.parametrize(
-    ("method", "read"),
-    [("rank_one", "72 of 72 neurons"), ("rank_one_attention", "48 of 48 channels of its heads")],
+    ("method", "file", "read"),
+    [
+        ("rank_one", f"rank-one/{RANK_ONE_FILE}", "72 of 72 neurons"),
+        (
+            "rank_one_attention",
+            f"rank-one-attention/{RANK_ONE_FILE}",
+            "48 of 48 channels of its heads",
+        ),
+        ("labels_rank_one", LABELS_RANK_ONE, "48 of 48 channels of its heads"),
+    ],
 )
 def test_one_direction_per_layer_is_dialled_checked_and_read(
-    study_file: Path, tmp_path: Path, method: str, read: str
+    study_file: Path, tmp_path: Path, method: str, file: str, read: str
 ) -> None:
     out = tmp_path / "directed"
     # Two steps on a few pairs move little at the usual rate.
@@ -298,7 +306,7 @@ def test_one_direction_per_layer_is_dialled_checked_and_read(
     assert "The layers where it writes most" in result.output
     assert {method, "dial", "check"} <= stages(out).keys()
     assert not {"gains", "step"} & stages(out).keys()
-    trained = dd.Intervention.load(work_of(out) / folder_of(method) / RANK_ONE_FILE)
+    trained = dd.Intervention.load(work_of(out) / file)
     edit = dd.Intervention.load(work_of(out) / EDIT)
     assert (edit.kind, edit.key) == ("rank_one", trained.at(2.0).key)
     layers = pl.read_csv(work_of(out) / "tables" / "rank-one-layers.csv")

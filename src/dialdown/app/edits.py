@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
-from ..study.stage import EDIT, FRONT_EDITS, LABELS, STEP, folder_of
+from ..study.stage import EDIT, FRONT_EDITS, LABELS, LABELS_RANK_ONE, STEP, folder_of
 from ..training.settings import GAINS_FILE, RANK_ONE_FILE
 from .source import Source
 
@@ -30,6 +30,7 @@ KEPT = (
     ),
     ("step", "one step, from pairs", STEP),
     ("labels", "one step, from labels", LABELS),
+    ("labels_rank_one", "one direction per layer, from labels", LABELS_RANK_ONE),
 )
 TO_USE = {"delta", *(name for name, _, _ in KEPT)}
 """What was made to be used, by name."""

@@ -94,7 +94,8 @@ Method = Annotated[
         help=(
             "gains (one trained number per neuron), rank_one (a trained rank-one update of each "
             "MLP), rank_one_attention (the same of each attention block), step (gains without "
-            "training), or labels (gains from labelled texts alone, in a few minutes)."
+            "training), labels (gains from labelled texts alone, in a few minutes), or "
+            "labels_rank_one (trained updates of attention from them)."
         )
     ),
 ]

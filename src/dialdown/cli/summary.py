@@ -20,7 +20,6 @@ from ..report.tables import all_tables
 from ..study.detox_methods import METHODS
 from ..study.ladder_table import shown
 from ..study.notes import noted
-from ..study.stage import RANK_ONE
 
 SAMPLES, TOP = 4, 6
 # The tables that `dialdown diff` prints, the columns worth a terminal's width, and how they read.
@@ -119,7 +118,7 @@ def show_check(folder: Path, out: Console) -> None:
 
 def _show_moved(folder: Path, method: str, out: Console) -> None:
     """Print what of the model an edit moves most, and the tokens that are written there."""
-    if method in RANK_ONE:
+    if METHODS[method].site:
         title, stem = (
             "\nThe layers where it writes most, and the tokens it writes",
             "rank-one-layers",

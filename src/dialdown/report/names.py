@@ -26,6 +26,7 @@ METHODS = {
     "step": "one step, from pairs",
     "labels": "one step, from labels",
     "labels_rank_one": "one direction, from labels",
+    "labels_rank_one__random_neurons": "from labels, shuffled",
     "ablation": "directional ablation",
     "profs": "ProFS",
     "caa": "CAA steering",

@@ -38,7 +38,9 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Family = Literal["steering", "patches", "edits"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-DetoxMethod = Literal["gains", "rank_one", "rank_one_attention", "step", "labels"]
+DetoxMethod = Literal[
+    "gains", "rank_one", "rank_one_attention", "step", "labels", "labels_rank_one"
+]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A flag or variable may name several without TOML's brackets: strict,paper.
 Several = Annotated[
@@ -181,14 +183,13 @@ class DetoxSettings:
         method: `gains`, one trained number per neuron; `rank_one`, one more trained direction
             per layer where MLPs write, `rank_one_attention` where attention does; `step`, the gains
             of one step of the natural gradient, without training; `labels`, such a step from
-            labelled texts alone, without pairs.
+            labelled texts alone, and `labels_rank_one`, trained directions of attention from them.
         strength: what the gains' distance from 1 is multiplied by; 1 is as they were found. None
             leaves it to the budget.
         max_kl: KL(base ‖ edited), in nats per token, the mean over the neutral text and `texts`:
             the greatest strength up to `most` within it.
         max_ppl_increase: the same for the share by which perplexity rises there; 0.05 is 5 %.
-        usual_kl: the `max_kl` where nothing else is asked for, so that every model
-            pays one price.
+        usual_kl: the `max_kl` where nothing else is asked for: one price for every model.
         most: the greatest strength that a budget may ask for.
         texts: the other kinds of text that a budget is measured on: `embedded:imdb`,
             `embedded:comments`, `embedded:wikitext2`, or files.

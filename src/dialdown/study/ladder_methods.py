@@ -141,10 +141,10 @@ LADDER: dict[str, Method] = {
     },
     "caa": _from_labels(methods.caa),
     "ablation": _from_labels(methods.ablation),
-    "labels_rank_one": _from_labels(
-        methods.labels_rank_one, partial(projections, site="attention")
-    ),
     "labels": _as_in_detox("labels"),
+    "labels_rank_one": _as_in_detox(
+        "labels_rank_one", sites=partial(projections, site="attention")
+    ),
     "profs": Method(_profs, pairs=True),
     "step": _as_in_detox("step", "gains"),
     "gains": _as_in_detox("gains", "gains"),

@@ -261,6 +261,7 @@ def tokens_by_stage(
         **dict.fromkeys(RANK_ONE, 2 * trained * config.rank_one.epochs),
         "step": trained,
         "labels": float(TRAINING_PASSES * probe.count * probe.max_tokens),
+        "labels_rank_one": float(TRAINING_PASSES * probe.count * probe.max_tokens),
         "front": 60.0 * row(config.front.count),
         "dial": 5.0 * priced_tokens(config, config.detox.texts),
         "check": 3.0 * row(evaluation.count),

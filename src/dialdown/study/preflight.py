@@ -196,9 +196,13 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
         "model",
         _model,
         {"probe", "pairs", "train", "means", "activations", "neurons", "gains", *RANK_ONE, "step",
-        "labels", "dial", "fit", *MEASURING},
+        "labels", "labels_rank_one", "dial", "fit", *MEASURING},
     ),
-    ("detox.method", lambda work: projections(work.lm, "attention"), {"rank_one_attention"}),
+    (
+        "detox.method",
+        lambda work: projections(work.lm, "attention"),
+        {"rank_one_attention", "labels_rank_one"},
+    ),
     ("ladder.methods", _compared_sites, {"fit"}),
     (
         "",

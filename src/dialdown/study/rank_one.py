@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..data.csv_tables import write_csv
 from ..data.pairs import PairSet
 from ..interventions.intervention import Intervention
+from ..methods import labels_rank_one
 from ..models.hooks import input_hooks
 from ..models.lm import LM
 from ..models.protocol import Site
@@ -28,7 +29,7 @@ from ..training.rank_one import train_rank_one
 from .context import Workspace
 from .gains import held_texts
 from .notes import note_training
-from .stage import RANK_ONE, folder_of
+from .stage import LABELS_RANK_ONE, RANK_ONE, folder_of
 
 TOKENS = 8
 FIRST = 5
@@ -50,6 +51,20 @@ def tune_rank_one(work: Workspace, stage: str) -> dict[str, Any]:
     )
     note_training(work.notes, log, settings)
     return asdict(log)
+
+
+def learn_from_labels(work: Workspace) -> dict[str, Any]:
+    """Directions of attention from the labelled texts of the probe alone (METHOD §10)."""
+    edit = labels_rank_one(
+        work.lm,
+        work.labelled.texts,
+        work.labelled.labels,
+        own=held_texts(work),
+        max_tokens=work.config.probe.max_tokens,
+        seed=work.config.seed,
+    )
+    edit.save(work.folder / LABELS_RANK_ONE)
+    return {"steps": edit.record["steps"]}
 
 
 def explain_rank_one(work: Workspace, edit: Intervention) -> dict[str, Any]:

@@ -79,6 +79,7 @@ ROWS = Stage(measures=True, pieces=True, lowered=ROW_MEMORY)
 # Prices and texts from which gains and directions are trained.
 PRICES = "gains-*.safetensors"
 EDIT, STEP, LABELS = "edit.safetensors", "step.safetensors", "labels.safetensors"
+LABELS_RANK_ONE = "labels-rank-one.safetensors"
 FRONT_EDITS = "interventions-front"
 
 ALL: dict[str, Stage] = {
@@ -157,6 +158,7 @@ ALL: dict[str, Stage] = {
         bar={"following": WHOLE},
     ),
     "labels": Stage(writes=(LABELS, PRICES), added=True, bar={"reading": WHOLE}),
+    "labels_rank_one": Stage(writes=(LABELS_RANK_ONE, PRICES), added=True, bar={"learning": WHOLE}),
     "front": replace(
         ROWS,
         settings=(*PROMPTED, "front", "interventions"),
@@ -166,7 +168,7 @@ ALL: dict[str, Stage] = {
     ),
     "dial": Stage(
         settings=(*PROMPTED, "detox"),
-        reads=("probe", "pairs", "means", "gains", *RANK_ONE, "step", "labels"),
+        reads=("probe", "pairs", "means", "gains", *RANK_ONE, "step", "labels", "labels_rank_one"),
         writes=(EDIT, "tables/gains-*.csv", "tables/rank-one-*.csv"),
         added=True,
         scores=True,
@@ -187,7 +189,7 @@ ALL: dict[str, Stage] = {
             "methods/**/*",
             "gains/**/*",
             *(f"{folder_of(stage)}/**/*" for stage in RANK_ONE),
-            *(PRICES, STEP, LABELS),
+            *(PRICES, STEP, LABELS, LABELS_RANK_ONE),
         ),
         added=True,
         lowered=("gains.batch_size", "probe.max_tokens"),
