@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from ..data.reading import whole_text
 from ..errors import DialdownError
-from ..evaluation.row import Row
-from ..files import read_json
+from ..evaluation.row import Measured, Row
+from ..files import read_json, read_sealed
 from ..models.protocol import Protocol
 from ..models.templates import Template
 from ..neurons.table import NeuronTable
@@ -87,6 +87,25 @@ class Run:
         order = {control: number for number, control in enumerate(CONTROLS)}
         rows.sort(key=lambda row: (order.get(row.control, len(order)), row.control))
         return {row.control: row for row in rows}
+
+    def measured(self, name: str, protocol: Protocol) -> Measured | None:
+        """What was measured of a row unit by unit; None where the folder has no file of it.
+
+        Raises:
+            DialdownError: the file is damaged, or no such row.
+        """
+        path = self.folder / "rows" / f"{protocol}-{name}.json"
+        if not path.exists():
+            return None
+        saved = read_sealed(path) or {}
+        saved.pop("effect", None)
+        try:
+            return Measured.from_json(saved)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DialdownError(
+                f"{path} cannot be read as a measured row ({error!r}): repeat the command that "
+                "made this folder, which makes it again."
+            ) from error
 
     @cached_property
     def labels(self) -> dict[str, str]:
