@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..errors import DialdownError, memory_is_short, nearest
+from ..errors import DialdownError, memory_is_short, nearest, one_line
 from .hub import reaching
 from .local_paths import is_no_hub_id
 
@@ -66,7 +66,7 @@ def told(say: Callable[[str], str]) -> Iterator[None]:
         # The Rust part of tokenizers raises `Exception` itself about a file that it cannot read.
         if not (type(error) is Exception or isinstance(error, BROKEN)) or memory_is_short(error):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         if isinstance(error, KeyError) and " " not in reason:
             reason = f"its config names {reason}, which transformers does not know"
         raise DialdownError(say(reason)) from error
@@ -78,10 +78,9 @@ def check_device(device: str) -> None:
         kind = torch.device(device).type
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise DialdownError(
-            f"The device {device!r} cannot be used ({reason}): pass device='cpu', or a GPU torch "
-            "sees."
+            f"The device {device!r} cannot be used ({one_line(error, 120)}): pass device='cpu', or "
+            "a GPU torch sees."
         ) from error
     if kind == "mps":
         raise DialdownError(
@@ -291,9 +290,8 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DialdownError(
-            f"{path} cannot be read ({reason}): fetch or save the model again."
+            f"{path} cannot be read ({one_line(error)}): fetch or save the model again."
         ) from error
     if not isinstance(content, dict):
         raise DialdownError(
