@@ -138,13 +138,8 @@ def reply(
     The tokenizer's chat template is used where it has one; else the model goes on with the plain
     text.
     """
-    ids = conversation_ids(lm, turns, message)
-    if ids.shape[1] + settings.tokens > lm.context:
-        raise DialdownError(
-            f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones "
-            "exceed the context of "
-            f"{lm.name} ({lm.context}): start again with /reset, or lower /tokens."
-        )
+    shorter = "start again with /reset, or lower /tokens"
+    ids = conversation_ids(lm, turns, message, tokens=settings.tokens, shorter=shorter)
     return generate(lm, ids, settings, edit, turn=len(turns))
 
 

@@ -103,15 +103,10 @@ def read_config(
     """The config of a folder or hub id, of a checkpoint whose weights are plain numbers."""
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
-    instead = instead or (whole if os.path.isdir(source) else other)
+    say = _not_loaded(name, instead or (whole if os.path.isdir(source) else other))
     if is_no_hub_id(source) and not os.path.isdir(source):
-        raise DialdownError(
-            f"The model {name!r} could not be loaded (there is no such folder): {instead}."
-        )
-    with (
-        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
-        reaching(name),
-    ):
+        raise DialdownError(say("there is no such folder"))
+    with told(say), reaching(name):
         config = AutoConfig.from_pretrained(source, revision=revision)
     settings = config.to_dict()
     refuse_quantised(name, settings)
@@ -122,11 +117,13 @@ def read_config(
         for key in NORM_EPSILONS
         if isinstance(settings.get(key), int | float) and settings[key] <= 0
     ]:
-        raise DialdownError(
-            f"The model {name!r} could not be loaded ('{zero[0]}' of its config.json is "
-            f"{settings[zero[0]]}): {instead}."
-        )
+        raise DialdownError(say(f"'{zero[0]}' of its config.json is {settings[zero[0]]}"))
     return config
+
+
+def _not_loaded(name: str, instead: str) -> Callable[[str], str]:
+    """The sentence about a model that could not be loaded, of the reason."""
+    return lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."
 
 
 def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> Any:
@@ -151,10 +148,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
     """
     if os.path.isdir(source) and "gguf_file" not in options:
         weight_files(Path(source), name)
-    with (
-        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
-        reaching(name),
-    ):
+    with told(_not_loaded(name, instead)), reaching(name):
         # With sizes that differ it would end in an error that names none of them.
         model, report = classes.from_pretrained(
             source,

@@ -1,4 +1,6 @@
-"""A metric of one's own: a number for each continuation, that a row has with its interval."""
+"""Metrics beside those of every row, one's own among them: a number for each continuation, that a
+row has with its interval.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from typing import Protocol, cast
 import numpy as np
 
 from ..errors import DialdownError
+from ..models.refusals import declines
 from .groups import GroupMentions
 from .plugin import own
-from .row import RESERVED
+from .row import REFUSAL, RESERVED
 
 
 class Metric(Protocol):
@@ -22,6 +25,16 @@ class Metric(Protocol):
 
     def measure(self, prompts: Sequence[str], continuations: Sequence[str]) -> Sequence[float]:
         """One value per continuation, in order; NaN where it has none, which a mean leaves out."""
+
+
+class Refusals:
+    """The share of replies that decline (`declines`), where prompts are turns of a template."""
+
+    name = REFUSAL
+
+    def measure(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
+        """1 for each reply that declines, else 0."""
+        return [float(declines(reply)) for reply in continuations]
 
 
 def load_metric(source: str) -> Metric:

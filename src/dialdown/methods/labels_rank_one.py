@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DialdownError
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
@@ -43,6 +42,7 @@ from ..progress import progress
 from ..training.generated_text import own_text, own_text_kl
 from ..training.loss import OwnTextKL
 from ..training.rank_one import unit_of
+from ..training.settings import check_positive
 from .labelled import Labels, encode_labelled
 from .log_odds import token_scores
 
@@ -81,11 +81,7 @@ def labels_rank_one(
         DialdownError: a setting that cannot train; see `labels_gradient` and `projections`.
     """
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    for name, value in settings.items():
-        if not 0 < value < np.inf:
-            raise DialdownError(
-                f"Directions cannot be learned with {name} = {value}: pass more than 0."
-            )
+    check_positive("Directions cannot be learned", **settings)
     layers = projections(lm, site)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     contexts = [encoded[row] for row in np.flatnonzero(toxic)]

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DialdownError
 from ..interventions.folding import scaled_and_moved
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
@@ -28,6 +27,7 @@ from ..models.forward_pass import frozen
 from ..models.lm import LM
 from ..models.sites import layer_norms
 from ..progress import progress
+from ..training.settings import check_positive
 from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, ordinary, pooled
 from .places import MethodSite, Places, places_of
 
@@ -67,9 +67,7 @@ def lineas(
             activation, the loss or a map is not a finite number.
     """
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    for name, value in settings.items():
-        if not 0 < value < np.inf:
-            raise DialdownError(f"LinEAS cannot learn with {name} = {value}: pass more than 0.")
+    check_positive("LinEAS cannot learn", **settings)
     places = places_of(lm, site, layer_norms)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     classes = [[encoded[row] for row in np.flatnonzero(toxic == of)] for of in (True, False)]

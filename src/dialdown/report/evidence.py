@@ -86,13 +86,12 @@ class Evidence:
             self.at_most(row.change[metric], bound, metric) for metric, bound in bounds
         )
 
-    def below(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
-        """Whether an interval lies below a bound, also where rounding moves it."""
-        reach = self.rounding.reach(metric, estimate.n)
-        return _below(estimate, bound, reach)
+    def below(self, toxicity: Estimate, bound: float) -> Verdict:
+        """Whether an interval of the concept lies below a bound, also where rounding moves it."""
+        return _below(toxicity, bound, self.rounding.reach("toxicity", toxicity.n))
 
     def at_most(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
-        """The same with the bound included."""
+        """The same of any metric, with the bound included."""
         reach = self.rounding.reach(metric, estimate.n)
         holds, fails = estimate.high + reach <= bound, estimate.low - reach > bound
         return rules.decide(estimate.n, holds, fails)

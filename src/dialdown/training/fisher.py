@@ -47,7 +47,7 @@ from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import progress
 from .generated_text import given_tokens
-from .settings import check_damping
+from .settings import check_damping, check_positive
 
 # Each of their positions has gains of its own: what is kept grows with their number.
 WINDOWS_AT_ONCE = 8
@@ -189,8 +189,7 @@ def natural_gradient(
     """
     for what, array in (("worth", worth), ("information", information)):
         check_neurons(lm, array.shape, f"`{what}` has", "make it on this model")
-    if not (np.isfinite(kl) and kl > 0):
-        raise DialdownError(f"Gains cannot be made for a KL of {kl}: pass a finite number above 0.")
+    check_positive("Gains cannot be made", kl=kl)
     step = worth / damped(information, damping)
     price = 0.5 * float((information * step**2).sum())
     if not price > 0:
