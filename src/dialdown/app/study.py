@@ -7,12 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from ..errors import DialdownError
 from ..neurons.table import NeuronTable, neuron_table
-from ..study.config import Config
-from ..study.outputs import RUN, run_record
+from ..report.run import settings_of
+from ..study.outputs import run_record
 
 if TYPE_CHECKING:
     from ..models.lm import LM
@@ -23,15 +20,7 @@ def workspace(folder: Path) -> Workspace:
     """A study as its own stages see it (DialdownError where run.json is of another version)."""
     from ..study.context import Workspace
 
-    record = run_record(folder) or {}
-    try:
-        config = Config(**record.get("config", {}))
-    except ValidationError as error:
-        raise DialdownError(
-            f"{folder / RUN} holds settings that this version does not know "
-            f"({error.errors()[0]['loc']}): use the version that ran the study."
-        ) from error
-    return Workspace(config, folder)
+    return Workspace(settings_of(folder, run_record(folder) or {"config": {}}), folder)
 
 
 def untuned_table(folder: Path, lm: LM) -> NeuronTable | None:

@@ -20,7 +20,7 @@ from ..models.protocol import Protocol
 from ..models.templates import Template
 from ..neurons.table import NeuronTable
 from ..study.config import Config
-from ..study.outputs import so_far
+from ..study.outputs import RUN, so_far
 from ..terminal import printable
 from .names import CONTROLS, label, place
 
@@ -115,14 +115,7 @@ class Run:
     @cached_property
     def settings(self) -> Config:
         """The study's settings."""
-        try:
-            return Config(**self.info["config"])
-        except ValidationError as error:
-            raise DialdownError(
-                f"{self.folder / 'run.json'} holds settings that this version does not know "
-                f"({error.errors()[0]['loc']}): make the report with the version that ran the "
-                "study."
-            ) from error
+        return settings_of(self.folder, self.info)
 
     @cached_property
     def front(self) -> Sequence[Row]:
@@ -138,6 +131,17 @@ class Run:
         """What a stage recorded; empty where it did not run."""
         recorded: Mapping[str, Any] = self.info.get("stages", {}).get(name) or {}
         return recorded
+
+
+def settings_of(folder: Path, info: Mapping[str, Any]) -> Config:
+    """The settings in a study's run.json (DialdownError where it is of another version)."""
+    try:
+        return Config(**info["config"])
+    except ValidationError as error:
+        raise DialdownError(
+            f"{folder / RUN} holds settings that this version does not know "
+            f"({error.errors()[0]['loc']}): use the version that ran the study."
+        ) from error
 
 
 def load(folder: Path) -> Run:

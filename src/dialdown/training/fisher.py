@@ -259,13 +259,8 @@ def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
     """Log-probability of the last `lengths[r]` tokens of every row r, summed over the batch."""
     longest = max(lengths)
     # The last token of every row is produced and produces nothing.
-    logits = lm.model(
-        input_ids=batch.ids[:, :-1],
-        attention_mask=batch.mask[:, :-1],
-        position_ids=batch.positions[:, :-1],
-        use_cache=False,
-        logits_to_keep=last_positions(longest, batch.ids.device),
-    ).logits
+    keep = last_positions(longest, batch.ids.device)
+    logits = lm.model(**batch.but_last.inputs, use_cache=False, logits_to_keep=keep).logits
     log_probs: Tensor = (
         logits.float().log_softmax(-1).gather(-1, batch.ids[:, -longest:, None])[..., 0]
     )
