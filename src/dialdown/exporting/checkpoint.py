@@ -36,7 +36,8 @@ from ..data.loading import (
 from ..data.local_paths import RUNS, is_no_hub_id
 from ..data.model_files import CONFIG, COPIED, own_file
 from ..errors import DialdownError, nearest, one_line
-from ..models.lm import LM, MLPView
+from ..models.lm import LM
+from ..models.mlp import MLPView
 from ..models.projection import Projection
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
