@@ -47,7 +47,7 @@ from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import progress
 from .generated_text import given_tokens
-from .settings import check_damping, check_positive
+from .settings import check_positive
 
 # Each of their positions has gains of its own: what is kept grows with their number.
 WINDOWS_AT_ONCE = 8
@@ -246,7 +246,7 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
     """F_i + damping * mean F: the price of a gain, also of a neuron nearly silent on the text,
     whose F is hardly known.
     """
-    check_damping(damping)
+    check_positive("Gains have no price", damping=damping)
     if not information.mean() > 0:
         raise DialdownError(
             "No gain costs anything on the text, so gains have no price: pass text that the "

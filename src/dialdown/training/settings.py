@@ -250,7 +250,7 @@ class GainSettings(EditSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_damping(self.damping)
+        check_positive("Gains have no price", damping=self.damping)
 
 
 @dataclass(frozen=True)
@@ -305,15 +305,6 @@ class TrainingLog:
     eval_loss: tuple[float, ...]
     seconds: float
     kl_own: tuple[float, ...] = ()
-
-
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is not a finite number above 0 (DialdownError)."""
-    if not (math.isfinite(damping) and damping > 0):
-        raise DialdownError(
-            f"A damping of {damping} leaves silent neurons without a price: pass a finite number "
-            "above 0."
-        )
 
 
 def _check_least(settings: Any, doing: str, least: Mapping[str, float]) -> None:
