@@ -23,7 +23,7 @@ from dialdown.data import PairSet
 from dialdown.data.assets import fetch
 from dialdown.evaluation import Evaluator
 from dialdown.evaluation.bootstrap import estimate
-from dialdown.evaluation.groups import group_names
+from dialdown.evaluation.metrics import group_names
 from dialdown.evaluation.row import Measured
 from dialdown.files import read_json
 from dialdown.models import Decoder

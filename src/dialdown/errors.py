@@ -1,5 +1,5 @@
-"""The one exception a user's mistake raises, what names the nearest known word, and what to do
-where memory runs out.
+"""The one exception a user's mistake raises, what its sentence is made of, and what to do where
+memory runs out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ def nearest(given: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(given, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, names))}."
+
+
+def one_line(error: BaseException, longest: int = 200) -> str:
+    """What an error says, for the middle of a sentence: its message as one line of at most so many
+    characters, or its class where it has none.
+    """
+    return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def memory_is_short(error: Exception) -> bool:
@@ -47,7 +54,7 @@ def enough_memory(advice: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not memory_is_short(error):
             raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DialdownError(
-            f"There is not enough memory ({reason}): {advice}; what is finished is kept."
+            f"There is not enough memory ({one_line(error, 160)}): {advice}; what is finished is "
+            "kept."
         ) from error

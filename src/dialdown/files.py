@@ -161,14 +161,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused because JSON has none."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _as_json(value))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object that begins with the sha256 of everything after it, atomically."""
-    body = (
-        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).removeprefix("{\n") + "\n"
-    )
+    body = _as_json(value).removeprefix("{\n")
     write_text(path, SEAL.format(hashlib.sha256(body.encode()).hexdigest()) + body)
 
 

@@ -91,6 +91,8 @@ def test_a_prompt_is_cut_to_the_context_and_a_blank_one_refused() -> None:
         ids_of(lm, Talk(message="  \n"), "base", 10)
     with pytest.raises(DialdownError, match="leave no room"):
         ids_of(lm, Talk(message="cat"), "base", lm.context)
+    with pytest.raises(DialdownError, match=r"exceed the context .*: start again, or write less"):
+        ids_of(lm, Talk(chat=True, message="cat " * 2500), "base", 10)
 
 
 def test_in_a_chat_each_side_goes_on_from_its_own_replies() -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.evaluation.groups import group_names
-from dialdown.evaluation.metrics import load_metric
+from dialdown.evaluation.metrics import group_names, load_metric
 
 
 def test_the_names_are_those_of_the_two_lists(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dialdown.evaluation.refusals import Refusals
+from dialdown.evaluation.metrics import Refusals
 from dialdown.models.refusals import declines
 
 DECLINE = [

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dialdown.evaluation.bootstrap import estimate
-from dialdown.files import SCHEMA
+from dialdown.files import SCHEMA, write_sealed
 from dialdown.report.claims import Claim, claims
 from dialdown.report.run import load
 from helpers.fabricated_run import MAIN, write_run
@@ -63,8 +63,11 @@ def write(
             "effect": "0",
             "values": per_unit,
             "tokens": TOKENS[: len(prices.get(name, ()))].tolist(),
+            "texts": [],
+            "judges": [],
+            "seed": 0,
         }
-        (folder / "rows" / f"strict-{name}.json").write_text(json.dumps(saved), encoding="utf-8")
+        write_sealed(folder / "rows" / f"strict-{name}.json", saved)
     return folder
 
 

@@ -165,7 +165,7 @@ def test_draws_come_from_the_seed_whatever_the_caller_does_with_gradients(llama:
     "wrong", [{"steps": 0}, {"batch_size": -1}, {"learning_rate": float("nan")}]
 )
 def test_settings_that_cannot_learn_are_refused(llama: LM, wrong: dict[str, Any]) -> None:
-    with pytest.raises(dd.DialdownError, match=f"learn with {next(iter(wrong))} = .* more than 0"):
+    with pytest.raises(dd.DialdownError, match=f"learn with {next(iter(wrong))} = .* above 0"):
         methods.lineas(llama, *EVEN, **wrong)
 
 

@@ -51,8 +51,8 @@ def test_a_prompt_is_a_turn_of_the_user_and_the_start_of_a_reply(chat: LM) -> No
 
 def test_a_conversation_is_made_by_the_same_function(chat: LM) -> None:
     expected = by_transformers(chat, ("user", "hi"), ("assistant", "ho"), ("user", "the cat"))
-    assert conversation_ids(chat, [("hi", "ho")], "the cat")[0].tolist() == expected
-    first = conversation_ids(chat, [], "the cat")[0].tolist()
+    assert conversation_ids(chat, [("hi", "ho")], "the cat", tokens=4)[0].tolist() == expected
+    first = conversation_ids(chat, [], "the cat", tokens=4)[0].tolist()
     assert [first] == chat.prompt_ids(["the cat"])
 
 

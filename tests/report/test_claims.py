@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dialdown.errors import DialdownError
+from dialdown.files import read_sealed, write_sealed
 from dialdown.report.claims import claims
 from dialdown.report.run import Run, load
 from dialdown.study import published
@@ -152,18 +153,27 @@ def test_a_file_of_an_earlier_evaluation_is_not_used(tmp_path: Path) -> None:
     folder = write(tmp_path, {**TUNED, "patch_256": reached(0.1)})
     assert "without scores" not in claims_of(folder)[ALIGNED].text
     path = folder / "rows" / "strict-patch_256.json"
-    saved = json.loads(path.read_text())
+    saved = read_sealed(path)
+    assert saved is not None
     saved["values"]["toxicity"][0] += 0.1
-    path.write_text(json.dumps(saved))
+    write_sealed(path, saved)
     assert "no interval without scores" in claims_of(folder)[ALIGNED].text
 
 
 @pytest.mark.parametrize(
-    "saved", [{"tokens": []}, {"values": {"toxicity": ["much"]}, "tokens": []}, []]
+    "saved", [{"tokens": []}, {"values": {"toxicity": ["much"]}, "tokens": []}, {"values": []}]
 )
 def test_a_file_that_is_no_row_is_an_error(tmp_path: Path, saved: Any) -> None:
     folder = write(tmp_path, {**TUNED, "patch_256": reached(0.1)})
-    (folder / "rows" / "strict-dpo.json").write_text(json.dumps(saved))
+    write_sealed(folder / "rows" / "strict-dpo.json", saved)
+    with pytest.raises(DialdownError, match=r"strict-dpo\.json cannot be read"):
+        claims_of(folder)
+
+
+def test_a_row_file_with_a_changed_digit_is_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**TUNED, "patch_256": reached(0.1)})
+    path = folder / "rows" / "strict-dpo.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(DialdownError, match=r"strict-dpo\.json cannot be read"):
         claims_of(folder)
 

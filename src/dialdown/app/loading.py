@@ -10,8 +10,7 @@ from ..exporting.delta import base_of, load_delta
 from ..models.lm import LM, load
 from ..study.context import Workspace
 from ..workers import quiet_libraries
-from .source import Source
-from .study import workspace
+from .source import Source, workspace
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ..errors import DialdownError, nearest
 from ..files import read_sealed
-from ..neurons.table import NeuronTable
+from ..neurons.table import NeuronTable, neuron_table
 from ..report.findings import chosen_edit
 from ..report.run import TABLES, Run, load
 from ..study.outputs import run_record
 from .desk import REMEMBERED, Act
 from .edits import TO_USE, SavedEdit, saved_edits
 from .neurons import neuron_frame
-from .source import Source
-from .study import untuned_table, workspace
+from .source import Source, workspace
 
 if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
+    from ..models.lm import LM
     from .loading import Models
 
 
@@ -117,3 +118,16 @@ class Shelf:
         if table is None and study is not None:
             table = untuned_table(study, models.base)
         return neuron_frame(table, self.edit(edit) if edit in self.edits and edit else None)
+
+
+def untuned_table(study: Path, lm: LM) -> NeuronTable | None:
+    """The table without a tuned model, from the direction and the means that `detox` leaves; None
+    where they are not there.
+    """
+    from ..neurons.activations import NeuronMeans
+    from ..neurons.directions import Direction
+
+    probe, means = study / "direction-probe.safetensors", study / "means-training.safetensors"
+    if not (probe.exists() and means.exists()):
+        return None
+    return neuron_table(lm, Direction.load(probe), NeuronMeans.load(means))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..data.local_paths import RUNS
 from ..errors import DialdownError
 from ..study.outputs import RUN, run_record
+
+if TYPE_CHECKING:
+    from ..study.context import Workspace
 
 DELTA = "edit.json"
 USUAL = "embedded:smollm2-135m"
@@ -40,6 +43,16 @@ class Source:
         folder = self.folder.resolve()
         work = folder.with_name(f"{folder.name}-work")
         return work if run_record(work) else None
+
+
+def workspace(study: Path) -> Workspace:
+    """A study as its own stages see it, read anew each time, so that a run that is still going
+    fills it (DialdownError where run.json is of another version).
+    """
+    from ..report.run import settings_of
+    from ..study.context import Workspace
+
+    return Workspace(settings_of(study, run_record(study) or {"config": {}}), study)
 
 
 def find_source(given: str | None, base: str | None = None) -> Source:

@@ -77,13 +77,7 @@ def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
             f"({lm.context}): ask for fewer."
         )
     if talk.chat:
-        ids = conversation_ids(lm, talk.turns.get(side, []), talk.message)
-        if ids.shape[1] > room:
-            raise DialdownError(
-                f"The conversation has {ids.shape[1]:,} tokens, and {room:,} fit in the context of "
-                f"{lm.name} beside the reply: start again, or write less."
-            )
-        return ids, ""
+        return conversation_ids(lm, talk.turns.get(side, []), talk.message, tokens=tokens), ""
     row = lm.encode([talk.message])[0]
     if not row:
         raise DialdownError(

@@ -7,7 +7,6 @@ the exported checkpoint would say. Each side answers to its own earlier replies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import DialdownError, enough_memory, nearest
-from ..interventions.intervention import Intervention
+from ..interventions.intervention import Intervention, check_strength
 from ..models.lm import LM
 from ..models.replies import Reply, ReplySettings, Turns, conversation_ids, generate
 from ..terminal import Terminal, printable
@@ -46,11 +45,7 @@ class ChatSettings(ReplySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.strength):
-            raise DialdownError(
-                f"A strength of {self.strength} cannot be applied: pass a finite number, 1 for the "
-                "whole edit."
-            )
+        check_strength(self.strength)
 
 
 def chat(
@@ -138,13 +133,8 @@ def reply(
     The tokenizer's chat template is used where it has one; else the model goes on with the plain
     text.
     """
-    ids = conversation_ids(lm, turns, message)
-    if ids.shape[1] + settings.tokens > lm.context:
-        raise DialdownError(
-            f"The conversation has {ids.shape[1]} tokens, which with {settings.tokens} new ones "
-            "exceed the context of "
-            f"{lm.name} ({lm.context}): start again with /reset, or lower /tokens."
-        )
+    shorter = "start again with /reset, or lower /tokens"
+    ids = conversation_ids(lm, turns, message, tokens=settings.tokens, shorter=shorter)
     return generate(lm, ids, settings, edit, turn=len(turns))
 
 

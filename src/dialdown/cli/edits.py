@@ -216,8 +216,7 @@ def apply_edit(
     from ..workers import quiet_libraries
 
     quiet_libraries()
-    display = Display()
-    with display.bar:
+    with Display():
         done = apply_delta(
             folder, out_folder, base=base, strength=strength, force=force, verify=VERIFY[verify]
         )

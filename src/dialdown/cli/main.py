@@ -189,8 +189,7 @@ def fetch() -> None:
     from .machine import fetch_all
 
     quiet_libraries()
-    display = Display()
-    with display:
+    with Display():
         fetch_all()
     out.print("Everything the demo needs is there.")
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..extras import asking_for
+from .edits import Base
 from .shared import app, out
 
 
@@ -24,9 +25,7 @@ def serve(
             ),
         ),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Where the base model is, if it has moved.")
-    ] = None,
+    base: Base = None,
     port: Annotated[
         int | None,
         typer.Option(

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import DialdownError
+from ..errors import DialdownError, one_line
 
 # The narrower classes first: the hub's client derives one from another.
 ADVICE: Mapping[type[BaseException], str] = {
@@ -94,8 +94,7 @@ def _advice(error: BaseException) -> str | None:
     # After a connection that failed, older releases of the hub's client go on with a closed one.
     closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
     if closed or isinstance(error, UNREACHED):
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return f"the connection failed ({reason}): {RECONNECT}"
+        return f"the connection failed ({one_line(error, 300)}): {RECONNECT}"
     return None
 
 

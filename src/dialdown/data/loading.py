@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..errors import DialdownError, memory_is_short, nearest
+from ..errors import DialdownError, memory_is_short, nearest, one_line
 from .hub import reaching
 from .local_paths import is_no_hub_id
 
@@ -66,7 +66,7 @@ def told(say: Callable[[str], str]) -> Iterator[None]:
         # The Rust part of tokenizers raises `Exception` itself about a file that it cannot read.
         if not (type(error) is Exception or isinstance(error, BROKEN)) or memory_is_short(error):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         if isinstance(error, KeyError) and " " not in reason:
             reason = f"its config names {reason}, which transformers does not know"
         raise DialdownError(say(reason)) from error
@@ -78,10 +78,9 @@ def check_device(device: str) -> None:
         kind = torch.device(device).type
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise DialdownError(
-            f"The device {device!r} cannot be used ({reason}): pass device='cpu', or a GPU torch "
-            "sees."
+            f"The device {device!r} cannot be used ({one_line(error, 120)}): pass device='cpu', or "
+            "a GPU torch sees."
         ) from error
     if kind == "mps":
         raise DialdownError(
@@ -104,15 +103,10 @@ def read_config(
     """The config of a folder or hub id, of a checkpoint whose weights are plain numbers."""
     whole = "pass a folder written by save_pretrained, its config.json as it was written"
     other = "pass a hub id that can be reached from here, a local folder, or embedded:smollm2-135m"
-    instead = instead or (whole if os.path.isdir(source) else other)
+    say = _not_loaded(name, instead or (whole if os.path.isdir(source) else other))
     if is_no_hub_id(source) and not os.path.isdir(source):
-        raise DialdownError(
-            f"The model {name!r} could not be loaded (there is no such folder): {instead}."
-        )
-    with (
-        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
-        reaching(name),
-    ):
+        raise DialdownError(say("there is no such folder"))
+    with told(say), reaching(name):
         config = AutoConfig.from_pretrained(source, revision=revision)
     settings = config.to_dict()
     refuse_quantised(name, settings)
@@ -123,11 +117,13 @@ def read_config(
         for key in NORM_EPSILONS
         if isinstance(settings.get(key), int | float) and settings[key] <= 0
     ]:
-        raise DialdownError(
-            f"The model {name!r} could not be loaded ('{zero[0]}' of its config.json is "
-            f"{settings[zero[0]]}): {instead}."
-        )
+        raise DialdownError(say(f"'{zero[0]}' of its config.json is {settings[zero[0]]}"))
     return config
+
+
+def _not_loaded(name: str, instead: str) -> Callable[[str], str]:
+    """The sentence about a model that could not be loaded, of the reason."""
+    return lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."
 
 
 def read_tokenizer(source: str, *, name: str, revision: str | None = None) -> Any:
@@ -152,10 +148,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
     """
     if os.path.isdir(source) and "gguf_file" not in options:
         weight_files(Path(source), name)
-    with (
-        told(lambda reason: f"The model {name!r} could not be loaded ({reason}): {instead}."),
-        reaching(name),
-    ):
+    with told(_not_loaded(name, instead)), reaching(name):
         # With sizes that differ it would end in an error that names none of them.
         model, report = classes.from_pretrained(
             source,
@@ -291,9 +284,8 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DialdownError(
-            f"{path} cannot be read ({reason}): fetch or save the model again."
+            f"{path} cannot be read ({one_line(error)}): fetch or save the model again."
         ) from error
     if not isinstance(content, dict):
         raise DialdownError(

@@ -24,10 +24,9 @@ from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol, check_protocols
 from ..models.tokens import refuse_one_text, text_windows
 from ..progress import progress, silently
-from .metrics import Metric, check_names, values_of
+from .metrics import Metric, Refusals, check_names, values_of
 from .overlap import is_degenerate, repetition, token_f1
 from .perplexity import ReferenceText
-from .refusals import Refusals
 from .row import Measured, Row, as_row
 from .scorers import Scorer
 

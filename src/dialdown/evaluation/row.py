@@ -14,7 +14,7 @@ import numpy as np
 from ..cards import card
 from ..errors import DialdownError
 from ..models.protocol import Protocol
-from .bootstrap import Estimate, estimate
+from .bootstrap import Estimate, Values, estimate
 
 if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
@@ -95,9 +95,16 @@ class Measured:
             # every row.
             values = values - others[: len(values)]
         known = ~np.isnan(values)
-        # Both are means over tokens; KL may be measured on the first windows only.
-        weights = np.array(self.tokens)[: len(values)][known] if name in ("log_ppl", "kl") else None
-        return estimate(values[known], weights=weights, seed=self.seed)
+        weights = self.weights(name)[: len(values)]
+        return estimate(values[known], weights=weights[known], seed=self.seed)
+
+    def weights(self, name: str) -> Values:
+        """(n,) what each unit of a metric counts for in its mean."""
+        count = len(self.values[name])
+        if name in ("log_ppl", "kl"):
+            # KL may be measured on the first windows only.
+            return np.array(self.tokens[:count], dtype=np.float64)
+        return np.ones(count)
 
 
 @dataclass(frozen=True)

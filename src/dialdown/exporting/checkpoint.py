@@ -35,8 +35,9 @@ from ..data.loading import (
 )
 from ..data.local_paths import RUNS, is_no_hub_id
 from ..data.model_files import CONFIG, COPIED, own_file
-from ..errors import DialdownError, nearest
-from ..models.lm import LM, MLPView
+from ..errors import DialdownError, nearest, one_line
+from ..models.lm import LM
+from ..models.mlp import MLPView
 from ..models.projection import Projection
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -259,10 +260,9 @@ def locate(
                 ignore_patterns=NOT_DOWNLOADED,
             )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DialdownError(
             f"The model {source!r} is not a folder here and could not be fetched from the hub "
-            f"({reason}): pass a hub id that can be reached from here, a local folder, or "
+            f"({one_line(error)}): pass a hub id that can be reached from here, a local folder, or "
             "embedded:smollm2-135m."
         ) from error
     # The hub's cache names a snapshot's folder after its commit, which says more than a branch.

@@ -149,11 +149,7 @@ class Intervention:
         Raises:
             DialdownError: a strength that is not a finite number.
         """
-        if not np.isfinite(strength):
-            raise DialdownError(
-                f"A strength of {strength} cannot be applied: pass a finite number, 1 for the "
-                "whole edit."
-            )
+        check_strength(strength)
         strength = float(strength)
         return replace(
             self,
@@ -392,6 +388,15 @@ class Intervention:
             self.rank_one.check(lm, self.name)
         if self.outputs is not None:
             self.outputs.check(lm, self.name)
+
+
+def check_strength(strength: float) -> None:
+    """Refuse to dial to what is not a finite number (DialdownError)."""
+    if not np.isfinite(strength):
+        raise DialdownError(
+            f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole "
+            "edit."
+        )
 
 
 def untouched(name: str = "none") -> Intervention:

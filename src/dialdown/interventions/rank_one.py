@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,9 +21,9 @@ from ..errors import DialdownError
 from ..models.fits import check_neurons, check_width
 from ..models.hooks import Called, Positions, edited_at, input_hooks, output_hooks
 from ..models.lm import LM
-from ..models.projection import Projection
 from ..models.protocol import Site
 from ..models.sites import projections
+from .folding import on_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +61,6 @@ class RankOne:
         """The same, writing `strength` times as much."""
         return replace(self, writes=strength * self.writes)
 
-    def on(self, projection: Projection, layer: int) -> tuple[Tensor, Tensor]:
-        """What `of` says on the layer's device, in float32 where the model has 16 bits."""
-        columns = projection.columns
-        dtype = torch.promote_types(columns.dtype, torch.float32)
-        u, v = map(torch.as_tensor, self.of(layer))
-        return u.to(columns.device, dtype), v.to(columns.device, dtype)
-
     def written(self, lm: LM) -> NDArray[np.float64]:
         """v, (L, d) or (k, L, d), as it reaches the residual stream, with the weight of a norm
         after the layer that writes it (METHOD §1).
@@ -103,7 +95,7 @@ def rank_one_hooks(lm: LM, edit: RankOne, positions: Positions) -> Iterator[Call
     any hook that is put on inside the context. Yields whether each layer was called.
     """
     site, layers = projections(lm, edit.site), edit.layers
-    numbers = {layer: edit.on(site[layer], layer) for layer in layers}
+    numbers = {layer: on_device(site[layer].columns, *edit.of(layer)) for layer in layers}
     sums: dict[int, Tensor] = {}
 
     def read(layer: int, m: Tensor) -> None:

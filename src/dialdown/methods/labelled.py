@@ -1,4 +1,6 @@
-"""Labelled texts as every method reads them, and one number of each text for every channel."""
+"""Labelled texts as every method reads them, one number of each text for every channel, and how
+numbers are learned from them.
+"""
 
 from __future__ import annotations
 
@@ -102,3 +104,27 @@ def pooled(
     for path, values in numbers.items():
         check_finite(places.lm, values, f"activations in {places.called(path)}")
     return [*numbers.values()]
+
+
+def minimise(
+    lm: LM,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[int], Tensor],
+    rates: Sequence[float],
+    what: str,
+) -> None:
+    """Take one step down a loss, of the step's number, with each of the learning rates, and tell of
+    it as `what`; numbers that overflow are refused (DialdownError).
+    """
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        reached = loss(step)
+        check_finite(lm, reached)
+        reached.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress(what, step + 1, len(rates))
+    for group in optimizer.param_groups:
+        for learned in group["params"]:
+            check_finite(lm, learned)

@@ -17,7 +17,7 @@ pairs are made, no text is scored by a classifier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,12 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DialdownError
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
 from ..models.decoding import Batch, batches
-from ..models.fits import check_finite
 from ..models.forward_pass import frozen
 from ..models.hooks import input_hooks, output_hooks
 from ..models.kl import kl_divergence
@@ -39,11 +37,11 @@ from ..models.lm import LM
 from ..models.projection import Projection
 from ..models.protocol import Site
 from ..models.sites import projections
-from ..progress import progress
 from ..training.generated_text import own_text, own_text_kl
 from ..training.loss import OwnTextKL
 from ..training.rank_one import unit_of
-from .labelled import Labels, encode_labelled
+from ..training.settings import check_positive
+from .labelled import Labels, encode_labelled, minimise
 from .log_odds import token_scores
 
 # Texts read at once; each position has a number for every token.
@@ -81,11 +79,7 @@ def labels_rank_one(
         DialdownError: a setting that cannot train; see `labels_gradient` and `projections`.
     """
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    for name, value in settings.items():
-        if not 0 < value < np.inf:
-            raise DialdownError(
-                f"Directions cannot be learned with {name} = {value}: pass more than 0."
-            )
+    check_positive("Directions cannot be learned", **settings)
     layers = projections(lm, site)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     contexts = [encoded[row] for row in np.flatnonzero(toxic)]
@@ -103,28 +97,12 @@ def labels_rank_one(
     with frozen(lm.model):
         tilt = torch.as_tensor(scores, dtype=torch.float32, device=lm.device)
         directions = Directions.new(layers, seed)
-        _learn(lm, directions, loss, steps, learning_rate)
+        optimizer = torch.optim.AdamW(directions.learned, weight_decay=0.0)
+        rates = [learning_rate * (1 - step / steps) for step in range(steps)]
+        minimise(lm, optimizer, loss, rates, "learning directions")
     reads, writes = directions.vectors()
     record |= {**settings, "own_kl_weight": own_kl_weight, "seed": seed}
     return as_rank_one("labels_rank_one", RankOne(reads, writes, site), record)
-
-
-def _learn(
-    lm: LM, directions: Directions, loss: Callable[[int], Tensor], steps: int, learning_rate: float
-) -> None:
-    """Make a loss small, by AdamW."""
-    optimizer = torch.optim.AdamW(directions.learned, lr=learning_rate, weight_decay=0.0)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - step / steps)
-        optimizer.zero_grad()
-        reached = loss(step)
-        check_finite(lm, reached)
-        reached.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        progress("learning directions", step + 1, steps)
-    for learned in directions.learned:
-        check_finite(lm, learned)
 
 
 @dataclass(frozen=True)
@@ -186,12 +164,7 @@ def _gap(lm: LM, contexts: Sequence[Sequence[int]], tilt: Tensor, directions: Di
 
 def _logits(lm: LM, batch: Batch) -> Tensor:
     """At the positions of a batch's texts, (positions, V) float32."""
-    logits: Tensor = lm.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-        use_cache=False,
-    ).logits
+    logits: Tensor = lm.model(**batch.inputs, use_cache=False).logits
     return logits[batch.mask == 1].float()
 
 

@@ -19,16 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DialdownError
 from ..interventions.folding import scaled_and_moved
 from ..interventions.intervention import Intervention
 from ..models.decoding import batches, read
-from ..models.fits import check_finite
 from ..models.forward_pass import frozen
 from ..models.lm import LM
 from ..models.sites import layer_norms
-from ..progress import progress
-from .labelled import Labels, Pool, encode_labelled, mean, mean_without_sinks, ordinary, pooled
+from ..training.settings import check_positive
+from .labelled import (
+    Labels,
+    Pool,
+    encode_labelled,
+    mean,
+    mean_without_sinks,
+    minimise,
+    ordinary,
+    pooled,
+)
 from .places import MethodSite, Places, places_of
 
 Map = tuple[Tensor, Tensor]
@@ -67,9 +74,7 @@ def lineas(
             activation, the loss or a map is not a finite number.
     """
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    for name, value in settings.items():
-        if not 0 < value < np.inf:
-            raise DialdownError(f"LinEAS cannot learn with {name} = {value}: pass more than 0.")
+    check_positive("LinEAS cannot learn", **settings)
     places = places_of(lm, site, layer_norms)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     classes = [[encoded[row] for row in np.flatnonzero(toxic == of)] for of in (True, False)]
@@ -85,7 +90,8 @@ def lineas(
         of_others = {path: means[beside] for path, means in goals.items()}
         return _distance(places, [classes[0][row] for row in rows], scaled, of_others)
 
-    maps = _learned(places, distance, steps, learning_rate)
+    rates = [learning_rate * (1 + np.cos(np.pi * step / steps)) / 2 for step in range(steps)]
+    maps = _learned(places, distance, rates)
     gain = np.concatenate([_numbers(gain) for gain, _ in maps.values()])
     offset = np.concatenate([units[path] * _numbers(offset) for path, (_, offset) in maps.items()])
     return places.edit("lineas", "affine", gain, offset, {**record, **settings, "seed": seed})
@@ -109,26 +115,13 @@ def _sizes(places: Places, ids: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def _learned(
-    places: Places,
-    distance: Callable[[Mapping[str, Map]], Tensor],
-    steps: int,
-    learning_rate: float,
+    places: Places, distance: Callable[[Mapping[str, Map]], Tensor], rates: Sequence[float]
 ) -> dict[str, Map]:
     """Gains and offsets of each module that make a distance small, by Adam."""
     with frozen(places.lm.model):
         maps = {path: _identity(places.lm, path, width) for path, width in places.widths.items()}
         optimizer = torch.optim.Adam([number for pair in maps.values() for number in pair])
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 + np.cos(np.pi * step / steps)) / 2
-            optimizer.zero_grad()
-            loss = distance(maps)
-            check_finite(places.lm, loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            progress("learning maps", step + 1, steps)
-        for pair in maps.values():
-            check_finite(places.lm, torch.stack(pair))
+        minimise(places.lm, optimizer, lambda _: distance(maps), rates, "learning maps")
     return maps
 
 

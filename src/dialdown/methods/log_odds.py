@@ -97,12 +97,7 @@ def labels_gradient(
 
 def _expected_score(lm: LM, batch: Batch, scores: Tensor) -> Tensor:
     """sum_token p(token) s(token), summed over the positions of a batch's texts."""
-    logits = lm.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-        use_cache=False,
-    ).logits
+    logits = lm.model(**batch.inputs, use_cache=False).logits
     expected: Tensor = logits.float().softmax(-1) @ scores
     return expected[batch.mask == 1].sum()
 

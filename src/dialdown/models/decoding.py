@@ -68,6 +68,16 @@ class Batch:
         """Position ids that start at 0 on the first real token."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a forward pass is given of it."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+
+    @property
+    def but_last(self) -> Batch:
+        """Without the last token of each row."""
+        return Batch(self.rows, self.ids[:, :-1], self.mask[:, :-1])
+
     def repeated(self, times: int) -> Batch:
         """Each row `times` times, one after the other."""
         rows = tuple(row for row in self.rows for _ in range(times))
@@ -117,13 +127,7 @@ def batches(lm: LM, encoded: Sequence[Sequence[int]], batch_size: int) -> list[B
 
 def read(lm: LM, batch: Batch) -> None:
     """Put a batch through the model for what hooks see of it; no logits are kept."""
-    lm.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-        use_cache=False,
-        logits_to_keep=last_positions(1, lm.device),
-    )
+    lm.model(**batch.inputs, use_cache=False, logits_to_keep=last_positions(1, lm.device))
 
 
 def _pad_left(lm: LM, encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> Batch:
@@ -285,13 +289,8 @@ class Decoder:
             batch = self.batches[number]
             if batch.ids.shape[1] == 1:
                 return None
-            output = self.lm.model(
-                input_ids=batch.ids[:, :-1],
-                attention_mask=batch.mask[:, :-1],
-                position_ids=batch.positions[:, :-1],
-                use_cache=True,
-                logits_to_keep=last_positions(1, self.lm.device),
-            )
+            keep = last_positions(1, self.lm.device)
+            output = self.lm.model(**batch.but_last.inputs, use_cache=True, logits_to_keep=keep)
             self._prefixes[number] = self.lm.kept(output)
         return self._prefixes[number]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -108,21 +109,15 @@ def output_hooks(
     what it returns, where that is not None. Yields whether each was called, as it is.
     """
     called = dict.fromkeys(modules, False)
-    with ExitStack() as stack:
-        for key, module in modules.items():
-            hook = _telling(called, key, act)
-            stack.callback(module.register_forward_hook(hook).remove)
-        yield called
 
-
-def _telling(
-    called: dict[Key, bool], key: Key, act: Callable[[Key, Tensor], Tensor | None]
-) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
+    def hook(key: Key, module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
         called[key] = True
         return act(key, out)
 
-    return hook
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.enter_context(module.register_forward_hook(partial(hook, key)))
+        yield called
 
 
 def edited_at(positions: Positions, before: Tensor, after: Tensor) -> Tensor:
@@ -137,20 +132,18 @@ def edited_at(positions: Positions, before: Tensor, after: Tensor) -> Tensor:
     return edited
 
 
-@contextmanager
-def stream_hooks(lm: LM, read: Callable[[int, Tensor], None]) -> Iterator[None]:
+def stream_hooks(
+    lm: LM, read: Callable[[int, Tensor], None]
+) -> AbstractContextManager[dict[int, bool]]:
     """Call `read(layer, x)` with the residual stream after each decoder layer, (batch, positions,
     d).
     """
-    with ExitStack() as stack:
-        for index, layer in enumerate(lm.view.layers):
 
-            def hook(module: nn.Module, args: Any, out: Any, index: int = index) -> None:
-                read(index, out[0] if isinstance(out, tuple) else out)
+    def first(layer: int, out: Any) -> None:
+        read(layer, out[0] if isinstance(out, tuple) else out)
 
-            decoder_layer = lm.model.get_submodule(layer.decoder_layer)
-            stack.callback(decoder_layer.register_forward_hook(hook).remove)
-        yield
+    paths = (layer.decoder_layer for layer in lm.view.layers)
+    return output_hooks(dict(enumerate(map(lm.model.get_submodule, paths))), first)
 
 
 def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:

@@ -26,10 +26,7 @@ from ..errors import DialdownError
 from ..files import fingerprint
 from . import adapters, templates, tokens
 from .mlp import MLPView
-from .projection import Projection
 from .templates import AnyTemplate, Template
-
-__all__ = ["LM", "MLPView", "Projection", "check_pair", "load", "load_tuned", "same_weights"]
 
 # Weights that are hashed at once: each is copied from the GPU for it.
 HASHED_AT_ONCE = 8

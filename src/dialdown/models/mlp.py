@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import DialdownError
 from .projection import Projection
@@ -176,13 +175,7 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
             f"{down or ', '.join(DOWN_PROJECTIONS)} in {type(layer).__name__}): "
             "pass load(..., down='path.in.layer') with the path of the down projection."
         )
-    module = modules[path]
-    if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
-        raise DialdownError(
-            f"The down projection {path} of {name} is a {type(module).__name__}, not a plain "
-            "matrix: load the model unquantised in float32, bfloat16 or float16."
-        )
     paths = {id(m): n for n, m in model.named_modules()}
     norms = [modules[norm] for norm in POST_NORMS if norm in modules]
-    post = next((norm for norm in norms if not isinstance(norm, nn.Identity)), None)
-    return Projection(paths[id(module)], module, post)
+    what = f"The down projection {path} of {name}"
+    return Projection.of(paths[id(modules[path])], modules[path], norms, what)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import DialdownError
 from .protocol import Protocol
 
 
@@ -26,6 +28,21 @@ class Projection:
     path: str
     linear: nn.Linear | Conv1D | nn.LayerNorm
     post_norm: nn.Module | None = None
+
+    @classmethod
+    def of(cls, path: str, linear: nn.Module, after: Iterable[nn.Module], what: str) -> Projection:
+        """A layer with the first norm `after` it that is one.
+
+        Raises:
+            DialdownError: it is not a plain matrix; `what` says which layer of which model.
+        """
+        if not isinstance(linear, nn.Linear | Conv1D) or not linear.weight.is_floating_point():
+            raise DialdownError(
+                f"{what} is a {type(linear).__name__}, not a plain matrix: load the model "
+                "unquantised in float32, bfloat16 or float16."
+            )
+        norm = next((norm for norm in after if not isinstance(norm, nn.Identity)), None)
+        return cls(path, linear, norm)
 
     @property
     def decoder_layer(self) -> str:

@@ -1,6 +1,6 @@
 """What a model says to a prompt or in a conversation, read token by token as it comes.
 
-ids = conversation_ids(lm, turns, "hello")
+ids = conversation_ids(lm, turns, "hello", tokens=30)
 generate(lm, ids, ReplySettings(tokens=30), hear=lambda text: print(text) or True)
 """
 
@@ -67,9 +67,15 @@ class ReplySettings:
             )
 
 
-def conversation_ids(lm: LM, turns: Turns, message: str) -> Tensor:
+def conversation_ids(
+    lm: LM, turns: Turns, message: str, *, tokens: int, shorter: str = "start again, or write less"
+) -> Tensor:
     """(1, n) token ids of everything said so far and `message`, by the tokenizer's chat template
     where it has one, else a line of plain text for each turn.
+
+    Raises:
+        DialdownError: there are none, or they and a reply of `tokens` exceed the context of the
+            model; `shorter` is what to do about it.
     """
     message = whole_text(message, "The message")
     if has_chat_template(lm.tokenizer):
@@ -80,6 +86,11 @@ def conversation_ids(lm: LM, turns: Turns, message: str) -> Tensor:
     if not row:
         raise DialdownError(
             f"The tokenizer of {lm.name} makes no tokens of the message: write another one."
+        )
+    if len(row) + tokens > lm.context:
+        raise DialdownError(
+            f"The conversation has {len(row):,} tokens, which with {tokens:,} new ones exceed the "
+            f"context of {lm.name} ({lm.context:,}): {shorter}."
         )
     return torch.tensor([row], device=lm.device)
 

@@ -57,16 +57,10 @@ def _output_projection(lm: LM, layer: str) -> Projection:
             f"{layer} of {lm.name} has no output projection of attention that dialdown knows "
             f"(looked for {', '.join(OUTPUT_PROJECTIONS)}): edit the MLPs of this model."
         )
-    linear = modules[path]
-    if not isinstance(linear, nn.Linear | Conv1D) or not linear.weight.is_floating_point():
-        raise DialdownError(
-            f"The output projection {layer}.{path} of {lm.name} is a {type(linear).__name__}, not "
-            "a plain matrix: load the model unquantised in float32, bfloat16 or float16."
-        )
     known = (*POST_NORMS, POST_NORM) if AFTER_MLP in modules else POST_NORMS
     norms = [modules[norm] for norm in known if norm in modules]
-    post = next((norm for norm in norms if not isinstance(norm, nn.Identity)), None)
-    return Projection(f"{layer}.{path}", linear, post)
+    what = f"The output projection {layer}.{path} of {lm.name}"
+    return Projection.of(f"{layer}.{path}", modules[path], norms, what)
 
 
 def mlp_linears(lm: LM) -> list[list[str]]:

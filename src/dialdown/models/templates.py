@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from jinja2 import TemplateError
 
-from ..errors import DialdownError, nearest
+from ..errors import DialdownError, nearest, one_line
 from .tokens import encode
 
 Template = Literal["chat", "none"]
@@ -195,8 +195,7 @@ def _written(tokenizer: Any, messages: Sequence[Message]) -> str:
         AttributeError,
         RecursionError,
     ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DialdownError(
-            f"The chat template of the tokenizer cannot be used ({reason}): mend chat_template in "
-            "the base's folder, or remove it to go on with plain text."
+            f"The chat template of the tokenizer cannot be used ({one_line(error)}): mend "
+            "chat_template in the base's folder, or remove it to go on with plain text."
         ) from error

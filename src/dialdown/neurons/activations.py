@@ -73,6 +73,14 @@ class NeuronMeans:
         arrays, record = read_arrays(Path(path), "neuron means")
         return cls(arrays["means"], record["count"], record["protocol"], record["record"])
 
+    def check_protocol(self, after: NeuronMeans) -> None:
+        """Refuse to be compared with means of another protocol (DialdownError)."""
+        if self.protocol != after.protocol:
+            raise DialdownError(
+                f"The means are of two protocols, {self.protocol} and {after.protocol}, and can "
+                "only be compared under one: collect both with dd.mean_activations."
+            )
+
 
 def mean_activations(
     lm: LM,

@@ -106,11 +106,7 @@ def sign_conflicts(
     collect = "collect both with dd.mean_activations"
     for means in (base, after):
         check_neurons(lm, means.means.shape, "The means have", collect)
-    if base.protocol != after.protocol:
-        raise DialdownError(
-            f"The means are of two protocols, {base.protocol} and {after.protocol}, and can only "
-            f"be compared under one: {collect}."
-        )
+    base.check_protocol(after)
     units = torch.as_tensor(np.stack([direction.unit for direction in directions], axis=1))
     counts = np.zeros(2)
     for index, layers in enumerate(zip(lm.view.layers, tuned.view.layers, strict=True)):

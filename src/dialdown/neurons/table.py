@@ -310,11 +310,7 @@ def compare(
 
     check_pair(lm, tuned)
     untuned, now = neuron_table(lm, direction, base), neuron_table(tuned, direction, after)
-    if base.protocol != after.protocol:
-        raise DialdownError(
-            f"The base means follow the {base.protocol} protocol and the tuned ones "
-            f"{after.protocol}: collect both under one."
-        )
+    base.check_protocol(after)
     projections = untuned.columns["projection_base"], now.columns["projection_base"]
     columns = {
         "cosine": untuned.columns["cosine"],

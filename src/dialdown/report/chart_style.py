@@ -167,6 +167,6 @@ def zero_line(axis: Literal["x", "y"]) -> alt.Chart:
     return chart
 
 
-def estimate_text(estimate: Estimate) -> str:
+def tooltip_text(estimate: Estimate) -> str:
     """A mean, its interval and what it is over, under the pointer."""
     return f"{estimate:.3g}, n = {estimate.n:,}"

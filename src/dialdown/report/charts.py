@@ -25,10 +25,10 @@ from .chart_style import (
     WIDTH,
     Chart,
     channel,
-    estimate_text,
     scales,
     symlog,
     titled,
+    tooltip_text,
     zero_line,
 )
 from .names import CONTROLS, FAMILIES, Look
@@ -174,9 +174,9 @@ def _points_frame(points: Sequence[Point], price: Price) -> pl.DataFrame:
                 "strength": "" if point.strength is None else f"{point.strength:g}",
                 **_placed("price", paid),
                 **_placed("score", point.toxicity),
-                "toxicity": estimate_text(point.toxicity),
-                "change of log-perplexity": estimate_text(point.log_ppl) if point.log_ppl else "",
-                "KL": estimate_text(point.kl) if point.kl else "",
+                "toxicity": tooltip_text(point.toxicity),
+                "change of log-perplexity": tooltip_text(point.log_ppl) if point.log_ppl else "",
+                "KL": tooltip_text(point.kl) if point.kl else "",
                 "best": best,
                 "greatest": point.strength is not None
                 and point.strength == last.get(point.family),
@@ -228,7 +228,7 @@ def _in_rows(
         {
             line: name,
             key: looks[mark].label,
-            value: estimate_text(estimate),
+            value: tooltip_text(estimate),
             **_placed("value", estimate),
         }
         for name, row in rows.items()

@@ -10,19 +10,21 @@ from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import DialdownError
-from ..evaluation.bootstrap import ChangeSign, Estimate, change_sign, estimate, resampled_means
+from ..evaluation.bootstrap import (
+    ChangeSign,
+    Estimate,
+    Values,
+    change_sign,
+    estimate,
+    resampled_means,
+)
 from ..evaluation.row import Row
-from ..files import read_json
 from ..models.protocol import Protocol
 from . import rules
 from .names import group_of
 from .rules import Rounding, Verdict
 from .run import Run
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,12 @@ class Evidence:
             self.at_most(row.change[metric], bound, metric) for metric, bound in bounds
         )
 
-    def below(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
-        """Whether an interval lies below a bound, also where rounding moves it."""
-        reach = self.rounding.reach(metric, estimate.n)
-        return _below(estimate, bound, reach)
+    def below(self, toxicity: Estimate, bound: float) -> Verdict:
+        """Whether an interval of the concept lies below a bound, also where rounding moves it."""
+        return _below(toxicity, bound, self.rounding.reach("toxicity", toxicity.n))
 
     def at_most(self, estimate: Estimate, bound: float, metric: str = "toxicity") -> Verdict:
-        """The same with the bound included."""
+        """The same of any metric, with the bound included."""
         reach = self.rounding.reach(metric, estimate.n)
         holds, fails = estimate.high + reach <= bound, estimate.low - reach > bound
         return rules.decide(estimate.n, holds, fails)
@@ -161,22 +162,12 @@ class Evidence:
         """Values and weights of one row's units, (n,) each, NaN where a unit has none; None where
         the row has no file.
         """
-        path = self.run.folder / "rows" / f"{row.protocol}-{row.intervention}.json"
-        if metric not in row.metrics or not path.exists():
+        measured = self.run.measured(row.intervention, row.protocol)
+        if measured is None or metric not in row.metrics or metric not in measured.values:
             return None
-        saved, mean = read_json(path), row.metrics[metric]
-        try:
-            values = np.array(saved["values"][metric], dtype=np.float64)
-            weights = np.ones_like(values)
-            if metric == "log_ppl":
-                weights = np.array(saved["tokens"], dtype=np.float64)
-            known = ~np.isnan(values)
-            total, size = (values * weights)[known].sum(), weights[known].sum()
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DialdownError(
-                f"{path} cannot be read as a measured row ({error!r}): repeat the command that "
-                "made this folder, which makes it again."
-            ) from error
+        values, weights = np.array(measured.values[metric]), measured.weights(metric)
+        known, mean = ~np.isnan(values), row.metrics[metric]
+        total, size = (values * weights)[known].sum(), weights[known].sum()
         # An earlier evaluation may have left a file of this name.
         same = known.sum() == mean.n and np.isclose(total / size, mean.mean, rtol=1e-6)
         return (values, weights) if same else None

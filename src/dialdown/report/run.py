@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from ..data.reading import whole_text
 from ..errors import DialdownError
-from ..evaluation.row import Row
-from ..files import read_json
+from ..evaluation.row import Measured, Row
+from ..files import read_json, read_sealed
 from ..models.protocol import Protocol
 from ..models.templates import Template
 from ..neurons.table import NeuronTable
 from ..study.config import Config
-from ..study.outputs import so_far
+from ..study.outputs import RUN, so_far
 from ..terminal import printable
 from .names import CONTROLS, label, place
 
@@ -88,6 +88,25 @@ class Run:
         rows.sort(key=lambda row: (order.get(row.control, len(order)), row.control))
         return {row.control: row for row in rows}
 
+    def measured(self, name: str, protocol: Protocol) -> Measured | None:
+        """What was measured of a row unit by unit; None where the folder has no file of it.
+
+        Raises:
+            DialdownError: the file is damaged, or no such row.
+        """
+        path = self.folder / "rows" / f"{protocol}-{name}.json"
+        if not path.exists():
+            return None
+        saved = read_sealed(path) or {}
+        saved.pop("effect", None)
+        try:
+            return Measured.from_json(saved)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DialdownError(
+                f"{path} cannot be read as a measured row ({error!r}): repeat the command that "
+                "made this folder, which makes it again."
+            ) from error
+
     @cached_property
     def labels(self) -> dict[str, str]:
         """What the interventions and controls are called."""
@@ -96,14 +115,7 @@ class Run:
     @cached_property
     def settings(self) -> Config:
         """The study's settings."""
-        try:
-            return Config(**self.info["config"])
-        except ValidationError as error:
-            raise DialdownError(
-                f"{self.folder / 'run.json'} holds settings that this version does not know "
-                f"({error.errors()[0]['loc']}): make the report with the version that ran the "
-                "study."
-            ) from error
+        return settings_of(self.folder, self.info)
 
     @cached_property
     def front(self) -> Sequence[Row]:
@@ -119,6 +131,17 @@ class Run:
         """What a stage recorded; empty where it did not run."""
         recorded: Mapping[str, Any] = self.info.get("stages", {}).get(name) or {}
         return recorded
+
+
+def settings_of(folder: Path, info: Mapping[str, Any]) -> Config:
+    """The settings in a study's run.json (DialdownError where it is of another version)."""
+    try:
+        return Config(**info["config"])
+    except ValidationError as error:
+        raise DialdownError(
+            f"{folder / RUN} holds settings that this version does not know "
+            f"({error.errors()[0]['loc']}): use the version that ran the study."
+        ) from error
 
 
 def load(folder: Path) -> Run:

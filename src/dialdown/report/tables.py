@@ -21,7 +21,6 @@ import polars as pl
 from ..data.csv_tables import read_csv, write_csv
 from ..evaluation.bootstrap import ChangeSign, Estimate, agreement
 from ..evaluation.row import METRICS, REFUSAL, Row
-from ..files import read_json
 from ..interventions.edit_file import EditKind, Ordering
 from ..study import published
 from .evidence import Evidence
@@ -88,11 +87,10 @@ def _scored(run: Run) -> dict[str, list[float]]:
     """
     if not run.protocols:
         return {}
-    path = run.folder / "rows" / f"{run.protocols[0]}-none.json"
-    values: dict[str, list[float]] = read_json(path)["values"] if path.exists() else {}
+    measured = run.measured("none", run.protocols[0])
     return {
         name.removeprefix("toxicity/"): scores
-        for name, scores in values.items()
+        for name, scores in (measured.values if measured else {}).items()
         if name.startswith("toxicity/")
     }
 

@@ -47,7 +47,7 @@ from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import progress
 from .generated_text import given_tokens
-from .settings import check_damping
+from .settings import check_positive
 
 # Each of their positions has gains of its own: what is kept grows with their number.
 WINDOWS_AT_ONCE = 8
@@ -188,8 +188,7 @@ def natural_gradient(
     """
     for what, array in (("worth", worth), ("information", information)):
         check_neurons(lm, array.shape, f"`{what}` has", "make it on this model")
-    if not (np.isfinite(kl) and kl > 0):
-        raise DialdownError(f"Gains cannot be made for a KL of {kl}: pass a finite number above 0.")
+    check_positive("Gains cannot be made", kl=kl)
     step = worth / damped(information, damping)
     price = 0.5 * float((information * step**2).sum())
     if not price > 0:
@@ -246,7 +245,7 @@ def damped(information: NDArray[np.float64], damping: float) -> NDArray[np.float
     """F_i + damping * mean F: the price of a gain, also of a neuron nearly silent on the text,
     whose F is hardly known.
     """
-    check_damping(damping)
+    check_positive("Gains have no price", damping=damping)
     if not information.mean() > 0:
         raise DialdownError(
             "No gain costs anything on the text, so gains have no price: pass text that the "
@@ -259,13 +258,8 @@ def _log_probability(lm: LM, batch: Batch, lengths: Sequence[int]) -> Tensor:
     """Log-probability of the last `lengths[r]` tokens of every row r, summed over the batch."""
     longest = max(lengths)
     # The last token of every row is produced and produces nothing.
-    logits = lm.model(
-        input_ids=batch.ids[:, :-1],
-        attention_mask=batch.mask[:, :-1],
-        position_ids=batch.positions[:, :-1],
-        use_cache=False,
-        logits_to_keep=last_positions(longest, batch.ids.device),
-    ).logits
+    keep = last_positions(longest, batch.ids.device)
+    logits = lm.model(**batch.but_last.inputs, use_cache=False, logits_to_keep=keep).logits
     log_probs: Tensor = (
         logits.float().log_softmax(-1).gather(-1, batch.ids[:, -longest:, None])[..., 0]
     )

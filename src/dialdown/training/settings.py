@@ -67,7 +67,7 @@ class PairSettings:
         least = {"count": 1, "sampled": 0, "steered": 0, "top_k": 1, "max_new_tokens": 1, "seed": 0}
         least |= {} if self.batch_size == "auto" else {"batch_size": 1}
         _check_least(self, "Pairs cannot be made", least)
-        _check_positive(self, "Pairs cannot be sampled", "temperature")
+        check_positive("Pairs cannot be sampled", temperature=self.temperature)
         if not math.isfinite(self.margin):
             raise DialdownError(
                 f"Pairs cannot be made with margin = {self.margin}: pass a finite number such as "
@@ -170,7 +170,8 @@ class DPOSettings:
         least |= dict.fromkeys(("eval_every", "eval_pairs", "patience", *TOGETHER), 1)
         least |= dict.fromkeys(("warmup_steps", "kl_weight", "lora_rank", "snapshots", "seed"), 0)
         _check_least(self, "DPO cannot train", least)
-        _check_positive(self, "DPO cannot train", "beta", "learning_rate", "max_grad_norm")
+        positive = ("beta", "learning_rate", "max_grad_norm")
+        check_positive("DPO cannot train", **{name: getattr(self, name) for name in positive})
         if self.optimizer == "natural" and not self.natural_allowed:
             raise DialdownError(
                 "DPO of all weights has no price for each, which the natural gradient needs: pass "
@@ -249,7 +250,7 @@ class GainSettings(EditSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_damping(self.damping)
+        check_positive("Gains have no price", damping=self.damping)
 
 
 @dataclass(frozen=True)
@@ -306,15 +307,6 @@ class TrainingLog:
     kl_own: tuple[float, ...] = ()
 
 
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is not a finite number above 0 (DialdownError)."""
-    if not (math.isfinite(damping) and damping > 0):
-        raise DialdownError(
-            f"A damping of {damping} leaves silent neurons without a price: pass a finite number "
-            "above 0."
-        )
-
-
 def _check_least(settings: Any, doing: str, least: Mapping[str, float]) -> None:
     for name, lowest in least.items():
         given = getattr(settings, name)
@@ -322,8 +314,10 @@ def _check_least(settings: Any, doing: str, least: Mapping[str, float]) -> None:
             raise DialdownError(f"{doing} with {name} = {given}: pass {lowest} or more.")
 
 
-def _check_positive(settings: Any, doing: str, *names: str) -> None:
-    for name in names:
-        given = getattr(settings, name)
-        if not (math.isfinite(given) and given > 0):
-            raise DialdownError(f"{doing} with {name} = {given}: pass a finite number above 0.")
+def check_positive(doing: str, **given: float) -> None:
+    """Refuse a number that is not finite and above 0 (DialdownError); `doing` is what it cannot do,
+    such as "DPO cannot train".
+    """
+    for name, number in given.items():
+        if not (math.isfinite(number) and number > 0):
+            raise DialdownError(f"{doing} with {name} = {number}: pass a finite number above 0.")
