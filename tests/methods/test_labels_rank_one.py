@@ -146,3 +146,9 @@ def test_draws_come_from_the_seed_whatever_the_caller_does_with_gradients(llama:
 def test_settings_that_cannot_learn_are_refused(llama: LM, wrong: dict[str, Any]) -> None:
     with pytest.raises(dd.DialdownError, match=f"with {next(iter(wrong))} = .* above 0"):
         methods.labels_rank_one(llama, TEXTS, LABELS, **wrong)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_of_own_text_is_not_below_nothing(llama: LM, weight: float) -> None:
+    with pytest.raises(dd.DialdownError, match=f"cannot have the weight {weight}: pass 0 or more"):
+        methods.labels_rank_one(llama, TEXTS, LABELS, own_kl_weight=weight)

@@ -210,6 +210,7 @@ def test_pairs_that_cannot_be_made(
         ({"sampled": 1, "steered": 0}, "needs two candidates"),
         ({"batch_size": 0}, "batch_size = 0: pass 1 or more"),
         ({"temperature": 0.0}, "temperature = 0.0"),
+        ({"steering_strength": float("nan")}, "cannot be steered with steering_strength = nan"),
         ({"seed": -1}, "seed = -1: pass 0 or more"),
     ],
 )

@@ -64,6 +64,10 @@ def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
 
 def own_text_kl(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> OwnTextKL | None:
     """The KL on text of the model's own as a part of a loss; None where it has no weight."""
+    if not 0 <= weight < math.inf:
+        raise DialdownError(
+            f"The KL on text of the model's own cannot have the weight {weight}: pass 0 or more."
+        )
     if weight == 0:
         return None
     lengths, known = {len(text) for text in texts}, lm.view.unembedding.weight.shape[0]

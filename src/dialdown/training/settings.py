@@ -68,6 +68,8 @@ class PairSettings:
         least |= {} if self.batch_size == "auto" else {"batch_size": 1}
         _check_least(self, "Pairs cannot be made", least)
         check_positive("Pairs cannot be sampled", temperature=self.temperature)
+        if self.steered:
+            check_positive("Pairs cannot be steered", steering_strength=self.steering_strength)
         if not math.isfinite(self.margin):
             raise DialdownError(
                 f"Pairs cannot be made with margin = {self.margin}: pass a finite number such as "
