@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import DialdownError, enough_memory, nearest
-from ..interventions.intervention import Intervention, check_strength
+from ..interventions.edit_file import check_strength
+from ..interventions.intervention import Intervention
 from ..models.lm import LM
 from ..models.replies import Reply, ReplySettings, Turns, conversation_ids, generate
 from ..terminal import Terminal, printable

@@ -1,4 +1,4 @@
-"""What the file of an edit may hold: every tensor and every field is checked before anything is
+"""What an edit and its file may hold: every number, tensor and field is checked before anything is
 made of it.
 """
 
@@ -80,6 +80,15 @@ def of_one_shape(
     offset = offset if offset.size else np.zeros(shape)
     selected = selected if selected.size else (gain != 1) | (offset != 0)
     return {"gain": gain, "offset": offset, "selected": selected}
+
+
+def check_strength(strength: float) -> None:
+    """Refuse to dial to what is not a finite number (DialdownError)."""
+    if not np.isfinite(strength):
+        raise DialdownError(
+            f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole "
+            "edit."
+        )
 
 
 def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Header:

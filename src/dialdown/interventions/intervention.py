@@ -35,7 +35,7 @@ from ..models.mlp import check_in_place
 from ..models.sites import projections
 from ..models.written import check_written
 from .described import acts_on, card_of
-from .edit_file import KIND_OF, Kind, check_edit, narrow, of_one_shape
+from .edit_file import KIND_OF, Kind, check_edit, check_strength, narrow, of_one_shape
 from .folding import Fold, affine_hook, check_can_fold, restored, shared_projections, steering_hook
 from .outputs import Outputs, output_map_hooks
 from .rank_one import RankOne, rank_one_hooks
@@ -388,15 +388,6 @@ class Intervention:
             self.rank_one.check(lm, self.name)
         if self.outputs is not None:
             self.outputs.check(lm, self.name)
-
-
-def check_strength(strength: float) -> None:
-    """Refuse to dial to what is not a finite number (DialdownError)."""
-    if not np.isfinite(strength):
-        raise DialdownError(
-            f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole "
-            "edit."
-        )
 
 
 def untouched(name: str = "none") -> Intervention:
