@@ -84,11 +84,11 @@ def default_workers(
     return max(1, min(cores, int(fitting)))
 
 
-def gpus(asked: str | None) -> list[str]:
+def gpus(device: str | None) -> list[str]:
     """The GPUs that workers share out, as `CUDA_VISIBLE_DEVICES` names them; none where a device
     other than `cuda` is asked for, such as `cuda:1`.
     """
-    if asked not in (None, "cuda"):
+    if device not in (None, "cuda"):
         return []
     import torch
 

@@ -25,7 +25,7 @@ def vega() -> str:
     return vl_convert.javascript_bundle("window.dialdownVega = vegaEmbed;")
 
 
-def drawing_library(asked: object = None) -> str:
+def drawing_library(_request: object = None) -> str:
     """`vega` for a page, which calls it with what it says and expects nothing of it."""
     return vega()
 

@@ -111,15 +111,15 @@ class Desk:
             if not wanted():
                 return
             lm = model(models)
-            asked = (id(lm), tuple(ids[0].tolist()), settings, act, turn)
-            text = self._replies.pop(asked, None)
+            key = (id(lm), tuple(ids[0].tolist()), settings, act, turn)
+            text = self._replies.pop(key, None)
             if text is None:
                 edit = act.edit if act else None
                 where: Positions = act.positions if act else "all"
                 text = generate(lm, ids, settings, edit, positions=where, turn=turn, hear=hear).text
             heard.put(text)
             if wanted():  # otherwise it may be cut short
-                self._replies[asked] = text
+                self._replies[key] = text
             if len(self._replies) > REMEMBERED:
                 del self._replies[next(iter(self._replies))]
 

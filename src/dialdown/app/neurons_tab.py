@@ -110,8 +110,8 @@ class NeuronsTab:
         listed, filled = [self.listed, self.missing], [self.card, self.histogram, self.texts]
         changed = [self.edit.change, *(part.input for part in filters)]
         gr.on(changed, self.list_chosen, chosen, listed, **QUIET)
-        asked = [self.find.click, self.word.submit]
-        gr.on(asked, self.list_writers, [self.word, *chosen], listed, **QUIET)
+        triggers = [self.find.click, self.word.submit]
+        gr.on(triggers, self.list_writers, [self.word, *chosen], listed, **QUIET)
         self.listed.select(self.pick, None, place, **QUIET).then(
             self.fill, [*place, self.edit], filled, **QUIET
         )

@@ -140,7 +140,7 @@ class PlayTab:
         """The edited side's reply again, with another edit or strength, and what of the others was
         not finished.
         """
-        finished = {side for side, said in talk.replies.items() if said.done} - {"edited"}
+        finished = {side for side, reply in talk.replies.items() if reply.done} - {"edited"}
         if talk.message:
             sides = [side for side in SIDES if side not in finished]
             yield from self._replies(
@@ -175,23 +175,23 @@ class PlayTab:
         session: str,
     ) -> Iterator[Shown]:
         stop, note = self._begin(session), ""
-        there: dict[Side, str] = {}
+        notes: dict[Side, str] = {}
         try:
-            there = self.desk.do(lambda models: self._sides(models, edit, strength))
+            notes = self.desk.do(lambda models: self._sides(models, edit, strength))
             from ..models.replies import ReplySettings
 
             settings = ReplySettings(*sampling)
             act = self.shelf.act(edit, strength) if edit else None
             for side in sides:
-                if side not in there:
+                if side not in notes:
                     continue
-                for said, note in self._reply(talk, side, act, settings, stop):
-                    talk = talk.told(side, said)
-                    if stop.is_set() and not said.done:
+                for reply, note in self._reply(talk, side, act, settings, stop):
+                    talk = talk.told(side, reply)
+                    if stop.is_set() and not reply.done:
                         return
-                    yield columns(talk, there, concept=self.shelf.concept), says(note), talk
+                    yield columns(talk, notes, concept=self.shelf.concept), says(note), talk
         except DialdownError as error:
-            yield columns(talk, there, concept=self.shelf.concept), says(str(error)), talk
+            yield columns(talk, notes, concept=self.shelf.concept), says(str(error)), talk
 
     def _sides(self, models: Models, edit: str | None, strength: float) -> dict[Side, str]:
         sides: dict[Side, str] = {"base": models.base.name}
@@ -205,8 +205,8 @@ class PlayTab:
         self, talk: Talk, side: Side, act: Act | None, settings: ReplySettings, stop: Event
     ) -> Iterator[tuple[Said, str]]:
         ids, note = self.desk.do(lambda models: ids_of(models.base, talk, side, settings.tokens))
-        said, shown = Said(), 0.0
-        yield said, note
+        reply, shown = Said(), 0.0
+        yield reply, note
         stream = self.desk.stream(
             (lambda models: models.tuned or models.base)
             if side == "tuned"
@@ -218,11 +218,11 @@ class PlayTab:
             stop=stop,
         )
         for text in stream:
-            said = replace(said, text=text)
+            reply = replace(reply, text=text)
             if time.monotonic() - shown > PACE:
-                said, shown = replace(said, score=self.desk.score(text)), time.monotonic()
-                yield said, note
-        yield replace(said, score=self.desk.score(said.text, ended=True), done=True), note
+                reply, shown = replace(reply, score=self.desk.score(text)), time.monotonic()
+                yield reply, note
+        yield replace(reply, score=self.desk.score(reply.text, ended=True), done=True), note
 
 
 def _session(request: gr.Request) -> str:

@@ -110,7 +110,7 @@ class Shelf:
         continuations = row["texts"] if row else []
         prompts = workspace(study).prompts.evaluation[:count]
         pairs = zip_longest(prompts, continuations[: len(prompts)], fillvalue="")
-        return [prompt + said for prompt, said in pairs]
+        return [prompt + continuation for prompt, continuation in pairs]
 
     def frame(self, models: Models, edit: str | None) -> pl.DataFrame:
         """The neuron table with the gains of an edit, where there are any."""

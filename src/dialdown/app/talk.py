@@ -55,9 +55,9 @@ class Talk:
         }
         return Talk(chat, message, turns)
 
-    def told(self, side: Side, said: Said) -> Talk:
+    def told(self, side: Side, reply: Said) -> Talk:
         """The same with a reply of one side."""
-        return replace(self, replies={**self.replies, side: said})
+        return replace(self, replies={**self.replies, side: reply})
 
 
 def ids_of(lm: LM, talk: Talk, side: Side, tokens: int) -> tuple[Tensor, str]:
@@ -131,11 +131,11 @@ def _turn(message: str, reply: str) -> str:
     )
 
 
-def _score(said: Said | None, concept: str) -> str:
-    if said is None or said.score is None:
+def _score(reply: Said | None, concept: str) -> str:
+    if reply is None or reply.score is None:
         return '<div class="dd-score"></div>'
     return (
         f'<div class="dd-score"><meter min="0" max="1" low="0.33" high="0.66" optimum="0" '
-        f'value="{said.score:.3f}" aria-label="{safe(concept)}"></meter>'
-        f"<span>{safe(concept)} of the reply: {said.score:.2f}</span></div>"
+        f'value="{reply.score:.3f}" aria-label="{safe(concept)}"></meter>'
+        f"<span>{safe(concept)} of the reply: {reply.score:.2f}</span></div>"
     )

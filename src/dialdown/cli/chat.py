@@ -91,8 +91,8 @@ def chat(
                     edited.clear()
                     console.print("The conversation starts again.")
                 elif command and command != "/again":
-                    settings, said = _obey(settings, command, line.removeprefix(command).strip())
-                    console.print(said, highlight=False)
+                    settings, answer = _obey(settings, command, line.removeprefix(command).strip())
+                    console.print(answer, highlight=False)
                 elif line:
                     heard = len(base)
                     if command == "/again":
@@ -144,8 +144,8 @@ def _columns(left: Reply, right: Reply, settings: ChatSettings) -> Table:
     table = Table(*sides, expand=True)
     for column in table.columns:
         column.ratio = 1
-    table.add_row(*(Text(printable(said.text)) for said in sides.values()))
-    if cut := [side.partition(",")[0] for side, said in sides.items() if not said.ended]:
+    table.add_row(*(Text(printable(reply.text)) for reply in sides.values()))
+    if cut := [side.partition(",")[0] for side, reply in sides.items() if not reply.ended]:
         table.caption = (
             f"{' and '.join(cut)} cut at {settings.tokens} tokens: /tokens {2 * settings.tokens} "
             "lets replies go on"

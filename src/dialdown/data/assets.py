@@ -182,9 +182,9 @@ def _convert_apart(name: str, ready: Path, gguf: str) -> None:
         f"import sys, pathlib, {convert_gguf.__module__} as m; "
         "m.convert_gguf(pathlib.Path(sys.argv[1]))"
     )
-    status, said = run([sys.executable, "-c", code, str(ready / gguf)], ready, lambda _: None)
+    status, output = run([sys.executable, "-c", code, str(ready / gguf)], ready, lambda _: None)
     if status != 0:
-        reason = (said.strip().splitlines() or [f"killed, exit status {status}"])[-1]
+        reason = (output.strip().splitlines() or [f"killed, exit status {status}"])[-1]
         refused = f"{DialdownError.__module__}.{DialdownError.__name__}: "
         if reason.startswith(refused):
             raise DialdownError(reason.removeprefix(refused))

@@ -166,7 +166,7 @@ def read_weights(classes: Any, source: str, *, name: str, instead: str, **option
 
 def missing_from(report: Mapping[str, Collection[Any]]) -> str | None:
     """What transformers' loading report says against a model; None where it is whole."""
-    said = {
+    problems = {
         "it lacks {}, in whose place random numbers would stand": report["missing_keys"],
         "it holds {} that the model has no place for": [
             key for key in report["unexpected_keys"] if not BUFFERS.search(key)
@@ -175,7 +175,7 @@ def missing_from(report: Mapping[str, Collection[Any]]) -> str | None:
             mismatch[0] for mismatch in report["mismatched_keys"]
         ],
     }
-    parts = [part.format(named_keys(keys)) for part, keys in said.items() if keys]
+    parts = [part.format(named_keys(keys)) for part, keys in problems.items() if keys]
     return "; ".join(parts) or None
 
 

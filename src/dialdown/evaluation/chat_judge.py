@@ -175,13 +175,13 @@ class ChatJudge:
     @property
     def record(self) -> Mapping[str, Any]:
         """Model, endpoint, prompt version, temperature (None where none is taken), missing ones."""
-        asked = {**self.answers.key, "temperature": self._sampling.get("temperature")}
+        request = {**self.answers.key, "temperature": self._sampling.get("temperature")}
         state = {
             "tokens": len(self._given),
             "missing": self.missing,
             "why": dict(Counter(self._unanswered.values())),
         }
-        return {"kind": "chat", **asked, **state}
+        return {"kind": "chat", **request, **state}
 
     @property
     def missing(self) -> int:
@@ -276,12 +276,12 @@ class ChatJudge:
 
 def _read_reply(reply: str, count: int) -> list[bool] | None:
     """The answers for 1 to `count`, from the last flat JSON object that has them all."""
-    wanted = [str(number) for number in range(1, count + 1)]
+    numbers = [str(number) for number in range(1, count + 1)]
     for text in reversed(re.findall(r"\{[^{}\[\]]*\}", reply)):
         with suppress(ValueError):
             answer = json.loads(text)
             if len(answer) == count and all(
-                isinstance(answer.get(number), bool) for number in wanted
+                isinstance(answer.get(number), bool) for number in numbers
             ):
-                return [answer[number] for number in wanted]
+                return [answer[number] for number in numbers]
     return None

@@ -12,7 +12,7 @@ from ..errors import DialdownError
 NAMED = re.compile(r"(?!(?:embedded|openai):)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
+def own(source: str, what: str, attributes: tuple[str, ...]) -> Any:
     """What `package.module:name` is, or returns as a class or function without arguments."""
     if not NAMED.fullmatch(source):
         raise DialdownError(
@@ -28,11 +28,13 @@ def own(source: str, what: str, wanted: tuple[str, ...]) -> Any:
             "something that Python finds from here, for example by PYTHONPATH."
         ) from error
     # An object that can be called may be the thing itself.
-    ready = all(hasattr(target, attribute) for attribute in wanted) and not isinstance(target, type)
+    ready = all(hasattr(target, attribute) for attribute in attributes) and not isinstance(
+        target, type
+    )
     value = target() if callable(target) and not ready else target
-    if missing := [attribute for attribute in wanted if not hasattr(value, attribute)]:
+    if missing := [attribute for attribute in attributes if not hasattr(value, attribute)]:
         raise DialdownError(
             f"{source!r} is not a {what}, because it has no {missing[0]}: give it "
-            f"{', '.join(wanted)}, as dialdown.evaluation.{what.title()} says."
+            f"{', '.join(attributes)}, as dialdown.evaluation.{what.title()} says."
         )
     return value

@@ -241,13 +241,13 @@ def _read(estimates: Mapping[str, Any] | None) -> Estimates:
 def as_row(intervention: Intervention, protocol: Protocol, measured: Measured) -> Row:
     """Put an intervention's facts beside what was measured of its effect."""
     same = ("strength", "control", "kind", "control_of", "alpha", "beta", "neurons")
-    said = {judge: measured.estimate(f"toxicity/{judge}") for judge in measured.judges}
+    by_judge = {judge: measured.estimate(f"toxicity/{judge}") for judge in measured.judges}
     return Row(
         intervention=intervention.name,
         family=intervention.family or intervention.name,
         protocol=protocol,
         **{fact: getattr(intervention, fact) for fact in same},
         metrics=_known({name: measured.estimate(name) for name in measured.metrics}),
-        toxicity_by=_known(said),
+        toxicity_by=_known(by_judge),
         measured=measured,
     )

@@ -276,9 +276,9 @@ def _check_hub_id(source: str) -> None:
     embedded = [f"embedded:{name}" for name in embedded_models()]
     if ":" in source or f"embedded:{source}" in embedded:
         raise DialdownError(f"There is no model {source!r}: {nearest(source, embedded)}")
-    made = Path(source).parts[:1] == (RUNS,)
-    if made or is_no_hub_id(source):
-        how = "make it with `dialdown run` or `dialdown ladder`, or " if made else ""
+    in_runs = Path(source).parts[:1] == (RUNS,)
+    if in_runs or is_no_hub_id(source):
+        how = "make it with `dialdown run` or `dialdown ladder`, or " if in_runs else ""
         raise DialdownError(
             f"{source} is not there: {how}pass a folder that is there, a hub id, or "
             "embedded:smollm2-135m."

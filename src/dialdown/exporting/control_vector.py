@@ -137,10 +137,10 @@ def read_control_vector(lm: LM, path: str | Path) -> Intervention:
                 "the last layer alone, or of another model."
             )
         columns = layer.columns.detach().double().cpu()
-        wanted = torch.as_tensor(vectors[index] / multiplier)
-        offset[index] = torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].numpy()
-        missed = columns @ torch.as_tensor(offset[index]) - wanted
-        if missed.norm() > 1e-6 * wanted.norm():
+        expected = torch.as_tensor(vectors[index] / multiplier)
+        offset[index] = torch.linalg.lstsq(columns, expected[:, None]).solution[:, 0].numpy()
+        missed = columns @ torch.as_tensor(offset[index]) - expected
+        if missed.norm() > 1e-6 * expected.norm():
             raise DialdownError(
                 f"The neurons of layer {index} of {lm.name} cannot write the vector that {path} "
                 "adds there: pass a control vector of the last layer alone."

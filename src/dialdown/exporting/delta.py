@@ -263,9 +263,11 @@ def load_delta(folder: str | Path) -> Delta:
             f"{folder} has {RECORD} and no {EDIT}: fetch the delta again, both of its files."
         )
     edit = Intervention.load(folder / EDIT)
-    said = {**checked.edit, "strength": checked.strength}
+    described = {**checked.edit, "strength": checked.strength}
     facts = {**_described(edit, folder / EDIT), "strength": edit.record.get("strength", 1.0)}
-    if wrong := sorted(key for key in said.keys() | facts if said.get(key) != facts.get(key)):
+    if wrong := sorted(
+        key for key in described.keys() | facts if described.get(key) != facts.get(key)
+    ):
         raise DialdownError(
             f"{folder / EDIT} is not the edit that {RECORD} describes (not its "
             f"{', '.join(wrong)[:100]}): fetch the delta again, both of its files."

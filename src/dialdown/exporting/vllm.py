@@ -139,5 +139,5 @@ def _scores(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
         # An engine may crash while it ends, with the answer given.
         if not answer.exists():
             return {"problem": f"it ended with exit status {run.returncode}"}
-        said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        return said
+        output: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return output

@@ -17,11 +17,11 @@ LIKELIEST = 20  # the most that vLLM gives without being asked for more when it 
 def main(folder: str, ids: str, answer: str) -> None:
     """Write the answer of an engine to a file, or what went wrong."""
     try:
-        said = _run_engine(folder, json.loads(ids))
+        output = _run_engine(folder, json.loads(ids))
     except BaseException as error:  # noqa: BLE001 (an engine raises whatever it likes)
         reason = " ".join("".join(traceback.format_exception_only(error)).split())
-        said = {"problem": reason.rstrip(".")[:300]}
-    Path(answer).write_text(json.dumps(said), encoding="utf-8")
+        output = {"problem": reason.rstrip(".")[:300]}
+    Path(answer).write_text(json.dumps(output), encoding="utf-8")
 
 
 def _run_engine(folder: str, ids: list[list[int]]) -> dict[str, Any]:

@@ -359,8 +359,8 @@ class Intervention:
                 site[index] = replace(site[index], rank_one=further.of(index))
         folds = {fold.projection.path: fold for site in sites.values() for fold in site}
         for path, mapped in (self.outputs.folds(lm) if self.outputs else {}).items():
-            both = replace(folds.get(path, mapped), output=mapped.output, less=mapped.less)
-            folds[path] = both
+            combined = replace(folds.get(path, mapped), output=mapped.output, less=mapped.less)
+            folds[path] = combined
         return [fold for fold in folds.values() if fold.changes]
 
     def check_foldable(self, lm: LM) -> None:

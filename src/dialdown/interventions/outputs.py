@@ -81,10 +81,10 @@ class Outputs:
             known = is_linear(module) or is_norm(module)
             has = len(_layer(lm, path).columns) if known else None
             if has != width:
-                there = f"{has} outputs" if has else "no such linear layer or norm"
+                existing = f"{has} outputs" if has else "no such linear layer or norm"
                 raise DialdownError(
-                    f"{name} maps {width} outputs of {path}, and {lm.name} has {there}: fit it on "
-                    "this model."
+                    f"{name} maps {width} outputs of {path}, and {lm.name} has {existing}: fit it "
+                    "on this model."
                 )
 
     def check_foldable(self, lm: LM, name: str) -> None:

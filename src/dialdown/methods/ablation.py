@@ -70,8 +70,8 @@ def residuals(lm: LM, batch: Batch) -> NDArray[np.float64]:
     means = np.empty((lm.view.n_layers, len(batch.rows), lm.view.d_model))
 
     def keep(layer: int, x: torch.Tensor) -> None:
-        own = batch.mask[..., None].to(x.device) == 1
-        means[layer] = mean_without_sinks(x, own).cpu().numpy()
+        tokens = batch.mask[..., None].to(x.device) == 1
+        means[layer] = mean_without_sinks(x, tokens).cpu().numpy()
 
     with torch.inference_mode(), stream_hooks(lm, keep):
         read(lm, batch)

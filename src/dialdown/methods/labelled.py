@@ -43,37 +43,37 @@ def encode_labelled(
     return ids, toxic, {"base": lm.describe(), **counts}
 
 
-def highest(m: Tensor, own: Tensor) -> Tensor:
+def highest(m: Tensor, tokens: Tensor) -> Tensor:
     """The maximum over a text's tokens but attention sinks, in float32."""
-    return m.float().masked_fill(~ordinary(m, own), -torch.inf).amax(1)
+    return m.float().masked_fill(~ordinary(m, tokens), -torch.inf).amax(1)
 
 
-def highest_of_all(m: Tensor, own: Tensor) -> Tensor:
+def highest_of_all(m: Tensor, tokens: Tensor) -> Tensor:
     """The maximum over a text's tokens, in float32."""
-    return m.float().masked_fill(~own, -torch.inf).amax(1)
+    return m.float().masked_fill(~tokens, -torch.inf).amax(1)
 
 
-def mean(m: Tensor, own: Tensor) -> Tensor:
+def mean(m: Tensor, tokens: Tensor) -> Tensor:
     """The mean over a text's tokens, in float64."""
     # Filled and not multiplied: what is computed at padding need not be a number.
-    return m.masked_fill(~own, 0).sum(1, dtype=torch.float64) / own.sum(1)
+    return m.masked_fill(~tokens, 0).sum(1, dtype=torch.float64) / tokens.sum(1)
 
 
-def mean_without_sinks(m: Tensor, own: Tensor) -> Tensor:
+def mean_without_sinks(m: Tensor, tokens: Tensor) -> Tensor:
     """The mean over a text's tokens but attention sinks, in float64."""
-    return mean(m, ordinary(m, own))
+    return mean(m, ordinary(m, tokens))
 
 
-def ordinary(m: Tensor, own: Tensor) -> Tensor:
+def ordinary(m: Tensor, tokens: Tensor) -> Tensor:
     """Where the tokens of a text are that say something of it, (texts, positions, 1).
 
     A mean over all tokens is a sink divided by the length of the text, so that classes of different
     lengths would differ by the sink alone. Positions no longer than the median are always left.
     """
-    length = m.float().norm(dim=-1, keepdim=True).masked_fill(~own, torch.nan)
+    length = m.float().norm(dim=-1, keepdim=True).masked_fill(~tokens, torch.nan)
     median = length.nanmedian(1, keepdim=True).values
     # What overflowed is not a sink, and is refused.
-    kept: Tensor = own & ((length <= SINK * median) | ~length.isfinite())
+    kept: Tensor = tokens & ((length <= SINK * median) | ~length.isfinite())
     return kept
 
 
@@ -91,10 +91,10 @@ def pooled(
     numbers = {path: np.empty((len(ids), places.widths[path]), dtype) for path in paths}
     done = 0
     for batch in batches(places.lm, ids, BATCH):
-        own, rows = batch.mask[..., None] == 1, list(batch.rows)
+        tokens, rows = batch.mask[..., None] == 1, list(batch.rows)
 
-        def keep(path: str, m: Tensor, own: Tensor = own, rows: list[int] = rows) -> None:
-            numbers[path][rows] = pool(m, own.to(m.device)).cpu().numpy()
+        def keep(path: str, m: Tensor, tokens: Tensor = tokens, rows: list[int] = rows) -> None:
+            numbers[path][rows] = pool(m, tokens.to(m.device)).cpu().numpy()
 
         with torch.inference_mode(), places.hooks(keep, paths) as called:
             read(places.lm, batch)

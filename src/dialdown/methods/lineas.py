@@ -107,8 +107,8 @@ def _read(
 def _sizes(places: Places, ids: Sequence[Sequence[int]]) -> dict[str, float]:
     """The root mean square of each module's activations, or 1 where all are 0."""
 
-    def square(m: Tensor, own: Tensor) -> Tensor:
-        return mean(m.double().square(), ordinary(m, own) if places.neurons else own)
+    def square(m: Tensor, tokens: Tensor) -> Tensor:
+        return mean(m.double().square(), ordinary(m, tokens) if places.neurons else tokens)
 
     squares = _read(places, ids, square)
     return {path: float(np.sqrt(each.mean())) or 1.0 for path, each in squares.items()}
@@ -146,13 +146,13 @@ def _distance(
 ) -> Tensor:
     """The loss of some texts, with the maps acting, beside means (texts, channels) of others."""
     (batch,) = batches(places.lm, ids, len(ids))
-    own = batch.mask[..., None] == 1
+    tokens = batch.mask[..., None] == 1
     pool = mean_without_sinks if places.neurons else mean
     distances = []
 
     def act(path: str, m: Tensor) -> Tensor:
         moved = scaled_and_moved(m, *maps[path])
-        reached = pool(moved, own.to(m.device)).sort(0).values
+        reached = pool(moved, tokens.to(m.device)).sort(0).values
         goal = torch.as_tensor(np.sort(goals[path], axis=0)).to(reached)
         distances.append((reached - goal).square().mean(0).sum().to(places.lm.device))
         return moved.to(m)

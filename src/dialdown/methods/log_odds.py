@@ -126,6 +126,6 @@ def labels_step(
     """
     worth = labels_gradient(lm, texts, labels, max_tokens=max_tokens)
     if information is None:
-        own = own_text(lm, seed=seed)
-        information = fisher_information(lm, own, seed=seed)
+        windows = own_text(lm, seed=seed)
+        information = fisher_information(lm, windows, seed=seed)
     return natural_gradient(lm, worth, information, kl=kl, name="labels")

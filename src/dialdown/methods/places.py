@@ -58,7 +58,7 @@ class Places:
 
     def check_ran(self, ran: Sequence[bool], paths: Sequence[str]) -> None:
         """Refuse a model in which one of the modules has no part (DialdownError)."""
-        silent = [path for path, there in zip(paths, ran, strict=True) if not there]
+        silent = [path for path, called in zip(paths, ran, strict=True) if not called]
         if silent:
             raise DialdownError(
                 f"{silent[0]} of {self.lm.name} never ran while texts were read, so nothing can be "

@@ -120,11 +120,11 @@ def _maps(
 
     if sequential:
         (batch,) = batches(lm, ids, len(ids))
-        own, rows = batch.mask[..., None] == 1, list(batch.rows)
+        tokens, rows = batch.mask[..., None] == 1, list(batch.rows)
 
         def act(path: str, m: Tensor) -> Tensor:
             means = np.empty((len(ids), places.widths[path]))
-            means[rows] = pool(m, own.to(m.device)).cpu().numpy()
+            means[rows] = pool(m, tokens.to(m.device)).cpu().numpy()
             check_finite(lm, means, f"activations in {places.called(path)}")
             maps[path] = fit.map(means[:n], means[n:])
             progress("fitting maps", len(maps), len(places.widths))

@@ -77,9 +77,9 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
         warnings.simplefilter("ignore", FutureWarning)
         adapted = PeftModel(model, config)
         keys = adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
-    said = {"match nothing in it": keys.unexpected_keys}
-    said["are not in the adapter's file"] = keys.missing_keys
-    if parts := [f"{named_keys(names)} {what}" for what, names in said.items() if names]:
+    problems = {"match nothing in it": keys.unexpected_keys}
+    problems["are not in the adapter's file"] = keys.missing_keys
+    if parts := [f"{named_keys(names)} {what}" for what, names in problems.items() if names]:
         raise DialdownError(
             f"{does_not_fit} ({'; '.join(parts)}): pass the base model it was trained on, loaded "
             "by the same class as it was trained with."

@@ -81,7 +81,7 @@ def conversation_ids(
     if has_chat_template(lm.tokenizer):
         row = templated_ids(lm.tokenizer, messages_of(turns, message))
     else:
-        text = "\n".join([*(said + answered for said, answered in turns), message])
+        text = "\n".join([*(question + answered for question, answered in turns), message])
         row = encode(lm.tokenizer, [text])[0]
     if not row:
         raise DialdownError(

@@ -129,18 +129,18 @@ def continuation_ids(
 
 def turn_marks(tokenizer: Any) -> TurnMarks:
     """What the chat template puts around the turns: what stays where their texts change."""
-    asked = [templated_ids(tokenizer, [_user(text)]) for text in SEEN]
+    prompts = [templated_ids(tokenizer, [_user(text)]) for text in SEEN]
     talked = [
         templated_ids(tokenizer, [_user(SEEN[0]), _assistant(SEEN[0]), _user(text)])
         for text in SEEN
     ]
-    opening = _shared(asked)
-    answer = _shared([row[::-1] for row in asked])[::-1]
+    opening = _shared(prompts)
+    answer = _shared([row[::-1] for row in prompts])[::-1]
     # From the last text of the user back to the reply, which is that text again.
     before = _shared(talked)
-    said = asked[0][len(opening) : len(asked[0]) - len(answer)]
-    places = [at for at in range(len(before)) if before[at : at + len(said)] == said]
-    again = before[places[-1] + len(said) :] if said and places else []
+    marks = prompts[0][len(opening) : len(prompts[0]) - len(answer)]
+    places = [at for at in range(len(before)) if before[at : at + len(marks)] == marks]
+    again = before[places[-1] + len(marks) :] if marks and places else []
     special = tokenizer.added_tokens_decoder
     asked_end, replied_end = (
         part[0] if part and part[0] in special else None for part in (answer, again)
@@ -161,8 +161,8 @@ def templated_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 def messages_of(turns: Sequence[tuple[str, str]], message: str) -> list[Message]:
     """Everything said so far, as (message, reply) pairs, and what the user says now."""
-    said = [part for asked, reply in turns for part in (_user(asked), _assistant(reply))]
-    return [*said, _user(message)]
+    messages = [part for prompt, reply in turns for part in (_user(prompt), _assistant(reply))]
+    return [*messages, _user(message)]
 
 
 def _user(text: str) -> Message:

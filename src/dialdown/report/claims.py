@@ -296,8 +296,8 @@ def _closest(row: Row, leads: dict[str, Estimate]) -> str:
     return f"“{label(row)}” {change_text(lead, 'toxicity', note)}"
 
 
-def _count(verdicts: Iterable[Verdict], wanted: Verdict) -> int | str:
-    return [*verdicts].count(wanted) or "none"
+def _count(verdicts: Iterable[Verdict], verdict: Verdict) -> int | str:
+    return [*verdicts].count(verdict) or "none"
 
 
 def _apart(gap: Gap | None, metric: str) -> str:

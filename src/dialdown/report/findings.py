@@ -56,12 +56,12 @@ def _change_of(evidence: Evidence, row: Row, metric: str) -> str:
     change = row.change[metric]
     way = evidence.change_sign(change, metric)
     few = f" (n = {change.n} {UNITS[metric]}, too few to decide)" if change.n < FEW else ""
-    told = way if change.n < FEW else change_sign(change)
-    if told == "not told apart":
+    sign = way if change.n < FEW else change_sign(change)
+    if sign == "not told apart":
         return f"not distinguishably changed: {with_interval(change, signed=True)}{few}"
-    if told != way:
+    if sign != way:
         few = ", which rounding alone may have done"
-    if told == "more":
+    if sign == "more":
         return f"higher by {with_interval(change)}{few}"
     return f"lower by {with_interval(change.reversed())}{few}"
 
@@ -73,12 +73,12 @@ def _edited(evidence: Evidence) -> tuple[Row | None, str]:
     edits, concept = evidence.edits(), evidence.run.concept
     lost = [row for row in edits if evidence.speaks(row) == "did not hold"]
     speaking = [row for row in edits if row not in lost]
-    least = evidence.least(speaking or edits)
-    if least is None:
+    lowest = evidence.least(speaking or edits)
+    if lowest is None:
         return None, ""
-    chosen = _cheapest(evidence, least, speaking)
+    chosen = _cheapest(evidence, lowest, speaking)
     left = f"the least {concept}"
-    if chosen is not least:
+    if chosen is not lowest:
         left = f"{concept} that is not told apart from the least, at the lowest price"
     broken = f", of which {len(lost)} break{'s' * (len(lost) == 1)} the model's speech"
     if not speaking:
@@ -94,21 +94,21 @@ def _edited(evidence: Evidence) -> tuple[Row | None, str]:
     return chosen, f"{text}."
 
 
-def _cheapest(evidence: Evidence, least: Row, edits: Sequence[Row]) -> Row:
+def _cheapest(evidence: Evidence, lowest: Row, edits: Sequence[Row]) -> Row:
     """The edit that costs least of those that no paired interval tells from the one that leaves the
     least of the concept.
     """
     near = [
         row
         for row in edits
-        if row is not least
-        and (gap := evidence.gap(row, least, "toxicity"))
+        if row is not lowest
+        and (gap := evidence.gap(row, lowest, "toxicity"))
         and gap.paired
         and gap.size.low <= 0
     ]
-    if not all("log_ppl" in row.change for row in (least, *near)):
-        return least
-    return min([least, *near], key=lambda row: row.change["log_ppl"].mean)
+    if not all("log_ppl" in row.change for row in (lowest, *near)):
+        return lowest
+    return min([lowest, *near], key=lambda row: row.change["log_ppl"].mean)
 
 
 def _understated(paper: Row, strict: Row) -> str:

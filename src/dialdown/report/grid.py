@@ -106,8 +106,8 @@ def _stated(frame: pl.DataFrame, model: str) -> dict[str, str]:
 
 
 def _published(figures: Sequence[Any]) -> Cell:
-    said = " · ".join(_said(figure, "g") for figure in figures if figure is not None)
-    return Cell(said, published=True)
+    text = " · ".join(_said(figure, "g") for figure in figures if figure is not None)
+    return Cell(text, published=True)
 
 
 def _side_by_side(frame: pl.DataFrame) -> pl.DataFrame:
@@ -135,7 +135,7 @@ def _counted(column: str, frame: pl.DataFrame, unit: str) -> str:
 def _cell(column: str, row: Mapping[str, Any], most: Any, labels: Mapping[str, str]) -> Cell:
     value = row[column]
     if column == "intervention" and value is not None:
-        facts = [said.format(row[name]) for name, said in FACTS.items() if row.get(name)]
+        facts = [form.format(row[name]) for name, form in FACTS.items() if row.get(name)]
         return Cell(labels.get(value, value), note=" · ".join(facts))
     if column == "tokens":
         return Cell(Markup(" ").join(map(_token, value)))

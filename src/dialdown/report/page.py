@@ -240,7 +240,7 @@ def _sampled(run: Run, protocol: Protocol) -> list[Sampled]:
     untouched = _said(evidence, base) if base else []
     sampled = []
     for place, row in enumerate(rows):
-        pairs = [[said] for said in _said(evidence, row)]
+        pairs = [[text] for text in _said(evidence, row)]
         if row is not base and untouched:
             pairs = [[before, *pair] for before, pair in zip(untouched, pairs, strict=False)]
         prompts = [prompt for prompt, _ in row.samples]

@@ -76,8 +76,8 @@ def figure_7_lower_ranks(
     x = _rank_axis(ranked, "rank by reduction, largest first")
     shares = ticked([0, 0.2, 0.4, 0.6, 0.8, 1], "~%", "first k together")
     together = alt.Y("together:Q", scale=alt.Scale(domain=[0, 1.05]), axis=shares)
-    least, most = ranked.share[[-1, 0]].tolist() if len(ranked.order) else (0.01, 1.0)
-    ends = [max(least, NEGLIGIBLE / 100) / 2, 3 * most]
+    low, high = ranked.share[[-1, 0]].tolist() if len(ranked.order) else (0.01, 1.0)
+    ends = [max(low, NEGLIGIBLE / 100) / 2, 3 * high]
     alone = alt.Y(
         "alone:Q",
         scale=alt.Scale(type="log", domain=ends, clamp=True, nice=False),

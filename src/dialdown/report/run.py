@@ -70,10 +70,8 @@ class Run:
 
     def result(self, name: str, protocol: Protocol) -> Row | None:
         """One row, if it was measured."""
-        wanted = (name, protocol)
-        return next(
-            (row for row in self.results if (row.intervention, row.protocol) == wanted), None
-        )
+        key = (name, protocol)
+        return next((row for row in self.results if (row.intervention, row.protocol) == key), None)
 
     def both(self, name: str) -> list[Row]:
         """The rows of an intervention under each protocol it was measured under, `strict` first."""
@@ -82,8 +80,8 @@ class Run:
 
     def controls(self, name: str, protocol: Protocol) -> dict[str, Row]:
         """The controls of an intervention under one protocol, by control."""
-        wanted = (name, protocol)
-        rows = [row for row in self.results if (row.control_of, row.protocol) == wanted]
+        key = (name, protocol)
+        rows = [row for row in self.results if (row.control_of, row.protocol) == key]
         order = {control: number for number, control in enumerate(CONTROLS)}
         rows.sort(key=lambda row: (order.get(row.control, len(order)), row.control))
         return {row.control: row for row in rows}

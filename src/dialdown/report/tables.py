@@ -77,8 +77,8 @@ def all_tables(run: Run) -> Frames:
 
 def write_tables(run: Run, frames: Frames) -> None:
     """Write tables into the folder `tables`, beside those that the stages wrote."""
-    own = {stem: frame for stem, frame in frames.items() if stem not in AS_WRITTEN}
-    write_csv(own, run.folder / "tables")
+    computed = {stem: frame for stem, frame in frames.items() if stem not in AS_WRITTEN}
+    write_csv(computed, run.folder / "tables")
 
 
 def _scored(run: Run) -> dict[str, list[float]]:

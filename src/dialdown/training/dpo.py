@@ -227,14 +227,14 @@ def split(
     Whole prompts are held out until `eval_pairs` pairs are, or a quarter of all where that is
     fewer.
     """
-    wanted = min(eval_pairs, len(pairs) // 4)
+    count = min(eval_pairs, len(pairs) // 4)
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     random.Random(seed).shuffle(prompts)
     by_prompt: dict[str, list[Example]] = {prompt: [] for prompt in prompts}
     for pair, example in zip(pairs, examples, strict=True):
         by_prompt[pair.prompt].append(example)
     held_out: list[Example] = []
-    while prompts and len(held_out) < wanted:
+    while prompts and len(held_out) < count:
         held_out += by_prompt.pop(prompts.pop())
     train = [example for group in by_prompt.values() for example in group]
     if not train or not held_out:

@@ -166,9 +166,9 @@ def _started(rank: Rank, processes: int, everyone: int, **meeting: Any) -> Any:
             raise DialdownError(refused[0]) from error
         number, failure = error.get_first_failure()
         # What Python raised there is a dictionary.
-        told: Any = failure.message
-        told = told.get("message") if isinstance(told, dict) else told
-        reason = " ".join(str(told or f"exit status {failure.exitcode}").split())[:200]
+        message: Any = failure.message
+        message = message.get("message") if isinstance(message, dict) else message
+        reason = " ".join(str(message or f"exit status {failure.exitcode}").split())[:200]
         raise DialdownError(
             f"Rank {number} of {everyone} ended by itself ({reason}), and the others with "
             "it: repeat the same command, which goes on from the last checkpoint, with fewer "

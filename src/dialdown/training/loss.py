@@ -64,14 +64,14 @@ def kl_dpo_loss(
         direction: KL(π_ref ‖ π) or KL(π ‖ π_ref), over the full vocabulary.
         positions: which positions the KL is a mean of.
     """
-    taken = torch.ones_like(labels, dtype=torch.bool) if positions == "all" else labels != IGNORED
-    targets = labels[taken]
-    log_policy = policy[taken].float().log_softmax(-1)
-    log_reference = reference[taken].float().log_softmax(-1)
+    counted = torch.ones_like(labels, dtype=torch.bool) if positions == "all" else labels != IGNORED
+    targets = labels[counted]
+    log_policy = policy[counted].float().log_softmax(-1)
+    log_reference = reference[counted].float().log_softmax(-1)
 
     def sums(per_position: Tensor) -> Tensor:
-        zeros = torch.zeros(taken.shape, device=taken.device)
-        return zeros.masked_scatter(taken, per_position).sum(-1)
+        zeros = torch.zeros(counted.shape, device=counted.device)
+        return zeros.masked_scatter(counted, per_position).sum(-1)
 
     def log_probability(log_probs: Tensor) -> Tensor:
         picked = log_probs.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
@@ -84,7 +84,7 @@ def kl_dpo_loss(
         p, q = log_reference, log_policy
         if direction == "policy_reference":
             p, q = q, p
-        of_sequences = sums(kl_divergence(p, q)) / taken.sum(-1)
+        of_sequences = sums(kl_divergence(p, q)) / counted.sum(-1)
         kl_chosen, kl_rejected = (half.mean() for half in of_sequences.chunk(2))
     loss = dpo + kl_weight * (kl_chosen + kl_rejected) if kl_weight > 0 else dpo
     rewards = beta * ratios_chosen.detach(), beta * ratios_rejected.detach()

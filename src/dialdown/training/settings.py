@@ -309,8 +309,8 @@ class TrainingLog:
     kl_own: tuple[float, ...] = ()
 
 
-def _check_least(settings: Any, doing: str, least: Mapping[str, float]) -> None:
-    for name, lowest in least.items():
+def _check_least(settings: Any, doing: str, minimum: Mapping[str, float]) -> None:
+    for name, lowest in minimum.items():
         given = getattr(settings, name)
         if not (math.isfinite(given) and given >= lowest):
             raise DialdownError(f"{doing} with {name} = {given}: pass {lowest} or more.")
