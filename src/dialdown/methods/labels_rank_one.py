@@ -12,7 +12,8 @@ With s from `token_scores`, so that exp(-s) is how much rarer a token is in othe
 
 `labels_step` follows the gradient of the expected s for one step; trained on to its end, that makes
 a model say anything but these words, and repeat itself. Here all others keep their proportions. No
-pairs are made, no text is scored by a classifier.
+pairs are made, no text is scored by a classifier. A short training held tightly finds the better
+direction and goes a small part of the way, so what it found is then given a strength of its own.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ from ..models.lm import LM
 from ..models.projection import Projection
 from ..models.protocol import Site
 from ..models.sites import projections
-from ..training.generated_text import own_text, own_text_kl
-from ..training.loss import OwnTextKL
+from ..training.generated_text import given_tokens, own_text, own_text_kl
 from ..training.rank_one import unit_of
 from ..training.settings import check_positive
 from .labelled import Labels, encode_labelled, minimise
@@ -58,7 +58,8 @@ def labels_rank_one(
     batch_size: int = BATCH,
     learning_rate: float = 3e-3,
     own: Sequence[Sequence[int]] | None = None,
-    own_kl_weight: float = 1.0,
+    own_kl_weight: float = 2.0,
+    kl: float = 0.01,
     max_tokens: int = 128,
     seed: int = 0,
 ) -> Intervention:
@@ -72,14 +73,16 @@ def labels_rank_one(
         learning_rate: by which share of its own norm the first step changes each weight matrix.
         own: token ids of texts of one length, from `own_text`; by default 96 of 64 tokens, drawn
             with `seed`.
-        own_kl_weight: what the KL counts in the loss, in nats per position; 0 leaves it out.
+        own_kl_weight: what the KL counts in the loss, in nats per position.
+        kl: what the edit costs on the own text at strength 1, by the square of what it costs as it
+            was trained.
         seed: of the draws.
 
     Raises:
         DialdownError: a setting that cannot train; see `labels_gradient` and `projections`.
     """
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    check_positive("Directions cannot be learned", **settings)
+    check_positive("Directions cannot be learned", **settings, own_kl_weight=own_kl_weight, kl=kl)
     layers = projections(lm, site)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     contexts = [encoded[row] for row in np.flatnonzero(toxic)]
@@ -87,12 +90,13 @@ def labels_rank_one(
     if own is None:
         own = own_text(lm, texts=96, tokens=64, seed=seed)
     held = own_text_kl(lm, own, own_kl_weight)
+    assert held is not None
     size, drawn = min(batch_size, len(contexts)), np.random.default_rng(seed)
 
     def loss(step: int) -> Tensor:
         batch = [contexts[row] for row in drawn.choice(len(contexts), size, replace=False)]
-        gap = _gap(lm, batch, tilt, directions)
-        return gap if held is None else gap + held.weight * _own_kl(lm, held, step, directions)
+        on_own_text = _own_kl(lm, held.of_step(step), directions)
+        return _gap(lm, batch, tilt, directions) + held.weight * on_own_text
 
     with frozen(lm.model):
         tilt = torch.as_tensor(scores, dtype=torch.float32, device=lm.device)
@@ -100,9 +104,13 @@ def labels_rank_one(
         optimizer = torch.optim.AdamW(directions.learned, weight_decay=0.0)
         rates = [learning_rate * (1 - step / steps) for step in range(steps)]
         minimise(lm, optimizer, loss, rates, "learning directions")
+        with torch.no_grad():
+            costs = [_own_kl(lm, [text], directions) for text in own]
+    trained_kl = float(torch.stack(costs).double().mean())
     reads, writes = directions.vectors()
-    record |= {**settings, "own_kl_weight": own_kl_weight, "seed": seed}
-    return as_rank_one("labels_rank_one", RankOne(reads, writes, site), record)
+    record |= {**settings, "own_kl_weight": own_kl_weight, "kl": kl, "seed": seed}
+    as_far = RankOne(reads, writes, site).at((kl / trained_kl) ** 0.5)
+    return as_rank_one("labels_rank_one", as_far, {**record, "trained_kl": trained_kl})
 
 
 @dataclass(frozen=True)
@@ -168,12 +176,12 @@ def _logits(lm: LM, batch: Batch) -> Tensor:
     return logits[batch.mask == 1].float()
 
 
-def _own_kl(lm: LM, held: OwnTextKL, step: int, directions: Directions) -> Tensor:
-    """The mean KL of a step's texts over the positions of what the model wrote itself."""
-    ids = torch.tensor(held.of_step(step), device=lm.device)
+def _own_kl(lm: LM, texts: Sequence[Sequence[int]], directions: Directions) -> Tensor:
+    """The mean KL over the positions of what the model wrote itself."""
+    ids, given = torch.tensor(texts, device=lm.device), given_tokens(lm, texts)
 
     def log_probabilities() -> Tensor:
-        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[:, held.given - 1 :]
+        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[:, given - 1 :]
         return logits.float().log_softmax(-1)
 
     with torch.no_grad():
