@@ -251,3 +251,10 @@ def test_a_folder_with_a_colon_in_its_name_is_a_folder(
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "y:v2" / "config.json", "{}")
     assert [Path(file).name for file, _, _ in file_states({"model": "y:v2"})] == ["config.json"]
+
+
+def test_a_folder_with_a_stage_of_another_version_is_refused(study: StubStudy) -> None:
+    stages = study.folder / "stages"
+    shutil.copy(stages / "train.json", stages / "search.json")
+    with pytest.raises(DialdownError, match="holds work of another command .its stage search"):
+        study.run()

@@ -37,7 +37,7 @@ from .config import Config, differences
 from .holding import LOCK, held, sweep
 from .outputs import RUN, UNREAD, remove, run_record, written
 from .sources import file_states
-from .stage import ALL, NAMED_SETTINGS, STAGES
+from .stage import ADDED, ALL, NAMED_SETTINGS, STAGES
 
 # Of the section `evaluation`, what only rows are measured on.
 EVALUATED = (
@@ -124,7 +124,7 @@ class Ledger:
 
     def _check_settings(self) -> None:
         configs = self._configs()
-        done = [stage for stage in configs if not ALL[stage].added]
+        done = [stage for stage in configs if stage not in ADDED]
         if other := sorted({*done} - {*self.stages}):
             raise DialdownError(
                 f"{self.folder} holds work of another command (its stage {other[0]}): pass another "

@@ -209,4 +209,5 @@ ALL: dict[str, Stage] = {
 }
 NAMED_SETTINGS = {name for stage in ALL.values() for name in stage.settings}
 """The settings that not every stage depends on."""
+ADDED = {name for name, stage in ALL.items() if stage.added}
 MEASURING = {name for name, stage in ALL.items() if stage.measures}
