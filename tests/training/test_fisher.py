@@ -227,6 +227,9 @@ def test_gains_that_cannot_be_made_are_refused(
 def test_no_text_no_pairs_and_overflow_are_refused(llama: LM) -> None:
     with pytest.raises(DialdownError, match="no text to price"):
         fisher_information(llama, [])
+    for ids in ([], [-1, 2], [1] * (llama.context + 1), [llama.view.unembedding.weight.shape[0]]):
+        with pytest.raises(DialdownError, match=r"Text 1 is [\d,]+ token ids, and .* reads 1 to"):
+            fisher_information(llama, [[1, 2], ids])
     with pytest.raises(DialdownError, match="no pairs to read"):
         preference_gradient(llama, [])
     broken = llama.twin()

@@ -287,8 +287,14 @@ def test_the_log_has_the_kl_on_text_and_validation_leaves_it_out(llama: LM, tmp_
 def test_texts_that_cannot_be_read_are_refused(llama: LM, tmp_path: Path) -> None:
     beyond = llama.view.unembedding.weight.shape[0]
     for texts in ([[], []], [[1] * (llama.context + 1)], [[1, beyond]], [[-1, 2]]):
-        with pytest.raises(DialdownError, match="of one length up to"):
+        with pytest.raises(
+            DialdownError, match=r"Text [01] is [\d,]+ token ids, and .* reads 1 to"
+        ):
             train_gains(llama, PAIRS, QUICK, tmp_path / "gains", information=PRICES, texts=texts)
+    with pytest.raises(DialdownError, match=r"of lengths \[1, 2\] were given, .* of one length"):
+        train_gains(
+            llama, PAIRS, QUICK, tmp_path / "gains", information=PRICES, texts=[[1], [1, 2]]
+        )
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")

@@ -46,7 +46,7 @@ from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.tokens import encode_continuations
 from ..progress import progress
-from .generated_text import given_tokens
+from .generated_text import check_ids, given_tokens
 from .settings import check_positive
 
 # Each of their positions has gains of its own: what is kept grows with their number.
@@ -77,6 +77,7 @@ def fisher_information(
     check_counts(draws=draws)
     if not windows:
         raise DialdownError("There is no text to price gains on: pass windows from own_text.")
+    check_ids(lm, windows)
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
     done, first = 0, given_tokens(lm, windows) - 1

@@ -62,6 +62,17 @@ def given_tokens(lm: LM, texts: Sequence[Sequence[int]]) -> int:
     return len(start) if all([*text[: len(start)]] == start for text in texts) else 1
 
 
+def check_ids(lm: LM, texts: Sequence[Sequence[int]]) -> None:
+    """Refuse token ids that are not of a model, or more than it reads (DialdownError)."""
+    known = lm.view.unembedding.weight.shape[0]
+    for index, text in enumerate(texts):
+        if not (0 < len(text) <= lm.context and 0 <= min(text) <= max(text) < known):
+            raise DialdownError(
+                f"Text {index} is {len(text):,} token ids, and {lm.name} reads 1 to "
+                f"{lm.context:,} of them, each from 0 to {known - 1:,}: pass texts from own_text."
+            )
+
+
 def own_text_kl(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> OwnTextKL | None:
     """The KL on text of the model's own as a part of a loss; None where it has no weight."""
     if not 0 <= weight < math.inf:
@@ -70,12 +81,11 @@ def own_text_kl(lm: LM, texts: Sequence[Sequence[int]], weight: float) -> OwnTex
         )
     if weight == 0:
         return None
-    lengths, known = {len(text) for text in texts}, lm.view.unembedding.weight.shape[0]
-    fits = len(lengths) == 1 and 0 < max(lengths) <= lm.context
-    if not (fits and all(0 <= token < known for text in texts for token in text)):
+    if len(lengths := {len(text) for text in texts}) != 1:
         raise DialdownError(
             f"{len(texts)} texts of lengths {sorted(lengths)} were given, and the KL on "
-            f"{lm.name}'s own text needs ids below {known:,} of one length up to {lm.context:,}: "
-            "pass texts=own_text(lm, texts=96, tokens=64, seed=1), or own_kl_weight=0."
+            f"{lm.name}'s own text needs some, of one length: pass texts=own_text(lm, texts=96, "
+            "tokens=64, seed=1), or own_kl_weight=0."
         )
+    check_ids(lm, texts)
     return OwnTextKL(texts, weight, given=given_tokens(lm, texts))
