@@ -104,9 +104,7 @@ def labels_rank_one(
         optimizer = torch.optim.AdamW(directions.learned, weight_decay=0.0)
         rates = [learning_rate * (1 - step / steps) for step in range(steps)]
         minimise(lm, optimizer, loss, rates, "learning directions")
-        with torch.no_grad():
-            costs = [_own_kl(lm, [text], directions) for text in own]
-    trained_kl = float(torch.stack(costs).double().mean())
+        trained_kl = _trained_kl(lm, own, directions)
     reads, writes = directions.vectors()
     record |= {**settings, "own_kl_weight": own_kl_weight, "kl": kl, "seed": seed}
     as_far = RankOne(reads, writes, site).at((kl / trained_kl) ** 0.5)
@@ -174,6 +172,13 @@ def _logits(lm: LM, batch: Batch) -> Tensor:
     """At the positions of a batch's texts, (positions, V) float32."""
     logits: Tensor = lm.model(**batch.inputs, use_cache=False).logits
     return logits[batch.mask == 1].float()
+
+
+@torch.no_grad()
+def _trained_kl(lm: LM, own: Sequence[Sequence[int]], directions: Directions) -> float:
+    """What the directions cost on all of the own text."""
+    costs = [_own_kl(lm, [text], directions) for text in own]
+    return float(torch.stack(costs).double().mean())
 
 
 def _own_kl(lm: LM, texts: Sequence[Sequence[int]], directions: Directions) -> Tensor:
