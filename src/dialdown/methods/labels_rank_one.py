@@ -86,7 +86,7 @@ def labels_rank_one(
     layers = projections(lm, site)
     encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
     contexts = [encoded[row] for row in np.flatnonzero(toxic)]
-    scores = token_scores(lm, texts, labels)
+    tilt = torch.as_tensor(token_scores(lm, texts, labels), dtype=torch.float32, device=lm.device)
     if own is None:
         own = own_text(lm, texts=96, tokens=64, seed=seed)
     held = own_text_kl(lm, own, own_kl_weight)
@@ -99,16 +99,14 @@ def labels_rank_one(
         return _gap(lm, batch, tilt, directions) + held.weight * on_own_text
 
     with frozen(lm.model):
-        tilt = torch.as_tensor(scores, dtype=torch.float32, device=lm.device)
         directions = Directions.new(layers, seed)
         optimizer = torch.optim.AdamW(directions.learned, weight_decay=0.0)
         rates = [learning_rate * (1 - step / steps) for step in range(steps)]
         minimise(lm, optimizer, loss, rates, "learning directions")
         trained_kl = _trained_kl(lm, own, directions)
-    reads, writes = directions.vectors()
-    record |= {**settings, "own_kl_weight": own_kl_weight, "kl": kl, "seed": seed}
-    as_far = RankOne(reads, writes, site).at((kl / trained_kl) ** 0.5)
-    return as_rank_one("labels_rank_one", as_far, {**record, "trained_kl": trained_kl})
+    scaled = RankOne(*directions.vectors(), site).at((kl / trained_kl) ** 0.5)
+    record |= {**settings, "own_kl_weight": own_kl_weight, "kl": kl, "trained_kl": trained_kl}
+    return as_rank_one("labels_rank_one", scaled, {**record, "seed": seed})
 
 
 @dataclass(frozen=True)
