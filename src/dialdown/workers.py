@@ -144,16 +144,14 @@ def _do_all(
     for worker in range(workers):
         turns.put(devices[worker % len(devices)] if devices else None)
     pool = ProcessPoolExecutor(workers, context, _start, (prepare, turns, dict(os.environ)))
-    processes: list[BaseProcess] = []
     try:
         futures = {pool.submit(_one, piece): number for number, piece in pieces.items()}
-        processes = list((pool._processes or {}).values())
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        for process in processes:
+        for process in _processes(pool):
             process.join(5)
-        codes = {process.exitcode or 0 for process in processes}
+        codes = {process.exitcode or 0 for process in _processes(pool)}
         if UNGUARDED in codes:
             raise DialdownError(
                 'This script calls dialdown outside `if __name__ == "__main__":`, so each of the '
@@ -162,10 +160,16 @@ def _do_all(
             ) from None
         raise _LostError(_why_ended(codes)) from None
     finally:
-        # Pieces still in work would otherwise be waited for, also after Ctrl-C.
-        for process in processes:
+        # Pieces still in work would otherwise be waited for, also after Ctrl-C; and so would, for
+        # good, a worker that was starting as another was lost, which Python 3.11 does not end.
+        for process in _processes(pool):
             process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """The workers that a pool has started by now."""
+    return list((pool._processes or {}).values())
 
 
 def _starting_afresh(prepare: Prepare) -> BaseContext:
