@@ -81,7 +81,7 @@ def test_a_stage_reads_no_setting_that_it_does_not_name(
 
 
 @pytest.mark.parametrize(
-    ("command", "setting", "value", "first"),
+    ("command", "setting", "value", "from_stage"),
     [
         ("detox --method labels", "evaluation.count", 9, "means"),
         ("detox --method labels", "template", "chat", "means"),
@@ -95,14 +95,14 @@ def test_a_stage_reads_no_setting_that_it_does_not_name(
     ],
 )
 def test_a_stage_is_not_done_with_other_settings(
-    command: str, setting: str, value: Any, first: str | None, study_file: Path, tmp_path: Path
+    command: str, setting: str, value: Any, from_stage: str | None, study_file: Path, tmp_path: Path
 ) -> None:
     stages = tuple(COMMANDS[command][0])
     before = settings_of(command, study_file)
     after = settings_of(command, study_file, {setting: value})
-    one, other = (Ledger(config, tmp_path, stages) for config in (before, after))
-    changed = [stage for stage in stages if one.inputs(stage) != other.inputs(stage)]
-    assert changed == ([] if first is None else [*stages[stages.index(first) :]])
+    first, second = (Ledger(config, tmp_path, stages) for config in (before, after))
+    changed = [stage for stage in stages if first.inputs(stage) != second.inputs(stage)]
+    assert changed == ([] if from_stage is None else [*stages[stages.index(from_stage) :]])
 
 
 def test_another_judge_measures_the_base_anew_and_trains_nothing_anew(
@@ -110,6 +110,6 @@ def test_another_judge_measures_the_base_anew_and_trains_nothing_anew(
 ) -> None:
     before = settings_of("run", study_file)
     after = settings_of("run", study_file, {"evaluation.judge": "another"})
-    one, other = (Ledger(config, tmp_path, tuple(STUDY)) for config in (before, after))
-    assert one.inputs("base") != other.inputs("base")
-    assert one.inputs("train") == other.inputs("train")
+    first, second = (Ledger(config, tmp_path, tuple(STUDY)) for config in (before, after))
+    assert first.inputs("base") != second.inputs("base")
+    assert first.inputs("train") == second.inputs("train")

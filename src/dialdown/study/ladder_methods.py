@@ -86,7 +86,7 @@ def _from_labels(fit: Fit, sites: Sites = anywhere) -> Method:
     return Method(fitted, sites=sites)
 
 
-def _as_in_detox(name: str, *settings: str, sites: Sites = anywhere) -> Method:
+def _as_in_detox(name: str, *settings: str) -> Method:
     """A method of `detox`."""
     method = METHODS[name]
 
@@ -94,6 +94,7 @@ def _as_in_detox(name: str, *settings: str, sites: Sites = anywhere) -> Method:
         seconds = method.make(work).get("seconds", 0.0)
         return Intervention.load(work.folder / method.file), seconds
 
+    sites = partial(projections, site=method.site) if method.site else anywhere
     return Method(fitted, method.paired, settings, sites, control=method.trained)
 
 
@@ -142,16 +143,11 @@ LADDER: dict[str, Method] = {
     "caa": _from_labels(methods.caa),
     "ablation": _from_labels(methods.ablation),
     "labels": _as_in_detox("labels"),
-    "labels_rank_one": _as_in_detox(
-        "labels_rank_one", sites=partial(projections, site="attention")
-    ),
+    "labels_rank_one": _as_in_detox("labels_rank_one"),
     "profs": Method(_profs, pairs=True),
     "step": _as_in_detox("step", "gains"),
     "gains": _as_in_detox("gains", "gains"),
-    **{
-        name: _as_in_detox(name, "rank_one", sites=partial(projections, site=site))
-        for name, site in RANK_ONE.items()
-    },
+    **{name: _as_in_detox(name, "rank_one") for name in RANK_ONE},
     "dpo": _tuned("dpo", own_kl=False),
     "dpo_kl": _tuned("dpo_kl", own_kl=True),
 }

@@ -18,6 +18,7 @@ from ..neurons.directions import token_contrast
 from ..neurons.probe import check_labels
 from .config import Config
 from .context import Workspace
+from .detox_methods import METHODS
 from .ladder_methods import method_of
 from .price import priced_windows
 from .stage import MEASURING, RANK_ONE
@@ -96,6 +97,12 @@ def _unseen(work: Workspace) -> None:
 def _model(work: Workspace) -> None:
     with enough_memory("set dtype to bfloat16, or pass a smaller model"):
         _ = work.lm
+
+
+def _directed_sites(work: Workspace) -> None:
+    for name in METHODS.keys() & {*work.stages}:
+        if site := METHODS[name].site:
+            projections(work.lm, site)
 
 
 def _compared_sites(work: Workspace) -> None:
@@ -198,11 +205,7 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
         {"probe", "pairs", "train", "means", "activations", "neurons", "gains", *RANK_ONE, "step",
         "labels", "labels_rank_one", "dial", "fit", *MEASURING},
     ),
-    (
-        "detox.method",
-        lambda work: projections(work.lm, "attention"),
-        {"rank_one_attention", "labels_rank_one"},
-    ),
+    ("detox.method", _directed_sites, {name for name, way in METHODS.items() if way.site}),
     ("ladder.methods", _compared_sites, {"fit"}),
     (
         "",
