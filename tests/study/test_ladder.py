@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -17,11 +18,11 @@ from typer.testing import Result
 import dialdown as dd
 from dialdown.evaluation.perplexity import TextMeasure
 from dialdown.evaluation.row import Measured
+from dialdown.neurons import mean_activations
 from dialdown.report.names import METHODS as IN_WORDS
 from dialdown.study import load_config
 from dialdown.study.config import LadderSettings
 from dialdown.study.context import Workspace
-from dialdown.study.dial import dialled
 from dialdown.study.ladder import Yardstick
 from dialdown.study.ladder_methods import LADDER, fitted
 from dialdown.study.ladder_table import Entry, table
@@ -30,7 +31,8 @@ from helpers.commands import invoke
 from helpers.folders import saved
 
 METHODS = (
-    "aura,linear_act,caa,labels,gains,rank_one,rank_one_attention,dpo_kl,mine:nothing,mine:halve"
+    "aura,linear_act,edit_set,edit_scale,caa,labels,gains,rank_one,rank_one_attention,dpo_kl,"
+    "mine:nothing,mine:halve"
 )
 MINE = """
 import functools
@@ -81,6 +83,18 @@ def ladder(study: Path, out: Path, methods: str, *more: object) -> Result:
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:
     rows = json.loads((out / "ladder.json").read_text())["rows"]
     return {row["method"]: row for row in rows}
+
+
+def workspace(out: Path, study: Path) -> Workspace:
+    """Of a finished ladder."""
+    given = json.loads((out / "run.json").read_text())["config"]
+    flags = {
+        "model": str(study.parent / "model"),
+        "ladder.prompts": 6,
+        "ladder.texts": given["ladder"]["texts"],
+    }
+    config = load_config(preset="detox", file=study, flags=flags)
+    return Workspace(config, out, stages=("probe", "pairs", "fit", "compare"))
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +157,33 @@ def test_what_each_took_and_whether_it_folds_is_there(done: tuple[Path, Result])
     assert rows["labels"]["seconds"] > 0
 
 
+def test_the_paper_s_edit_is_of_half_of_each_group_and_of_prompts_that_are_not_judged(
+    done: tuple[Path, Result], study_file: Path
+) -> None:
+    out, work = done[0], workspace(done[0], study_file)
+    prompts = work.prompts.training[: work.config.evaluation.count]
+    assert not {*prompts} & {*work.unseen}
+    means = mean_activations(work.lm, prompts, max_new_tokens=5, batch_size=140).means
+    assert np.array_equal(means, work.training_means.means)
+    probe = work.probe("strict").vector
+    values = [layer.value_vectors().double().numpy() for layer in work.lm.view.layers]
+    cosine = np.array([rows @ probe / np.linalg.norm(rows, axis=1) for rows in values])
+    for kind, beta in (("set", 0.05), ("scale", 0.3)):
+        edit = dd.Intervention.load(out / "methods" / f"edit_{kind}.safetensors")
+        # TP and AN write the concept and shrink; AP and TN write against it and grow.
+        factor = 1 - beta * np.sign(cosine * means)
+        changed = edit.offset / means if kind == "set" else edit.gain
+        assert np.allclose(changed[edit.selected], factor[edit.selected])
+        assert (edit.gain[~edit.selected] == 1).all()
+        assert not edit.offset[~edit.selected].any()
+        for group in itertools.product((False, True), repeat=2):
+            within = (cosine > 0) == group[0]
+            within &= (means > 0) == group[1]
+            strongest = np.sort(abs(cosine[within]))[::-1][: round(within.sum() / 2)]
+            chosen = np.sort(abs(cosine[within & edit.selected]))[::-1]
+            assert np.allclose(chosen, strongest)
+
+
 def test_a_training_that_was_done_before_keeps_its_time(
     done: tuple[Path, Result], study_file: Path, tmp_path: Path
 ) -> None:
@@ -175,20 +216,7 @@ def test_the_rows_are_of_the_saved_edits_on_unseen_prompts(
     done: tuple[Path, Result], study_file: Path
 ) -> None:
     out, _ = done
-    given = json.loads((out / "run.json").read_text())["config"]
-    work = Workspace(
-        load_config(
-            preset="detox",
-            file=study_file,
-            flags={
-                "model": str(study_file.parent / "model"),
-                "ladder.prompts": 6,
-                "ladder.texts": given["ladder"]["texts"],
-            },
-        ),
-        out,
-        stages=("probe", "pairs", "fit", "compare"),
-    )
+    work = workspace(out, study_file)
     used = dd.PairSet.load(out / "pairs.jsonl").record["prompts_used"]
     assert not {*work.unseen} & {*work.prompts.training[:used], *work.prompts.evaluation}
     edit = dd.Intervention.load(out / "methods" / "aura.safetensors")
@@ -263,6 +291,7 @@ def test_two_processes_measure_the_same_ladder(
         ("", [], "ladder.methods"),
         ("aura", ["--prompts", 61], "at most 60 are left"),
         ("gains", ["--prompts", 50], "at most 48 are left"),
+        ("edit_set", ["--prompts", 51], "at most 50 are left .* by evaluation.count"),
         ("aura", ["--set", "probe.texts=clean.jsonl"], "have the label 0"),
         ("gains", ["--set", "training_prompts=few.jsonl"], "need as many training prompts"),
         ("aura", ["--set", "ladder.texts=missing.txt"], "missing.txt"),
@@ -334,34 +363,6 @@ def test_a_ladder_says_which_maps_fold(study_file: Path, tmp_path: Path) -> None
     folds = {name: row["folds"] for name, row in rows_of(out).items()}
     assert folds["aura_published"]
     assert not folds["linear_act_published"]
-
-
-@pytest.mark.parametrize(
-    ("cost", "strength", "spent"),
-    [
-        (lambda s: 0.04 * s**2, 1.5, 0.09),
-        (lambda s: 0.01 * s, 9.0, 0.09),
-        (lambda s: 0.0, 50.0, 0.0),
-        (lambda s: 1e-6 * s, 50.0, 5e-5),
-        (lambda s: 0.01 if s < 0.3 else float("inf"), 0.3, 0.01),
-        (lambda s: 1.0, 0.0, 0.0),
-    ],
-)
-def test_a_dial_finds_the_greatest_strength_within_the_price(
-    cost: Any, strength: float, spent: float
-) -> None:
-    dial = dialled(cost, 0.09, 50.0)
-    assert dial[0] == pytest.approx(strength, rel=0.04)
-    assert dial[0] <= strength
-    assert dial[1] == pytest.approx(spent, rel=0.04)
-
-
-@pytest.mark.parametrize("size", [0.106, 0.2, 5.0])
-def test_a_dial_reaches_the_price_where_the_cost_rises_slowly(size: float) -> None:
-    """As that of an edit which breaks the attention sinks first."""
-    strength, spent = dialled(lambda s: size * s**0.286, 0.09, 50.0)
-    assert 0.97 * 0.09 <= spent <= 0.09
-    assert strength == pytest.approx((spent / size) ** (1 / 0.286))
 
 
 @pytest.mark.parametrize(("repeats", "broken"), [(0.05, False), (0.12, True), (0.3, True)])

@@ -89,7 +89,7 @@ def test_a_stage_reads_no_setting_that_it_does_not_name(
         ("detox --method labels", "evaluation.judge", "another", "dial"),
         ("detox --method labels", "gains.damping", 0.5, None),
         ("detox --method step", "gains.damping", 0.5, "step"),
-        ("ladder of labels", "training_prompts", "elsewhere", "compare"),
+        ("ladder of labels", "training_prompts", "elsewhere", "fit"),
         ("ladder", "training_prompts", "elsewhere", "pairs"),
         ("run", "interventions.toxic_neurons", 4, "neurons"),
     ],

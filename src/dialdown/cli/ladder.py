@@ -42,8 +42,8 @@ def ladder(
                 "Separated by commas: aura, aura_published, linear_act_published, "
                 "lineas_published, caa, ablation, labels, profs, step, gains, rank_one, "
                 "rank_one_attention (these by default), linear_act, lineas, mean_act, "
-                "mean_act_published, damp, damp_published, det0, det0_published, labels_rank_one, "
-                "dpo, dpo_kl, or package.module:name."
+                "mean_act_published, damp, damp_published, det0, det0_published, edit_set, "
+                "edit_scale, labels_rank_one, dpo, dpo_kl, or package.module:name."
             )
         ),
     ] = None,

@@ -27,6 +27,8 @@ METHODS = {
     "labels": "one step, from labels",
     "labels_rank_one": "one direction, from labels",
     "labels_rank_one__random_neurons": "from labels, shuffled",
+    "edit_set": "the paper's edit, constants",
+    "edit_scale": "the paper's edit, factors",
     "ablation": "directional ablation",
     "profs": "ProFS",
     "caa": "CAA steering",

@@ -224,10 +224,10 @@ class LadderSettings:
         kl: KL(base ‖ edited) that every method is dialled to, in nats per token: the mean over the
             neutral text and `texts`.
         methods: from labelled texts `aura`, `damp`, `det0`, `mean_act`, `linear_act`, `lineas`,
-            each with `_published` behind it too, `caa`, `ablation`, `labels`, `labels_rank_one`;
-            from pairs `profs`, `step`, `gains`, `rank_one`, `rank_one_attention`, `dpo`, `dpo_kl`;
-            or your own, as `package.module:name`, a function of (lm, texts, labels).
-        prompts: how many are judged: the last training prompts, which no pair may use.
+            each with `_published` behind it too, `edit_set`, `edit_scale`, `caa`, `ablation`,
+            `labels`, `labels_rank_one`; from pairs `profs`, `step`, `gains`, `rank_one`,
+            `rank_one_attention`, `dpo`, `dpo_kl`; or your own, as `package.module:name`.
+        prompts: how many are judged: the last training prompts, which no method may use.
         texts: the other kinds of text the price is measured on: `embedded:wikitext2`,
             `embedded:imdb`, `embedded:comments`, or files.
     """

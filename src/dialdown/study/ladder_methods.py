@@ -23,12 +23,14 @@ from ..errors import DialdownError, nearest
 from ..evaluation.plugin import NAMED, own
 from ..exporting.checkpoint import locate
 from ..files import SCHEMA, fingerprint, read_sealed, write_sealed
+from ..interventions.edit_file import EditKind
 from ..interventions.explain import shuffled
 from ..interventions.intervention import Intervention, untouched
 from ..models.bias import holds_bias
 from ..models.hooks import changing
 from ..models.lm import LM
 from ..models.sites import layer_norms, projections
+from ..neurons.table import neuron_table
 from ..progress import progress
 from ..training.dpo import train_dpo
 from ..training.generated_text import own_text_kl
@@ -36,8 +38,10 @@ from .context import Facts, Workspace
 from .detox_methods import METHODS
 from .gains import held_texts
 from .notes import note_training
+from .plan import usual_edit
 from .sources import file_states
 from .stage import RANK_ONE
+from .stages import collect_training_means
 
 FOLDER = "methods"
 UNTOUCHED = "untouched"
@@ -64,6 +68,7 @@ class Method:
         sites: looks for the modules that it acts on, and refuses a model that has none.
         control: whether `RANDOM` is measured beside it.
         tunes: whether it tunes all weights.
+        means: whether it needs mean activations on the first training prompts too.
     """
 
     fit: Callable[[Workspace], tuple[Intervention | None, float]]
@@ -72,6 +77,7 @@ class Method:
     sites: Sites = anywhere
     control: bool = False
     tunes: bool = False
+    means: bool = False
 
 
 def _from_labels(fit: Fit, sites: Sites = anywhere) -> Method:
@@ -96,6 +102,18 @@ def _as_in_detox(name: str, *settings: str) -> Method:
 
     sites = partial(projections, site=method.site) if method.site else anywhere
     return Method(fitted, method.paired, settings, sites, control=method.trained)
+
+
+def _paper_edit(kind: EditKind) -> Method:
+    """The paper's edit of the four groups along the probe (METHOD §4)."""
+
+    def fitted(work: Workspace) -> tuple[Intervention, float]:
+        collect_training_means(work)
+        table = neuron_table(work.lm, work.probe("strict"), work.training_means)
+        return usual_edit(table, work.config.interventions, kind), 0.0
+
+    settings = ("interventions", "evaluation", "training_prompts")
+    return Method(fitted, settings=settings, means=True)
 
 
 def _profs(work: Workspace) -> tuple[Intervention, float]:
@@ -140,6 +158,8 @@ LADDER: dict[str, Method] = {
         for fits, sites in ((EXPERTS, anywhere), (MAPS, layer_norms))
         for name, fit in fits.items()
     },
+    "edit_set": _paper_edit("set"),
+    "edit_scale": _paper_edit("scale"),
     "caa": _from_labels(methods.caa),
     "ablation": _from_labels(methods.ablation),
     "labels": _as_in_detox("labels"),

@@ -237,6 +237,7 @@ TAKEN: dict[str, Callable[[Config, Shape, Device], Taken]] = {
     "step": _pricing,
     "labels": _pricing,
     "labels_rank_one": _learning_directions,
+    **dict.fromkeys(("edit_set", "edit_scale"), _decoding),
     **dict.fromkeys(("lineas", "lineas_published"), _learning_maps),
     "front": partial(_measuring, models=2),
     "dial": _dialling,

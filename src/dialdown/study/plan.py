@@ -200,7 +200,7 @@ def _published_edits(tables: Tables, settings: InterventionSettings) -> Iterator
             if same and family != "edit_probe_activation_set":
                 continue
             chosen = {"alpha": alpha, "beta": beta, "ordering": ordering, "drop_top": drop_top}
-            edited = _edit(table, settings, "set", **chosen)
+            edited = usual_edit(table, settings, "set", **chosen)
             yield edited.called(family, f"a{alpha:g}_b{beta:g}")
 
 
@@ -224,7 +224,7 @@ def _patches(
         yield from _patch_controls(table, shifted, settings, seed)
 
 
-def _edit(
+def usual_edit(
     table: NeuronTable, settings: InterventionSettings, kind: EditKind, **otherwise: Any
 ) -> Intervention:
     """An edit as the settings have it, but for what is said otherwise."""
@@ -242,7 +242,7 @@ def _edits(
 ) -> Iterator[Intervention]:
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind in get_args(EditKind):
-            edited = _edit(table, settings, kind).called(f"{prefix}_{kind}")
+            edited = usual_edit(table, settings, kind).called(f"{prefix}_{kind}")
             yield edited
             if _as_published(protocol, kind):
                 for number in range(settings.control_seeds):
@@ -323,7 +323,9 @@ def _edit_sweep(
     strengths = [(kind, beta) for kind in get_args(EditKind) for beta in betas[kind]]
     for prefix, table in (("edit_probe", tables.probe), ("edit_probe_free", tables.contrast)):
         for kind, beta in strengths:
-            edited = _edit(table, fixed, kind, beta=beta).called(f"{prefix}_{kind}", f"{beta:g}")
+            edited = usual_edit(table, fixed, kind, beta=beta).called(
+                f"{prefix}_{kind}", f"{beta:g}"
+            )
             yield edited
             if prefix == "edit_probe":
                 control = edit_controls(table, tables.random, edited, seed=seed)[0]
@@ -331,9 +333,9 @@ def _edit_sweep(
                 yield replace(control, control_of=None)
     # Tables 12 and 19: the fraction that is edited, and the other orders of choosing it.
     for alpha in settings.alphas:
-        edited = _edit(tables.probe, fixed, "scale", alpha=alpha)
+        edited = usual_edit(tables.probe, fixed, "scale", alpha=alpha)
         yield edited.called("edit_probe_alpha_scale", f"{alpha:g}")
     for ordering, drop_top in ORDERINGS:
         for kind in FURTHER_KINDS:
-            edited = _edit(tables.probe, fixed, kind, ordering=ordering, drop_top=drop_top)
+            edited = usual_edit(tables.probe, fixed, kind, ordering=ordering, drop_top=drop_top)
             yield edited.called(f"edit_probe_{ordering}_{kind}")

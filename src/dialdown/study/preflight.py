@@ -85,12 +85,19 @@ def _training_prompts(work: Workspace) -> None:
 def _unseen(work: Workspace) -> None:
     if "compare" not in work.stages:
         return
-    left = len(work.prompts.training) - (work.config.pairs.count if "pairs" in work.stages else 0)
-    if (prompts := work.config.ladder.prompts) > left:
+    config = work.config
+    means = any([method_of(name).means for name in config.ladder.methods])
+    used = {
+        "pairs.count": config.pairs.count if "pairs" in work.stages else 0,
+        "evaluation.count": config.evaluation.count if means else 0,
+    }
+    most = max(used, key=lambda setting: used[setting])
+    left = max(0, len(work.prompts.training) - used[most])
+    if (prompts := config.ladder.prompts) > left:
         raise DialdownError(
-            f"{prompts} unseen prompts (ladder.prompts) are asked for, and at most "
-            f"{max(left, 0)} are left by the evaluation and the pairs: lower ladder.prompts or "
-            "pairs.count, or set training_prompts to a source with more."
+            f"{prompts} unseen prompts (ladder.prompts) are asked for, and at most {left} are left "
+            f"by the evaluation and by {most}: lower one of the two, or set training_prompts to a "
+            "source with more."
         )
 
 

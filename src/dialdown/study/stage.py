@@ -183,13 +183,16 @@ ALL: dict[str, Stage] = {
         scores=True,
     ),
     "fit": Stage(
-        settings=(*PROMPTED, "dpo", "gains", "rank_one", "ladder"),
+        settings=(
+            *(*PROMPTED, "training_prompts", "interventions"),
+            *("dpo", "gains", "rank_one", "ladder"),
+        ),
         reads=("probe", "pairs"),
         writes=(
             "methods/**/*",
             "gains/**/*",
             *(f"{folder_of(stage)}/**/*" for stage in RANK_ONE),
-            *(PRICES, STEP, LABELS, LABELS_RANK_ONE),
+            *(PRICES, STEP, LABELS, LABELS_RANK_ONE, "means-training*.safetensors"),
         ),
         added=True,
         lowered=("gains.batch_size", "probe.max_tokens"),
