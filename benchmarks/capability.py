@@ -26,7 +26,8 @@ from dialdown.files import read_json
 from dialdown.models import LM
 from dialdown.study import Config
 from dialdown.study.context import Workspace
-from dialdown.study.ladder_methods import UNTOUCHED, fitted
+from dialdown.study.ladder_fit import fitted
+from dialdown.study.ladder_methods import UNTOUCHED
 
 PLACE = "bigbench-1.0.0/bigbench/benchmark_tasks/{}/task.json"
 

@@ -30,7 +30,7 @@ from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.gains import held_texts
 from dialdown.study.ladder import MOST, Yardstick
-from dialdown.study.ladder_methods import edit_of
+from dialdown.study.ladder_fit import edit_of
 
 LAYERS = (15, 8, 4, 2, 1)
 SHARES = (0.3, 0.1, 0.03, 0.01)

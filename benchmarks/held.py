@@ -33,7 +33,7 @@ from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.gains import gain_prices, held_texts
 from dialdown.study.ladder import MOST, Yardstick
-from dialdown.study.ladder_methods import fitted
+from dialdown.study.ladder_fit import fitted
 
 METRICS = ("toxicity", "toxicity/embedded:minilm", "groups", "refusal", "degenerate")
 

@@ -26,7 +26,8 @@ from dialdown.study import Config
 from dialdown.study.context import Workspace
 from dialdown.study.dial import dialled
 from dialdown.study.ladder import MOST, Yardstick
-from dialdown.study.ladder_methods import FOLDER, Dial
+from dialdown.study.ladder_fit import Dial
+from dialdown.study.ladder_methods import FOLDER
 
 KINDS = ("embedding", "attention", "MLP, read", "MLP, write", "norms")
 

@@ -134,5 +134,5 @@ def test_workers_have_the_environment_that_is_there_when_they_start(
 
 def test_a_gpu_that_is_named_is_not_shared_out() -> None:
     assert gpus("cuda:1") == gpus("cpu") == []
-    assert default_workers(1, 1, "cuda", ["0", "1", "2"]) == 3
-    assert default_workers(1, 1, "cuda", []) == 1
+    assert default_workers(1, "cuda", ["0", "1", "2"]) == 3
+    assert default_workers(1, "cuda", []) == 1

@@ -63,21 +63,17 @@ class Done:
 _do: Callable[[Any], Any] | None = None
 
 
-def default_workers(
-    model_bytes: int, shared_bytes: int, device: str, devices: Sequence[str]
-) -> int:
+def default_workers(each: int, device: str, devices: Sequence[str]) -> int:
     """One worker per core where memory allows, or one per GPU.
 
     Args:
-        model_bytes: weights of one model; a worker holds two at times.
-        shared_bytes: what a worker keeps between pieces: prefixes' keys and values, the base's
-            distributions.
+        each: bytes that a worker holds besides its libraries.
         device: the kind of device where the models run.
         devices: the GPUs that workers share out, see `gpus`.
     """
     if device != "cpu":
         return max(1, len(devices))
-    fitting = psutil.virtual_memory().available // (2 * model_bytes + shared_bytes + WORKER_BYTES)
+    fitting = psutil.virtual_memory().available // (each + WORKER_BYTES)
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -12,7 +12,7 @@ import torch
 
 from dialdown.app.desk import Act, Desk
 from dialdown.app.source import find_source
-from dialdown.app.talk import Said, Talk, ids_of
+from dialdown.app.talk import Reply, Talk, ids_of
 from dialdown.errors import DialdownError
 from dialdown.models.replies import ReplySettings, generate
 from helpers import edits, tiny
@@ -96,11 +96,11 @@ def test_a_prompt_is_cut_to_the_context_and_a_blank_one_refused() -> None:
 
 
 def test_in_a_chat_each_side_goes_on_from_its_own_replies() -> None:
-    talk = Talk().asked("hello", chat=True).told("base", Said("left", done=True))
-    talk = talk.told("edited", Said("right", done=True)).asked("and?", chat=True)
+    talk = Talk().with_message("hello", chat=True).with_reply("base", Reply("left", done=True))
+    talk = talk.with_reply("edited", Reply("right", done=True)).with_message("and?", chat=True)
     assert talk.turns == {"base": [("hello", "left")], "edited": [("hello", "right")]}
     assert talk.replies == {}
-    assert talk.asked("a prompt", chat=False).turns == {}
+    assert talk.with_message("a prompt", chat=False).turns == {}
 
 
 def test_a_reply_that_was_given_comes_at_once_unless_it_was_cut_short(desk: Desk) -> None:

@@ -24,7 +24,8 @@ from dialdown.study import load_config
 from dialdown.study.config import LadderSettings
 from dialdown.study.context import Workspace
 from dialdown.study.ladder import Yardstick
-from dialdown.study.ladder_methods import LADDER, fitted
+from dialdown.study.ladder_fit import fitted
+from dialdown.study.ladder_methods import LADDER
 from dialdown.study.ladder_table import Entry, table
 from helpers import tiny
 from helpers.commands import invoke
@@ -260,20 +261,31 @@ def test_a_method_of_one_s_own_is_made_again_when_its_file_changes(
     assert written[0] == written[1] < written[2]
 
 
-def test_two_processes_measure_the_same_ladder(
+def test_two_processes_fit_and_measure_the_same_ladder(
     done: tuple[Path, Result], study_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(done[0], out)
-    for name in ("aura", "dpo_kl"):
+    shutil.rmtree(out / "gains")
+    (out / "means-training.safetensors").unlink()
+    for name in ("edit_scale", "gains"):
+        for path in (out / "methods").glob(f"{name}.*"):
+            path.unlink()
+    for name in ("edit_scale", "dpo_kl"):
         (out / "rows-ladder" / f"{name}.json").unlink()
-    two = ladder(study_file, out, "aura,dpo_kl", "--kl", 0.05, "--set", "workers=2")
+    two = ladder(study_file, out, "edit_scale,gains,dpo_kl", "--kl", 0.05, "--set", "workers=2")
     assert two.exit_code == 0, two.exception
-    for name in ("aura", "dpo_kl"):
+    for name in ("edit_scale", "gains"):
         again, before = (
+            dd.Intervention.load(folder / "methods" / f"{name}.safetensors")
+            for folder in (out, done[0])
+        )
+        assert again.key == before.key
+    for name in ("edit_scale", "dpo_kl"):
+        again_row, row = (
             (folder / "rows-ladder" / f"{name}.json").read_text() for folder in (out, done[0])
         )
-        assert again == before
+        assert again_row == row
 
 
 @pytest.mark.parametrize(

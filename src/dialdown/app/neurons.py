@@ -69,8 +69,8 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
 
 def legend(frame: pl.DataFrame) -> str:
     """What the columns of a list mean, in HTML; nothing where none is explained."""
-    meant = [f"<b>{name}</b> {safe(MEANING[name])}" for name in frame.columns if name in MEANING]
-    return f"<p class='dd-legend'>{' · '.join(meant)}</p>" if meant else ""
+    meanings = [f"<b>{name}</b> {safe(MEANING[name])}" for name in frame.columns if name in MEANING]
+    return f"<p class='dd-legend'>{' · '.join(meanings)}</p>" if meanings else ""
 
 
 def select(

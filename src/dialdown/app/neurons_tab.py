@@ -26,7 +26,7 @@ from .neurons import (
     writing,
 )  # fmt: skip
 from .shelf import Shelf
-from .talk import Said, Side, Talk, columns, ids_of
+from .talk import Reply, Side, Talk, columns, ids_of
 from .texts import COUNT, ORDINARY, LayerReader, read_text
 from .words import coloured, says
 
@@ -102,7 +102,7 @@ class NeuronsTab:
                 -4, 10, 0, step=0.25, label="Times its activation: 0 silences, 1 leaves it alone",
                 elem_id="dial",
             )  # fmt: skip
-            self.said = gr.HTML(elem_id="dialled")
+            self.continuation = gr.HTML(elem_id="dialled")
 
     def _listen(self) -> None:
         filters: list[Any] = [self.layer, self.group, self.sort, self.smallest]
@@ -122,7 +122,7 @@ class NeuronsTab:
             [self.dial.input, self.prompt.submit],
             self.turn,
             [self.prompt, self.dial, *place],
-            self.said,
+            self.continuation,
             concurrency_limit=None,
             trigger_mode="always_last",
             **QUIET,
@@ -206,7 +206,7 @@ class NeuronsTab:
 
     def turn(self, prompt: str, factor: float, layer: int, neuron: int) -> Iterator[str]:
         """What the base writes with one neuron dialled, beside what it writes without."""
-        talk = Talk().asked(prompt, chat=False)
+        talk = Talk().with_message(prompt, chat=False)
         sides: dict[Side, str] = {
             "base": "",
             "edited": f"layer {layer}, neuron {neuron} × {factor:g}",
@@ -224,8 +224,10 @@ class NeuronsTab:
                 for text in self.desk.stream(
                     lambda models: models.base, ids, settings, act, stop=stop
                 ):
-                    yield columns(talk.told(side, Said(text)), sides) + says(note)
-                talk = talk.told(side, Said(text, self.desk.score(text, ended=True), done=True))
+                    yield columns(talk.with_reply(side, Reply(text)), sides) + says(note)
+                talk = talk.with_reply(
+                    side, Reply(text, self.desk.score(text, ended=True), done=True)
+                )
                 yield columns(talk, sides) + says(note)
         except DialdownError as error:
             yield says(str(error))

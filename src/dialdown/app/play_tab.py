@@ -14,7 +14,7 @@ from ..errors import DialdownError
 from .chart import QUIET
 from .desk import Act, Desk
 from .shelf import Shelf
-from .talk import Said, Side, Talk, columns, ids_of
+from .talk import Reply, Side, Talk, columns, ids_of
 from .words import says
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class PlayTab:
         request: gr.Request,
     ) -> Iterator[Shown]:
         """Every side's reply to a prompt, one after the other, as they come."""
-        talk = talk.asked(prompt, chat=mode == CHAT)
+        talk = talk.with_message(prompt, chat=mode == CHAT)
         yield from self._replies(
             talk, SIDES, edit, strength, (tokens, temperature, seed), _session(request)
         )
@@ -186,7 +186,7 @@ class PlayTab:
                 if side not in notes:
                     continue
                 for reply, note in self._reply(talk, side, act, settings, stop):
-                    talk = talk.told(side, reply)
+                    talk = talk.with_reply(side, reply)
                     if stop.is_set() and not reply.done:
                         return
                     yield columns(talk, notes, concept=self.shelf.concept), says(note), talk
@@ -203,9 +203,9 @@ class PlayTab:
 
     def _reply(
         self, talk: Talk, side: Side, act: Act | None, settings: ReplySettings, stop: Event
-    ) -> Iterator[tuple[Said, str]]:
+    ) -> Iterator[tuple[Reply, str]]:
         ids, note = self.desk.do(lambda models: ids_of(models.base, talk, side, settings.tokens))
-        reply, shown = Said(), 0.0
+        reply, shown = Reply(), 0.0
         yield reply, note
         stream = self.desk.stream(
             (lambda models: models.tuned or models.base)

@@ -149,8 +149,8 @@ class Page:
 
     def of_layer(self, event: gr.EventData) -> tuple[Any, Any]:
         """A layer was clicked, in the chart or in the list."""
-        told = event._data
-        layer = told["datum"].get("layer") if "datum" in told else told["row_value"][0]
+        data = event._data
+        layer = data["datum"].get("layer") if "datum" in data else data["row_value"][0]
         if layer is None:
             return gr.skip(), gr.skip()
         return str(layer), gr.Tabs(selected=NEURONS)

@@ -19,7 +19,7 @@ TITLES: dict[Side, str] = {"base": "base", "tuned": "tuned (DPO)", "edited": "ed
 
 
 @dataclass(frozen=True)
-class Said:
+class Reply:
     """A reply so far, what the judge gives it (None before it has, or without a judge), and whether
     nothing more will come.
     """
@@ -43,19 +43,19 @@ class Talk:
     chat: bool = False
     message: str = ""
     turns: dict[Side, Turns] = field(default_factory=dict)
-    replies: dict[Side, Said] = field(default_factory=dict)
+    replies: dict[Side, Reply] = field(default_factory=dict)
 
-    def asked(self, message: str, *, chat: bool) -> Talk:
+    def with_message(self, message: str, *, chat: bool) -> Talk:
         """The same after the user said something."""
         if not (chat and self.chat):
             return Talk(chat, message)
         turns = {
-            side: [*self.turns.get(side, []), (self.message, said.text)]
-            for side, said in self.replies.items()
+            side: [*self.turns.get(side, []), (self.message, reply.text)]
+            for side, reply in self.replies.items()
         }
         return Talk(chat, message, turns)
 
-    def told(self, side: Side, reply: Said) -> Talk:
+    def with_reply(self, side: Side, reply: Reply) -> Talk:
         """The same with a reply of one side."""
         return replace(self, replies={**self.replies, side: reply})
 
@@ -102,25 +102,25 @@ def columns(talk: Talk, sides: dict[Side, str], *, concept: str = "toxicity") ->
 
 
 def _column(talk: Talk, side: Side, below: str, concept: str) -> str:
-    said = talk.replies.get(side)
+    reply = talk.replies.get(side)
     before = "".join(_turn(message, safe(answer)) for message, answer in talk.turns.get(side, []))
     base = talk.replies.get("base")
-    compared = side != "base" and base is not None and said is not None and said.done
-    text = "" if said is None else said.text
-    reply = marked(text, base.text) if compared and base else safe(text)
-    if said is not None and said.done and not text.strip():
-        reply = '<span class="dd-faint">(nothing: the model ended at once)</span>'
-    if said is None and talk.message:
-        reply = '<span class="dd-faint">(waits for its turn)</span>'
-    if said is not None and not said.done:
-        reply += '<span class="dd-caret" aria-hidden="true"></span>'
-    last = _turn(talk.message, reply) if talk.message else ""
+    compared = side != "base" and base is not None and reply is not None and reply.done
+    text = "" if reply is None else reply.text
+    shown = marked(text, base.text) if compared and base else safe(text)
+    if reply is not None and reply.done and not text.strip():
+        shown = '<span class="dd-faint">(nothing: the model ended at once)</span>'
+    if reply is None and talk.message:
+        shown = '<span class="dd-faint">(waits for its turn)</span>'
+    if reply is not None and not reply.done:
+        shown += '<span class="dd-caret" aria-hidden="true"></span>'
+    last = _turn(talk.message, shown) if talk.message else ""
     if talk.message and not talk.chat:
         prompt = f'<span class="dd-prompt">{safe(talk.message[-400:])}</span>'
-        last = f'<p class="dd-text" dir="auto">{prompt}{reply}</p>'
+        last = f'<p class="dd-text" dir="auto">{prompt}{shown}</p>'
     return (
         f'<section class="dd-column" data-side="{side}"><header><b>{TITLES[side]}</b>'
-        f"<small>{safe(below)}</small></header>{_score(said, concept)}{before}{last}</section>"
+        f"<small>{safe(below)}</small></header>{_score(reply, concept)}{before}{last}</section>"
     )
 
 
@@ -131,7 +131,7 @@ def _turn(message: str, reply: str) -> str:
     )
 
 
-def _score(reply: Said | None, concept: str) -> str:
+def _score(reply: Reply | None, concept: str) -> str:
     if reply is None or reply.score is None:
         return '<div class="dd-score"></div>'
     return (

@@ -52,11 +52,11 @@ def check_words(tokenizer: Any, name: str) -> None:
         return len(tokenizer.encode(text, add_special_tokens=False)) == 1
 
     # Some put the space before a first word themselves.
-    apart = [word[1:] for word in words if not (whole(f" {word[1:]}") or whole(word[1:]))]
-    if 2 * len(apart) > len(words):
+    split = [word[1:] for word in words if not (whole(f" {word[1:]}") or whole(word[1:]))]
+    if 2 * len(split) > len(words):
         raise DialdownError(
             f"transformers {__version__} makes a tokenizer of {name} that takes words of its own "
-            f"vocabulary apart ({apart[0]!r} and {len(apart) - 1} more of {len(words)}), so "
+            f"vocabulary apart ({split[0]!r} and {len(split) - 1} more of {len(words)}), so "
             "that the model could not read them: install a newer one (pip install -U transformers; "
             "5.24 reads Gemma 3)."
         )

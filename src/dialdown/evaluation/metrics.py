@@ -87,14 +87,14 @@ def load_metric(source: str) -> Metric:
 
 def check_names(metrics: Sequence[Metric]) -> None:
     """Refuse metrics whose means would stand under another's name."""
-    taken = set(RESERVED)
+    names = set(RESERVED)
     for metric in metrics:
-        if metric.name in taken or "/" in metric.name:
+        if metric.name in names or "/" in metric.name:
             raise DialdownError(
                 f"A metric cannot be called {metric.name!r}, which a row has already or which has "
                 "a slash: give it another name."
             )
-        taken.add(metric.name)
+        names.add(metric.name)
 
 
 def values_of(metric: Metric, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:

@@ -50,8 +50,8 @@ class RankOne:
     @property
     def layers(self) -> list[int]:
         """The layers that write anything."""
-        both = np.atleast_2d(self.reads.any(-1) & self.writes.any(-1))
-        return np.flatnonzero(both.any(0)).tolist()
+        active = np.atleast_2d(self.reads.any(-1) & self.writes.any(-1))
+        return np.flatnonzero(active.any(0)).tolist()
 
     def of(self, layer: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What one layer reads, (k, F), and writes, (k, d)."""

@@ -64,8 +64,8 @@ class Direction:
         return f"Direction({self.name}{where}, d {len(self.vector):,}{accuracy})"
 
     def _repr_html_(self) -> str:
-        told = {name: fact for name, fact in self.record.items() if name != "class"}
-        facts = {"site": self.site, "length": f"{np.linalg.norm(self.vector):.4g}", **told}
+        recorded = {name: fact for name, fact in self.record.items() if name != "class"}
+        facts = {"site": self.site, "length": f"{np.linalg.norm(self.vector):.4g}", **recorded}
         return card(f"Direction {self.name}", facts)
 
     def save(self, path: str | Path) -> None:

@@ -65,7 +65,7 @@ def claims(run: Run) -> list[Claim]:
     """
     evidence = [Evidence(run, protocol) for protocol in run.protocols]
     deciders: list[Decider] = [_aligned, _opposing, _four_groups, _editing, _perplexity]
-    deciders += [partial(_specific, wanted=name) for name in FAMILIES]
+    deciders += [partial(_specific, family=name) for name in FAMILIES]
     decided = [_decided(decider, rows) for decider in deciders for rows in evidence]
     return [claim for claim in decided if claim is not None]
 
@@ -260,12 +260,12 @@ def _perplexity(evidence: Evidence) -> Claim | None:
     return _claim(evidence, "Perplexity is preserved", together(verdicts), text)
 
 
-def _specific(evidence: Evidence, wanted: str) -> Claim | None:
-    name, of = "The effect is specific to the direction", FAMILIES[wanted]
+def _specific(evidence: Evidence, family: str) -> Claim | None:
+    name, of = "The effect is specific to the direction", FAMILIES[family]
     tried = [
         (row, leads)
         for row in evidence.rows()
-        if group_of(row) == wanted and (leads := evidence.leads(row))
+        if group_of(row) == family and (leads := evidence.leads(row))
     ]
     effective = [pair for pair in tried if evidence.below(pair[0].change["toxicity"], 0) == "held"]
     start = (

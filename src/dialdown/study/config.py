@@ -272,7 +272,7 @@ class Config(BaseModel):
         template: what prompts are: `chat`, user turns of the model's chat template, so that replies
             are sampled, paired, judged and checked; `none`, texts that the model goes on with, as
             in the paper; `auto`, the first where the tokenizer has a template.
-        workers: processes that sample and measure, one thread or one GPU each; by default one per
+        workers: processes that sample, fit and measure, one thread or GPU each; by default one per
             core if memory allows, or one per GPU. `dask:ADDRESS` or `dask:FILE` takes the workers
             of a Dask cluster (docs/cluster.md).
         seed: of everything random.

@@ -31,10 +31,10 @@ from ..models.protocol import Protocol
 from ..neurons.activations import NeuronMeans
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable, neuron_table
-from ..workers import default_workers, do_all, gpus, return_free_memory
+from ..workers import do_all, gpus, return_free_memory
 from .config import DECODED_ON_CPU, Config
 from .folder import Ledger
-from .memory import device_of, kept_bytes
+from .memory import device_of, workers_of
 from .notes import StageNotes
 from .plan import Tables
 from .stage import STAGES
@@ -269,13 +269,17 @@ class Workspace:
         read: dict[Protocol, ReferenceText] = self.kept(ReferenceText, dict)
         return self.kept(count, lambda: Evaluator(self.lm, self.suite(count), read=read))
 
-    def do_all(self, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
-        """Do a job for every piece, by processes or a cluster where that pays; yield each."""
-        workers, devices = self.config.workers, gpus(self.config.device)
-        if workers is None:
-            shape = Shape.of(self.lm)
-            kept = kept_bytes(self.config, shape, device_of(self.config))
-            workers = default_workers(shape.weights, kept, self.lm.device.type, devices)
+    def workers(self, stage: str) -> int | str:
+        """How many processes do the pieces of a stage, or the cluster that does."""
+        if self.config.workers is not None:
+            return self.config.workers
+        return workers_of(self.config, Shape.of(self.lm), device_of(self.config), stage)
+
+    def do_all(self, stage: str, job: Job, pieces: Sequence[Any]) -> Generator[Any]:
+        """Do a job of a stage for every piece, by processes or a cluster where that pays; yield
+        each.
+        """
+        workers, devices = self.workers(stage), gpus(self.config.device)
         if isinstance(workers, int) and min(workers, len(pieces)) < 2:
             # A tuned model is loaded where it is measured.
             self.__dict__.pop("tuned", None)

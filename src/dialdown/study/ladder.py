@@ -27,7 +27,8 @@ from .context import Facts, Stages, Workspace
 from .detox import check_ships
 from .dial import dialled
 from .folder import records
-from .ladder_methods import UNTOUCHED, Dial, competing, fit_methods, fitted, key_of, needs_pairs
+from .ladder_fit import Dial, competing, fit_methods, fitted, key_of
+from .ladder_methods import UNTOUCHED, needs_pairs
 from .ladder_table import REACHED, Entry, flat, markdown, shown, table
 from .notes import note_reading
 from .price import NEUTRAL, PricedTexts, kind, mean_kl
@@ -120,7 +121,7 @@ def compare_methods(work: Workspace) -> Facts:
     missing = [name for name in names if _measured(work, name) is None]
     done = len(names) - len(missing)
     progress("evaluating methods", done, len(names))
-    for _ in work.do_all(measure_method, missing):
+    for _ in work.do_all("compare", measure_method, missing):
         done += 1
         progress("evaluating methods", done, len(names))
     entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}

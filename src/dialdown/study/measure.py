@@ -100,7 +100,7 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: 
     progress("evaluating rows", done, total)
     shown, wait = time.monotonic(), 0.0
     try:
-        for piece in work.do_all(measure, _pieces(stage, missing)):
+        for piece in work.do_all(stage, measure, _pieces(stage, missing)):
             done += len(piece.rows)
             progress("evaluating rows", done, total)
             if done < total and time.monotonic() - shown >= wait:

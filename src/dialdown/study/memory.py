@@ -17,7 +17,7 @@ from ..data.loading import check_device
 from ..models.memory import Shape, fitting
 from ..training.fisher import WINDOWS_AT_ONCE
 from ..training.settings import OPTIMIZERS, DPOSettings, EditSettings
-from ..workers import gpus
+from ..workers import default_workers, gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, PRICED, Config
 from .stage import RANK_ONE
 
@@ -80,6 +80,18 @@ def kept_bytes(config: Config, shape: Shape, device: Device) -> int:
         prefixes = min(prefixes, device.total // 4)
     distributions = settings.kl_windows * settings.window * shape.vocabulary * 4
     return prefixes + len(config.protocols) * distributions
+
+
+def workers_of(config: Config, shape: Shape, device: Device, stage: str) -> int | str:
+    """How many processes do the pieces of a stage, or the cluster that does."""
+    if config.workers is not None:
+        return config.workers
+    if stage == "fit":
+        each = sum(_fitting(config, shape, device))
+    else:
+        # A tuned model stands beside the base at times.
+        each = 2 * shape.weights + kept_bytes(config, shape, device)
+    return default_workers(each, device.kind, [""] * device.gpus)
 
 
 def _batch(setting: int | str, on_cpu: int, each: int, free: int, device: Device) -> int:

@@ -23,9 +23,9 @@ from ..models.lm import LM
 from ..models.memory import Shape
 from ..models.templates import check_template
 from ..training.settings import OPTIMIZERS
-from ..workers import default_workers, gpus
+from ..workers import gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
-from .memory import TAKEN, Device, device_name, device_of, kept_bytes, priced_tokens
+from .memory import TAKEN, Device, device_name, device_of, priced_tokens, workers_of
 from .stage import ALL, RANK_ONE, STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
@@ -85,26 +85,26 @@ def needs(
         device: where it runs.
         stages: by name.
     """
-    workers = config.workers
-    if workers is None:
-        kept = kept_bytes(config, shape, device)
-        workers = default_workers(shape.weights, kept, device.kind, [""] * device.gpus)
-    # The workers of a cluster take the memory of other machines.
-    together = workers if isinstance(workers, int) else 1
-    if device.gpus:
-        together = -(-together // device.gpus)
     listed = []
     for stage, tokens in tokens_by_stage(config, stages, around=shape.around).items():
         fixed, variable = TAKEN[stage](config, shape, device)
         ranks = getattr(config, ALL[stage].trains, None)
         # Ranks have a GPU each.
         training = ranks.processes if ranks and not device.gpus else 1
-        processes = together if ALL[stage].pieces else training
+        processes = _together(config, shape, device, stage) if ALL[stage].pieces else training
         memory = processes * (fixed + variable + PROCESS_BYTES)
         # What starts the workers has no model meanwhile.
         memory += PROCESS_BYTES if processes > 1 and not device.gpus else 0
         listed.append(Need(stage, memory, fixed, _disk(stage, config, shape), tokens))
     return listed
+
+
+def _together(config: Config, shape: Shape, device: Device, stage: str) -> int:
+    """How many workers of a stage share this machine's memory, or a GPU's."""
+    workers = workers_of(config, shape, device, stage)
+    # Those of a cluster take the memory of other machines.
+    here = workers if isinstance(workers, int) else 1
+    return -(-here // device.gpus) if device.gpus else here
 
 
 def check_room(config: Config, stages: Collection[str], new: Path | None) -> str | None:

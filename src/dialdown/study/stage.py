@@ -195,6 +195,7 @@ ALL: dict[str, Stage] = {
             *(PRICES, STEP, LABELS, LABELS_RANK_ONE, "means-training*.safetensors"),
         ),
         added=True,
+        pieces=True,
         lowered=("gains.batch_size", "probe.max_tokens"),
         bar={"fitting": WHOLE},
     ),

@@ -108,7 +108,7 @@ def find_pairs(work: Workspace) -> Facts:
     batches: list[Candidates] = []
     pairs_found = 0
     missing = [range(start, start + size) for start in starts if sampled[start] is None]
-    with closing(work.do_all(sample, missing)) as done:
+    with closing(work.do_all("pairs", sample, missing)) as done:
         while pairs_found < total and len(batches) < len(starts):
             while (batch := sampled[starts[len(batches)]]) is None:
                 finished = next(done).start

@@ -40,7 +40,7 @@ class PairSettings:
             decode.
         steered: further samples per prompt, steered towards the concept.
         steering_strength: how far, as a fraction of the mean norm of the final-layer residual.
-        margin: least difference of the two scores.
+        margin: minimum difference of the two scores.
         temperature: of the sampling.
         top_k: the sampling is among this many most likely tokens.
         max_new_tokens: length of a continuation.
@@ -64,9 +64,16 @@ class PairSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot make a pair (DialdownError)."""
-        least = {"count": 1, "sampled": 0, "steered": 0, "top_k": 1, "max_new_tokens": 1, "seed": 0}
-        least |= {} if self.batch_size == "auto" else {"batch_size": 1}
-        _check_least(self, "Pairs cannot be made", least)
+        minimum = {
+            "count": 1,
+            "sampled": 0,
+            "steered": 0,
+            "top_k": 1,
+            "max_new_tokens": 1,
+            "seed": 0,
+        }
+        minimum |= {} if self.batch_size == "auto" else {"batch_size": 1}
+        _check_least(self, "Pairs cannot be made", minimum)
         check_positive("Pairs cannot be sampled", temperature=self.temperature)
         if self.steered:
             check_positive("Pairs cannot be steered", steering_strength=self.steering_strength)
@@ -168,10 +175,10 @@ class DPOSettings:
                 raise DialdownError(
                     f"Unknown {name} {given!r} for DPO: {nearest(str(given), choices)}"
                 )
-        least = dict.fromkeys(("batch_size", "accumulation", "epochs", "max_tokens"), 1)
-        least |= dict.fromkeys(("eval_every", "eval_pairs", "patience", *TOGETHER), 1)
-        least |= dict.fromkeys(("warmup_steps", "kl_weight", "lora_rank", "snapshots", "seed"), 0)
-        _check_least(self, "DPO cannot train", least)
+        minimum = dict.fromkeys(("batch_size", "accumulation", "epochs", "max_tokens"), 1)
+        minimum |= dict.fromkeys(("eval_every", "eval_pairs", "patience", *TOGETHER), 1)
+        minimum |= dict.fromkeys(("warmup_steps", "kl_weight", "lora_rank", "snapshots", "seed"), 0)
+        _check_least(self, "DPO cannot train", minimum)
         positive = ("beta", "learning_rate", "max_grad_norm")
         check_positive("DPO cannot train", **{name: getattr(self, name) for name in positive})
         if self.optimizer == "natural" and not self.natural_allowed:
