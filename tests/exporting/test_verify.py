@@ -147,6 +147,32 @@ def test_a_wrong_column_is_caught(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize("weight", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_weight_is_caught_that_rounding_hides_in_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: str
+) -> None:
+    """Of a weak edit in bfloat16, all that it does is less than what rounding may do."""
+    lm = tiny.lm("llama", dtype=torch.bfloat16)
+    base = saved(lm, tmp_path / "base")
+    write = export_module.write_weights
+
+    def wrong(opened: Any, edit: Intervention, folder: Path) -> bool:
+        biased = write(opened, edit, folder)
+        tensors = load_file(folder / "model.safetensors")
+        untouched = load_file(base / "model.safetensors")[weight]
+        tensors[weight] = untouched if "down" in weight else untouched * 1.01
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return biased
+
+    edit = exact(make(lm, "scale", strength=0.02))
+    assert export(base, edit, tmp_path / "right").verification.weights == sum(
+        parameter.numel() for parameter in lm.model.parameters()
+    )
+    monkeypatch.setattr(export_module, "write_weights", wrong)
+    with pytest.raises(DialdownError, match=f"its {weight} is not what the edit makes of"):
+        export(base, edit, tmp_path / "out")
+
+
 def test_another_tokenizer_is_caught(
     llama: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

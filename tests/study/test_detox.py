@@ -148,6 +148,7 @@ def test_an_export_that_is_not_the_command_s_own_needs_force(
     else:
         (out / "README.md").unlink()
     assert exported_before(model, edit, out) is None
+    assert exported_before(model, edit, out, verify=False) is None
 
 
 def begun(done: Path, out: Path) -> Path:

@@ -129,10 +129,8 @@ class Checkpoint:
         """What a parameter of the model is called in the checkpoint, which may leave out the
         model's base prefix.
         """
-        prefixed = f"{self.skeleton.model.base_model_prefix}.{parameter}"
-        for name in (parameter, self._bare(parameter), prefixed):
-            if name in self.tensors:
-                return name
+        if (name := self.plain_name(parameter)) is not None:
+            return name
         # Classes with more than one modality (Gemma-3) name the way to the decoder otherwise when
         # they are saved.
         parts = parameter.split(".")
@@ -151,6 +149,12 @@ class Checkpoint:
             f"{parameter}, because layers share it or its names are of another class: untie the "
             "weights, or pass a folder that save_pretrained wrote of the causal LM alone."
         )
+
+    def plain_name(self, parameter: str) -> str | None:
+        """The same where at most the model's base prefix differs, else None."""
+        prefixed = f"{self.skeleton.model.base_model_prefix}.{parameter}"
+        names = (parameter, self._bare(parameter), prefixed)
+        return next((name for name in names if name in self.tensors), None)
 
     @cached_property
     def weights(self) -> dict[str, str]:

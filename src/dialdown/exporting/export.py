@@ -146,19 +146,28 @@ def exported_before(
     A command that was killed after its export took its place finds it so, and need not write it
     again.
     """
-    out = Path(out)
+    out, edit = Path(out), rounded(edit)
     if not is_export(out):
+        return None
+    files = _digests(out)
+    if not _are_in_card(files, out):
         return None
     try:
         delta = load_delta(out)
-        if delta.edit.key != rounded(edit).key:
+        if delta.edit.key != edit.key:
             return None
         base = base_of(delta, source, revision=revision)
         open_checkpoint(out)
         verified = _verify(base, edit, out, verify)
     except DialdownError:
         return None
-    return Exported(out, _digests(out), verified, _left_out(base))
+    return Exported(out, files, verified, _left_out(base))
+
+
+def _are_in_card(files: Mapping[str, str], out: Path) -> bool:
+    """Whether the card, which is written last, has the sha256 of each file."""
+    card = (out / CARD).read_text(encoding="utf-8")
+    return all(digest in card for digest in files.values())
 
 
 def is_export(out: Path) -> bool:

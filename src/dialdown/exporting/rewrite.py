@@ -41,10 +41,7 @@ def write_weights(base: Checkpoint, edit: Intervention, folder: Path) -> bool:
         whether the MLPs have biases that the base lacks, which the config must then say.
     """
     edit.check_foldable(base.skeleton)
-    lm = base.skeleton.twin()  # as the export will be, without weights
-    if edit.needs_bias:
-        ensure_bias(lm, edit.name)
-    biases = _new_biases(base, lm)
+    lm, biases = as_exported(base, edit)
     for file in {stored.file for stored in base.tensors.values()}:
         target = folder / file.relative_to(base.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +57,13 @@ def write_weights(base: Checkpoint, edit: Intervention, folder: Path) -> bool:
     return bool(biases)
 
 
-def _new_biases(base: Checkpoint, lm: LM) -> dict[str, Tensor]:
-    """Zeros for each parameter that `lm` has and the base has not, by name in the checkpoint."""
+def as_exported(base: Checkpoint, edit: Intervention) -> tuple[LM, dict[str, Tensor]]:
+    """The model that an export will be, without weights, and zeros for each of its biases that the
+    base has not, by name in the checkpoint.
+    """
+    lm = base.skeleton.twin()
+    if edit.needs_bias:
+        ensure_bias(lm, edit.name)
     before = {name for name, _ in base.skeleton.model.named_parameters()}
     biases = {}
     for name, parameter in lm.model.named_parameters():
@@ -69,33 +71,42 @@ def _new_biases(base: Checkpoint, lm: LM) -> dict[str, Tensor]:
             weight = base.tensors[base.stored_name(name.removesuffix("bias") + "weight")]
             bias = weight.name.removesuffix("weight") + "bias"
             biases[bias] = torch.zeros(parameter.shape, dtype=DTYPES[weight.dtype])
-    return biases
+    return lm, biases
 
 
 def _write_layer(base: Checkpoint, fold: Fold, folder: Path, biases: dict[str, Tensor]) -> None:
     """Write what one linear layer or norm becomes; a bias that is new, into `biases`."""
-    layer = fold.projection
-    stored = base.weight(layer)
-    name, bias = stored.name.removesuffix("weight") + "bias", None
-    if fold.needs_bias and name in biases:
-        bias = biases[name]
-    elif fold.needs_bias:
-        name = base.stored_name(f"{layer.path}.bias")
-        bias = base.tensors[name].read()
-    weight = stored.read()
+    for part, values in folded(base, fold, biases).items():
+        name = stored_as(base, fold, part, biases)
+        _check_finite(name, values)
+        if name in biases:
+            biases[name] = values
+        else:
+            _overwrite(base.tensors[name], values, base.folder, folder)
+
+
+def stored_as(base: Checkpoint, fold: Fold, part: str, biases: Mapping[str, Tensor]) -> str:
+    """What the `weight` or `bias` of a fold's layer is called in the checkpoint."""
+    weight = base.weight(fold.projection).name
+    name = weight.removesuffix("weight") + part
+    return name if name in biases else base.stored_name(f"{fold.projection.path}.{part}")
+
+
+def folded(base: Checkpoint, fold: Fold, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What one linear layer or norm of the base becomes, as it is stored: its `weight`, and its
+    `bias` where that changes.
+    """
+    layer, bias = fold.projection, None
+    weight = base.weight(layer).read()
+    if fold.needs_bias:
+        name = stored_as(base, fold, "bias", biases)
+        bias = biases[name] if name in biases else base.tensors[name].read()
     # GPT-2's Conv1D stores the transpose, a norm one column.
     transposed = isinstance(layer.linear, Conv1D)
     columns = weight.unsqueeze(1) if weight.dim() == 1 else weight.T if transposed else weight
     columns, moved = fold.folded(columns, bias)
-    _check_finite(stored.name, columns)
-    _overwrite(stored, columns.T if transposed else columns, base.folder, folder)
-    if moved is None:
-        return
-    _check_finite(name, moved)
-    if name in biases:
-        biases[name] = moved
-    else:
-        _overwrite(base.tensors[name], moved, base.folder, folder)
+    written = (columns.T if transposed else columns).reshape(weight.shape)
+    return {"weight": written, **({} if moved is None else {"bias": moved})}
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -1,5 +1,9 @@
 """Whether an exported checkpoint does what the edit does: its logits against those of the hooked
-base model.
+base model, and its weights against the base's with the edit in them, bit by bit.
+
+Logits show that hooks and weights are one edit, as far as rounding lets them: where weights of 16
+bits are rounded, all that a weak edit does is less than what rounding may do. Weights show that
+what was made of the base is what stands in the folder.
 
 The base model runs with the edit as hooks, then the exported folder as any user would load it, one
 after the other, so that memory holds one at a time. Both run in float32 whatever the checkpoint's
@@ -25,6 +29,7 @@ from ..models.lm import LM, load
 from ..progress import progress
 from ..workers import return_free_memory
 from .checkpoint import Checkpoint
+from .rewrite import as_exported, folded
 from .vllm import VllmCheck, compare_in_vllm
 
 PROMPTS = (
@@ -78,6 +83,7 @@ class Verification:
         rounding: the largest difference that random errors of the size of one rounding to the
             checkpoint's dtype make when they are put into what the edit wrote. The tolerance is
             four times that plus 1e-3.
+        weights: how many of the model's weights were compared bit by bit.
         vllm: the same in vLLM, where it was asked for.
     """
 
@@ -86,6 +92,7 @@ class Verification:
     difference: float
     tolerance: float
     rounding: float
+    weights: int
     vllm: VllmCheck | None = None
 
     def __str__(self) -> str:
@@ -123,8 +130,9 @@ def verify_export(
             progress("verifying", done, len(ids))
     tolerance = TOLERANCE + SLACK * rounding
     if not difference <= tolerance:  # a NaN does not pass
-        raise _unlike(f"a logit differs by {difference:.2g}", tolerance)
-    measured = Verification(len(ids), sum(map(len, ids)), difference, tolerance, rounding)
+        raise _unlike(f"a logit differs by {difference:.2g}, where {tolerance:.2g} is accepted")
+    weights, positions = _check_weights(base, edit, model), sum(map(len, ids))
+    measured = Verification(len(ids), positions, difference, tolerance, rounding, weights)
     if not vllm:
         return measured
     del model
@@ -132,17 +140,43 @@ def verify_export(
     progress("verifying in vLLM", 0, 1)
     check = compare_in_vllm(exported, base.folder, ids, reference, tolerance=tolerance)
     if not check.difference <= check.tolerance:
-        raise _unlike(str(check), check.tolerance)
+        raise _unlike(f"{check}, where {check.tolerance:.2g} is accepted")
     progress("verifying in vLLM", 1, 1)
     return replace(measured, vllm=check)
 
 
-def _unlike(what: str, tolerance: float) -> DialdownError:
+def _unlike(what: str) -> DialdownError:
     return DialdownError(
-        f"The exported checkpoint does not do what the edit does, so it was not written: {what}, "
-        f"where {tolerance:.2g} is accepted: repeat the export, or leave verification out "
-        "(--no-verify, or verify=False) to write it and look."
+        f"The exported checkpoint does not do what the edit does, so it was not written: {what}: "
+        "repeat the export, or leave verification out (--no-verify, or verify=False) to write it "
+        "and look."
     )
+
+
+def _check_weights(base: Checkpoint, edit: Intervention, model: nn.Module) -> int:
+    """Refuse a model of which a weight is not what the edit makes of the base's, or the base's
+    where it makes nothing of it; how many were compared.
+    """
+    lm, biases = as_exported(base, edit)
+    parameters = {name: weight.detach() for name, weight in model.named_parameters()}
+    compared = 0
+
+    def check(name: str, expected: Tensor) -> None:
+        nonlocal compared
+        held = parameters.pop(name)
+        if not torch.equal(held.cpu(), expected.to(held.dtype)):
+            raise _unlike(f"its {name} is not what the edit makes of that of {base.name}")
+        compared += held.numel()
+
+    for fold in edit.folds(lm):
+        for part, expected in folded(base, fold, biases).items():
+            check(f"{fold.projection.path}.{part}", expected)
+    for name, held in [*parameters.items()]:
+        stored = base.tensors.get(base.plain_name(name) or "")
+        # Some classes hold a weight otherwise than it is stored.
+        if stored is not None and stored.shape == tuple(held.shape):
+            check(name, stored.read())
+    return compared
 
 
 def _reference(base: Checkpoint, edit: Intervention) -> tuple[list[list[int]], list[Tensor], float]:
