@@ -113,7 +113,7 @@ def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_every_method_is_dialled_to_the_price(done: tuple[Path, Result]) -> None:
     out, _ = done
     rows = rows_of(out)
-    controlled = ("gains", "rank_one", "rank_one_attention")
+    controlled = ("edit_scale", "gains", "rank_one", "rank_one_attention")
     controls = {f"{name}__random_neurons" for name in controlled}
     asked = {*METHODS.split(","), *controls, "untouched"}
     assert rows.keys() == asked

@@ -29,6 +29,7 @@ METHODS = {
     "labels_rank_one__random_neurons": "from labels, shuffled",
     "edit_set": "the paper's edit, constants",
     "edit_scale": "the paper's edit, factors",
+    "edit_scale__random_neurons": "the paper's edit, shuffled",
     "ablation": "directional ablation",
     "profs": "ProFS",
     "caa": "CAA steering",

@@ -52,6 +52,7 @@ class Method:
         settings: the sections it depends on, besides `SETTINGS`.
         sites: looks for the modules that it acts on, and refuses a model that has none.
         control: whether `RANDOM` is measured beside it.
+        trained: whether it is trained, which takes longest.
         tunes: whether it tunes all weights.
         needs: what is made for it that other methods learn from as well.
     """
@@ -61,6 +62,7 @@ class Method:
     settings: tuple[str, ...] = ()
     sites: Sites = anywhere
     control: bool = False
+    trained: bool = False
     tunes: bool = False
     needs: tuple[Callable[[Workspace], object], ...] = ()
 
@@ -68,11 +70,6 @@ class Method:
     def means(self) -> bool:
         """Whether it learns from mean activations on the first training prompts too."""
         return collect_training_means in self.needs
-
-    @property
-    def trained(self) -> bool:
-        """Whether it is trained, which takes longest."""
-        return self.control or self.tunes
 
 
 def _from_labels(fit: Fit, sites: Sites = anywhere) -> Method:
@@ -98,7 +95,8 @@ def _as_in_detox(name: str, *settings: str) -> Method:
     sites = partial(projections, site=method.site) if method.site else anywhere
     shared = {"gains": (gain_prices, held_texts), "step": (gain_prices,), "labels": (gain_prices,)}
     needs = shared.get(name, (held_texts,))
-    return Method(fitted, method.paired, settings, sites, control=method.trained, needs=needs)
+    trained = method.trained
+    return Method(fitted, method.paired, settings, sites, trained, trained, needs=needs)
 
 
 def _paper_edit(kind: EditKind) -> Method:
@@ -109,7 +107,9 @@ def _paper_edit(kind: EditKind) -> Method:
         return usual_edit(table, work.config.interventions, kind), 0.0
 
     settings = ("interventions", "evaluation", "training_prompts")
-    return Method(fitted, settings=settings, needs=(collect_training_means,))
+    # A constant among other neurons is none of their means.
+    control = kind == "scale"
+    return Method(fitted, settings=settings, needs=(collect_training_means,), control=control)
 
 
 def _profs(work: Workspace) -> tuple[Intervention, float]:
@@ -138,7 +138,8 @@ def _tuned(name: str, *, own_kl: bool) -> Method:
         return None, log.seconds
 
     needs = (held_texts,) if own_kl else ()
-    return Method(fitted, pairs=True, settings=("gains", "dpo"), tunes=True, needs=needs)
+    sections = ("gains", "dpo")
+    return Method(fitted, pairs=True, settings=sections, trained=True, tunes=True, needs=needs)
 
 
 # At the neurons, and under NAME_published at outputs of linear layers or of norms.
