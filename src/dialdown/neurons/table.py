@@ -262,7 +262,7 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     """The table without a tuned model: enough for editing (METHOD §3, tuning-free groups).
 
     The protocol is that of the means; `strict` includes the weight of a norm after the MLP in what
-    a neuron writes.
+    a neuron writes, and what the layer's output is multiplied by in its projection.
 
     Raises:
         DialdownError: the means or the direction belong to a model of another shape.
@@ -274,11 +274,14 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     check_width(lm, direction.vector.size, "The direction has", "find it on this model")
     check_written(lm)
     dots, norms = _dots(lm, direction, base.protocol)
+    # The authors' code takes value vectors from the weights as they are.
+    strict = base.protocol == "strict"
+    multipliers = [layer.multiplier if strict else 1.0 for layer in lm.view.layers]
     columns = {
         # A value vector of zeros (a pruned neuron) has no direction; cosine 0 puts it in no group.
         "cosine": _ratio(dots, norms),
         "mean_base": base.means,
-        "projection_base": base.means * dots,
+        "projection_base": base.means * dots * np.array(multipliers)[:, None],
     }
     record = {
         "protocol": base.protocol,
