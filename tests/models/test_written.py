@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import dialdown as dd
+from dialdown import DialdownError
 from dialdown.interventions.explain import importance
 from dialdown.models import LM
 from helpers import tiny
@@ -81,3 +82,51 @@ def test_what_directions_write_is_in_units_of_the_residual_stream() -> None:
     attention = make(lm, "attention").rank_one
     assert attention is not None
     np.testing.assert_allclose(attention.written(lm), 0.5 * attention.writes)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("dory", r"layers\.1\.mlp\.down_proj of tiny-dory runs 4 times"),
+        ("beam", "a norm or a factor"),
+        ("gemma3n", "a norm or a factor"),
+    ],
+)
+def test_layers_that_do_not_add_what_their_mlp_writes_are_refused(name: str, sentence: str) -> None:
+    lm = unusual(name)
+    means = dd.mean_activations(lm, [PROMPT], max_new_tokens=2)
+    with pytest.raises(DialdownError, match=sentence):
+        dd.neuron_table(lm, dd.random_direction(lm), means)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "hyperclovax"])
+@pytest.mark.parametrize("layer", range(tiny.LAYERS))
+def test_a_factor_after_any_layer_is_refused(name: str, layer: int) -> None:
+    lm = unusual(name)
+    means = dd.mean_activations(lm, [PROMPT], max_new_tokens=2)
+    direction = dd.random_direction(lm)
+    assert dd.neuron_table(lm, direction, means).shape == lm.view.shape
+    block = lm.model.get_submodule(lm.view.layers[layer].decoder_layer)
+    block.register_forward_hook(lambda module, args, out: 0.5 * out)
+    with pytest.raises(DialdownError, match=f"MLP of layer {layer} .* a norm or a factor"):
+        dd.neuron_table(lm, direction, means)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_gemma_4_multiplies_the_stream_by_is_carried(dtype: torch.dtype) -> None:
+    if "gemma4" not in tiny.ARCHITECTURES:
+        pytest.skip("this transformers has no gemma4")
+    lm = tiny.lm("gemma4", dtype=dtype)
+    means, direction = dd.mean_activations(lm, [PROMPT]), dd.random_direction(lm)
+    plain = dd.neuron_table(lm, direction, means)
+    # As small as those of the 12B model.
+    for layer, scalar in zip(lm.model.model.layers, (0.0078125, 0.5, 0.25), strict=True):
+        layer.layer_scalar.fill_(scalar)
+    with pytest.raises(DialdownError, match="a norm or a factor"):
+        dd.neuron_table(lm, direction, means)
+    scaled = dd.neuron_table(LM.of(lm.model, lm.tokenizer, name=lm.name), direction, means)
+    arriving = np.array([[0.0009765625], [0.125], [0.25]])
+    np.testing.assert_allclose(
+        scaled.grid("projection_base"), arriving * plain.grid("projection_base")
+    )
+    np.testing.assert_array_equal(scaled.grid("cosine"), plain.grid("cosine"))

@@ -101,10 +101,10 @@ class MLPView:
         if not skeleton:
             check_in_place(model)
         decoder, stack = _decoder_stack(model)
-        config: Any = model.config
-        multiplier = getattr(config.get_text_config(), "residual_multiplier", 1.0)
-        multiplier = float(getattr(stack[0], "residual_scale", multiplier))
-        layers = tuple(_mlp_layer(name, model, layer, down, multiplier) for layer in stack)
+        layers = tuple(
+            _mlp_layer(name, model, layer, down, multiplier)
+            for layer, multiplier in zip(stack, _multipliers(model, stack), strict=True)
+        )
         widths = {tuple(layer.columns.shape) for layer in layers}
         if len(widths) > 1:
             raise DialdownError(
@@ -156,6 +156,22 @@ def _decoder_stack(model: nn.Module) -> tuple[nn.Module, Sequence[nn.Module]]:
         f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks): "
         "pass a decoder-only causal LM."
     )
+
+
+def _multipliers(model: Any, stack: Sequence[nn.Module]) -> list[float]:
+    """What the output of each layer's MLP is multiplied by until it is part of the final residual
+    stream.
+    """
+    multiplier = getattr(model.config.get_text_config(), "residual_multiplier", 1.0)
+    multiplier = float(getattr(stack[0], "residual_scale", multiplier))
+    multipliers = []
+    for layer in reversed(stack):
+        # Gemma 4 multiplies the stream itself after each layer.
+        scalar = getattr(layer, "layer_scalar", None)
+        if isinstance(scalar, Tensor) and scalar.numel() == 1 and not scalar.is_meta:
+            multiplier *= float(scalar)
+        multipliers.append(multiplier)
+    return multipliers[::-1]
 
 
 def _mlp_layer(
