@@ -87,7 +87,7 @@ def test_what_directions_write_is_in_units_of_the_residual_stream() -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("dory", r"layers\.1\.mlp\.down_proj of tiny-dory runs 4 times"),
+        ("dory", r"In tiny-dory model\.layers\.1\.mlp\.down_proj runs 4 times"),
         ("beam", "a norm or a factor"),
         ("gemma3n", "a norm or a factor"),
     ],

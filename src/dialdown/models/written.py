@@ -96,7 +96,6 @@ def _check_calls(lm: LM, mlps: list[int], finals: int) -> None:
     for what, calls in zip((*paths, "the final norm"), (*mlps, finals), strict=True):
         if calls != 1:
             raise DialdownError(
-                f"{what} of {lm.name} runs {calls} times in a forward pass where METHOD §1 has "
-                "one, so no neuron has one activation that it adds to the residual stream by: "
-                f"{INSTEAD}."
+                f"In {lm.name} {what} runs {calls} times in a forward pass, so no one activation "
+                f"and value vector is what a neuron adds to the residual stream: {INSTEAD}."
             )
