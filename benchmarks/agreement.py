@@ -75,7 +75,7 @@ def by_group(work: Workspace, base: Grid, change: Grid, probe: Direction) -> dic
     """How far each group moves along the probe, as a share of all that falls."""
     dots = np.stack(
         [
-            (layer.value_vectors().double().cpu().numpy() @ probe.unit)
+            layer.multiplier * (layer.value_vectors().double().cpu().numpy() @ probe.unit)
             for layer in work.lm.view.layers
         ]
     )

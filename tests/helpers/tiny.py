@@ -166,6 +166,38 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Those in which what an MLP writes, or the final norm, is not as in the others.
+UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "nanochat": ("NanoChatConfig", {**_LLAMA, "num_key_value_heads": 2}),
+    "dory": (
+        "DoryConfig",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "n_input_layers": 1,
+            "n_recurrent_layers": 1,
+            "n_output_layers": 1,
+            "n_recurrent_loops": 4,
+        },
+    ),
+    "beam": ("BeamConfig", {**_LLAMA, "head_dim": 8, "mlp_layer_types": ["dense"] * LAYERS}),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            "intermediate_size": [NEURONS] * LAYERS,
+            "layer_types": ["full_attention"] * LAYERS,
+            "activation_sparsity_pattern": [0.0] * LAYERS,
+            "num_kv_shared_layers": 0,
+            "altup_num_inputs": 2,
+            "laurel_rank": 4,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": len(VOCABULARY),
+        },
+    ),
+}
 ARCHITECTURES = {**NAMED, **FREE} | {
     name: spec for name, spec in NEWER.items() if hasattr(transformers, spec[0])
 }
@@ -173,7 +205,7 @@ ARCHITECTURES = {**NAMED, **FREE} | {
 
 def model(name: str, *, seed: int = 0, **options: Any) -> Any:
     """A random model of one architecture in float32, eval mode."""
-    config_class, arguments = {**ARCHITECTURES, **REFUSED}[name]
+    config_class, arguments = {**ARCHITECTURES, **REFUSED, **UNUSUAL}[name]
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = getattr(transformers, config_class)(
         **{"vocab_size": len(VOCABULARY), **arguments, **ids, **options}

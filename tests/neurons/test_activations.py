@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.models import LM, Decoder
 from dialdown.neurons import NeuronMeans, decode_with_means
+from dialdown.neurons.subspace import sign_conflicts
 from dialdown.progress import progress_to
 from helpers import tiny
 from helpers.decoding import NEW, PROMPTS, decode, middle_token
@@ -166,6 +168,47 @@ def test_save_and_load(tmp_path: Path, llama: LM) -> None:
     assert (again.count, again.protocol, again.record) == (means.count, "paper", means.record)
     assert again.record["model"] == "tiny-llama"
     assert again.record["prompts"] == len(PROMPTS)
+
+
+def test_means_are_compared_on_the_same_prompts_and_lengths_alone(llama: LM) -> None:
+    tuned = replace(tiny.lm("llama", seed=1), name="runs/7/tuned")
+    w = dd.random_direction(llama)
+
+    def means(lm: LM, prompts: list[str] = PROMPTS, length: int = 3, **options: Any) -> NeuronMeans:
+        return dd.mean_activations(lm, prompts, max_new_tokens=length, **options)
+
+    base, after = means(llama), means(tuned)
+    assert dd.compare(llama, tuned, w, base, after).compared
+    assert dd.compare(llama, tuned, w, base, means(tuned, PROMPTS[::-1])).compared
+    for other, sentence in (
+        (means(tuned, PROMPTS[1:]), "other prompts"),
+        (means(tuned, max_prompt_tokens=2), "other prompts"),
+        (means(tuned, length=4), "other numbers of new tokens"),
+    ):
+        for compare in (
+            lambda other: dd.compare(llama, tuned, w, base, other),
+            lambda other: sign_conflicts(llama, tuned, [w, w], base, other),
+        ):
+            with pytest.raises(
+                DialdownError, match=rf"tiny-llama and of runs/7/tuned .*{sentence}"
+            ):
+                compare(other)
+    # What earlier versions wrote.
+    del base.record["prompt_ids"]
+    assert dd.compare(llama, tuned, w, base, means(tuned, PROMPTS[1:])).compared
+    # A run that moved after it was finished.
+    assert dd.compare(llama, replace(tuned, name="elsewhere"), w, base, after).compared
+
+
+def test_means_of_another_model_make_no_table(llama: LM) -> None:
+    means = dd.mean_activations(replace(llama, name="hub/other"), PROMPTS, max_new_tokens=2)
+    w = dd.random_direction(llama)
+    with pytest.raises(
+        DialdownError, match="means are of hub/other and were given with tiny-llama"
+    ):
+        dd.neuron_table(llama, w, means)
+    assert dd.neuron_table(replace(llama, name="/models/other"), w, means).shape == llama.view.shape
+    assert dd.neuron_table(llama, w, replace(means, record={})).shape == llama.view.shape
 
 
 @pytest.mark.parametrize(("bad", "layer"), [(float("nan"), 1), (float("inf"), 2)])

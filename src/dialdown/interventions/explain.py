@@ -42,11 +42,15 @@ def as_rank_one(name: str, rank_one: RankOne, record: dict[str, Any]) -> Interve
 
 
 def importance(lm: LM, edit: Intervention, base: NeuronMeans) -> NDArray[np.float64]:
-    """How far an edit moves what each neuron writes on average, (L, F) float64: the norm of its
-    change, |change of the mean activation| * ||v_i|| where the edit acts on activations; 0 where it
-    is at attention's output, or maps other outputs.
+    """How far an edit moves what each neuron adds to the residual stream on average, (L, F)
+    float64: the norm of its change, |change of the mean activation| * ||v_i|| times the layer's
+    multiplier where the edit acts on activations; 0 where it is at attention's output, or maps
+    other outputs.
     """
-    norms = [layer.value_vectors().double().norm(dim=1).cpu().numpy() for layer in lm.view.layers]
+    norms = [
+        abs(layer.multiplier) * layer.value_vectors().double().norm(dim=1).cpu().numpy()
+        for layer in lm.view.layers
+    ]
     moved: NDArray[np.float64] = np.abs(_mean_change(edit, base.means)) * np.stack(norms)
     if edit.rank_one is not None and edit.rank_one.site == "mlp":
         moved += np.abs(base.means) * _lengths(edit.rank_one, lm)

@@ -62,11 +62,12 @@ class RankOne:
         return replace(self, writes=strength * self.writes)
 
     def written(self, lm: LM) -> NDArray[np.float64]:
-        """v, (L, d) or (k, L, d), as it reaches the residual stream, with the weight of a norm
-        after the layer that writes it (METHOD §1).
+        """v, (L, d) or (k, L, d), as it reaches the final residual stream: with the weight of a
+        norm after the layer that writes it, and the layer's multiplier (METHOD §1).
         """
         written = self.writes.copy()
         for index, projection in enumerate(projections(lm, self.site)):
+            written[..., index, :] *= projection.multiplier
             if (gain := projection.post_norm_gain()) is not None:
                 written[..., index, :] *= gain.double().cpu().numpy()
         return written

@@ -5,6 +5,7 @@ or none at all.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             f"{does_not_fit} ({'; '.join(parts)}): pass the base model it was trained on, loaded "
             "by the same class as it was trained with."
         )
+    _check_untied(adapted, adapter, base)
     with told(
         lambda reason: (
             f"The adapter {adapter} cannot be merged into {base} ({reason}): merge it with PEFT "
@@ -101,3 +103,27 @@ def merged(model: Any, adapter: str, folder: Path, *, base: str) -> Any:
             "pass one that was trained (a fresh LoRA adapter is zero), saved after its training."
         )
     return whole
+
+
+def _check_untied(adapted: Any, adapter: str, base: str) -> None:
+    """Refuse an adapter that acts on one use of a weight which the model has two of: merged, it
+    would act on both.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses = Counter(
+        weight.data_ptr() for _, weight in adapted.named_parameters(remove_duplicate=False)
+    )
+    for path, module in adapted.named_modules():
+        # Rows that are trained themselves are the same rows in both uses.
+        if not isinstance(module, BaseTunerLayer) or isinstance(module, TrainableTokensLayer):
+            continue
+        weights = module.get_base_layer().parameters(recurse=False)
+        if any(uses[weight.data_ptr()] > 1 for weight in weights):
+            raise DialdownError(
+                f"The adapter {adapter} acts on {path.removeprefix('base_model.model.')}, whose "
+                f"weight {base} uses a second time (tied embeddings), so merged into that weight "
+                "it would be another model than was trained: untie the two, merge it with PEFT, "
+                "and pass the whole model that save_pretrained writes."
+            )

@@ -256,8 +256,13 @@ class Decoder:
         return out
 
     def run_together(self, picks: Sequence[Pick]) -> list[list[list[int]]]:
-        """What `run` gives for each of `picks`, with all of a batch's in one decoding pass, which
-        takes a GPU hardly longer than one of them.
+        """The prompts' continuations under each of `picks`, with all of a batch's in one decoding
+        pass, which takes a GPU hardly longer than one of them.
+
+        Of a pick that looks at nothing but logits they are what `run` gives. A batch goes on until
+        the rows of all picks have ended, so a sampler draws more numbers for it than `run` alone
+        would, and in later batches others: with one seed its texts depend on which picks it shares
+        a pass with.
         """
 
         def pick_each(logits: Tensor) -> Tensor:

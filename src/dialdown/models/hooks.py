@@ -146,11 +146,27 @@ def stream_hooks(
     return output_hooks(dict(enumerate(map(lm.model.get_submodule, paths))), first)
 
 
-def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
+@contextmanager
+def residual_hook(lm: LM, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Call `act(x)` with the final-layer residual stream before the final norm, (batch, positions,
     d), and pass on what it returns.
     """
-    return _before(lm.view.final_norm, act)
+    # NanoChat norms its embeddings by the same module, and Dory what it loops over: the residual
+    # stream is final once the last MLP has written.
+    final = [False]
+
+    def written(*call: Any) -> None:
+        final[0] = True
+
+    def read(x: Tensor) -> Tensor | None:
+        if not final[0]:
+            return None
+        final[0] = False
+        return act(x)
+
+    last = lm.view.layers[-1].linear
+    with last.register_forward_hook(written), _before(lm.view.final_norm, read):
+        yield
 
 
 @contextmanager

@@ -50,14 +50,18 @@ class MLPView:
         final_norm: the norm before the unembedding; its *input* is the final-layer residual stream
             x^L.
         unembedding: the output embedding, weight (V, d).
-        residual_multiplier: what a layer's output is multiplied by before it is added to the
-            residual stream (Granite, MiniCPM3).
     """
 
     layers: tuple[Projection, ...]
     final_norm: nn.Module
     unembedding: nn.Linear
-    residual_multiplier: float = 1.0
+
+    @property
+    def residual_multiplier(self) -> float:
+        """What the last layer's output is multiplied by before it is added to the residual
+        stream.
+        """
+        return self.layers[-1].multiplier
 
     @property
     def n_layers(self) -> int:
@@ -97,7 +101,10 @@ class MLPView:
         if not skeleton:
             check_in_place(model)
         decoder, stack = _decoder_stack(model)
-        layers = tuple(_mlp_layer(name, model, layer, down) for layer in stack)
+        layers = tuple(
+            _mlp_layer(name, model, layer, down, multiplier)
+            for layer, multiplier in zip(stack, _multipliers(model, stack), strict=True)
+        )
         widths = {tuple(layer.columns.shape) for layer in layers}
         if len(widths) > 1:
             raise DialdownError(
@@ -113,9 +120,7 @@ class MLPView:
             raise DialdownError(
                 f"{name} has no {missing} that dialdown recognises: pass a decoder-only causal LM."
             )
-        config: Any = model.config
-        multiplier = getattr(config.get_text_config(), "residual_multiplier", 1.0)
-        return cls(layers, final_norm, unembedding, getattr(stack[0], "residual_scale", multiplier))
+        return cls(layers, final_norm, unembedding)
 
 
 def check_in_place(model: nn.Module) -> None:
@@ -153,7 +158,25 @@ def _decoder_stack(model: nn.Module) -> tuple[nn.Module, Sequence[nn.Module]]:
     )
 
 
-def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) -> Projection:
+def _multipliers(model: Any, stack: Sequence[nn.Module]) -> list[float]:
+    """What the output of each layer's MLP is multiplied by until it is part of the final residual
+    stream.
+    """
+    multiplier = getattr(model.config.get_text_config(), "residual_multiplier", 1.0)
+    multiplier = float(getattr(stack[0], "residual_scale", multiplier))
+    multipliers = []
+    for layer in reversed(stack):
+        # Gemma 4 multiplies the stream itself after each layer.
+        scalar = getattr(layer, "layer_scalar", None)
+        if isinstance(scalar, Tensor) and scalar.numel() == 1 and not scalar.is_meta:
+            multiplier *= float(scalar)
+        multipliers.append(multiplier)
+    return multipliers[::-1]
+
+
+def _mlp_layer(
+    name: str, model: nn.Module, layer: nn.Module, down: str | None, multiplier: float
+) -> Projection:
     modules = dict(layer.named_modules())
     if down is None:
         parts = {part for path in modules for part in path.split(".")}
@@ -178,4 +201,4 @@ def _mlp_layer(name: str, model: nn.Module, layer: nn.Module, down: str | None) 
     paths = {id(m): n for n, m in model.named_modules()}
     norms = [modules[norm] for norm in POST_NORMS if norm in modules]
     what = f"The down projection {path} of {name}"
-    return Projection.of(paths[id(modules[path])], modules[path], norms, what)
+    return Projection.of(paths[id(modules[path])], modules[path], norms, what, multiplier)

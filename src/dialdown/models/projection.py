@@ -23,14 +23,24 @@ class Projection:
         path: dotted name of the layer inside the model.
         linear: the layer itself (`nn.Linear`, GPT-2's `Conv1D`, or a norm).
         post_norm: the norm between its output and the residual stream (Gemma-2/3), or None.
+        multiplier: what its output, after that norm, is multiplied by on its way to the final
+            residual stream (Granite, MiniCPM3, HyperCLOVA X, Gemma 4).
     """
 
     path: str
     linear: nn.Linear | Conv1D | nn.LayerNorm
     post_norm: nn.Module | None = None
+    multiplier: float = 1.0
 
     @classmethod
-    def of(cls, path: str, linear: nn.Module, after: Iterable[nn.Module], what: str) -> Projection:
+    def of(
+        cls,
+        path: str,
+        linear: nn.Module,
+        after: Iterable[nn.Module],
+        what: str,
+        multiplier: float = 1.0,
+    ) -> Projection:
         """A layer with the first norm `after` it that is one.
 
         Raises:
@@ -42,7 +52,7 @@ class Projection:
                 "unquantised in float32, bfloat16 or float16."
             )
         norm = next((norm for norm in after if not isinstance(norm, nn.Identity)), None)
-        return cls(path, linear, norm)
+        return cls(path, linear, norm, multiplier)
 
     @property
     def decoder_layer(self) -> str:
@@ -67,8 +77,8 @@ class Projection:
         return getattr(self.linear, "bias", None)
 
     def value_vectors(self, protocol: Protocol = "strict") -> Tensor:
-        """What each input writes, (inputs, d) float32; in `strict` with a norm's weight (METHOD
-        §1).
+        """What each input writes, (inputs, d) float32, before the multiplier; in `strict` with a
+        norm's weight (METHOD §1).
         """
         vectors = self.columns.T.detach().float()
         gain = self.post_norm_gain()

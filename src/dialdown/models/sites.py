@@ -39,7 +39,7 @@ def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
         raise DialdownError(f"Unknown site {site!r}: {nearest(site, get_args(Site))}")
     if site == "mlp":
         return lm.view.layers
-    outputs = tuple(_output_projection(lm, layer.decoder_layer) for layer in lm.view.layers)
+    outputs = tuple(_output_projection(lm, mlp) for mlp in lm.view.layers)
     widths = {tuple(projection.columns.shape) for projection in outputs}
     if len(widths) > 1:
         raise DialdownError(
@@ -49,7 +49,9 @@ def projections(lm: LM, site: Site) -> tuple[Projection, ...]:
     return outputs
 
 
-def _output_projection(lm: LM, layer: str) -> Projection:
+def _output_projection(lm: LM, mlp: Projection) -> Projection:
+    """That of the layer of an MLP, whose output is multiplied alike."""
+    layer = mlp.decoder_layer
     modules = dict(lm.model.get_submodule(layer).named_modules())
     path = next((known for known in OUTPUT_PROJECTIONS if known in modules), None)
     if path is None:
@@ -60,7 +62,7 @@ def _output_projection(lm: LM, layer: str) -> Projection:
     known = (*POST_NORMS, POST_NORM) if AFTER_MLP in modules else POST_NORMS
     norms = [modules[norm] for norm in known if norm in modules]
     what = f"The output projection {layer}.{path} of {lm.name}"
-    return Projection.of(f"{layer}.{path}", modules[path], norms, what)
+    return Projection.of(f"{layer}.{path}", modules[path], norms, what, mlp.multiplier)
 
 
 def mlp_linears(lm: LM) -> list[list[str]]:

@@ -21,13 +21,16 @@ from torch import Tensor
 
 from ..cards import card
 from ..errors import DialdownError
-from ..files import read_arrays, write_arrays
+from ..files import fingerprint, read_arrays, write_arrays
 from ..models.decoding import Decoder, Step, batches, read
 from ..models.fits import check_finite
 from ..models.hooks import neuron_hooks
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol, check_protocols
+
+# Which of the record says where means were taken, and what to call it where it differs.
+PLACES = {"prompt_ids": "other prompts", "max_new_tokens": "other numbers of new tokens"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class NeuronMeans:
         means: (L, F) float64, mean of m_i over prompts and positions.
         count: positions averaged over.
         protocol: which positions those are.
-        record: model, dtype, prompts, tokens.
+        record: model, dtype, prompts and a hash of their ids, tokens.
     """
 
     means: NDArray[np.float64]
@@ -73,12 +76,35 @@ class NeuronMeans:
         arrays, record = read_arrays(Path(path), "neuron means")
         return cls(arrays["means"], record["count"], record["protocol"], record["record"])
 
-    def check_protocol(self, after: NeuronMeans) -> None:
-        """Refuse to be compared with means of another protocol (DialdownError)."""
+    def check_comparable(self, after: NeuronMeans) -> None:
+        """Refuse to be compared with means of another protocol, of other prompts or of another
+        number of new tokens (DialdownError).
+        """
         if self.protocol != after.protocol:
             raise DialdownError(
                 f"The means are of two protocols, {self.protocol} and {after.protocol}, and can "
                 "only be compared under one: collect both with dd.mean_activations."
+            )
+        for key, differ in PLACES.items():
+            # Files of earlier versions have no hash.
+            base, tuned = self.record.get(key), after.record.get(key)
+            if None not in (base, tuned) and base != tuned:
+                raise DialdownError(
+                    f"The means of {self.record.get('model')} and of {after.record.get('model')} "
+                    f"are over {differ}, so their difference is not what tuning changed: collect "
+                    "both with dd.mean_activations on the same prompts and with the same lengths."
+                )
+
+    def check_model(self, lm: LM) -> None:
+        """Refuse to be taken for means of `lm` where they are of a model of another name
+        (DialdownError).
+        """
+        name = self.record.get("model")
+        # A model may have moved, or have been fetched from the hub.
+        if name is not None and Path(name).name != Path(lm.name).name:
+            raise DialdownError(
+                f"The means are of {name} and were given with {lm.name}, whose neurons have other "
+                "ones: collect them with dd.mean_activations on this model."
             )
 
 
@@ -157,6 +183,8 @@ def decode_with_means(
     record = {
         **lm.describe(),
         "prompts": len(decoder.prompts),
+        # A mean does not depend on their order.
+        "prompt_ids": fingerprint(sorted(decoder.encoded)),
         "max_new_tokens": decoder.max_new_tokens,
         "torch": torch.__version__,
     }

@@ -106,7 +106,7 @@ def sign_conflicts(
     collect = "collect both with dd.mean_activations"
     for means in (base, after):
         check_neurons(lm, means.means.shape, "The means have", collect)
-    base.check_protocol(after)
+    base.check_comparable(after)
     units = torch.as_tensor(np.stack([direction.unit for direction in directions], axis=1))
     counts = np.zeros(2)
     for index, layers in enumerate(zip(lm.view.layers, tuned.view.layers, strict=True)):

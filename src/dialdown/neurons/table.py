@@ -262,11 +262,17 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     """The table without a tuned model: enough for editing (METHOD §3, tuning-free groups).
 
     The protocol is that of the means; `strict` includes the weight of a norm after the MLP in what
-    a neuron writes.
+    a neuron writes, and what the layer's output is multiplied by in its projection.
 
     Raises:
-        DialdownError: the means or the direction belong to a model of another shape.
+        DialdownError: the means or the direction belong to a model of another shape, the means to
+            one of another name, or what the MLPs of `lm` write is not what METHOD §1 has.
     """
+    base.check_model(lm)
+    return _untuned(lm, direction, base)
+
+
+def _untuned(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable:
     from ..models.written import check_written
 
     collect = "collect them with dd.mean_activations on this model"
@@ -274,11 +280,14 @@ def neuron_table(lm: LM, direction: Direction, base: NeuronMeans) -> NeuronTable
     check_width(lm, direction.vector.size, "The direction has", "find it on this model")
     check_written(lm)
     dots, norms = _dots(lm, direction, base.protocol)
+    # The authors' code takes value vectors from the weights as they are.
+    strict = base.protocol == "strict"
+    multipliers = [layer.multiplier if strict else 1.0 for layer in lm.view.layers]
     columns = {
         # A value vector of zeros (a pruned neuron) has no direction; cosine 0 puts it in no group.
         "cosine": _ratio(dots, norms),
         "mean_base": base.means,
-        "projection_base": base.means * dots,
+        "projection_base": base.means * dots * np.array(multipliers)[:, None],
     }
     record = {
         "protocol": base.protocol,
@@ -304,13 +313,15 @@ def compare(
         after: mean activations of the tuned model, same prompts and protocol.
 
     Raises:
-        DialdownError: the models differ in shape or tokenizer, or the means in shape or protocol.
+        DialdownError: see `neuron_table`; or the models differ in shape or tokenizer, or the means
+            in shape, protocol, prompts or lengths.
     """
     from ..models.lm import check_pair
 
     check_pair(lm, tuned)
-    untuned, now = neuron_table(lm, direction, base), neuron_table(tuned, direction, after)
-    base.check_protocol(after)
+    base.check_comparable(after)
+    # A tuned model's name is where it lies, which a finished run may not.
+    untuned, now = neuron_table(lm, direction, base), _untuned(tuned, direction, after)
     projections = untuned.columns["projection_base"], now.columns["projection_base"]
     columns = {
         "cosine": untuned.columns["cosine"],
