@@ -108,6 +108,16 @@ def test_no_review_is_in_two_parts_or_in_a_part_and_in_the_prompts(reviews):
     }
 
 
+def test_the_sentences_of_a_review_are_a_group(reviews, tmp_path):
+    labelled = load_labelled("embedded:imdb", 100, seed=0, part="probe")
+    numbers = {}
+    for text, group in zip(labelled.texts, labelled.groups.tolist(), strict=True):
+        numbers.setdefault(group, set()).update(films([text]))
+    assert all(len(number) == 1 for number in numbers.values() if number)
+    assert len({*map(tuple, filter(None, numbers.values()))}) > 40
+    assert load_labelled(labelled_csv(tmp_path), None, seed=0).groups is None
+
+
 def test_the_reviews_have_no_part_for_a_judge(reviews):
     with pytest.raises(
         DialdownError, match="too few for a part called 'judge': take 'probe' or 'pair_scorer'"

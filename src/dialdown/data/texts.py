@@ -39,10 +39,16 @@ _TEXT_COLUMNS = ("text", "comment_text", "prompt")
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts, and int8 labels of shape (n,): 1 for the concept (as toxicity), 0 for its absence."""
+    """Texts, and int8 labels of shape (n,): 1 for the concept (as toxicity), 0 for its absence.
+
+    Attributes:
+        groups: (n,) numbers, the same for texts that were cut from one whole, as sentences from a
+            review; None where each text is a whole.
+    """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int8]
+    groups: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -116,8 +122,8 @@ def load_labelled(
     143 film reviews; 1 is a negative review's), or a .csv, .tsv or .jsonl file with `text` and
     `label` (0 or 1). `part` keeps one of three disjoint parts (probe 20 %, judge 50 %, pair_scorer
     30 %); of the 200 film reviews the probe has half, the pair scorer and `load_prompts` a quarter
-    each, and a review is never divided. `max_words` keeps texts of at most so many words. Texts
-    that differ only in case or white space count once.
+    each, and a review is never divided: its sentences are one of the result's `groups`. `max_words`
+    keeps texts of at most so many words. Texts that differ only in case or white space count once.
 
     Raises:
         DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one
@@ -130,11 +136,11 @@ def load_labelled(
         if max_words is None or len(text.split()) <= max_words:
             texts.setdefault(normalise(text), (text, label, whole))
     kept = [
-        (text, label)
+        (text, label, whole)
         for key, (text, label, whole) in texts.items()
         if key and (share is None or corpora.falls_in(share, whole))
     ]
-    by_label = {label: [text for text, own in kept if own == label] for label in (0, 1)}
+    by_label = {label: [row for row in kept if row[1] == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
         only = int(bool(by_label[1]))
         raise DialdownError(
@@ -143,14 +149,24 @@ def load_labelled(
         )
     if n is not None:
         kept = [
-            (text, label)
+            row
             for label, count in ((1, n // 2), (0, n - n // 2))
-            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}")
+            for row in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}")
         ]
     chosen = _pick(kept, None, seed, f"labelled texts in {source!r}")
     return LabelledTexts(
-        tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8)
+        tuple(text for text, _, _ in chosen),
+        np.array([label for _, label, _ in chosen], dtype=np.int8),
+        _groups(chosen),
     )
+
+
+def _groups(rows: Sequence[tuple[str, int, str]]) -> NDArray[np.intp] | None:
+    """The wholes of texts, numbered as they come; None where no text is a part of one."""
+    if all(text == whole for text, _, whole in rows):
+        return None
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(whole, len(numbers)) for _, _, whole in rows], np.intp)
 
 
 def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str, str]]:
