@@ -99,18 +99,36 @@ def split_prompts(
     training: int | None,
     seed: int,
     training_source: str | None = None,
+    read: Collection[str] = (),
 ) -> PromptSplit:
     """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of
     the other (METHOD §8).
 
-    None for `training` takes all that are left.
+    None for `training` takes all that are left. `read` are sources that the evaluation takes other
+    texts from: where `embedded:wiki` is among them, the training prompts of `embedded:wikitext2`,
+    from whose training split most of its sentences are, are none of its sentences.
 
     Raises:
         DialdownError: as `load_prompts`.
     """
     judged = load_prompts(source, evaluation, seed=seed)
-    trained = load_prompts(training_source or source, training, seed=seed, exclude=judged)
-    return PromptSplit(tuple(judged), tuple(trained))
+    training_source = training_source or source
+    if not (training_source == "embedded:wikitext2" and "embedded:wiki" in read):
+        trained = load_prompts(training_source, training, seed=seed, exclude=judged)
+        return PromptSplit(tuple(judged), tuple(trained))
+    known = {
+        _letters(sentence)
+        for for_pairs in (True, False)
+        for sentence in corpora.wiki_sentences(for_pairs=for_pairs)
+    }
+    # Left out after the shuffle: the order of all others stays.
+    trained = [
+        prompt
+        for prompt in load_prompts(training_source, None, seed=seed, exclude=judged)
+        if _letters(prompt) not in known
+    ]
+    what = f"prompts in {training_source!r} that are no sentence of 'embedded:wiki'"
+    return PromptSplit(tuple(judged), tuple(trained[: _at_most(len(trained), training, what)]))
 
 
 def load_labelled(
@@ -233,17 +251,29 @@ def _overlapping(texts: Iterable[str]) -> Callable[[str], bool]:
     return overlaps
 
 
+def _letters(text: str) -> str:
+    """The form in which sentences of WikiText, with spaces around every mark, and those of
+    `embedded:wiki`, without most marks, are the same.
+    """
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
 def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
     """`n` of the items, or all, shuffled by `seed`; a larger `n` begins with the same ones."""
     if not items:
         raise DialdownError(f"There are no {what}: pass another source.")
-    if n is not None and not 0 <= n <= len(items):
-        raise DialdownError(
-            f"{n} were asked for but there are {len(items)} {what}: ask for at most {len(items)}, "
-            "or pass a source with more."
-        )
     order = np.random.default_rng(seed).permutation(len(items))
-    return [items[i] for i in order[:n]]
+    return [items[i] for i in order[: _at_most(len(items), n, what)]]
+
+
+def _at_most(most: int, n: int | None, what: str) -> int:
+    """`n`, where there are as many; all for None."""
+    if n is not None and not 0 <= n <= most:
+        raise DialdownError(
+            f"{n} were asked for but there are {most} {what}: ask for at most {most}, or pass a "
+            "source with more."
+        )
+    return most if n is None else n
 
 
 def _read_prompts(source: str) -> Iterable[str]:
