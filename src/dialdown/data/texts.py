@@ -22,6 +22,7 @@ from .assets import fetch
 from .corpora import Part, normalise
 from .reading import (
     ROW_TYPES,
+    STRUCTURED,
     field_of,
     is_embedded,
     is_hub_id,
@@ -44,11 +45,13 @@ class LabelledTexts:
     Attributes:
         groups: (n,) numbers, the same for texts that were cut from one whole, as sentences from a
             review; None where each text is a whole.
+        contradictory: how many texts of a file had both labels, and were left out.
     """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int8]
     groups: NDArray[np.intp] | None = None
+    contradictory: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -141,7 +144,9 @@ def load_labelled(
     `label` (0 or 1). `part` keeps one of three disjoint parts (probe 20 %, judge 50 %, pair_scorer
     30 %); of the 200 film reviews the probe has half, the pair scorer and `load_prompts` a quarter
     each, and a review is never divided: its sentences are one of the result's `groups`. `max_words`
-    keeps texts of at most so many words. Texts that differ only in case or white space count once.
+    keeps texts of at most so many words. Texts that differ only in case or white space count once;
+    with both labels in a file they are left out, and counted in `contradictory` (of the embedded
+    comments, where 19 have both, the first label stands).
 
     Raises:
         DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one
@@ -149,14 +154,11 @@ def load_labelled(
             for.
     """
     share = None if part is None else corpora.share_of(source, part)
-    texts: dict[str, tuple[str, int, str]] = {}
-    for text, label, whole in _read_labelled(source):
-        if max_words is None or len(text.split()) <= max_words:
-            texts.setdefault(normalise(text), (text, label, whole))
+    texts, contradictory = _distinct(source, max_words)
     kept = [
         (text, label, whole)
-        for key, (text, label, whole) in texts.items()
-        if key and (share is None or corpora.falls_in(share, whole))
+        for text, label, whole in texts
+        if share is None or corpora.falls_in(share, whole)
     ]
     by_label = {label: [row for row in kept if row[1] == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
@@ -176,7 +178,23 @@ def load_labelled(
         tuple(text for text, _, _ in chosen),
         np.array([label for _, label, _ in chosen], dtype=np.int8),
         _groups(chosen),
+        contradictory,
     )
+
+
+def _distinct(source: str, max_words: int | None) -> tuple[list[tuple[str, int, str]], int]:
+    """What `_read_labelled` gives, each text once, and how many had both labels."""
+    texts: dict[str, tuple[str, int, str]] = {}
+    contradictory: set[str] = set()
+    for text, label, whole in _read_labelled(source):
+        key = normalise(text)
+        if key and (max_words is None or len(text.split()) <= max_words):
+            _, first, _ = texts.setdefault(key, (text, label, whole))
+            # Of the embedded ones the first counts: published numbers rest on it.
+            if label != first and not is_embedded(source):
+                contradictory.add(key)
+    kept = [row for key, row in texts.items() if key not in contradictory]
+    return kept, len(contradictory)
 
 
 def _groups(rows: Sequence[tuple[str, int, str]]) -> NDArray[np.intp] | None:
@@ -228,6 +246,11 @@ def load_reference_text(source: str) -> str:
     elif is_embedded(source) or is_hub_id(source) or suffix_of(Path(source)) in ROW_TYPES:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
         text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
+    elif suffix_of(Path(source)) in STRUCTURED:
+        raise DialdownError(
+            f"{source} is no plain text, and its markup would be measured with it: pass a .txt, "
+            ".jsonl, .csv or .tsv file, or an embedded source."
+        )
     else:
         text = read_text(Path(source))
     if not text.strip():

@@ -56,6 +56,11 @@ def find_directions(work: Workspace) -> Facts:
     settings, seed = work.config.probe, work.config.seed
     labelled = work.labelled
     check_labels(labelled.texts, labelled.labels, labelled.groups)
+    if labelled.contradictory:
+        work.notes.add(
+            "of the labelled texts {texts:,} stood there with both labels, and were left out",
+            texts=labelled.contradictory,
+        )
     work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), settings.max_tokens)
     # The strict features give the norm of the residual stream, by which steering is scaled under
     # both protocols.
