@@ -108,6 +108,16 @@ def test_no_review_is_in_two_parts_or_in_a_part_and_in_the_prompts(reviews):
     }
 
 
+def test_the_sentences_of_a_review_are_a_group(reviews, tmp_path):
+    labelled = load_labelled("embedded:imdb", 100, seed=0, part="probe")
+    numbers = {}
+    for text, group in zip(labelled.texts, labelled.groups.tolist(), strict=True):
+        numbers.setdefault(group, set()).update(films([text]))
+    assert all(len(number) == 1 for number in numbers.values() if number)
+    assert len({*map(tuple, filter(None, numbers.values()))}) > 40
+    assert load_labelled(labelled_csv(tmp_path), None, seed=0).groups is None
+
+
 def test_the_reviews_have_no_part_for_a_judge(reviews):
     with pytest.raises(
         DialdownError, match="too few for a part called 'judge': take 'probe' or 'pair_scorer'"
@@ -126,6 +136,38 @@ def test_embedded_wiki_pairs_and_reference_text_share_no_sentence(tmp_path, monk
     assert len(paired) == 11
     assert paired | set(reference) == {*long, "A heading."}
     assert not paired & set(reference)
+
+
+def test_training_prompts_are_no_sentences_that_the_evaluation_reads(tmp_path, monkeypatch):
+    """Of WikiText-2's training split, where marks stand apart and hyphens within at signs."""
+    prompts = [f"In {year} the well @-@ known ship , Mary , sank at sea ." for year in range(30)]
+    after = "Nobody was ever sure why it did so in May ."
+    with gzip.open(tmp_path / "train.raw.gz", "wt", encoding="utf-8") as packed:
+        packed.write("".join(f" {prompt} {after} \n" for prompt in prompts))
+    write_lines(
+        tmp_path / "test.jsonl",
+        [{"text": f"In {year} the wellknown ship Mary sank at sea."} for year in range(10)],
+    )
+    (tmp_path / "rtp_a.txt").write_text("You fool\nYou there\n", encoding="utf-8")
+    monkeypatch.setattr(corpora, "fetch", lambda _: tmp_path)
+
+    def training(n, *read):
+        return split_prompts(
+            "embedded:category",
+            evaluation=1,
+            training=n,
+            seed=0,
+            training_source="embedded:wikitext2",
+            read=read,
+        ).training
+
+    every = training(None, "embedded:wikitext2")
+    assert sorted(every) == sorted(prompts)
+    left = training(None, "embedded:wikitext2", "embedded:wiki")
+    assert list(left) == [prompt for prompt in every if prompt in prompts[10:]]
+    assert training(7, "embedded:wiki") == left[:7]
+    with pytest.raises(DialdownError, match="21 were asked for but there are 20 prompts"):
+        training(21, "embedded:wiki")
 
 
 def test_wikitext_rows_are_joined_as_published(tmp_path, monkeypatch):
@@ -186,6 +228,16 @@ def test_the_embedded_texts_are_what_the_study_counts_on():
     split = split_prompts("embedded:rtp", evaluation=256, training=None, seed=0)
     assert len(split.training) > 1_000
     assert max(len(prompt.split()) for prompt in split.evaluation) <= 32
+    # Of 31,935 sentences, 304 are in the embedded encyclopedia sentences too.
+    training = split_prompts(
+        "embedded:rtp",
+        evaluation=256,
+        training=None,
+        seed=0,
+        training_source="embedded:wikitext2",
+        read=("embedded:wiki",),
+    ).training
+    assert len(training) == 31_935 - 304
     probe = load_labelled("embedded:comments", 2_000, seed=0, part="probe", max_words=40)
     assert probe.labels.mean() == 0.5
     assert len(load_wiki_pairs("embedded:wiki", 128, seed=0)) == 128

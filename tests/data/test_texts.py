@@ -81,12 +81,30 @@ def test_repeated_and_long_texts_are_left_out(tmp_path):
         {"text": t, "label": i % 2}
         for i, t in enumerate(["One fool", "a friend", "one  FOOL", "so many words here"])
     ]
-    rows[2]["label"] = 0  # a contradiction: the first stands
     labelled = load_labelled(write_lines(tmp_path / "l.jsonl", rows), None, seed=0, max_words=3)
     assert sorted(zip(labelled.texts, labelled.labels.tolist(), strict=True)) == [
         ("One fool", 0),
         ("a friend", 1),
     ]
+
+
+def test_a_text_with_both_labels_is_left_out_and_counted(tmp_path):
+    rows = [
+        {"text": text, "label": label}
+        for text, label in (
+            ("You idiot", 1), ("nice", 0), ("you  idiot", 0), ("bad", 1), ("bad", 1), ("", 0),
+            ("", 1), ("YOU IDIOT", 1), ("a very long text", 1), ("a very long text", 0),
+        )
+    ]  # fmt: skip
+    labelled = load_labelled(write_lines(tmp_path / "l.jsonl", rows), None, seed=0, max_words=3)
+    assert {*zip(labelled.texts, labelled.labels.tolist(), strict=True)} == {
+        ("nice", 0),
+        ("bad", 1),
+    }
+    assert labelled.contradictory == 1
+    rows.pop(2)
+    kept = load_labelled(write_lines(tmp_path / "l.jsonl", rows), None, seed=0, max_words=3)
+    assert (len(kept), kept.contradictory) == (3, 0)
 
 
 def test_a_tab_separated_file_is_read_without_quoting(tmp_path):
@@ -117,6 +135,13 @@ def test_pairs_and_reference_text_of_files(tmp_path):
         ("p.jsonl.gz", b"\x1f\x8b\x08", "cannot be read"),
         ("p.docx", "x", "unknown kind"),
         ("p.csv", "prompt\nhello, you\n", "Row 1 of .* has 2 cells where the header has 1"),
+        ("p.csv", "prompt,id,prompt\na,1,b\n", "The header of .* has 'prompt' more than once"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}', "Line 1 of .* has 'prompt' more than once"),
+        (
+            "p.csv",
+            "prompt\n\"{'text': 'Hello you', 'toxicity': 0.5}\"\n",
+            "in row 1 of .* is an object written out .*: save the data as .jsonl",
+        ),
         ("p.csv", 'prompt\n"hello\nyou\n', "cannot be read"),
         ("p.csv", "prompt,challenging\na,perhaps\n", "has 'perhaps' as 'challenging'"),
         ("p.jsonl", '{"prompt": "a\\ud83d"}', "half of a character"),
@@ -230,6 +255,21 @@ def test_reference_text_of_a_file_of_rows_is_their_texts_without_the_markup(tmp_
 def test_unknown_sources_get_one_sentence(call, message):
     with pytest.raises(DialdownError, match=message):
         call()
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,,\nsay,,\n", encoding="utf-8")
+    assert load_prompts(str(path), None, seed=0) == ["say"]
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.JSON", "t.json.gz", "t.xml"])
+def test_markup_is_no_reference_text(tmp_path, name):
+    path = tmp_path / name
+    text = b'[{"text": "It sank ."}]'
+    path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    with pytest.raises(DialdownError, match=r"is no plain text, .*: pass a \.txt, \.jsonl"):
+        load_reference_text(str(path))
 
 
 def test_a_blank_reference_text_is_refused(tmp_path):

@@ -87,6 +87,30 @@ def test_a_spoilt_label_set_has_no_held_out_skill():
     assert 0.3 < scorer.record["held_out_auc"] < 0.7  # the AUC counts no text that was trained on
 
 
+def test_the_held_out_auc_is_of_wholes_that_were_not_trained_on():
+    """A word of its own gives each whole away, and nothing else tells the labels apart."""
+    groups = np.repeat(np.arange(40), 12)
+    labels = (groups % 2).astype(np.int8)
+    rng = np.random.default_rng(0)
+    texts = tuple(f"whole{group} {' '.join(rng.choice(REST, 4))}" for group in groups)
+    divided, whole = (
+        LinearScorer.train(NgramFeatures(), LabelledTexts(texts, labels, of_each), seed=0)
+        for of_each in (None, groups)
+    )
+    assert divided.record["held_out_auc"] > 0.95
+    assert whole.record["held_out_auc"] < 0.8
+    assert whole.record["trained_on"] == 36 * 12
+
+
+def test_long_texts_of_a_held_out_whole_are_not_trained_on_either():
+    data = corpus(400)
+    groups = np.arange(400) // 4 * 2 + np.arange(400) % 2
+    long = " ".join(["river"] * 30)
+    texts = tuple(f"{text} {long}" if row % 4 > 1 else text for row, text in enumerate(data.texts))
+    scorer = LinearScorer.train(NgramFeatures(), LabelledTexts(texts, data.labels, groups), seed=0)
+    assert (scorer.record["held_out"], scorer.record["trained_on"]) == (20, 360)
+
+
 def test_training_is_repeatable_and_survives_saving(ngram, tmp_path):
     again = LinearScorer.train(NgramFeatures(), corpus(), seed=0)
     ngram.save(tmp_path / "s.safetensors")

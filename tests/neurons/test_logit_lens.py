@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import dialdown as dd
 from dialdown import DialdownError
 from dialdown.models import LM
 from dialdown.neurons import judged_toxic
-from dialdown.neurons.logit_lens import logit_lens_batch, value_vector_tokens
+from dialdown.neurons.logit_lens import direction_tokens, logit_lens_batch, value_vector_tokens
 from helpers import tiny
 from helpers.tables import compared, random_table, value_vector
 
@@ -45,6 +46,28 @@ def test_logit_lens_of_an_unembedding_row_names_its_token() -> None:
     ((text, logit),) = dd.logit_lens(lm, u, k=1)
     assert text == " cat"
     assert logit == pytest.approx(2.0 * np.sqrt(tiny.WIDTH), rel=1e-3)
+
+
+@pytest.mark.parametrize("length", [1e-2, 1e-6, 1e4])
+def test_the_tokens_of_a_direction_do_not_depend_on_its_length(named: LM, length: float) -> None:
+    """Else a short one would show what the norm's bias or epsilon makes of it."""
+    whole = dd.random_direction(named, seed=1)
+    other = replace(whole, vector=length * whole.vector)
+    for sign in (1, -1):
+        expected = dd.logit_lens(named, sign * whole.vector, k=9)
+        got = dd.logit_lens(named, sign * other.vector, k=9)
+        assert [token for token, _ in got] == [token for token, _ in expected]
+        np.testing.assert_allclose(
+            [logit for _, logit in got], [logit for _, logit in expected], rtol=1e-3, atol=1e-3
+        )
+    frames = [direction_tokens(named, [direction]) for direction in (whole, other)]
+    assert frames[0]["token"].equals(frames[1]["token"])
+
+
+def test_the_vector_of_a_pruned_neuron_stays_zero(gpt2: LM) -> None:
+    top = dd.logit_lens(gpt2, np.zeros(tiny.WIDTH))
+    assert np.isfinite([logit for _, logit in top]).all()
+    assert top == dd.logit_lens(gpt2, -np.zeros(tiny.WIDTH))
 
 
 PROTOCOLS = ("strict", "paper")

@@ -4,6 +4,7 @@ is left.
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 from dialdown import DialdownError
+from dialdown.data import corpora
 from dialdown.study import Config, Study, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.preflight import check_inputs
 from dialdown.study.run import STUDY
 from dialdown.study.stages import find_directions
 from helpers import tiny
+from helpers.study_files import write_lines
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,25 @@ def test_labelled_texts_are_read_once_for_the_check_and_the_stage(
     texts.unlink()
     find_directions(work)
     assert (tmp_path / "run" / "direction-probe.safetensors").exists()
+
+
+def test_a_study_makes_no_pairs_from_sentences_that_it_evaluates_on(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "The well @-@ known ship , Mary , sank at sea ."
+    rows = [f" {sentence} It sank in May and not before that . \n", f" A{sentence} B{sentence} \n"]
+    with gzip.open(tmp_path / "train.raw.gz", "wt", encoding="utf-8") as packed:
+        packed.write("".join(rows))
+    write_lines(tmp_path / "test.jsonl", [{"text": "The wellknown ship Mary sank at sea."}])
+    monkeypatch.setattr(corpora, "fetch", lambda _: tmp_path)
+    trains = {"training_prompts": "embedded:wikitext2"}
+    for reads, prompts in (
+        ({}, {sentence, f"A{sentence}"}),
+        ({"evaluation__text": "embedded:wiki"}, {f"A{sentence}"}),
+        ({"evaluation__pairs": "embedded:wiki"}, {f"A{sentence}"}),
+    ):
+        work = Workspace(settings(file, **trains, **reads), tmp_path)
+        assert {*work.prompts.training} == prompts
 
 
 @pytest.mark.parametrize(

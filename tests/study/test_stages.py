@@ -6,19 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 import dialdown as dd
 from dialdown import DialdownError
 from dialdown.cli.summary import show_neurons, show_sentences
+from dialdown.data import corpora
 from dialdown.files import read_json
 from dialdown.report.stage import RUN
 from dialdown.study import Study, load_config
 from dialdown.study import stages as study
+from dialdown.study.context import Workspace
 from dialdown.terminal import Terminal
 from helpers import tiny
 from helpers.commands import run_until
-from helpers.study_files import write_study
+from helpers.study_files import write_lines, write_study
 
 
 def test_interrupted_sampling_goes_on_where_it_stopped(
@@ -65,6 +68,36 @@ def test_a_stage_command_stops_after_its_stage(study_file: Path, tmp_path: Path)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert set(run["stages"]) == {"probe"}
     assert set(run["stages"]["probe"]["strict"]) >= {"accuracy", "auc"}
+
+
+def test_the_probe_of_a_study_is_judged_on_whole_reviews(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"text": f"Film {i} was about as it was. I saw film {i} in May.", "label": i % 2}
+        for i in range(200)
+    ]
+    pl.DataFrame(rows).write_csv(tmp_path / "sample.csv")
+    monkeypatch.setattr(corpora, "fetch", lambda _: tmp_path)
+    flags = {"probe": {"texts": "embedded:imdb", "count": 120}}
+    work = Workspace(load_config(file=study_file, flags=flags), tmp_path)
+    study.find_directions(work)
+    assert 60 <= work.probe("strict").record["groups"] < 120
+
+
+def test_labelled_texts_with_both_labels_are_left_out_and_said(
+    study_file: Path, tmp_path: Path
+) -> None:
+    given = Path(load_config(file=study_file).probe.texts).read_text(encoding="utf-8")
+    twice = [{"text": "such a good cat", "label": label} for label in (0, 1)]
+    write_lines(tmp_path / "l.jsonl", [*map(json.loads, given.splitlines()), *twice])
+    flags = {"probe": {"texts": str(tmp_path / "l.jsonl")}}
+    work = Workspace(load_config(file=study_file, flags=flags), tmp_path)
+    study.find_directions(work)
+    assert work.notes.take()["notes"][0] == {
+        "sentence": "of the labelled texts 1 stood there with both labels, and were left out",
+        "counts": {"texts": 1},
+    }
 
 
 def test_a_tuned_model_of_another_shape_is_refused(study_file: Path, tmp_path: Path) -> None:

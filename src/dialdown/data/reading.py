@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,7 @@ from .hub import ADVICE, OFFLINE, RECONNECT, reaching, refusal
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for error sentences, and its fields
 
 ROW_TYPES = (".jsonl", ".csv", ".tsv")
+STRUCTURED = (".json", ".ndjson", ".xml", ".html", ".yaml", ".yml", ".parquet", ".arrow")
 _LABEL_COLUMNS = ("label", "is_offensive", "toxic", "any_toxic")
 # The longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
@@ -37,6 +39,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_WRITTEN_OBJECT = re.compile(r"""\{['"]text['"]: """)
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -143,7 +146,7 @@ def read_objects(path: Path) -> Iterator[Row]:
 
 def _object(line: str, number: int, path: Path) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=partial(_fields, f"Line {number} of {path}"))
     except RecursionError as error:
         raise DialdownError(
             f"Line {number} of {path} is nested too deeply to be read: write a flat object."
@@ -160,6 +163,22 @@ def _object(line: str, number: int, path: Path) -> Mapping[str, Any]:
     return row
 
 
+def _fields(place: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    _refuse_repeated(names, place)
+    return dict(pairs)
+
+
+def _refuse_repeated(names: Sequence[str], place: str) -> None:
+    """Only the last column of a name would be read."""
+    if len({*names}) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise DialdownError(
+            f"{place} has {name!r} more than once, so it cannot be told which is meant: rename or "
+            "remove all but one."
+        )
+
+
 def _table_lines(text: Iterable[str], path: Path, *, tabs: bool) -> Iterator[Row]:
     """By convention tab-separated files have no quotes: a lone quotation mark swallows nothing."""
     # Not strict, a quotation mark that is never closed would make the rest of the file one cell.
@@ -169,6 +188,7 @@ def _table_lines(text: Iterable[str], path: Path, *, tabs: bool) -> Iterator[Row
         else csv.reader(text, strict=True)
     )
     header = [name.strip() for name in next(rows, [])]
+    _refuse_repeated([name for name in header if name], f"The header of {path}")
     for number, row in enumerate(rows, 1):
         if any(cell.strip() for cell in row[len(header) :]):
             raise DialdownError(
@@ -235,6 +255,12 @@ def field_of(
     if isinstance(value, Mapping) and "text" in value:
         value = value["text"]
     text = whole_text(value, f"The {name} in {place}")
+    if _WRITTEN_OBJECT.match(text):
+        raise DialdownError(
+            f"The {name} in {place} is an object written out ({text[:12]}...), as pandas saves a "
+            "nested column to .csv: save the data as .jsonl "
+            "(to_json(path, orient='records', lines=True))."
+        )
     if not blank and not text.strip():
         raise DialdownError(f"{place} has an empty {name}: remove the row or fill it.")
     return text

@@ -22,6 +22,7 @@ from .assets import fetch
 from .corpora import Part, normalise
 from .reading import (
     ROW_TYPES,
+    STRUCTURED,
     field_of,
     is_embedded,
     is_hub_id,
@@ -39,10 +40,18 @@ _TEXT_COLUMNS = ("text", "comment_text", "prompt")
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts, and int8 labels of shape (n,): 1 for the concept (as toxicity), 0 for its absence."""
+    """Texts, and int8 labels of shape (n,): 1 for the concept (as toxicity), 0 for its absence.
+
+    Attributes:
+        groups: (n,) numbers, the same for texts that were cut from one whole, as sentences from a
+            review; None where each text is a whole.
+        contradictory: how many texts of a file had both labels, and were left out.
+    """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int8]
+    groups: NDArray[np.intp] | None = None
+    contradictory: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -93,18 +102,36 @@ def split_prompts(
     training: int | None,
     seed: int,
     training_source: str | None = None,
+    read: Collection[str] = (),
 ) -> PromptSplit:
     """Two sets of prompts, of one source or two, neither holding a prompt, or the start of one, of
     the other (METHOD §8).
 
-    None for `training` takes all that are left.
+    None for `training` takes all that are left. `read` are sources that the evaluation takes other
+    texts from: where `embedded:wiki` is among them, the training prompts of `embedded:wikitext2`,
+    from whose training split most of its sentences are, are none of its sentences.
 
     Raises:
         DialdownError: as `load_prompts`.
     """
     judged = load_prompts(source, evaluation, seed=seed)
-    trained = load_prompts(training_source or source, training, seed=seed, exclude=judged)
-    return PromptSplit(tuple(judged), tuple(trained))
+    training_source = training_source or source
+    if not (training_source == "embedded:wikitext2" and "embedded:wiki" in read):
+        trained = load_prompts(training_source, training, seed=seed, exclude=judged)
+        return PromptSplit(tuple(judged), tuple(trained))
+    known = {
+        _letters(sentence)
+        for for_pairs in (True, False)
+        for sentence in corpora.wiki_sentences(for_pairs=for_pairs)
+    }
+    # Left out after the shuffle: the order of all others stays.
+    trained = [
+        prompt
+        for prompt in load_prompts(training_source, None, seed=seed, exclude=judged)
+        if _letters(prompt) not in known
+    ]
+    what = f"prompts in {training_source!r} that are no sentence of 'embedded:wiki'"
+    return PromptSplit(tuple(judged), tuple(trained[: _at_most(len(trained), training, what)]))
 
 
 def load_labelled(
@@ -116,8 +143,10 @@ def load_labelled(
     143 film reviews; 1 is a negative review's), or a .csv, .tsv or .jsonl file with `text` and
     `label` (0 or 1). `part` keeps one of three disjoint parts (probe 20 %, judge 50 %, pair_scorer
     30 %); of the 200 film reviews the probe has half, the pair scorer and `load_prompts` a quarter
-    each, and a review is never divided. `max_words` keeps texts of at most so many words. Texts
-    that differ only in case or white space count once.
+    each, and a review is never divided: its sentences are one of the result's `groups`. `max_words`
+    keeps texts of at most so many words. Texts that differ only in case or white space count once;
+    with both labels in a file they are left out, and counted in `contradictory` (of the embedded
+    comments, where 19 have both, the first label stands).
 
     Raises:
         DialdownError: the source is missing or lacks a column, a label is not 0 or 1, only one
@@ -125,16 +154,13 @@ def load_labelled(
             for.
     """
     share = None if part is None else corpora.share_of(source, part)
-    texts: dict[str, tuple[str, int, str]] = {}
-    for text, label, whole in _read_labelled(source):
-        if max_words is None or len(text.split()) <= max_words:
-            texts.setdefault(normalise(text), (text, label, whole))
+    texts, contradictory = _distinct(source, max_words)
     kept = [
-        (text, label)
-        for key, (text, label, whole) in texts.items()
-        if key and (share is None or corpora.falls_in(share, whole))
+        (text, label, whole)
+        for text, label, whole in texts
+        if share is None or corpora.falls_in(share, whole)
     ]
-    by_label = {label: [text for text, own in kept if own == label] for label in (0, 1)}
+    by_label = {label: [row for row in kept if row[1] == label] for label in (0, 1)}
     if kept and not (by_label[0] and by_label[1]):
         only = int(bool(by_label[1]))
         raise DialdownError(
@@ -143,14 +169,40 @@ def load_labelled(
         )
     if n is not None:
         kept = [
-            (text, label)
+            row
             for label, count in ((1, n // 2), (0, n - n // 2))
-            for text in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}")
+            for row in _pick(by_label[label], count, seed, f"texts labelled {label} in {source!r}")
         ]
     chosen = _pick(kept, None, seed, f"labelled texts in {source!r}")
     return LabelledTexts(
-        tuple(t for t, _ in chosen), np.array([label for _, label in chosen], dtype=np.int8)
+        tuple(text for text, _, _ in chosen),
+        np.array([label for _, label, _ in chosen], dtype=np.int8),
+        _groups(chosen),
+        contradictory,
     )
+
+
+def _distinct(source: str, max_words: int | None) -> tuple[list[tuple[str, int, str]], int]:
+    """What `_read_labelled` gives, each text once, and how many had both labels."""
+    texts: dict[str, tuple[str, int, str]] = {}
+    contradictory: set[str] = set()
+    for text, label, whole in _read_labelled(source):
+        key = normalise(text)
+        if key and (max_words is None or len(text.split()) <= max_words):
+            _, first, _ = texts.setdefault(key, (text, label, whole))
+            # Of the embedded ones the first counts: published numbers rest on it.
+            if label != first and not is_embedded(source):
+                contradictory.add(key)
+    kept = [row for key, row in texts.items() if key not in contradictory]
+    return kept, len(contradictory)
+
+
+def _groups(rows: Sequence[tuple[str, int, str]]) -> NDArray[np.intp] | None:
+    """The wholes of texts, numbered as they come; None where no text is a part of one."""
+    if all(text == whole for text, _, whole in rows):
+        return None
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(whole, len(numbers)) for _, _, whole in rows], np.intp)
 
 
 def load_wiki_pairs(source: str, n: int | None, *, seed: int) -> list[tuple[str, str]]:
@@ -194,6 +246,11 @@ def load_reference_text(source: str) -> str:
     elif is_embedded(source) or is_hub_id(source) or suffix_of(Path(source)) in ROW_TYPES:
         rows = read_rows(source, ("embedded:wiki", "embedded:wikitext2"), split="test")
         text = "\n\n".join(field_of(row, ("text",), place, blank=True) for place, row in rows)
+    elif suffix_of(Path(source)) in STRUCTURED:
+        raise DialdownError(
+            f"{source} is no plain text, and its markup would be measured with it: pass a .txt, "
+            ".jsonl, .csv or .tsv file, or an embedded source."
+        )
     else:
         text = read_text(Path(source))
     if not text.strip():
@@ -217,17 +274,29 @@ def _overlapping(texts: Iterable[str]) -> Callable[[str], bool]:
     return overlaps
 
 
+def _letters(text: str) -> str:
+    """The form in which sentences of WikiText, with spaces around every mark, and those of
+    `embedded:wiki`, without most marks, are the same.
+    """
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
 def _pick(items: Sequence[T], n: int | None, seed: int, what: str) -> list[T]:
     """`n` of the items, or all, shuffled by `seed`; a larger `n` begins with the same ones."""
     if not items:
         raise DialdownError(f"There are no {what}: pass another source.")
-    if n is not None and not 0 <= n <= len(items):
-        raise DialdownError(
-            f"{n} were asked for but there are {len(items)} {what}: ask for at most {len(items)}, "
-            "or pass a source with more."
-        )
     order = np.random.default_rng(seed).permutation(len(items))
-    return [items[i] for i in order[:n]]
+    return [items[i] for i in order[: _at_most(len(items), n, what)]]
+
+
+def _at_most(most: int, n: int | None, what: str) -> int:
+    """`n`, where there are as many; all for None."""
+    if n is not None and not 0 <= n <= most:
+        raise DialdownError(
+            f"{n} were asked for but there are {most} {what}: ask for at most {most}, or pass a "
+            "source with more."
+        )
+    return most if n is None else n
 
 
 def _read_prompts(source: str) -> Iterable[str]:

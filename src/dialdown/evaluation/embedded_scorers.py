@@ -30,6 +30,7 @@ from ..data.texts import LabelledTexts, load_labelled
 from ..data.wheels import cache_folder
 from ..errors import DialdownError
 from ..files import fingerprint, read_arrays, write_arrays
+from ..neurons.held_out import held_groups
 from ..progress import progress
 from .judging import Scores, batches, of_texts, together
 
@@ -204,7 +205,10 @@ def embedded_scorer(name: str, source: str, device: str) -> LinearScorer:
         features = MiniLMFeatures.load(fetch("minilm"), device)
     part, count, max_words = EMBEDDED[features.name, source]
     versions = asset_version(ASSETS[source]), asset_version("minilm")
-    data = {"part": part, "n": count, "max_words": max_words, "texts": source}
+    data: dict[str, Any] = {"part": part, "n": count, "max_words": max_words, "texts": source}
+    if source == "embedded:imdb":
+        # A head that an earlier version kept was judged on reviews it had learnt from.
+        data["held_out"] = "reviews"
     key = fingerprint(*versions, features.name, data, SEED)
     name = features.name.removeprefix("embedded:")
     path = cache_folder() / "scorers" / f"{name}-{key}.safetensors"
@@ -221,7 +225,9 @@ def embedded_scorer(name: str, source: str, device: str) -> LinearScorer:
 
 
 def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers to train on, and those of a tenth of the short texts for the AUC."""
+    """Row numbers to train on, and those of a tenth of the short texts for the AUC, of wholes that
+    nothing is trained on.
+    """
     short = np.array(
         [row for row, text in enumerate(data.texts) if len(text.split()) <= SHORT], dtype=np.intp
     )
@@ -231,6 +237,10 @@ def _hold_out(data: LabelledTexts, seed: int) -> tuple[NDArray[np.intp], NDArray
             f"A toxicity scorer needs at least 20 texts of at most {SHORT} words with either label "
             f"and got {fewest} of one: pass more labelled texts."
         )
+    if data.groups is not None:
+        held_out = short[held_groups(data.labels[short], data.groups[short], seed)[1]]
+        unseen = np.isin(data.groups, data.groups[held_out])
+        return np.flatnonzero(~unseen), held_out
     size = min(4_000, len(short) // 10)
     _, held_out = train_test_split(
         short, test_size=size, stratify=data.labels[short], random_state=seed

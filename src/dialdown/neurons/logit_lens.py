@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 SIGNS = (1, -1)
+# How long a vector is at least, in root mean square, where it goes through the final norm: the
+# greatest epsilon of a norm, 1e-5, is then a 6,000th of the square that it is added to.
+SHORTEST = 0.25
 Judge = Callable[[Sequence[str]], Sequence[bool | None]]
 """Says of each token whether it is toxic; None where it cannot say."""
 
 
 def logit_lens(lm: LM, vector: ArrayLike | Direction, *, k: int = 10) -> list[tuple[str, float]]:
     """The k tokens that a (d,) vector, for example that of a direction, a value vector, or minus
-    one, read as a residual stream makes most likely (METHOD §2).
+    one, read as a residual stream makes most likely, however short it is (METHOD §2).
 
     Returns:
         (token text, logit) pairs, highest logit first.
@@ -215,8 +218,16 @@ def _scores(normed: torch.Tensor, towards: torch.Tensor, spread: torch.Tensor) -
 
 
 def _normed(lm: LM, vectors: torch.Tensor) -> torch.Tensor:
-    """(n, d) vectors as the unembedding reads a residual stream of them."""
-    normed: torch.Tensor = lm.view.final_norm(vectors.to(lm.device, lm.model.dtype)[None])[0]
+    """(n, d) vectors as the unembedding reads a residual stream of them, short ones lengthened.
+
+    The length of a direction says nothing. Of a short one the norm's epsilon would leave little
+    beside its bias, which then names the same tokens for W and for -W.
+    """
+    vectors = vectors.to(lm.device, torch.promote_types(vectors.dtype, torch.float32))
+    size = vectors.square().mean(1, keepdim=True).sqrt()
+    # A pruned neuron's vector, of zeros, stays one.
+    vectors = vectors * (SHORTEST / size.clamp(min=1e-30)).clamp(min=1)
+    normed: torch.Tensor = lm.view.final_norm(vectors.to(lm.model.dtype)[None])[0]
     return normed
 
 

@@ -17,7 +17,6 @@ from sklearn import __version__ as sklearn_version
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from ..models.protocol import Protocol, check_protocols
 from ..models.tokens import encode_texts, refuse_one_text
 from ..progress import progress
 from .directions import Direction
+from .held_out import Groups, check_groups, grouped_folds, hold_out
 
 PAPER_SEED = 42
 READ = Auto(32)
@@ -40,6 +40,7 @@ def train_probe(
     texts: Sequence[str],
     labels: Sequence[int] | NDArray[Any],
     *,
+    groups: Groups | None = None,
     protocol: Protocol = "strict",
     max_tokens: int = 128,
     batch_size: BatchSize = READ,
@@ -50,6 +51,8 @@ def train_probe(
     Args:
         lm, texts: the model and the labelled texts.
         labels: 1 where a text has the concept, else 0.
+        groups: of each text, what it was cut from, as `load_labelled` gives it, where texts are
+            parts of larger ones: those of a group are all trained on or all held out.
         protocol: which features and which regression (see `probe_features` and `fit_probe`).
         max_tokens: texts are cut here, and under `paper` padded to here.
         batch_size: texts per forward pass; by default 32 on a CPU, and on a GPU what fits.
@@ -57,10 +60,10 @@ def train_probe(
             own.
 
     Raises:
-        DialdownError: texts and labels differ in number, a class is missing or too small, or see
-            `probe_features`.
+        DialdownError: texts and labels differ in number, a class is missing or too small or of too
+            few groups, or see `probe_features`.
     """
-    check_labels(texts, labels)
+    check_labels(texts, labels, groups)
     check_protocols(protocol)
     # The strict features give the norm of the residual stream, by which steering is scaled under
     # both protocols.
@@ -70,12 +73,16 @@ def train_probe(
     )
     norm = float(np.linalg.norm(features["strict"], axis=1).mean())
     record = {"max_tokens": max_tokens, "residual_norm": norm}
-    return fit_probe(lm, features[protocol], labels, protocol=protocol, seed=seed, record=record)
+    return fit_probe(
+        lm, features[protocol], labels, groups=groups, protocol=protocol, seed=seed, record=record
+    )
 
 
-def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> None:
-    """Refuse labels that are not as many as the texts, or of which a class has fewer than 10
-    (DialdownError).
+def check_labels(
+    texts: Sequence[str], labels: Sequence[int] | NDArray[Any], groups: Groups | None = None
+) -> None:
+    """Refuse labels that are not as many as the texts, or of which a class has fewer than 10 texts,
+    or groups of texts (DialdownError).
     """
     refuse_one_text(texts)
     if np.ndim(labels) != 1:
@@ -100,6 +107,8 @@ def check_labels(texts: Sequence[str], labels: Sequence[int] | NDArray[Any]) -> 
             f"The classes have {counts[0]} and {counts[1]} texts, too few to tell the "
             "classes apart: pass at least 10 of each."
         )
+    if groups is not None:
+        check_groups(labels, groups)
 
 
 def probe_features(
@@ -203,6 +212,7 @@ def fit_probe(
     labels: Sequence[int] | NDArray[Any],
     *,
     protocol: Protocol,
+    groups: Groups | None = None,
     seed: int = 0,
     record: dict[str, Any] | None = None,
 ) -> Direction:
@@ -214,16 +224,20 @@ def fit_probe(
     by 5-fold cross-validation inside the training part. `paper` takes the features as they are, C =
     1, at most 500 steps, and a split that does not look at the labels. The probability of the
     concept is sigma(W x + b) of the features as they are given; b is `record["intercept"]`.
-    `record["auc"]` is None where all held-out texts have one label.
+    `record["auc"]` is None where all held-out texts have one label. Texts of one of the `groups`
+    are on one side of the split, and in one part of the cross-validation.
     """
     y = np.asarray(labels)
     paper = protocol == "paper"
     seed = PAPER_SEED if paper else seed
-    train, held = train_test_split(
-        np.arange(len(y)), test_size=0.1, stratify=None if paper else y, random_state=seed
-    )
+    train, held = hold_out(y, groups, seed=seed, stratify=not paper)
     scale = 1.0 if paper else float(np.sqrt(np.mean(features[train] ** 2)))
-    model = _regression(protocol, seed)
+    of_train = None if groups is None else np.asarray(groups)[train]
+    model = (
+        LogisticRegression(C=1.0, max_iter=500)
+        if paper
+        else _cross_validated(y[train], of_train, seed)
+    )
     # numpy's and scipy's threads would wait for one another, 16 times slower at 922 texts; and one
     # thread sums alike however many cores there are.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
@@ -242,6 +256,7 @@ def fit_probe(
             "accuracy": float(np.mean((score > 0) == (y[held] == 1))),
             "auc": float(roc_auc_score(y[held], score)) if len(np.unique(y[held])) > 1 else None,
             "intercept": float(model.intercept_[0]),
+            **({} if groups is None else {"groups": len(np.unique(groups))}),
             "train": len(train),
             "validation": len(held),
             "C": 1.0 if paper else float(np.ravel(model.C_)[0]),
@@ -251,12 +266,12 @@ def fit_probe(
     )
 
 
-def _regression(protocol: Protocol, seed: int) -> LogisticRegression | LogisticRegressionCV:
-    if protocol == "paper":
-        return LogisticRegression(C=1.0, max_iter=500)
+def _cross_validated(
+    labels: NDArray[Any], groups: Groups | None, seed: int
+) -> LogisticRegressionCV:
     return LogisticRegressionCV(
         Cs=np.logspace(-4, 2, 7),
-        cv=5,
+        cv=5 if groups is None else grouped_folds(labels, groups, 5, seed),
         scoring="neg_log_loss",
         l1_ratios=(0.0,),
         max_iter=2000,

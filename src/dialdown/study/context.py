@@ -109,6 +109,7 @@ class Workspace:
             training=None,
             training_source=self.config.training_prompts,
             seed=seed,
+            read=(settings.text, settings.pairs),
         )
 
     @property

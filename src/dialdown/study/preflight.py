@@ -200,7 +200,9 @@ CHECKS: Sequence[tuple[str, Callable[[Workspace], object], Collection[str]]] = (
     ("", _training_prompts, {"pairs"}),
     (
         "probe.texts and probe.count",
-        lambda work: check_labels(work.labelled.texts, work.labelled.labels),
+        lambda work: check_labels(
+            work.labelled.texts, work.labelled.labels, work.labelled.groups
+        ),
         {"probe"},
     ),
     ("", _unseen, {"pairs", "compare"}),

@@ -55,7 +55,12 @@ def find_directions(work: Workspace) -> Facts:
     """The probe and the token contrast of each protocol, and a random direction (METHOD §2)."""
     settings, seed = work.config.probe, work.config.seed
     labelled = work.labelled
-    check_labels(labelled.texts, labelled.labels)
+    check_labels(labelled.texts, labelled.labels, labelled.groups)
+    if labelled.contradictory:
+        work.notes.add(
+            "of the labelled texts {texts:,} stood there with both labels, and were left out",
+            texts=labelled.contradictory,
+        )
     work.notes.cut("texts of the probe", work.lm.encode(labelled.texts), settings.max_tokens)
     # The strict features give the norm of the residual stream, by which steering is scaled under
     # both protocols.
@@ -76,6 +81,7 @@ def find_directions(work: Workspace) -> Facts:
             work.lm,
             features[protocol],
             labelled.labels,
+            groups=labelled.groups,
             protocol=protocol,
             seed=seed,
             record=record,
