@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -14,11 +15,13 @@ from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
 from dialdown.app.words import coloured, marked, safe, says
 from dialdown.errors import DialdownError
+from dialdown.exporting.delta import save_delta
 from dialdown.models.lm import LM
 from dialdown.neurons.activations import token_activations
 from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
 from dialdown.neurons.table import NeuronTable
-from helpers import fabricated_run, tiny
+from helpers import edits, fabricated_run, tiny
+from helpers.folders import saved
 
 
 def test_words_that_the_reference_does_not_have_are_marked() -> None:
@@ -128,6 +131,29 @@ def test_rows_of_a_run_that_is_going_on_appear_when_it_is_read_again(tmp_path: P
     assert sets(shelf.run) == ["strict", "paper"]
     assert shelf.table is not None
     assert listed(shelf.run, "strict").height == len(fabricated_run.MAIN)
+
+
+def test_an_edit_that_was_made_anew_is_the_one_that_acts(tmp_path: Path) -> None:
+    lm = tiny.lm("llama")
+    (run := fabricated_run.write_run(tmp_path / "run") / "interventions").mkdir()
+    for place in (tmp_path / "delta", tmp_path / "export" / "dialdown"):
+        save_delta(edits.make(lm, "scale"), saved(lm, tmp_path / "model"), place)
+    edits.make(lm, "scale").save(run / "strict-edit_probe_scale.safetensors")
+    for folder, files in (("delta", "delta"), ("export", "export/dialdown"), ("run", "")):
+        shelf = Shelf(find_source(str(tmp_path / folder)))
+        name = shelf.first or next(iter(shelf.edits))
+        act, before = shelf.act(name, 1.0), shelf.edit(name).gain
+        shelf.reload()
+        assert shelf.act(name, 1.0) is act
+        again = edits.make(lm, "scale", seed=5)
+        if files:
+            save_delta(again, tmp_path / "model", tmp_path / files)
+        else:
+            again.save(run / "strict-edit_probe_scale.safetensors")
+        shelf.reload()
+        assert not np.allclose(shelf.edit(name).gain, before)
+        assert np.allclose(shelf.edit(name).gain, again.gain)
+        assert shelf.act(name, 1.0).edit.key == shelf.edit(name).key != act.edit.key
 
 
 def test_damaged_rows_are_one_sentence(tmp_path: Path) -> None:
