@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from dialdown.app.neurons import ANY, neuron_frame, select
+from dialdown.app.neurons import ANY, card, legend, neuron_frame, select
 from dialdown.app.points import listed, sets
 from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
@@ -19,7 +19,7 @@ from dialdown.exporting.delta import save_delta
 from dialdown.models.lm import LM
 from dialdown.neurons.activations import token_activations
 from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
-from dialdown.neurons.table import NeuronTable
+from dialdown.neurons.table import GROUPS, NeuronTable
 from helpers import edits, fabricated_run, tiny
 from helpers.folders import saved
 
@@ -89,6 +89,20 @@ def test_neurons_are_filtered_and_sorted(tmp_path: Path) -> None:
     shifts = frame.select((pl.col("after") - pl.col("before") - pl.col("shift")).abs().max())
     assert shifts.item() == 0
     assert select(frame, group=ANY, sort="cosine")["cosine"].is_sorted(descending=True)
+
+
+def test_groups_are_explained_as_they_were_made(llama: LM, tmp_path: Path) -> None:
+    tuned = NeuronTable.load(fabricated_run.write_run(tmp_path / "run") / "neurons.parquet")
+    base = {name: tuned.columns[name] for name in ("cosine", "mean_base", "projection_base")}
+    untuned = NeuronTable(base, tuned.record)
+    for table, compared in ((tuned, True), (untuned, False)):
+        frame = neuron_frame(table, None)
+        assert all(
+            ("only neurons that write less after it are in a group" in html) == compared
+            for html in (legend(frame), card(llama, frame, 0, 0))
+        )
+        assert ("without a tuned model every neuron is in a group" in legend(frame)) != compared
+        assert (set(frame["group"]) == set(GROUPS)) != compared
 
 
 def test_a_neuron_that_writes_a_word_has_its_token_first_in_the_lens() -> None:
