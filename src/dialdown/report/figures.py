@@ -22,6 +22,7 @@ from ..files import read_json
 from ..models.protocol import Protocol
 from ..neurons.statistics import PLACES
 from ..neurons.table import NeuronTable
+from ..study.ladder_table import CAVEATS, caveats, short_names
 from . import neuron_charts, rank_charts
 from .chart_style import Chart
 from .charts import PRICES, Point, Price, controls, ladder, tradeoff
@@ -227,11 +228,17 @@ def draw_ladder(folder: Path) -> list[Path]:
     """Draw what `dialdown ladder` left in a folder, as files in its `figures`."""
     table = read_json(folder / "ladder.json")
     concept = read_json(folder / "run.json")["config"]["concept"]
+    names = {row["method"]: METHODS.get(row["method"], row["method"]) for row in table["rows"]}
+    judges = short_names([*table["rows"][0]["toxicity_by"]])
     rows = {
-        METHODS.get(row["method"], row["method"]): {
-            judge.rpartition("/")[2].removeprefix("embedded:"): Estimate.of(mean)
-            for judge, mean in row["toxicity_by"].items()
+        names[row["method"]]: {
+            judges[judge]: Estimate.of(mean) for judge, mean in row["toxicity_by"].items()
         }
         for row in table["rows"]
     }
-    return save(ladder(rows, concept, table["kl"]), folder / "figures" / "ladder")
+    unlike = {
+        words: [names[row["method"]] for row in table["rows"] if words in caveats(row)]
+        for words in CAVEATS
+    }
+    chart = ladder(rows, concept, table["kl"], unlike)
+    return save(chart, folder / "figures" / "ladder")
