@@ -16,7 +16,8 @@ from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
 from dialdown.exporting.delta import save_delta
 from dialdown.files import write_sealed
-from helpers import chat_templates, edits, fabricated_run
+from dialdown.study.stage import EDIT
+from helpers import chat_templates, edits, fabricated_run, tiny
 from helpers.folders import saved
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -45,6 +46,23 @@ def test_rows_tables_and_charts_of_a_study_are_shown_without_torch(tmp_path: Pat
         [sys.executable, "-c", SHOW_ALL, str(run)], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_mark_of_detox_loads_what_it_made(tmp_path: Path) -> None:
+    from dialdown.app.server import Page
+
+    lm = tiny.lm("llama")
+    model = saved(lm, tmp_path / "model")
+    rows = {"none": fabricated_run.MAIN["none"], "detox": fabricated_run.MAIN["edit_probe_scale"]}
+    work = fabricated_run.write_run(tmp_path / "calm-work", model=str(model), main=rows)
+    edits.make(lm, "scale").save(work / EDIT)
+    save_delta(edits.make(lm, "scale"), model, tmp_path / "calm")
+    for folder in ("calm", "calm-work"):
+        source = find_source(str(tmp_path / folder))
+        page = Page(Desk(source), Shelf(source))
+        assert page.front.load("strict", "detox") == ("edit", "")
+        assert page.front.load("strict", "untouched")[0] is None
+        page.close()
 
 
 def mode_of(folder: Path, base: Path | None = None) -> str:

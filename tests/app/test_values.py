@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from dialdown.app.neurons import ANY, neuron_frame, select
+from dialdown.app.neurons import ANY, card, legend, neuron_frame, select
 from dialdown.app.points import listed, sets
 from dialdown.app.shelf import Shelf
 from dialdown.app.source import find_source
 from dialdown.app.words import coloured, marked, safe, says
 from dialdown.errors import DialdownError
+from dialdown.exporting.delta import save_delta
 from dialdown.models.lm import LM
 from dialdown.neurons.activations import token_activations
 from dialdown.neurons.logit_lens import logit_lens, word_tokens, writers
-from dialdown.neurons.table import NeuronTable
-from helpers import fabricated_run, tiny
+from dialdown.neurons.table import GROUPS, NeuronTable
+from helpers import edits, fabricated_run, tiny
+from helpers.folders import saved
 
 
 def test_words_that_the_reference_does_not_have_are_marked() -> None:
@@ -88,6 +91,20 @@ def test_neurons_are_filtered_and_sorted(tmp_path: Path) -> None:
     assert select(frame, group=ANY, sort="cosine")["cosine"].is_sorted(descending=True)
 
 
+def test_groups_are_explained_as_they_were_made(llama: LM, tmp_path: Path) -> None:
+    tuned = NeuronTable.load(fabricated_run.write_run(tmp_path / "run") / "neurons.parquet")
+    base = {name: tuned.columns[name] for name in ("cosine", "mean_base", "projection_base")}
+    untuned = NeuronTable(base, tuned.record)
+    for table, compared in ((tuned, True), (untuned, False)):
+        frame = neuron_frame(table, None)
+        assert all(
+            ("only neurons that write less after it are in a group" in html) == compared
+            for html in (legend(frame), card(llama, frame, 0, 0))
+        )
+        assert ("without a tuned model every neuron is in a group" in legend(frame)) != compared
+        assert (set(frame["group"]) == set(GROUPS)) != compared
+
+
 def test_a_neuron_that_writes_a_word_has_its_token_first_in_the_lens() -> None:
     lm = tiny.lm("llama")
     # A neuron that writes along a token's unembedding row and no other does.
@@ -128,6 +145,29 @@ def test_rows_of_a_run_that_is_going_on_appear_when_it_is_read_again(tmp_path: P
     assert sets(shelf.run) == ["strict", "paper"]
     assert shelf.table is not None
     assert listed(shelf.run, "strict").height == len(fabricated_run.MAIN)
+
+
+def test_an_edit_that_was_made_anew_is_the_one_that_acts(tmp_path: Path) -> None:
+    lm = tiny.lm("llama")
+    (run := fabricated_run.write_run(tmp_path / "run") / "interventions").mkdir()
+    for place in (tmp_path / "delta", tmp_path / "export" / "dialdown"):
+        save_delta(edits.make(lm, "scale"), saved(lm, tmp_path / "model"), place)
+    edits.make(lm, "scale").save(run / "strict-edit_probe_scale.safetensors")
+    for folder, files in (("delta", "delta"), ("export", "export/dialdown"), ("run", "")):
+        shelf = Shelf(find_source(str(tmp_path / folder)))
+        name = shelf.first or next(iter(shelf.edits))
+        act, before = shelf.act(name, 1.0), shelf.edit(name).gain
+        shelf.reload()
+        assert shelf.act(name, 1.0) is act
+        again = edits.make(lm, "scale", seed=5)
+        if files:
+            save_delta(again, tmp_path / "model", tmp_path / files)
+        else:
+            again.save(run / "strict-edit_probe_scale.safetensors")
+        shelf.reload()
+        assert not np.allclose(shelf.edit(name).gain, before)
+        assert np.allclose(shelf.edit(name).gain, again.gain)
+        assert shelf.act(name, 1.0).edit.key == shelf.edit(name).key != act.edit.key
 
 
 def test_damaged_rows_are_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,8 +16,10 @@ from dialdown.neurons import statistics, subspace
 from dialdown.neurons.logit_lens import direction_tokens, value_vector_tokens
 from dialdown.neurons.table import GROUPS
 from dialdown.report import neuron_tables
+from dialdown.report.page import write_report
 from dialdown.study import published
 from helpers import tiny
+from helpers.fabricated_run import write_run
 from helpers.tables import compared, direction, random_table, value_vector
 
 
@@ -152,3 +156,18 @@ def test_mlp_facts(named: LM) -> None:
     }
     stated = frame["published_gpt2-medium"].to_list()
     assert stated == ["24", "1024", "4096", "gelu", "False"]
+
+
+def test_the_bars_of_figure_2a_are_in_the_tables_that_it_links(tmp_path: Path) -> None:
+    run = write_run(tmp_path, protocols=("strict",), tuned="someone/tuned")
+    text = write_report(run).read_text(encoding="utf-8")
+    [figure] = re.findall(r'<figure id="figure-2a[^"]*strict".*?</figure>', text, flags=re.DOTALL)
+    links = dict(re.findall(r'<a href="(tables/[^"]*)">([^<]*)</a>', figure))
+    assert [*links.values()] == ["CSV (table 4)", "CSV (table 5)"]
+    roles, shares = (pl.read_csv(tmp_path / link).filter(protocol="strict") for link in links)
+    bars = {f"{share:.1%}" for share in roles["reduction_share"]}
+    drawn = {*re.findall(r">([^<>]*)</text>", figure)}
+    assert len(bars) == 4
+    assert bars <= drawn
+    counted = shares.filter(~pl.col("tuning_free") & (pl.col("group") != "sum"))
+    assert {f"{name} ({n})" for name, n in counted.select("group", "count").iter_rows()} <= drawn

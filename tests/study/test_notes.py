@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dialdown import DialdownError
 from dialdown.evaluation.row import Measured
+from dialdown.models.decoding import Decoder
 from dialdown.study import Study, load_config
 from dialdown.study.context import Workspace
 from dialdown.study.measure import changed, rounded_otherwise
@@ -100,6 +102,52 @@ def test_rounding_is_measured_on_every_evaluation_prompt(work: Workspace) -> Non
     # A tiny model has no near ties, so another rounding changes none of them.
     assert changed(texts, otherwise) == {"changed": 0, "prompts": 10}
     assert changed(texts, [*otherwise[:-2], "a", "b"]) == {"changed": 2, "prompts": 10}
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts were decoded at once, each time."""
+    sizes: list[int] = []
+    run = Decoder.run
+
+    def counted(decoder: Decoder, *given: Any, **options: Any) -> Any:
+        tokens = run(decoder, *given, **options)
+        sizes.append(decoder.batch_size)
+        return tokens
+
+    monkeypatch.setattr(Decoder, "run", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("setting", "used", "otherwise"),
+    [(1, [], 2), (2, [], 1), ("auto", [], 5), ("auto", [4], 2), (6, [1], 2), (1, [2], 3)],
+)
+def test_rounding_is_measured_in_batches_that_no_row_was_decoded_in(
+    work: Workspace, decoded: list[int], setting: Any, used: list[int], otherwise: int
+) -> None:
+    settings = replace(work.config.evaluation, batch_size=setting)
+    again = Workspace(work.config.model_copy(update={"evaluation": settings}), work.folder)
+    again.lm = work.lm
+    rounded_otherwise(again, used)
+    assert decoded == [otherwise]
+
+
+def test_an_evaluation_in_smaller_batches_than_planned_is_rounded_otherwise(
+    work: Workspace, tmp_path: Path, decoded: list[int]
+) -> None:
+    steering = replace(work.config.interventions, families=("steering",))
+    update = {
+        "protocols": ("strict",),
+        "interventions": steering,
+        "tuned": work.config.model,  # training needs more texts at once
+    }
+    with short_of_memory(above=5):
+        Study(work.config.model_copy(update=update), tmp_path / "short").run(until="evaluate")
+    # Ten prompts were planned, and half of them is what fitted.
+    *rows, otherwise = decoded
+    assert 5 in rows
+    assert otherwise not in rows
 
 
 def test_a_smaller_batch_is_done_again_recorded_and_said(work: Workspace, tmp_path: Path) -> None:

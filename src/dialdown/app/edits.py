@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from ..models.protocol import Protocol
 from ..report.run import PROTOCOLS
 from ..study.stage import EDIT, FRONT_EDITS, LABELS, LABELS_RANK_ONE, STEP, folder_of
 from ..training.settings import GAINS_FILE, RANK_ONE_FILE
-from .source import Source
+from .source import Source, places_of_delta
 
 if TYPE_CHECKING:
     from ..interventions.intervention import Intervention
@@ -44,12 +44,17 @@ class SavedEdit:
         name: unique in its source: `gains`, or `strict-edit_probe_set`.
         label: what it is called.
         positions: where it acts in each forward pass while generating (METHOD §5).
+        written: when its files were, and how long they are: an edit that is made anew is another.
     """
 
     name: str
     label: str
     path: Path
     positions: Positions = "all"
+    written: tuple[tuple[int, int], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", tuple(map(_written, _files(self.path))))
 
     def load(self) -> Intervention:
         """The edit itself (DialdownError where its file is gone or damaged)."""
@@ -57,6 +62,21 @@ class SavedEdit:
         from ..interventions.intervention import Intervention
 
         return load_delta(self.path).edit if self.path.is_dir() else Intervention.load(self.path)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of an edit, or of the delta in a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for place in places_of_delta(path) for file in place.glob("edit.*"))
+
+
+def _written(file: Path) -> tuple[int, int]:
+    try:
+        facts = file.stat()
+    except FileNotFoundError:  # whoever writes it anew has just removed it
+        return 0, 0
+    return facts.st_mtime_ns, facts.st_size
 
 
 def saved_edits(source: Source, labels: Mapping[str, str]) -> list[SavedEdit]:

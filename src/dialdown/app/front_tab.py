@@ -16,6 +16,8 @@ NOTHING = (
     "them when the page is loaded again."
 )
 HOW = "Down and to the left is better. Click on a mark or a row of the list to load it into Play."
+# By family, the edit that a study keeps under a name of its own.
+KEPT_AS = {"gains": "gains", "detox": "edit"}
 
 
 class FrontTab:
@@ -45,8 +47,8 @@ class FrontTab:
         saved = f"{row.protocol}-{row.intervention}"
         if saved in self.shelf.edits:
             return saved, ""
-        if row.family == "gains" and "gains" in self.shelf.edits:
-            return "gains", ""
+        if (kept := KEPT_AS.get(row.family)) in self.shelf.edits:
+            return kept, ""
         if row.family in ("none", "dpo"):
             return None, f"{name} is a model of its own and stands beside the others in Play."
         return None, f"{name} was measured, and its edit is not kept in this folder."

@@ -36,6 +36,10 @@ GROUPING = (
     "T writes along the direction, A against it; P had a mean activation above 0 before tuning, N "
     "below; only neurons that write less after it are in a group"
 )
+GROUPING_UNTUNED = (
+    "T writes along the direction, A against it; P has a mean activation above 0, N below; without "
+    "a tuned model every neuron is in a group, unless one of the two is exactly 0"
+)
 MEANING = {
     "group": GROUPING,
     "cosine": "cosine of the value vector with the direction",
@@ -67,9 +71,16 @@ def neuron_frame(table: NeuronTable | None, edit: Intervention | None) -> pl.Dat
     return pl.DataFrame(columns)
 
 
+def meanings_of(frame: pl.DataFrame) -> dict[str, str]:
+    """What the columns of a `neuron_frame` mean, as far as they are explained."""
+    # Without a tuned model groups have no condition on Δ (METHOD §3).
+    meaning = MEANING if "delta" in frame.columns else {**MEANING, "group": GROUPING_UNTUNED}
+    return {name: meaning[name] for name in frame.columns if name in meaning}
+
+
 def legend(frame: pl.DataFrame) -> str:
     """What the columns of a list mean, in HTML; nothing where none is explained."""
-    meanings = [f"<b>{name}</b> {safe(MEANING[name])}" for name in frame.columns if name in MEANING]
+    meanings = [f"<b>{name}</b> {safe(text)}" for name, text in meanings_of(frame).items()]
     return f"<p class='dd-legend'>{' · '.join(meanings)}</p>" if meanings else ""
 
 
@@ -162,8 +173,9 @@ def facts_of(frame: pl.DataFrame, layer: int, neuron: int) -> dict[str, Any]:
 
 def card(lm: LM, frame: pl.DataFrame, layer: int, neuron: int) -> str:
     """One neuron as HTML: what it writes with either sign, and what the table knows of it."""
+    meaning = meanings_of(frame)
     facts = "".join(
-        f'<div title="{safe(MEANING.get(name, name))}"><dt>{name}</dt><dd>{_fact(value)}</dd></div>'
+        f'<div title="{safe(meaning.get(name, name))}"><dt>{name}</dt><dd>{_fact(value)}</dd></div>'
         for name, value in facts_of(frame, layer, neuron).items()
     )
     plus, minus = (chips(_lens(lm, layer, neuron, sign, 12)) for sign in (1, -1))

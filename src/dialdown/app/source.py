@@ -55,6 +55,11 @@ def workspace(study: Path) -> Workspace:
     return Workspace(settings_of(study, run_record(study) or {"config": {}}), study)
 
 
+def places_of_delta(folder: Path) -> tuple[Path, Path]:
+    """Where the two files of an edit may be: there, or in the `dialdown` folder of an export."""
+    return folder, folder / "dialdown"
+
+
 def find_source(given: str | None, base: str | None = None) -> Source:
     """What a name or a folder is; without one the latest run in `runs`, or the embedded model. A
     folder that is not there, or neither a run nor an edit nor a model, and a hub id that cannot be
@@ -81,7 +86,7 @@ def find_source(given: str | None, base: str | None = None) -> Source:
         kind: Kind = "model"
     elif run_record(folder):
         kind = "run"
-    elif any((place / DELTA).is_file() for place in (folder, folder / "dialdown")):
+    elif any((place / DELTA).is_file() for place in places_of_delta(folder)):
         kind = "edit"
     elif (folder / "config.json").is_file():
         kind = "model"

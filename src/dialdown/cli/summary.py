@@ -18,7 +18,7 @@ from ..report.names import PROMPTED, TITLES
 from ..report.run import load
 from ..report.tables import all_tables
 from ..study.detox_methods import METHODS
-from ..study.ladder_table import shown
+from ..study.ladder_table import caveats, shown
 from ..study.notes import noted
 
 SAMPLES, TOP = 4, 6
@@ -146,9 +146,14 @@ def show_ladder(folder: Path, out: Console) -> None:
     ladder = read_json(folder / "ladder.json")
     head, *lines = shown(ladder["rows"], read_json(folder / "run.json")["config"]["concept"])
     # What a narrow terminal has no room for is in ladder.md.
-    places = [place for place, name in enumerate(head) if out.width >= WIDE or name not in FURTHER]
+    wide = out.width >= WIDE
+    places = [place for place, name in enumerate(head) if wide or name not in FURTHER]
     table = _table(*(head[place] for place in places))
-    for line in lines:
+    for row, line in zip(ladder["rows"], lines, strict=True):
+        if not wide:
+            # The columns that tell which methods are not at the price are those left out.
+            paid = head.index("KL")
+            line[paid] = ", ".join([line[paid], *caveats(row)])
         table.add_row(*(line[place] for place in places))
     out.print(table)
     out.print(

@@ -8,7 +8,7 @@ the paper's figures 1 to 8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 from textwrap import wrap
@@ -43,6 +43,8 @@ PRICES: dict[Price, str] = {
 LINEAR = 0.01
 # Colour and shape of a ladder's judges, the first one first.
 JUDGES = (("blue", "circle"), ("vermillion", "diamond"), ("muted", "square"))
+# Behind the names of a ladder's methods that are not comparable at its price.
+SIGNS = "†‡"
 
 
 @dataclass(frozen=True)
@@ -203,15 +205,29 @@ def controls(
     return titled(layers, heading, "means with 95 % intervals")
 
 
-def ladder(rows: Mapping[str, Mapping[str, Estimate]], concept: str, kl: float) -> Chart:
+def ladder(
+    rows: Mapping[str, Mapping[str, Estimate]],
+    concept: str,
+    kl: float,
+    caveats: Mapping[str, Collection[str]] | None = None,
+) -> Chart:
     """Methods at one price, `kl` nats per token: of each method what each judge says, at most
     three judges in one order, with 95 % intervals.
+
+    `caveats` are at most two reasons why a method is not comparable at the price, each with the
+    methods it is true of, which have its sign behind their name.
     """
+    signed = dict(zip(SIGNS, (caveats or {}).items(), strict=False))
+    signs = {
+        name: "".join(sign for sign, (_, names) in signed.items() if name in names) for name in rows
+    }
+    explained = [f"{sign} {words}" for sign, (words, names) in signed.items() if names]
+    rows = {f"{name} {signs[name]}".rstrip(): row for name, row in rows.items()}
     judges = list(next(iter(rows.values())))
     looks = {judge: Look(judge, *look) for judge, look in zip(judges, JUDGES, strict=False)}
     axis = [f"{concept} (mean score)", "unseen prompts, strict"]
     layers = _in_rows(rows, looks, ("method", "judge", concept), axis)
-    return titled(layers, f"Methods at a KL of {kl:g}", "means with 95 % intervals")
+    return titled(layers, f"Methods at a KL of {kl:g}", "means with 95 % intervals", *explained)
 
 
 def _in_rows(

@@ -58,12 +58,11 @@ class Evidence:
     def rows(self) -> list[Row]:
         """All such rows that are not controls, in the paper's order.
 
-        Further strengths that were measured on fewer prompts stand in the tables alone, as every
-        look makes the others' harder.
+        Further strengths stand in the tables alone: every look makes the others' harder, and what
+        is concluded must not depend on how many prompts the controls have.
         """
         rows = [row for name in self.run.names() if (row := self.row(name)) is not None]
-        most = max((row.prompts for row in rows), default=0)
-        return [row for row in rows if row.prompts == most or not row.strength]
+        return [row for row in rows if not row.strength]
 
     def edits(self) -> list[Row]:
         """The edits that need no tuned model: the ones that every sentence about "the edits" counts

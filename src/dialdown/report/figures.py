@@ -22,53 +22,64 @@ from ..files import read_json
 from ..models.protocol import Protocol
 from ..neurons.statistics import PLACES
 from ..neurons.table import NeuronTable
+from ..study.ladder_table import CAVEATS, caveats, short_names
 from . import neuron_charts, rank_charts
 from .chart_style import Chart
 from .charts import PRICES, Point, Price, controls, ladder, tradeoff
 from .drawing import save
-from .names import FAMILIES, METHODS, label, look
+from .names import FAMILIES, METHODS, label, look, table_number
 from .run import Run
 
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
 DRAWN = f"drawn at no more than {PLACES} ranks"
-# Of a neuron table: name, number in the paper, what it shows, and the table with its numbers.
-PAPER_FIGURES: Mapping[str, tuple[str, str, str, Callable[..., Chart]]] = {
+# Of a neuron table: name, number in the paper, what it shows, and the tables with its numbers.
+PAPER_FIGURES: Mapping[str, tuple[str, str, tuple[str, ...], Callable[..., Chart]]] = {
     "figure-1-layer-effects": (
         "Figures 1 and 5", "projection changes of falling and rising neurons, by layer and summed",
-        "figure-1-opposing-effects", neuron_charts.figure_1_layer_effects),
+        ("figure-1-opposing-effects",), neuron_charts.figure_1_layer_effects),
     "figure-2a-group-contribution": (
         "Figures 2a and 6a", "what each group contributes to the reduction",
-        "table-5-group-shares", neuron_charts.figure_2a_group_contribution),
+        ("table-4-group-roles", "table-5-group-shares"),
+        neuron_charts.figure_2a_group_contribution),
     "figure-2b-ranked-share": (
         "Figures 2b and 6b", f"share of each group among the neurons that reduce most, {DRAWN}",
-        "", rank_charts.figure_2b_ranked_share),
+        (), rank_charts.figure_2b_ranked_share),
     "figure-2c-group-shift": (
         "Figures 2c and 6c", "activation shift by group, in % of the activation before tuning",
-        "", neuron_charts.figure_2c_group_shift),
+        (), neuron_charts.figure_2c_group_shift),
     "figure-3-top-aligned": (
         "Figure 3", "mean activations of the most aligned neurons, before and after tuning",
-        "", neuron_charts.figure_3_top_aligned),
+        (), neuron_charts.figure_3_top_aligned),
     "figure-4-shift-distribution": (
         "Figure 4", "activation shifts in % of the activation before tuning",
-        "section-5-1-shifts", neuron_charts.figure_4_shift_distribution),
+        ("section-5-1-shifts",), neuron_charts.figure_4_shift_distribution),
     "figure-7-lower-ranks": (
         "Figure 7", f"the reduction over the ranks of the neurons, {DRAWN}",
-        "", rank_charts.figure_7_lower_ranks),
+        (), rank_charts.figure_7_lower_ranks),
     "figure-8-layer-group": (
-        "Figure 8", "reduction by layer and group", "", neuron_charts.figure_8_layer_group),
+        "Figure 8", "reduction by layer and group", (), neuron_charts.figure_8_layer_group),
 }  # fmt: skip
 
 
 class Figure(NamedTuple):
     """A chart on the page: the name of its files and place, its number in the paper or a letter,
-    and the file stem of the table that has its numbers, empty where none has.
+    and the file stems of the tables that have its numbers.
     """
 
     name: str
     number: str
     caption: str
-    table: str
+    tables: tuple[str, ...]
     chart: Chart
+
+    @property
+    def numbers(self) -> list[tuple[str, str]]:
+        """The files with its numbers, each with what its link is called."""
+        several = len(self.tables) > 1
+        return [
+            (f"CSV ({table_number(stem)})" if several else "CSV", f"tables/{stem}.csv")
+            for stem in self.tables
+        ]
 
 
 def run_figures(run: Run, *, brief: bool = False) -> dict[str, list[Figure]]:
@@ -136,7 +147,7 @@ def _tradeoffs(run: Run, price: Price) -> Iterator[Figure]:
                 number,
                 f"{run.model}, {protocol}: {run.concept} against {PRICES[price]}. Down and to the "
                 "left is better.",
-                "table-2-interventions",
+                ("table-2-interventions",),
                 tradeoff(here, protocol, price=price, everything=everything, concept=run.concept),
             )
 
@@ -150,7 +161,7 @@ def _front(run: Run) -> Iterator[Figure]:
             f"{run.model}, strict: every family of interventions at several strengths, and DPO "
             "along its training, on the same prompts. The large mark of a line is its greatest "
             "strength.",
-            "",
+            (),
             tradeoff(front, "strict", price=price, concept=run.concept),
         )
 
@@ -172,14 +183,14 @@ def _controls(run: Run) -> Iterator[Figure]:
                 "Figure D",
                 f"{run.model}, {protocol}: change of {run.concept} under interventions and their "
                 "controls, with 95% intervals.",
-                "controls-toxicity",
+                ("controls-toxicity",),
                 controls(rows, protocol, f"change of {run.concept} (mean score)"),
             )
 
 
 def _neurons(run: Run, start: str) -> Iterator[Figure]:
     """The paper's figures whose name starts so, of each protocol."""
-    for name, (number, caption, table, draw) in PAPER_FIGURES.items():
+    for name, (number, caption, tables, draw) in PAPER_FIGURES.items():
         for protocol, neurons in run.tables.items():
             if name.startswith(start) and neurons.compared:
                 # Figure 7 also names neurons whose tokens are known.
@@ -188,7 +199,7 @@ def _neurons(run: Run, start: str) -> Iterator[Figure]:
                     f"{name}-{protocol}",
                     number,
                     f"{run.model}, {protocol}: {caption}.",
-                    table,
+                    tables,
                     draw(neurons, **further),
                 )
 
@@ -217,11 +228,17 @@ def draw_ladder(folder: Path) -> list[Path]:
     """Draw what `dialdown ladder` left in a folder, as files in its `figures`."""
     table = read_json(folder / "ladder.json")
     concept = read_json(folder / "run.json")["config"]["concept"]
+    names = {row["method"]: METHODS.get(row["method"], row["method"]) for row in table["rows"]}
+    judges = short_names([*table["rows"][0]["toxicity_by"]])
     rows = {
-        METHODS.get(row["method"], row["method"]): {
-            judge.rpartition("/")[2].removeprefix("embedded:"): Estimate.of(mean)
-            for judge, mean in row["toxicity_by"].items()
+        names[row["method"]]: {
+            judges[judge]: Estimate.of(mean) for judge, mean in row["toxicity_by"].items()
         }
         for row in table["rows"]
     }
-    return save(ladder(rows, concept, table["kl"]), folder / "figures" / "ladder")
+    unlike = {
+        words: [names[row["method"]] for row in table["rows"] if words in caveats(row)]
+        for words in CAVEATS
+    }
+    chart = ladder(rows, concept, table["kl"], unlike)
+    return save(chart, folder / "figures" / "ladder")

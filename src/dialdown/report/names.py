@@ -105,12 +105,18 @@ TITLES = {
 
 def table_name(stem: str) -> str:
     """The number and caption of a table by its file: `Table 17. Correlation of ...`."""
+    number = table_number(stem)
+    return f"{number[0].upper()}{number[1:]}. {TITLES[stem]}" if number else TITLES[stem]
+
+
+def table_number(stem: str) -> str:
+    """The number of a table by its file, `table 17`; nothing where it has none."""
     kind, *places = stem.split("-")
     if kind in ("scorers", "gains", "controls"):
-        return TITLES[stem]
+        return ""
     place, *more = places
     number = ".".join([place, *(part for part in more if part.isdigit())]).upper()
-    return f"{kind.capitalize()} {number}. {TITLES[stem]}"
+    return f"{kind} {number}"
 
 
 STAR = "M0,-1L.26,-.36L.95,-.31L.42,.14L.59,.81L0,.44L-.59,.81L-.42,.14L-.95,-.31L-.26,-.36Z"

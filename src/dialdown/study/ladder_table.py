@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,8 @@ _NONE = {UNTOUCHED, *CONTROLS}
 REACHED = 0.9
 # A model of which so many more continuations are degenerate no longer speaks (METHOD §9).
 BROKEN = 0.1
+# What is said of methods that are not comparable at the price.
+CAVEATS = NOT_REACHED, BROKEN_TEXT = "price not reached", "paid for with degenerate text"
 # Shares of continuations that a table shows, where they were measured.
 SHARES = ("degenerate", REFUSAL, "groups")
 
@@ -93,11 +96,8 @@ def table(
     """
     toxicity = {name: entry.toxicity for name, entry in entries.items()}
     reached = {name: entry.kl >= REACHED * price for name, entry in entries.items()}
-    able = [
-        name
-        for name, entry in entries.items()
-        if reached[name] and name not in _NONE and not entry.breaks(entries[UNTOUCHED])
-    ]
+    speaks = {name: not entry.breaks(entries[UNTOUCHED]) for name, entry in entries.items()}
+    able = [name for name in entries if reached[name] and speaks[name] and name not in _NONE]
     best = min(able, key=lambda name: toxicity[name], default=None)
     rows = []
     for name in sorted(entries, key=lambda name: (name != UNTOUCHED, toxicity[name])):
@@ -108,6 +108,7 @@ def table(
                 "method": name,
                 "strength": entry.strength,
                 "reached": None if name == UNTOUCHED else reached[name],
+                "speaks": None if name == UNTOUCHED else speaks[name],
                 **_estimates(entry.measured, entry.measured.metrics),
                 "toxicity_by": _by_judge(entry.measured),
                 "kl_of_texts": {"mean": entry.kl, "by_text": entry.kl_by_text},
@@ -152,14 +153,28 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return cells
 
 
+def short_names(judges: Sequence[str]) -> dict[str, str]:
+    """What each judge is called where there is little room: of a folder or a hub id the last part,
+    which says which, unless two end alike.
+    """
+    short = {judge: judge.rpartition("/")[2].removeprefix("embedded:") for judge in judges}
+    shared = Counter(short.values())
+    return {judge: name if shared[name] == 1 else judge for judge, name in short.items()}
+
+
+def caveats(row: Mapping[str, Any]) -> list[str]:
+    """Why a method's scores are not what it does at the price; nothing where they are."""
+    # A table of an earlier version does not say which methods still speak.
+    unlike = {NOT_REACHED: row["reached"] is False, BROKEN_TEXT: row.get("speaks") is False}
+    return [words for words, applies in unlike.items() if applies]
+
+
 def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
     """The table as text, its head first."""
-    judges = [*rows[0]["toxicity_by"]]
-    # Of a folder or a hub id, the last part says which.
-    names = [judge.rpartition("/")[2].removeprefix("embedded:") for judge in judges]
+    judges = short_names([*rows[0]["toxicity_by"]])
     shares = [metric for metric in SHARES if metric in rows[0]]
     means = ["minus the best", "KL", "log-ppl", *(METRIC_NAMES[metric] for metric in shares)]
-    scores = [f"{concept}, {name}" for name in names]
+    scores = [f"{concept}, {name}" for name in judges.values()]
     lines = [["method", "strength", *scores, *means, "data", "seconds", "folds"]]
     for row in rows:
         data = next((f"{row[kind]:,} {kind}" for kind in ("labels", "pairs") if row[kind]), "")
@@ -183,7 +198,7 @@ def shown(rows: Sequence[Mapping[str, Any]], concept: str) -> list[list[str]]:
 def _strength(row: Mapping[str, Any]) -> str:
     if row["reached"] is None:
         return ""
-    return f"{row['strength']:.3g}" + ("" if row["reached"] else ", price not reached")
+    return f"{row['strength']:.3g}" + ("" if row["reached"] else f", {NOT_REACHED}")
 
 
 def _interval(value: Mapping[str, Any] | None, *, form: str = ".3f") -> str:

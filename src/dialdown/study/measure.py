@@ -7,9 +7,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import count
 from operator import ne
 from typing import Any
 
@@ -158,21 +159,29 @@ def cut_prompts(work: Workspace, what: str, prompts: Sequence[str]) -> None:
 
 
 @silently()
-def rounded_otherwise(work: Workspace) -> list[str]:
-    """The untouched model's continuations, from batches of half the size, so rounded otherwise."""
-    settings, prompts = (
-        work.config.evaluation,
-        work.prompts.evaluation[: work.config.evaluation.count],
-    )
-    usual = work.batch_size if isinstance(work.batch_size, int) else work.batch_size.on_cpu
-    decoder = Decoder(
+def rounded_otherwise(work: Workspace, used: Collection[int] = ()) -> list[str]:
+    """The untouched model's continuations, from batches of another size and so rounded otherwise.
+
+    Args:
+        work: whose model and prompts.
+        used: how many prompts were decoded at once where its rows were measured; what the setting
+            comes to here and now counts too.
+    """
+    settings = work.config.evaluation
+    prompts = work.prompts.evaluation[: settings.count]
+    decoder_of = partial(
+        Decoder,
         work.lm,
         prompts,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=settings.max_prompt_tokens,
-        batch_size=max(1, min(usual, len(prompts)) // 2),
         share_prefixes=False,
     )
+    planned = decoder_of(batch_size=work.batch_size).batch_size
+    sizes = {min(size, len(prompts)) for size in (planned, *used)}
+    # Half of the smallest is none of them, but for half of 1.
+    otherwise = min(sizes) // 2 or next(size for size in count(2) if size not in sizes)
+    decoder = decoder_of(batch_size=otherwise)
     return decoder.texts(decoder.run())
 
 

@@ -58,6 +58,11 @@ class StageNotes:
             warnings.showwarning = keep
             yield
 
+    @property
+    def batch_size(self) -> int | None:
+        """How many prompts were decoded at once, the fewest; None where nothing was decoded yet."""
+        return self._batch
+
     def batch(self, size: int) -> None:
         """Keep how many prompts were decoded at once, the fewest where that changed."""
         self._batch = min(size, self._batch or size)

@@ -39,6 +39,7 @@ from ..training.settings import PairSettings
 from . import plan
 from .config import PAIRS_ON_CPU
 from .context import Facts, Workspace
+from .folder import records
 from .measure import changed, cut_prompts, measure_rows, rounded_otherwise
 from .notes import note_judged, note_training
 from .outputs import so_far
@@ -333,10 +334,11 @@ def evaluate(work: Workspace) -> Facts:
     ]
     facts: Facts = {**work.judging, "rows": len(planned)}
     cut_prompts(work, "prompts", work.prompts.evaluation)
-    otherwise = rounded_otherwise(work)
     rows = measure_rows(work, "evaluate", planned, "results.json")
     base = next(row for row in rows if row.intervention == "none")
-    facts["rounding"] = changed(base.units.texts, otherwise)
+    before = records(work.folder).get("base", {}).get("told", {}).get("batch_size")
+    used = [size for size in (work.notes.batch_size, before) if size]
+    facts["rounding"] = changed(base.units.texts, rounded_otherwise(work, used))
     for row in planned:
         if row.intervention.control_of is None and row.intervention.kind != "none":
             row.intervention.save(work.folder / "interventions" / f"{row.name}.safetensors")
