@@ -96,6 +96,17 @@ def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> Non
         del other
 
 
+def test_a_row_inside_a_steering_is_of_one_model(llama: LM) -> None:
+    steered = make(llama, "steer", strength=5)
+    truth = Evaluator(llama, suite()).row(steered, "strict").metrics
+    evaluator = Evaluator(llama, suite())
+    alone = evaluator.row(untouched(), "strict").metrics
+    with steered.applied(llama):
+        inside = evaluator.row(untouched(), "strict").metrics
+    assert inside == truth != alone
+    assert evaluator.row(untouched(), "strict").metrics == alone
+
+
 def test_the_base_of_all_rows_is_read_of_the_model_alone(llama: LM) -> None:
     """Read inside of `applied`, it would be the edited model's, for all later rows."""
     evaluator, edit = Evaluator(llama, suite()), make(llama, "scale")

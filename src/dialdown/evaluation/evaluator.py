@@ -18,7 +18,7 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
 from ..models.fits import check_counts
-from ..models.hooks import Positions, being_changed
+from ..models.hooks import Positions, acted_on
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol, check_protocols
@@ -210,7 +210,7 @@ class Evaluator:
         """Decode, unless the row before did exactly that: the protocols differ only where neurons
         are moved.
         """
-        if being_changed(decoder.lm):
+        if acted_on(decoder.lm):
             return decoder.run(intervention, positions=positions)
         model, key = (
             decoder.lm.model,
