@@ -25,6 +25,7 @@ from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
 from . import adapters, templates, tokens
+from .hooks import check_alone
 from .mlp import MLPView
 from .templates import AnyTemplate, Template
 
@@ -148,7 +149,10 @@ class LM:
         return output["cache" if "cache" in output else "past_key_values"]
 
     def twin(self) -> LM:
-        """The same model with weights of its own: changing one leaves the other alone."""
+        """The same model with weights of its own: changing one leaves the other alone; refused
+        where an intervention acts on it (DialdownError).
+        """
+        check_alone(self)
         model, view = copy.deepcopy((self.model, self.view))
         return replace(self, model=model, view=view)
 
