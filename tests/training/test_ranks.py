@@ -170,6 +170,8 @@ def test_a_rank_that_is_killed_ends_the_training_which_one_process_may_go_on_wit
     [
         ({"processes": 3}, "batch_size = 4 cannot be shared out among 3 ranks: pass a multiple"),
         ({"processes": 0}, "processes = 0: pass 1 or more"),
+        ({"processes": 2, "kl_positions": "all"}, "'all' cannot be shared out among 2 ranks"),
+        ({"nodes": 4, "kl_positions": "all"}, "pass kl_positions='completion', or one process"),
     ],
 )
 def test_ranks_that_cannot_be_are_one_sentence(settings: dict[str, int], sentence: str) -> None:

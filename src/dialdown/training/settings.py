@@ -108,7 +108,8 @@ class DPOSettings:
         kl_weight: γ; 0 is plain DPO.
         kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
         kl_positions: "completion", or "all" to include prompt and padding as the authors' code
-            does, whose layout of a batch each forward pass then has (METHOD §8).
+            does, whose layout of a batch each forward pass then has (METHOD §8); one process alone
+            trains so.
         optimizer: "rmsprop" or "adamw"; "natural" is for neuron gains (see `GainSettings`).
         learning_rate: reached after `warmup_steps` linear steps, then constant.
         warmup_steps: in updates.
@@ -196,6 +197,12 @@ class DPOSettings:
                 f"batch_size = {self.batch_size} cannot be shared out among {self.ranks} "
                 f"ranks: pass a multiple of {self.ranks} (and lower accumulation as much), or "
                 "other processes."
+            )
+        if self.ranks > 1 and self.kl_positions == "all":
+            raise DialdownError(
+                f"kl_positions = 'all' cannot be shared out among {self.ranks} ranks, whose parts "
+                "of a batch have other padding, on which its KL depends, than the whole: pass "
+                "kl_positions='completion', or one process."
             )
 
     @property
