@@ -221,7 +221,8 @@ class EditSettings(DPOSettings):
     """How to train an edit in place of the weights: DPO's settings with what few numbers need, one
     pass of small batches.
 
-    See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+    See `DPOSettings` for the attributes, of which `lora_rank` has no part here; `docs/lab-log.md`
+    says what else was tried.
 
     Attributes:
         own_kl_weight: what KL(base ‖ edited) on text of the model's own, in nats per position,
@@ -242,6 +243,12 @@ class EditSettings(DPOSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_least(self, "An edit cannot be trained", {"own_kl_weight": 0})
+        if self.lora_rank:
+            raise DialdownError(
+                f"lora_rank = {self.lora_rank} has no effect on an edit, whose few numbers are "
+                "trained in place of the weights: leave it out, or train the model itself with "
+                "train_dpo."
+            )
 
 
 @dataclass(frozen=True)
