@@ -319,6 +319,18 @@ class TwiceForCausalLM(LlamaForCausalLM):
         self.model.layers[1].mlp.down_proj.weight = self.model.layers[0].mlp.down_proj.weight
 
 
+def test_what_has_no_revisions_is_not_taken_for_one(llama: LM, tmp_path: Path) -> None:
+    base, edit = saved(llama, tmp_path / "base"), make(llama, "scale")
+    for act in (
+        lambda: export(base, edit, tmp_path / "out", revision="v1"),
+        lambda: dd.load(base, revision="v1"),
+        lambda: dd.load("embedded:smollm2-135m", revision="v1"),
+    ):
+        with pytest.raises(DialdownError, match="revision='v1' has no effect on"):
+            act()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shared_matrix_is_refused(llama: LM, tmp_path: Path) -> None:
     AutoConfig.register("twice", TwiceConfig, exist_ok=True)
     AutoModelForCausalLM.register(TwiceConfig, TwiceForCausalLM, exist_ok=True)

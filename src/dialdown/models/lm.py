@@ -213,7 +213,7 @@ def load(
         name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`; or a
             transformers model in memory, which is used as it is, hooks of others included.
         tokenizer: of a model in memory, which needs one.
-        revision: a hub branch, tag or commit.
+        revision: a hub branch, tag or commit, of a hub id.
         dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's
             own on a GPU.
         device: a torch device; by default the GPU if there is one.
@@ -225,9 +225,9 @@ def load(
     Raises:
         DialdownError: the model does not exist, cannot be reached, is not whole (a weight is
             missing, unknown or of another size), quantised, damaged or an adapter, has no known
-            MLP, or the dtype, device or template is unknown; it has no chat template that was asked
-            for, or one that fails; a model in memory comes without a tokenizer, or
-            with a revision, dtype or device, which it has already.
+            MLP, or the dtype, device or template is unknown; a revision of what is no hub id; it
+            has no chat template that was asked for, or one that fails; a model in memory comes
+            without a tokenizer, or with a revision, dtype or device, which it has already.
     """
     if not isinstance(name, (str, os.PathLike)):
         given = {"revision": revision, "dtype": dtype, "device": device}
@@ -284,6 +284,7 @@ def _in_memory(
 
 def _found(name: str, revision: str | None) -> str:
     """What transformers loads for a name: a folder, or a hub id."""
+    loading.refuse_revision(name, revision)
     source = name
     if name.startswith("embedded:"):
         source = str(assets.fetch_model(name.removeprefix("embedded:")))
