@@ -170,6 +170,11 @@ class LM:
             "d_model": self.view.d_model,
         }
 
+    def tokens_fingerprint(self) -> str:
+        """Changes with the ids that prompts become: a hash of the vocabulary and of samples."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return fingerprint(vocabulary, self.prompt_ids(tokens.SAMPLES))
+
     def weights_fingerprint(self) -> str:
         """Changes when any weight changes: a hash of all their bytes."""
         return fingerprint(self.describe(), weight_fingerprints(self.model))
