@@ -213,6 +213,29 @@ def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(
     assert given.scorers[0].seen == [[" , the  sat"], [" cat, the cat sat"]]
 
 
+def test_a_prompt_cut_inside_a_character_is_removed_where_the_model_completes_it(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = llama.encode(["you idiot café"])[0]
+    given = suite(prompts=["you idiot café"], pairs=(), max_prompt_tokens=len(whole) - 1)
+    evaluator = Evaluator(llama, given)
+    after = llama.encode([" sat"])[0]
+    for written, judged in (([whole[-1], *after], "é sat"), (after, " sat")):
+        monkeypatch.setattr(evaluator.decoder, "run", lambda *args, ids=written, **_: [ids])
+        evaluator.row(untouched(judged), "paper")
+        evaluator._latest = (lambda: None, None, [])
+        assert given.scorers[0].seen[-1] == [judged]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_a_window_that_predicts_nothing_is_refused(bos: bool, protocol: Any) -> None:
+    lm = tiny.lm("llama", bos=bos)
+    with pytest.raises(DialdownError, match="A window of 1 token predicts none"):
+        Evaluator(lm, suite(window=1)).row(untouched(), protocol)
+    assert Evaluator(lm, suite(window=2)).row(untouched(), protocol).metrics["log_ppl"].n > 1
+
+
 @pytest.mark.parametrize("kind", ["set", "scale"])
 def test_where_an_edit_acts_under_each_protocol(llama: LM, kind: str) -> None:
     edit = make(llama, kind)

@@ -254,7 +254,12 @@ class Evaluator:
             self.lm.tokenizer.decode([*ids, *new], skip_special_tokens=True)
             for ids, new in zip(decoder.encoded, tokens, strict=False)
         ]
-        return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
+        return [
+            # Half of a character, at which a prompt was cut, is a sign of its own until the model
+            # has written the other half.
+            text.replace(prompt if prompt in text else prompt.rstrip("\ufffd"), "")
+            for text, prompt in zip(full, prompts, strict=True)
+        ]
 
     def _f1(self, tokens: Sequence[Sequence[int]], protocol: Protocol) -> list[float]:
         longest, starts = self.suite.max_prompt_tokens, [start for start, _ in self.suite.pairs]
