@@ -16,7 +16,7 @@ from dialdown.cli.shared import Display
 from dialdown.models.memory import Shape
 from dialdown.study import load_config
 from dialdown.study.memory import Device
-from dialdown.study.needs import Need, needs, shape_of, tokens_by_stage
+from dialdown.study.needs import Need, needs, shape_of, tokens_by_stage, way_out
 from helpers import tiny
 from helpers.commands import invoke
 
@@ -165,6 +165,16 @@ def test_a_model_of_eight_billion_parameters_on_one_gpu() -> None:
     assert fixed["evaluate"].memory > whole["evaluate"].memory
     eight_gpus = _needs({**flags, "workers": 8}, EIGHT, H100._replace(gpus=8))
     assert eight_gpus["evaluate"].memory == whole["evaluate"].memory
+
+
+def test_ranks_are_a_way_out_only_of_a_training_that_may_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dialdown.study.needs.gpus", lambda device: ["0", "1", "2", "3"])
+    published = load_config(preset="llama-3.1-8b")
+    assert "dpo.processes" not in way_out("train", published)
+    other = load_config(preset="llama-3.1-8b", flags={"dpo.kl_positions": "completion"})
+    assert "dpo.processes to 4" in way_out("train", other)
 
 
 def test_what_fits_on_no_device_is_refused_before_any_work(tmp_path: Path) -> None:

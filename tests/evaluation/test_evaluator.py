@@ -96,6 +96,17 @@ def test_what_was_decoded_for_one_row_is_not_taken_for_another(llama: LM) -> Non
         del other
 
 
+def test_a_row_inside_a_steering_is_of_one_model(llama: LM) -> None:
+    steered = make(llama, "steer", strength=5)
+    truth = Evaluator(llama, suite()).row(steered, "strict").metrics
+    evaluator = Evaluator(llama, suite())
+    alone = evaluator.row(untouched(), "strict").metrics
+    with steered.applied(llama):
+        inside = evaluator.row(untouched(), "strict").metrics
+    assert inside == truth != alone
+    assert evaluator.row(untouched(), "strict").metrics == alone
+
+
 def test_the_base_of_all_rows_is_read_of_the_model_alone(llama: LM) -> None:
     """Read inside of `applied`, it would be the edited model's, for all later rows."""
     evaluator, edit = Evaluator(llama, suite()), make(llama, "scale")
@@ -200,6 +211,29 @@ def test_the_paper_scores_text_without_the_prompt_where_it_is_repeated(
     evaluator.row(untouched(), "paper")
     evaluator.row(untouched("again"), "strict")
     assert given.scorers[0].seen == [[" , the  sat"], [" cat, the cat sat"]]
+
+
+def test_a_prompt_cut_inside_a_character_is_removed_where_the_model_completes_it(
+    llama: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = llama.encode(["you idiot café"])[0]
+    given = suite(prompts=["you idiot café"], pairs=(), max_prompt_tokens=len(whole) - 1)
+    evaluator = Evaluator(llama, given)
+    after = llama.encode([" sat"])[0]
+    for written, judged in (([whole[-1], *after], "é sat"), (after, " sat")):
+        monkeypatch.setattr(evaluator.decoder, "run", lambda *args, ids=written, **_: [ids])
+        evaluator.row(untouched(judged), "paper")
+        evaluator._latest = (lambda: None, None, [])
+        assert given.scorers[0].seen[-1] == [judged]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_a_window_that_predicts_nothing_is_refused(bos: bool, protocol: Any) -> None:
+    lm = tiny.lm("llama", bos=bos)
+    with pytest.raises(DialdownError, match="A window of 1 token predicts none"):
+        Evaluator(lm, suite(window=1)).row(untouched(), protocol)
+    assert Evaluator(lm, suite(window=2)).row(untouched(), protocol).metrics["log_ppl"].n > 1
 
 
 @pytest.mark.parametrize("kind", ["set", "scale"])

@@ -195,6 +195,27 @@ def test_a_classifier_reads_its_label(tmp_path, problem):
         load_scorer(f"{source}#threat")
 
 
+def test_a_label_that_a_config_gives_two_columns_is_refused(tmp_path):
+    labels, swapped = {0: "neutral", 1: "toxic"}, {"toxic": 0, "neutral": 1}
+    source = save_bert(
+        tmp_path / "bert", BertForSequenceClassification, id2label=labels, label2id=swapped
+    )
+    with pytest.raises(DialdownError, match="'toxic' the column 1 in id2label and 0 in label2id"):
+        load_scorer(f"{source}#toxic")
+
+
+def test_a_classifier_whose_config_names_labels_one_way_reads_its_label(tmp_path):
+    labels = {0: "toxicity", 1: "toxic", 2: "kind"}
+    source = save_bert(tmp_path / "bert", BertForSequenceClassification, id2label=labels)
+    texts = ["the idiot walks", "peace"]
+    for label, column in (("Toxic", 1), ("toxicity", 0), ("kind", 2)):
+        scorer = load_scorer(f"{source}#{label}")
+        for text, score in zip(texts, scorer.score(texts), strict=True):
+            with torch.no_grad():
+                logits = scorer.model(**scorer.tokenizer(text, return_tensors="pt")).logits[0]
+            assert score == pytest.approx(float(logits.softmax(-1)[column]), abs=1e-6)
+
+
 def test_a_model_without_a_trained_head_is_refused(tmp_path):
     source = save_bert(tmp_path / "bert", BertForMaskedLM)
     with pytest.raises(

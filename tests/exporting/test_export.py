@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,40 @@ def test_both_sites_are_exported_at_once(llama: LM, tmp_path: Path) -> None:
     both = replace(shift, kind="affine", rank_one=attention.rank_one)
     done = export(saved(llama, tmp_path / "base"), both, tmp_path / "out")
     assert_same(done.folder, both.fold(llama))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "clauses", "acts"),
+    [
+        (("shift", "steer"), ("changes", "adds one vector"), ("neurons", "the residual stream")),
+        (("scale", "steer"), ("mean |gain - 1|", "adds one vector"), ("neurons", "stream")),
+        (("affine", "attention"), ("changes", "attention in each"), ("neurons", "channels")),
+        (("scale", "rank_one"), ("changes", "the MLP in each"), ("neurons",)),
+        (("affine", "norms"), ("changes", "maps"), ("neurons", "outputs")),
+        (("attention", "norms"), ("attention in each", "maps"), ("channels", "outputs")),
+        (
+            ("scale", "attention", "norms", "steer"),
+            ("changes", "attention in each", "maps", "adds one vector"),
+            ("neurons", "channels", "outputs", "stream"),
+        ),
+    ],
+)
+def test_every_part_of_an_edit_is_said(
+    llama: LM, tmp_path: Path, kinds: Any, clauses: Any, acts: Any
+) -> None:
+    edit, *others = (exact(make(llama, kind, seed=place)) for place, kind in enumerate(kinds))
+    for part in others:
+        given = {name: getattr(part, name) for name in ("rank_one", "outputs", "vector")}
+        edit = replace(edit, **{name: value for name, value in given.items() if value is not None})
+    done = export(saved(llama, tmp_path / "base"), edit, tmp_path / "out", verify=False)
+    card = (done.folder / "README.md").read_text()
+    (sentence,) = re.findall(r"^`it` .*byte for byte\.$", card, re.MULTILINE)
+    places = [sentence.index(clause) for clause in clauses]
+    assert places == sorted(places)
+    assert sentence.count("; it also ") == len(clauses) - 1
+    for words in acts:
+        assert words in repr(edit)
+        assert words in edit._repr_html_()
 
 
 def test_an_edited_column_is_its_float64_product_rounded_once(
@@ -317,6 +352,18 @@ class TwiceForCausalLM(LlamaForCausalLM):
     def __init__(self, config: TwiceConfig) -> None:
         super().__init__(config)
         self.model.layers[1].mlp.down_proj.weight = self.model.layers[0].mlp.down_proj.weight
+
+
+def test_what_has_no_revisions_is_not_taken_for_one(llama: LM, tmp_path: Path) -> None:
+    base, edit = saved(llama, tmp_path / "base"), make(llama, "scale")
+    for act in (
+        lambda: export(base, edit, tmp_path / "out", revision="v1"),
+        lambda: dd.load(base, revision="v1"),
+        lambda: dd.load("embedded:smollm2-135m", revision="v1"),
+    ):
+        with pytest.raises(DialdownError, match="revision='v1' has no effect on"):
+            act()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shared_matrix_is_refused(llama: LM, tmp_path: Path) -> None:

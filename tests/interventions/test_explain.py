@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,17 @@ def test_keeping_the_first_neurons_of_an_order(llama: LM) -> None:
     np.testing.assert_array_equal(kept.selected, order >= best)
     np.testing.assert_array_equal(kept.gain, np.where(order >= best, gain, 1.0))
     assert kept.neurons == 5
-    for kind in ("rank_one", "attention"):
+    steered = replace(gains, vector=make(llama, "steer").vector)
+    for edit in (make(llama, "rank_one"), make(llama, "attention"), steered):
         with pytest.raises(DialdownError, match="and only the gains of a scale"):
-            keep_top(make(llama, kind), order, 5)
+            keep_top(edit, order, 5)
+
+
+@pytest.mark.parametrize("kind", ["scale", "steer"])
+def test_a_steering_is_not_its_own_shuffled_control(llama: LM, kind: str) -> None:
+    edit = replace(make(llama, kind), vector=make(llama, "steer").vector)
+    with pytest.raises(DialdownError, match="it steers, and its one vector"):
+        shuffled(edit, seed=3)
 
 
 @pytest.mark.parametrize("kind", ["scale", "shift", "set"])

@@ -221,6 +221,15 @@ def test_a_matrix_that_two_layers_share_is_refused() -> None:
             action(lm)
 
 
+@pytest.mark.parametrize("outer", ["scale", "steer"])
+def test_a_folded_model_keeps_no_hook_of_what_acts_while_it_is_made(llama: LM, outer: str) -> None:
+    edit = make(llama, "rank_one")
+    with make(llama, outer).applied(llama):
+        tiny.logits(llama, IDS)
+        with pytest.raises(DialdownError, match=r"outside of `applied`"):
+            edit.fold(llama)
+
+
 def test_a_model_dispatched_later_cannot_be_folded_into(llama: LM) -> None:
     lm = llama.twin()
     lm.model.model.layers[0]._hf_hook = object()

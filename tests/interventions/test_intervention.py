@@ -122,6 +122,14 @@ def test_an_edit_measured_inside_another_comes_second_in_16_bits_too(outer: str)
     torch.testing.assert_close(both, hooked(lm, together), atol=0.2, rtol=0.1)
 
 
+def test_an_edit_measured_inside_a_steering_is_the_exported_one_in_16_bits() -> None:
+    lm = tiny.lm("llama", dtype=torch.bfloat16)
+    edit, steering = make(lm, "scale"), make(lm, "steer")
+    with steering.applied(lm), edit.measured(lm):
+        both = tiny.logits(lm, IDS)
+    assert torch.equal(both, hooked(edit.fold(lm), steering))
+
+
 def fail_under(edit: Intervention, lm: LM) -> None:
     with edit.applied(lm):
         tiny.logits(lm, IDS)

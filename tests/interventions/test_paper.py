@@ -307,6 +307,48 @@ def test_the_controls_of_an_edit(table: NeuronTable, along_noise: NeuronTable, k
         np.testing.assert_allclose(outcome(clamp, mean + 1)[clamp.selected], mean[clamp.selected])
 
 
+@pytest.mark.parametrize("strength", [0.5, -1.0])
+@pytest.mark.parametrize("kind", ["set", "shift", "scale"])
+def test_the_controls_of_a_dialled_edit_are_dialled_as_it_is(
+    table: NeuronTable, along_noise: NeuronTable, kind: Any, strength: float
+) -> None:
+    whole = dd.edit(table, alpha=0.5, beta=0.2, kind=kind)
+    edit = whole.at(strength)
+    expected = edit_controls(table, along_noise, whole, seed=0)
+    for control, at_first in zip(
+        edit_controls(table, along_noise, edit, seed=0), expected, strict=True
+    ):
+        same = at_first.at(strength)
+        np.testing.assert_allclose(control.gain, same.gain, atol=1e-12)
+        np.testing.assert_allclose(control.offset, same.offset, atol=1e-12)
+        assert control.record["strength"] == strength
+        assert (control.name, control.alpha) == (same.name, 0.5)
+        assert control.beta == pytest.approx(same.beta)
+    # What the rule with this beta makes is what the edit does; half of the way to constants is
+    # what no other constants do.
+    beta = 0.2 if kind == "set" else 0.2 * strength
+    assert edit.beta == pytest.approx(beta)
+    if kind != "set":
+        again = dd.edit(table, alpha=0.5, beta=beta, kind=kind)
+        np.testing.assert_allclose(edit.gain, again.gain, atol=1e-12)
+        np.testing.assert_allclose(edit.offset, again.offset, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["set", "shift"])
+def test_the_control_of_a_dialled_patch_is_dialled_as_it_is(table: NeuronTable, kind: Any) -> None:
+    patch = dd.patch(table, "four_groups", kind=kind)
+    control = patch_control(table, patch.at(0.5).at(0.5), seed=0)
+    assert control.key == patch_control(table, patch, seed=0).at(0.25).key
+    assert control.record["strength"] == 0.25
+
+
+def test_dialled_steering_has_the_alpha_that_acts() -> None:
+    dialled = dd.steer(direction(), 2.0).at(0.25)
+    assert dialled.alpha == 0.5
+    assert dialled.key == dd.steer(direction(), 0.5).key
+    assert "α 0.5" in repr(dialled)
+
+
 def test_only_an_edit_has_edit_controls(table: NeuronTable, along_noise: NeuronTable) -> None:
     for intervention in (dd.patch(table, "TP"), dd.steer(direction(), 1.0)):
         with pytest.raises(DialdownError, match="not an edit"):

@@ -13,6 +13,7 @@ from torch import nn
 from dialdown import DialdownError
 from dialdown.models import LM, load_tuned
 from helpers import tiny
+from helpers.edits import IDS, make
 
 
 def save_adapter(lm: LM, folder: Path, *targets: str, **options: Any) -> Any:
@@ -38,6 +39,17 @@ def test_a_lora_adapter_is_a_tuned_model(llama: LM, tmp_path: Path) -> None:
     assert llama.weights_fingerprint() == before
     assert all(isinstance(layer.linear, nn.Linear) for layer in tuned.view.layers)
     assert tuned.name == str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["scale", "steer"])
+def test_a_tuned_model_keeps_no_hook_of_what_acts_on_its_base(
+    llama: LM, tmp_path: Path, kind: str
+) -> None:
+    save_adapter(llama, tmp_path)
+    with make(llama, kind).applied(llama):
+        tiny.logits(llama, IDS)
+        with pytest.raises(DialdownError, match=r"outside of `applied`"):
+            load_tuned(llama, tmp_path)
 
 
 def test_an_adapter_of_another_model_is_one_sentence(llama: LM, tmp_path: Path) -> None:

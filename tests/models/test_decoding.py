@@ -296,6 +296,17 @@ def test_several_candidates_in_one_pass_are_those_of_one_pass_each(lm: LM) -> No
         assert decoder.run_together(picks()) == [decoder.run(pick=pick) for pick in picks()]
 
 
+def test_several_candidates_inside_a_context_are_the_edited_models(llama: LM) -> None:
+    edit = make(llama, "scale")
+    decoder = Decoder(llama, PROMPTS, max_new_tokens=NEW)
+    base, edited = [decoder.run()] * 2, [decoder.run(edit)] * 2
+    assert base != edited
+    for used in (decoder, Decoder(llama, PROMPTS, max_new_tokens=NEW)):
+        with edit.applied(llama):
+            assert used.run_together([greedy, greedy]) == edited
+        assert used.run_together([greedy, greedy]) == base
+
+
 def test_the_sampler_draws_the_top_tokens_in_proportion() -> None:
     probabilities = torch.tensor([0.05, 0.4, 0.15, 0.3, 0.1])
     logits = (2.0 * probabilities.log()).expand(20_000, 5)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dialdown import DialdownError
 from dialdown.data import Pair
 from dialdown.progress import progress_to
-from dialdown.training import DPOSettings, train_dpo
+from dialdown.training import DPOSettings, GainSettings, RankOneSettings, train_dpo
 from dialdown.training.dpo import RECORD, encode, split
 from dialdown.training.loss import OwnTextKL
 from helpers.dpo_runs import PAIRS, QUICK, of, same, story, tiny, weights
@@ -215,6 +215,13 @@ def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):
 def test_settings_out_of_range_are_refused(wrong, sentence):
     with pytest.raises(DialdownError, match=sentence):
         DPOSettings(**wrong)
+
+
+@pytest.mark.parametrize("settings", [GainSettings, RankOneSettings])
+def test_an_edit_has_no_low_rank(settings):
+    with pytest.raises(DialdownError, match="lora_rank = 8 has no effect on an edit"):
+        settings(lora_rank=8)
+    assert settings().lora_rank == 0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from dialdown.models.protocol import Site
 from dialdown.models.sites import projections
 from dialdown.training import RankOneSettings, train_rank_one
 from helpers import tiny
+from helpers.edits import IDS, make
 from helpers.pairs import PAIRS, TEXTS, log_probability
 from helpers.tiny import unchanged
 
@@ -129,6 +130,25 @@ def test_in_16_bits_what_is_trained_is_float32(tmp_path: Path) -> None:
         assert not np.array_equal(
             numbers, torch.tensor(numbers).to(torch.bfloat16).double().numpy()
         )
+
+
+@pytest.mark.parametrize("kind", ["scale", "steer"])
+@pytest.mark.parametrize(
+    ("train", "settings"),
+    [
+        (dd.train_dpo, dd.DPOSettings()),
+        (dd.train_gains, dd.GainSettings()),
+        (train_rank_one, dd.RankOneSettings()),
+    ],
+)
+def test_nothing_is_trained_under_the_hooks_of_an_intervention(
+    llama: LM, tmp_path: Path, kind: str, train: Any, settings: dd.DPOSettings
+) -> None:
+    with make(llama, kind).applied(llama):
+        tiny.logits(llama, IDS)
+        with pytest.raises(DialdownError, match="cannot be trained while"):
+            train(llama, PAIRS, settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,11 +16,11 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoModelForCausalLM
 
-from dialdown import DialdownError, load
+from dialdown import LM, DialdownError, load
 from dialdown.interventions import Intervention
 from dialdown.progress import progress_to
 from dialdown.training import DPOSettings, TrainingLog, ranks, train_dpo
-from helpers import rank_work
+from helpers import rank_work, tiny
 from helpers.rank_work import SETTINGS, Place, Seen
 
 TWO = replace(SETTINGS, processes=2)
@@ -170,6 +173,8 @@ def test_a_rank_that_is_killed_ends_the_training_which_one_process_may_go_on_wit
     [
         ({"processes": 3}, "batch_size = 4 cannot be shared out among 3 ranks: pass a multiple"),
         ({"processes": 0}, "processes = 0: pass 1 or more"),
+        ({"processes": 2, "kl_positions": "all"}, "'all' cannot be shared out among 2 ranks"),
+        ({"nodes": 4, "kl_positions": "all"}, "pass kl_positions='completion', or one process"),
     ],
 )
 def test_ranks_that_cannot_be_are_one_sentence(settings: dict[str, int], sentence: str) -> None:
@@ -186,6 +191,46 @@ def test_more_ranks_than_gpus_are_refused() -> None:
 def test_a_model_that_ranks_cannot_load_is_refused(base: Path, tmp_path: Path) -> None:
     lm = replace(load(base, device="cpu"), name="no-such-model")
     with pytest.raises(DialdownError, match="no-such-model"):
+        train_dpo(lm, rank_work.PAIRS, TWO, tmp_path / "dpo")
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that has one rank load its model, and gives that."""
+
+    def launch(work: partial[Any], settings: DPOSettings) -> LM:
+        return ranks._loaded(work.args[0], "cpu")
+
+    monkeypatch.setattr(ranks, "launch", launch)
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(("name", "down"), [("phi3", "mlp.down_proj"), ("gpt2", None)])
+def test_ranks_load_a_model_by_the_path_it_was_loaded_by(
+    name: str, down: str | None, tmp_path: Path
+) -> None:
+    tiny.model(name).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    lm = load(tmp_path, down=down, device="cpu")
+    again: Any = train_dpo(lm, rank_work.PAIRS, TWO, tmp_path / "dpo")
+    assert [layer.path for layer in again.view.layers] == [layer.path for layer in lm.view.layers]
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_ranks_that_would_read_other_tokens_are_refused(
+    base: Path, tmp_path: Path, template: Any
+) -> None:
+    folder, tokenizer = shutil.copytree(base, tmp_path / "base"), tiny.tokenizer()
+    if template == "chat":
+        tokenizer.chat_template = "{{ messages[0]['content'] }} <reply>"
+        tokenizer.save_pretrained(folder)
+        tokenizer.chat_template = "{{ messages[0]['content'] }} <other>"
+    else:
+        tokenizer = tiny.tokenizer(bos=True)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    lm = load(model, tokenizer=tokenizer, template=template)
+    with pytest.raises(DialdownError, match="another tokenizer or chat template on disk"):
         train_dpo(lm, rank_work.PAIRS, TWO, tmp_path / "dpo")
 
 

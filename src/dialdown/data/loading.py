@@ -216,6 +216,17 @@ def refuse_adapter(name: str, source: str, revision: str | None = None) -> None:
         )
 
 
+def refuse_revision(name: str, revision: str | None) -> None:
+    """Refuse a revision of what has none, a folder or an embedded model (DialdownError)."""
+    embedded = name.startswith("embedded:")
+    if revision is not None and (embedded or os.path.isdir(name)):
+        kind = "an embedded model" if embedded else "a folder"
+        raise DialdownError(
+            f"revision={revision!r} has no effect on {name}, which is {kind} and has one version: "
+            "leave it out, or pass a hub id."
+        )
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds no model, or an adapter beside one (DialdownError)."""
     weights = any((folder / file).exists() for file in (WEIGHTS, INDEX, *PICKLES))

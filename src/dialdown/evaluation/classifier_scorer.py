@@ -20,6 +20,7 @@ class ClassifierScorer:
 
     name: str
     label: str
+    column: int  # of the label's logit
     model: Any
     tokenizer: Any
 
@@ -49,9 +50,10 @@ class ClassifierScorer:
         if model.config.pad_token_id is None:
             # A classifier on a decoder reads the last token that is not padding.
             model.config.pad_token_id = pad
-        spelt = _find_label(source, model.config.id2label, label)
+        column = _find_label(source, model.config, label)
+        spelt = model.config.id2label[column]
         name = f"{source}#{spelt}" if label else source
-        return cls(name, spelt, model.to(device).eval(), tokenizer)
+        return cls(name, spelt, column, model.to(device).eval(), tokenizer)
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -70,7 +72,6 @@ class ClassifierScorer:
         return of_texts(texts, self._probabilities)
 
     def _probabilities(self, texts: Sequence[str]) -> Scores:
-        column = self.model.config.label2id[self.label]
         longest = min(512, self.tokenizer.model_max_length)
 
         def score(size: int) -> Scores:
@@ -79,21 +80,31 @@ class ClassifierScorer:
                 with torch.inference_mode():
                     logits = self.model(**batch).logits.double()
                 shares = logits.sigmoid() if self._multi_label else logits.softmax(-1)
-                result[rows] = shares[:, column].cpu().numpy()
+                result[rows] = shares[:, self.column].cpu().numpy()
             return result
 
         return together(score, texts, self.model.device)
 
 
-def _find_label(source: str, labels: Mapping[int, str], wanted: str | None) -> str:
-    """The model's own spelling of the label; `toxicity` and `toxic` are one."""
+def _find_label(source: str, config: Any, wanted: str | None) -> int:
+    """The column of a label; `toxicity` and `toxic` are one, unless a model has both."""
+    labels: Mapping[int, str] = config.id2label
     toxicity = {"toxicity", "toxic"}
     names = {wanted.casefold()} if wanted else toxicity
     names |= toxicity if names & toxicity else set()
-    spelt = [label for label in labels.values() if label.casefold() in names]
-    if not spelt:
+    columns = {place: label for place, label in labels.items() if label.casefold() in names}
+    if not columns:
         raise DialdownError(
             f"{source!r} has no label {wanted or 'toxicity'!r}: add one of its labels after '#': "
             f"{', '.join(map(repr, labels.values()))}."
         )
-    return spelt[0]
+    exact = (wanted or "").casefold()
+    column = min(columns, key=lambda place: columns[place].casefold() != exact)
+    stated = (config.label2id or {}).get(labels[column], column)
+    if str(stated) != str(column):
+        raise DialdownError(
+            f"The config of {source!r} gives {labels[column]!r} the column {column} in id2label "
+            f"and {stated} in label2id, so it cannot be told which is scored: mend the wrong one "
+            "in its config.json."
+        )
+    return column

@@ -18,7 +18,7 @@ from ..errors import DialdownError
 from ..interventions.intervention import Intervention, untouched
 from ..models.decoding import Decoder
 from ..models.fits import check_counts
-from ..models.hooks import Positions, being_changed
+from ..models.hooks import Positions, acted_on
 from ..models.lm import LM
 from ..models.memory import AUTO, BatchSize
 from ..models.protocol import Protocol, check_protocols
@@ -210,7 +210,7 @@ class Evaluator:
         """Decode, unless the row before did exactly that: the protocols differ only where neurons
         are moved.
         """
-        if being_changed(decoder.lm):
+        if acted_on(decoder.lm):
             return decoder.run(intervention, positions=positions)
         model, key = (
             decoder.lm.model,
@@ -254,7 +254,12 @@ class Evaluator:
             self.lm.tokenizer.decode([*ids, *new], skip_special_tokens=True)
             for ids, new in zip(decoder.encoded, tokens, strict=False)
         ]
-        return [text.replace(prompt, "") for text, prompt in zip(full, prompts, strict=True)]
+        return [
+            # Half of a character, at which a prompt was cut, is a sign of its own until the model
+            # has written the other half.
+            text.replace(prompt if prompt in text else prompt.rstrip("\ufffd"), "")
+            for text, prompt in zip(full, prompts, strict=True)
+        ]
 
     def _f1(self, tokens: Sequence[Sequence[int]], protocol: Protocol) -> list[float]:
         longest, starts = self.suite.max_prompt_tokens, [start for start, _ in self.suite.pairs]

@@ -17,6 +17,8 @@ from jinja2 import Environment, PackageLoader
 from ..data.catalogue import ASSETS
 from ..data.model_files import is_own
 from ..files import write_text
+from ..interventions.intervention import Intervention
+from ..interventions.rank_one import RankOne
 from ..terminal import printable
 from .delta import Delta
 from .verify import Verification
@@ -111,46 +113,58 @@ def _licence(delta: Delta, base_folder: Path) -> dict[str, Any] | None:
 
 
 def _what(delta: Delta) -> str:
-    """The first sentence: what the edit does."""
+    """The first sentence: what the edit does, a clause for each of its parts."""
     edit, strength = delta.edit, delta.record["strength"]
-    if edit.vector is not None:
-        norm = float(np.linalg.norm(edit.vector))
-        text = (
-            f"{_code(edit.name)} adds one vector of norm {norm:.4g} to the final-layer "
-            "residual stream (the bias of the last MLP)"
-        )
-    elif edit.rank_one is not None:
-        read, layers = edit.rank_one.inputs_read, len(edit.rank_one.layers)
-        writer, projection, inputs = SITES[edit.rank_one.site]
-        count = len(edit.rank_one.of(0)[0])
-        many, rank = ("one direction", "one") if count == 1 else (f"{count} directions", str(count))
-        where = "each" if layers == len(read) else f"{layers}"
-        text = (
-            f"{_code(edit.name)} adds {many} to what the {writer} in {where} of the "
-            f"{len(read)} layers writes: a matrix of rank {rank} on the {projection} projection, "
-            f"which reads {int(read.sum()):,} of {read.size:,} {inputs} with {rank} number"
-            f"{'s' * (count > 1)} each"
-        )
-    elif edit.outputs is not None:
-        text = (
-            f"{_code(edit.name)} maps {edit.outputs.moved:,} of the {edit.outputs.gain.size:,} "
+    clauses = []
+    if edit.rank_one is not None:
+        clauses.append(_written(edit.rank_one))
+    if edit.outputs is not None:
+        clauses.append(
+            f"maps {edit.outputs.moved:,} of the {edit.outputs.gain.size:,} "
             f"outputs of {len(edit.outputs.widths)} linear layers or norms, each by one factor on "
             "its row of the weight and on its bias, to which a shift is added"
         )
-    else:
-        changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())
-        text = (
-            f"{_code(edit.name)} ({edit.kind}) changes {changed:,} of {edit.gain.size:,} MLP "
-            "neurons"
+    if edit.vector is not None:
+        norm = float(np.linalg.norm(edit.vector))
+        clauses.append(
+            f"adds one vector of norm {norm:.4g} to the final-layer residual stream (the bias of "
+            "the last MLP)"
         )
+    if not clauses:
+        clauses = [f"({edit.kind}) {_changed(edit)}"]
+    elif (edit.gain != 1).any() or edit.offset.any():
+        clauses.insert(0, _changed(edit))
+    text = f"{_code(edit.name)} {'; it also '.join(clauses)}"
+    if strength != 1:
+        text += f", dialled to {strength:.3g} times what was found at first"
+    return text + ". Everything else is the base model's, byte for byte."
+
+
+def _changed(edit: Intervention) -> str:
+    """What is done to single neurons."""
+    changed = int(((edit.gain != 1) | (edit.offset != 0)).sum())
+    text = f"changes {changed:,} of {edit.gain.size:,} MLP neurons"
     if (edit.gain != 1).any() and not edit.offset.any():
         text += (
             ", each by one factor on its column of the down projection; mean |gain - 1| is "
             f"{abs(edit.gain - 1).mean():.4f}"
         )
-    if strength != 1:
-        text += f", dialled to {strength:.3g} times what was found at first"
-    return text + ". Everything else is the base model's, byte for byte."
+    return text
+
+
+def _written(rank_one: RankOne) -> str:
+    """What layers write besides."""
+    read, layers = rank_one.inputs_read, len(rank_one.layers)
+    writer, projection, inputs = SITES[rank_one.site]
+    count = len(rank_one.of(0)[0])
+    many, rank = ("one direction", "one") if count == 1 else (f"{count} directions", str(count))
+    where = "each" if layers == len(read) else f"{layers}"
+    return (
+        f"adds {many} to what the {writer} in {where} of the "
+        f"{len(read)} layers writes: a matrix of rank {rank} on the {projection} projection, "
+        f"which reads {int(read.sum()):,} of {read.size:,} {inputs} with {rank} number"
+        f"{'s' * (count > 1)} each"
+    )
 
 
 def _plain(text: str) -> str:

@@ -30,6 +30,7 @@ from ..data.loading import (
     read_object,
     refuse_adapter,
     refuse_quantised,
+    refuse_revision,
     told,
     weight_files,
 )
@@ -246,10 +247,11 @@ def locate(
 
     Args:
         source: a local folder, `embedded:NAME`, or a hub id.
-        revision: a hub branch, tag or commit.
+        revision: a hub branch, tag or commit, of a hub id.
         patterns: the files that are needed of a hub id.
     """
     source = os.fspath(source)
+    refuse_revision(source, revision)
     if source.startswith("embedded:"):
         return fetch_model(source.removeprefix("embedded:")), source, None
     if os.path.isdir(source):

@@ -69,7 +69,7 @@ def export(
         source: the base: a folder, `embedded:NAME` or a hub id.
         edit: the edit.
         out: the folder to write, whole or not at all.
-        revision: a hub branch, tag or commit.
+        revision: a hub branch, tag or commit, of a hub id.
         force: replace what is in `out`, if that is a model.
         verify: reload the folder and compare its logits with the hooked base model before it takes
             its place; "vllm" also in vLLM (a minute or more).

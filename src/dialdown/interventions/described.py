@@ -13,20 +13,31 @@ if TYPE_CHECKING:
 
 
 def acts_on(edit: Intervention) -> list[str]:
-    """How many neurons, channels or outputs an edit acts on, in words; empty for steering."""
-    if edit.outputs is not None:
-        return [f"{edit.outputs.moved:,} of {edit.outputs.gain.size:,} outputs"]
-    if edit.rank_one is not None and edit.rank_one.site == "attention":
+    """How many neurons, channels and outputs an edit acts on, in words, and the residual stream
+    where it steers besides; empty for steering alone.
+    """
+    parts, neurons = [], edit.selected
+    if edit.rank_one is not None:
         read = edit.rank_one.inputs_read
-        return [f"{np.count_nonzero(read):,} of {read.size:,} channels of attention"]
-    return [f"{edit.neurons:,} of {edit.selected.size:,} neurons"] if edit.gain.size else []
+        if edit.rank_one.site == "attention":
+            parts.append(f"{np.count_nonzero(read):,} of {read.size:,} channels of attention")
+        else:
+            neurons = neurons | read if neurons.shape == read.shape else read
+    if edit.outputs is not None:
+        parts.append(f"{edit.outputs.moved:,} of {edit.outputs.gain.size:,} outputs")
+    if neurons.any() or (neurons.size and not parts):
+        parts.insert(0, f"{np.count_nonzero(neurons):,} of {neurons.size:,} neurons")
+    if edit.vector is not None and (parts or edit.kind != "steer"):
+        parts.append("the residual stream")
+    return parts
 
 
 def card_of(edit: Intervention) -> str:
     """The HTML of what an edit is and how many neurons it selects in each layer."""
-    maps = edit if edit.outputs is None else edit.outputs
     ranges = {
-        name: f"{numbers.min():.4g} to {numbers.max():.4g}"
+        f"{name}{of}": f"{numbers.min():.4g} to {numbers.max():.4g}"
+        for maps, of in ((edit, ""), (edit.outputs, " of outputs"))
+        if maps is not None
         for name, numbers, rest in (("gains", maps.gain, 1), ("offsets", maps.offset, 0))
         if (numbers != rest).any()
     }

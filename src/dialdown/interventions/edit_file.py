@@ -19,6 +19,8 @@ from ..models.protocol import Site
 Kind = Literal["none", "set", "shift", "scale", "affine", "rank_one", "outputs", "steer"]
 EditKind = Literal["set", "shift", "scale"]
 Ordering = Literal["cosine", "activation", "notebook"]
+# Kinds of which the edit of beta dialled to s is the edit of s * beta.
+BETA_DIALS = ("scale", "shift")
 # Name of a tensor, what numpy calls its kind of numbers, how many axes it may have, and the tensor
 # that has as many rows; but what a layer writes, it has its shape, too.
 TENSORS = {
@@ -89,6 +91,19 @@ def check_strength(strength: float) -> None:
             f"A strength of {strength} cannot be applied: pass a finite number, 1 for the whole "
             "edit."
         )
+
+
+def dialled(
+    kind: Kind, alpha: float | None, beta: float | None, strength: float
+) -> tuple[float | None, float | None]:
+    """What alpha and beta of an edit become when it is dialled: steering's alpha and the beta of a
+    scale or a shift are strengths, a fraction of neurons and the constants of a set are not.
+    """
+    if alpha is not None and kind == "steer":
+        alpha *= strength
+    if beta is not None and kind in BETA_DIALS:
+        beta *= strength
+    return alpha, beta
 
 
 def check_edit(path: Path, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Header:

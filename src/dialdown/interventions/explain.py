@@ -120,10 +120,12 @@ def keep_top(gains: Intervention, order: NDArray[np.float64], count: int) -> Int
     """The gains of the `count` neurons that come first by `order` (L, F), highest first; every
     other neuron keeps its activation.
     """
-    if gains.kind != "scale":
+    further = gains.rank_one or gains.outputs
+    if gains.kind != "scale" or further or gains.vector is not None or gains.offset.any():
+        kind = "scale with more to it" if gains.kind == "scale" else gains.kind
         raise DialdownError(
-            f"{gains.name} is a {gains.kind} edit, and only the gains of a scale can be kept one "
-            "by one: pass neuron gains."
+            f"{gains.name} is a {kind} edit, and only the gains of a scale can be kept one by one: "
+            "pass neuron gains."
         )
     kept = np.zeros(order.size, dtype=bool)
     kept[np.argsort(-order.ravel(), kind="stable")[:count]] = True
@@ -141,6 +143,11 @@ def shuffled(edit: Intervention, *, seed: int) -> Intervention:
         raise DialdownError(
             f"{edit.name} maps outputs of {len(edit.outputs.widths)} modules, of which no shuffled "
             "control is made: pass gains, or directions."
+        )
+    if edit.vector is not None:
+        raise DialdownError(
+            f"{edit.name} steers, and its one vector is no number of a neuron's to shuffle: pass "
+            "gains or directions, or as a control steering along a random direction."
         )
 
     def moved(numbers: NDArray[Any]) -> NDArray[Any]:

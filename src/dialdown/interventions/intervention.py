@@ -35,7 +35,7 @@ from ..models.mlp import check_in_place
 from ..models.sites import projections
 from ..models.written import check_written
 from .described import acts_on, card_of
-from .edit_file import KIND_OF, Kind, check_edit, check_strength, narrow, of_one_shape
+from .edit_file import KIND_OF, Kind, check_edit, check_strength, dialled, narrow, of_one_shape
 from .folding import Fold, affine_hook, check_can_fold, restored, shared_projections, steering_hook
 from .outputs import Outputs, output_map_hooks
 from .rank_one import RankOne, rank_one_hooks
@@ -57,9 +57,10 @@ class Intervention:
         rank_one: what each layer writes besides, or None.
         outputs: what becomes of the outputs of linear layers or norms, or None.
         vector: (d,) float64, what is added to the final-layer residual (-alpha * W), or None.
-        alpha: the fraction selected per group, or the steering strength; None where neither
-            applies.
-        beta: the strength of an edit (METHOD §4), or None.
+        alpha: the fraction selected per group, or the steering strength as it acts, dialled
+            included; None where neither applies.
+        beta: the strength of an edit (METHOD §4) as it acts; of a `set` that of its constants,
+            how far towards them is `record["strength"]`; or None.
         control_of: the name of the intervention this one is a control for, or None.
         record: where it came from: model, protocol, direction, ordering, seed.
         family, strength, control: what the name is made of (`called`, `control_for`); empty for an
@@ -151,6 +152,7 @@ class Intervention:
         """
         check_strength(strength)
         strength = float(strength)
+        alpha, beta = dialled(self.kind, self.alpha, self.beta, strength)
         return replace(
             self,
             gain=1 + strength * (self.gain - 1),
@@ -158,6 +160,8 @@ class Intervention:
             rank_one=self.rank_one and self.rank_one.at(strength),
             outputs=self.outputs and self.outputs.at(strength),
             vector=None if self.vector is None else strength * self.vector,
+            alpha=alpha,
+            beta=beta,
             record={**self.record, "strength": strength * self.record.get("strength", 1.0)},
         )
 

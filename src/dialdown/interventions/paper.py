@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import DialdownError, nearest
 from ..neurons.directions import Direction
 from ..neurons.table import Mask, NeuronTable
-from .edit_file import EditKind, Kind, Ordering
+from .edit_file import BETA_DIALS, EditKind, Kind, Ordering
 from .intervention import Intervention
 
 # METHOD §4: the groups whose contribution to the concept shrinks with the activation, and those
@@ -125,19 +125,19 @@ def steering_alpha(direction: Direction, strength: float) -> float:
 
 
 def patch_control(table: NeuronTable, patched: Intervention, *, seed: int) -> Intervention:
-    """The same patch on random neurons, as many in each tuning-free group as it patches there
-    (METHOD §5).
+    """The same patch, dialled as it is, on random neurons, as many in each tuning-free group as it
+    patches there (METHOD §5).
     """
     selected = _drawn(table, patched.selected, np.random.default_rng(seed))
     result = _patched(table, patched.name, patched.kind, selected)
-    result = replace(result, record={**result.record, "seed": seed})
+    result = _as_strong_as(patched, result, seed)
     return result.control_for(patched, "random_neurons")
 
 
 def edit_controls(
     table: NeuronTable, random_table: NeuronTable, edited: Intervention, *, seed: int
 ) -> list[Intervention]:
-    """What an edit must beat to be about the concept at all (METHOD §5).
+    """What an edit must beat to be about the concept at all (METHOD §5), each dialled as it is.
 
     Args:
         table: the table `edited` was built from.
@@ -174,9 +174,20 @@ def edit_controls(
     if kind == "set":
         controls["beta_zero"] = edit(table, **options, beta=0.0)
     return [
-        replace(control, record={**control.record, "seed": seed}).control_for(edited, name)
+        _as_strong_as(edited, control, seed).control_for(edited, name)
         for name, control in controls.items()
     ]
+
+
+def _as_strong_as(main: Intervention, control: Intervention, seed: int) -> Intervention:
+    """A control that was made of the numbers of `main`, dialled as `main` is by now."""
+    record = {"seed": seed}
+    if "strength" in main.record:
+        record["strength"] = main.record["strength"]
+        # The beta that a scale or shift was made with here has it already.
+        if main.beta is None or main.kind not in BETA_DIALS:
+            control = control.at(main.record["strength"])
+    return replace(control, record={**control.record, **record})
 
 
 def _drawn(

@@ -270,9 +270,11 @@ class Decoder:
             return torch.stack(columns, dim=1).flatten()
 
         out: list[list[list[int]]] = [[[] for _ in self.prompts] for _ in picks]
+        # What is kept is the model's own, so a context around may neither use it nor fill it.
+        share = not being_changed(self.lm)
         with torch.inference_mode(), for_any_length():
             for number, batch in enumerate(self.batches):
-                prefix = copy.deepcopy(self._prefix(number))
+                prefix = copy.deepcopy(self._prefix(number)) if share else None
                 if prefix is not None:
                     prefix.batch_repeat_interleave(len(picks))
                 tokens = self._decode(

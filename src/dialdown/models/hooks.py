@@ -13,13 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from .lm import LM
+from ..errors import DialdownError
 from .mlp import check_axes
 from .projection import Projection
+
+if TYPE_CHECKING:
+    from .lm import LM
 
 Positions = Literal["all", "last", "first"]
 """Where in each forward pass a change acts (METHOD §5)."""
@@ -187,3 +190,14 @@ def being_changed(lm: LM) -> bool:
 def acted_on(lm: LM) -> bool:
     """Whether a context around the caller changes layers of `lm`, or steers it."""
     return being_changed(lm) or bool(lm.view.final_norm._forward_pre_hooks)
+
+
+def check_alone(lm: LM, copied: str = "copied") -> None:
+    """Refuse to copy a model that an intervention acts on, whose hooks the copy would keep for good
+    (DialdownError); `copied` is what is done, such as "trained".
+    """
+    if acted_on(lm):
+        raise DialdownError(
+            f"{lm.name} cannot be {copied} while an intervention acts on it, which the copy would "
+            "keep for good: fold, merge or train outside of `applied`."
+        )

@@ -25,6 +25,7 @@ from ..data import assets, loading
 from ..errors import DialdownError
 from ..files import fingerprint
 from . import adapters, templates, tokens
+from .hooks import check_alone
 from .mlp import MLPView
 from .templates import AnyTemplate, Template
 
@@ -148,7 +149,10 @@ class LM:
         return output["cache" if "cache" in output else "past_key_values"]
 
     def twin(self) -> LM:
-        """The same model with weights of its own: changing one leaves the other alone."""
+        """The same model with weights of its own: changing one leaves the other alone; refused
+        where an intervention acts on it (DialdownError).
+        """
+        check_alone(self)
         model, view = copy.deepcopy((self.model, self.view))
         return replace(self, model=model, view=view)
 
@@ -165,6 +169,11 @@ class LM:
             "neurons": self.view.n_neurons,
             "d_model": self.view.d_model,
         }
+
+    def tokens_fingerprint(self) -> str:
+        """Changes with the ids that prompts become: a hash of the vocabulary and of samples."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return fingerprint(vocabulary, self.prompt_ids(tokens.SAMPLES))
 
     def weights_fingerprint(self) -> str:
         """Changes when any weight changes: a hash of all their bytes."""
@@ -209,7 +218,7 @@ def load(
         name: a hub id, a folder written by `save_pretrained`, or `embedded:smollm2-135m`; or a
             transformers model in memory, which is used as it is, hooks of others included.
         tokenizer: of a model in memory, which needs one.
-        revision: a hub branch, tag or commit.
+        revision: a hub branch, tag or commit, of a hub id.
         dtype: `float32`, `bfloat16` or `float16`; by default float32 on a CPU and the checkpoint's
             own on a GPU.
         device: a torch device; by default the GPU if there is one.
@@ -221,9 +230,9 @@ def load(
     Raises:
         DialdownError: the model does not exist, cannot be reached, is not whole (a weight is
             missing, unknown or of another size), quantised, damaged or an adapter, has no known
-            MLP, or the dtype, device or template is unknown; it has no chat template that was asked
-            for, or one that fails; a model in memory comes without a tokenizer, or
-            with a revision, dtype or device, which it has already.
+            MLP, or the dtype, device or template is unknown; a revision of what is no hub id; it
+            has no chat template that was asked for, or one that fails; a model in memory comes
+            without a tokenizer, or with a revision, dtype or device, which it has already.
     """
     if not isinstance(name, (str, os.PathLike)):
         given = {"revision": revision, "dtype": dtype, "device": device}
@@ -280,6 +289,7 @@ def _in_memory(
 
 def _found(name: str, revision: str | None) -> str:
     """What transformers loads for a name: a folder, or a hub id."""
+    loading.refuse_revision(name, revision)
     source = name
     if name.startswith("embedded:"):
         source = str(assets.fetch_model(name.removeprefix("embedded:")))

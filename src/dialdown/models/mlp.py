@@ -73,6 +73,12 @@ class MLPView:
         return int(self.layers[0].columns.shape[1])
 
     @property
+    def down(self) -> str:
+        """The dotted path from a decoder layer to its down projection, as `find` takes it."""
+        first = self.layers[0]
+        return first.path.removeprefix(f"{first.decoder_layer}.")
+
+    @property
     def d_model(self) -> int:
         """Residual width, d."""
         return int(self.layers[0].columns.shape[0])

@@ -107,6 +107,11 @@ def text_windows(
             f"A window of {window} tokens exceeds the context of {lm.name} ({lm.context}): pass a "
             "smaller window."
         )
+    if window < 2:
+        raise DialdownError(
+            f"A window of {window} token predicts none, so it has no perplexity: pass a window of "
+            "2 or more."
+        )
     # One very long text is what a tokenizer warns about; it is cut into windows right below.
     whole_text(text, "The reference text")
     ids: list[int] = lm.tokenizer(text, add_special_tokens=protocol == "paper", verbose=False)[

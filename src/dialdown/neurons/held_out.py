@@ -36,7 +36,8 @@ def hold_out(
         return train, held
     if not stratify:
         split = GroupShuffleSplit(1, test_size=0.1, random_state=seed)
-        return next(split.split(rows, groups=groups))
+        train, held = next(split.split(rows, groups=groups))
+        return train, held
     return held_groups(labels, groups, seed)
 
 
@@ -69,13 +70,14 @@ def check_groups(labels: Sequence[int] | NDArray[Any], groups: Groups) -> None:
     """Refuse groups that are not as many as the labels, or of which a label has fewer than 10
     (DialdownError).
     """
-    if np.shape(groups) != np.shape(labels):
+    named, labelled = np.asarray(groups), np.asarray(labels)
+    if named.shape != labelled.shape:
         raise DialdownError(
-            f"The groups have shape {np.shape(groups)} and the labels {np.shape(labels)}: pass "
-            "one group, a number or a name, for each text."
+            f"The groups have shape {named.shape} and the labels {labelled.shape}: pass one group, "
+            "a number or a name, for each text."
         )
     for label in (0, 1):
-        texts = np.asarray(groups)[np.asarray(labels) == label]
+        texts = named[labelled == label]
         if (number := len(np.unique(texts))) < FEWEST:
             raise DialdownError(
                 f"The {len(texts)} texts labelled {label} are of {number} groups, too few to hold "

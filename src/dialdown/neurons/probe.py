@@ -256,7 +256,7 @@ def fit_probe(
             "accuracy": float(np.mean((score > 0) == (y[held] == 1))),
             "auc": float(roc_auc_score(y[held], score)) if len(np.unique(y[held])) > 1 else None,
             "intercept": float(model.intercept_[0]),
-            **({} if groups is None else {"groups": len(np.unique(groups))}),
+            **({} if groups is None else {"groups": len(np.unique(np.asarray(groups)))}),
             "train": len(train),
             "validation": len(held),
             "C": 1.0 if paper else float(np.ravel(model.C_)[0]),

@@ -187,7 +187,8 @@ def way_out(stage: str, config: Config, *, weights: bool = False) -> str:
     """
     on_cpu = not device_name(config).startswith("cuda")
     ways = ["dpo.lora_rank to 16"] if stage == "train" and not config.dpo.lora_rank else []
-    if ways and (cards := len(gpus(config.device))) > config.dpo.processes:
+    may_share = ways and config.dpo.kl_positions == "completion"
+    if may_share and (cards := len(gpus(config.device))) > config.dpo.processes:
         ways.append(f"dpo.processes to {cards}")
     if not weights:
         lowered = (_lowered(setting, config, on_cpu) for setting in ALL[stage].lowered)

@@ -33,6 +33,7 @@ from ..extras import asking_for
 from ..files import disk_errors, fingerprint, kept_json, whole_folder, write_json
 from ..models import templates
 from ..models.forward_pass import for_any_length
+from ..models.hooks import check_alone
 from ..models.lm import LM, weight_fingerprints
 from ..models.templates import Template
 from . import ranks
@@ -73,10 +74,11 @@ def train_dpo(
             beside the weights.
 
     Raises:
-        DialdownError: TRL is missing; a pair is empty or too long; too few pairs or prompts; `out`
-            holds something else; the disk has no room or cannot be written; the loss is no longer
-            finite.
+        DialdownError: TRL is missing; an intervention acts on `lm` right now; a pair is empty or
+            too long; too few pairs or prompts; `out` holds something else; the disk has no room or
+            cannot be written; the loss is no longer finite.
     """
+    check_alone(lm, "trained")
     base = base and base.resolve()
     if ranks.wanted(settings):
         whole = not settings.lora_rank

@@ -32,6 +32,7 @@ from ..errors import DialdownError
 from ..extras import asking_for
 from ..interventions.explain import as_scale
 from ..interventions.intervention import Intervention
+from ..models.hooks import check_alone
 from ..models.lm import LM, sharing
 from . import ranks
 from .dpo import tune
@@ -68,6 +69,7 @@ def train_gains(
         DialdownError: the natural gradient without `information` of this model; a KL on no texts;
             see `train_dpo`.
     """
+    check_alone(lm, "trained")
     if ranks.wanted(settings):
         given: dict[str, Any] = {"information": information, "texts": texts}
         return ranks.on_ranks_of(

@@ -27,6 +27,7 @@ from ..data.pairs import Pair
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
+from ..models.hooks import check_alone
 from ..models.lm import LM
 from ..models.projection import Projection
 from ..models.protocol import Site
@@ -66,6 +67,7 @@ def train_rank_one(
         DialdownError: a KL on no texts, or a site that the model has not (see `projections`); see
             `train_dpo`.
     """
+    check_alone(lm, "trained")
     if ranks.wanted(settings):
         given: dict[str, Any] = {"site": site, "texts": texts}
         return ranks.on_ranks_of(

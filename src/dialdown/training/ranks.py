@@ -52,7 +52,7 @@ class Job:
     Attributes:
         load: loads the model onto a device.
         train: trains it.
-        weights: a hash of the weights that `load` is to give.
+        weights, tokens: a hash of the weights that `load` is to give, and of what prompts become.
         whole: whether all weights are trained, which are then shared out among the GPUs from the
             memory of the machine.
         on_cpu: whether ranks train on the processor.
@@ -61,6 +61,7 @@ class Job:
     load: Callable[..., LM]
     train: Callable[..., Any]
     weights: str
+    tokens: str
     whole: bool
     on_cpu: bool
 
@@ -96,9 +97,11 @@ def on_ranks_of(
                 revision=lm.revision,
                 dtype=str(model.dtype).removeprefix("torch."),
                 template=lm.template,
+                down=lm.view.down,
             ),
             partial(train, settings=settings, **given),
             fingerprint(weight_fingerprints(model)),
+            lm.tokens_fingerprint(),
             whole,
             on_cpu=device.type == "cpu",
         )
@@ -201,6 +204,12 @@ def _loaded(job: Job, device: str) -> LM:
         raise DialdownError(
             f"{lm.name} has other weights on disk than the model that is to be trained, and each "
             "rank loads its own: save the model, and pass the folder."
+        )
+    if lm.tokens_fingerprint() != job.tokens:
+        raise DialdownError(
+            f"{lm.name} has another tokenizer or chat template on disk than the one that is to be "
+            "trained with, and each rank loads its own: save model and tokenizer in one folder, "
+            "and pass that."
         )
     return lm
 

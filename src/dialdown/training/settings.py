@@ -108,7 +108,8 @@ class DPOSettings:
         kl_weight: γ; 0 is plain DPO.
         kl_direction: "reference_policy" is KL(π_ref ‖ π), "policy_reference" is KL(π ‖ π_ref).
         kl_positions: "completion", or "all" to include prompt and padding as the authors' code
-            does, whose layout of a batch each forward pass then has (METHOD §8).
+            does, whose layout of a batch each forward pass then has (METHOD §8); one process alone
+            trains so.
         optimizer: "rmsprop" or "adamw"; "natural" is for neuron gains (see `GainSettings`).
         learning_rate: reached after `warmup_steps` linear steps, then constant.
         warmup_steps: in updates.
@@ -197,6 +198,12 @@ class DPOSettings:
                 f"ranks: pass a multiple of {self.ranks} (and lower accumulation as much), or "
                 "other processes."
             )
+        if self.ranks > 1 and self.kl_positions == "all":
+            raise DialdownError(
+                f"kl_positions = 'all' cannot be shared out among {self.ranks} ranks, whose parts "
+                "of a batch have other padding, on which its KL depends, than the whole: pass "
+                "kl_positions='completion', or one process."
+            )
 
     @property
     def ranks(self) -> int:
@@ -214,7 +221,8 @@ class EditSettings(DPOSettings):
     """How to train an edit in place of the weights: DPO's settings with what few numbers need, one
     pass of small batches.
 
-    See `DPOSettings` for the attributes; `docs/lab-log.md` says what else was tried.
+    See `DPOSettings` for the attributes, of which `lora_rank` has no part here; `docs/lab-log.md`
+    says what else was tried.
 
     Attributes:
         own_kl_weight: what KL(base ‖ edited) on text of the model's own, in nats per position,
@@ -235,6 +243,12 @@ class EditSettings(DPOSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_least(self, "An edit cannot be trained", {"own_kl_weight": 0})
+        if self.lora_rank:
+            raise DialdownError(
+                f"lora_rank = {self.lora_rank} has no effect on an edit, whose few numbers are "
+                "trained in place of the weights: leave it out, or train the model itself with "
+                "train_dpo."
+            )
 
 
 @dataclass(frozen=True)
