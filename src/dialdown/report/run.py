@@ -115,10 +115,24 @@ class Run:
         """The study's settings."""
         return settings_of(self.folder, self.info)
 
-    @cached_property
+    @property
     def front(self) -> Sequence[Row]:
         """The rows of the front, measured on prompts of their own; empty where there are none."""
-        return _rows(self.folder, "front.json")[0]
+        return self._front[0]
+
+    @property
+    def front_of(self) -> int | None:
+        """How many rows the front will have, as `of` says of the others."""
+        return self._front[1]
+
+    @cached_property
+    def _front(self) -> tuple[Sequence[Row], int | None]:
+        return _rows(self.folder, "front.json")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows that were asked for are measured."""
+        return bool(self.results) and self.of is None and self.front_of is None
 
     def setting(self, key: str) -> Any:
         """A setting by its key; None where run.json has no such key."""
@@ -129,6 +143,11 @@ class Run:
         """What a stage recorded; empty where it did not run."""
         recorded: Mapping[str, Any] = self.info.get("stages", {}).get(name) or {}
         return recorded
+
+
+def of_all(rows: Sequence[Row], of: int | None) -> str:
+    """How many rows are measured, and of how many where some are missing."""
+    return f"{len(rows):,}{f' of {of:,}' if of else ''}"
 
 
 def settings_of(folder: Path, info: Mapping[str, Any]) -> Config:

@@ -193,6 +193,8 @@ class Ledger:
             with disk_errors(self.folder):
                 remove(self.folder, lost, record["files"] if record else ())
                 path.unlink(missing_ok=True)
+            # Or what shows the folder meanwhile would miss the rows of a stage that is undone.
+            self._summarise()
         return lost
 
     def record(
@@ -287,16 +289,20 @@ def held_whole(folder: Path, again: str) -> Iterator[None]:
             if stage != again
             for place, state in record["files"].items()
         }
-        lost = harmed(folder, files)
-        if lost or read_sealed(folder / RUN) is None:
+        lost, run = harmed(folder, files), read_sealed(folder / RUN)
+        if lost or run is None:
             raise DialdownError(
                 f"{folder / [*lost, RUN][0]} is gone or was damaged after it was written: repeat "
                 "the command that made this folder, which makes it again."
             )
         yield
         if again in done:
-            left = sizes_and_hashes(folder, done[again]["files"])
-            write_sealed(_path(folder, again), {**done[again], "files": left})
+            record = done[again]
+            record["files"] = sizes_and_hashes(folder, record["files"])
+            if record["config"] != run["config"]:
+                # It tells of a study that went on with other settings, and is none of its stages.
+                record["inputs"] = None
+            write_sealed(_path(folder, again), record)
 
 
 def _path(folder: Path, stage: str) -> Path:

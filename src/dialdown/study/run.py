@@ -22,6 +22,7 @@ from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
 from .needs import busy_lines, check_room, way_out
+from .outputs import rows_of, so_far
 from .preflight import check_inputs, check_settings
 from .stages import (
     collect_means,
@@ -131,6 +132,7 @@ class Study:
         self.enter(stage, done)
         if done:
             self.announce(f"{stage}: done before")
+            self._drop_rows_so_far()
             return
         self._show_more()
         start = time.perf_counter()
@@ -139,9 +141,19 @@ class Study:
         facts |= self.work.notes.take()
         seconds = time.perf_counter() - start
         ledger.record(stage, seconds, facts, self.work.peak_together)
+        self._drop_rows_so_far()
         # Of what was not asked for there is nothing to say here; run.json says why it was left out.
         if "skipped" not in facts:
             self.announce(f"{stage}: {seconds:.0f} s")
+
+    def _drop_rows_so_far(self) -> None:
+        """Remove what was gathered of rows whose stage is done: `base` repaired in a finished study
+        leaves some, and a front that was interrupted and is asked for no more.
+        """
+        for stage in self.stages:
+            for path in (self.folder / so_far(name) for name in rows_of(stage)):
+                if path.exists() and self.work.ledger.finished(stage):
+                    path.unlink()
 
     def _show_more(self) -> None:
         """Show what there is, unless that would take a good part of the time."""
