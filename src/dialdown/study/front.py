@@ -43,19 +43,15 @@ def step_for_front(work: Workspace) -> Facts:
 
 def _skipped(work: Workspace) -> str | None:
     """Why no gains are made for a front."""
-    if not _has_front(work):
+    if not plan.has_front(work.config):
         return NOT_ASKED
     return None if work.config.tuned is None else NO_PAIRS
-
-
-def _has_front(work: Workspace) -> bool:
-    return work.config.front.count > 0 and "strict" in work.config.protocols
 
 
 def draw_front(work: Workspace) -> Facts:
     """Every family at several strengths, and DPO along its training, on the same prompts."""
     settings = work.config.front
-    if not _has_front(work):
+    if not plan.has_front(work.config):
         (work.folder / "front.json").unlink(missing_ok=True)
         shutil.rmtree(work.folder / FRONT_EDITS, ignore_errors=True)
         return {
