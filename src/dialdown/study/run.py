@@ -33,6 +33,7 @@ from .stages import (
     make_tables,
     tune,
 )
+from .standing import pinned
 
 STUDY: Stages = {
     "probe": find_directions,
@@ -77,7 +78,7 @@ class Study:
     def work(self) -> Workspace:
         """What the stages share."""
         stages = tuple(self.stages)
-        return Workspace(self.config, self.folder, stages, self._show_more)
+        return Workspace(pinned(self.config), self.folder, stages, self._show_more)
 
     def run(self, *, until: str | None = None) -> None:
         """Run the stages up to `until`, skipping what is done.
@@ -112,7 +113,7 @@ class Study:
 
     def _check(self, stages: Sequence[str], new: Path | None = None) -> None:
         """Refuse what cannot work, and say what memory the stages will take."""
-        sentence = check_room(self.config, stages, new)
+        sentence = check_room(self.work.config, stages, new)
         check_inputs(self.work, stages)
         if sentence:
             self.announce(sentence)
