@@ -21,6 +21,7 @@ from ..models.templates import Template
 from ..neurons.table import NeuronTable
 from ..study.config import Config
 from ..study.outputs import RUN, so_far
+from ..study.rows import measured_in
 from ..terminal import printable
 from .names import CONTROLS, label, place
 
@@ -95,10 +96,8 @@ class Run:
         path = self.folder / "rows" / f"{protocol}-{name}.json"
         if not path.exists():
             return None
-        saved = read_sealed(path) or {}
-        saved.pop("effect", None)
         try:
-            return Measured.from_json(saved)
+            return measured_in(read_sealed(path) or {})
         except (AttributeError, KeyError, TypeError) as error:
             raise DialdownError(
                 f"{path} cannot be read as a measured row ({error!r}): repeat the command that "

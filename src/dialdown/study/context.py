@@ -5,8 +5,8 @@ stages left there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -310,6 +310,17 @@ class Workspace:
                 self.peak_together = max(self.peak_together, together)
                 self.notes.join(finished.told)
                 yield finished.piece
+
+    @contextmanager
+    def noting(self) -> Iterator[StageNotes]:
+        """The notes of one piece of a stage, which the stage has too in the end."""
+        of_stage, self.notes = self.notes, StageNotes()
+        try:
+            with self.notes.hearing():
+                yield self.notes
+        finally:
+            of_stage.join(self.notes)
+            self.notes = of_stage
 
     def _forget(self) -> None:
         self._kept.clear()
