@@ -36,6 +36,16 @@ def test_a_lost_worker_costs_one_piece_which_is_done_again(scheduler: str, tmp_p
     assert [*tmp_path.glob("lost-*")]
 
 
+def test_a_worker_reads_what_changed_before_the_same_work_was_asked_for_again(
+    scheduler: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    for text in ("before", "after"):
+        file.write_text(text)
+        done = do_all(partial(pieces.reader, file), range(6), scheduler, tmp_path)
+        assert {finished.told for finished in done} == {text}
+
+
 def test_rows_of_a_cluster_are_those_of_one_process(
     scheduler: str, study_file: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
     dialdown run --set workers=dask:tcp://head:8786          # or dask:/shared/scheduler.json
 
 Every worker sees the folder of the study, under the path that it has here, and has the same
-versions installed (docs/cluster.md). What a worker makes of the study is kept for its next piece.
+versions installed (docs/cluster.md). What a worker makes of the study is kept for its next piece
+of the same work.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from uuid import uuid4
 
 from .errors import DialdownError
 from .extras import asking_for
@@ -27,9 +29,10 @@ PATIENCE = 10
 # Times that a piece is done again after its worker was lost.
 RETRIES = 3
 
-# What the worker made last, and from what. A worker of Dask may have several threads, and edits
-# act on the one model in memory.
-_prepared: dict[bytes, Callable[[Any], Any]] = {}
+# What the worker made last, by the work it was made for: a file that the settings name may change
+# before the same work is asked for again. A worker of Dask may have several threads, and edits act
+# on the one model in memory.
+_prepared: dict[str, Callable[[Any], Any]] = {}
 _one_at_a_time = Lock()
 
 
@@ -46,9 +49,9 @@ def do_all(prepare: Prepare, pieces: Sequence[Any], where: str, folder: Path) ->
     futures: list[Future[Done]] = []
     try:
         executor = client.get_executor(retries=RETRIES)
-        job = pickle.dumps(prepare)
+        work, job = uuid4().hex, pickle.dumps(prepare)
         place = str(folder.absolute()), os.getcwd()
-        futures = [executor.submit(_one, job, place, piece) for piece in pieces]
+        futures = [executor.submit(_one, work, job, place, piece) for piece in pieces]
         for future in as_completed(futures):
             yield future.result()
     finally:
@@ -77,19 +80,19 @@ def _client(where: str) -> Any:
         ) from error
 
 
-def _one(job: bytes, place: tuple[str, str], piece: Any) -> Done:
-    """Do a piece, in a worker."""
+def _one(work: str, job: bytes, place: tuple[str, str], piece: Any) -> Done:
+    """Do a piece of a work, in a worker."""
     import torch
 
     with _one_at_a_time:
-        if job not in _prepared:
+        if work not in _prepared:
             _prepared.clear()
             _enter(*place)
             # As in the workers of one machine, whose results these are to the bit.
             torch.set_num_threads(1)
             quiet_libraries()
-            _prepared[job] = pickle.loads(job)()
-        return Done(piece, _prepared[job](piece), os.getpid(), peak_bytes() or 0)
+            _prepared[work] = pickle.loads(job)()
+        return Done(piece, _prepared[work](piece), os.getpid(), peak_bytes() or 0)
 
 
 def _enter(folder: str, here: str) -> None:

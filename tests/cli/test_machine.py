@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from dialdown import DialdownError
@@ -133,6 +134,37 @@ def test_needs_grow_with_what_they_are_made_of(tmp_path: Path) -> None:
     # A model that is given needs no pairs and no training.
     given = load_config(preset="demo", flags={**flags, "tuned": "elsewhere"})
     assert not {"pairs", "train"} & tokens_by_stage(given).keys()
+
+
+def test_a_front_beside_a_model_that_is_given_is_reckoned_with() -> None:
+    flags = {"tuned": "elsewhere", "front.count": 8}
+    front = {"gains", "step", "front"}
+    assert front & tokens_by_stage(load_config(flags=flags)).keys() == {"front"}
+    trained = {**flags, "tuned": None}
+    assert front & tokens_by_stage(load_config(flags=trained)).keys() == front
+    # The front is of the strict protocol.
+    assert not front & tokens_by_stage(load_config(flags={**trained, "protocols": "paper"})).keys()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_doctor_times_the_device_that_it_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None, bits: torch.dtype
+) -> None:
+    """Also where there is a GPU."""
+    tiny.lm("llama").model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    timed = []
+    original = torch.Tensor.__matmul__
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        timed.append((left.device.type, left.dtype, right.dtype))
+        return original(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    given = ["--device", "cpu", *(["--dtype", dtype] if dtype else [])]
+    result = invoke("doctor", tmp_path / "model", *given)
+    assert result.exit_code == 0, result.exception
+    assert {*timed} == {("cpu", bits, bits)}
 
 
 def _needs(

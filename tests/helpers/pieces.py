@@ -21,3 +21,13 @@ def work(folder: Path, deadly: int, piece: int) -> None:
         (folder / f"lost-{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / str(piece)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+
+
+def reader(file: Path) -> partial[str]:
+    """What gives the text that a file had when the worker began."""
+    return partial(told, file.read_text())
+
+
+def told(text: str, piece: int) -> str:
+    """A text, whatever the piece is."""
+    return text

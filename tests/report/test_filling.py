@@ -88,3 +88,16 @@ def test_a_page_that_was_filled_ends_as_one_drawn_at_once(run: Path, tmp_path: P
     fill(other, running=True)
     assert read(write_report(other)) == read(write_report(run))
     assert "Still running" not in read(other / "report.html")
+
+
+def test_a_front_that_was_interrupted_is_not_drawn_as_a_whole_one(run: Path) -> None:
+    measured = json.loads(read(run / "results.json"))
+    (run / "front-so-far.json").write_text(json.dumps({**measured, "of": 49}))
+    for text in (page(run, running=False), read(write_report(run))):
+        assert "This run stopped before its end" in text
+        assert f"8 rows measured, {len(measured['rows'])} of 49 of the front" in text
+    assert "So far 8 of 49 rows are measured." in read(run / "report.html")
+    assert not (run / "figures").exists()
+    shutil.move(run / "front-so-far.json", run / "front.json")
+    assert "So far" not in read(write_report(run))
+    assert (run / "figures").exists()

@@ -223,6 +223,7 @@ def test_the_card_that_torch_sees_is_in_run_json(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A Card")
+    study.config = study.config.model_copy(update={"device": "cpu"})
     flip(study.folder / "tuned" / "model.safetensors")
     study.run()
     run = read_sealed(study.folder / "run.json")

@@ -167,6 +167,12 @@ def test_a_smaller_batch_is_done_again_recorded_and_said(work: Workspace, tmp_pa
         said = [sentence for of, sentence in noted(run) if of == stage]
         assert any("texts at once did not fit into memory" in sentence for sentence in said), stage
     assert run["stages"]["pairs"]["batch_size"] == 56
+    # Nor where the stage goes on later with the rows that are there.
+    (folder / "stages" / "base.json").unlink()
+    Study(config, folder).run(until="base")
+    again = json.loads((folder / "run.json").read_text())["stages"]["base"]
+    assert again["batch_size"] <= 4
+    assert any("texts at once did not fit" in note["sentence"] for note in again["notes"])
     # Another number of prompts at once is not another study.
     goes_on = config.model_copy(update={"evaluation": replace(config.evaluation, batch_size=3)})
     assert Study(goes_on, folder).work.ledger.finished("base")

@@ -16,13 +16,14 @@ import torch
 
 from ..data.assets import fetch
 from ..data.catalogue import ASSETS
+from ..data.loading import named_dtype
 from ..data.wheels import cache_folder
 from ..evaluation.scorers import load_scorer
 from ..extras import EXTRAS, installing
 from ..models.memory import Shape
 from ..progress import progress
 from ..study.config import Config
-from ..study.memory import device_of
+from ..study.memory import device_name, device_of
 from ..study.needs import busy_lines, free_disk, memory_line, needs, shape_of, size
 from ..workers import do_all
 
@@ -85,7 +86,7 @@ def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[st
     """
     shape, device = shape_of(config), device_of(config)
     listed = needs(config, shape, device, stages=stages)
-    rate = _tokens_per_second(shape)
+    rate = _tokens_per_second(config, shape)
     yield (
         f"{config.model}: {shape.parameters:,} parameters, {shape.layers} layers of "
         f"{shape.neurons:,} neurons"
@@ -103,13 +104,14 @@ def needed(config: Config, folder: Path, stages: Collection[str]) -> Iterator[st
     yield f"disk: {size(room)} free, so it {'fits' if disk <= room else 'does not fit'}"
 
 
-def _tokens_per_second(shape: Shape) -> float:
-    """Tokens of a forward pass that this machine does in a second, by its speed at a product of the
-    model's own sizes.
+def _tokens_per_second(config: Config, shape: Shape) -> float:
+    """Tokens of a forward pass that the study's device does in a second, by its speed at a product
+    of the model's own sizes in as many bits.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    left = torch.randn(64, shape.d_model, device=device)
-    right = torch.randn(shape.d_model, shape.neurons, device=device)
+    device = torch.device(device_name(config))
+    bits = config.dtype or ("bfloat16" if shape.itemsize == 2 else "float32")
+    left = torch.randn(64, shape.d_model).to(device, named_dtype(bits))
+    right = torch.randn(shape.d_model, shape.neurons).to(left)
     threads = torch.get_num_threads()
     until, fastest = time.perf_counter() + TRIED, math.inf
     # What else runs here makes most rounds slower, and threads wait for each other: the best round
@@ -121,7 +123,7 @@ def _tokens_per_second(shape: Shape) -> float:
             fastest = min(fastest, time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    together = 1 if device == "cuda" else threads
+    together = threads if device.type == "cpu" else 1
     return EFFICIENCY * together * left.shape[0] * right.numel() / (shape.parameters * fastest)
 
 

@@ -28,7 +28,7 @@ from .chart_style import Chart
 from .charts import PRICES, Point, Price, controls, ladder, tradeoff
 from .drawing import save
 from .names import FAMILIES, METHODS, label, look, table_number
-from .run import Run
+from .run import Run, of_all
 
 UNTOUCHED = Estimate(0.0, 0.0, 0.0, 0)  # the untouched model differs from itself by nothing
 DRAWN = f"drawn at no more than {PLACES} ranks"
@@ -153,14 +153,16 @@ def _tradeoffs(run: Run, price: Price) -> Iterator[Figure]:
 
 
 def _front(run: Run) -> Iterator[Figure]:
-    front = front_points(run)
+    front, partial = front_points(run), ""
+    if run.front_of is not None:
+        partial = f" So far {of_all(run.front, run.front_of)} rows are measured."
     for price in PRICES if front else ():
         yield Figure(
             f"front-{price}".replace("_", "-"),
             "Figure C",
             f"{run.model}, strict: every family of interventions at several strengths, and DPO "
             "along its training, on the same prompts. The large mark of a line is its greatest "
-            "strength.",
+            f"strength.{partial}",
             (),
             tradeoff(front, "strict", price=price, concept=run.concept),
         )

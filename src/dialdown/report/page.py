@@ -36,7 +36,7 @@ from .grid import Grid, grid
 from .names import PROMPTED, UNITS, label, table_name
 from .neuron_tables import Frames
 from .rules import SPEAKING_WORDS
-from .run import Run, load
+from .run import Run, load, of_all
 from .tables import all_tables, write_tables
 from .text import number
 
@@ -70,11 +70,11 @@ def write_report(folder: Path) -> Path:
     """
     run = load(folder)
     frames, figures = all_tables(run), run_figures(run)
-    if whole := _whole(run):
+    if run.whole:
         write_tables(run, frames)
         for figure in (figure for section in figures.values() for figure in section):
             save(figure.chart, folder / "figures" / figure.name)
-    return _write(run, frames, figures, files=whole)
+    return _write(run, frames, figures, files=run.whole)
 
 
 def fill(folder: Path, *, running: bool) -> Path:
@@ -83,10 +83,6 @@ def fill(folder: Path, *, running: bool) -> Path:
     """
     run = load(folder)
     return _write(run, all_tables(run), run_figures(run, brief=True), running=running)
-
-
-def _whole(run: Run) -> bool:
-    return bool(run.results) and run.of is None
 
 
 def _write(
@@ -172,14 +168,14 @@ def _policy(style: str, script: str) -> str:
 
 def _status(run: Run, running: bool) -> str:
     """How far the run got, where it is not finished."""
-    if _whole(run) and not running:
+    if run.whole and not running:
         return ""
     records = run.info.get("stages", {}).items()
     ended = [stage for stage, facts in records if "skipped" not in facts and stage != "report"]
     done = ", ".join(ended)
     stages = f"done: {done}" if done else "no stage is done yet"
-    total = f" of {run.of:,}" if run.of else ""
-    rows = f"; {len(run.results):,}{total} rows measured" if run.results else ""
+    rows = f"; {of_all(run.results, run.of)} rows measured" if run.results else ""
+    rows += f", {of_all(run.front, run.front_of)} of the front" if run.front else ""
     if running:
         return (
             f"Still running (as of {datetime.now():%H:%M:%S}); {stages}{rows}. This page fills as "

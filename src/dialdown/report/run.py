@@ -21,6 +21,7 @@ from ..models.templates import Template
 from ..neurons.table import NeuronTable
 from ..study.config import Config
 from ..study.outputs import RUN, so_far
+from ..study.rows import measured_in
 from ..terminal import printable
 from .names import CONTROLS, label, place
 
@@ -95,10 +96,8 @@ class Run:
         path = self.folder / "rows" / f"{protocol}-{name}.json"
         if not path.exists():
             return None
-        saved = read_sealed(path) or {}
-        saved.pop("effect", None)
         try:
-            return Measured.from_json(saved)
+            return measured_in(read_sealed(path) or {})
         except (AttributeError, KeyError, TypeError) as error:
             raise DialdownError(
                 f"{path} cannot be read as a measured row ({error!r}): repeat the command that "
@@ -115,10 +114,24 @@ class Run:
         """The study's settings."""
         return settings_of(self.folder, self.info)
 
-    @cached_property
+    @property
     def front(self) -> Sequence[Row]:
         """The rows of the front, measured on prompts of their own; empty where there are none."""
-        return _rows(self.folder, "front.json")[0]
+        return self._front[0]
+
+    @property
+    def front_of(self) -> int | None:
+        """How many rows the front will have, as `of` says of the others."""
+        return self._front[1]
+
+    @cached_property
+    def _front(self) -> tuple[Sequence[Row], int | None]:
+        return _rows(self.folder, "front.json")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows that were asked for are measured."""
+        return bool(self.results) and self.of is None and self.front_of is None
 
     def setting(self, key: str) -> Any:
         """A setting by its key; None where run.json has no such key."""
@@ -129,6 +142,11 @@ class Run:
         """What a stage recorded; empty where it did not run."""
         recorded: Mapping[str, Any] = self.info.get("stages", {}).get(name) or {}
         return recorded
+
+
+def of_all(rows: Sequence[Row], of: int | None) -> str:
+    """How many rows are measured, and of how many where some are missing."""
+    return f"{len(rows):,}{f' of {of:,}' if of else ''}"
 
 
 def settings_of(folder: Path, info: Mapping[str, Any]) -> Config:

@@ -5,8 +5,8 @@ stages left there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -53,6 +53,7 @@ class Workspace:
         folder: where everything is written.
         stages: what is done in the folder, in order.
         changed: called when more can be shown of the folder than before.
+        standing: what the settings stand for, where that is known (see `folder.Ledger`).
         peak_together: the most memory that this process and its workers held together, in bytes; 0
             without workers.
         notes: what the stage that is going on leaves out, cuts or does not reach.
@@ -62,6 +63,7 @@ class Workspace:
     folder: Path
     stages: tuple[str, ...] = STAGES
     changed: Callable[[], None] = lambda: None
+    standing: Mapping[str, Any] | None = None
     peak_together: int = field(default=0, init=False)
     notes: StageNotes = field(default_factory=StageNotes, init=False)
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False)
@@ -69,7 +71,7 @@ class Workspace:
     @cached_property
     def ledger(self) -> Ledger:
         """What is written about this study."""
-        return Ledger(self.config, self.folder, self.stages)
+        return Ledger(self.config, self.folder, self.stages, self.standing)
 
     @cached_property
     def lm(self) -> LM:
@@ -295,7 +297,8 @@ class Workspace:
         self._forget()
         peaks: dict[int, int] = {}
         folder = self.folder.absolute()
-        prepare = partial(_worker, self.config, folder, self.stages, job, found_whole())
+        study = self.config, folder, self.stages, self.ledger.standing
+        prepare = partial(_worker, study, job, found_whole())
         running = (
             do_all(prepare, pieces, workers, devices, self.notes.add)
             if isinstance(workers, int)
@@ -309,19 +312,33 @@ class Workspace:
                 self.notes.join(finished.told)
                 yield finished.piece
 
+    @contextmanager
+    def noting(self) -> Iterator[StageNotes]:
+        """The notes of one piece of a stage, which the stage has too in the end."""
+        of_stage, self.notes = self.notes, StageNotes()
+        try:
+            with self.notes.hearing():
+                yield self.notes
+        finally:
+            of_stage.join(self.notes)
+            self.notes = of_stage
+
     def _forget(self) -> None:
         self._kept.clear()
         return_free_memory()
 
 
 def _worker(
-    config: Config, folder: Path, stages: tuple[str, ...], job: Job, whole: Mapping[Path, Any]
+    study: tuple[Config, Path, tuple[str, ...], Mapping[str, Any]],
+    job: Job,
+    whole: Mapping[Path, Any],
 ) -> Callable[[Any], StageNotes]:
     """What a worker does pieces of a job with."""
     # Every worker would otherwise read all of the cached assets through, each time that some are
     # started.
     take_as_whole(whole)
-    return partial(_told, job, Workspace(config, folder, stages=stages))
+    config, folder, stages, standing = study
+    return partial(_told, job, Workspace(config, folder, stages, standing=standing))
 
 
 def _told(job: Job, work: Workspace, piece: Any) -> StageNotes:

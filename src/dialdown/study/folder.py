@@ -38,6 +38,7 @@ from .holding import LOCK, held, sweep
 from .outputs import RUN, UNREAD, remove, run_record, written
 from .sources import file_states
 from .stage import ADDED, ALL, NAMED_SETTINGS, STAGES
+from .standing import standing
 
 # Of the section `evaluation`, what only rows are measured on.
 EVALUATED = (
@@ -63,16 +64,35 @@ PACKAGES = ("torch", "transformers", "trl", "scikit-learn", "numpy", "polars", "
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is written about a study in its folder, where its `stages` are done in order."""
+    """What is written about a study in its folder, where its `stages` are done in order.
+
+    Attributes:
+        config: its settings.
+        folder: where it is written.
+        stages: by name.
+        known: what the settings stand for, where that is known (see `standing`): a worker may have
+            another cache and another device.
+    """
 
     config: Config
     folder: Path
     stages: tuple[str, ...] = STAGES
+    known: Mapping[str, Any] | None = None
+
+    @cached_property
+    def given(self) -> dict[str, Any]:
+        """The settings as JSON, without those that may differ when a study goes on."""
+        return self.config.model_dump(mode="json", exclude=BY_HOW_MANY)
+
+    @cached_property
+    def standing(self) -> Mapping[str, Any]:
+        """What of the settings stands for something else here and now."""
+        return standing(self.config) if self.known is None else self.known
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON, without those that may differ when a study goes on."""
-        return self.config.model_dump(mode="json", exclude=BY_HOW_MANY)
+        """The settings as far as they must not differ, as what they stand for."""
+        return {**self.given, **self.standing}
 
     @contextmanager
     def claim(self, announce: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
@@ -119,7 +139,7 @@ class Ledger:
         if not configs:
             # The records may be lost, or those of an earlier version.
             run = run_record(self.folder) or {"stages": (), "config": {}}
-            configs = dict.fromkeys(run["stages"], run["config"])
+            configs = dict.fromkeys(run["stages"], _stood_for(run))
         return configs
 
     def _check_settings(self) -> None:
@@ -193,6 +213,8 @@ class Ledger:
             with disk_errors(self.folder):
                 remove(self.folder, lost, record["files"] if record else ())
                 path.unlink(missing_ok=True)
+            # Or what shows the folder meanwhile would miss the rows of a stage that is undone.
+            self._summarise()
         return lost
 
     def record(
@@ -243,7 +265,8 @@ class Ledger:
         ]
         run = {
             "schema": SCHEMA,
-            "config": self.settings,
+            "config": self.given,
+            "standing": self.standing,
             "stages": {stage: done[stage]["told"] for stage in in_order},
             **(
                 {name: done[in_order[-1]][name] for name in ("versions", "machine")} if done else {}
@@ -287,16 +310,25 @@ def held_whole(folder: Path, again: str) -> Iterator[None]:
             if stage != again
             for place, state in record["files"].items()
         }
-        lost = harmed(folder, files)
-        if lost or read_sealed(folder / RUN) is None:
+        lost, run = harmed(folder, files), read_sealed(folder / RUN)
+        if lost or run is None:
             raise DialdownError(
                 f"{folder / [*lost, RUN][0]} is gone or was damaged after it was written: repeat "
                 "the command that made this folder, which makes it again."
             )
         yield
         if again in done:
-            left = sizes_and_hashes(folder, done[again]["files"])
-            write_sealed(_path(folder, again), {**done[again], "files": left})
+            record = done[again]
+            record["files"] = sizes_and_hashes(folder, record["files"])
+            if record["config"] != _stood_for(run):
+                # It tells of a study that went on with other settings, and is none of its stages.
+                record["inputs"] = None
+            write_sealed(_path(folder, again), record)
+
+
+def _stood_for(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run.json, as what they stood for."""
+    return {**run["config"], **run.get("standing", {})}
 
 
 def _path(folder: Path, stage: str) -> Path:

@@ -22,7 +22,11 @@ NO_PAIRS = "a tuned model was given, so there are no pairs"
 
 def gains_for_front(work: Workspace) -> Facts:
     """Neuron gains from the study's own pairs, where a front is asked for."""
+    # Here and in `draw_front`: what an earlier front left would stand in the report as if it were
+    # of these settings.
     if reason := _skipped(work):
+        for name in ("gains-by-group", "gains-top-neurons"):
+            (work.folder / "tables" / f"{name}.csv").unlink(missing_ok=True)
         return {"skipped": reason}
     return {
         **collect_training_means(work),
@@ -39,22 +43,16 @@ def step_for_front(work: Workspace) -> Facts:
 
 def _skipped(work: Workspace) -> str | None:
     """Why no gains are made for a front."""
-    if not _has_front(work):
+    if not plan.has_front(work.config):
         return NOT_ASKED
     return None if work.config.tuned is None else NO_PAIRS
-
-
-def _has_front(work: Workspace) -> bool:
-    return work.config.front.count > 0 and "strict" in work.config.protocols
 
 
 def draw_front(work: Workspace) -> Facts:
     """Every family at several strengths, and DPO along its training, on the same prompts."""
     settings = work.config.front
-    if not _has_front(work):
-        # What an earlier front left would stand in the report as if it were of these settings.
-        for name in ("front.json", "tables/gains-by-group.csv", "tables/gains-top-neurons.csv"):
-            (work.folder / name).unlink(missing_ok=True)
+    if not plan.has_front(work.config):
+        (work.folder / "front.json").unlink(missing_ok=True)
         shutil.rmtree(work.folder / FRONT_EDITS, ignore_errors=True)
         return {
             "skipped": NOT_ASKED if not settings.count else "the front is of the strict protocol"

@@ -11,6 +11,7 @@ and exports them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -93,9 +94,19 @@ def _kept(work: Workspace, kind: str, make: Callable[[], NDArray[Any]]) -> NDArr
     kept = kept_arrays(path, kind)
     if kept is not None and {name: kept[1].get(name) for name in origin} == origin:
         return kept[0][kind]
+    start = time.perf_counter()
     array = make()
-    write_arrays(path, kind, {kind: array}, origin)
+    seconds = round(time.perf_counter() - start, 2)
+    write_arrays(path, kind, {kind: array}, {**origin, "seconds": seconds})
     return array
+
+
+def seconds_of(work: Workspace, make: Callable[[Workspace], object]) -> float:
+    """How long it took to make what is kept; 0 of what is not."""
+    kinds: dict[object, str] = {gain_prices: "prices", held_texts: "texts"}
+    kind = kinds.get(make, "")
+    kept = kept_arrays(work.folder / GAINS_FROM.format(kind), kind)
+    return 0.0 if kept is None else float(kept[1].get("seconds", 0.0))
 
 
 def take_step(work: Workspace) -> dict[str, Any]:

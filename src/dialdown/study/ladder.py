@@ -80,13 +80,16 @@ class Yardstick:
 def measure_method(work: Workspace, name: str) -> None:
     """Measure a method and write it to its file."""
     yardstick = work.kept(Yardstick, lambda: Yardstick(work))
-    measured = {"of": _key(work, name), **yardstick.measure(name).to_json()}
-    write_sealed(_file(work, name), measured)
+    with work.noting() as noted:
+        entry = yardstick.measure(name)
+    about = {"of": _key(work, name), "noted": noted.facts}
+    write_sealed(_file(work, name), {**about, **entry.to_json()})
 
 
 def _measured(work: Workspace, name: str) -> Entry | None:
     """What was measured of a method; None if it was not, or of something else."""
     saved = read_sealed(_file(work, name)) or {}
+    saved.pop("noted", None)
     return Entry.from_json(saved) if saved.pop("of", None) == _key(work, name) else None
 
 
@@ -124,6 +127,8 @@ def compare_methods(work: Workspace) -> Facts:
     for _ in work.do_all("compare", measure_method, missing):
         done += 1
         progress("evaluating methods", done, len(names))
+    for name in names:
+        work.notes.repeat((read_sealed(_file(work, name)) or {}).get("noted", {}))
     entries = {name: entry for name in names if (entry := _measured(work, name)) is not None}
     _note(work, entries, price)
     note_reading(work.notes, entries[UNTOUCHED].measured)

@@ -23,6 +23,7 @@ from ..models.hooks import changing
 from ..models.lm import LM
 from ..progress import progress
 from .context import Facts, Workspace
+from .gains import seconds_of
 from .ladder_methods import (
     CONTROLS,
     FOLDER,
@@ -58,7 +59,10 @@ def fit_methods(work: Workspace) -> Facts:
     for _ in _fit_all(work, pieces):
         done += 1
         progress("fitting methods", done, len(names))
-    return {"methods": {name: _kept(work, name) for name in names}}
+    records = {name: record for name in names if (record := _kept(work, name))}
+    for record in records.values():
+        work.notes.repeat(record.get("noted", {}))
+    return {"methods": {name: record["told"] for name, record in records.items()}}
 
 
 class Piece(NamedTuple):
@@ -75,7 +79,8 @@ def _prepared(work: Workspace, missing: Sequence[str]) -> list[Piece]:
         if make not in took:
             start = time.perf_counter()
             make(work)
-            took[make] = time.perf_counter() - start
+            # An earlier command may have made it, for which a method that joins later pays too.
+            took[make] = max(time.perf_counter() - start, seconds_of(work, make))
     # Each would have made it for itself.
     return [Piece(name, sum(took[make] for make in method_of(name).needs)) for name in missing]
 
@@ -120,7 +125,7 @@ def _check_unseen(work: Workspace) -> None:
 
 
 def _kept(work: Workspace, name: str) -> dict[str, Any] | None:
-    """What a method took that was fitted before; None if it was not, or from something else."""
+    """The record of a method that was fitted before; None if it was not, or from something else."""
     record = read_sealed(path_of(work, name, ".json"))
     if (
         record is None
@@ -128,15 +133,15 @@ def _kept(work: Workspace, name: str) -> dict[str, Any] | None:
         or not result_of(work, name).exists()
     ):
         return None
-    facts: dict[str, Any] = record["told"]
-    return facts
+    return record
 
 
 def fit_method(work: Workspace, piece: Piece) -> None:
     """Fit a method, and leave it with what it took in the folder `methods`."""
     name = piece.name
     start, method = time.perf_counter(), method_of(name)
-    edit, trained = method.fit(work)
+    with work.noting() as noted:
+        edit, trained = method.fit(work)
     folds = True
     if edit is not None:
         edit.save(result_of(work, name))
@@ -147,7 +152,8 @@ def fit_method(work: Workspace, piece: Piece) -> None:
     # A training that was interrupted has most of its time behind it.
     seconds = piece.prepared + max(time.perf_counter() - start, trained)
     facts = {data: units, "seconds": round(seconds, 1), "folds": folds}
-    write_sealed(path_of(work, name, ".json"), {"inputs": _inputs(work, name), "told": facts})
+    record = {"inputs": _inputs(work, name), "told": facts, "noted": noted.facts}
+    write_sealed(path_of(work, name, ".json"), record)
 
 
 def _inputs(work: Workspace, name: str) -> str:

@@ -114,6 +114,8 @@ def measure_rows(work: Workspace, stage: str, planned: Sequence[Planned], name: 
     gathered.write(name)
     if name != so_far(name):
         (work.folder / so_far(name)).unlink(missing_ok=True)
+    for row in planned:
+        work.notes.repeat(files.noted(row))
     rows = [gathered.rows[row.name] for row in planned]
     _note_rows(work, planned, rows, len(first))
     return rows
@@ -217,6 +219,8 @@ def measure(work: Workspace, piece: Piece) -> None:
         if row.model and row.model not in models:
             models[row.model] = work.tuned_model(row.model)
         model = models[row.model] if row.model else None
-        evaluator = work.evaluator(row.prompts)
-        files.write(row, evaluator.measure(row.intervention, row.protocol, model=model))
-        work.notes.batch(evaluator.decoder.batch_size)
+        with work.noting() as noted:
+            evaluator = work.evaluator(row.prompts)
+            measured = evaluator.measure(row.intervention, row.protocol, model=model)
+            noted.batch(evaluator.decoder.batch_size)
+        files.write(row, measured, noted.facts)

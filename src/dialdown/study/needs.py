@@ -26,6 +26,7 @@ from ..training.settings import OPTIMIZERS
 from ..workers import gpus
 from .config import DECODED_ON_CPU, PAIRS_ON_CPU, Config
 from .memory import TAKEN, Device, device_name, device_of, priced_tokens, workers_of
+from .plan import has_front
 from .stage import ALL, RANK_ONE, STAGES
 
 # What Python, torch and the libraries of a process take, and what a process holds beside weights.
@@ -269,8 +270,8 @@ def tokens_by_stage(
         "fit": methods * trained,
         "compare": methods * row(config.ladder.prompts),
     }
-    left_out = set() if config.tuned is None else {"pairs", "train", "gains", "step", "front"}
-    if "front" in stages and not config.front.count:
+    left_out = set() if config.tuned is None else {"pairs", "train", "gains", "step"}
+    if "front" in stages and not has_front(config):
         left_out |= {"gains", "step", "front"}
     return {stage: tokens[stage] for stage in stages if stage in tokens.keys() - left_out}
 

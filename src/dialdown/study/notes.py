@@ -94,10 +94,18 @@ class StageNotes:
         """The notes so far, and the batch size where something was decoded, as facts of a stage;
         they are then forgotten.
         """
-        taken: dict[str, Any] = {"notes": self._notes}
-        taken |= {"batch_size": self._batch} if self._batch else {}
+        taken = self.facts
         self._notes, self._batch = [], None
         return taken
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `take` gives, which is not forgotten here."""
+        return {"notes": self._notes, **({"batch_size": self._batch} if self._batch else {})}
+
+    def repeat(self, facts: Mapping[str, Any]) -> None:
+        """Keep what was noted of a piece of work when it was done, be it by an earlier command."""
+        self.join(StageNotes([*facts.get("notes", ())], facts.get("batch_size")))
 
 
 def note_training(notes: StageNotes, log: TrainingLog, settings: DPOSettings) -> None:

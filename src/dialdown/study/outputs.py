@@ -29,6 +29,11 @@ def so_far(name: str) -> str:
     return f"{name.removesuffix('.json').removesuffix('-so-far')}-so-far.json"
 
 
+def rows_of(stage: str) -> list[str]:
+    """The files into which a stage gathers its rows."""
+    return [place for place in ALL[stage].writes if place in ("results.json", "front.json")]
+
+
 def written(folder: Path, stage: str) -> list[str]:
     """The files there that a stage may have written, relative to the folder."""
     patterns = ALL[stage].writes

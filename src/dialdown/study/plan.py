@@ -16,7 +16,7 @@ from ..models.protocol import Protocol
 from ..neurons.directions import Direction
 from ..neurons.table import NeuronTable
 from . import published
-from .config import Family, FrontSettings, InterventionSettings
+from .config import Config, Family, FrontSettings, InterventionSettings
 
 # Patches of METHOD §4: stable name, neurons.
 PATCHES = (
@@ -270,6 +270,11 @@ def _as_published(protocol: Protocol, kind: Kind) -> bool:
     used, under `strict`.
     """
     return protocol == "strict" or kind not in ("shift", "scale")
+
+
+def has_front(config: Config) -> bool:
+    """Whether a front is asked for, which is of the strict protocol."""
+    return config.front.count > 0 and "strict" in config.protocols
 
 
 def front(

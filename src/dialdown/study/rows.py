@@ -6,8 +6,10 @@ wants to test further.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..evaluation.row import Measured
 from ..files import fingerprint, read_sealed, write_sealed
@@ -38,13 +40,25 @@ class RowFiles:
     def read(self, planned: Planned) -> Measured | None:
         """What was measured; None if it was not, or of something else, or is damaged."""
         saved = read_sealed(self._path(planned)) or {}
-        if saved.pop("effect", None) != self.effect(planned):
-            return None
-        return Measured.from_json(saved)
+        return measured_in(saved) if saved.get("effect") == self.effect(planned) else None
 
-    def write(self, planned: Planned, measured: Measured) -> None:
-        """Keep a row."""
-        write_sealed(self._path(planned), {"effect": self.effect(planned), **measured.to_json()})
+    def noted(self, planned: Planned) -> dict[str, Any]:
+        """What was noted of a row when it was measured (see `notes.StageNotes.facts`)."""
+        saved = read_sealed(self._path(planned)) or {}
+        noted: dict[str, Any] = saved.get("noted", {})
+        return noted
+
+    def write(
+        self, planned: Planned, measured: Measured, noted: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep a row, and what was noted of it."""
+        about = {"effect": self.effect(planned), "noted": noted or {}}
+        write_sealed(self._path(planned), {**about, **measured.to_json()})
 
     def _path(self, planned: Planned) -> Path:
         return self.folder / f"{planned.name}.json"
+
+
+def measured_in(saved: Mapping[str, Any]) -> Measured:
+    """What was measured, of the content of a row's file."""
+    return Measured.from_json({k: v for k, v in saved.items() if k not in ("effect", "noted")})

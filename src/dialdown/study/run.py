@@ -22,6 +22,7 @@ from .config import Config
 from .context import Stages, Workspace
 from .front import draw_front, gains_for_front, step_for_front
 from .needs import busy_lines, check_room, way_out
+from .outputs import rows_of, so_far
 from .preflight import check_inputs, check_settings
 from .stages import (
     collect_means,
@@ -32,6 +33,7 @@ from .stages import (
     make_tables,
     tune,
 )
+from .standing import pinned
 
 STUDY: Stages = {
     "probe": find_directions,
@@ -76,7 +78,7 @@ class Study:
     def work(self) -> Workspace:
         """What the stages share."""
         stages = tuple(self.stages)
-        return Workspace(self.config, self.folder, stages, self._show_more)
+        return Workspace(pinned(self.config), self.folder, stages, self._show_more)
 
     def run(self, *, until: str | None = None) -> None:
         """Run the stages up to `until`, skipping what is done.
@@ -111,7 +113,7 @@ class Study:
 
     def _check(self, stages: Sequence[str], new: Path | None = None) -> None:
         """Refuse what cannot work, and say what memory the stages will take."""
-        sentence = check_room(self.config, stages, new)
+        sentence = check_room(self.work.config, stages, new)
         check_inputs(self.work, stages)
         if sentence:
             self.announce(sentence)
@@ -131,6 +133,7 @@ class Study:
         self.enter(stage, done)
         if done:
             self.announce(f"{stage}: done before")
+            self._drop_rows_so_far()
             return
         self._show_more()
         start = time.perf_counter()
@@ -139,9 +142,19 @@ class Study:
         facts |= self.work.notes.take()
         seconds = time.perf_counter() - start
         ledger.record(stage, seconds, facts, self.work.peak_together)
+        self._drop_rows_so_far()
         # Of what was not asked for there is nothing to say here; run.json says why it was left out.
         if "skipped" not in facts:
             self.announce(f"{stage}: {seconds:.0f} s")
+
+    def _drop_rows_so_far(self) -> None:
+        """Remove what was gathered of rows whose stage is done: `base` repaired in a finished study
+        leaves some, and a front that was interrupted and is asked for no more.
+        """
+        for stage in self.stages:
+            for path in (self.folder / so_far(name) for name in rows_of(stage)):
+                if path.exists() and self.work.ledger.finished(stage):
+                    path.unlink()
 
     def _show_more(self) -> None:
         """Show what there is, unless that would take a good part of the time."""
