@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dialdown.study.ladder_table import markdown, shown
+from dialdown.study.ladder_text import markdown, shown
 
 DOCS = Path(__file__).parents[1] / "docs"
 

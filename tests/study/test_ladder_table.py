@@ -17,7 +17,8 @@ from dialdown.cli.summary import show_ladder
 from dialdown.evaluation.perplexity import TextMeasure
 from dialdown.evaluation.row import Measured
 from dialdown.report.figures import draw_ladder
-from dialdown.study.ladder_table import Entry, markdown, shown, table
+from dialdown.study.ladder_table import Entry, table
+from dialdown.study.ladder_text import markdown, shown
 from dialdown.terminal import Terminal
 
 KL = 0.05

@@ -18,7 +18,7 @@ from ..report.names import PROMPTED, TITLES
 from ..report.run import load
 from ..report.tables import all_tables
 from ..study.detox_methods import METHODS
-from ..study.ladder_table import caveats, shown
+from ..study.ladder_text import caveats, shown
 from ..study.notes import noted
 
 SAMPLES, TOP = 4, 6

@@ -22,7 +22,7 @@ from ..files import read_json
 from ..models.protocol import Protocol
 from ..neurons.statistics import PLACES
 from ..neurons.table import NeuronTable
-from ..study.ladder_table import CAVEATS, caveats, short_names
+from ..study.ladder_text import CAVEATS, caveats, short_names
 from . import neuron_charts, rank_charts
 from .chart_style import Chart
 from .charts import PRICES, Point, Price, controls, ladder, tradeoff

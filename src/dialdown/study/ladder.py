@@ -29,7 +29,8 @@ from .dial import dialled
 from .folder import records
 from .ladder_fit import Dial, competing, fit_methods, fitted, key_of
 from .ladder_methods import UNTOUCHED, needs_pairs
-from .ladder_table import REACHED, Entry, flat, markdown, shown, table
+from .ladder_table import REACHED, Entry, table
+from .ladder_text import flat, markdown, shown
 from .notes import note_reading
 from .price import NEUTRAL, PricedTexts, kind, mean_kl
 from .run import Study

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.row import Measured
 from ..files import fingerprint, read_sealed, write_sealed
-from .plan import Planned
+
+if TYPE_CHECKING:
+    from .plan import Planned
 
 
 @dataclass(frozen=True)

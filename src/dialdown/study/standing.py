@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from ..data.model_files import CONFIG
+from ..errors import DialdownError
 from ..exporting.checkpoint import locate
 from .config import Config
 from .memory import device_name
@@ -42,4 +43,8 @@ def _commit_of(source: str, revision: str | None = None) -> str | None:
     """The commit of a hub id; None of a folder, whose files count themselves."""
     if source.startswith("embedded:"):
         return None
-    return locate(source, revision, patterns=(CONFIG,))[2]
+    try:
+        return locate(source, revision, patterns=(CONFIG,))[2]
+    except DialdownError:
+        # Loading the model says what is wrong.
+        return None
