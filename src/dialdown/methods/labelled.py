@@ -4,7 +4,8 @@ numbers are learned from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.decoding import batches, read
+from ..errors import DialdownError
+from ..models.decoding import Batch, batches, read
 from ..models.fits import check_finite
 from ..models.lm import LM
+from ..models.templates import cut
 from ..models.tokens import encode_texts
 from ..neurons.probe import check_labels
 from ..progress import progress
@@ -41,6 +44,60 @@ def encode_labelled(
     ids, toxic = encode_texts(lm, texts, max_tokens), np.asarray(labels) == 1
     counts = {"texts": len(ids), "with_concept": int(toxic.sum()), "max_tokens": max_tokens}
     return ids, toxic, {"base": lm.describe(), **counts}
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Texts as a model meets them, and from which position on it may have written them.
+
+    Attributes:
+        ids: token ids of each.
+        starts: of each the first position at which what comes next is the model's own.
+    """
+
+    ids: list[list[int]]
+    starts: list[int]
+
+    @classmethod
+    def of(cls, lm: LM, texts: Sequence[str], max_tokens: int) -> Contexts:
+        """Each text cut to its first `max_tokens`; with a chat template the first half of its words
+        is said by the user, and the rest begins the reply, each cut so.
+
+        Raises:
+            DialdownError: a text with its template is longer than the context.
+        """
+        if lm.turns is None:
+            return cls(encode_texts(lm, texts, max_tokens), [0] * len(texts))
+        halves = [_halved(text) for text in texts]
+        asked = cut(lm.tokenizer, [first for first, _ in halves], max_tokens)
+        prompts = lm.prompt_ids(asked)
+        ids = [
+            [*prompt, *lm.continuation_ids(first, rest)[:max_tokens]]
+            for prompt, first, (_, rest) in zip(prompts, asked, halves, strict=True)
+        ]
+        if (longest := max(map(len, ids))) > lm.context:
+            raise DialdownError(
+                f"A text takes {longest:,} tokens with its chat template, and {lm.name} reads "
+                f"{lm.context:,}: pass a smaller max_tokens than {max_tokens:,}."
+            )
+        return cls(ids, [len(prompt) - 1 for prompt in prompts])
+
+    def chosen(self, rows: Iterable[int]) -> Contexts:
+        """Those of some rows."""
+        rows = [*rows]
+        return Contexts([self.ids[row] for row in rows], [self.starts[row] for row in rows])
+
+    def own(self, batch: Batch) -> Tensor:
+        """(rows, positions) bool: where in a batch of them what comes next is the model's own."""
+        starts = torch.tensor([self.starts[row] for row in batch.rows], device=batch.mask.device)
+        return (batch.mask == 1) & (batch.positions >= starts[:, None])
+
+
+def _halved(text: str) -> tuple[str, str]:
+    """The first half of a text's words, and the rest; a single word is both."""
+    words = text.split()
+    middle = max(1, len(words) // 2)
+    return " ".join(words[:middle]), " ".join(words[middle:] or words)
 
 
 def highest(m: Tensor, tokens: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..interventions.explain import as_rank_one
 from ..interventions.intervention import Intervention
 from ..interventions.rank_one import RankOne
-from ..models.decoding import Batch, batches
+from ..models.decoding import batches
 from ..models.forward_pass import frozen
 from ..models.hooks import input_hooks, output_hooks
 from ..models.kl import kl_divergence
@@ -41,7 +41,7 @@ from ..models.sites import projections
 from ..training.generated_text import given_tokens, own_text, own_text_kl
 from ..training.rank_one import unit_of
 from ..training.settings import check_positive
-from .labelled import Labels, encode_labelled, minimise
+from .labelled import Contexts, Labels, encode_labelled, minimise
 from .log_odds import token_scores
 
 # Texts read at once; each position has a number for every token.
@@ -84,17 +84,20 @@ def labels_rank_one(
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     check_positive("Directions cannot be learned", **settings, own_kl_weight=own_kl_weight, kl=kl)
     layers = projections(lm, site)
-    encoded, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    contexts = [encoded[row] for row in np.flatnonzero(toxic)]
+    _, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
+    contexts = Contexts.of(
+        lm, [text for text, counts in zip(texts, toxic, strict=True) if counts], max_tokens
+    )
     tilt = torch.as_tensor(token_scores(lm, texts, labels), dtype=torch.float32, device=lm.device)
     if own is None:
         own = own_text(lm, texts=96, tokens=64, seed=seed)
     held = own_text_kl(lm, own, own_kl_weight)
     assert held is not None
-    size, drawn = min(batch_size, len(contexts)), np.random.default_rng(seed)
+    count, drawn = len(contexts.ids), np.random.default_rng(seed)
+    size = min(batch_size, count)
 
     def loss(step: int) -> Tensor:
-        batch = [contexts[row] for row in drawn.choice(len(contexts), size, replace=False)]
+        batch = contexts.chosen(drawn.choice(count, size, replace=False).tolist())
         on_own_text = _own_kl(lm, held.of_step(step), directions)
         return _gap(lm, batch, tilt, directions) + held.weight * on_own_text
 
@@ -157,19 +160,19 @@ class Directions:
         return u.cpu().numpy(), v.cpu().numpy()
 
 
-def _gap(lm: LM, contexts: Sequence[Sequence[int]], tilt: Tensor, directions: Directions) -> Tensor:
+def _gap(lm: LM, contexts: Contexts, tilt: Tensor, directions: Directions) -> Tensor:
     """KL(tilted ‖ edited), the mean over the positions of some texts."""
-    (batch,) = batches(lm, contexts, len(contexts))
+    (batch,) = batches(lm, contexts.ids, len(contexts.ids))
+    own = contexts.own(batch)
+
+    def logits() -> Tensor:
+        whole: Tensor = lm.model(**batch.inputs, use_cache=False).logits
+        return whole[own].float()
+
     with torch.no_grad():
-        tilted = (_logits(lm, batch) - tilt).log_softmax(-1)
+        tilted = (logits() - tilt).log_softmax(-1)
     with directions.acting():
-        return kl_divergence(tilted, _logits(lm, batch).log_softmax(-1)).mean()
-
-
-def _logits(lm: LM, batch: Batch) -> Tensor:
-    """At the positions of a batch's texts, (positions, V) float32."""
-    logits: Tensor = lm.model(**batch.inputs, use_cache=False).logits
-    return logits[batch.mask == 1].float()
+        return kl_divergence(tilted, logits().log_softmax(-1)).mean()
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ A token's score is how much more often it stands in texts with the concept than 
 and what a gain is worth is the derivative of the mean over positions of -sum_token p(token)
 s(token) in texts with the concept. This asks of every position what would be drawn there, and not
 whether the text itself is likely: most of a toxic comment is not what makes it toxic, and the model
-would have written little of it. Nothing is drawn, trained, or scored by a classifier.
+would have written little of it. Of a model that is asked, the text begins in what the user says and
+goes on in the reply, whose positions alone count (`Contexts`). Nothing is drawn, trained, or scored by a classifier.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ..neurons.probe import check_labels
 from ..progress import progress
 from ..training.fisher import fisher_information, gain_slopes, natural_gradient
 from ..training.generated_text import own_text
-from .labelled import Labels, encode_labelled
+from .labelled import Contexts, Labels, encode_labelled
 
 # Occurrences that every token is given in either class, as by Jeffreys' prior: of rare ones little
 # is known.
@@ -81,25 +82,28 @@ def labels_gradient(
     Raises:
         DialdownError: see `encode_labelled` and `token_scores`; a gradient is not a finite number.
     """
-    ids, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
+    _, toxic, _ = encode_labelled(lm, texts, labels, max_tokens)
     scores = torch.as_tensor(token_scores(lm, texts, labels), dtype=torch.float32, device=lm.device)
-    contexts = [text for text, counts in zip(ids, toxic, strict=True) if counts]
+    contexts = Contexts.of(
+        lm, [text for text, counts in zip(texts, toxic, strict=True) if counts], max_tokens
+    )
     total = torch.zeros(lm.view.shape, dtype=torch.float64, device=lm.device)
-    done, positions = 0, sum(map(len, contexts))
-    size = max(1, POSITIONS_AT_ONCE // max(map(len, contexts)))
-    for batch in batches(lm, contexts, size):
-        total -= gain_slopes(lm, partial(_expected_score, lm, batch, scores))
-        done += len(batch.rows)
-        progress("reading labelled texts", done, len(contexts))
+    done, positions = 0, 0
+    size = max(1, POSITIONS_AT_ONCE // max(map(len, contexts.ids)))
+    for batch in batches(lm, contexts.ids, size):
+        own = contexts.own(batch)
+        total -= gain_slopes(lm, partial(_expected_score, lm, batch, own, scores))
+        done, positions = done + len(batch.rows), positions + int(own.sum())
+        progress("reading labelled texts", done, len(contexts.ids))
     check_finite(lm, total)
     return np.asarray((total / positions).cpu().numpy())
 
 
-def _expected_score(lm: LM, batch: Batch, scores: Tensor) -> Tensor:
-    """sum_token p(token) s(token), summed over the positions of a batch's texts."""
+def _expected_score(lm: LM, batch: Batch, own: Tensor, scores: Tensor) -> Tensor:
+    """sum_token p(token) s(token), summed over the model's `own` positions in a batch."""
     logits = lm.model(**batch.inputs, use_cache=False).logits
     expected: Tensor = logits.float().softmax(-1) @ scores
-    return expected[batch.mask == 1].sum()
+    return expected[own].sum()
 
 
 def labels_step(
