@@ -12,7 +12,8 @@ and what a gain is worth is the derivative of the mean over positions of -sum_to
 s(token) in texts with the concept. This asks of every position what would be drawn there, and not
 whether the text itself is likely: most of a toxic comment is not what makes it toxic, and the model
 would have written little of it. Of a model that is asked, the text begins in what the user says and
-goes on in the reply, whose positions alone count (`Contexts`). Nothing is drawn, trained, or scored by a classifier.
+goes on in the reply, whose positions alone count (`Contexts`). Nothing is drawn, trained, or scored
+by a classifier.
 """
 
 from __future__ import annotations
