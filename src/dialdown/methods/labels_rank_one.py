@@ -85,19 +85,17 @@ def labels_rank_one(
     check_positive("Directions cannot be learned", **settings, own_kl_weight=own_kl_weight, kl=kl)
     layers = projections(lm, site)
     _, toxic, record = encode_labelled(lm, texts, labels, max_tokens)
-    contexts = Contexts.of(
-        lm, [text for text, counts in zip(texts, toxic, strict=True) if counts], max_tokens
-    )
+    with_concept = [text for text, counts in zip(texts, toxic, strict=True) if counts]
+    contexts = Contexts.of(lm, with_concept, max_tokens)
     tilt = torch.as_tensor(token_scores(lm, texts, labels), dtype=torch.float32, device=lm.device)
-    if own is None:
-        own = own_text(lm, texts=96, tokens=64, seed=seed)
+    own = own_text(lm, texts=96, tokens=64, seed=seed) if own is None else own
     held = own_text_kl(lm, own, own_kl_weight)
     assert held is not None
-    count, drawn = len(contexts.ids), np.random.default_rng(seed)
-    size = min(batch_size, count)
+    size, drawn = min(batch_size, len(with_concept)), np.random.default_rng(seed)
 
     def loss(step: int) -> Tensor:
-        batch = contexts.chosen(drawn.choice(count, size, replace=False).tolist())
+        rows = drawn.choice(len(with_concept), size, replace=False)
+        batch = contexts.chosen(rows.tolist())
         on_own_text = _own_kl(lm, held.of_step(step), directions)
         return _gap(lm, batch, tilt, directions) + held.weight * on_own_text
 
